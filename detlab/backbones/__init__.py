@@ -1,0 +1,1 @@
+"""Flax modules from images to feature maps C1..C5."""

@@ -1,0 +1,222 @@
+"""Configs from files: `path_or_name[:variant]` plus `--config.key=value` overrides.
+
+A config file defines `get_config()`, or `get_config(variant)` when it knows variants, and returns
+an `ml_collections.ConfigDict`.  The first part is a path if such a file exists, else the name of an
+experiment that ships with detlab, so that programs run from any folder.
+"""
+
+import argparse
+import ast
+import difflib
+import importlib.util
+import inspect
+import json
+import pathlib
+from typing import Any, Mapping, Sequence
+
+import ml_collections
+from ml_collections import config_dict
+
+from detlab import errors
+
+
+def load(
+    name: str, overrides: Mapping[str, str] | None = None
+) -> config_dict.ConfigDict:
+    """The config that `name` selects, with overrides applied.
+
+    Args:
+      name: a path such as `experiments/retinanet_voc.py` or the name of a shipped experiment,
+        `retinanet_voc`; either may end in `:variant`.
+      overrides: dotted key -> text as typed on the command line; read by the type of the value
+        that the key has in the config.
+    Raises:
+      UserError: no such file, variant or key, or a text that does not fit the key's type.
+    """
+    name, _, variant = name.partition(":")
+    path = _find(name)
+    config = _get_config(path, variant)
+    for key, text in (overrides or {}).items():
+        override(config, key, text)
+    return config
+
+
+def shipped() -> list[str]:
+    """Names of the experiments that ship with detlab."""
+    folder = _experiments_folder()
+    if folder is None:
+        return []
+    hidden = ("__init__", "common")
+    return sorted(p.stem for p in folder.glob("*.py") if p.stem not in hidden)
+
+
+def stem(name: str) -> str:
+    """The name of a run of config `name`: file stem, with the variant after an underscore."""
+    name, _, variant = name.partition(":")
+    base = pathlib.Path(name).stem
+    return f"{base}_{variant}" if variant else base
+
+
+def override(config: config_dict.ConfigDict, key: str, text: str) -> None:
+    """Sets `config.key` from text; the type of the present value decides how it is read."""
+    *parents, leaf = key.split(".")
+    node = config
+    for depth, parent in enumerate(parents):
+        _check_key(node, parent, key)
+        node = node[parent]
+        if not isinstance(node, config_dict.ConfigDict):
+            where = ".".join(parents[: depth + 1])
+            raise errors.UserError(f"config.{where} is a value, so config.{key} cannot be set.")
+    _check_key(node, leaf, key)
+    present = node[leaf]
+    if isinstance(present, config_dict.ConfigDict):
+        inside = ", ".join(f"config.{key}.{k}" for k in sorted(present))
+        raise errors.UserError(f"config.{key} is a group; set one of its keys: {inside}.")
+    with node.ignore_type():  # the check is ours: None may become anything, an int a float
+        node[leaf] = _read(text, present, key)
+
+
+def to_json(config: config_dict.ConfigDict) -> dict[str, Any]:
+    """The config as plain JSON values (tuples become lists)."""
+    return json.loads(config.to_json_best_effort())
+
+
+def from_json(values: Mapping[str, Any]) -> config_dict.ConfigDict:
+    """The inverse of `to_json`: lists become tuples again."""
+    return ml_collections.ConfigDict(_tuples(values))
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Keys, dotted, in which two configs as JSON differ, with both values."""
+    old, new = _flat(old), _flat(new)
+    lines = []
+    for key in sorted(old.keys() | new.keys()):
+        before, after = old.get(key, "absent"), new.get(key, "absent")
+        if before != after:
+            lines.append(f"{key} ({before!r} there, {after!r} now)")
+    return lines
+
+
+def parse(
+    arguments: Sequence[str], parser: argparse.ArgumentParser
+) -> tuple[argparse.Namespace, dict[str, str]]:
+    """Splits a command line into the parser's own flags and the `--config.key=value` overrides."""
+    overrides, own = {}, []
+    arguments = list(arguments)
+    while arguments:
+        word = arguments.pop(0)
+        if not word.startswith("--config."):
+            own.append(word)
+            continue
+        key, equals, text = word.removeprefix("--config.").partition("=")
+        if not equals:
+            if not arguments:
+                raise errors.UserError(f"{word} needs a value: {word}=VALUE.")
+            text = arguments.pop(0)
+        overrides[key] = text
+    return parser.parse_args(own), overrides
+
+
+def _find(name: str) -> pathlib.Path:
+    path = pathlib.Path(name)
+    if path.is_file():
+        return path
+    folder = _experiments_folder()
+    if folder is not None:
+        candidate = folder / f"{path.stem}.py"
+        if candidate.is_file():
+            return candidate
+    names = shipped()
+    close = difflib.get_close_matches(path.stem, names, n=1)
+    hint = f" Did you mean {close[0]}?" if close else ""
+    raise errors.UserError(
+        f"no config file {name} and no shipped experiment of that name.{hint}"
+        f" Shipped are: {', '.join(names)}."
+    )
+
+
+def _experiments_folder() -> pathlib.Path | None:
+    spec = importlib.util.find_spec("experiments")
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    return pathlib.Path(next(iter(spec.submodule_search_locations)))
+
+
+def _get_config(path: pathlib.Path, variant: str) -> config_dict.ConfigDict:
+    spec = importlib.util.spec_from_file_location(f"detlab_config_{path.stem}", path)
+    if spec is None:
+        raise errors.UserError(f"{path} is not a Python file; a config is a .py with get_config().")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # whatever a user's file raises
+        raise errors.UserError(
+            f"config file {path} fails on import: {type(error).__name__}: {error}"
+        ) from error
+    if not hasattr(module, "get_config"):
+        raise errors.UserError(f"config file {path} has no function get_config().")
+    takes_variant = bool(inspect.signature(module.get_config).parameters)
+    if variant and not takes_variant:
+        raise errors.UserError(f"config file {path} has no variants, so leave out ':{variant}'.")
+    try:
+        config = module.get_config(variant) if takes_variant else module.get_config()
+    except ValueError as error:  # how a config refuses a variant
+        raise errors.UserError(f"config file {path}: {error}") from error
+    if not isinstance(config, config_dict.ConfigDict):
+        raise errors.UserError(f"get_config() of {path} must return an ml_collections ConfigDict.")
+    return config
+
+
+def _check_key(node: config_dict.ConfigDict, key: str, whole: str) -> None:
+    if key in node:
+        return
+    close = difflib.get_close_matches(key, list(node), n=1)
+    hint = f"did you mean '{close[0]}'?" if close else f"known there: {', '.join(sorted(node))}."
+    raise errors.UserError(f"unknown key config.{whole}: no '{key}', {hint}")
+
+
+def _read(text: str, present: Any, key: str) -> Any:
+    """`text` as a value of the type of `present`."""
+    if isinstance(present, str):
+        return text
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        value = {"true": True, "false": False, "none": None}.get(text.lower(), text)
+    if value is None or present is None:
+        return value
+    if isinstance(present, bool):
+        fits = isinstance(value, bool)
+    elif isinstance(present, float):
+        fits = isinstance(value, (int, float)) and not isinstance(value, bool)
+        value = float(value) if fits else value
+    elif isinstance(present, int):
+        fits = isinstance(value, int) and not isinstance(value, bool)
+    elif isinstance(present, tuple):
+        value = tuple(value) if isinstance(value, list) else value
+        fits = isinstance(value, tuple)
+    else:
+        fits = True
+    if not fits:
+        raise errors.UserError(
+            f"config.{key} is {type(present).__name__} ({present!r}), and {text!r} is not one."
+        )
+    return value
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat.update(_flat(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _tuples(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {k: _tuples(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return tuple(_tuples(v) for v in value)
+    return value

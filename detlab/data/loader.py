@@ -1,0 +1,372 @@
+"""The loader: source -> plan -> grain -> `Batch`.
+
+**The order of images is a pure function.**  `plan` says for every step of an epoch which canvas
+(the fixed size of the batch's images) and which images with which random seeds make the batch, the
+same on every process; process p reads its share of the rows.  The loader's state is therefore the
+number of the step: `start_step` alone resumes it, whatever the number of threads, worker
+processes or machines was or will be.
+
+Grain only carries the plan out: it maps steps to batches in threads or worker processes.
+"""
+
+import functools
+from typing import NamedTuple
+
+import cv2
+import grain
+import numpy as np
+from absl import flags
+
+from detlab import types
+from detlab.data import records as records_lib
+from detlab.data import transforms
+
+_REPLACEMENTS = 20  # images tried in the place of one that cannot be read
+
+
+class Step(NamedTuple):
+    """One batch of the plan."""
+
+    canvas: tuple[int, int]  # height, width px
+    index: np.ndarray  # [B] int64 position in the source; -1 where not real
+    seed: np.ndarray  # [B] int64, of the generator that the transforms of this image get
+    real: np.ndarray  # [B] bool
+
+
+class Loaded(NamedTuple):
+    """One batch, with what was lost while making it, for the log."""
+
+    batch: types.Batch
+    dropped_boxes: int  # objects for which the batch had no slot
+    skipped: tuple[str, ...]  # a sentence for each image that could not be read and was replaced
+
+
+# ------------------------------------------------------------------------------------------------
+# The plan
+
+
+def source_sizes(source):
+    """[n, 2] int64 (height, width) of all images of a source."""
+    if not len(source):
+        raise records_lib.DataError("the data source has no images; look at its split and filters")
+    return np.array([source.size(i) for i in range(len(source))], np.int64)
+
+
+def group_by_canvas(sizes, canvases):
+    """For each canvas, the images it suits best: where they can be largest; the first of equals.
+
+    Args:
+      sizes: [n, 2] height, width of the images.
+      canvases: sequence of (height, width).
+    Returns:
+      list of increasing int64 arrays, one a canvas, that hold each of 0..n-1 once.
+    """
+    scale = (np.asarray(canvases)[None] / np.asarray(sizes)[:, None]).min(axis=2)  # [n, canvases]
+    best = scale.argmax(axis=1)
+    return [np.flatnonzero(best == c) for c in range(len(canvases))]
+
+
+def steps_per_epoch(sizes, batch_size, canvases):
+    """Batches that show every image at least once; the same for every epoch."""
+    return sum(-(-len(group) // batch_size) for group in group_by_canvas(sizes, canvases))
+
+
+def plan(sizes, seed, epoch, batch_size, canvases):
+    """The training steps of one epoch: a list of `Step`, a pure function of its arguments.
+
+    Images are shuffled within the group of their canvas, and the batches of all groups are
+    shuffled together.  The last batch of a group is filled with images of the same group.
+    """
+    rng = np.random.default_rng([seed, epoch])
+    steps = []
+    for canvas, group in zip(canvases, group_by_canvas(sizes, canvases), strict=True):
+        count = -(-len(group) // batch_size)
+        order = np.resize(rng.permutation(group), (count, batch_size))  # repeats from the start
+        seeds = rng.integers(0, 2**63, (count, batch_size))
+        real = np.ones(batch_size, bool)
+        steps += [Step(tuple(canvas), order[k], seeds[k], real) for k in range(count)]
+    return [steps[k] for k in rng.permutation(len(steps))]
+
+
+def eval_plan(sizes, batch_size, canvases):
+    """The evaluation steps: every image once, in order, canvas by canvas; a list of `Step`."""
+    steps = []
+    for canvas, group in zip(canvases, group_by_canvas(sizes, canvases), strict=True):
+        for start in range(0, len(group), batch_size):
+            index = np.full(batch_size, -1)
+            part = group[start : start + batch_size]
+            index[: len(part)] = part
+            steps.append(Step(tuple(canvas), index, np.zeros(batch_size, np.int64), index >= 0))
+    return steps
+
+
+# ------------------------------------------------------------------------------------------------
+# Records to a batch
+
+
+def to_batch(records, canvas, max_boxes, pad_value):
+    """A `types.Batch` of NumPy arrays from records that fit on the canvas.
+
+    An image with more than `max_boxes` objects keeps the largest, and real ones before ignored
+    ones; `count_dropped` tells how many that loses.  A record None gives a row that is not real:
+    an empty canvas.
+
+    Args:
+      records: list of B transformed records, or None.
+      canvas: (height, width) px.
+      max_boxes: G, slots for objects.
+      pad_value: 0..255 outside the content, one number or one for each of R, G, B.
+    """
+    shape = (len(records), max_boxes)
+    batch = types.Batch(
+        images=np.empty((len(records), *canvas, 3), np.uint8),
+        boxes=np.zeros((*shape, 4), np.float32),
+        labels=np.zeros(shape, np.int32),
+        valid=np.zeros(shape, bool),
+        ignore=np.zeros(shape, bool),
+        image_size=np.full((len(records), 2), canvas, np.int32),
+        placement=np.tile(np.array([1, 1, 0, 0], np.float32), (len(records), 1)),
+        index=np.full(len(records), -1, np.int32),
+        real=np.array([record is not None for record in records]),
+    )
+    for row, record in enumerate(records):
+        if record is None:
+            batch.images[row] = pad_value
+            continue
+        record = transforms.pad(record, canvas, pad_value)
+        batch.images[row] = record["image"]
+        batch.image_size[row] = record["image_size"]
+        batch.placement[row] = record["placement"]
+        batch.index[row] = record["index"]
+        keep = _largest(record, max_boxes)
+        batch.boxes[row, : len(keep)] = record["boxes"][keep]
+        batch.labels[row, : len(keep)] = record["labels"][keep]
+        batch.valid[row, : len(keep)] = ~record["ignore"][keep]
+        batch.ignore[row, : len(keep)] = record["ignore"][keep]
+    return batch
+
+
+def count_dropped(records, max_boxes):
+    """How many objects of the records `to_batch` has no slot for."""
+    return sum(max(len(record["boxes"]) - max_boxes, 0) for record in records if record)
+
+
+def _largest(record, count):
+    """Positions, in order, of the `count` largest objects; all real ones count as larger."""
+    width, height = (record["boxes"][:, 2:] - record["boxes"][:, :2]).T
+    order = np.lexsort((-width * height, record["ignore"]))  # the last key is the first to decide
+    return np.sort(order[:count])
+
+
+# ------------------------------------------------------------------------------------------------
+# The streams
+
+
+def train_batches(
+    source,
+    *,
+    batch_size,
+    canvases,
+    seed,
+    max_boxes,
+    pad_value,
+    num_steps,
+    start_step=0,
+    resize="fit",
+    flip_horizontal=0.5,
+    flip_vertical=0.0,
+    skip_broken=True,
+    process_index=0,
+    process_count=1,
+    read_threads=2,
+    prefetch=4,
+    workers=0,
+):
+    """Iterator of `Loaded` for the steps start_step..num_steps-1 of a training run.
+
+    The stream from a later `start_step` is the tail of the stream from 0, bit for bit.
+
+    Args:
+      source: see `detlab.data.records`.
+      batch_size: images in the global batch.
+      canvases: (height, width) px of the batches; each image goes to the one that suits it.
+      seed: decides order, flips and all else that is random.
+      max_boxes, pad_value: see `to_batch`.
+      num_steps: steps of the whole run; epochs follow one another.
+      resize: "fit" for the largest picture of the same ratio on the canvas, "stretch" to fill the
+        canvas, or (long, short) px, limits on the sides in addition to "fit".
+      flip_horizontal, flip_vertical: probabilities.
+      skip_broken: replace an image that cannot be read by the next of the same canvas, and tell
+        so in `Loaded.skipped`; False raises.
+      process_index, process_count: this process makes its part of the rows of each batch.
+      read_threads, prefetch, workers: threads (0 reads when asked), batches made ahead, and worker
+        processes (0 for none; each is spawned, so a script needs `if __name__ == "__main__"`).
+    Raises:
+      ValueError: the batch cannot be shared out, or `resize` is none of the above.
+      DataError: from the iterator: an image cannot be read, nor can those tried in its place.
+    """
+    sizes = source_sizes(source)
+    make = _MakeBatch(
+        source=source,
+        plan=_Epochs(sizes, seed, batch_size, canvases),
+        rows=_rows(batch_size, process_index, process_count),
+        resize=_resizer(resize),
+        flips=(
+            transforms.flip_horizontal(flip_horizontal),
+            transforms.flip_vertical(flip_vertical),
+        ),
+        max_boxes=max_boxes,
+        pad_value=pad_value,
+        groups=tuple(group_by_canvas(sizes, canvases)) if skip_broken else (),
+    )
+    return _stream(make, range(start_step, num_steps), read_threads, prefetch, workers)
+
+
+def eval_batches(
+    source,
+    *,
+    batch_size,
+    canvases,
+    max_boxes,
+    pad_value,
+    resize="fit",
+    process_index=0,
+    process_count=1,
+    read_threads=2,
+    prefetch=4,
+    workers=0,
+):
+    """Iterator of `Loaded` that shows every image once, unflipped, in an order always the same.
+
+    Rows that fill up the last batch of a canvas have `real` False.  The arguments are those of
+    `train_batches`.
+
+    Raises:
+      ValueError: the batch cannot be shared out, or `resize` is unknown.
+      DataError: from the iterator: an image cannot be read.
+    """
+    steps = eval_plan(source_sizes(source), batch_size, canvases)
+    make = _MakeBatch(
+        source=source,
+        plan=steps.__getitem__,
+        rows=_rows(batch_size, process_index, process_count),
+        resize=_resizer(resize),
+        flips=(),
+        max_boxes=max_boxes,
+        pad_value=pad_value,
+        groups=(),
+    )
+    return _stream(make, range(len(steps)), read_threads, prefetch, workers)
+
+
+class _Epochs:
+    """Step number -> `Step`, through the plans of two epochs at a time."""
+
+    def __init__(self, sizes, seed, batch_size, canvases):
+        self._make_plan = functools.partial(
+            plan, sizes, seed, batch_size=batch_size, canvases=canvases
+        )
+        self._length = steps_per_epoch(sizes, batch_size, canvases)
+        self._plans = {}
+
+    def __call__(self, step):
+        epoch, k = divmod(step, self._length)
+        steps = self._plans.get(epoch)
+        if steps is None:
+            # Threads near the end of an epoch ask for two.  A race costs a plan made twice.
+            steps = self._make_plan(epoch)
+            self._plans = {epoch: steps} | {
+                e: p for e, p in self._plans.items() if abs(e - epoch) == 1
+            }
+        return steps[k]
+
+
+class _MakeBatch(NamedTuple):
+    """Step number -> `Loaded`: what grain's threads and workers run."""
+
+    source: object
+    plan: object  # step number -> Step
+    rows: slice  # of the global batch, for this process
+    resize: object  # (record, height, width) -> record
+    flips: tuple  # of (record, rng) -> record
+    max_boxes: int
+    pad_value: object
+    groups: tuple  # images by canvas, to replace broken ones from; empty: a broken image raises
+
+    def __call__(self, step):
+        canvas, index, seed, _ = self.plan(step)
+        skipped = []
+        records = [
+            None if i < 0 else self._transform(self._read(i, skipped), canvas, s)
+            for i, s in zip(index[self.rows].tolist(), seed[self.rows].tolist(), strict=True)
+        ]
+        batch = to_batch(records, canvas, self.max_boxes, self.pad_value)
+        return Loaded(batch, count_dropped(records, self.max_boxes), tuple(skipped))
+
+    def _read(self, i, skipped):
+        """Record i, or the next of its group that can be read; the faults go to `skipped`."""
+        faults = []
+        for candidate in self._candidates(i):
+            try:
+                record = self.source[candidate]
+            except records_lib.DataError as error:
+                faults.append(error)
+            else:
+                skipped += [str(fault) for fault in faults]
+                return record
+        if len(faults) == 1:
+            raise faults[0]
+        raise records_lib.DataError(
+            f"{len(faults)} images in a row cannot be read, the first because: {faults[0]}"
+        )
+
+    def _candidates(self, i):
+        yield i
+        for group in self.groups:
+            at = np.searchsorted(group, i)
+            if at < len(group) and group[at] == i:
+                yield from np.roll(group, -at)[1 : 1 + _REPLACEMENTS].tolist()
+
+    def _transform(self, record, canvas, seed):
+        rng = np.random.default_rng(seed)
+        record = self.resize(record, *canvas)
+        for flip in self.flips:
+            record = flip(record, rng)
+        return record
+
+
+def _rows(batch_size, process_index, process_count):
+    if batch_size % process_count:
+        raise ValueError(f"a batch of {batch_size} images cannot be shared by {process_count}")
+    share = batch_size // process_count
+    return slice(process_index * share, (process_index + 1) * share)
+
+
+def _resizer(resize):
+    if resize == "fit":
+        return transforms.resize_keep_ratio
+    if resize == "stretch":
+        return transforms.resize_fixed
+    if isinstance(resize, str) or len(resize) != 2:
+        raise ValueError(f'resize {resize!r} is neither "fit" nor "stretch" nor (long, short) px')
+    return functools.partial(transforms.resize_keep_ratio, limits=tuple(resize))
+
+
+def _stream(make, steps, read_threads, prefetch, workers):
+    _one_opencv_thread()
+    options = grain.ReadOptions(
+        num_threads=read_threads, prefetch_buffer_size=max(prefetch, read_threads)
+    )
+    dataset = grain.MapDataset.range(steps.start, steps.stop).map(make).to_iter_dataset(options)
+    if workers:
+        if not flags.FLAGS.is_parsed():  # grain's workers read absl flags, which may be unparsed
+            flags.FLAGS.mark_as_parsed()
+        dataset = dataset.mp_prefetch(
+            grain.MultiprocessingOptions(num_workers=workers), _one_opencv_thread
+        )
+    return iter(dataset)
+
+
+def _one_opencv_thread(*_):
+    """OpenCV's own threads get in the way of those that already share the work here."""
+    cv2.setNumThreads(1)

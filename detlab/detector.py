@@ -1,0 +1,124 @@
+"""The contract between detectors and programs: a NamedTuple of pure functions.
+
+`build(config)` imports `detlab/detectors/<config.detector>.py` and fills the fields of the module
+class that the file calls `MODULE`.  The file name is the key; there is no registry.
+"""
+
+import difflib
+import importlib
+import pathlib
+import re
+from typing import Any, Callable, NamedTuple
+
+import jax
+from flax import linen as nn
+from flax import traverse_util
+
+from detlab import errors
+from detlab import types
+
+
+class Detector(NamedTuple):
+    """The only thing that the programs know of a detector.
+
+    `params` is what is differentiated; `state` holds every other Flax collection, passed in and
+    returned new.
+    """
+
+    init: Callable  # (rng, images) -> (params, state)
+    forward: Callable  # (params, state, images) -> NamedTuple: features and raw maps of each level
+    loss: Callable  # (params, state, batch, rng) -> (float32 scalar, (metrics, new_state))
+    targets: Callable  # (params, state, batch, rng) -> {name: Targets}; what loss itself calls
+    candidates: Callable  # (params, state, images, image_size) -> Detections before suppression
+    suppress: Callable  # Detections -> Detections
+    predict: Callable  # (params, state, images, image_size) -> Detections
+    taps: Callable  # (params, state, images, pattern) -> {module path: array}
+    frozen: tuple[str, ...]  # regexes of "params/..." and "batch_stats/..." that never change
+
+
+def from_module(module: nn.Module) -> Detector:
+    """A Detector from a Flax module with the methods of the same names.
+
+    The module has `forward(images, train)`, `loss(batch)` -> (scalar, metrics),
+    `targets(batch)`, `candidates(images, image_size)`, `suppress(detections)`, and
+    `frozen_paths()`.  Its `loss` draws random numbers from the stream "sample".
+    """
+
+    def init(rng: jax.Array, images: jax.Array):
+        variables = dict(module.init(rng, images, False, method="forward"))
+        return variables.pop("params"), variables
+
+    def forward(params, state, images: jax.Array):
+        return module.apply({"params": params, **state}, images, False, method="forward")
+
+    def loss(params, state, batch: types.Batch, rng: jax.Array):
+        (value, metrics), new_state = module.apply(
+            {"params": params, **state},
+            batch,
+            method="loss",
+            mutable=list(state),
+            rngs={"sample": rng},
+        )
+        return value, (metrics, {**state, **new_state})
+
+    def targets(params, state, batch: types.Batch, rng: jax.Array):
+        return module.apply(
+            {"params": params, **state}, batch, method="targets", rngs={"sample": rng}
+        )
+
+    def candidates(params, state, images: jax.Array, image_size: jax.Array):
+        return module.apply({"params": params, **state}, images, image_size, method="candidates")
+
+    def suppress(detections: types.Detections) -> types.Detections:
+        return module.suppress(detections)
+
+    def predict(params, state, images: jax.Array, image_size: jax.Array):
+        return suppress(candidates(params, state, images, image_size))
+
+    def taps(params, state, images: jax.Array, pattern: str) -> dict[str, Any]:
+        """Outputs of every submodule whose path, such as `backbone/stage2_block0`, matches."""
+
+        def keep(submodule: nn.Module, method: str) -> bool:
+            return method == "__call__" and bool(re.fullmatch(pattern, "/".join(submodule.path)))
+
+        _, captured = module.apply(
+            {"params": params, **state},
+            images,
+            False,
+            method="forward",
+            capture_intermediates=keep,
+            mutable=["intermediates"],
+        )
+        flat = traverse_util.flatten_dict(captured.get("intermediates", {}), sep="/")
+        return {path.removesuffix("/__call__"): values[0] for path, values in flat.items()}
+
+    return Detector(
+        init, forward, loss, targets, candidates, suppress, predict, taps, module.frozen_paths()
+    )
+
+
+def build(config) -> Detector:
+    """The detector that `config.detector` names, with `config.model` as its fields.
+
+    Raises:
+      UserError: no such detector, or a field that it does not have.
+    """
+    names = sorted(
+        p.stem
+        for p in (pathlib.Path(__file__).parent / "detectors").glob("*.py")
+        if p.stem != "__init__"
+    )
+    if config.detector not in names:
+        raise errors.UserError(
+            f"config.detector is {config.detector!r}, and there are: {', '.join(names)}."
+        )
+    module_class = importlib.import_module(f"detlab.detectors.{config.detector}").MODULE
+    fields = [f for f in module_class.__dataclass_fields__ if f not in ("parent", "name")]
+    for key in config.model:
+        if key not in fields:
+            close = difflib.get_close_matches(key, fields, n=1)
+            hint = f" Did you mean '{close[0]}'?" if close else ""
+            raise errors.UserError(
+                f"config.model.{key}: detector {config.detector} has no such field.{hint}"
+            )
+    return from_module(module_class(**config.model))

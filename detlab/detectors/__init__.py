@@ -1,0 +1,1 @@
+"""One detector a file: its module, its targets, its loss and its candidates."""

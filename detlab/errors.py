@@ -1,0 +1,17 @@
+"""Mistakes that a user can mend: every program prints them as one sentence and exits with 2."""
+
+import sys
+from typing import Callable
+
+
+class UserError(Exception):
+    """One clear sentence that names the file or key and says what to do."""
+
+
+def run_main(main: Callable[[list[str]], None]) -> None:
+    """Runs a program's `main(arguments)`; a `UserError` ends it without a traceback."""
+    try:
+        main(sys.argv[1:])
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

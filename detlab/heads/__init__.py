@@ -1,0 +1,1 @@
+"""Flax modules from neck features to raw predictions."""

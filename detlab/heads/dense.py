@@ -1,0 +1,62 @@
+"""Convolutional towers shared by all pyramid levels, as dense one-stage detectors have them."""
+
+from typing import Callable, Mapping
+
+import jax.numpy as jnp
+from flax import linen as nn
+
+from detlab import layers
+
+
+class TwoTowerHead(nn.Module):
+    """A tower for classes and one for boxes, each followed by its output convolutions.
+
+    Parameter paths: `cls_conv0/{conv,norm}`, ..., `box_conv0/...`, and one convolution under each
+    output's own name.
+
+    Attributes:
+      cls_outputs: name -> (channels, bias initialiser) of the maps read from the class tower.
+      box_outputs: the same for the box tower.
+    """
+
+    cls_outputs: Mapping[str, tuple[int, Callable]]
+    box_outputs: Mapping[str, tuple[int, Callable]]
+    num_convs: int = 4
+    width: int = 256
+    norm: str = "none"
+    norm_groups: int = 32
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, features, train: bool):
+        """(P3, ...) -> {output name: tuple of maps [B, Hl, Wl, channels], float32}."""
+        maps = {name: [] for name in (*self.cls_outputs, *self.box_outputs)}
+        for tower, outputs in (("cls", self.cls_outputs), ("box", self.box_outputs)):
+            convs = [
+                layers.ConvNorm(
+                    self.width,
+                    norm=self.norm,
+                    norm_groups=self.norm_groups,
+                    activation=nn.relu,
+                    kernel_init=layers.normal_001,
+                    dtype=self.dtype,
+                    name=f"{tower}_conv{i}",
+                )
+                for i in range(self.num_convs)
+            ]
+            predictors = {
+                name: layers.Conv(
+                    channels,
+                    kernel_init=layers.normal_001,
+                    bias_init=bias_init,
+                    dtype=self.dtype,
+                    name=name,
+                )
+                for name, (channels, bias_init) in outputs.items()
+            }
+            for x in features:
+                for conv in convs:
+                    x = conv(x, train)
+                for name, predictor in predictors.items():
+                    maps[name].append(predictor(x).astype(jnp.float32))
+        return {name: tuple(levels) for name, levels in maps.items()}

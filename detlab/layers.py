@@ -1,0 +1,141 @@
+"""Flax building blocks: convolution, the four norm modes, and both together.
+
+Norm modes, with the same parameter paths in all of them:
+  batch   batch statistics in training, running statistics otherwise
+  stored  running statistics always; scale and bias are trained (mmdetection's `norm_eval`)
+  frozen  running statistics always; scale and bias are constants (caffe ResNets)
+  group   GroupNorm; it has no running statistics
+  none    no norm; the convolution has a bias instead
+"""
+
+import math
+from typing import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import lax
+
+from detlab.ops import conv as conv_lib
+
+NORMS = ("batch", "stored", "frozen", "group", "none")
+
+# The two initialisers of mmdetection's backbones and heads (models.md, section 0.2).
+he_normal_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+normal_001 = nn.initializers.normal(0.01)
+
+
+class Conv(nn.Module):
+    """Convolution in NHWC, padded by (k - 1) // 2 on every side as in PyTorch."""
+
+    features: int
+    kernel_size: int = 3
+    stride: int = 1
+    use_bias: bool = True
+    kernel_init: Callable = he_normal_out
+    bias_init: Callable = nn.initializers.zeros
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x):  # [B, H, W, Cin] -> [B, H', W', features]
+        shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
+        kernel = self.param("kernel", self.kernel_init, shape)
+        y = conv_lib.conv(x.astype(self.dtype), kernel.astype(self.dtype), self.stride)
+        if self.use_bias:
+            bias = self.param("bias", self.bias_init, (self.features,))
+            y = y + bias.astype(self.dtype)
+        return y
+
+
+class Norm(nn.Module):
+    """Batch or group normalisation over NHWC; statistics in float32."""
+
+    mode: str = "batch"
+    momentum: float = 0.9  # of the old value: PyTorch's momentum 0.1
+    epsilon: float = 1e-5
+    groups: int = 32
+    scale_init: Callable = nn.initializers.ones
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x, train: bool):
+        channels = x.shape[-1]
+        scale = self.param("scale", self.scale_init, (channels,))
+        bias = self.param("bias", nn.initializers.zeros, (channels,))
+        if self.mode == "group":
+            return self._group_norm(x, scale, bias)
+        if self.mode not in ("batch", "stored", "frozen"):
+            raise ValueError(f"norm mode {self.mode!r} is not one of {', '.join(NORMS)}")
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,))
+        running_var = self.variable("batch_stats", "var", jnp.ones, (channels,))
+        if self.mode == "frozen":
+            scale, bias = lax.stop_gradient((scale, bias))
+        if self.mode == "batch" and train:
+            values = x.astype(jnp.float32)
+            mean = values.mean((0, 1, 2))
+            var = jnp.square(values - mean).mean((0, 1, 2))
+            if not self.is_initializing():
+                count = x.size // channels
+                unbiased = var * (count / max(count - 1, 1))  # what PyTorch accumulates
+                keep = self.momentum
+                running_mean.value = keep * running_mean.value + (1 - keep) * mean
+                running_var.value = keep * running_var.value + (1 - keep) * unbiased
+        else:
+            mean, var = running_mean.value, running_var.value
+        factor = scale * lax.rsqrt(var + self.epsilon)
+        return x * factor.astype(self.dtype) + (bias - mean * factor).astype(self.dtype)
+
+    def _group_norm(self, x, scale, bias):
+        b, h, w, c = x.shape
+        if c % self.groups:
+            raise ValueError(f"{c} channels cannot be split into {self.groups} groups")
+        values = x.astype(jnp.float32).reshape(b, h, w, self.groups, c // self.groups)
+        mean = values.mean((1, 2, 4), keepdims=True)
+        var = jnp.square(values - mean).mean((1, 2, 4), keepdims=True)
+        values = (values - mean) * lax.rsqrt(var + self.epsilon)
+        return (values.reshape(b, h, w, c) * scale + bias).astype(self.dtype)
+
+
+class ConvNorm(nn.Module):
+    """Convolution, norm, activation; without a norm the convolution has a bias."""
+
+    features: int
+    kernel_size: int = 3
+    stride: int = 1
+    norm: str = "none"
+    activation: Callable | None = None
+    kernel_init: Callable = he_normal_out
+    scale_init: Callable = nn.initializers.ones
+    norm_groups: int = 32
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x, train: bool):
+        x = Conv(
+            self.features,
+            self.kernel_size,
+            self.stride,
+            use_bias=self.norm == "none",
+            kernel_init=self.kernel_init,
+            dtype=self.dtype,
+            name="conv",
+        )(x)
+        if self.norm != "none":
+            x = Norm(
+                self.norm,
+                scale_init=self.scale_init,
+                groups=self.norm_groups,
+                dtype=self.dtype,
+                name="norm",
+            )(x, train)
+        return x if self.activation is None else self.activation(x)
+
+
+def prior_bias(probability: float) -> Callable:
+    """Initial bias of a sigmoid classifier that predicts `probability` (RetinaNet, section 4.1)."""
+    return nn.initializers.constant(-math.log((1 - probability) / probability))
+
+
+def max_pool_3x3(x: jax.Array) -> jax.Array:
+    """3x3 max pooling of stride 2, padded by 1 on every side as in PyTorch."""
+    return nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))

@@ -1,0 +1,1 @@
+"""Evaluation on the host: COCO and PASCAL VOC average precision."""

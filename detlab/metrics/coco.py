@@ -1,0 +1,133 @@
+"""COCO average precision of boxes, computed by pycocotools (Lin et al., arXiv:1405.0312).
+
+AP is the mean over the IoU thresholds .50:.05:.95 of the precision interpolated at 101 recalls.
+Ignored boxes are crowd boxes: a detection inside one, measured by intersection over its own area,
+counts neither for nor against.  -1 stands for a mean over nothing: no object of that size or class.
+"""
+
+import contextlib
+import functools
+import io
+
+import numpy as np
+from pycocotools import coco as coco_lib
+from pycocotools import cocoeval
+
+from detlab.metrics import inputs, tables
+
+# In the order of `COCOeval.stats`.
+SUMMARY = {
+    "AP": "average precision, IoU .50:.95",
+    "AP50": "average precision, IoU .50",
+    "AP75": "average precision, IoU .75",
+    "AP_small": "average precision, area below 32^2",
+    "AP_medium": "average precision, area 32^2 to 96^2",
+    "AP_large": "average precision, area above 96^2",
+    "AR1": "average recall, 1 detection an image",
+    "AR10": "average recall, 10 detections an image",
+    "AR100": "average recall, 100 detections an image",
+    "AR_small": "average recall, area below 32^2",
+    "AR_medium": "average recall, area 32^2 to 96^2",
+    "AR_large": "average recall, area above 96^2",
+}
+
+
+def evaluate(ground_truth, predictions, class_names):
+    """The 12 COCO numbers, and those of each class.
+
+    Args:
+      ground_truth, predictions: lists of dicts, one per image; see `detlab.metrics.inputs`.
+      class_names: sequence of C names.
+    Returns:
+      dict of floats under the keys of `SUMMARY`, and `classes`: list of C dicts with `name`, `AP`,
+      `AP50`, `AP75`, `AR100`, `num_objects` (without ignored ones) and `num_detections`.
+    Raises:
+      ValueError: inputs that do not fit together; see `inputs.flatten`.
+    """
+    objects, detected = inputs.flatten(ground_truth, predictions, len(class_names))
+    index = functools.partial(_index, num_images=len(ground_truth), num_classes=len(class_names))
+    # pycocotools reports on its progress with bare prints.
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluator = cocoeval.COCOeval(
+            index(objects, area=objects.area, iscrowd=objects.ignore.astype(int)),
+            index(detected, area=_box_areas(detected.boxes), score=detected.scores),
+            "bbox",
+        )
+        evaluator.evaluate()
+        evaluator.accumulate()
+        evaluator.summarize()
+
+    # Area "all" is the first range, 100 detections the last limit.
+    precision = evaluator.eval["precision"][..., 0, -1]  # [10 IoUs, 101 recalls, C]
+    recall = evaluator.eval["recall"][..., 0, -1]  # [10 IoUs, C]
+    num_objects = np.bincount(objects.labels[~objects.ignore], minlength=len(class_names))
+    num_detections = np.bincount(detected.labels, minlength=len(class_names))
+    classes = [
+        {
+            "name": name,
+            "AP": _mean(precision[:, :, label]),
+            "AP50": _mean(precision[0, :, label]),
+            "AP75": _mean(precision[5, :, label]),
+            "AR100": _mean(recall[:, label]),
+            "num_objects": int(num_objects[label]),
+            "num_detections": int(num_detections[label]),
+        }
+        for label, name in enumerate(class_names)
+    ]
+    return {**dict(zip(SUMMARY, map(float, evaluator.stats))), "classes": classes}
+
+
+def format_table(result):
+    """The result of `evaluate` as plain text: the 12 numbers, then a line per class."""
+    header = ["class", "objects", "detections", "AP", "AP50", "AP75", "AR100"]
+    rows = [
+        [row["name"], str(row["num_objects"]), str(row["num_detections"])]
+        + [tables.number(row[key]) for key in header[3:]]
+        for row in result["classes"]
+    ]
+    footer = ["mean"] + [
+        str(sum(row[key] for row in result["classes"])) for key in ("num_objects", "num_detections")
+    ]
+    footer += [tables.number(result[key]) for key in header[3:]]
+    summary = [
+        [f"{key:<9} {meaning}", tables.number(result[key])] for key, meaning in SUMMARY.items()
+    ]
+    return "\n\n".join(
+        [tables.text_table(["metric", "value"], summary), tables.text_table(header, rows, [footer])]
+    )
+
+
+def _index(boxes, num_images, num_classes, **columns):
+    """A pycocotools index of `inputs.Objects` or `inputs.Detected` with further columns.
+
+    Every id starts at 1: pycocotools takes a match with the id 0 for none.  Detections are indexed
+    as objects are, not by `loadRes`, which fails where there are none.
+    """
+    xyxy = boxes.boxes.astype(np.float64)
+    columns = {
+        "id": np.arange(1, len(xyxy) + 1),
+        "image_id": boxes.image + 1,
+        "category_id": boxes.labels + 1,
+        "bbox": np.concatenate([xyxy[:, :2], xyxy[:, 2:] - xyxy[:, :2]], axis=1),
+        **columns,
+    }
+    # Lists of Python numbers: pycocotools is slow on NumPy scalars.
+    rows = zip(*(column.tolist() for column in columns.values()))
+    index = coco_lib.COCO()
+    index.dataset = {
+        "images": [{"id": image + 1} for image in range(num_images)],
+        "categories": [{"id": label + 1} for label in range(num_classes)],
+        "annotations": [dict(zip(columns, row)) for row in rows],
+    }
+    index.createIndex()
+    return index
+
+
+def _box_areas(boxes):
+    return np.prod(boxes[:, 2:].astype(np.float64) - boxes[:, :2], axis=1)
+
+
+def _mean(values):
+    """Mean over the entries that exist; -1, as pycocotools has it, where none does."""
+    values = values[values > -1]
+    return float(values.mean()) if values.size else -1.0

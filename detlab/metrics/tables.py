@@ -1,0 +1,34 @@
+"""Plain monospaced tables of metric results."""
+
+
+def number(value, digits=3):
+    """`value` as text; "-" for -1 or None, which mean that there was nothing to average."""
+    if value is None or value == -1:
+        return "-"
+    return f"{value:.{digits}f}"
+
+
+def text_table(header, rows, footers=()):
+    """Lines of aligned columns: the first one to the left, the others to the right.
+
+    Args:
+      header: list of c column names.
+      rows: list of lists of c strings.
+      footers: the same for the rows below a second rule.
+    Returns:
+      One string without a newline at its end.
+    """
+    cells = [header, *rows, *footers]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
+    lines = [
+        "  ".join(
+            [row[0].ljust(widths[0])]
+            + [cell.rjust(width) for cell, width in zip(row[1:], widths[1:])]
+        ).rstrip()
+        for row in cells
+    ]
+    rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
+    lines.insert(1, rule)
+    if footers:
+        lines.insert(-len(footers), rule)
+    return "\n".join(lines)

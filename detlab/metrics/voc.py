@@ -1,0 +1,224 @@
+"""PASCAL VOC average precision (Everingham et al., IJCV 2010 and its development kits).
+
+The detections of a class over all images are taken by falling score.  Each looks at the object of
+its class and image that it overlaps most, free or not: below the threshold it is a false positive;
+an ignored (difficult) object makes it neither true nor false; an object that is still free makes it
+a true positive, and one that is taken a false positive.  Equal to `eval_map` of mmdetection, but
+for equal scores, which keep their order here.
+
+Letters for axes: D detections, M objects, both over all images; E detections of one class.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from detlab.metrics import inputs, tables
+
+RULES = ("area", "11points")
+
+
+class Matches(NamedTuple):
+    """Each detection's best object; what every threshold, class and size range shares."""
+
+    objects: inputs.Objects  # M
+    detected: inputs.Detected  # D
+    best: np.ndarray  # [D] index of the object; -1 where the image has none of the class
+    iou: np.ndarray  # [D] float32 with that object; 0 where there is none
+    object_areas: np.ndarray  # [M] float32 px^2, of the boxes
+    detected_areas: np.ndarray  # [D] float32 px^2
+
+
+class Decisions(NamedTuple):
+    """The detections of one class by falling score; neither true nor false: not counted."""
+
+    index: np.ndarray  # [E] into `Matches.detected`
+    true: np.ndarray  # [E] bool
+    false: np.ndarray  # [E] bool
+    num_objects: int  # that are not ignored and of the size asked for
+
+
+def match(ground_truth, predictions, num_classes, legacy_plus_one=False):
+    """Finds each detection's best object.
+
+    Args:
+      ground_truth, predictions: lists of dicts, one per image; see `detlab.metrics.inputs`.
+      num_classes: C.
+      legacy_plus_one: sizes are x2 - x1 + 1, the convention of whole pixels.
+    Returns:
+      Matches.
+    Raises:
+      ValueError: inputs that do not fit together; see `inputs.flatten`.
+    """
+    objects, detected = inputs.flatten(ground_truth, predictions, num_classes)
+    best = np.full(len(detected.boxes), -1)
+    iou = np.zeros(len(detected.boxes), np.float32)
+    object_areas = _areas(objects.boxes, legacy_plus_one)
+    detected_areas = _areas(detected.boxes, legacy_plus_one)
+
+    # Of equal overlaps the first counts: an object that is not ignored before one that is.
+    order = np.lexsort((objects.ignore, objects.image))
+    images = np.arange(len(ground_truth) + 1)
+    object_ends = np.searchsorted(objects.image[order], images)
+    detected_ends = np.searchsorted(detected.image, images)
+    for image in range(len(ground_truth)):
+        rows = slice(*detected_ends[image : image + 2])
+        columns = order[slice(*object_ends[image : image + 2])]
+        if not len(columns) or rows.start == rows.stop:
+            continue
+        boxes = detected.boxes[rows, None]  # [d, 1, 4]
+        gt_boxes = objects.boxes[columns]  # [m, 4]
+        low = np.maximum(boxes[..., :2], gt_boxes[:, :2])
+        high = np.minimum(boxes[..., 2:], gt_boxes[:, 2:])
+        overlap = _areas(np.concatenate([low, high], axis=-1), legacy_plus_one)  # [d, m]
+        union = detected_areas[rows, None] + object_areas[columns] - overlap
+        same_class = detected.labels[rows, None] == objects.labels[columns]
+        ious = np.where(same_class, overlap / np.maximum(union, np.float32(1e-6)), -1)
+        position = ious.argmax(axis=1)
+        best[rows] = np.where(same_class.any(axis=1), columns[position], -1)
+        iou[rows] = np.maximum(ious.max(axis=1), 0)
+    return Matches(objects, detected, best, iou, object_areas, detected_areas)
+
+
+def decide(matches, label, iou_threshold=0.5, size_range=None):
+    """Which detections of a class are true and which false.
+
+    Args:
+      matches: from `match`.
+      label: the class.
+      iou_threshold: least overlap of a detection with its object.
+      size_range: (low, high) px, or None for all.  Objects whose sqrt(area) is not in low..high
+        (without high) are ignored, and so are detections of other sizes without an object.
+    Returns:
+      Decisions.
+    """
+    objects, detected = matches.objects, matches.detected
+    counted = (objects.labels == label) & ~objects.ignore  # [M]
+    of_size = np.ones(len(detected.boxes), bool)  # [D]
+    if size_range is not None:
+        counted &= _within(matches.object_areas, size_range)
+        of_size = _within(matches.detected_areas, size_range)
+
+    index = np.flatnonzero(detected.labels == label)
+    index = index[np.argsort(-detected.scores[index], kind="stable")]
+    best = matches.best[index]
+    hit = (best >= 0) & (matches.iou[index] >= np.float32(iou_threshold))
+    hit_counted = np.flatnonzero(hit)[counted[best[hit]]]
+    true = np.zeros(len(index), bool)
+    # `np.unique` gives where each object first occurs: its detection of highest score.
+    true[hit_counted[np.unique(best[hit_counted], return_index=True)[1]]] = True
+    false = ~hit & of_size[index]
+    false[hit_counted] = ~true[hit_counted]
+    return Decisions(index, true, false, int(counted.sum()))
+
+
+def pr_curve(decisions):
+    """Recall and precision after each detection, [E] float64; recall is 0 without objects."""
+    true = np.cumsum(decisions.true)
+    false = np.cumsum(decisions.false)
+    return true / max(decisions.num_objects, 1), true / np.maximum(true + false, 1)
+
+
+def average_precision(recall, precision, rule="area"):
+    """Average precision of a curve.
+
+    Args:
+      recall, precision: [E] as `pr_curve` gives them.
+      rule: "area", under the envelope that falls with recall (VOC from 2010 on), or "11points",
+        the mean of the envelope at the recalls 0, .1, .. 1 (VOC 2007).
+    Raises:
+      ValueError: another rule.
+    """
+    if rule not in RULES:
+        raise ValueError(f"rule is {rule!r}, not one of {', '.join(RULES)}")
+    # Best precision at this or a higher recall, and 0 at the recalls that are never reached.
+    envelope = np.append(np.maximum.accumulate(precision[::-1])[::-1], 0)
+    if rule == "area":
+        return float(np.sum(np.diff(recall, prepend=0) * envelope[:-1]))
+    # In double precision, as the reference: its fourth recall is 0.30000000000000004.
+    return float(envelope[np.searchsorted(recall, np.arange(0, 1.001, 0.1))].mean())
+
+
+def evaluate(
+    ground_truth,
+    predictions,
+    class_names,
+    iou_threshold=0.5,
+    rule="area",
+    legacy_plus_one=False,
+    size_ranges=(),
+):
+    """Mean average precision, and the numbers of each class.
+
+    Args:
+      ground_truth, predictions: lists of dicts, one per image; see `detlab.metrics.inputs`.
+      class_names: sequence of C names.
+      iou_threshold: see `decide`.
+      rule: see `average_precision`.
+      legacy_plus_one: see `match`.
+      size_ranges: sequence of (low, high) px, see `decide`, that get numbers of their own.
+    Returns:
+      dict of `mAP`, over the classes with objects, and `classes`: list of C dicts with `name`,
+      `AP`, `recall` and `precision` at the end of the curve, `num_objects` (that count) and
+      `num_detections`.  Without objects a class has 0 everywhere, and so has the mean.
+      `sizes` is a list of such dicts, one per range, with its `size_range`.
+    Raises:
+      ValueError: inputs that do not fit together, or an unknown rule.
+    """
+    matches = match(ground_truth, predictions, len(class_names), legacy_plus_one)
+
+    def summarise(size_range):
+        classes = []
+        for label, name in enumerate(class_names):
+            decisions = decide(matches, label, iou_threshold, size_range)
+            recall, precision = pr_curve(decisions)
+            classes.append(
+                {
+                    "name": name,
+                    "AP": average_precision(recall, precision, rule),
+                    "recall": float(recall[-1]) if len(recall) else 0.0,
+                    "precision": float(precision[-1]) if len(precision) else 0.0,
+                    "num_objects": decisions.num_objects,
+                    "num_detections": len(decisions.index),
+                }
+            )
+        present = [row["AP"] for row in classes if row["num_objects"]]
+        return {"mAP": float(np.mean(present)) if present else 0.0, "classes": classes}
+
+    sizes = [{"size_range": list(limits), **summarise(limits)} for limits in size_ranges]
+    return {**summarise(None), "sizes": sizes}
+
+
+def format_table(result):
+    """The result of `evaluate` as plain text: a line per class, the means below."""
+    header = ["class", "objects", "detections", "recall", "precision", "AP"]
+    rows = []
+    for row in result["classes"]:
+        values = [row[key] if row["num_objects"] else None for key in header[3:]]
+        counts = [str(row["num_objects"]), str(row["num_detections"])]
+        rows.append([row["name"], *counts, *map(tables.number, values)])
+    footers = [["mAP", *_totals(result)]]
+    for size in result["sizes"]:
+        low, high = size["size_range"]
+        footers.append([f"mAP, {low:g} to {high:g} px", *_totals(size)])
+    return tables.text_table(header, rows, footers)
+
+
+def _totals(result):
+    """The cells below the table: sums of the counts, nothing twice, the mean."""
+    objects = sum(row["num_objects"] for row in result["classes"])
+    detections = sum(row["num_detections"] for row in result["classes"])
+    # A class, or a size, without objects has nothing to average.
+    mean = tables.number(result["mAP"] if objects else None)
+    return [str(objects), str(detections), "", "", mean]
+
+
+def _areas(boxes, legacy_plus_one):
+    """[...] float32 areas of [..., 4] boxes, 0 where a side is negative."""
+    sides = boxes[..., 2:] - boxes[..., :2] + np.float32(legacy_plus_one)
+    return np.prod(np.maximum(sides, 0), axis=-1)
+
+
+def _within(areas, size_range):
+    low, high = size_range
+    return (areas >= low**2) & (areas < high**2)

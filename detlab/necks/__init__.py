@@ -1,0 +1,1 @@
+"""Flax modules from backbone features to the maps that the heads read."""

@@ -1,0 +1,1 @@
+"""Geometry and kernels: pure array functions on one image, jit-compiled with static shapes."""

@@ -1,0 +1,188 @@
+"""Anchor boxes and points of a feature pyramid, and the order in which its maps are flattened.
+
+A prior of level l sits in cell (row, column) of a map of `Hl x Wl` cells, `stride` px apart.  The
+flat order is levels, rows, columns, anchors of a cell, in every function here.
+
+Cell anchors, those of the cell (0, 0), are small NumPy arrays made once; grids are made inside
+the program from iotas, as hundreds of thousands of constants would only swell the executable.
+"""
+
+import jax.numpy as jnp
+import numpy as np
+
+
+def cell_anchors(base_size, scales, ratios, center_offset=0.0, scale_major=True):
+    """Anchors of one cell from scales and aspect ratios (Faster R-CNN, arXiv:1506.01497, 3.1.1).
+
+    Args:
+      base_size: px, usually the stride; multiplied by every scale.
+      scales: numbers.
+      ratios: height / width; the area does not depend on it.
+      center_offset: the centre, in base sizes from the top left corner of the cell.
+      scale_major: the reference's name for ratios as the outer and scales as the inner loop.
+    Returns:
+      [A, 4] float32 NumPy xyxy, px; A = number of scales times number of ratios.
+    """
+    scales = np.asarray(scales, np.float64)
+    root = np.sqrt(np.asarray(ratios, np.float64))
+    if scale_major:
+        widths, heights = scales / root[:, None], scales * root[:, None]
+    else:
+        widths, heights = scales[:, None] / root, scales[:, None] * root
+    sizes = base_size * np.stack([widths.ravel(), heights.ravel()], axis=-1)
+    return _centered(sizes, center_offset * base_size)
+
+
+def octave_scales(octave_base_scale, scales_per_octave):
+    """Scales that divide an octave evenly (RetinaNet, arXiv:1708.02002, section 4)."""
+    return octave_base_scale * 2.0 ** (np.arange(scales_per_octave) / scales_per_octave)
+
+
+def ssd_sizes(min_size, max_size, ratios):
+    """Widths and heights of SSD's boxes (arXiv:1512.02325, section 2.2), in the reference's order.
+
+    Args:
+      min_size: px, s_k of the level.
+      max_size: px, s_k+1; the second square has the side sqrt(min_size * max_size).
+      ratios: such as (2, 3); each gives a wide and a tall box.
+    Returns:
+      [2 + 2 * number of ratios, 2] float32 NumPy width, height, px.
+    """
+    between = np.sqrt(min_size * max_size)
+    sizes = [(min_size, min_size), (between, between)]
+    for ratio in ratios:
+        long, short = min_size * np.sqrt(ratio), min_size / np.sqrt(ratio)
+        sizes += [(long, short), (short, long)]
+    return np.asarray(sizes, np.float32)
+
+
+def sized_anchors(sizes, stride):
+    """Anchors of given sizes around the middle of a cell (SSD, YOLO).
+
+    Args:
+      sizes: [A, 2] width, height, px.
+      stride: px.
+    Returns:
+      [A, 4] float32 NumPy xyxy, px.
+    """
+    return _centered(np.asarray(sizes, np.float64), stride / 2)
+
+
+def _centered(sizes, center):
+    return np.concatenate([center - sizes / 2, center + sizes / 2], axis=-1).astype(np.float32)
+
+
+def grid_points(stride, shape, offset=0.0):
+    """One point per cell.
+
+    Args:
+      stride: px between cells, one number or (x, y).
+      shape: (Hl, Wl), static.
+      offset: of the point in its cell, in strides.
+    Returns:
+      [Hl * Wl, 2] float32 x, y in px, by rows and columns.
+    """
+    stride_x, stride_y = np.broadcast_to(stride, 2)
+    y = (jnp.arange(shape[0], dtype=jnp.float32) + offset) * stride_y
+    x = (jnp.arange(shape[1], dtype=jnp.float32) + offset) * stride_x
+    x, y = jnp.meshgrid(x, y)  # [Hl, Wl] each
+    return jnp.stack([x.ravel(), y.ravel()], axis=-1)
+
+
+def grid_anchors(cell, stride, shape):
+    """The cell's anchors in every cell of a level.
+
+    Args:
+      cell: [A, 4] anchors of the cell (0, 0), px.
+      stride: px between cells, one number or (x, y).
+      shape: (Hl, Wl), static.
+    Returns:
+      [Hl * Wl * A, 4] float32 xyxy, px, by rows, columns and anchors.
+    """
+    corners = grid_points(stride, shape)  # [Hl * Wl, 2]
+    shifts = jnp.concatenate([corners, corners], axis=-1)
+    return (shifts[:, None, :] + jnp.asarray(cell, jnp.float32)).reshape(-1, 4)
+
+
+def pyramid_anchors(cells, strides, shapes):
+    """The anchors of all levels.
+
+    Args:
+      cells: for each level [A, 4] anchors of a cell; A may differ from level to level.
+      strides: for each level px between cells.
+      shapes: for each level (Hl, Wl), static.
+    Returns:
+      (anchors [N, 4] float32 xyxy px, level [N] int32).
+    Raises:
+      ValueError: the three do not have the same number of levels.
+    """
+    _check_levels(cells=cells, strides=strides, shapes=shapes)
+    levels = [grid_anchors(*level) for level in zip(cells, strides, shapes)]
+    return jnp.concatenate(levels), _level_numbers([len(boxes) for boxes in levels])
+
+
+def pyramid_points(strides, shapes, offset=0.0):
+    """The points of all levels: (points [N, 2] float32 x, y px, level [N] int32)."""
+    _check_levels(strides=strides, shapes=shapes)
+    levels = [grid_points(stride, shape, offset) for stride, shape in zip(strides, shapes)]
+    return jnp.concatenate(levels), _level_numbers([len(points) for points in levels])
+
+
+def feature_shapes(canvas, strides):
+    """Cells of each level on a canvas, ((Hl, Wl), ...): padded convolutions round up.
+
+    Args:
+      canvas: (height, width) px.
+      strides: for each level px.
+    """
+    return tuple((-(-canvas[0] // stride), -(-canvas[1] // stride)) for stride in strides)
+
+
+def _level_numbers(lengths):
+    return jnp.concatenate(
+        [jnp.full(length, level, jnp.int32) for level, length in enumerate(lengths)]
+    )
+
+
+def _check_levels(**per_level):
+    lengths = {name: len(values) for name, values in per_level.items()}
+    if len(set(lengths.values())) > 1:
+        raise ValueError(f"levels do not agree: {lengths}")
+
+
+def flatten_levels(maps, channels):
+    """Raw maps as rows in the order of the anchors.
+
+    Args:
+      maps: for each level [B, Hl, Wl, A * channels], as the convolution gives it.
+      channels: per anchor.
+    Returns:
+      [B, N, channels].
+    """
+    return jnp.concatenate([level.reshape(level.shape[0], -1, channels) for level in maps], axis=1)
+
+
+def inside_content(shapes, strides, anchors_per_cell, image_size):
+    """Which anchors lie in cells that hold a part of the image and not only padding.
+
+    Anchors elsewhere are ignored in the loss and masked among the candidates.
+
+    Args:
+      shapes: for each level (Hl, Wl), static.
+      strides: for each level px.
+      anchors_per_cell: one number, or one for each level.
+      image_size: [2] int32 height, width in px of the content of one image.
+    Returns:
+      [N] bool: row < ceil(height / stride) and column < ceil(width / stride).
+    """
+    _check_levels(shapes=shapes, strides=strides)
+    height, width = image_size[0], image_size[1]
+    counts = np.broadcast_to(anchors_per_cell, len(shapes))
+    levels = []
+    for (rows, columns), stride, count in zip(shapes, strides, counts):
+        # row < ceil(height / stride), in integers
+        in_rows = jnp.arange(rows) * stride < height
+        in_columns = jnp.arange(columns) * stride < width
+        cells = in_rows[:, None] & in_columns  # [Hl, Wl]
+        levels.append(jnp.repeat(cells.ravel(), count))
+    return jnp.concatenate(levels)

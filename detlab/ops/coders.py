@@ -1,0 +1,221 @@
+"""Box coders: what a regression branch predicts, and back.
+
+Each `encode_*` has its `decode_*`; arrays broadcast over leading axes, so a prediction per class
+takes anchors [N, 1, 4].  A box or an anchor without extent along an axis is encoded as if it were
+1 px long there: rows of padding stay finite and a masked loss keeps a clean gradient.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from detlab.ops import boxes as boxes_lib
+
+Array = Any
+
+# A 16 px anchor can grow to 1000 px, or the other way round, and no further (Detectron).
+MAX_LOG_RATIO = abs(math.log(16 / 1000))
+
+
+def encode_deltas(anchors, boxes, stds=(1.0, 1.0, 1.0, 1.0), means=(0.0, 0.0, 0.0, 0.0)):
+    """Normalised offsets from anchors to boxes (R-CNN, arXiv:1311.2524, appendix C, eq. 6-9).
+
+    Args:
+      anchors: [..., 4] xyxy px.
+      boxes: [..., 4] xyxy px.
+      stds: of dx, dy, dw, dh, which are divided by them.
+      means: subtracted first.
+    Returns:
+      [..., 4] dx, dy in anchor sizes, dw, dh natural logarithms of the size ratio; normalised.
+    """
+    anchors, boxes = boxes_lib.xyxy_to_cxcywh(anchors), boxes_lib.xyxy_to_cxcywh(boxes)
+    size = _nonzero(anchors[..., 2:])
+    offset = (boxes[..., :2] - anchors[..., :2]) / size
+    log_ratio = jnp.log(_nonzero(boxes[..., 2:]) / size)
+    deltas = jnp.concatenate([offset, log_ratio], axis=-1)
+    return (deltas - jnp.asarray(means, deltas.dtype)) / jnp.asarray(stds, deltas.dtype)
+
+
+def decode_deltas(
+    anchors,
+    deltas,
+    stds=(1.0, 1.0, 1.0, 1.0),
+    means=(0.0, 0.0, 0.0, 0.0),
+    max_size=None,
+    max_log_ratio=MAX_LOG_RATIO,
+):
+    """Boxes from the offsets of `encode_deltas`.
+
+    Args:
+      anchors: [..., 4] xyxy px.
+      deltas: [..., 4] normalised.
+      stds: as encoded.
+      means: as encoded.
+      max_size: (height, width) px, static or traced: boxes are clipped to it.
+      max_log_ratio: bound of |dw| and |dh| after the stds, against overflow of the exponential.
+    Returns:
+      [..., 4] xyxy px.
+    """
+    deltas = deltas * jnp.asarray(stds, deltas.dtype) + jnp.asarray(means, deltas.dtype)
+    anchors = boxes_lib.xyxy_to_cxcywh(anchors)
+    center = anchors[..., :2] + deltas[..., :2] * anchors[..., 2:]
+    log_ratio = jnp.clip(deltas[..., 2:], -max_log_ratio, max_log_ratio)
+    size = anchors[..., 2:] * jnp.exp(log_ratio)
+    return _clip(boxes_lib.cxcywh_to_xyxy(jnp.concatenate([center, size], axis=-1)), max_size)
+
+
+def encode_ltrb(points, boxes, max_distance=None):
+    """Distances from points to the four sides (FCOS, arXiv:1904.01355, eq. 1).
+
+    Args:
+      points: [..., 2] x, y.
+      boxes: [..., 4] xyxy, in the unit of the points: px, or strides where both are divided.
+      max_distance: distances are brought to 0..max_distance - 0.1, the range that bins of 0, 1 ..
+        max_distance can hold with a neighbour on either side (GFL, arXiv:2006.04388).
+    Returns:
+      [..., 4] left, top, right, bottom; below 0 where a point is outside of its box.
+    """
+    distances = jnp.concatenate([points - boxes[..., :2], boxes[..., 2:] - points], axis=-1)
+    return distances if max_distance is None else jnp.clip(distances, 0.0, max_distance - 0.1)
+
+
+def decode_ltrb(points, distances, max_size=None):
+    """Boxes from distances to the four sides (FCOS, arXiv:1904.01355, eq. 1 inverted).
+
+    Args:
+      points: [..., 2] x, y.
+      distances: [..., 4] left, top, right, bottom, in the unit of the points.
+      max_size: (height, width), static or traced: boxes are clipped to it.
+    Returns:
+      [..., 4] xyxy, in the unit of the points.
+    """
+    low, high = points - distances[..., :2], points + distances[..., 2:]
+    return _clip(jnp.concatenate([low, high], axis=-1), max_size)
+
+
+def encode_yolo(anchors, boxes, strides, eps=1e-6):
+    """Position in the cell and log size ratio (YOLOv3, arXiv:1804.02767, section 2.1).
+
+    Args:
+      anchors: [..., 4] xyxy px, around the middles of their cells.
+      boxes: [..., 4] xyxy px.
+      strides: [...] px.
+      eps: x and y are clamped to eps..1 - eps, so that they stay targets for a sigmoid.
+    Returns:
+      [..., 4] x, y of the centre in 0..1 of the cell, and ln(w / anchor w), ln(h / anchor h).
+    """
+    anchors, boxes = boxes_lib.xyxy_to_cxcywh(anchors), boxes_lib.xyxy_to_cxcywh(boxes)
+    offset = (boxes[..., :2] - anchors[..., :2]) / jnp.asarray(strides)[..., None] + 0.5
+    log_ratio = jnp.log(_nonzero(boxes[..., 2:]) / _nonzero(anchors[..., 2:]))
+    return jnp.concatenate([jnp.clip(offset, eps, 1 - eps), log_ratio], axis=-1)
+
+
+def decode_yolo(anchors, encoded, strides):
+    """Boxes from positions in the cell and log size ratios; the inverse of `encode_yolo`.
+
+    Args:
+      anchors: [..., 4] xyxy px, around the middles of their cells.
+      encoded: [..., 4] x, y after the sigmoid, and log ratios of width and height.
+      strides: [...] px.
+    Returns:
+      [..., 4] xyxy px, not clipped.
+    """
+    anchors = boxes_lib.xyxy_to_cxcywh(anchors)
+    center = anchors[..., :2] + (encoded[..., :2] - 0.5) * jnp.asarray(strides)[..., None]
+    size = anchors[..., 2:] * jnp.exp(encoded[..., 2:])
+    return boxes_lib.cxcywh_to_xyxy(jnp.concatenate([center, size], axis=-1))
+
+
+class Buckets(NamedTuple):
+    """SABL's targets; sides are left, right, top, bottom and buckets go from outside inwards."""
+
+    offsets: Array  # [..., 4, S] from the side of the box to the bucket, in bucket sizes
+    offset_weights: Array  # [..., 4, S] 1 at the nearest bucket, and the second if close, else 0
+    labels: Array  # [..., 4, S] one-hot: the nearest bucket
+    label_weights: Array  # [..., 4, S] 0 at close buckets that are not the nearest, else 1
+
+
+def encode_buckets(rois, boxes, num_buckets, scale_factor, ignore_neighbors=True):
+    """Bucket labels and offsets of the four sides (SABL, arXiv:1912.04260, sections 3.2, 3.3).
+
+    Args:
+      rois: [..., 4] xyxy px.
+      boxes: [..., 4] xyxy px, the object of each RoI.
+      num_buckets: along the width and along the height; each side sees S = ceil(half) of them.
+      scale_factor: the buckets divide the RoI enlarged about its centre by this.
+      ignore_neighbors: whether `label_weights` leaves out close buckets (section 3.2).
+    Returns:
+      Buckets.
+    """
+    centers, size = _bucket_centers(rois, num_buckets, scale_factor)
+    sides = jnp.stack(
+        [boxes[..., 0], boxes[..., 2], boxes[..., 1], boxes[..., 3]], axis=-1
+    )  # [..., 4] left, right, top, bottom
+    offsets = (centers - sides[..., None]) / _nonzero(size)[..., None]  # [..., 4, S]
+    distances = jnp.abs(offsets)
+    nearest = jax.nn.one_hot(jnp.argmin(distances, axis=-1), distances.shape[-1])
+    others = jnp.where(nearest > 0, jnp.inf, distances)
+    second = jax.nn.one_hot(jnp.argmin(others, axis=-1), distances.shape[-1])
+    close = distances < 1.0
+    offset_weights = jnp.where(close, jnp.maximum(nearest, second), nearest)
+    label_weights = jnp.ones_like(nearest)
+    if ignore_neighbors:
+        label_weights = jnp.where(close & (nearest == 0), 0.0, label_weights)
+    return Buckets(offsets, offset_weights, nearest, label_weights)
+
+
+def decode_buckets(rois, logits, offsets, num_buckets, scale_factor, max_size=None):
+    """Boxes and localisation confidence from bucket scores (SABL, sections 3.3, 3.4).
+
+    Args:
+      rois: [..., 4] xyxy px.
+      logits: [..., 4, S] of the buckets of each side.
+      offsets: [..., 4, S] in bucket sizes.
+      num_buckets: as encoded.
+      scale_factor: as encoded.
+      max_size: (height, width) px: boxes are clipped to 0..size - 1, as the reference does here.
+    Returns:
+      (boxes [..., 4] xyxy px, confidence [...] in 0..1: over the four sides the mean probability
+      of the best bucket, with that of the second where the two are neighbours).
+    """
+    centers, size = _bucket_centers(rois, num_buckets, scale_factor)
+    scores = jax.nn.softmax(logits, axis=-1)
+    (top, second), (best, other) = (
+        jnp.moveaxis(x, -1, 0) for x in jax.lax.top_k(scores, 2)
+    )  # [..., 4] each
+
+    def at_best(values):
+        return jnp.take_along_axis(values, best[..., None], axis=-1)[..., 0]
+
+    sides = at_best(centers) - at_best(offsets) * size  # left, right, top, bottom
+    boxes = jnp.stack([sides[..., 0], sides[..., 2], sides[..., 1], sides[..., 3]], axis=-1)
+    if max_size is not None:
+        boxes = boxes_lib.clip(boxes, max_size[0] - 1, max_size[1] - 1)
+    confidence = top + jnp.where(jnp.abs(best - other) == 1, second, 0.0)
+    return boxes, jnp.mean(confidence, axis=-1)
+
+
+def _bucket_centers(rois, num_buckets, scale_factor):
+    """Centres [..., 4, S] px and sizes [..., 4] px of the buckets of each side."""
+    rois = boxes_lib.xyxy_to_cxcywh(rois)
+    whole = rois[..., 2:] * scale_factor
+    low, high = rois[..., :2] - whole / 2, rois[..., :2] + whole / 2
+    steps = 0.5 + jnp.arange(-(-num_buckets // 2))  # [S]
+    bucket = whole / num_buckets  # [..., 2]
+    inwards = steps * bucket[..., None]  # [..., 2, S]
+    from_low, from_high = low[..., None] + inwards, high[..., None] - inwards
+    centers = jnp.stack(
+        [from_low[..., 0, :], from_high[..., 0, :], from_low[..., 1, :], from_high[..., 1, :]],
+        axis=-2,
+    )
+    return centers, jnp.repeat(bucket, 2, axis=-1)
+
+
+def _nonzero(size):
+    return jnp.where(size > 0, size, 1.0)
+
+
+def _clip(boxes, max_size):
+    return boxes if max_size is None else boxes_lib.clip(boxes, *max_size)

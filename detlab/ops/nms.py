@@ -1,0 +1,136 @@
+"""Greedy non-maximum suppression with a fixed number of outputs.
+
+The result is exactly that of the sequential algorithm: in order of falling score, a box is kept
+unless its IoU with a kept box exceeds the threshold.  Boxes of different classes are told apart by
+a mask.  The usual trick, moving each class by a multiple of the image size, rounds coordinates (to
+0.008 px at 80 classes) and lets boxes with negative coordinates meet another class.
+
+Two programs compute the same keep mask.  CPUs take one IoU row per step of a loop of fixed length;
+accelerators, for which every step costs a launch, take tiles of boxes.
+"""
+
+import jax.numpy as jnp
+from jax import lax
+
+from detlab.ops import boxes as boxes_lib
+
+_TILE = 256
+
+
+def nms(boxes, scores, valid, iou_threshold, max_outputs, labels=None):
+    """Indices of the boxes that survive, best first.
+
+    Args:
+      boxes: [N, 4] xyxy px, of one image.
+      scores: [N] float; equal scores are taken in the order of the boxes.
+      valid: [N] bool; other boxes are never kept and suppress nothing.
+      iou_threshold: a box is dropped where IoU > iou_threshold.
+      max_outputs: K, static; may be larger than N.
+      labels: [N] int; if given, only boxes of the same class suppress each other.
+    Returns:
+      (indices [K] int32, 0 in empty slots; keep [K] bool, the filled slots, which come first).
+    Raises:
+      ValueError: `boxes` is not [N, 4], or `max_outputs` is below 1.
+    """
+    if boxes.ndim != 2 or boxes.shape[-1] != 4:
+        raise ValueError(f"boxes must be [N, 4], not {boxes.shape}")
+    if max_outputs < 1:
+        raise ValueError(f"max_outputs must be at least 1, not {max_outputs}")
+    if len(boxes) == 0:
+        return jnp.zeros(max_outputs, jnp.int32), jnp.zeros(max_outputs, bool)
+    boxes = boxes.astype(jnp.float32)
+    labels = jnp.zeros(len(boxes), jnp.int32) if labels is None else labels
+    order = jnp.argsort(jnp.where(valid, -scores, jnp.inf), stable=True)
+    keep = lax.platform_dependent(
+        boxes[order],
+        labels[order],
+        valid[order],
+        jnp.asarray(iou_threshold, jnp.float32),
+        cpu=_keep_sequential,
+        default=_keep_tiled,
+    )
+    # The first K kept positions, by top_k because a scatter or a second sort is slower.
+    ranks = jnp.where(keep, jnp.arange(len(boxes), 0, -1), 0)
+    ranks, positions = lax.top_k(ranks, min(max_outputs, len(boxes)))
+    keep = ranks > 0
+    indices = jnp.where(keep, order[positions], 0).astype(jnp.int32)
+    empty = (0, max_outputs - len(positions))
+    return jnp.pad(indices, empty), jnp.pad(keep, empty)
+
+
+def suppress(boxes, scores, labels, valid, iou_threshold, max_outputs):
+    """The detections of one image after class-aware NMS.
+
+    Args:
+      boxes: [N, 4] xyxy px.
+      scores: [N].
+      labels: [N] int.
+      valid: [N] bool.
+      iou_threshold: a box is dropped where its IoU with a kept box of its class is above.
+      max_outputs: K, static.
+    Returns:
+      (boxes [K, 4], scores [K], labels [K], valid [K] bool), sorted by score; empty rows come
+      last and hold zeros.
+    """
+    indices, keep = nms(boxes, scores, valid, iou_threshold, max_outputs, labels)
+
+    def rows(values):
+        padded = jnp.pad(values, [(0, 1)] + [(0, 0)] * (values.ndim - 1))
+        return padded[jnp.where(keep, indices, -1)]  # empty slots take the row of zeros
+
+    return rows(boxes), rows(scores), rows(labels), keep
+
+
+def _keep_sequential(boxes, labels, alive, iou_threshold):
+    """Keep mask [N] of boxes sorted by score: one IoU row per step.
+
+    The number of steps is fixed: a data-dependent end would, vmapped over a batch sharded over
+    devices, need an all-reduce per step.
+    """
+    positions = jnp.arange(len(boxes))
+    columns = boxes.T  # each coordinate contiguous: a third off the time of the loop
+
+    def step(i, keep):
+        overlaps = boxes_lib.iou(columns[:, i], columns.T) > iou_threshold  # [N]
+        later = (positions > i) & (labels == labels[i])
+        return keep & ~(keep[i] & later & overlaps)
+
+    return lax.fori_loop(0, len(boxes), step, alive)
+
+
+def _keep_tiled(boxes, labels, alive, iou_threshold):
+    """Keep mask [N] of boxes sorted by score: tile by tile.
+
+    Inside a tile, keep = alive and not suppressed by a kept box before it.  Iterating that rule
+    settles the boxes from the first to the last, usually in a few rounds (as many as the longest
+    chain of suppression), and its only fixed point is the greedy answer.  The kept boxes of a
+    tile then suppress all later ones at once.
+    """
+    length = len(boxes)
+    padding = -length % _TILE
+    boxes = jnp.pad(boxes, ((0, padding), (0, 0)))
+    labels, alive = jnp.pad(labels, (0, padding)), jnp.pad(alive, (0, padding))
+    positions = jnp.arange(length + padding)
+
+    def tile_step(tile, alive):
+        start = tile * _TILE
+
+        def part(values):
+            return lax.dynamic_slice_in_dim(values, start, _TILE)
+
+        overlaps = boxes_lib.pairwise_iou(part(boxes), boxes) > iou_threshold  # [tile, N]
+        suppresses = (
+            overlaps & (part(labels)[:, None] == labels) & (part(positions)[:, None] < positions)
+        )
+        inside = lax.dynamic_slice_in_dim(suppresses, start, _TILE, axis=1)  # [tile, tile]
+        candidates = part(alive)
+
+        def settle(state):
+            keep, _ = state
+            new = candidates & ~jnp.any(keep[:, None] & inside, axis=0)
+            return new, jnp.any(new != keep)
+
+        keep, _ = lax.while_loop(lambda state: state[1], settle, (candidates, jnp.any(candidates)))
+        return alive & ~jnp.any(keep[:, None] & suppresses, axis=0)
+
+    return lax.fori_loop(0, len(boxes) // _TILE, tile_step, alive)[:length]

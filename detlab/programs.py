@@ -1,0 +1,129 @@
+"""What the command lines train, eval and demo share."""
+
+import argparse
+import os
+import pathlib
+import sys
+from typing import Any, Iterable, Iterator, Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import tqdm
+
+from detlab import checkpoint
+from detlab import config as config_lib
+from detlab import detector as detector_lib
+from detlab import errors
+from detlab import sharding
+from detlab.data import records
+from detlab.data import sources
+
+
+def add_model_flags(parser: argparse.ArgumentParser) -> None:
+    """--workdir, or --config with --checkpoint: where the detector comes from."""
+    parser.add_argument("--workdir", help="folder of a training run")
+    parser.add_argument(
+        "--config", help="path of a config or name of a shipped experiment, `:variant` appended"
+    )
+    parser.add_argument(
+        "--checkpoint",
+        help="with --workdir best (default), last or a step; with --config the folder of weights",
+    )
+
+
+def load_model(args: argparse.Namespace, overrides: Mapping[str, str]):
+    """(config, weights) of --workdir, or of --config and --checkpoint."""
+    if args.workdir and args.config:
+        raise errors.UserError("give either --workdir or --config with --checkpoint, not both.")
+    if args.workdir:
+        weights = checkpoint.load_weights(args.workdir, args.checkpoint or "best")
+        if "config" not in weights.info:
+            raise errors.UserError(
+                f"{weights.path} was not written by training; name its config with --config and"
+                " the folder with --checkpoint."
+            )
+        config = config_lib.from_json(weights.info["config"])
+        for key, text in overrides.items():
+            config_lib.override(config, key, text)
+    elif args.config and args.checkpoint:
+        config = config_lib.load(args.config, overrides)
+        weights = checkpoint.load_weights(args.checkpoint)
+    else:
+        raise errors.UserError("give --workdir of a run, or --config together with --checkpoint.")
+    use_compilation_cache(config)
+    return config, weights
+
+
+def use_compilation_cache(config) -> None:
+    """Keeps compiled programs in the user's cache folder, so that a second start is quick."""
+    if not config.compilation_cache or jax.config.jax_compilation_cache_dir:
+        return
+    base = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+    jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(base) / "detlab" / "xla"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def open_source(config, part: str):
+    """The source of a part, "train" or "eval"; prints what was left out of it."""
+    try:
+        source = sources.build(config.data, part)
+    except records.DataError as error:
+        raise errors.UserError(str(error)) from error
+    if not len(source):
+        raise errors.UserError(f"the {part} part of config.data has no usable images.")
+    if len(source.class_names) != config.model.num_classes:
+        raise errors.UserError(
+            f"config.model.num_classes is {config.model.num_classes}, but the {part} data have"
+            f" {len(source.class_names)} classes: {', '.join(source.class_names)}."
+        )
+    for problem in source.problems[:5]:
+        print(f"{part} data: {problem}")
+    if len(source.problems) > 5:
+        print(f"{part} data: and {len(source.problems) - 5} more such problems")
+    return source
+
+
+def user_errors(items: Iterable) -> Iterator:
+    """The items; bad data met on the way ends the program with its sentence."""
+    try:
+        yield from items
+    except records.DataError as error:
+        raise errors.UserError(str(error)) from error
+
+
+def check_class_names(of_weights: Sequence[str] | None, of_data: Sequence[str]) -> None:
+    """Weights and data must mean the same by label 0, 1, ..."""
+    if of_weights and list(of_weights) != list(of_data):
+        raise errors.UserError(
+            f"the detector knows the classes {', '.join(of_weights)}, and the data have"
+            f" {', '.join(of_data)}; set config.data.class_names to the detector's."
+        )
+
+
+def fit_weights(detector: detector_lib.Detector, config, weights: checkpoint.Weights, mesh):
+    """(params, state) of the whole detector on the devices; nothing may be missing."""
+    params, state = jax.eval_shape(detector.init, jax.random.key(0), example_images(config))
+    merged = checkpoint.merge(params, state, weights, skip=())
+    return jax.device_put((merged.params, merged.state), sharding.replicated(mesh))
+
+
+def example_images(config) -> jax.Array:
+    """One empty canvas: parameters do not depend on its size."""
+    return jnp.zeros((1, *config.data.canvases[0], 3), jnp.uint8)
+
+
+def progress_bar(total: int, what: str, unit: str, **options) -> tqdm.tqdm:
+    """A progress bar; into a file it writes a line now and then."""
+    interval = 0.2 if sys.stderr.isatty() else 20.0
+    return tqdm.tqdm(total=total, desc=what, unit=unit, mininterval=interval, **options)
+
+
+def write_text(path: str | pathlib.Path, text: str) -> None:
+    """Writes a file, making its folder."""
+    path = pathlib.Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    except OSError as error:
+        raise errors.UserError(f"cannot write {path}: {error.strerror or error}.") from error

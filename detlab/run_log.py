@@ -1,0 +1,105 @@
+"""The log of a run: `metrics.jsonl`, TensorBoard, and the line of the progress bar.
+
+Each row is {"step": n, key: number, ...}: `train/...` keys are means over the steps since the row
+before, `data/...` keys count since the run began, `eval/...` keys are figures of an evaluation.
+"""
+
+import collections
+import json
+import pathlib
+import time
+
+import tensorboardX
+import tqdm
+
+from detlab import errors
+from detlab.data import loader
+
+
+class RunLog:
+    """Collects numbers on the host and writes them."""
+
+    def __init__(self, workdir: pathlib.Path, first_step: int):
+        """Rows after `first_step`, which a resumed run makes again, are taken off the file."""
+        self.path = workdir / "metrics.jsonl"
+        rows = [row for row in read_rows(self.path) if row["step"] <= first_step]
+        self._counts = collections.Counter()
+        for row in rows:
+            self._counts.update(
+                {k: v - self._counts[k] for k, v in row.items() if k.startswith("data/")}
+            )
+        temporary = self.path.with_suffix(".tmp")
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        temporary.replace(self.path)
+        self._file = self.path.open("a", buffering=1)
+        self._board = tensorboardX.SummaryWriter(
+            str(workdir / "tensorboard"), purge_step=first_step + 1
+        )
+        self._sums = collections.Counter()
+        self._steps = 0
+        self._since = time.time()
+        self._paused = 0.0
+
+    def data(self, loaded: loader.Loaded) -> None:
+        """What was lost while making a batch."""
+        self._counts["data/dropped_boxes"] += loaded.dropped_boxes
+        self._counts["data/skipped_images"] += len(loaded.skipped)
+        for sentence in loaded.skipped:
+            tqdm.tqdm.write(f"skipped: {sentence}")
+
+    def step(self, step: int, metrics: dict[str, float]) -> None:
+        self._sums.update(metrics)
+        self._steps += 1
+
+    def write(self, step: int, batch_size: int) -> str:
+        """Writes the row of the steps since the last one; returns its short form."""
+        seconds = time.time() - self._since
+        means = {k: v / self._steps for k, v in self._sums.items()}
+        speed = self._steps * batch_size / max(seconds, 1e-9)
+        self._row(
+            step,
+            {f"train/{k}": v for k, v in means.items()}
+            | {"train/images_per_second": speed}
+            | dict(self._counts),
+        )
+        self._sums.clear()
+        self._steps = 0
+        self._since = time.time()
+        terms = " ".join(f"{k} {v:.3f}" for k, v in means.items() if k.startswith("loss"))
+        return f"{speed:.1f} img/s {terms}"
+
+    def evaluation(self, step: int, figures: dict[str, float]) -> None:
+        self._row(step, {f"eval/{k}": v for k, v in figures.items()})
+
+    def pause(self) -> None:
+        """Time until `resume` does not count as training."""
+        self._paused = time.time()
+
+    def resume(self) -> None:
+        self._since += time.time() - self._paused
+
+    def close(self) -> None:
+        self._file.close()
+        self._board.close()
+
+    def _row(self, step: int, values: dict[str, float]) -> None:
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        for key, value in values.items():
+            self._board.add_scalar(key, value, step)
+
+
+def read_rows(path: pathlib.Path) -> list[dict]:
+    """The rows of a `metrics.jsonl`; a last line that a kill cut short is left out."""
+    if not path.exists():
+        return []
+    lines = path.read_text().splitlines()
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError as error:
+            if number < len(lines):
+                raise errors.UserError(
+                    f"line {number} of {path} is not JSON; move the file away to go on."
+                ) from error
+    return rows

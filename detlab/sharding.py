@@ -1,0 +1,44 @@
+"""One mesh axis, `data`: parameters on every device, each device a part of the batch."""
+
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+AXIS = "data"
+
+
+def make_mesh() -> jax.sharding.Mesh:
+    """All devices in a row.  Auto axes: with Explicit ones, jax's default, models do not trace."""
+    return jax.make_mesh(
+        (jax.device_count(),), (AXIS,), axis_types=(jax.sharding.AxisType.Auto,)
+    )
+
+
+def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def put_batch(batch: Any, mesh: jax.sharding.Mesh) -> Any:
+    """A tree of host arrays, this process's rows of the global batch, onto the devices."""
+    sharding = NamedSharding(mesh, PartitionSpec(AXIS))
+    return jax.tree.map(
+        lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch
+    )
+
+
+def per_image(function, mesh: jax.sharding.Mesh, constants: int):
+    """`function` with each device working on its own images.
+
+    Its first `constants` arguments are the same everywhere, the others and the result have the
+    image as their first axis.  A loop whose length depends on data, such as suppression, then needs
+    no talk between devices.
+    """
+    whole, part = PartitionSpec(), PartitionSpec(AXIS)
+
+    def call(*arguments):
+        specs = tuple(whole if i < constants else part for i in range(len(arguments)))
+        return jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=part)(*arguments)
+
+    return call

@@ -1,0 +1,431 @@
+"""Trains a detector.
+
+    python -m detlab.train --config experiments/retinanet_shapes.py
+
+Any value of the config can be set on the command line, as in `--config.optim.lr=0.005`.  The run
+lives in its workdir; starting it again resumes it.
+"""
+
+import argparse
+import json
+import math
+import pathlib
+import re
+import signal
+import time
+from typing import Any, Sequence
+
+import jax
+import jax.numpy as jnp
+import optax
+import tqdm
+
+from detlab import checkpoint
+from detlab import config as config_lib
+from detlab import detector as detector_lib
+from detlab import errors
+from detlab import eval as eval_lib
+from detlab import optim
+from detlab import programs
+from detlab import run_log
+from detlab import sharding
+from detlab import types
+from detlab.data import loader
+from detlab.viz import curves
+
+
+def main(arguments: Sequence[str]) -> None:
+    # Config and workdir.
+    args, overrides = config_lib.parse(arguments, _parser())
+    config = config_lib.load(args.config, overrides)
+    workdir = pathlib.Path(args.workdir or pathlib.Path("runs") / config_lib.stem(args.config))
+    programs.use_compilation_cache(config)
+
+    # Data.
+    train_source = programs.open_source(config, "train")
+    eval_source = programs.open_source(config, "eval")
+    sizes = loader.source_sizes(train_source)
+    per_epoch = loader.steps_per_epoch(sizes, config.train.batch_size, config.data.canvases)
+    length = run_length(config, per_epoch)
+    print(
+        f"data: {len(train_source)} images to train on, {len(eval_source)} to evaluate,"
+        f" {len(train_source.class_names)} classes, {per_epoch} steps an epoch"
+    )
+
+    # Devices and detector.
+    mesh = sharding.make_mesh()
+    check_batch_sizes(config)
+    detector = detector_lib.build(config)
+
+    # The state that training starts from, and the optimizer.
+    params, state = initial_weights(detector, config)
+    optimizer = optim.build(
+        config.optim,
+        params,
+        total_steps=length.total,
+        batch_size=config.train.batch_size,
+        steps_per_unit=per_epoch if config.train.epochs else 1,
+        frozen=detector.frozen,
+    )
+    train_state = types.TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        state=state,
+        opt_state=jax.jit(optimizer.transform.init)(params),
+        ema=None,
+    )
+    train_state = jax.device_put(train_state, sharding.replicated(mesh))
+    describe(config, optimizer, params)
+
+    if args.dry_run:
+        dry_run(detector, optimizer, train_state, train_source, config, mesh, length)
+        return
+
+    # Resume, or start; a run that is complete has nothing to do.
+    open_workdir(workdir, config)
+    checkpoints = checkpoint.Checkpoints(workdir, config.train.keep_last)
+    if checkpoints.latest_step() is not None:
+        train_state = checkpoints.restore(train_state)
+        print(f"resuming {workdir} at step {int(train_state.step)} of {length.total}")
+    first = int(train_state.step)
+    if first >= length.total:
+        print(
+            f"{workdir} is finished: {first} steps.  Look at it with"
+            f" `python -m detlab.eval --workdir {workdir}`, or start another with --workdir."
+        )
+        return
+    log = run_log.RunLog(workdir, first)
+    info = {
+        "config": config_lib.to_json(config),
+        "class_names": list(train_source.class_names),
+    }
+
+    # Training.
+    batches = training_batches(train_source, config, length, first)
+    step_function = TrainStep(detector, optimizer, config, mesh)
+    predictor = eval_lib.make_predictor(detector, mesh)
+    truth = eval_lib.ground_truth(eval_source)
+    best = checkpoints.best_score()
+    predictions = None
+    previous = None  # (step, metrics on the device, batch): read one step late, see below
+    stop = StopSignals()
+    bar = programs.progress_bar(length.total, "train", "step", initial=first)
+    for step in range(first + 1, length.total + 1):
+        loaded = next(batches)
+        train_state, metrics = step_function(train_state, loaded.batch)
+        log.data(loaded)
+        # Reading the metrics of the step before leaves the device busy with this one.
+        if previous is not None:
+            log.step(*check_finite(*previous, train_source))
+        previous = step, metrics, loaded.batch
+        last = step == length.total or stop()
+        evaluating = step % length.eval_every == 0 or step == length.total
+        if last or evaluating or step % config.train.log_every == 0:
+            log.step(*check_finite(*previous, train_source))
+            previous = None
+        if step % config.train.log_every == 0 or last:
+            bar.set_postfix_str(log.write(step, config.train.batch_size))
+        bar.update()
+
+        if evaluating and not stop():
+            log.pause()
+            predictions = eval_lib.predict(
+                predictor, train_state.params, train_state.state, eval_source, config, mesh, stop
+            )
+            if not stop():
+                result = eval_lib.score(truth, predictions, eval_source.class_names)
+                figures = eval_lib.scalars(result)
+                log.evaluation(step, figures)
+                bar.write(f"step {step}: {summary(figures)}")
+                if best is None or figures[config.eval.best_by] > best:
+                    best = figures[config.eval.best_by]
+                    checkpoints.save_best(train_state, {**info, "metrics": figures}, best)
+            log.resume()
+        if last or evaluating or step % length.checkpoint_every == 0:
+            checkpoints.save(train_state, info)
+        if stop():
+            break
+    bar.close()
+    checkpoints.close()
+    log.close()
+
+    # What there is to look at.
+    if stop():
+        print(
+            f"stopped by {stop.name} at step {step} of {length.total}; the same command resumes"
+            f" from {workdir}"
+        )
+        return
+    print(eval_lib.report(result))
+    pictures = workdir / "pictures"
+    eval_lib.draw(
+        pictures, eval_source, truth, predictions, config.eval.threshold, config.eval.pictures
+    )
+    eval_lib.write_predictions(workdir / "predictions.json", predictions, eval_source.class_names)
+    programs.write_text(workdir / "eval.json", json.dumps(result, indent=1))
+    curves.plot_run(log.path, workdir / "curves.png")
+    print(f"best {config.eval.best_by}:   {best:.3f}  {workdir / 'best'}")
+    print(f"checkpoints:  {workdir / 'checkpoints'}")
+    print(f"curves:       {workdir / 'curves.png'}  ({log.path.name}, tensorboard/)")
+    print(f"pictures:     {pictures}  (left what is there, right what was found)")
+
+
+# ------------------------------------------------------------------------------------------------
+# Before the first step
+
+
+class Length:
+    """Steps of the run, and between evaluations and checkpoints."""
+
+    def __init__(self, total: int, eval_every: int, checkpoint_every: int):
+        self.total = total
+        self.eval_every = eval_every
+        self.checkpoint_every = checkpoint_every
+
+
+def run_length(config, per_epoch: int) -> Length:
+    """`epochs`, or `steps` where there are none; both kinds of interval default to an epoch."""
+    train = config.train
+    if bool(train.epochs) == bool(train.steps):
+        raise errors.UserError("set one of config.train.epochs and config.train.steps.")
+    total = train.epochs * per_epoch if train.epochs else train.steps
+    return Length(total, train.eval_every or per_epoch, train.checkpoint_every or per_epoch)
+
+
+def check_batch_sizes(config) -> None:
+    devices = jax.device_count()
+    for key, size in (
+        ("train.batch_size", config.train.batch_size),
+        ("eval.batch_size", config.eval.batch_size),
+    ):
+        if size < 1 or size % devices:
+            raise errors.UserError(
+                f"config.{key} is {size}; it must be a positive multiple of the {devices} devices."
+            )
+
+
+def initial_weights(detector: detector_lib.Detector, config):
+    """(params, state) to start from: those of `init_from`, the rest as the modules initialise.
+
+    Raises:
+      UserError: leaves that training never changes would keep their random values.
+    """
+    if config.init_from and not pathlib.Path(config.init_from).exists():
+        help_text = f": {config.init_help}" if config.init_help else ""
+        raise errors.UserError(
+            f"config.init_from names {config.init_from}, which does not exist{help_text}."
+        )
+    start = time.time()
+    key = jax.random.key(config.seed)
+    params, state = jax.jit(detector.init)(key, programs.example_images(config))
+    jax.block_until_ready(params)
+    print(f"initialised in {time.time() - start:.1f} s")
+    random = checkpoint.flat_paths(params, state)
+    if config.init_from:
+        weights = checkpoint.load_weights(config.init_from)
+        merged = checkpoint.merge(params, state, weights, config.init_skip)
+        params, state, random = merged.params, merged.state, merged.initialised
+        print(
+            f"{len(merged.loaded)} leaves from {weights.path}, {len(random)} stay as initialised"
+        )
+    constant = [p for p in random if any(re.fullmatch(f, p) for f in detector.frozen)]
+    if constant:
+        raise errors.UserError(
+            f"{len(constant)} leaves are never trained but would keep their initial values, such as"
+            f" {constant[0]}: name weights in config.init_from, or train everything with"
+            " --config.model.backbone_norm=batch --config.model.frozen_stages=0."
+        )
+    return params, state
+
+
+def describe(config, optimizer: optim.Optimizer, params) -> None:
+    labels = jax.tree.leaves(optimizer.labels)
+    sizes = [x.size for x in jax.tree.leaves(params)]
+    trained = sum(n for n, label in zip(sizes, labels) if label == "train")
+    print(f"{config.detector}: {sum(sizes) / 1e6:.2f} M parameters, {trained / 1e6:.2f} M trained")
+    reference = config.optim.lr_batch_size
+    if reference and reference != config.train.batch_size:
+        scaled = config.optim.lr * config.train.batch_size / reference
+        print(
+            f"learning rate {config.optim.lr:g} is for {reference} images a step; with"
+            f" {config.train.batch_size} it is {scaled:g}"
+        )
+    device = jax.devices()[0]
+    print(f"devices: {jax.device_count()} x {device.device_kind} ({device.platform})")
+
+
+def open_workdir(workdir: pathlib.Path, config) -> None:
+    """Makes the workdir, or checks that the run in it has the same config."""
+    path = workdir / "config.json"
+    now = config_lib.to_json(config)
+    if path.exists():
+        try:
+            there = json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise errors.UserError(
+                f"{path} cannot be read ({error}); choose another --workdir."
+            ) from error
+        different = config_lib.differences(there, now)
+        if different:
+            raise errors.UserError(
+                f"{workdir} holds a run with another config, differing in {', '.join(different)};"
+                " give the same config to resume it, or another --workdir."
+            )
+    programs.write_text(path, json.dumps(now, indent=1))
+
+
+# ------------------------------------------------------------------------------------------------
+# The step
+
+
+class TrainStep:
+    """(TrainState, host batch) -> (TrainState, metrics); one compiled program for each canvas."""
+
+    def __init__(self, detector: detector_lib.Detector, optimizer: optim.Optimizer, config, mesh):
+        self._mesh = mesh
+        self._compiled = {}
+        self.compile_seconds = 0.0
+
+        def update(state: types.TrainState, batch: types.Batch):
+            rng = jax.random.fold_in(jax.random.key(config.seed), state.step)
+            value_and_grad = jax.value_and_grad(detector.loss, has_aux=True)
+            (loss, (metrics, model_state)), grads = value_and_grad(
+                state.params, state.state, batch, rng
+            )
+            updates, opt_state = optimizer.transform.update(grads, state.opt_state, state.params)
+            trained = [
+                g
+                for g, label in zip(jax.tree.leaves(grads), jax.tree.leaves(optimizer.labels))
+                if label == "train"
+            ]
+            metrics = {
+                "loss": loss,
+                **metrics,
+                "grad_norm": optax.global_norm(trained),
+                "lr": optimizer.schedule(state.step),
+            }
+            new = types.TrainState(
+                state.step + 1,
+                optax.apply_updates(state.params, updates),
+                model_state,
+                opt_state,
+                state.ema,
+            )
+            return new, metrics
+
+        everywhere = sharding.replicated(mesh)
+        self._update = jax.jit(update, donate_argnums=0, out_shardings=(everywhere, everywhere))
+
+    def __call__(self, state: types.TrainState, batch: types.Batch):
+        canvas = batch.images.shape[1:3]
+        batch = sharding.put_batch(batch, self._mesh)
+        if canvas not in self._compiled:
+            start = time.time()
+            self._compiled[canvas] = self._update.lower(state, batch).compile()
+            seconds = time.time() - start
+            self.compile_seconds += seconds
+            tqdm.tqdm.write(
+                f"compiled the train step for {canvas[0]}x{canvas[1]} in {seconds:.1f} s"
+            )
+        return self._compiled[canvas](state, batch)
+
+
+def training_batches(source, config, length: Length, first: int):
+    """Batches of steps first + 1, first + 2, ...; a function of the seed and the step alone."""
+    data = config.data
+    return programs.user_errors(
+        loader.train_batches(
+            source,
+            batch_size=config.train.batch_size,
+            canvases=data.canvases,
+            seed=config.seed,
+            max_boxes=data.max_boxes,
+            pad_value=data.pad_value,
+            num_steps=length.total,
+            start_step=first,
+            resize=data.resize,
+            flip_horizontal=data.flip_horizontal,
+            flip_vertical=data.flip_vertical,
+            skip_broken=data.skip_broken,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            read_threads=data.read_threads,
+            workers=data.workers,
+        )
+    )
+
+
+def check_finite(step: int, metrics: dict[str, Any], batch: types.Batch, source):
+    """(step, metrics as floats).
+
+    Raises:
+      UserError: the loss or its gradient is not finite; the last checkpoint stays.
+    """
+    values = {k: float(v) for k, v in jax.device_get(metrics).items()}
+    if math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"]):
+        return step, values
+    terms = ", ".join(
+        f"{k} {v:g}" for k, v in values.items() if k.startswith("loss") or k == "grad_norm"
+    )
+    images = ", ".join(str(source.image_id(int(i))) for i in batch.index if i >= 0)
+    raise errors.UserError(
+        f"step {step} is not finite ({terms}) on images {images}; the last checkpoint is kept."
+        " A lower config.optim.lr, a longer warm-up or config.optim.clip_norm usually helps."
+    )
+
+
+def dry_run(detector, optimizer, state, source, config, mesh, length: Length) -> None:
+    """Two steps, and nothing written."""
+    step_function = TrainStep(detector, optimizer, config, mesh)
+    batches = training_batches(source, config, Length(2, 2, 2), 0)
+    for step, loaded in enumerate(batches, start=1):
+        start = time.time()
+        state, metrics = step_function(state, loaded.batch)
+        _, values = check_finite(step, metrics, loaded.batch, source)
+        terms = ", ".join(f"{k} {v:.4g}" for k, v in values.items())
+        print(f"step {step} in {time.time() - start:.2f} s: {terms}")
+    print(f"dry run: all is well; the run would have {length.total} steps.  Nothing was written.")
+
+
+class StopSignals:
+    """True once Ctrl-C or SIGTERM has come; a second Ctrl-C ends the program at once."""
+
+    def __init__(self):
+        self.name = ""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._handle)
+
+    def __call__(self) -> bool:
+        return bool(self.name)
+
+    def _handle(self, number, frame):
+        self.name = signal.Signals(number).name
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        tqdm.tqdm.write(f"{self.name}: saving after this step")
+
+
+def summary(figures: dict[str, float]) -> str:
+    keys = ("AP", "AP50", "AP75", "mAP07", "mAP12")
+    return "  ".join(f"{k} {figures[k]:.3f}" for k in keys)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m detlab.train",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--config",
+        required=True,
+        help="path of a config or name of a shipped experiment, `:variant` appended",
+    )
+    parser.add_argument("--workdir", help="folder of the run; default runs/<config name>")
+    parser.add_argument(
+        "--dry_run", action="store_true", help="build everything, run two steps, write nothing"
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    errors.run_main(main)

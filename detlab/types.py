@@ -1,0 +1,53 @@
+"""The values that pass between detlab's parts: NamedTuples of arrays, and nothing else.
+
+Letters for axes: B images, H W pixels, G padded ground-truth slots, K detections, M entries that
+an assignment decides about (anchors, points, RoIs).  The fields hold NumPy arrays on the host and
+JAX arrays on devices, so this file imports neither.
+"""
+
+from typing import Any, NamedTuple
+
+Array = Any
+
+
+class Batch(NamedTuple):
+    """What the loader yields and what every loss takes."""
+
+    images: Array  # [B, H, W, 3] uint8 RGB; detectors also take float32 in 0..255
+    boxes: Array  # [B, G, 4] float32 xyxy, px of the canvas, zeros where not valid and not ignored
+    labels: Array  # [B, G] int32 in 0..C-1
+    valid: Array  # [B, G] bool: a real object to learn
+    ignore: Array  # [B, G] bool: crowd (COCO) or difficult (VOC); valid is False there
+    image_size: Array  # [B, 2] int32 height, width of the real content on the canvas
+    placement: Array  # [B, 4] float32 sx, sy, tx, ty: canvas xy = original xy * s + t
+    index: Array  # [B] int32 position in the source; ids and file names stay on the host
+    real: Array  # [B] bool: False for images that only fill up the last evaluation batch
+
+
+class Detections(NamedTuple):
+    """Boxes with scores, sorted by score; invalid rows come last and hold zeros."""
+
+    boxes: Array  # [B, K, 4] float32 xyxy, px of the canvas
+    scores: Array  # [B, K] float32 in 0..1
+    labels: Array  # [B, K] int32 in 0..C-1
+    valid: Array  # [B, K] bool
+
+
+class Targets(NamedTuple):
+    """One assignment decision for a batch of images."""
+
+    boxes: Array  # [B, M, 4] float32 px: the anchor, the point's cell or the RoI
+    level: Array  # [B, M] int32 pyramid level, counted from the finest
+    status: Array  # [B, M] int32: -1 ignored, 0 negative, 1 positive
+    matched: Array  # [B, M] int32 slot of the object in the batch; an entry may repeat a cell
+    values: dict  # what the loss compares with: deltas, heatmaps, buckets ...
+
+
+class TrainState(NamedTuple):
+    """Everything that a step changes and a checkpoint keeps."""
+
+    step: Array  # int32 number of updates done
+    params: Any  # what is differentiated
+    state: Any  # every other Flax collection: batch_stats, loss_state
+    opt_state: Any
+    ema: Any  # averaged {"params", "state"}, or None when not configured

@@ -1,0 +1,1 @@
+"""Drawing without a window: boxes on images, curves of a run."""

@@ -1,0 +1,251 @@
+"""Boxes on images with OpenCV, without a window.
+
+Images are uint8 RGB [H, W, 3].  A class has the same colour in every picture of every run.
+"""
+
+import colorsys
+import pathlib
+
+import cv2
+import numpy as np
+
+GREY = (160, 160, 160)
+BACKGROUND = (32, 32, 32)
+FONT = cv2.FONT_HERSHEY_SIMPLEX
+
+
+def colour(label):
+    """The RGB colour of a class, three ints in 0..255.
+
+    Hues lie a golden ratio apart, so that small labels differ most, in three shades in turn.
+    """
+    saturation, value = ((0.9, 1.0), (0.5, 1.0), (0.9, 0.7))[label % 3]
+    rgb = colorsys.hsv_to_rgb(label * 0.618034 % 1, saturation, value)
+    return tuple(round(255 * channel) for channel in rgb)
+
+
+def draw(image, boxes, labels, class_names, scores=None, ignored=None, min_side=480):
+    """A copy of the image with boxes and their class names.
+
+    Lines and text grow with the image; a small image is first enlarged by a whole factor, as text
+    on it would not be legible.  Of boxes that overlap, the one of highest score is on top.
+
+    Args:
+      image: [H, W, 3] uint8 RGB; not changed.
+      boxes: [n, 4] xyxy, px of the image; may reach out of it.
+      labels: [n] int in 0..C-1.
+      class_names: sequence of C names.  A name that is not ASCII is shown as its number: the
+        fonts of OpenCV have no other letters.
+      scores: [n], or None.
+      ignored: [n] bool: boxes (crowd, difficult) to draw grey and dashed, or None.
+      min_side: px that the shorter side of the result has at least; 0 keeps the size.
+    Returns:
+      [H * f, W * f, 3] uint8 RGB for a whole f >= 1.
+    Raises:
+      ValueError: an image that is not uint8 [H, W, 3], arrays of different lengths, a label
+        without name.
+    """
+    image = np.asarray(image)
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise ValueError(f"image is {image.dtype} {list(image.shape)}, not uint8 [H, W, 3]")
+    boxes = np.asarray(boxes, np.float32).reshape(-1, 4)
+    labels = np.asarray(labels, int)
+    ranks = np.arange(len(labels)) if scores is None else np.asarray(scores)
+    ignored = np.zeros(len(labels), bool) if ignored is None else np.asarray(ignored, bool)
+    if not len(boxes) == len(labels) == len(ranks) == len(ignored):
+        raise ValueError(
+            f"{len(boxes)} boxes, {len(labels)} labels, {len(ranks)} scores, {len(ignored)} ignored"
+        )
+    outside = labels[(labels < 0) | (labels >= len(class_names))]
+    if len(outside):
+        raise ValueError(f"label {outside[0]} is outside 0..{len(class_names) - 1}")
+
+    factor = max(1, -(-min_side // min(image.shape[:2])))
+    canvas = np.repeat(np.repeat(image, factor, axis=0), factor, axis=1)
+    thickness = _thickness(canvas)
+    taken = []
+    texts = []
+    order = np.argsort(ranks, kind="stable")
+    for i in order:
+        box = boxes[i] * factor
+        shade = GREY if ignored[i] else colour(labels[i])
+        _rectangle(canvas, box, shade, thickness, dashed=ignored[i])
+    # The box of highest score chooses the place of its text first and is written last.
+    for i in order[::-1]:
+        name = class_names[labels[i]]
+        text = name if name.isascii() else f"class {labels[i]}"
+        text += "" if scores is None else f" {scores[i]:.2f}"
+        place = _free_place(canvas, text, boxes[i] * factor, taken)
+        taken.append(place)
+        texts.append((text, place, GREY if ignored[i] else colour(labels[i])))
+    for text, place, shade in texts[::-1]:
+        _write(canvas, text, place, shade)
+    return canvas
+
+
+def draw_pair(image, truth, predictions, class_names, min_side=480):
+    """Ground truth on the left, predictions on the right, with headings.
+
+    Args:
+      image, class_names, min_side: see `draw`.
+      truth: dict of `boxes`, `labels` and, if there is, `ignore`.
+      predictions: dict of `boxes`, `labels` and `scores`.
+    Returns:
+      uint8 RGB.
+    """
+    left = draw(
+        image,
+        truth["boxes"],
+        truth["labels"],
+        class_names,
+        ignored=truth.get("ignore"),
+        min_side=min_side,
+    )
+    right = draw(
+        image,
+        predictions["boxes"],
+        predictions["labels"],
+        class_names,
+        scores=predictions["scores"],
+        min_side=min_side,
+    )
+    gap = np.full((left.shape[0], 4 * _thickness(left), 3), BACKGROUND, np.uint8)
+    pair = np.concatenate([left, gap, right], axis=1)
+    _, height = _text_size(left, "")
+    heading = np.full((2 * height, pair.shape[1], 3), BACKGROUND, np.uint8)
+    for text, x in (("ground truth", 0), ("predictions", left.shape[1] + gap.shape[1])):
+        width, _ = _text_size(left, text)
+        place = (x, height // 2, x + width, height // 2 + height)
+        _write(heading, text, place, BACKGROUND, size_of=left)
+    return np.concatenate([heading, pair])
+
+
+def contact_sheet(images, columns=4, cell=(240, 320)):
+    """Images in rows on one picture, each fitted into its cell and centred.
+
+    Args:
+      images: list of uint8 RGB images of any size.
+      columns: cells in a row; fewer where there are fewer images.
+      cell: height, width, px.
+    Returns:
+      uint8 RGB.
+    Raises:
+      ValueError: no image.
+    """
+    if not images:
+        raise ValueError("a contact sheet needs at least one image")
+    columns = min(columns, len(images))
+    rows = -(-len(images) // columns)
+    gap = 4
+    height, width = cell
+    sheet = np.empty((rows * (height + gap) + gap, columns * (width + gap) + gap, 3), np.uint8)
+    sheet[:] = BACKGROUND
+    for position, image in enumerate(images):
+        row, column = divmod(position, columns)
+        scale = min(height / image.shape[0], width / image.shape[1])
+        size = [max(1, round(side * scale)) for side in image.shape[1::-1]]
+        shrinks = scale < 1
+        fitted = cv2.resize(
+            image, size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+        )
+        top = gap + row * (height + gap) + (height - size[1]) // 2
+        left = gap + column * (width + gap) + (width - size[0]) // 2
+        sheet[top : top + size[1], left : left + size[0]] = fitted
+    return sheet
+
+
+def save(path, image):
+    """Writes a uint8 RGB image; the suffix of `path` gives the format, and folders are made.
+
+    Raises:
+      OSError: a suffix that OpenCV cannot write, or a path that cannot be written.
+    """
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        done, data = cv2.imencode(path.suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+    except cv2.error as error:
+        raise OSError(f"{path}: OpenCV cannot write {path.suffix or 'files without suffix'}") from error
+    if not done:
+        raise OSError(f"{path}: OpenCV could not encode the image {image.shape}")
+    path.write_bytes(data)
+
+
+def _thickness(canvas):
+    """Line width, px: 2 at 480 px."""
+    return max(1, round(min(canvas.shape[:2]) / 240))
+
+
+def _font(canvas):
+    """Scale of the font and width of its strokes: capitals of 11 px at 480 px."""
+    scale = max(0.35, min(canvas.shape[:2]) / 960)
+    return scale, max(1, round(scale * 1.5))
+
+
+def _text_size(canvas, text):
+    """Width and height, px, of the filled background of a text."""
+    scale, stroke = _font(canvas)
+    (width, _), _ = cv2.getTextSize(text, FONT, scale, stroke)
+    # The height of letters with ascender and descender, so that all backgrounds are alike.
+    (_, height), baseline = cv2.getTextSize("Ag", FONT, scale, stroke)
+    return width + 2 * stroke + 4, height + baseline + 2 * stroke
+
+
+def _free_place(canvas, text, box, taken):
+    """Where the text of a box goes: xyxy ints inside the picture.
+
+    Above the box, else inside it, below it or at its right corner: the first place that meets no
+    text of `taken`, else the first.
+    """
+    width, height = _text_size(canvas, text)
+    x1, y1, x2, y2 = box
+    corners = [
+        (x1, y1 - height),
+        (x1, y1),
+        (x1, y2),
+        (x2 - width, y1 - height),
+        (x2 - width, y1),
+        (x2 - width, y2),
+        (x1, y2 - height),
+        (x2 - width, y2 - height),
+    ]
+    places = []
+    for x, y in corners:
+        left = int(np.clip(round(x), 0, max(0, canvas.shape[1] - width)))
+        top = int(np.clip(round(y), 0, max(0, canvas.shape[0] - height)))
+        places.append((left, top, left + width, top + height))
+    free = (place for place in places if not any(_meet(place, other) for other in taken))
+    return next(free, places[0])
+
+
+def _meet(a, b):
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+
+
+def _write(canvas, text, place, background, size_of=None):
+    """Writes on a filled rectangle, in place, black or white, whichever stands out."""
+    scale, stroke = _font(canvas if size_of is None else size_of)
+    _, baseline = cv2.getTextSize("Ag", FONT, scale, stroke)
+    x1, y1, x2, y2 = place
+    canvas[y1:y2, x1:x2] = background
+    luminance = np.dot(background, (0.299, 0.587, 0.114))  # ITU-R BT.601
+    ink = (0, 0, 0) if luminance > 110 else (255, 255, 255)
+    corner = (x1 + stroke + 2, y2 - baseline - stroke)
+    cv2.putText(canvas, text, corner, FONT, scale, ink, stroke, cv2.LINE_AA)
+
+
+def _rectangle(canvas, box, shade, thickness, dashed):
+    """Draws the four sides in place; the box is clipped to the picture so that all are seen."""
+    height, width = canvas.shape[:2]
+    x1, x2 = (int(np.clip(round(x), 0, width - 1)) for x in box[0::2])
+    y1, y2 = (int(np.clip(round(y), 0, height - 1)) for y in box[1::2])
+    if not dashed:
+        cv2.rectangle(canvas, (x1, y1), (x2, y2), shade, thickness)
+        return
+    dash = 4 * thickness
+    for x in range(x1, x2, 2 * dash):
+        for y in (y1, y2):
+            cv2.line(canvas, (x, y), (min(x + dash, x2), y), shade, thickness)
+    for y in range(y1, y2, 2 * dash):
+        for x in (x1, x2):
+            cv2.line(canvas, (x, y), (x, min(y + dash, y2)), shade, thickness)

@@ -1,0 +1,83 @@
+"""Curves of a training run, drawn with matplotlib without a window."""
+
+import json
+import pathlib
+
+import numpy as np
+from matplotlib import figure as figure_lib
+
+
+def plot_run(rows, output_png):
+    """Draws losses, learning rate and average precision against the step.
+
+    Args:
+      rows: the path of a JSON lines file, or a list of dicts, with `step` and any of
+        `train/loss`, `train/loss/*`, `train/lr`, `eval/AP`, `eval/AP50`.  Of a step that is
+        logged twice, as after a restart, the last value counts.  -1 (nothing to average) and
+        values that are not finite leave a gap.
+      output_png: path to write; its folders are made.
+    Raises:
+      ValueError: a line that is not JSON, or rows without any of these values.
+    """
+    if not isinstance(rows, (list, tuple)):
+        rows = _read(rows)
+    names = sorted({name for row in rows for name in row})
+    terms = [name for name in names if name.startswith("train/loss/")]
+    panels = {
+        "loss": ["train/loss", *terms],
+        "learning rate": ["train/lr"],
+        "average precision": ["eval/AP", "eval/AP50"],
+    }
+    panels = {
+        title: [(name, *_curve(rows, name)) for name in wanted if name in names]
+        for title, wanted in panels.items()
+    }
+    panels = {title: curves for title, curves in panels.items() if curves}
+    if not panels:
+        raise ValueError("the rows hold no train/loss, train/lr, eval/AP or eval/AP50")
+
+    # A figure of its own: pyplot would keep it in a global list and might look for a window.
+    figure = figure_lib.Figure(figsize=(8, 3 * len(panels)), layout="constrained")
+    axes = figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0]
+    for axis, (title, curves) in zip(axes, panels.items()):
+        for name, steps, values in curves:
+            # Few values, as of evaluations, are marked: a single one has no line.
+            axis.plot(
+                steps,
+                values,
+                label=name,
+                linewidth=2 if name in ("train/loss", "eval/AP") else 1,
+                marker="o" if len(steps) <= 30 else None,
+                markersize=4,
+            )
+        axis.set_title(title, loc="left", fontsize=10)
+        axis.grid(alpha=0.3)
+        if len(curves) > 1:
+            axis.legend(fontsize=8)
+        if title == "average precision":
+            axis.set_ylim(0, 1)
+        elif title == "loss":
+            axis.set_ylim(bottom=0)
+    axes[-1].set_xlabel("step")
+    output_png = pathlib.Path(output_png)
+    output_png.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(output_png, dpi=120)
+
+
+def _read(path):
+    rows = []
+    for number, line in enumerate(pathlib.Path(path).read_text().splitlines(), 1):
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}: line {number} is not JSON: {line[:60]!r}") from error
+    return rows
+
+
+def _curve(rows, name):
+    """Steps, ascending, and values of one quantity."""
+    points = {row["step"]: row[name] for row in rows if name in row}
+    steps = np.array(sorted(points))
+    values = np.array([points[step] for step in steps.tolist()], float)
+    shown = np.isfinite(values) & ((values != -1) | (not name.startswith("eval/")))
+    return steps, np.where(shown, values, np.nan)
