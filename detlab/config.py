@@ -58,7 +58,11 @@ def stem(name: str) -> str:
 
 
 def override(config: config_dict.ConfigDict, key: str, text: str) -> None:
-    """Sets `config.key` from text; the type of the present value decides how it is read."""
+    """Sets `config.key` from text; the type of the present value decides how it is read.
+
+    `model.<field>` may be new: a config lists only the fields in which it differs from the
+    detector's defaults, and `detlab.detector.build` knows them all.
+    """
     *parents, leaf = key.split(".")
     node = config
     for depth, parent in enumerate(parents):
@@ -67,6 +71,9 @@ def override(config: config_dict.ConfigDict, key: str, text: str) -> None:
         if not isinstance(node, config_dict.ConfigDict):
             where = ".".join(parents[: depth + 1])
             raise errors.UserError(f"config.{where} is a value, so config.{key} cannot be set.")
+    if parents == ["model"] and leaf not in node:
+        node[leaf] = _read(text, None, key)
+        return
     _check_key(node, leaf, key)
     present = node[leaf]
     if isinstance(present, config_dict.ConfigDict):
@@ -122,7 +129,7 @@ def _find(name: str) -> pathlib.Path:
     if path.is_file():
         return path
     folder = _experiments_folder()
-    if folder is not None:
+    if folder is not None and path.parent.as_posix() in (".", "experiments"):
         candidate = folder / f"{path.stem}.py"
         if candidate.is_file():
             return candidate
@@ -162,6 +169,10 @@ def _get_config(path: pathlib.Path, variant: str) -> config_dict.ConfigDict:
         config = module.get_config(variant) if takes_variant else module.get_config()
     except ValueError as error:  # how a config refuses a variant
         raise errors.UserError(f"config file {path}: {error}") from error
+    except Exception as error:  # whatever a user's function raises
+        raise errors.UserError(
+            f"get_config() of {path} fails: {type(error).__name__}: {error}"
+        ) from error
     if not isinstance(config, config_dict.ConfigDict):
         raise errors.UserError(f"get_config() of {path} must return an ml_collections ConfigDict.")
     return config
@@ -183,7 +194,7 @@ def _read(text: str, present: Any, key: str) -> Any:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError):
         value = {"true": True, "false": False, "none": None}.get(text.lower(), text)
-    if value is None or present is None:
+    if present is None:
         return value
     if isinstance(present, bool):
         fits = isinstance(value, bool)

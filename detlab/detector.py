@@ -113,12 +113,30 @@ def build(config) -> Detector:
             f"config.detector is {config.detector!r}, and there are: {', '.join(names)}."
         )
     module_class = importlib.import_module(f"detlab.detectors.{config.detector}").MODULE
-    fields = [f for f in module_class.__dataclass_fields__ if f not in ("parent", "name")]
-    for key in config.model:
+    fields = {
+        name: field.default
+        for name, field in module_class.__dataclass_fields__.items()
+        if name not in ("parent", "name")
+    }
+    for key, value in config.model.items():
         if key not in fields:
             close = difflib.get_close_matches(key, fields, n=1)
             hint = f" Did you mean '{close[0]}'?" if close else ""
             raise errors.UserError(
                 f"config.model.{key}: detector {config.detector} has no such field.{hint}"
             )
+        if not _fits(value, fields[key]):
+            kind = type(fields[key]).__name__
+            raise errors.UserError(f"config.model.{key} is {value!r}, which is not a {kind}.")
     return from_module(module_class(**config.model))
+
+
+def _fits(value: Any, default: Any) -> bool:
+    """Whether a config's value has the type of the field's default; None takes anything."""
+    if isinstance(default, bool) or isinstance(value, bool):
+        return isinstance(default, bool) == isinstance(value, bool)
+    if isinstance(default, float):
+        return isinstance(value, (int, float))
+    if isinstance(default, (int, str, tuple)):
+        return isinstance(value, type(default))
+    return True

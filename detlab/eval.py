@@ -16,7 +16,6 @@ from typing import Any, Callable, Sequence
 import jax
 import numpy as np
 
-from detlab import checkpoint
 from detlab import config as config_lib
 from detlab import detector as detector_lib
 from detlab import errors
@@ -99,7 +98,7 @@ def predict(
         canvases=config.data.canvases,
         max_boxes=config.data.max_boxes,
         pad_value=config.data.pad_value,
-        resize=config.data.resize,
+        resize=programs.resize_rule(config.data),
         read_threads=config.data.read_threads,
         workers=config.data.workers,
     )

@@ -31,11 +31,15 @@ def build(optim, params: Any, total_steps: int, batch_size: int, steps_per_unit:
       steps_per_unit: updates in one unit of `milestones`: an epoch's, or 1.
       frozen: regexes of `params/...` paths that stay as they are, besides `optim.freeze`.
     """
+    _check_patterns(params, "freeze", optim.freeze)
+    _check_patterns(params, "no_decay", optim.no_decay)
     labels = path_labels(params, [*frozen, *(f"params/{p}" for p in optim.freeze)])
     if "train" not in jax.tree.leaves(labels):
         raise errors.UserError("config.optim.freeze matches every parameter, nothing is trained.")
     schedule = learning_rate(optim, total_steps, batch_size, steps_per_unit)
-    decayed = _matches(params, optim.no_decay, negate=True)
+    decayed = traverse_util.path_aware_map(
+        lambda path, _: not any(re.fullmatch(p, "/".join(path)) for p in optim.no_decay), params
+    )
     steps = []
     if optim.clip_norm:
         steps.append(optax.clip_by_global_norm(optim.clip_norm))
@@ -109,14 +113,11 @@ def path_labels(params: Any, frozen: Sequence[str]) -> Any:
     )
 
 
-def _matches(params: Any, patterns: Sequence[str], negate: bool) -> Any:
-    """A tree of bools; a pattern that matches nothing is a mistake."""
-    flat = traverse_util.flatten_dict(params, sep="/")
+def _check_patterns(params: Any, key: str, patterns: Sequence[str]) -> None:
+    """A pattern that matches nothing is a mistake."""
+    paths = list(traverse_util.flatten_dict(params, sep="/"))
     for pattern in patterns:
-        if not any(re.fullmatch(pattern, p) for p in flat):
+        if not any(re.fullmatch(pattern, p) for p in paths):
             raise errors.UserError(
-                f"config.optim.no_decay: {pattern!r} matches no parameter, such as"
-                f" {next(iter(flat))}."
+                f"config.optim.{key}: {pattern!r} matches no parameter, such as {paths[0]}."
             )
-    found = {p: any(re.fullmatch(q, p) for q in patterns) != negate for p in flat}
-    return traverse_util.unflatten_dict(found, sep="/")

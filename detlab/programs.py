@@ -4,7 +4,7 @@ import argparse
 import os
 import pathlib
 import sys
-from typing import Any, Iterable, Iterator, Mapping, Sequence
+from typing import Iterable, Iterator, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -82,6 +82,19 @@ def open_source(config, part: str):
     if len(source.problems) > 5:
         print(f"{part} data: and {len(source.problems) - 5} more such problems")
     return source
+
+
+def resize_rule(data) -> str | tuple[int, int]:
+    """How images get onto a canvas, as `loader.train_batches` describes `resize`."""
+    if data.resize not in ("fit", "stretch"):
+        raise errors.UserError(f"config.data.resize is {data.resize!r}: fit or stretch.")
+    limits = tuple(data.size_limits)
+    if limits and (len(limits) != 2 or data.resize != "fit"):
+        raise errors.UserError(
+            f"config.data.size_limits is {limits}; it is (long, short) px and goes with"
+            " config.data.resize=fit."
+        )
+    return limits or data.resize
 
 
 def user_errors(items: Iterable) -> Iterator:

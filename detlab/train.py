@@ -343,7 +343,7 @@ def training_batches(source, config, length: Length, first: int):
             pad_value=data.pad_value,
             num_steps=length.total,
             start_step=first,
-            resize=data.resize,
+            resize=programs.resize_rule(data),
             flip_horizontal=data.flip_horizontal,
             flip_vertical=data.flip_vertical,
             skip_broken=data.skip_broken,

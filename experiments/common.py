@@ -29,7 +29,8 @@ def base(detector: str) -> ConfigDict:
                 eval_images="",
                 eval_annotations="",
                 canvases=((128, 128),),  # (height, width) px; each compiles once
-                resize="fit",  # fit, stretch, or (long, short) px limits of the sides
+                resize="fit",  # fit (keeps the ratio) or stretch
+                size_limits=(),  # (long, short) px that the sides may not exceed either; () for none
                 flip_horizontal=0.5,  # probabilities
                 flip_vertical=0.0,
                 pad_value=MEAN_COLOUR,

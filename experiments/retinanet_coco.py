@@ -15,8 +15,9 @@ def get_config(variant: str = "") -> ConfigDict:
     if variant not in ("", "scratch"):
         raise ValueError(f"variant {variant!r} is unknown; there is 'scratch'.")
     config = common.base("retinanet")
-    config.model = ConfigDict(dict(num_classes=80, depth=50, backbone_norm="stored",
-                                   frozen_stages=1, dtype="float32"))
+    config.model = ConfigDict(
+        dict(num_classes=80, depth=50, backbone_norm="stored", frozen_stages=1, dtype="float32")
+    )
     config.data.update(
         source="coco",
         root="data/coco",
@@ -25,7 +26,7 @@ def get_config(variant: str = "") -> ConfigDict:
         eval_images="val2017",
         eval_annotations="annotations/instances_val2017.json",
         canvases=((800, 1344), (1344, 800)),
-        resize=(1333, 800),
+        size_limits=(1333, 800),
     )
     common.schedule_1x(config)
     common.from_imagenet(

@@ -15,15 +15,16 @@ def get_config(variant: str = "") -> ConfigDict:
     if variant not in ("", "scratch"):
         raise ValueError(f"variant {variant!r} is unknown; there is 'scratch'.")
     config = common.base("retinanet")
-    config.model = ConfigDict(dict(num_classes=20, depth=50, backbone_norm="stored",
-                                   frozen_stages=1, dtype="float32"))
+    config.model = ConfigDict(
+        dict(num_classes=20, depth=50, backbone_norm="stored", frozen_stages=1, dtype="float32")
+    )
     config.data.update(
         source="voc",
         root="data/VOCdevkit",
         train_splits=("2007_trainval", "2012_trainval"),
         eval_splits=("2007_test",),
         canvases=((608, 1024), (1024, 608)),
-        resize=(1000, 600),
+        size_limits=(1000, 600),
         max_boxes=64,
     )
     common.schedule_1x(config)

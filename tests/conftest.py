@@ -1,15 +1,20 @@
-"""Fixtures that every test folder uses: the recorded reference numbers and the compilation cache."""
+"""What every test folder uses: the recorded reference numbers and the compilation cache."""
 
 import json
 import os
 import pathlib
 
-import jax
 import numpy as np
 import pytest
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 SHARED = REPOSITORY.parent / "shared"
+
+# Programs are compiled once, also where several tests or their subprocesses use them.  jax reads
+# this when it is imported, which no line above does.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(REPOSITORY / ".pytest_cache" / "xla"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 
 @pytest.fixture(scope="session")
@@ -21,9 +26,7 @@ def repository():
 def shared_dir():
     """The folder of recorded reference numbers and small data sets, beside the checkout."""
     if not SHARED.is_dir():
-        message = (
-            "the folder `shared` with reference numbers and small data sets is not beside the checkout"
-        )
+        message = "the folder `shared` (reference numbers, small data) is not beside the checkout"
         if os.environ.get("CI", "").lower() in ("1", "true"):
             pytest.fail(message)
         pytest.skip(message)
@@ -44,13 +47,3 @@ def unit_cases(shared_dir):
         return found
 
     return load
-
-
-@pytest.fixture(scope="session", autouse=True)
-def compilation_cache(tmp_path_factory):
-    """Programs that several tests compile are compiled once a run."""
-    folder = os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(tmp_path_factory.mktemp("xla"))
-    jax.config.update("jax_compilation_cache_dir", folder)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-    yield

@@ -1,8 +1,8 @@
 """Assignment by the largest IoU (Faster R-CNN, arXiv:1506.01497, 3.1.2; RetinaNet, SSD).
 
 Objects are scanned one after another with a running maximum over the anchors.  Memory is a few
-vectors of N anchors, whatever the number of objects, and the scan is faster than the [N, G]
-matrix (on a CPU, 200k anchors and 100 objects: 53 against 153 ms, 6 against 80 MB).
+vectors of N anchors, whatever the number of objects, where the [N, G] matrix of 200k anchors and
+100 objects takes 80 MB; on a CPU of two cores the scan of these takes 35 ms.
 """
 
 from typing import Any, NamedTuple
@@ -59,7 +59,7 @@ def assign(
       require_overlap: an object that meets no anchor claims none.  Without it, and `min_pos_iou`
         0, such an object claims every anchor it does not meet, as in the reference.
       gt_ignore: [G] bool, boxes that mark an area to be ignored (crowd, difficult).
-      ignore_iof: anchors whose intersection over area with a `gt_ignore` box is above this are
+      ignore_iof: static; anchors whose intersection over area with a `gt_ignore` box is above this are
         ignored; not used if <= 0, as in all published configurations.  As in the reference, an
         image without objects has no such areas.
       ignore_wrt_anchors: relative to the area of the anchor, else to that of the ignored box.
@@ -75,7 +75,7 @@ def assign(
         if gt_ignore is None:
             raise ValueError(f"ignore_iof is {ignore_iof} but there is no gt_ignore")
         areas = _in_ignored_area(anchors, gt_boxes, gt_ignore, ignore_iof, ignore_wrt_anchors)
-        candidates &= ~(areas & has_objects)
+        candidates = candidates & ~(areas & has_objects)
 
     max_iou, matched, claimed = _scan_objects(
         anchors, candidates, gt_boxes, gt_valid, min_pos_iou, all_ties, require_overlap

@@ -127,7 +127,7 @@ class ResNet(nn.Module):
 
     def _norm(self, stage: int) -> str:
         frozen = self.frozen_stages > 0 and stage <= self.frozen_stages
-        return "frozen" if frozen and self.norm != "group" else self.norm
+        return "frozen" if frozen and self.norm in ("batch", "stored") else self.norm
 
 
 def frozen_paths(prefix: str, norm: str, frozen_stages: int) -> tuple[str, ...]:

@@ -210,7 +210,7 @@ def train_batches(
         source=source,
         plan=_Epochs(sizes, seed, batch_size, canvases),
         rows=_rows(batch_size, process_index, process_count),
-        resize=_resizer(resize),
+        resize=resizer(resize),
         flips=(
             transforms.flip_horizontal(flip_horizontal),
             transforms.flip_vertical(flip_vertical),
@@ -250,7 +250,7 @@ def eval_batches(
         source=source,
         plan=steps.__getitem__,
         rows=_rows(batch_size, process_index, process_count),
-        resize=_resizer(resize),
+        resize=resizer(resize),
         flips=(),
         max_boxes=max_boxes,
         pad_value=pad_value,
@@ -342,7 +342,8 @@ def _rows(batch_size, process_index, process_count):
     return slice(process_index * share, (process_index + 1) * share)
 
 
-def _resizer(resize):
+def resizer(resize):
+    """(record, height, width) -> record, as `train_batches` describes `resize`."""
     if resize == "fit":
         return transforms.resize_keep_ratio
     if resize == "stretch":

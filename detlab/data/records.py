@@ -175,7 +175,8 @@ def check_boxes(boxes, names, class_names, image_size, describe, strict=True):
         problems.append(f"{describe(k)} {words[np.argmax(bad[:, k])]}")
         if strict:
             raise DataError(
-                f"{problems[0]}; correct it, or pass strict=False to leave such objects out"
+                f"{problems[0]}; correct it, or leave such objects out with strict=False"
+                " (config.data.skip_broken in training, config.data.eval_skip_broken otherwise)"
             )
     return Checked(
         inside[keep].astype(np.float32),

@@ -196,7 +196,9 @@ class RetinaNet(nn.Module):
             boxes = coders.decode_deltas(
                 anchors[anchor], deltas[anchor], stds=self.delta_stds, max_size=(size[0], size[1])
             )
-            return boxes, scores, label.astype(jnp.int32), scores > self.score_threshold
+            has_area = (boxes[:, 2:] > boxes[:, :2]).all(-1)  # clipping can take it
+            valid = (scores > self.score_threshold) & has_area
+            return boxes, scores, label.astype(jnp.int32), valid
 
         rows, start = [], 0
         for logits, deltas in zip(outputs.cls_logits, outputs.box_deltas):

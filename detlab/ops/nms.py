@@ -38,8 +38,8 @@ def nms(boxes, scores, valid, iou_threshold, max_outputs, labels=None):
         raise ValueError(f"max_outputs must be at least 1, not {max_outputs}")
     if len(boxes) == 0:
         return jnp.zeros(max_outputs, jnp.int32), jnp.zeros(max_outputs, bool)
-    boxes = boxes.astype(jnp.float32)
-    labels = jnp.zeros(len(boxes), jnp.int32) if labels is None else labels
+    boxes, scores, valid = jnp.asarray(boxes, jnp.float32), jnp.asarray(scores), jnp.asarray(valid)
+    labels = jnp.zeros(len(boxes), jnp.int32) if labels is None else jnp.asarray(labels)
     order = jnp.argsort(jnp.where(valid, -scores, jnp.inf), stable=True)
     keep = lax.platform_dependent(
         boxes[order],
@@ -49,7 +49,7 @@ def nms(boxes, scores, valid, iou_threshold, max_outputs, labels=None):
         cpu=_keep_sequential,
         default=_keep_tiled,
     )
-    # The first K kept positions, by top_k because a scatter or a second sort is slower.
+    # The first K kept positions: ranks fall along the sorted boxes and are 0 where not kept.
     ranks = jnp.where(keep, jnp.arange(len(boxes), 0, -1), 0)
     ranks, positions = lax.top_k(ranks, min(max_outputs, len(boxes)))
     keep = ranks > 0
@@ -104,7 +104,8 @@ def _keep_tiled(boxes, labels, alive, iou_threshold):
     Inside a tile, keep = alive and not suppressed by a kept box before it.  Iterating that rule
     settles the boxes from the first to the last, usually in a few rounds (as many as the longest
     chain of suppression), and its only fixed point is the greedy answer.  The kept boxes of a
-    tile then suppress all later ones at once.
+    tile then suppress all later ones at once.  The rounds are a loop with a data-dependent end:
+    over a batch sharded over devices, call it per device.
     """
     length = len(boxes)
     padding = -length % _TILE

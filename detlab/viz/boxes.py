@@ -63,13 +63,12 @@ def draw(image, boxes, labels, class_names, scores=None, ignored=None, min_side=
     factor = max(1, -(-min_side // min(image.shape[:2])))
     canvas = np.repeat(np.repeat(image, factor, axis=0), factor, axis=1)
     thickness = _thickness(canvas)
-    taken = []
-    texts = []
     order = np.argsort(ranks, kind="stable")
     for i in order:
         box = boxes[i] * factor
         shade = GREY if ignored[i] else colour(labels[i])
         _rectangle(canvas, box, shade, thickness, dashed=ignored[i])
+    taken, texts = [], []
     # The box of highest score chooses the place of its text first and is written last.
     for i in order[::-1]:
         name = class_names[labels[i]]
@@ -79,7 +78,7 @@ def draw(image, boxes, labels, class_names, scores=None, ignored=None, min_side=
         taken.append(place)
         texts.append((text, place, GREY if ignored[i] else colour(labels[i])))
     for text, place, shade in texts[::-1]:
-        _write(canvas, text, place, shade)
+        _write(canvas, text, place, shade, _font(canvas))
     return canvas
 
 
@@ -116,7 +115,7 @@ def draw_pair(image, truth, predictions, class_names, min_side=480):
     for text, x in (("ground truth", 0), ("predictions", left.shape[1] + gap.shape[1])):
         width, _ = _text_size(left, text)
         place = (x, height // 2, x + width, height // 2 + height)
-        _write(heading, text, place, BACKGROUND, size_of=left)
+        _write(heading, text, place, BACKGROUND, _font(left))
     return np.concatenate([heading, pair])
 
 
@@ -162,12 +161,13 @@ def save(path, image):
     """
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
     try:
-        done, data = cv2.imencode(path.suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
-    except cv2.error as error:
-        raise OSError(f"{path}: OpenCV cannot write {path.suffix or 'files without suffix'}") from error
+        done, data = cv2.imencode(path.suffix, bgr)
+    except cv2.error:
+        done = False
     if not done:
-        raise OSError(f"{path}: OpenCV could not encode the image {image.shape}")
+        raise OSError(f"{path}: OpenCV cannot write images with the suffix {path.suffix!r}")
     path.write_bytes(data)
 
 
@@ -222,9 +222,9 @@ def _meet(a, b):
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
-def _write(canvas, text, place, background, size_of=None):
+def _write(canvas, text, place, background, font):
     """Writes on a filled rectangle, in place, black or white, whichever stands out."""
-    scale, stroke = _font(canvas if size_of is None else size_of)
+    scale, stroke = font
     _, baseline = cv2.getTextSize("Ag", FONT, scale, stroke)
     x1, y1, x2, y2 = place
     canvas[y1:y2, x1:x2] = background

@@ -1,0 +1,1 @@
+"""Weights of other frameworks, read without those frameworks, as detlab checkpoints."""

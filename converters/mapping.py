@@ -1,0 +1,263 @@
+"""The conversion engine: named tensors -> the parameter tree of a detector, strictly, and back.
+
+A table is data: rules that say where each foreign tensor goes and which pure functions bring it
+into detlab's layout.  Within the subtrees that a table names nothing is skipped silently: every
+source name is matched by one rule or listed as dropped, every leaf is filled once, shapes agree.
+
+Source names are written as regexes of literal text, `\\.` and groups without groups inside; a
+target refers to the groups as `\\1`, `\\2`.  So a rule can also be read backwards.
+"""
+
+import collections
+import difflib
+import re
+from typing import Callable, Iterable, Mapping, NamedTuple
+
+import numpy as np
+
+from detlab import errors
+
+# Near misses are looked for this often; beyond it the file is another model, not a misspelt one.
+_MAX_SUGGESTIONS = 20
+
+
+class ConversionError(errors.UserError):
+    """Tensors and detector do not fit; the message lists every difference."""
+
+
+class Transform(NamedTuple):
+    """A pure function of one array and its inverse."""
+
+    forward: Callable[[np.ndarray], np.ndarray]
+    inverse: Callable[[np.ndarray], np.ndarray]
+
+
+class Rule(NamedTuple):
+    """Where the tensors go whose names match, and what is done to them on the way."""
+
+    source: str  # regex of the whole name, see the file's docstring
+    target: str  # path such as r"params/backbone/stage\1_block\2/conv1/conv/kernel"
+    transforms: tuple[str, ...] = ("identity",)  # keys of TRANSFORMS, first applied first
+
+
+class Dropped(NamedTuple):
+    """Tensors that detlab has no place for."""
+
+    source: str  # regex of the whole name
+    reason: str
+
+
+class Table(NamedTuple):
+    """How the names of one source map into the subtrees of a detector."""
+
+    name: str
+    subtrees: tuple[str, ...]  # path prefixes that are filled completely, as "params/backbone"
+    rules: tuple[Rule, ...]
+    dropped: tuple[Dropped, ...]
+
+
+class Row(NamedTuple):
+    """What became of one tensor of the file or one leaf of the detector."""
+
+    source: str
+    target: str
+    shape: tuple[int, ...]
+    mean: float | None  # of the converted values; None where nothing was converted
+    std: float | None
+    status: str  # "matched", "dropped: <reason>" or "left initialised"
+
+
+TRANSFORMS = {
+    "identity": Transform(lambda x: x, lambda x: x),
+    "conv_oihw_to_hwio": Transform(
+        lambda x: x.transpose(2, 3, 1, 0), lambda x: x.transpose(3, 2, 0, 1)
+    ),
+    "linear_t": Transform(lambda x: x.T, lambda x: x.T),  # [out, in] -> [in, out]
+    # Input channels of an OIHW convolution, BGR -> RGB.
+    "flip_bgr_in": Transform(lambda x: x[:, ::-1], lambda x: x[:, ::-1]),
+}
+
+
+def convert(
+    tensors: Mapping[str, np.ndarray],
+    table: Table,
+    target_shapes: Mapping[str, tuple[int, ...]],
+) -> tuple[dict, list[Row]]:
+    """Fills the table's subtrees from named tensors.
+
+    Args:
+      tensors: source name -> array, in the source's layouts.
+      table: the rules.
+      target_shapes: path such as "params/backbone/stem/conv/kernel" -> shape, for all leaves of
+        the detector.
+    Returns:
+      tree: nested dict of the filled leaves only, float32 in C order.
+      report: one row per source tensor, then one per leaf outside of the subtrees.
+    Raises:
+      ConversionError: listing every difference, with near misses.
+    """
+    wanted = {path: shape for path, shape in target_shapes.items() if _inside(path, table.subtrees)}
+    filled, rows, unmatched, differences = {}, [], [], []
+    for name, tensor in tensors.items():
+        reasons = [d.reason for d in table.dropped if re.fullmatch(d.source, name)]
+        matches = [(rule, m) for rule in table.rules if (m := re.fullmatch(rule.source, name))]
+        if len(matches) + bool(reasons) > 1:
+            differences.append(f"{name} is claimed by several rules of table {table.name}")
+        elif reasons:
+            rows.append(Row(name, "", tensor.shape, None, None, f"dropped: {reasons[0]}"))
+        elif not matches:
+            unmatched.append(name)
+        else:
+            rule, match = matches[0]
+            path = match.expand(rule.target)
+            if path in filled:
+                differences.append(f"{path} would be filled twice, the second time by {name}")
+                continue
+            if path not in wanted:
+                unmatched.append(name)
+                continue
+            filled[path] = value = _transformed(tensor, rule.transforms)
+            difference = _difference(value, wanted[path])
+            if difference:
+                differences.append(f"{name} -> {path} {difference}")
+                continue
+            mean, std = float(value.mean()), float(value.std())
+            rows.append(Row(name, path, value.shape, mean, std, "matched"))
+
+    missing = {_source_name(path, table) or path: path for path in wanted if path not in filled}
+    differences += _with_suggestions(
+        unmatched, missing, "{} of the file has no place in the detector"
+    )
+    differences += _with_suggestions(
+        missing, unmatched, "{} of the detector's " + table.name + " weights is not in the file"
+    )
+    if not wanted:
+        differences.append(f"the detector has no {' or '.join(table.subtrees)}")
+    if differences:
+        raise ConversionError(
+            f"the file does not fit the detector ({len(differences)} differences):\n  "
+            + "\n  ".join(differences)
+        )
+    rows += [
+        Row("", path, tuple(shape), None, None, "left initialised")
+        for path, shape in target_shapes.items()
+        if path not in wanted
+    ]
+    return nest(filled), rows
+
+
+def reverse(tree: Mapping, table: Table) -> dict[str, np.ndarray]:
+    """The source's names and layouts for a tree that `convert` made; dropped tensors stay dropped.
+
+    Raises:
+      ConversionError: a leaf of the table's subtrees comes from no rule, or from several.
+    """
+    tensors, differences = {}, []
+    for path, value in flatten(tree).items():
+        if not _inside(path, table.subtrees):
+            continue
+        found = _sources(path, table)
+        if len(found) != 1:
+            differences.append(f"{path} is the target of {len(found)} rules of table {table.name}")
+            continue
+        (name, rule), value = found[0], np.asarray(value)
+        for transform in reversed(rule.transforms):
+            value = TRANSFORMS[transform].inverse(value)
+        tensors[name] = np.ascontiguousarray(value)
+    if differences:
+        raise ConversionError("the tree does not fit the table:\n  " + "\n  ".join(differences))
+    return tensors
+
+
+def flatten(tree: Mapping, prefix: str = "") -> dict:
+    """{"a": {"b": x}} -> {"a/b": x}."""
+    flat = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat.update(flatten(value, f"{prefix}{key}/"))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def nest(flat: Mapping) -> dict:
+    """{"a/b": x} -> {"a": {"b": x}}."""
+    tree = {}
+    for path, value in flat.items():
+        *parents, leaf = path.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[leaf] = value
+    return tree
+
+
+def format_report(rows: Iterable[Row]) -> str:
+    """A table to read: what went where, then how many tensors had each fate."""
+    rows = list(rows)
+    cells = [("source", "target", "shape", "mean", "std", "status")]
+    for row in rows:
+        numbers = ("" if x is None else f"{x:.4g}" for x in (row.mean, row.std))
+        cells.append((row.source, row.target, "x".join(map(str, row.shape)), *numbers, row.status))
+    widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
+    lines = ["  ".join(c.ljust(w) for c, w in zip(line, widths)).rstrip() for line in cells]
+    counts = collections.Counter(row.status for row in rows)
+    return "\n".join([*lines, "", *(f"{n:5d} {status}" for status, n in counts.items())])
+
+
+def _inside(path: str, subtrees: tuple[str, ...]) -> bool:
+    return any(path.startswith(f"{subtree}/") for subtree in subtrees)
+
+
+def _transformed(tensor: np.ndarray, transforms: tuple[str, ...]) -> np.ndarray:
+    """The tensor after all transforms; unchanged where its rank does not allow them."""
+    value = tensor
+    for transform in transforms:
+        try:
+            value = TRANSFORMS[transform].forward(value)
+        except (ValueError, IndexError):
+            return np.asarray(tensor, np.float32)  # the shapes will not agree either
+    with np.errstate(over="ignore"):  # what overflows is found as not finite
+        return np.array(value, np.float32, order="C")
+
+
+def _difference(value: np.ndarray, shape: tuple[int, ...]) -> str:
+    if value.shape != tuple(shape):
+        return f"has shape {value.shape}, the detector {tuple(shape)}"
+    if not np.isfinite(value).all():
+        return "holds values that are not finite in float32"
+    return ""
+
+
+def _with_suggestions(names, others, template: str) -> list[str]:
+    others, lines = list(others), []
+    for i, name in enumerate(names):
+        close = difflib.get_close_matches(name, others, n=1) if i < _MAX_SUGGESTIONS else []
+        hint = f"; near miss: {close[0]}" if close else ""
+        lines.append(template.format(name) + hint)
+    return lines
+
+
+def _source_name(path: str, table: Table) -> str | None:
+    """The source name that would fill `path`, for messages."""
+    found = _sources(path, table)
+    return found[0][0] if found else None
+
+
+def _sources(path: str, table: Table) -> list[tuple[str, Rule]]:
+    """Every source name that a rule of the table sends to `path`."""
+    found = []
+    for rule in table.rules:
+        groups = re.findall(r"\(([^()]*)\)", rule.source)
+        parts = re.split(r"\\(\d)", rule.target)  # literal, number, literal, number, ...
+        pattern = "".join(
+            f"(?P<g{part}>{groups[int(part) - 1]})" if i % 2 else re.escape(part)
+            for i, part in enumerate(parts)
+        )
+        match = re.fullmatch(pattern, path)
+        if match:
+            literals = re.split(r"\([^()]*\)", rule.source.replace(r"\.", "."))
+            values = [match[f"g{i}"] for i in range(1, len(groups) + 1)]
+            name = "".join(a + b for a, b in zip(literals, [*values, ""]))
+            found.append((name, rule))
+    return found

@@ -1,0 +1,1 @@
+"""Conversion tables: one source and model a module, data only (see `converters.mapping`)."""

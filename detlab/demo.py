@@ -1,0 +1,229 @@
+"""Detects objects on images and videos and draws them.
+
+    python -m detlab.demo --workdir runs/retinanet_shapes --input photos --output found
+
+The input is an image, a folder of images and videos, a glob pattern in quotes, or a video.  The
+output folder gets a drawn picture or video for each, and `detections.json`.
+"""
+
+import argparse
+import glob
+import json
+import pathlib
+from typing import Any, Callable, NamedTuple, Sequence
+
+import cv2
+import jax
+import numpy as np
+
+from detlab import config as config_lib
+from detlab import detector as detector_lib
+from detlab import errors
+from detlab import eval as eval_lib
+from detlab import programs
+from detlab import sharding
+from detlab.data import loader
+from detlab.data import records
+from detlab.viz import boxes as draw_lib
+
+IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v")
+
+
+class Detect(NamedTuple):
+    """An image to its objects, with what is shown of them."""
+
+    predict: Callable  # (params, state, images, image_size) -> Detections
+    params: Any
+    state: Any
+    data: Any  # the config's block
+    class_names: Sequence[str]
+    threshold: float
+    top_k: int
+
+    def __call__(self, image: np.ndarray) -> dict[str, np.ndarray]:
+        """[h, w, 3] uint8 RGB -> boxes [k, 4] in its px, scores [k], labels [k], best first."""
+        canvas = self.data.canvases[_canvas_of(image, self.data.canvases)]
+        record = {
+            "image": image,
+            "boxes": np.zeros((0, 4), np.float32),
+            "labels": np.zeros(0, np.int32),
+            "ignore": np.zeros(0, bool),
+            "area": np.zeros(0, np.float32),
+            "index": 0,
+        }
+        record = loader.resizer(programs.resize_rule(self.data))(record, *canvas)
+        batch = loader.to_batch([record], canvas, 1, self.data.pad_value)
+        found = jax.device_get(
+            self.predict(self.params, self.state, batch.images, batch.image_size)
+        )
+        keep = found.valid[0] & (found.scores[0] >= self.threshold)
+        keep = np.flatnonzero(keep)[: self.top_k]
+        boxes = eval_lib.to_original(found.boxes[0][keep], batch.placement[0], image.shape[:2])
+        return {"boxes": boxes, "scores": found.scores[0][keep], "labels": found.labels[0][keep]}
+
+    def draw(self, image: np.ndarray, found: dict[str, np.ndarray], min_side: int) -> np.ndarray:
+        return draw_lib.draw(image, class_names=self.class_names, min_side=min_side, **found)
+
+    def as_json(self, found: dict[str, np.ndarray]) -> list[dict]:
+        """One entry an object: class, score and xyxy box in px of the original."""
+        return [
+            {
+                "class": self.class_names[label],
+                "score": round(float(score), 4),
+                "box": [round(float(x), 2) for x in box],
+            }
+            for box, score, label in zip(found["boxes"], found["scores"], found["labels"])
+        ]
+
+
+def main(arguments: Sequence[str]) -> None:
+    args, overrides = config_lib.parse(arguments, _parser())
+    config, weights = programs.load_model(args, overrides)
+    files = find_inputs(args.input)
+    detector = detector_lib.build(config)
+    params, state = programs.fit_weights(detector, config, weights, sharding.make_mesh())
+    detect = Detect(
+        jax.jit(detector.predict),
+        params,
+        state,
+        config.data,
+        names_of(weights.info.get("class_names"), config),
+        args.threshold,
+        args.top_k,
+    )
+    output = pathlib.Path(args.output)
+    rows, failed = [], []
+    with programs.progress_bar(len(files), "detect", "file") as bar:
+        for path, name in zip(files, output_names(files)):
+            try:
+                rows.append(process(path, output / name, detect))
+            except records.DataError as error:
+                failed.append(str(error))
+                bar.write(f"skipped: {error}")
+            bar.update()
+    if not rows:
+        raise errors.UserError(f"none of the files could be read; the first: {failed[0]}")
+    programs.write_text(output / "detections.json", json.dumps(rows, indent=1))
+    objects = sum(
+        len(part) for row in rows for part in row.get("frames", [row.get("objects", [])])
+    )
+    skipped = f", {len(failed)} files skipped" if failed else ""
+    print(f"{objects} objects of score {args.threshold:g} or more in {len(rows)} files{skipped}")
+    print(f"pictures:     {output}")
+    print(f"detections:   {output / 'detections.json'}")
+
+
+def find_inputs(text: str) -> list[pathlib.Path]:
+    """The images and videos that a path, a folder or a glob pattern means, in order."""
+    path = pathlib.Path(text)
+    if path.is_dir():
+        found = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGES + VIDEOS)
+        if not found:
+            raise errors.UserError(f"folder {path} holds no image ({', '.join(IMAGES)}) or video.")
+        return found
+    if path.is_file():
+        return [path]
+    found = sorted(pathlib.Path(p) for p in glob.glob(text, recursive=True))
+    found = [p for p in found if p.is_file()]
+    if not found:
+        raise errors.UserError(
+            f"--input {text} is no file, no folder, and matches nothing as a pattern."
+        )
+    return found
+
+
+def output_names(files: Sequence[pathlib.Path]) -> list[str]:
+    """File names without suffix for the results; equal stems keep their suffix to differ."""
+    stems = [p.stem for p in files]
+    names = [p.stem if stems.count(p.stem) == 1 else p.name.replace(".", "_") for p in files]
+    return [n if names.count(n) == 1 else f"{n}_{i}" for i, n in enumerate(names)]
+
+
+def process(path: pathlib.Path, target: pathlib.Path, detect: Detect) -> dict:
+    """Draws one file to `target` with a suffix; returns its row of `detections.json`."""
+    if path.suffix.lower() in VIDEOS:
+        return process_video(path, target.with_name(target.name + ".mp4"), detect)
+    image = records.read_image(path)
+    found = detect(image)
+    target = target.with_name(target.name + ".png")
+    _save(target, detect.draw(image, found, min_side=480))
+    height, width = image.shape[:2]
+    return {
+        "file": str(path),
+        "picture": str(target),
+        "height": height,
+        "width": width,
+        "objects": detect.as_json(found),
+    }
+
+
+def process_video(path: pathlib.Path, target: pathlib.Path, detect: Detect) -> dict:
+    """The same for every frame of a video; `frames` has one list of objects a frame."""
+    reader = cv2.VideoCapture(str(path))
+    width = int(reader.get(cv2.CAP_PROP_FRAME_WIDTH))
+    height = int(reader.get(cv2.CAP_PROP_FRAME_HEIGHT))
+    rate = reader.get(cv2.CAP_PROP_FPS) or 25.0
+    readable, frame = reader.read()
+    if not readable:
+        raise records.DataError(f"video {path} cannot be decoded; convert it to another format.")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    writer = cv2.VideoWriter(
+        str(target), cv2.VideoWriter_fourcc(*"mp4v"), rate, (width, height)
+    )
+    if not writer.isOpened():
+        raise errors.UserError(f"cannot write the video {target}.")
+    frames = []
+    while readable:
+        image = cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
+        found = detect(image)
+        drawn = detect.draw(image, found, min_side=0)  # a video keeps its size
+        writer.write(cv2.cvtColor(drawn, cv2.COLOR_RGB2BGR))
+        frames.append(detect.as_json(found))
+        readable, frame = reader.read()
+    writer.release()
+    reader.release()
+    return {
+        "file": str(path),
+        "picture": str(target),
+        "height": height,
+        "width": width,
+        "frames_per_second": rate,
+        "frames": frames,
+    }
+
+
+def names_of(saved: Sequence[str] | None, config) -> tuple[str, ...]:
+    """Class names of the checkpoint, else of the config, else numbers."""
+    names = tuple(saved or config.data.class_names)
+    return names or tuple(f"class {i}" for i in range(config.model.num_classes))
+
+
+def _canvas_of(image, canvases):
+    groups = loader.group_by_canvas([image.shape[:2]], canvases)
+    return next(i for i, group in enumerate(groups) if len(group))
+
+
+def _save(path, image):
+    try:
+        draw_lib.save(path, image)
+    except OSError as error:
+        raise errors.UserError(f"cannot write {path}: {error.strerror or error}.") from error
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m detlab.demo",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    programs.add_model_flags(parser)
+    parser.add_argument("--input", required=True, help="image, folder, 'glob' or video")
+    parser.add_argument("--output", required=True, help="folder for pictures and JSON")
+    parser.add_argument("--threshold", type=float, default=0.3, help="lowest score that is shown")
+    parser.add_argument("--top_k", type=int, default=100, help="objects an image at the most")
+    return parser
+
+
+if __name__ == "__main__":
+    errors.run_main(main)

@@ -1,0 +1,168 @@
+"""COCO annotation files."""
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+
+from detlab.data import coco, records
+
+
+def make_content():
+    """Two images and three categories whose ids have gaps and come in another order."""
+    return {
+        "images": [
+            {"id": 70, "file_name": "b.png", "height": 40, "width": 60},
+            {"id": 5, "file_name": "a.png", "height": 50, "width": 50},
+        ],
+        "categories": [
+            {"id": 90, "name": "dog"},
+            {"id": 3, "name": "cat"},
+            {"id": 17, "name": "hen"},
+        ],
+        "annotations": [
+            {"id": 1, "image_id": 5, "category_id": 90, "bbox": [1, 2, 3.5, 4], "area": 9.5},
+            {"id": 2, "image_id": 70, "category_id": 3, "bbox": [10, 20, 30, 10], "iscrowd": 1},
+            {"id": 3, "image_id": 5, "category_id": 17, "bbox": [0, 0, 50, 50], "iscrowd": 0},
+        ],
+    }
+
+
+def write_data(folder, content):
+    for image in make_content()["images"]:
+        shape = (image["height"], image["width"], 3)
+        cv2.imwrite(str(folder / image["file_name"]), np.full(shape, image["id"], np.uint8))
+    file = folder / "instances.json"
+    file.write_text(content if isinstance(content, str) else json.dumps(content))
+    return folder, file
+
+
+def test_labels_follow_ascending_category_ids(tmp_path):
+    source = coco.Coco(*write_data(tmp_path, make_content()))
+    assert source.class_names == ("cat", "hen", "dog")
+    assert source.category_ids == (3, 17, 90)
+    assert [source.image_id(i) for i in range(len(source))] == [70, 5]
+    assert source.size(0) == (40, 60)
+    record = source[1]
+    np.testing.assert_array_equal(record["boxes"], [[1, 2, 4.5, 6], [0, 0, 50, 50]])
+    np.testing.assert_array_equal(record["labels"], [2, 1])
+    np.testing.assert_array_equal(record["area"], [9.5, 2500])  # annotated, else of the box
+    assert (record["image"] == 5).all()
+    np.testing.assert_array_equal(source[0]["ignore"], [True])  # crowd
+    assert source.problems == ()
+
+
+def test_class_subset_keeps_the_order_asked_for(tmp_path):
+    source = coco.Coco(*write_data(tmp_path, make_content()), class_names=("dog", "cat"))
+    assert source.category_ids == (90, 3)
+    np.testing.assert_array_equal(source.annotation(1)["labels"], [0])
+    np.testing.assert_array_equal(source.annotation(0)["labels"], [1])
+    assert source.problems == () and source.dropped_boxes == 0
+
+
+def test_tiny_objects_are_left_out_and_counted(tmp_path):
+    content = make_content()
+    extra = {"image_id": 5, "category_id": 3}
+    content["annotations"] += [
+        {**extra, "bbox": [1, 1, 0.5, 9], "area": 4.5},
+        {**extra, "bbox": [1, 1, 9, 0.99], "area": 8},
+        {**extra, "bbox": [1, 1, 9, 9], "area": 0},
+        {**extra, "bbox": [1, 1, 1, 1], "area": 0.3},  # stays
+    ]
+    source = coco.Coco(*write_data(tmp_path, content))
+    assert len(source.annotation(1)["boxes"]) == 3
+    assert source.dropped_boxes == 3
+    assert "3 objects of no area or under a pixel" in source.problems[0]
+
+
+def test_no_images_and_no_objects_pass(tmp_path):
+    content = {**make_content(), "annotations": []}
+    assert coco.Coco(*write_data(tmp_path, content))[0]["boxes"].shape == (0, 4)
+    assert len(coco.Coco(*write_data(tmp_path, {**content, "images": []}))) == 0
+
+
+# ------------------------------------------------------------------------------------------------
+# Bad input
+
+
+def test_missing_folder_and_file_are_named(tmp_path):
+    folder, file = write_data(tmp_path, make_content())
+    with pytest.raises(records.DataError, match="image folder .*nowhere does not exist"):
+        coco.Coco(folder / "nowhere", file)
+    with pytest.raises(records.DataError, match=r"nothing\.json cannot be read \(No such file"):
+        coco.Coco(folder, folder / "nothing.json")
+
+
+@pytest.mark.parametrize(
+    "change, fault",
+    [
+        (lambda c: json.dumps(c)[:-30], r"instances\.json is not valid JSON"),
+        (lambda c: "[]", "has no list 'images'"),
+        (lambda c: {**c, "categories": None}, "has no list 'categories'"),
+        (lambda c: {**c, "images": [{"id": 1}]}, "entry 0 of 'images' has no 'file_name'"),
+        (
+            lambda c: {**c, "annotations": [{"image_id": 5, "category_id": 3}]},
+            "entry 0 of 'annotations' has no 'bbox'",
+        ),
+        (
+            lambda c: {**c, "annotations": [{"image_id": 5, "category_id": 3, "bbox": [1, 2]}]},
+            "entry 0 of 'annotations' has a bbox of 2 numbers",
+        ),
+        (
+            lambda c: {**c, "categories": [*c["categories"], {"id": 4, "name": "cat"}]},
+            "one class name to several categories",
+        ),
+    ],
+)
+def test_file_that_is_no_coco_file_is_named(tmp_path, change, fault):
+    folder, file = write_data(tmp_path, change(make_content()))
+    for strict in (True, False):
+        with pytest.raises(records.DataError, match=fault):
+            coco.Coco(folder, file, strict=strict)
+
+
+def test_unknown_class_asked_for_is_named(tmp_path):
+    with pytest.raises(records.DataError, match="has no class 'cow'; its classes: cat, hen, dog"):
+        coco.Coco(*write_data(tmp_path, make_content()), class_names=("cat", "cow"))
+
+
+@pytest.mark.parametrize(
+    "bad, fault",
+    [
+        ({"image_id": 6}, "annotation 9 is of image 6, which the file does not list"),
+        ({"category_id": 4}, r"annotation 9 \(category 4, .* not in class_names \(cat, hen, dog\)"),
+        ({"bbox": [60, 1, 9, 9]}, r"annotation 9 \(cat, bbox \[60, 1, 9, 9\]\) lies outside"),
+        ({"bbox": [float("nan"), 1, 9, 9]}, "not a finite number"),
+    ],
+)
+def test_unusable_object_is_named_or_left_out(tmp_path, bad, fault):
+    content = make_content()
+    good = {"id": 9, "image_id": 5, "category_id": 3, "bbox": [1, 1, 9, 9]}
+    content["annotations"].append({**good, **bad})
+    folder, file = write_data(tmp_path, content)
+    with pytest.raises(records.DataError, match=f"{fault}.*strict=False"):
+        coco.Coco(folder, file)
+    source = coco.Coco(folder, file, strict=False)
+    assert source.dropped_boxes == 1 and len(source.problems) == 1
+    assert len(source.annotation(1)["boxes"]) == 2
+
+
+# ------------------------------------------------------------------------------------------------
+# Published files
+
+
+def test_coco_mini_has_its_known_counts(shared_dir):
+    folder = shared_dir / "data" / "coco_mini"
+    source = coco.Coco(folder / "val2017", folder / "annotations" / "instances_val2017.json")
+    assert len(source) == 41 and source.problems == ()
+    assert len(source.class_names) == 80 and source.class_names[0] == "person"
+    assert source.category_ids[-1] == 90 and source.class_names[79] == "toothbrush"
+    objects = [source.annotation(i) for i in range(len(source))]
+    assert sum(len(o["boxes"]) for o in objects) == 391
+    assert sum(o["ignore"].sum() for o in objects) == 5
+    assert len(np.unique(np.concatenate([o["labels"] for o in objects]))) == 51
+    empty = [source.image_id(i) for i, o in enumerate(objects) if not len(o["boxes"])]
+    assert empty == [250, 508]
+    assert len(records.for_training(source)) == 39
+    assert source[0]["image"].shape == (*source.size(0), 3)

@@ -1,0 +1,293 @@
+"""The plan is a pure function, and the stream is the plan carried out, however that is done."""
+
+import numpy as np
+import pytest
+
+from detlab.data import coco, loader, records, shapes, transforms, voc
+
+CANVASES = ((32, 48), (48, 32))
+SIZES = np.array([(20, 40), (40, 20), (30, 30), (64, 90), (90, 64), (10, 11), (33, 21)] * 3)
+
+
+class Pictures:
+    """A source of grey images, each of its number, with `counts[i]` objects; some are broken."""
+
+    class_names = ("thing",)
+
+    def __init__(self, sizes=SIZES, counts=None, broken=()):
+        self._sizes, self._broken = sizes, broken
+        self._counts = [2] * len(sizes) if counts is None else counts
+
+    def __len__(self):
+        return len(self._sizes)
+
+    def __getitem__(self, i):
+        if i in self._broken:
+            raise records.DataError(f"image {i} is broken")
+        return {"image": np.full((*self.size(i), 3), i, np.uint8), **self.annotation(i)}
+
+    def annotation(self, i):
+        n = self._counts[i]
+        start = np.arange(n, dtype=np.float32)
+        return {
+            "boxes": np.stack([start, start, start + 3, 2 * start + 4], axis=1),  # growing
+            "labels": np.arange(n, dtype=np.int32) % 3,
+            "ignore": np.arange(n) % 4 == 3,
+            "area": np.ones(n, np.float32),
+            "index": i,
+        }
+
+    def size(self, i):
+        return tuple(int(side) for side in self._sizes[i])
+
+
+ARGUMENTS = {
+    "batch_size": 4,
+    "canvases": CANVASES,
+    "max_boxes": 3,
+    "pad_value": 114,
+}
+
+
+def train(source, **changes):
+    arguments = {**ARGUMENTS, "seed": 7, "num_steps": 9, "flip_vertical": 0.5, "read_threads": 0}
+    return list(loader.train_batches(source, **{**arguments, **changes}))
+
+
+def evaluate(source, **changes):
+    return list(loader.eval_batches(source, **{**ARGUMENTS, "read_threads": 0, **changes}))
+
+
+def assert_same(stream, other):
+    for loaded, expected in zip(stream, other, strict=True):
+        for name, value in expected.batch._asdict().items():
+            np.testing.assert_array_equal(getattr(loaded.batch, name), value, err_msg=name)
+        assert loaded[1:] == expected[1:]
+
+
+# ------------------------------------------------------------------------------------------------
+# The plan
+
+
+def test_images_go_to_the_canvas_that_shows_them_largest():
+    wide, tall = loader.group_by_canvas(SIZES[:7], CANVASES)
+    np.testing.assert_array_equal(wide, [0, 2, 3, 5])  # 2 is square: the first of equals
+    np.testing.assert_array_equal(tall, [1, 4, 6])
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 4, 5, 16])
+def test_an_epoch_shows_every_image_in_full_batches_of_one_canvas(batch_size):
+    groups = dict(zip(CANVASES, loader.group_by_canvas(SIZES, CANVASES), strict=True))
+    for epoch in range(3):
+        steps = loader.plan(SIZES, 0, epoch, batch_size, CANVASES)
+        assert len(steps) == loader.steps_per_epoch(SIZES, batch_size, CANVASES)
+        for step in steps:
+            assert step.index.shape == step.seed.shape == (batch_size,)
+            assert np.isin(step.index, groups[step.canvas]).all()
+            assert step.real.all()
+        counts = np.bincount(np.concatenate([step.index for step in steps]), minlength=len(SIZES))
+        assert counts.min() >= 1
+        for group in groups.values():  # repeats are spread evenly over a group
+            assert np.ptp(counts[group]) <= 1
+
+
+def test_plan_depends_on_seed_and_epoch_only():
+    def flat(seed, epoch):
+        steps = loader.plan(SIZES, seed, epoch, 4, CANVASES)
+        return np.concatenate([np.concatenate([s.index, s.seed, s.canvas]) for s in steps])
+
+    np.testing.assert_array_equal(flat(1, 2), flat(1, 2))
+    assert (flat(1, 2) != flat(1, 3)).any()
+    assert (flat(1, 2) != flat(2, 2)).any()
+
+
+def test_canvases_without_images_have_no_steps():
+    steps = loader.plan(SIZES[:1], 0, 0, 2, CANVASES)
+    assert [step.canvas for step in steps] == [CANVASES[0]]
+    np.testing.assert_array_equal(steps[0].index, [0, 0])
+
+
+def test_eval_plan_shows_every_image_once_in_order():
+    steps = loader.eval_plan(SIZES, 4, CANVASES)
+    real = np.concatenate([step.index[step.real] for step in steps])
+    wide, tall = loader.group_by_canvas(SIZES, CANVASES)
+    np.testing.assert_array_equal(real, [*wide, *tall])
+    for step in steps:
+        assert (step.index[~step.real] == -1).all()
+        assert step.real[0]  # no step without an image
+
+
+# ------------------------------------------------------------------------------------------------
+# Batches
+
+
+def test_batch_fields_by_hand():
+    record = Pictures(counts=[4] * 21)[1]  # 40 high, 20 wide; object 3 is ignored
+    record = transforms.mirror_horizontal(transforms.resize_keep_ratio(record, 32, 48))
+    batch = loader.to_batch([record, None], (32, 48), max_boxes=5, pad_value=(9, 8, 7))
+    assert batch.images.shape == (2, 32, 48, 3) and batch.images.dtype == np.uint8
+    assert (batch.images[0, :, :16] == 1).all()
+    assert (batch.images[0, :, 16:] == [9, 8, 7]).all() and (batch.images[1] == [9, 8, 7]).all()
+    np.testing.assert_array_equal(batch.image_size, [[32, 16], [32, 48]])
+    np.testing.assert_allclose(batch.placement, [[-0.8, 0.8, 16, 0], [1, 1, 0, 0]], rtol=1e-6)
+    np.testing.assert_allclose(batch.boxes[0, 1], [12.8, 0.8, 15.2, 4.8], rtol=1e-6)
+    np.testing.assert_array_equal(batch.boxes[0, 4], [0, 0, 0, 0])
+    np.testing.assert_array_equal(batch.labels[0], [0, 1, 2, 0, 0])
+    np.testing.assert_array_equal(batch.valid, [[1, 1, 1, 0, 0], [0] * 5])
+    np.testing.assert_array_equal(batch.ignore, [[0, 0, 0, 1, 0], [0] * 5])
+    np.testing.assert_array_equal(batch.index, [1, -1])
+    np.testing.assert_array_equal(batch.real, [True, False])
+    dtypes = {name: value.dtype.str[1:] for name, value in batch._asdict().items()}
+    assert dtypes == {
+        "images": "u1", "boxes": "f4", "labels": "i4", "valid": "b1", "ignore": "b1",
+        "image_size": "i4", "placement": "f4", "index": "i4", "real": "b1",
+    }  # fmt: skip
+
+
+def test_the_largest_objects_get_the_slots_and_the_rest_is_counted():
+    source = Pictures(counts=[6] + [0] * 20)  # objects 0..5 grow; 3 is ignored
+    record = transforms.resize_fixed(source[0], 20, 40)
+    batch = loader.to_batch([record], (32, 48), max_boxes=3, pad_value=0)
+    np.testing.assert_array_equal(batch.boxes[0], record["boxes"][[2, 4, 5]])
+    assert batch.valid.all()
+    assert loader.count_dropped([record, None], max_boxes=3) == 3
+    batch = loader.to_batch([record], (32, 48), max_boxes=6, pad_value=0)
+    np.testing.assert_array_equal(batch.ignore[0], [0, 0, 0, 1, 0, 0])
+    dropped = [loaded.dropped_boxes for loaded in evaluate(source)]
+    assert sum(dropped) == dropped[0] == 3
+
+
+@pytest.mark.parametrize("resize", ["fit", "stretch", (30, 25)])
+def test_placement_leads_back_to_the_annotation(resize):
+    source = Pictures()
+    for loaded in train(source, resize=resize):
+        batch = loaded.batch
+        for row, i in enumerate(batch.index.tolist()):
+            corners = batch.boxes[row][batch.valid[row]].reshape(-1, 2, 2)
+            sx, sy, tx, ty = batch.placement[row]
+            original = np.sort((corners - [tx, ty]) / [sx, sy], axis=1).reshape(-1, 4)
+            # Coordinates under 50 px in float32, divided by scales from 0.3: 1e-4 px is ample.
+            np.testing.assert_allclose(original, source.annotation(i)["boxes"], atol=1e-4)
+
+
+def test_resize_choices_give_the_sizes_they_say():
+    source = Pictures(sizes=np.array([(20, 40)] * 4))
+    sizes = {
+        resize: tuple(train(source, num_steps=1, resize=resize)[0].batch.image_size[0])
+        for resize in ("fit", "stretch", (30, 25), (40, 12))
+    }
+    assert sizes == {"fit": (24, 48), "stretch": (32, 48), (30, 25): (15, 30), (40, 12): (12, 24)}
+
+
+# ------------------------------------------------------------------------------------------------
+# Streams
+
+
+@pytest.mark.parametrize("threads", [0, 1, 2])
+def test_a_later_start_gives_the_tail_of_the_stream(threads):
+    whole = train(Pictures(), num_steps=20)  # six steps an epoch
+    assert len(whole) == 20
+    for start in (0, 1, 6, 13):
+        assert_same(
+            train(Pictures(), num_steps=20, start_step=start, read_threads=threads), whole[start:]
+        )
+
+
+def test_epochs_and_seeds_differ_and_images_are_flipped():
+    index = np.stack([loaded.batch.index for loaded in train(Pictures(), num_steps=12)])
+    assert (index[:6] != index[6:]).any()
+    placements = np.concatenate([loaded.batch.placement for loaded in train(Pictures())])
+    assert set(map(tuple, np.sign(placements[:, :2]))) == {(1, 1), (1, -1), (-1, 1), (-1, -1)}
+
+
+@pytest.mark.parametrize("stream", [train, evaluate])
+def test_rows_of_the_processes_make_the_global_batch(stream):
+    whole = stream(Pictures())
+    parts = [stream(Pictures(), process_index=p, process_count=2) for p in range(2)]
+    for loaded, *shares in zip(whole, *parts, strict=True):
+        for name, value in loaded.batch._asdict().items():
+            joined = np.concatenate([getattr(share.batch, name) for share in shares])
+            np.testing.assert_array_equal(joined, value, err_msg=name)
+
+
+def test_evaluation_shows_every_image_once_and_marks_the_filling():
+    stream = evaluate(Pictures())
+    index = np.concatenate([loaded.batch.index[loaded.batch.real] for loaded in stream])
+    assert sorted(index) == list(range(len(SIZES)))
+    filling = np.concatenate([loaded.batch.valid[~loaded.batch.real] for loaded in stream])
+    assert len(filling) == 4 * len(stream) - len(SIZES) > 0 and not filling.any()
+    assert all((loaded.batch.placement[:, :2] > 0).all() for loaded in stream)
+    assert_same(evaluate(Pictures(), read_threads=2), stream)
+
+
+@pytest.mark.slow  # starts processes that import everything anew
+def test_worker_processes_do_not_change_the_stream():
+    source, canvases = shapes.Shapes(num_images=9), ((128, 128),)
+    whole = train(source, canvases=canvases, num_steps=7)
+    assert_same(train(source, canvases=canvases, num_steps=7, workers=2), whole)
+    assert_same(evaluate(source, canvases=canvases, workers=1), evaluate(source, canvases=canvases))
+
+
+# ------------------------------------------------------------------------------------------------
+# What can go wrong
+
+
+def test_broken_image_is_replaced_by_the_next_of_its_canvas_and_told():
+    # The wide group is 0 2 3 5 7 ..: 3 is the next that works after 0 and 2.
+    stream = train(Pictures(broken=(0, 2)), num_steps=6)
+    whole = train(Pictures(), num_steps=6)
+    told = []
+    for loaded, intact in zip(stream, whole, strict=True):
+        expected = np.where(np.isin(intact.batch.index, [0, 2]), 3, intact.batch.index)
+        np.testing.assert_array_equal(loaded.batch.index, expected)
+        told += loaded.skipped
+    assert set(told) == {"image 0 is broken", "image 2 is broken"}
+    assert_same(train(Pictures(broken=(0, 2)), num_steps=6, read_threads=2), stream)
+
+
+def test_the_last_of_a_group_is_replaced_by_its_first():
+    stream = train(Pictures(broken=(20,)), num_steps=6)  # the tall group is 1 4 6 .. 20
+    for loaded, intact in zip(stream, train(Pictures(), num_steps=6), strict=True):
+        expected = np.where(intact.batch.index == 20, 1, intact.batch.index)
+        np.testing.assert_array_equal(loaded.batch.index, expected)
+
+
+@pytest.mark.parametrize("threads", [0, 2])
+def test_broken_image_raises_where_asked_for_and_in_evaluation(threads):
+    source = Pictures(broken=(8,))
+    with pytest.raises(records.DataError, match="image 8 is broken"):
+        train(source, skip_broken=False, read_threads=threads)
+    with pytest.raises(records.DataError, match="image 8 is broken"):
+        evaluate(source, read_threads=threads)
+
+
+def test_too_many_broken_images_raise():
+    sizes = np.array([(20, 40)] * 30)
+    with pytest.raises(records.DataError, match="21 images in a row cannot be read, the first"):
+        train(Pictures(sizes, broken=range(30)))
+    assert len(train(Pictures(sizes, broken=range(20)))) == 9
+
+
+def test_bad_arguments_raise():
+    with pytest.raises(ValueError, match="a batch of 4 images cannot be shared by 3"):
+        train(Pictures(), process_count=3)
+    for resize in ("crop", (1, 2, 3)):
+        with pytest.raises(ValueError, match="neither .fit. nor .stretch. nor"):
+            train(Pictures(), resize=resize)
+    with pytest.raises(records.DataError, match="the data source has no images"):
+        train(Pictures(sizes=np.zeros((0, 2))))
+
+
+def test_real_data_streams(shared_dir):
+    data = shared_dir / "data"
+    mini = coco.Coco(
+        data / "coco_mini" / "val2017",
+        data / "coco_mini" / "annotations" / "instances_val2017.json",
+    )
+    stream = evaluate(mini, canvases=((64, 96), (96, 64)), max_boxes=100)
+    assert sum(int(loaded.batch.real.sum()) for loaded in stream) == 41
+    assert sum(int(loaded.batch.valid.sum()) for loaded in stream) == 391 - 5
+    assert sum(int(loaded.batch.ignore.sum()) for loaded in stream) == 5
+    assert sum(loaded.dropped_boxes for loaded in evaluate(mini, max_boxes=2)) > 100
+    stream = train(voc.Voc(data / "voc_mini"), num_steps=3)
+    assert all(loaded.batch.valid.any() for loaded in stream)

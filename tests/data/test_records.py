@@ -1,0 +1,209 @@
+"""Reading image files, checking boxes, filtering sources."""
+
+import struct
+
+import cv2
+import numpy as np
+import pytest
+
+from detlab.data import records
+
+
+def picture(height=40, width=60):
+    return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def encoded(image, extension):
+    return cv2.imencode(extension, image)[1].tobytes()
+
+
+# ------------------------------------------------------------------------------------------------
+# Image files
+
+
+def test_png_comes_back_as_rgb(tmp_path):
+    image = picture()
+    path = tmp_path / "a.png"
+    path.write_bytes(encoded(image[..., ::-1], ".png"))  # OpenCV writes BGR
+    np.testing.assert_array_equal(records.read_image(path), image)
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_grey_and_alpha_become_three_channels(tmp_path, channels):
+    path = tmp_path / "a.png"
+    stored = np.full((5, 7, channels), 90, np.uint8)
+    path.write_bytes(encoded(stored, ".png"))
+    image = records.read_image(path)
+    assert image.dtype == np.uint8
+    np.testing.assert_array_equal(image, np.full((5, 7, 3), 90))
+
+
+def test_exif_orientation_is_ignored(tmp_path):
+    plain = encoded(picture(), ".jpg")
+    # TIFF header, then one entry: tag 0x0112 orientation, type SHORT, count 1, value 6 (rotate).
+    exif = b"Exif\0\0II*\0" + struct.pack("<IHHHIII", 8, 1, 0x0112, 3, 1, 6, 0)
+    segment = b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif
+    path = tmp_path / "a.jpg"
+    path.write_bytes(plain[:2] + segment + plain[2:])
+    assert cv2.imread(str(path)).shape == (60, 40, 3)  # the tag is there and OpenCV obeys it
+    assert records.read_image(path).shape == (40, 60, 3)
+    assert records.read_image_size(path) == (40, 60)
+
+
+@pytest.mark.parametrize("extension", [".jpg", ".png", ".bmp"])
+def test_size_is_read_from_the_header(tmp_path, extension):
+    path = tmp_path / f"a{extension}"
+    path.write_bytes(encoded(picture(33, 57), extension))
+    assert records.read_image_size(path) == (33, 57)
+
+
+def test_missing_image_is_named(tmp_path):
+    with pytest.raises(records.DataError, match=r"nothing\.jpg does not exist; put it there"):
+        records.read_image(tmp_path / "nothing.jpg")
+
+
+@pytest.mark.parametrize("content", [b"", b"no image at all", encoded(picture(), ".jpg")[100:]])
+def test_undecodable_image_is_named(tmp_path, content):
+    path = tmp_path / "a.jpg"
+    path.write_bytes(content)
+    with pytest.raises(records.DataError, match=r"a\.jpg cannot be decoded"):
+        records.read_image(path)
+
+
+@pytest.mark.parametrize("extension", [".jpg", ".png"])
+@pytest.mark.parametrize("kept", [0.05, 0.5, 0.999])
+def test_truncated_image_is_named(tmp_path, extension, kept):
+    content = encoded(picture(200, 300), extension)
+    path = tmp_path / f"a{extension}"
+    path.write_bytes(content[: int(len(content) * kept)])
+    with pytest.raises(records.DataError, match="ends before its picture does"):
+        records.read_image(path)
+
+
+def test_end_mark_of_a_thumbnail_does_not_hide_truncation(tmp_path):
+    content = encoded(picture(200, 300), ".jpg")
+    thumbnail = encoded(picture(8, 8), ".jpg")
+    segment = b"\xff\xe1" + struct.pack(">H", len(thumbnail) + 2) + thumbnail
+    content = content[:2] + segment + content[2:]
+    path = tmp_path / "a.jpg"
+    path.write_bytes(content)
+    assert records.read_image(path).shape == (200, 300, 3)
+    path.write_bytes(content[:-2000])
+    with pytest.raises(records.DataError, match="ends before"):
+        records.read_image(path)
+
+
+def test_bytes_after_the_end_of_a_jpeg_do_no_harm(tmp_path):
+    path = tmp_path / "a.jpg"
+    path.write_bytes(encoded(picture(), ".jpg") + b"\0" * 300)
+    assert records.read_image(path).shape == (40, 60, 3)
+
+
+# ------------------------------------------------------------------------------------------------
+# Boxes
+
+
+def check(boxes, names=None, strict=True):
+    names = names or ["cat"] * len(boxes)
+    return records.check_boxes(
+        boxes, names, ("dog", "cat"), (40, 60), lambda k: f"file.xml, object {k}", strict
+    )
+
+
+def test_box_that_sticks_out_is_clipped_and_counted():
+    checked = check([[-5, 10, 20, 50], [1, 2, 3, 4], [30, 20, 60, 40]])
+    np.testing.assert_array_equal(checked.boxes, [[0, 10, 20, 40], [1, 2, 3, 4], [30, 20, 60, 40]])
+    assert checked.boxes.dtype == np.float32
+    assert checked.num_clipped == 1
+    assert checked.keep.all()
+    np.testing.assert_array_equal(checked.labels, [1, 1, 1])
+
+
+@pytest.mark.parametrize(
+    "box, fault",
+    [
+        ([5, 5, 5, 9], "has no area"),
+        ([9, 5, 5, 9], "has no area"),
+        ([5, np.nan, 9, 9], "has a coordinate that is not a finite number"),
+        ([5, 5, np.inf, 9], "has a coordinate that is not a finite number"),
+        ([60, 5, 70, 9], "lies outside the image"),
+        ([5, -9, 9, 0], "lies outside the image"),
+    ],
+)
+def test_unusable_box_raises_or_is_left_out(box, fault):
+    boxes = [[1, 2, 3, 4], box]
+    with pytest.raises(records.DataError, match=rf"file\.xml, object 1 {fault}; .*strict=False"):
+        check(boxes)
+    checked = check(boxes, strict=False)
+    np.testing.assert_array_equal(checked.boxes, [[1, 2, 3, 4]])
+    assert checked.problems == (f"file.xml, object 1 {fault}",)
+
+
+def test_unknown_class_raises_or_is_left_out():
+    boxes, names = [[1, 2, 3, 4], [2, 3, 4, 5]], ["bird", "dog"]
+    with pytest.raises(records.DataError, match=r"object 0 is of a class .*\(dog, cat\)"):
+        check(boxes, names)
+    checked = check(boxes, names, strict=False)
+    np.testing.assert_array_equal(checked.boxes, [[2, 3, 4, 5]])
+    np.testing.assert_array_equal(checked.labels, [0])
+    np.testing.assert_array_equal(checked.keep, [False, True])
+
+
+def test_image_without_boxes_passes():
+    checked = check(np.zeros((0, 4)))
+    assert checked.boxes.shape == (0, 4)
+    assert checked.problems == ()
+
+
+# ------------------------------------------------------------------------------------------------
+# Sources
+
+
+def make_source(tmp_path, sizes, objects, ignore):
+    """Images of these sizes; `objects` says which image each object is of."""
+    paths = []
+    for i, (height, width) in enumerate(sizes):
+        paths.append(tmp_path / f"{i}.png")
+        paths[-1].write_bytes(encoded(np.full((height, width, 3), i, np.uint8), ".png"))
+    boxes = [[k, k, k + 2, k + 3] for k in range(len(objects))]
+    annotations = records.Annotations(
+        np.array(objects),
+        boxes,
+        np.zeros(len(objects)),
+        ignore,
+        np.full(len(objects), 6),
+        len(sizes),
+    )
+    return records.FileSource(("cat",), paths, list("abcdef")[: len(sizes)], sizes, annotations)
+
+
+def test_objects_go_to_their_image_in_their_order(tmp_path):
+    source = make_source(tmp_path, [(40, 50)] * 3, [2, 0, 2], [False, True, False])
+    np.testing.assert_array_equal(source[2]["boxes"], [[0, 0, 2, 3], [2, 2, 4, 5]])
+    np.testing.assert_array_equal(source[0]["ignore"], [True])
+    assert source[1]["boxes"].shape == (0, 4)
+    assert [len(record["labels"]) for record in source] == [1, 0, 2]
+    for name, dtype in (("boxes", "f4"), ("labels", "i4"), ("ignore", "?"), ("area", "f4")):
+        assert source[2][name].dtype == np.dtype(dtype)
+    assert "image" not in source.annotation(0)
+
+
+def test_training_filter_drops_small_and_empty_images(tmp_path):
+    sizes = [(40, 50), (31, 50), (40, 50), (40, 50), (32, 32)]
+    objects, ignore = [0, 1, 3, 4], [False, False, True, False]
+    source = records.for_training(make_source(tmp_path, sizes, objects, ignore))
+    assert [source.image_id(i) for i in range(len(source))] == ["a", "e"]  # c empty, d all ignored
+    assert source.skipped_records == 3
+    assert "3 of 5 images are left out" in source.problems[0]
+    record = source[1]
+    assert record["index"] == 1 and source.annotation(1)["index"] == 1
+    assert record["image"].shape == (*source.size(1), 3) == (32, 32, 3)
+    assert source.name(1).endswith("4.png")
+    assert [r["index"] for r in source] == [0, 1]
+
+
+def test_image_of_another_size_than_its_annotation_is_named(tmp_path):
+    source = make_source(tmp_path, [(40, 50)], [0], [False])
+    (tmp_path / "0.png").write_bytes(encoded(np.zeros((50, 40, 3), np.uint8), ".png"))
+    with pytest.raises(records.DataError, match=r"0\.png is 40x50 px .* says 50x40"):
+        source[0]

@@ -1,0 +1,198 @@
+"""PASCAL VOC annotations and data in their layout."""
+
+import pathlib
+import shutil
+
+import cv2
+import numpy as np
+import pytest
+
+from detlab.data import records, voc
+
+CELLS = ("RBC", "WBC", "Platelets")
+
+CHAIR = """<object><name> chair </name><bndbox>
+<xmin>11</xmin><ymin>6</ymin><xmax>31</xmax><ymax>40</ymax></bndbox></object>"""
+
+
+def write_data(root, objects=CHAIR, size=(40, 60), annotation=None, split="train"):
+    """A root with one image, 60 px wide and 40 high, called `one`."""
+    for folder in ("Annotations", "ImageSets/Main", "JPEGImages"):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+    cv2.imwrite(str(root / "JPEGImages" / "one.jpg"), np.full((40, 60, 3), 128, np.uint8))
+    (root / "ImageSets" / "Main" / f"{split}.txt").write_text("one\n\n")
+    if annotation is None:
+        height, width = size
+        annotation = f"""<annotation><filename>one.jpg</filename><size><width>{width}</width>
+            <height>{height}</height></size>{objects}</annotation>"""
+    (root / "Annotations" / "one.xml").write_text(annotation)
+    return root
+
+
+def make_object(name="chair", box=(11, 6, 31, 40), extra=""):
+    x1, y1, x2, y2 = box
+    return f"""<object><name>{name}</name>{extra}<bndbox><xmin>{x1}</xmin><ymin>{y1}</ymin>
+        <xmax>{x2}</xmax><ymax>{y2}</ymax></bndbox></object>"""
+
+
+def test_one_is_subtracted_from_all_four_numbers(tmp_path):
+    source = voc.Voc(write_data(tmp_path), "train")
+    assert len(source) == 1 and source.size(0) == (40, 60) and source.image_id(0) == "one"
+    record = source[0]
+    np.testing.assert_array_equal(record["boxes"], [[10, 5, 30, 39]])
+    np.testing.assert_array_equal(record["area"], [20 * 34])
+    np.testing.assert_array_equal(record["labels"], [8])  # blanks around the name do not count
+    np.testing.assert_array_equal(record["ignore"], [False])
+    assert record["image"].shape == (40, 60, 3)
+
+
+def test_difficult_becomes_ignore(tmp_path):
+    objects = CHAIR + make_object("cat", extra="<difficult>1</difficult>")
+    source = voc.Voc(write_data(tmp_path, objects), "train")
+    np.testing.assert_array_equal(source.annotation(0)["ignore"], [False, True])
+
+
+def test_boxes_of_parts_are_not_objects(tmp_path):
+    part = "<part><name>head</name><bndbox><xmin>1</xmin></bndbox></part>"
+    source = voc.Voc(write_data(tmp_path, make_object("person", extra=part)), "train")
+    np.testing.assert_array_equal(source.annotation(0)["boxes"], [[10, 5, 30, 39]])
+
+
+@pytest.mark.parametrize("annotation", [f"<annotation>{CHAIR}</annotation>", None])
+def test_missing_size_is_read_from_the_image(tmp_path, annotation):
+    source = voc.Voc(write_data(tmp_path, size=(0, 0), annotation=annotation), "train")
+    assert source.size(0) == (40, 60)
+
+
+def test_image_without_objects_stays(tmp_path):
+    source = voc.Voc(write_data(tmp_path, objects=""), "train")
+    assert source[0]["boxes"].shape == (0, 4)
+
+
+# ------------------------------------------------------------------------------------------------
+# Bad input
+
+
+def test_missing_root_is_named(tmp_path):
+    with pytest.raises(records.DataError, match="nowhere does not exist; give the folder"):
+        voc.Voc(tmp_path / "nowhere")
+
+
+def test_missing_split_tells_those_there(tmp_path):
+    write_data(tmp_path / "VOC2007", split="trainval")
+    write_data(tmp_path / "VOC2007", split="cat_trainval")  # the images of one class: no split
+    with pytest.raises(records.DataError, match=r"'2007_test' needs .*: 2007_trainval$"):
+        voc.Voc(tmp_path, "2007_test")
+    with pytest.raises(records.DataError, match=r"'2012_trainval' needs .*: 2007_trainval$"):
+        voc.Voc(tmp_path)
+    write_data(tmp_path / "flat")
+    with pytest.raises(records.DataError, match=r"'val' needs .*splits under .*: train$"):
+        voc.Voc(tmp_path / "flat", "val")
+
+
+@pytest.mark.parametrize(
+    "annotation, fault",
+    [
+        ("<annotation><object>", r"one\.xml is not well-formed XML"),
+        ("", r"one\.xml is not well-formed XML"),
+        ("<annotation><object/></annotation>", r"one\.xml: an object has no name"),
+        (
+            "<annotation><object><name>cat</name></object></annotation>",
+            r"one\.xml: an object \(cat\) has no bndbox/xmin",
+        ),
+        (f"<annotation>{make_object(box=(1, 'two', 3, 4))}</annotation>", r"one\.xml: .*two"),
+    ],
+)
+def test_annotation_that_cannot_be_understood_is_named_or_skipped(tmp_path, annotation, fault):
+    write_data(tmp_path, annotation=annotation)
+    with pytest.raises(records.DataError, match=fault):
+        voc.Voc(tmp_path, "train")
+    source = voc.Voc(tmp_path, "train", strict=False)
+    assert len(source) == 0 and source.skipped_records == 1
+    assert source.problems[0].startswith("image one is left out: annotation file")
+
+
+def test_missing_annotation_is_named_or_skipped(tmp_path):
+    write_data(tmp_path)
+    (tmp_path / "Annotations" / "one.xml").unlink()
+    with pytest.raises(records.DataError, match=r"one\.xml does not exist; put it there"):
+        voc.Voc(tmp_path, "train")
+    assert voc.Voc(tmp_path, "train", strict=False).skipped_records == 1
+
+
+@pytest.mark.parametrize(
+    "bad, fault",
+    [
+        (make_object("wheel"), r"one\.xml, object 1 \(wheel, .* not in class_names \(aeroplane,"),
+        (make_object(box=(9, 9, 9, 9)), r"ymax 9 9 9 9\) has no area"),
+        (make_object(box=(70, 9, 80, 19)), r"ymax 70 9 80 19\) lies outside the image"),
+        (make_object(box=("nan", 9, 80, 19)), "not a finite number"),
+    ],
+)
+def test_unusable_object_is_named_or_left_out(tmp_path, bad, fault):
+    write_data(tmp_path, objects=bad + CHAIR)
+    with pytest.raises(records.DataError, match=fault):
+        voc.Voc(tmp_path, "train")
+    source = voc.Voc(tmp_path, "train", strict=False)
+    assert source.dropped_boxes == 1 and len(source.problems) == 1
+    np.testing.assert_array_equal(source[0]["boxes"], [[10, 5, 30, 39]])
+
+
+def test_box_that_sticks_out_is_clipped(tmp_path):
+    source = voc.Voc(write_data(tmp_path, make_object(box=(0, 6, 31, 80))), "train")
+    np.testing.assert_array_equal(source[0]["boxes"], [[0, 5, 30, 40]])
+    assert source.clipped_boxes == 1 and source.problems == ()
+
+
+@pytest.mark.parametrize("damage", ["missing", "truncated", "text"])
+def test_broken_image_is_named_when_it_is_read(tmp_path, damage):
+    source = voc.Voc(write_data(tmp_path), "train")
+    path = pathlib.Path(source.name(0))
+    content = path.read_bytes()
+    path.unlink()
+    if damage != "missing":
+        path.write_bytes(content[:-20] if damage == "truncated" else b"hello")
+    assert len(source.annotation(0)["boxes"]) == 1
+    with pytest.raises(records.DataError, match=r"one\.jpg"):
+        source[0]
+
+
+# ------------------------------------------------------------------------------------------------
+# Published files
+
+
+def test_voc_mini_has_its_known_counts(shared_dir):
+    root = shared_dir / "data" / "voc_mini"
+    for split, count in (("2007_trainval", 15), ("2012_trainval", 10)):
+        source = voc.Voc(root, split)
+        assert len(source) == 4
+        assert sum(len(record["boxes"]) for record in source) == count
+    both = voc.Voc(root)
+    assert len(both) == 8 and both.problems == ()
+    assert sum(record["ignore"].sum() for record in both) == 2
+    np.testing.assert_array_equal(both[0]["boxes"], [[138, 199, 206, 300]])
+    assert both.class_names[both[0]["labels"][0]] == "train"
+
+
+def test_bccd_has_its_known_counts(shared_dir):
+    root = shared_dir / "data" / "bccd"
+    for split, count in (("train", 205), ("val", 87), ("trainval", 292), ("test", 72)):
+        assert len(voc.Voc(root, split, CELLS, strict=False)) == count
+    source = voc.Voc(root, ("trainval", "test"), CELLS, strict=False)
+    labels = np.concatenate([source.annotation(i)["labels"] for i in range(len(source))])
+    dropped = np.array([2, 0, 0])  # two RBC without area
+    np.testing.assert_array_equal(np.bincount(labels) + dropped, [4155, 372, 361])
+    assert source.dropped_boxes == 2 and source.skipped_records == 0
+    assert ["00338" in text or "00343" in text for text in source.problems] == [True, True]
+    assert source[0]["image"].shape == (480, 640, 3)
+
+
+@pytest.mark.parametrize("name", ["BloodImage_00338", "BloodImage_00343"])
+def test_bccd_box_without_area_is_named(shared_dir, tmp_path, name):
+    write_data(tmp_path)
+    (tmp_path / "ImageSets" / "Main" / "train.txt").write_text(name)
+    shutil.copy(
+        shared_dir / "data" / "bccd" / "Annotations" / f"{name}.xml", tmp_path / "Annotations"
+    )
+    with pytest.raises(records.DataError, match=rf"{name}\.xml, object \d+ \(RBC, .*has no area"):
+        voc.Voc(tmp_path, "train", CELLS)

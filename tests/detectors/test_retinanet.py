@@ -1,0 +1,229 @@
+"""RetinaNet, built tiny: contract, targets, loss, detections."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from detlab import detector as detector_lib
+from detlab import types
+from detlab.detectors import retinanet
+
+TINY = dict(
+    num_classes=3,
+    depth=18,
+    backbone_width=8,
+    backbone_stages=(1, 1, 1, 1),
+    backbone_norm="batch",
+    frozen_stages=0,
+    neck_width=16,
+    head_width=16,
+    head_convs=1,
+    octave_base_scale=3.0,
+)
+KEY = jax.random.key(0)
+
+
+def make_batch(num_images=2, size=(64, 96), slots=4, seed=0):
+    rng = np.random.default_rng(seed)
+    corner = rng.uniform(0, (size[1] - 40, size[0] - 40), (num_images, slots, 2))
+    boxes = np.concatenate([corner, corner + rng.uniform(16, 40, corner.shape)], -1)
+    valid = np.arange(slots) < slots - 1
+    valid = np.broadcast_to(valid, (num_images, slots)).copy()
+    return types.Batch(
+        images=rng.integers(0, 256, (num_images, *size, 3), np.uint8),
+        boxes=np.float32(boxes * valid[..., None]),
+        labels=rng.integers(0, 3, (num_images, slots), np.int32),
+        valid=valid,
+        ignore=np.zeros_like(valid),
+        image_size=np.tile(np.int32(size), (num_images, 1)),
+        placement=np.tile(np.float32([1, 1, 0, 0]), (num_images, 1)),
+        index=np.arange(num_images, dtype=np.int32),
+        real=np.ones(num_images, bool),
+    )
+
+
+@pytest.fixture(scope="module")
+def detector():
+    return detector_lib.from_module(retinanet.RetinaNet(**TINY))
+
+
+@pytest.fixture(scope="module")
+def variables(detector):
+    return jax.jit(detector.init)(KEY, jnp.zeros((1, 64, 96, 3), jnp.uint8))
+
+
+@pytest.fixture(scope="module")
+def loss(detector):
+    return jax.jit(jax.value_and_grad(detector.loss, has_aux=True))
+
+
+@pytest.mark.parametrize("size", [(64, 96), (65, 127)])
+def test_raw_maps_have_one_cell_a_stride_and_nine_anchors_a_cell(detector, variables, size):
+    images = jax.ShapeDtypeStruct((2, *size, 3), jnp.uint8)
+    outputs = jax.eval_shape(detector.forward, *variables, images)
+    for level, stride in enumerate((8, 16, 32, 64, 128)):
+        cells = (2, -(-size[0] // stride), -(-size[1] // stride))
+        assert outputs.features[level].shape == (*cells, 16)
+        assert outputs.cls_logits[level].shape == (*cells, 9 * 3)
+        assert outputs.box_deltas[level].shape == (*cells, 9 * 4)
+        assert outputs.cls_logits[level].dtype == jnp.float32
+
+
+def test_initial_scores_are_the_prior(detector, variables):
+    images = make_batch().images
+    outputs = jax.jit(detector.forward)(*variables, images)
+    scores = np.concatenate([np.ravel(jax.nn.sigmoid(x)) for x in outputs.cls_logits])
+    assert 0.005 < scores.mean() < 0.02  # pi = 0.01
+
+
+def test_loss_terms_add_up_and_state_keeps_its_tree(loss, variables):
+    (value, (metrics, state)), grads = loss(*variables, make_batch(), KEY)
+    terms = [v for k, v in metrics.items() if k.startswith("loss/")]
+    assert value == pytest.approx(float(sum(terms)), rel=1e-6)
+    assert jax.tree.structure(state) == jax.tree.structure(variables[1])
+    assert jax.tree.structure(grads) == jax.tree.structure(variables[0])
+    assert all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
+    moved = jax.tree.map(lambda a, b: bool((a != b).any()), state, variables[1])
+    assert all(jax.tree.leaves(moved)), "live norms update all their statistics"
+
+
+def test_overfitting_one_batch_lowers_the_loss_and_finds_its_objects(detector, variables):
+    batch = make_batch()
+    optimizer = optax.adam(3e-3)
+    params, state = variables
+
+    @jax.jit
+    def run(params, state):
+        def update(carry, _):
+            params, state, opt_state = carry
+            grad = jax.value_and_grad(detector.loss, has_aux=True)
+            (value, (_, state)), grads = grad(params, state, batch, KEY)
+            updates, opt_state = optimizer.update(grads, opt_state)
+            return (optax.apply_updates(params, updates), state, opt_state), value
+
+        carry = params, state, optimizer.init(params)
+        return jax.lax.scan(update, carry, length=150)
+
+    (params, state, _), values = run(params, state)
+    assert values[-1] < 0.25 * values[0]
+    found = jax.jit(detector.predict)(params, state, batch.images, batch.image_size)
+    for i in range(2):
+        for box, label in zip(batch.boxes[i, :3], batch.labels[i, :3]):
+            same = np.asarray(found.valid[i] & (found.labels[i] == label))
+            distance = np.abs(np.asarray(found.boxes[i])[same] - box).max(1)
+            assert distance.min() < 8, "a detection of its class within 8 px"
+
+
+def test_loss_uses_targets(detector, variables, monkeypatch):
+    """Another assignment changes both, so the targets that tools show are those that train."""
+    batch = make_batch()
+    before = detector.targets(*variables, batch, KEY)["main"]
+    value, _ = detector.loss(*variables, batch, KEY)
+    assign = retinanet.max_iou.assign
+
+    def everything_negative(*args, **kwargs):
+        assigned = assign(*args, **kwargs)
+        return assigned._replace(status=jnp.zeros_like(assigned.status))
+
+    monkeypatch.setattr(retinanet.max_iou, "assign", everything_negative)
+    after = detector.targets(*variables, batch, KEY)["main"]
+    changed, (metrics, _) = detector.loss(*variables, batch, KEY)
+    assert (before.status == 1).any() and not (after.status == 1).any()
+    assert changed != value and metrics["loss/box"] == 0
+
+
+def test_padding_changes_nothing(detector, variables, loss):
+    """More slots, and a larger canvas around the content, leave targets and loss as they are."""
+    batch = make_batch(slots=4)
+    wide = jax.tree.map(lambda x: x, batch)._replace(
+        boxes=np.pad(batch.boxes, ((0, 0), (0, 3), (0, 0))),
+        labels=np.pad(batch.labels, ((0, 0), (0, 3))),
+        valid=np.pad(batch.valid, ((0, 0), (0, 3))),
+        ignore=np.pad(batch.ignore, ((0, 0), (0, 3))),
+    )
+    (value, _), grads = loss(*variables, batch, KEY)
+    (wide_value, _), wide_grads = loss(*variables, wide, KEY)
+    assert wide_value == pytest.approx(float(value), rel=1e-6)
+    for a, b in zip(jax.tree.leaves(grads), jax.tree.leaves(wide_grads)):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+    canvas = np.zeros((2, 128, 128, 3), np.uint8)
+    canvas[:, :64, :96] = batch.images
+    padded = detector.targets(*variables, batch._replace(images=canvas), KEY)["main"]
+    exact = detector.targets(*variables, batch, KEY)["main"]
+    assert (padded.status == 1).sum() == (exact.status == 1).sum()
+    stride = np.array([8, 16, 32, 64, 128])[padded.level[0]]
+    centre = (np.asarray(padded.boxes[0, :, :2]) + np.asarray(padded.boxes[0, :, 2:])) / 2
+    outside = (centre[:, 0] >= -(-96 // stride) * stride) | (
+        centre[:, 1] >= -(-64 // stride) * stride
+    )
+    assert (np.asarray(padded.status[0])[outside] == -1).all()
+
+
+def test_images_without_objects_train_on_background_alone(loss, variables):
+    batch = make_batch()
+    empty = batch._replace(valid=np.zeros_like(batch.valid), boxes=np.zeros_like(batch.boxes))
+    (value, (metrics, _)), grads = loss(*variables, empty, KEY)
+    assert metrics["loss/box"] == 0 and metrics["positives"] == 0 and np.isfinite(value)
+    assert all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
+
+
+def test_detections_are_sorted_clipped_and_padded_with_zeros(detector, variables):
+    params, state = variables
+    params = jax.tree.map(lambda x: x, params)
+    params["head"]["cls_logits"]["bias"] = jnp.zeros_like(params["head"]["cls_logits"]["bias"])
+    size = np.int32([[64, 96], [40, 50]])
+    found = jax.jit(detector.predict)(params, state, make_batch().images, size)
+    for i in range(2):
+        valid = np.asarray(found.valid[i])
+        count = int(valid.sum())
+        assert valid[:count].all() and count > 0
+        scores, boxes = np.asarray(found.scores[i]), np.asarray(found.boxes[i])
+        assert (np.diff(scores[:count]) <= 0).all()
+        assert (boxes[:count, 2:] > boxes[:count, :2]).all()
+        assert (boxes >= 0).all() and (boxes[:, 2:] <= size[i][::-1]).all()
+        assert not boxes[count:].any() and not scores[count:].any()
+        assert not np.asarray(found.labels[i])[count:].any()
+
+
+def test_predict_is_suppress_of_candidates(detector, variables):
+    images, size = make_batch().images, make_batch().image_size
+    candidates = detector.candidates(*variables, images, size)
+    predicted = detector.predict(*variables, images, size)
+    for a, b in zip(detector.suppress(candidates), predicted):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_taps_return_the_maps_that_a_pattern_names(detector, variables):
+    images = make_batch().images
+    found = detector.taps(*variables, images, r"neck/output\d")
+    assert sorted(found) == [f"neck/output{level}" for level in range(3, 8)]
+    features = detector.forward(*variables, images).features
+    np.testing.assert_array_equal(found["neck/output3"], features[0])
+
+
+def test_bfloat16_loss_is_within_2_percent(variables):
+    module = retinanet.RetinaNet(**TINY, dtype="bfloat16")
+    low = detector_lib.from_module(module)
+    high = detector_lib.from_module(retinanet.RetinaNet(**TINY))
+    batch = make_batch()
+    low_value, (metrics, _) = jax.jit(low.loss)(*variables, batch, KEY)
+    high_value, _ = jax.jit(high.loss)(*variables, batch, KEY)
+    assert low_value.dtype == metrics["loss/cls"].dtype == jnp.float32
+    assert low_value == pytest.approx(float(high_value), rel=0.02)
+
+
+def test_frozen_parts_get_no_gradient():
+    module = retinanet.RetinaNet(**{**TINY, "backbone_norm": "stored", "frozen_stages": 1})
+    frozen = detector_lib.from_module(module)
+    params, state = jax.jit(frozen.init)(KEY, jnp.zeros((1, 64, 96, 3), jnp.uint8))
+    grads, (_, new_state) = jax.jit(jax.grad(frozen.loss, has_aux=True))(
+        params, state, make_batch(), KEY
+    )
+    for name in ("stem", "stage1_block0"):
+        assert all(not np.any(g) for g in jax.tree.leaves(grads["backbone"][name]))
+    assert any(np.any(g) for g in jax.tree.leaves(grads["backbone"]["stage2_block0"]))
+    for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(new_state)):
+        np.testing.assert_array_equal(a, b)

@@ -1,0 +1,144 @@
+"""Anchors, points and the order of flattened maps."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from detlab.ops import anchors as anchors_lib
+
+# Sides of SSD's squares in the reference's presets (models.md, section 1.2): the last closes the
+# last level's pair.
+SSD_SIDES = {
+    "anchors_ssd300": (21, 45, 99, 153, 207, 261, 315),
+    "anchors_ssd300_voc": (30, 60, 111, 162, 213, 264, 315),
+    "anchors_ssd512": (20, 51, 133, 215, 296, 378, 460, 542),
+}
+CASES = (
+    "anchors_retinanet",
+    "anchors_rpn",
+    "anchors_atss",
+    "anchors_sabl_square",
+    "anchors_offset",
+    "anchors_yolo",
+    *SSD_SIDES,
+)
+
+
+def cells_of(name, args):
+    """The anchors of the cell (0, 0) of each level of a unit case."""
+    strides = args["strides"]
+    if name == "anchors_yolo":
+        return [
+            anchors_lib.sized_anchors(sizes, stride)
+            for sizes, stride in zip(args["base_sizes"], strides)
+        ]
+    if name in SSD_SIDES:
+        sides = SSD_SIDES[name]
+        return [
+            anchors_lib.sized_anchors(anchors_lib.ssd_sizes(low, high, ratios), stride)
+            for low, high, ratios, stride in zip(sides, sides[1:], args["ratios"], strides)
+        ]
+    scales = args.get("scales")
+    if scales is None:
+        scales = anchors_lib.octave_scales(args["octave_base_scale"], args["scales_per_octave"])
+    return [
+        anchors_lib.cell_anchors(
+            np.min(stride),
+            scales,
+            args["ratios"],
+            center_offset=args.get("center_offset", 0.0),
+            scale_major=args.get("scale_major", True),
+        )
+        for stride in strides
+    ]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_anchors_equal_the_reference(unit_cases, name):
+    case, arrays = unit_cases("priors")[name]
+    args = case["args"]
+    shapes, strides = args["featmap_sizes"], args["strides"]
+    cells = cells_of(name, args)
+    anchors, level = jax.jit(lambda: anchors_lib.pyramid_anchors(cells, strides, shapes))()
+    for index, cell in enumerate(cells):
+        np.testing.assert_allclose(cell, arrays[f"base_{index}"], **case["tolerance"])
+        np.testing.assert_allclose(
+            anchors[level == index], arrays[f"anchors_{index}"], **case["tolerance"]
+        )
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name != "anchors_offset"])
+def test_inside_content_equals_the_reference(unit_cases, name):
+    case, arrays = unit_cases("priors")[name]
+    args = case["args"]
+    shapes = args["featmap_sizes"]
+    counts = [len(arrays[f"base_{index}"]) for index in range(len(shapes))]
+    inside = jax.jit(
+        lambda size: anchors_lib.inside_content(shapes, args["strides"], counts, size)
+    )(np.asarray(args["pad_shape"], np.int32))
+    expected = [arrays[f"valid_{index}"] for index in range(len(shapes))]
+    np.testing.assert_array_equal(inside, np.concatenate(expected).astype(bool))
+
+
+def test_points_equal_the_reference(unit_cases):
+    case, arrays = unit_cases("priors")["points"]
+    args = case["args"]
+    points, level = jax.jit(
+        lambda: anchors_lib.pyramid_points(args["strides"], args["featmap_sizes"], args["offset"])
+    )()
+    for index, stride in enumerate(args["strides"]):
+        expected = arrays[f"points_{index}"]
+        np.testing.assert_allclose(points[level == index], expected[:, :2], **case["tolerance"])
+        np.testing.assert_array_equal(expected[:, 2:], stride)
+
+
+def test_retinanet_cell_by_hand():
+    scales = anchors_lib.octave_scales(4, 3)
+    np.testing.assert_allclose(scales, [4, 5.0396842, 6.3496042], rtol=1e-7)
+    cell = anchors_lib.cell_anchors(8, scales, (0.5, 1.0, 2.0))
+    assert cell.shape == (9, 4)
+    np.testing.assert_array_equal(cell[3], [-16, -16, 16, 16])  # ratio 1, scale 4
+    sizes = cell[:, 2:] - cell[:, :2]
+    np.testing.assert_allclose(sizes[:, 1] / sizes[:, 0], np.repeat([0.5, 1, 2], 3), rtol=1e-6)
+    np.testing.assert_allclose(sizes.prod(axis=1), np.tile((8 * scales) ** 2, 3), rtol=1e-6)
+
+
+def test_order_is_rows_columns_anchors():
+    cell = np.array([[0.0, 0.0, 1.0, 1.0], [0.0, 0.0, 2.0, 2.0]])
+    grid = anchors_lib.grid_anchors(cell, 10, (2, 3))
+    assert grid.shape == (12, 4)
+    np.testing.assert_array_equal(grid[:, 0], [0, 0, 10, 10, 20, 20] * 2)
+    np.testing.assert_array_equal(grid[:, 1], [0] * 6 + [10] * 6)
+    np.testing.assert_array_equal(grid[:, 2] - grid[:, 0], [1, 2] * 6)
+
+
+def test_flattened_maps_follow_the_anchors():
+    """A map that holds the anchor's own coordinates flattens into the anchors."""
+    strides, shapes = (8, 16), ((3, 5), (2, 3))
+    cells = [anchors_lib.cell_anchors(stride, (4,), (0.5, 1.0, 2.0)) for stride in strides]
+    anchors, level = anchors_lib.pyramid_anchors(cells, strides, shapes)
+    maps = []
+    for cell, stride, (rows, columns) in zip(cells, strides, shapes):
+        x, y = np.meshgrid(np.arange(columns) * stride, np.arange(rows) * stride)
+        shift = np.stack([x, y, x, y], axis=-1)[:, :, None, :]
+        maps.append((shift + cell).reshape(1, rows, columns, -1))
+    flat = anchors_lib.flatten_levels(maps, 4)
+    np.testing.assert_array_equal(flat[0], anchors)
+    np.testing.assert_array_equal(level, [0] * 45 + [1] * 18)
+    assert level.dtype == jnp.int32
+
+
+def test_inside_content_is_one_cell_more_than_the_whole_strides():
+    inside = jax.vmap(lambda size: anchors_lib.inside_content([(3, 4)], [8], 1, size))(
+        jnp.array([[16, 17], [24, 32], [1, 1], [99, 99]])
+    )
+    counts = inside.reshape(4, 3, 4)
+    np.testing.assert_array_equal(counts.any(axis=2).sum(axis=1), [2, 3, 1, 3])
+    np.testing.assert_array_equal(counts.any(axis=1).sum(axis=1), [3, 4, 1, 4])
+
+
+def test_levels_that_do_not_agree_raise():
+    cell = anchors_lib.cell_anchors(8, (4,), (1.0,))
+    with pytest.raises(ValueError, match="'cells': 1, 'strides': 2"):
+        anchors_lib.pyramid_anchors([cell], [8, 16], [(2, 2), (1, 1)])

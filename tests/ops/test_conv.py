@@ -1,0 +1,177 @@
+"""Convolution and its gradients: against NumPy in float64, XLA's own, and finite differences."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from detlab.ops import conv as conv_lib
+
+# Both parities of height and width occur at both strides.
+CASES = [
+    (kernel_size, stride, size)
+    for kernel_size in (1, 3, 7)
+    for stride in (1, 2)
+    for size in ((8, 9), (9, 8))
+]
+# Sums of up to 2 * 9 * 9 float32 products of order one; gradients and values differ by roundings.
+CLOSE = dict(rtol=2e-5, atol=2e-5)
+
+
+def inputs(kernel_size, size, dtype=np.float32, seed=0):
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((2, *size, 3))
+    kernel = rng.standard_normal((kernel_size, kernel_size, 3, 4)) / kernel_size
+    return x.astype(dtype), kernel.astype(dtype)
+
+
+def cotangent(kernel_size, stride, size, dtype=np.float32):
+    out = [(s - 1) // stride + 1 for s in size]  # what padding (k - 1) // 2 keeps for odd k
+    return np.random.default_rng(1).standard_normal((2, *out, 4)).astype(dtype)
+
+
+def slow_conv(x, kernel, stride):
+    """A loop over output cells, in float64, zero padded by (k - 1) // 2 on all sides."""
+    k = kernel.shape[0]
+    pad = (k - 1) // 2
+    x = np.pad(x.astype(np.float64), ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+    height = (x.shape[1] - k) // stride + 1
+    width = (x.shape[2] - k) // stride + 1
+    out = np.zeros((x.shape[0], height, width, kernel.shape[3]))
+    for i in range(height):
+        for j in range(width):
+            window = x[:, i * stride : i * stride + k, j * stride : j * stride + k]
+            out[:, i, j] = np.tensordot(window, kernel.astype(np.float64), 3)
+    return out
+
+
+def slow_gradients(x, kernel, stride, dy):
+    """d x and d kernel of `slow_conv`, each output cell giving its share."""
+    k = kernel.shape[0]
+    pad = (k - 1) // 2
+    padded = np.pad(x.astype(np.float64), ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+    dx, dk = np.zeros_like(padded), np.zeros(kernel.shape)
+    for i in range(dy.shape[1]):
+        for j in range(dy.shape[2]):
+            rows = slice(i * stride, i * stride + k)
+            columns = slice(j * stride, j * stride + k)
+            dx[:, rows, columns] += np.einsum("bd,ijcd->bijc", dy[:, i, j], kernel)
+            dk += np.einsum("bijc,bd->ijcd", padded[:, rows, columns], dy[:, i, j])
+    return dx[:, pad : pad + x.shape[1], pad : pad + x.shape[2]], dk
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def value_and_gradients(function, stride, x, kernel, dy):
+    out, vjp = jax.vjp(lambda x, kernel: function(x, kernel, stride), x, kernel)
+    return out, *vjp(dy)
+
+
+def native(x, kernel, stride):
+    pad = (kernel.shape[0] - 1) // 2
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        (stride, stride),
+        ((pad, pad), (pad, pad)),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+
+
+@pytest.mark.parametrize("kernel_size, stride, size", CASES)
+def test_value_and_both_gradients_equal_numpy_and_xla(kernel_size, stride, size):
+    x, kernel = inputs(kernel_size, size)
+    dy = cotangent(kernel_size, stride, size)
+    ours = value_and_gradients(conv_lib.conv, stride, x, kernel, dy)
+    xlas = value_and_gradients(native, stride, x, kernel, dy)
+    slow = slow_conv(x, kernel, stride), *slow_gradients(x, kernel, stride, dy)
+    for a, b, c in zip(ours, xlas, slow):
+        assert a.dtype == jnp.float32
+        np.testing.assert_allclose(a, c, **CLOSE)
+        np.testing.assert_allclose(a, b, **CLOSE)
+
+
+@pytest.mark.parametrize("kernel_size, stride", [(1, 2), (3, 1), (3, 2), (7, 2)])
+def test_gradients_equal_finite_differences_in_float64(kernel_size, stride):
+    with jax.enable_x64(True):
+        x, kernel = inputs(kernel_size, (6, 7), np.float64)
+        dx, dk = inputs(kernel_size, (6, 7), np.float64, seed=2)
+
+        @jax.jit
+        def loss(x, kernel):
+            return jnp.sin(conv_lib.conv(x, kernel, stride)).sum()
+
+        gradients = jax.jit(jax.grad(loss, (0, 1)))(x, kernel)
+        assert all(g.dtype == jnp.float64 for g in gradients)
+        # Central differences: error of order step^2 times third derivatives, and of 1e-16 / step.
+        step = 1e-5
+        along_x = (loss(x + step * dx, kernel) - loss(x - step * dx, kernel)) / (2 * step)
+        along_k = (loss(x, kernel + step * dk) - loss(x, kernel - step * dk)) / (2 * step)
+        np.testing.assert_allclose(np.vdot(gradients[0], dx), along_x, rtol=1e-7)
+        np.testing.assert_allclose(np.vdot(gradients[1], dk), along_k, rtol=1e-7)
+
+
+def test_stride_2_pads_even_sizes_on_both_sides_unlike_same():
+    image = np.arange(1.0, 17.0, dtype=np.float32).reshape(1, 4, 4, 1)
+    ones = np.ones((3, 3, 1, 1), np.float32)
+    # Windows start at -1 and 1: row sums of rows (0, 1) and (1, 2, 3), the same for columns.
+    expected = [[14.0, 30.0], [57.0, 99.0]]
+    np.testing.assert_array_equal(conv_lib.conv(image, ones, 2)[0, :, :, 0], expected)
+    explicit = conv_lib.conv(image, ones, 2, ((1, 1), (1, 1)))
+    np.testing.assert_array_equal(explicit[0, :, :, 0], expected)
+    same = lax.conv_general_dilated(
+        image, ones, (2, 2), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    assert not np.array_equal(same[0, :, :, 0], expected)
+
+
+@pytest.mark.parametrize("kernel_size", [1, 3])
+def test_padding_may_differ_on_each_side(kernel_size):
+    x, kernel = inputs(kernel_size, (5, 6))
+    padding = ((0, 2), (1, 0))
+    out = conv_lib.conv(x, kernel, 2, padding)
+    padded = np.pad(x, ((0, 0), *padding, (0, 0)))
+    np.testing.assert_allclose(out, conv_lib.conv(padded, kernel, 2, ((0, 0), (0, 0))), **CLOSE)
+    height, width = 5 + 2 - kernel_size, 6 + 1 - kernel_size
+    assert out.shape == (2, height // 2 + 1, width // 2 + 1, 4)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("padding", [((1, 1), (1, 1)), ((0, 2), (1, 0))])
+def test_the_two_weight_gradients_agree(stride, padding):
+    x, kernel = inputs(3, (8, 9))
+    out, vjp = jax.vjp(lambda k: conv_lib._plain(x, k, stride, padding), kernel)
+    dy = np.random.default_rng(3).standard_normal(out.shape).astype(np.float32)
+    shifted = conv_lib._kernel_gradient(kernel.shape, stride, padding, x, dy)
+    np.testing.assert_allclose(shifted, vjp(dy)[0], **CLOSE)
+
+
+def test_each_platform_is_given_its_own_weight_gradient():
+    x, kernel = inputs(3, (8, 8))
+    gradient = jax.jit(jax.grad(lambda kernel: conv_lib.conv(x, kernel).sum()))
+
+    def count(platform, operation):
+        lowered = gradient.trace(kernel).lower(lowering_platforms=(platform,))
+        return lowered.as_text().count(f"stablehlo.{operation}")
+
+    assert count("cpu", "dot_general") == 9
+    assert count("cuda", "dot_general") == 0
+    assert count("cuda", "convolution") == count("cpu", "convolution") + 1
+
+
+def test_dtype_of_the_inputs_is_kept():
+    for kernel_size in (1, 3, 7):
+        x, kernel = inputs(kernel_size, (6, 6), jnp.bfloat16)
+        dy = cotangent(kernel_size, 2, (6, 6), jnp.bfloat16)
+        results = value_and_gradients(conv_lib.conv, 2, x, kernel, dy)
+        assert all(r.dtype == jnp.bfloat16 for r in results)
+
+
+def test_input_that_does_not_fit_the_kernel_is_refused():
+    kernel = np.zeros((3, 3, 4, 8), np.float32)
+    with pytest.raises(ValueError, match=r"\[B, H, W, 4\].*\(1, 6, 6, 3\)"):
+        conv_lib.conv(np.zeros((1, 6, 6, 3), np.float32), kernel)
+    with pytest.raises(ValueError, match=r"\[B, H, W, 4\].*\(6, 6, 4\)"):
+        conv_lib.conv(np.zeros((6, 6, 4), np.float32), kernel)

@@ -1,0 +1,260 @@
+"""Config files, overrides from the command line, and the sentences for mistakes."""
+
+import argparse
+import os
+
+import ml_collections
+import pytest
+
+from detlab import config as config_lib
+from detlab import errors
+
+
+def example():
+    return ml_collections.ConfigDict(
+        dict(
+            detector="retinanet",
+            resume=False,
+            optim=dict(lr=0.01, steps=100, milestones=(8, 11), name="sgd"),
+            data=dict(canvases=((128, 128),), class_names=(), limit=None),
+        )
+    )
+
+
+def write(path, text):
+    path.write_text(text)
+    return str(path)
+
+
+# Overrides
+
+
+@pytest.mark.parametrize("key, text, value", [
+    ("optim.lr", "0.005", 0.005),
+    ("optim.lr", "1e-3", 1e-3),
+    ("optim.lr", "1", 1.0),
+    ("optim.steps", "250", 250),
+    ("optim.steps", "-1", -1),
+    ("optim.name", "adamw", "adamw"),
+    ("optim.name", "3", "3"),
+    ("optim.name", "None", "None"),
+    ("optim.name", "", ""),
+    ("optim.name", "a=b", "a=b"),
+    ("resume", "True", True),
+    ("resume", "true", True),
+    ("resume", "false", False),
+    ("optim.milestones", "(16, 22)", (16, 22)),
+    ("optim.milestones", "[16, 22]", (16, 22)),
+    ("optim.milestones", "16,", (16,)),
+    ("optim.milestones", "()", ()),
+    ("data.canvases", "((800, 1344), (1344, 800))", ((800, 1344), (1344, 800))),
+    ("data.class_names", "('cat', 'dog')", ("cat", "dog")),
+    ("data.limit", "5", 5),
+    ("data.limit", "0.5", 0.5),
+    ("data.limit", "None", None),
+    ("data.limit", "none", None),
+    ("data.limit", "some text", "some text"),
+])
+def test_an_override_is_read_by_the_type_of_the_present_value(key, text, value):
+    config = example()
+    config_lib.override(config, key, text)
+    node = config
+    for part in key.split("."):
+        node = node[part]
+    assert node == value and type(node) is type(value)
+
+
+@pytest.mark.parametrize("key, text, kind", [
+    ("optim.lr", "fast", "float"),
+    ("optim.lr", "True", "float"),
+    ("optim.lr", "", "float"),
+    ("optim.steps", "2.5", "int"),
+    ("optim.steps", "True", "int"),
+    ("optim.steps", "None", "int"),
+    ("resume", "1", "bool"),
+    ("resume", "yes", "bool"),
+    ("optim.milestones", "8", "tuple"),
+    ("optim.milestones", "{8: 1}", "tuple"),
+    ("data.canvases", "800x1344", "tuple"),
+])
+def test_a_value_of_another_type_is_refused_and_the_config_stays(key, text, kind):
+    config = example()
+    with pytest.raises(errors.UserError) as caught:
+        config_lib.override(config, key, text)
+    message = str(caught.value)
+    assert message.startswith(f"config.{key} is {kind} (") and f"{text!r} is not one" in message
+    assert config == example()
+
+
+@pytest.mark.parametrize("key, sentence", [
+    ("optim.lrr", "unknown key config.optim.lrr: no 'lrr', did you mean 'lr'?"),
+    ("optin.lr", "unknown key config.optin.lr: no 'optin', did you mean 'optim'?"),
+    ("optim.xyz", "unknown key config.optim.xyz: no 'xyz', known there:"
+                  " lr, milestones, name, steps."),
+    ("optim.lr.decay", "config.optim.lr is a value, so config.optim.lr.decay cannot be set."),
+    ("optim", "config.optim is a group; set one of its keys: config.optim.lr,"
+              " config.optim.milestones, config.optim.name, config.optim.steps."),
+])
+def test_a_key_that_cannot_be_set_is_named_with_what_can(key, sentence):
+    config = example()
+    with pytest.raises(errors.UserError) as caught:
+        config_lib.override(config, key, "1")
+    assert str(caught.value) == sentence
+    assert config == example()
+
+
+def test_command_lines_are_split_into_flags_and_overrides():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--config")
+    parser.add_argument("--workdir")
+    args, overrides = config_lib.parse(
+        ["--config.optim.lr=0.1", "--config", "x.py", "--config.optim.name", "adamw",
+         "--workdir=run", "--config.optim.milestones=(1,)", "--config.a=b=c"],
+        parser,
+    )
+    assert (args.config, args.workdir) == ("x.py", "run")
+    assert overrides == {
+        "optim.lr": "0.1", "optim.name": "adamw", "optim.milestones": "(1,)", "a": "b=c",
+    }
+
+
+def test_an_override_at_the_end_of_the_line_needs_a_value():
+    with pytest.raises(errors.UserError, match="--config.optim.lr needs a value"):
+        config_lib.parse(["--config.optim.lr"], argparse.ArgumentParser())
+
+
+# Files
+
+
+SIMPLE = """
+from ml_collections import ConfigDict
+
+def get_config():
+    return ConfigDict(dict(lr=0.1, name="simple"))
+"""
+
+VARIANTS = """
+from ml_collections import ConfigDict
+
+def get_config(variant=""):
+    if variant not in ("", "small"):
+        raise ValueError(f"variant {variant!r} is unknown; there is 'small'.")
+    return ConfigDict(dict(width=8 if variant == "small" else 64))
+"""
+
+
+def test_a_path_is_loaded_and_overridden(tmp_path):
+    path = write(tmp_path / "simple.py", SIMPLE)
+    assert config_lib.load(path).lr == 0.1
+    assert config_lib.load(path, {"lr": "3", "name": "other"}).to_dict() == {
+        "lr": 3.0, "name": "other",
+    }
+
+
+def test_a_variant_follows_the_name(tmp_path):
+    path = write(tmp_path / "sizes.py", VARIANTS)
+    assert config_lib.load(path).width == 64
+    assert config_lib.load(f"{path}:small").width == 8
+    with pytest.raises(errors.UserError, match="sizes.py: variant 'big' is unknown"):
+        config_lib.load(f"{path}:big")
+
+
+def test_a_file_without_variants_refuses_one(tmp_path):
+    path = write(tmp_path / "simple.py", SIMPLE)
+    with pytest.raises(errors.UserError, match="has no variants, so leave out ':small'"):
+        config_lib.load(f"{path}:small")
+
+
+@pytest.mark.parametrize("text, sentence", [
+    ("import not_a_module_of_anyone", "fails on import: ModuleNotFoundError: No module named"),
+    ("def get_config(:", "fails on import: SyntaxError"),
+    ("1 / 0", "fails on import: ZeroDivisionError: division by zero"),
+    ("config = 3", "has no function get_config()"),
+    ("def get_config(): return {'lr': 1}", "must return an ml_collections ConfigDict"),
+    ("def get_config(): return {}['lr']", "fails: KeyError: 'lr'"),
+    ("def get_config(): pass", "must return an ml_collections ConfigDict"),
+])
+def test_a_broken_file_is_named_with_what_is_wrong(tmp_path, text, sentence):
+    path = write(tmp_path / "broken.py", text)
+    with pytest.raises(errors.UserError) as caught:
+        config_lib.load(path)
+    assert sentence in str(caught.value) and path in str(caught.value)
+
+
+def test_a_file_that_is_not_python_is_refused(tmp_path):
+    path = write(tmp_path / "config.json", "{}")
+    with pytest.raises(errors.UserError, match="config.json is not a Python file"):
+        config_lib.load(path)
+
+
+def test_a_missing_file_lists_what_ships_and_the_nearest_name(tmp_path):
+    with pytest.raises(errors.UserError) as caught:
+        config_lib.load("retinanet_cocoo")
+    message = str(caught.value)
+    assert "no config file retinanet_cocoo" in message
+    assert "Did you mean retinanet_coco?" in message
+    assert ", ".join(config_lib.shipped()) in message
+    with pytest.raises(errors.UserError, match="Shipped are: ") as caught:
+        config_lib.load(str(tmp_path / "zzz.py"))
+    assert "Did you mean" not in str(caught.value)
+
+
+def test_shipped_names_are_experiments_and_not_their_helpers():
+    names = config_lib.shipped()
+    assert "retinanet_voc" in names and names == sorted(names)
+    assert "common" not in names and "__init__" not in names
+
+
+@pytest.mark.parametrize("name", [
+    "retinanet_shapes", "experiments/retinanet_shapes.py", "retinanet_shapes.py",
+])
+def test_a_shipped_experiment_is_found_from_any_folder(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    assert not os.path.exists(name)
+    assert config_lib.load(name, {"seed": "7"}).seed == 7
+
+
+def test_a_file_of_the_same_name_comes_before_the_shipped_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "retinanet_shapes.py", SIMPLE)
+    assert config_lib.load("retinanet_shapes.py").name == "simple"
+
+
+def test_a_missing_path_is_not_replaced_by_a_shipped_experiment(tmp_path):
+    with pytest.raises(errors.UserError, match="no config file .*mine/retinanet_shapes.py"):
+        config_lib.load(str(tmp_path / "mine" / "retinanet_shapes.py"))
+
+
+@pytest.mark.parametrize("name, expected", [
+    ("experiments/retinanet_voc.py", "retinanet_voc"),
+    ("retinanet_voc:scratch", "retinanet_voc_scratch"),
+])
+def test_a_run_is_named_after_file_and_variant(name, expected):
+    assert config_lib.stem(name) == expected
+
+
+# JSON
+
+
+def test_json_and_back_keeps_tuples_nones_and_groups():
+    config = example()
+    values = config_lib.to_json(config)
+    assert values["data"]["canvases"] == [[128, 128]]
+    back = config_lib.from_json(values)
+    assert back.to_dict() == config.to_dict()
+    assert back.data.canvases == ((128, 128),) and back.data.class_names == ()
+    config_lib.override(back, "optim.milestones", "(1, 2)")  # as good as the one from the file
+    assert back.optim.milestones == (1, 2)
+
+
+def test_differences_name_changed_and_absent_keys_with_both_values():
+    old = config_lib.to_json(example())
+    changed = example()
+    changed.optim.lr = 0.02
+    changed.data.unlock()
+    changed.data.extra = 1
+    assert config_lib.differences(old, old) == []
+    assert config_lib.differences(old, config_lib.to_json(changed)) == [
+        "data.extra ('absent' there, 1 now)",
+        "optim.lr (0.01 there, 0.02 now)",
+    ]

@@ -1,0 +1,206 @@
+"""The contract between detectors and programs, on a toy module, and `build`."""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from ml_collections import ConfigDict
+
+from detlab import detector as detector_lib
+from detlab import errors
+from detlab import layers
+from detlab import types
+
+
+class Outputs(NamedTuple):
+    features: jax.Array
+    scores: jax.Array
+
+
+class Body(nn.Module):
+    norm: str
+
+    @nn.compact
+    def __call__(self, x, train):
+        x = layers.ConvNorm(4, norm=self.norm, norm_groups=2, name="first")(x, train)
+        return layers.ConvNorm(4, name="second")(x, train)
+
+
+class Toy(nn.Module):
+    """One score an image, a norm with statistics, a counter of losses and a random draw."""
+
+    norm: str = "batch"
+
+    def setup(self):
+        self.body = Body(self.norm)
+        self.head = nn.Dense(1)
+        if self.norm == "batch":
+            self.losses = self.variable("loss_state", "losses", jnp.zeros, (), jnp.int32)
+
+    def forward(self, images, train):
+        features = self.body(images.astype(jnp.float32) / 255, train)
+        return Outputs(features, self.head(features.mean((1, 2))))
+
+    def targets(self, batch):
+        return {"main": jax.random.uniform(self.make_rng("sample"), batch.labels.shape)}
+
+    def loss(self, batch):
+        scores = self.forward(batch.images, train=True).scores
+        if self.norm == "batch":
+            self.losses.value += 1
+        value = jnp.square(scores - self.targets(batch)["main"]).mean()
+        return value, {"loss/cls": value}
+
+    def candidates(self, images, image_size):
+        scores = self.forward(images, train=False).scores
+        boxes = jnp.broadcast_to(image_size.max(), (*scores.shape, 4)).astype(jnp.float32)
+        return types.Detections(boxes, scores, jnp.zeros(scores.shape, int), scores > -1e9)
+
+    def suppress(self, candidates):
+        return candidates._replace(scores=candidates.scores + 1)
+
+    def frozen_paths(self):
+        return ("params/body/first/.*",)
+
+
+def make_batch():
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (2, 6, 6, 3)).astype(np.uint8)
+    return types.Batch(images, *[np.zeros((2, 1), np.float32)] * 8)
+
+
+@functools.cache
+def toy(norm="batch"):
+    detector = detector_lib.from_module(Toy(norm))
+    params, state = jax.jit(detector.init)(jax.random.key(0), make_batch().images)
+    return detector, params, state
+
+
+def test_init_separates_what_is_differentiated_from_the_state():
+    detector, params, state = toy()
+    assert set(params) == {"body", "head"}
+    assert set(state) == {"batch_stats", "loss_state"}
+    assert set(state["batch_stats"]["body"]["first"]["norm"]) == {"mean", "var"}
+    assert detector.frozen == ("params/body/first/.*",)
+
+
+def test_loss_gives_the_state_back_changed_and_of_the_same_structure():
+    detector, params, state = toy()
+    step = jax.jit(detector.loss)
+    value, (metrics, after) = step(params, state, make_batch(), jax.random.key(1))
+    assert value.shape == () and value.dtype == jnp.float32 and metrics["loss/cls"] == value
+    assert jax.tree.structure(after) == jax.tree.structure(state)
+    assert int(after["loss_state"]["losses"]) == 1
+    mean = after["batch_stats"]["body"]["first"]["norm"]["mean"]
+    assert np.all(mean != state["batch_stats"]["body"]["first"]["norm"]["mean"])
+    _, (_, third) = step(params, after, make_batch(), jax.random.key(1))
+    assert int(third["loss_state"]["losses"]) == 2
+
+
+def test_loss_depends_on_its_key_alone_and_targets_are_those_of_the_loss():
+    detector, params, state = toy()
+    loss = jax.jit(lambda key: detector.loss(params, state, make_batch(), key)[0])
+    targets = jax.jit(lambda key: detector.targets(params, state, make_batch(), key)["main"])
+    first, second = jax.random.key(1), jax.random.key(2)
+    assert loss(first) == loss(first) != loss(second)
+    np.testing.assert_array_equal(targets(first), targets(first))
+    assert np.any(targets(first) != targets(second))
+
+
+def test_gradients_are_those_of_the_parameters():
+    detector, params, state = toy()
+    gradients, _ = jax.jit(jax.grad(detector.loss, has_aux=True))(
+        params, state, make_batch(), jax.random.key(1)
+    )
+    assert jax.tree.structure(gradients) == jax.tree.structure(params)
+    assert all(np.abs(g).max() > 0 for g in jax.tree.leaves(gradients["head"]))
+
+
+def test_a_module_without_state_has_an_empty_one():
+    detector, params, state = toy("group")
+    assert state == {}
+    value, (_, after) = jax.jit(detector.loss)(params, state, make_batch(), jax.random.key(1))
+    assert np.isfinite(value) and after == {}
+
+
+def test_predict_is_suppress_of_candidates_with_running_statistics():
+    detector, params, state = toy()
+    images, size = make_batch().images, jnp.full((2, 2), 6)
+    outputs = jax.jit(detector.forward)(params, state, images)
+    assert isinstance(outputs, Outputs)
+    candidates = jax.jit(detector.candidates)(params, state, images, size)
+    np.testing.assert_allclose(candidates.scores, outputs.scores, rtol=1e-6)
+    predicted = jax.jit(detector.predict)(params, state, images, size)
+    assert isinstance(predicted, types.Detections)
+    np.testing.assert_allclose(predicted.scores, candidates.scores + 1, rtol=1e-6)
+    alone = jax.jit(detector.forward)(params, state, images[:1])  # no statistics of the batch
+    np.testing.assert_allclose(alone.scores, outputs.scores[:1], rtol=1e-5)
+
+
+@pytest.mark.parametrize("pattern, found", [
+    ("body", {"body"}),
+    ("body/first", {"body/first"}),
+    ("body/.*", {"body/first", "body/first/conv", "body/first/norm", "body/second",
+                 "body/second/conv"}),
+    (".*/conv", {"body/first/conv", "body/second/conv"}),
+    ("first", set()),
+    ("nothing", set()),
+])
+def test_taps_are_the_outputs_of_modules_whose_whole_path_matches(pattern, found):
+    detector, params, state = toy()
+    assert set(detector.taps(params, state, make_batch().images, pattern)) == found
+
+
+def test_a_tap_is_the_value_that_forward_uses():
+    detector, params, state = toy()
+    taps = detector.taps(params, state, make_batch().images, "body|head")
+    outputs = detector.forward(params, state, make_batch().images)
+    np.testing.assert_array_equal(taps["body"], outputs.features)
+    np.testing.assert_array_equal(taps["head"], outputs.scores)
+
+
+# build
+
+
+def config(detector="retinanet", **model):
+    return ConfigDict(dict(detector=detector, model=model))
+
+
+def test_build_fills_the_fields_of_the_detector_that_the_file_name_selects():
+    detector = detector_lib.build(config(num_classes=3, depth=18, backbone_norm="batch",
+                                         frozen_stages=0))
+    assert isinstance(detector, detector_lib.Detector) and detector.frozen == ()
+    params, _ = jax.eval_shape(detector.init, jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
+    assert params["head"]["cls_logits"]["bias"].shape == (9 * 3,)
+    assert "stage4_block1" in params["backbone"] and "stage4_block2" not in params["backbone"]
+
+
+def test_frozen_paths_follow_the_fields():
+    assert r"\w+/backbone/stem/.*" in detector_lib.build(config()).frozen
+
+
+@pytest.mark.parametrize("name", ["retinanett", "__init__", "../train", ""])
+def test_an_unknown_detector_lists_those_that_exist(name):
+    with pytest.raises(errors.UserError) as caught:
+        detector_lib.build(config(name))
+    message = str(caught.value)
+    assert message.startswith(f"config.detector is {name!r}, and there are: ")
+    listed = message.split("there are: ")[1].rstrip(".").split(", ")
+    assert "retinanet" in listed and "__init__" not in listed and listed == sorted(listed)
+
+
+@pytest.mark.parametrize("field, sentence", [
+    ("num_class", "config.model.num_class: detector retinanet has no such field."
+                  " Did you mean 'num_classes'?"),
+    ("zzz", "config.model.zzz: detector retinanet has no such field."),
+    ("parent", "config.model.parent: detector retinanet has no such field."),
+    ("name", "config.model.name: detector retinanet has no such field."),
+])
+def test_an_unknown_field_is_named_with_the_nearest(field, sentence):
+    with pytest.raises(errors.UserError) as caught:
+        detector_lib.build(config(**{field: 3}))
+    assert str(caught.value).startswith(sentence)

@@ -1,0 +1,110 @@
+"""The layer order of docs/architecture.md, read from the imports of every module."""
+
+import ast
+import pathlib
+
+import pytest
+
+REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
+
+# What a module of each group may import from detlab; a name covers its submodules.
+OPS = {"types", "ops"}
+LEAVES = OPS | {"assign", "losses"}
+PARTS = OPS | {"layers"}
+MODELS = LEAVES | PARTS | {"backbones", "necks", "heads", "detectors", "sharding", "darknet_cfg"}
+DATA = {"types", "data"}
+PROGRAMS = MODELS | DATA | {
+    "detector", "errors", "config", "checkpoint", "optim", "metrics", "viz", "programs", "run_log",
+    "train", "eval", "demo",
+}
+ALLOWED = {
+    "types": set(),
+    "errors": set(),
+    "darknet_cfg": set(),
+    "ops": OPS,
+    "assign": OPS | {"assign"},
+    "losses": OPS | {"losses"},
+    "layers": OPS,
+    "backbones": PARTS | {"backbones"},
+    "necks": PARTS | {"necks"},
+    "heads": PARTS | {"heads"},
+    "detectors": MODELS,
+    "detector": {"types", "errors", "detectors"},
+    "data": DATA,
+    "metrics": {"types", "metrics"},
+    "viz": {"types", "viz"},
+    "sharding": {"types"},
+    "config": {"errors"},
+    "checkpoint": {"types", "detector", "errors"},
+    "optim": {"types", "detector", "errors"},
+    "programs": PROGRAMS,
+    "run_log": PROGRAMS,
+    "train": PROGRAMS,
+    "eval": PROGRAMS,
+    "demo": PROGRAMS,
+    "tools": PROGRAMS | {"tools"},
+}
+NO_JAX = {"types", "errors", "darknet_cfg", "data", "metrics", "viz"}
+NO_FLAX = NO_JAX | {"ops", "assign", "losses", "sharding"}
+
+
+def python_files(*folders):
+    return [p for folder in folders for p in sorted((REPOSITORY / folder).rglob("*.py"))]
+
+
+def imports(path):
+    """Dotted names that a file imports, `from a import b` as `a.b`."""
+    names = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} has a relative import"
+            names += [f"{node.module}.{alias.name}" for alias in node.names]
+    return names
+
+
+def group(path):
+    relative = path.relative_to(REPOSITORY / "detlab")
+    return relative.parts[0].removesuffix(".py")
+
+
+@pytest.mark.parametrize("path", python_files("detlab"), ids=lambda p: str(p.relative_to(REPOSITORY)))
+def test_detlab_modules_import_only_from_layers_below(path):
+    name = group(path)
+    if name == "__init__":
+        return
+    for imported in imports(path):
+        top, *rest = imported.split(".")
+        assert top not in ("converters", "experiments", "tests", "benchmarks"), imported
+        if top == "detlab" and rest:
+            assert rest[0] in ALLOWED[name], f"{path} imports {imported}"
+        if name in NO_JAX:
+            assert top not in ("jax", "jaxlib", "flax", "optax", "orbax"), f"{path}: {imported}"
+        if name in NO_FLAX:
+            assert top != "flax", f"{path} imports {imported}"
+
+
+def test_experiments_import_only_ml_collections_and_common():
+    for path in python_files("experiments"):
+        for imported in imports(path):
+            assert imported.split(".")[0] == "ml_collections" or imported == "experiments.common"
+
+
+def test_nothing_imports_tensorflow_or_pytorch():
+    for path in python_files("detlab", "experiments", "converters", "benchmarks"):
+        for imported in imports(path):
+            assert imported.split(".")[0] not in ("tensorflow", "torch", "torchvision"), path
+
+
+def test_a_detector_file_imports_another_one_level_deep():
+    files = {p.stem: p for p in python_files("detlab/detectors") if p.stem != "__init__"}
+
+    def others(name):
+        return [
+            i.split(".")[2] for i in imports(files[name]) if i.startswith("detlab.detectors.")
+        ]
+
+    for name in files:
+        for other in others(name):
+            assert not others(other), f"{name} imports {other}, which imports {others(other)}"

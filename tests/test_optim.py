@@ -1,0 +1,272 @@
+"""Schedules by hand, updates against NumPy transcriptions and optax, frozen leaves, mistakes."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from ml_collections import ConfigDict
+
+from detlab import errors
+from detlab import optim
+
+# A float32 step for each operation; the references run in float64.
+CLOSE = dict(rtol=1e-5, atol=1e-7)
+
+
+def block(**changes):
+    """`config.optim` with neutral values."""
+    values = dict(
+        name="sgd",
+        lr=0.1,
+        lr_batch_size=0,
+        momentum=0.9,
+        nesterov=False,
+        weight_decay=0.0,
+        no_decay=(),
+        freeze=(),
+        clip_norm=0.0,
+        schedule="constant",
+        milestones=(),
+        milestone_factor=0.1,
+        warmup_steps=0,
+        warmup_factor=0.001,
+        final_factor=0.0,
+    )
+    assert changes.keys() <= values.keys()
+    return ConfigDict(values | changes)
+
+
+def example_params():
+    rng = np.random.default_rng(0)
+
+    def values(*shape):
+        return rng.standard_normal(shape).astype(np.float32)
+
+    return {
+        "backbone": {"stem": {"kernel": values(3, 2)}},
+        "head": {"kernel": values(2, 4), "bias": values(4)},
+    }
+
+
+def example_gradients(steps):
+    rng = np.random.default_rng(1)
+    return [
+        jax.tree.map(lambda x: rng.standard_normal(x.shape).astype(np.float32), example_params())
+        for _ in range(steps)
+    ]
+
+
+def build(optim_block, frozen=()):
+    return optim.build(
+        optim_block, example_params(), total_steps=10, batch_size=4, steps_per_unit=1,
+        frozen=frozen,
+    )
+
+
+def run(transform, gradients):
+    """Parameters after each gradient."""
+    params = example_params()
+    state = transform.init(params)
+
+    @jax.jit
+    def step(params, state, gradient):
+        updates, state = transform.update(gradient, state, params)
+        return optax.apply_updates(params, updates), state
+
+    history = []
+    for gradient in gradients:
+        params, state = step(params, state, gradient)
+        history.append(params)
+    return history
+
+
+def rates(total_steps=100, batch_size=16, steps_per_unit=1, at=(), **changes):
+    schedule = optim.learning_rate(block(**changes), total_steps, batch_size, steps_per_unit)
+    return [float(schedule(step)) for step in at]
+
+
+# Schedules
+
+
+def test_steps_divide_the_rate_at_the_start_of_their_epoch():
+    found = rates(
+        steps_per_unit=5, at=(0, 9, 10, 14, 15, 99), schedule="step", milestones=(2, 3)
+    )
+    np.testing.assert_allclose(found, [0.1, 0.1, 0.01, 0.01, 0.001, 0.001], rtol=1e-6)
+
+
+def test_milestones_are_steps_where_a_unit_is_one_step():
+    found = rates(
+        at=(7, 8), schedule="step", milestones=(8,), milestone_factor=0.5
+    )
+    np.testing.assert_allclose(found, [0.1, 0.05], rtol=1e-6)
+
+
+def test_a_step_schedule_without_milestones_is_constant():
+    np.testing.assert_allclose(rates(at=(0, 99), schedule="step"), [0.1, 0.1], rtol=1e-6)
+
+
+def test_cosine_falls_from_the_end_of_warm_up_to_the_final_factor():
+    found = rates(
+        total_steps=110, at=(10, 35, 60, 85, 110, 200), schedule="cosine", warmup_steps=10,
+        final_factor=0.1,
+    )
+    quarter = 0.5 * (1 + np.cos(np.pi / 4))
+    expected = [1.0, 0.1 + 0.9 * quarter, 0.55, 0.1 + 0.9 * (1 - quarter), 0.1, 0.1]
+    np.testing.assert_allclose(found, 0.1 * np.array(expected), rtol=1e-5)
+
+
+def test_warm_up_is_linear_from_its_factor_and_ends_at_its_last_step():
+    # lr * (1 - (1 - step / 4) (1 - 0.2)): 0.2, 0.4, 0.6, 0.8 of the rate, then the rate.
+    found = rates(at=(0, 1, 2, 3, 4, 5), warmup_steps=4, warmup_factor=0.2)
+    np.testing.assert_allclose(found, [0.02, 0.04, 0.06, 0.08, 0.1, 0.1], rtol=1e-5)
+
+
+def test_without_warm_up_the_first_step_has_the_full_rate():
+    np.testing.assert_allclose(rates(at=(0,)), [0.1], rtol=1e-6)
+
+
+def test_warm_up_multiplies_a_rate_that_has_already_been_divided():
+    found = rates(
+        at=(1, 2), schedule="step", milestones=(1,), warmup_steps=4, warmup_factor=0.0
+    )
+    np.testing.assert_allclose(found, [0.01 * 0.25, 0.01 * 0.5], rtol=1e-5)
+
+
+@pytest.mark.parametrize("batch_size, expected", [(16, 0.1), (8, 0.05), (32, 0.2)])
+def test_rate_is_proportional_to_the_batch(batch_size, expected):
+    found = rates(batch_size=batch_size, at=(0,), lr_batch_size=16)
+    np.testing.assert_allclose(found, [expected], rtol=1e-6)
+
+
+def test_rate_is_taken_as_it_is_without_a_reference_batch():
+    np.testing.assert_allclose(rates(batch_size=3, at=(0,)), [0.1], rtol=1e-6)
+
+
+@pytest.mark.parametrize("schedule", ["step", "cosine", "constant"])
+def test_schedules_are_float32_under_jit(schedule):
+    function = optim.learning_rate(
+        block(schedule=schedule, milestones=(3,), warmup_steps=2), 10, 4, 1
+    )
+    traced = jax.jit(function)(jnp.arange(5, dtype=jnp.int32)[3])
+    assert traced.dtype == jnp.float32 and traced.shape == ()
+    np.testing.assert_allclose(traced, function(3), rtol=1e-6)
+
+
+# Updates
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_sgd_equals_pytorchs(nesterov):
+    gradients = example_gradients(3)
+    settings = block(schedule="step", milestones=(2,), weight_decay=0.01, nesterov=nesterov)
+    ours = run(build(settings).transform, gradients)
+
+    # torch.optim.SGD: decay joins the gradient, the buffer starts as the first gradient, the rate
+    # multiplies afterwards.
+    params = jax.tree.map(lambda x: x.astype(np.float64), example_params())
+    buffer = None
+    for step, (gradient, result) in enumerate(zip(gradients, ours)):
+        lr = 0.1 if step < 2 else 0.01
+        gradient = jax.tree.map(lambda g, p: g + 0.01 * p, gradient, params)
+        if buffer is None:
+            buffer = gradient
+        else:
+            buffer = jax.tree.map(lambda b, g: 0.9 * b + g, buffer, gradient)
+        direction = buffer
+        if nesterov:
+            direction = jax.tree.map(lambda g, b: g + 0.9 * b, gradient, buffer)
+        params = jax.tree.map(lambda p, d, lr=lr: p - lr * d, params, direction)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **CLOSE), result, params)
+
+
+def test_adamw_equals_optax():
+    settings = block(name="adamw", weight_decay=0.1, no_decay=("head/bias",), lr=0.01)
+    mask = {"backbone": {"stem": {"kernel": True}}, "head": {"kernel": True, "bias": False}}
+    theirs = optax.adamw(0.01, b1=0.9, weight_decay=0.1, mask=mask)
+    gradients = example_gradients(3)
+    for a, b in zip(run(build(settings).transform, gradients), run(theirs, gradients)):
+        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, **CLOSE), a, b)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+@pytest.mark.parametrize("how", ["model", "config"])
+def test_frozen_leaves_are_bit_equal_after_five_steps_and_hold_no_state(name, how):
+    settings = block(
+        name=name, weight_decay=0.1, clip_norm=1.0,
+        freeze=("backbone/.*",) if how == "config" else (),
+    )
+    frozen = (r"params/backbone/.*", r"batch_stats/backbone/.*") if how == "model" else ()
+    built = build(settings, frozen)
+    last = run(built.transform, example_gradients(5))[-1]
+    before = example_params()
+    np.testing.assert_array_equal(
+        last["backbone"]["stem"]["kernel"], before["backbone"]["stem"]["kernel"]
+    )
+    assert np.all(last["head"]["kernel"] != before["head"]["kernel"])
+    assert built.labels == {
+        "backbone": {"stem": {"kernel": "frozen"}}, "head": {"kernel": "train", "bias": "train"},
+    }
+    shapes = {x.shape for x in jax.tree.leaves(built.transform.init(before))}
+    assert (2, 4) in shapes and (3, 2) not in shapes
+
+
+def test_the_clipping_norm_leaves_out_frozen_leaves():
+    settings = block(lr=1.0, momentum=0.0, clip_norm=1.0)
+    gradient = jax.tree.map(np.zeros_like, example_params())
+    gradient["backbone"]["stem"]["kernel"][:] = 100.0
+    gradient["head"]["bias"][:] = (0.3, 0.0, 0.0, 0.4)  # norm 0.5: not clipped
+    (after,) = run(build(settings, ["params/backbone/.*"]).transform, [gradient])
+    moved = example_params()["head"]["bias"] - after["head"]["bias"]
+    np.testing.assert_allclose(moved, gradient["head"]["bias"], rtol=1e-5, atol=1e-6)
+
+
+def test_gradients_above_the_clipping_norm_are_scaled_to_it():
+    gradient = jax.tree.map(np.zeros_like, example_params())
+    gradient["head"]["bias"][:] = (3.0, 0.0, 0.0, 4.0)
+    (after,) = run(build(block(lr=1.0, momentum=0.0, clip_norm=1.0)).transform, [gradient])
+    moved = example_params()["head"]["bias"] - after["head"]["bias"]
+    np.testing.assert_allclose(moved, [0.6, 0.0, 0.0, 0.8], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_leaves_of_no_decay_do_not_shrink(name):
+    settings = block(name=name, weight_decay=0.5, no_decay=(".*/bias",))
+    zero = jax.tree.map(np.zeros_like, example_params())
+    (after,) = run(build(settings, ["params/backbone/.*"]).transform, [zero])
+    before = example_params()["head"]
+    np.testing.assert_array_equal(after["head"]["bias"], before["bias"])
+    np.testing.assert_allclose(after["head"]["kernel"], before["kernel"] * 0.95, **CLOSE)
+
+
+def test_the_schedule_of_the_result_is_the_one_that_updates_follow():
+    built = build(block(momentum=0.0, warmup_steps=4, warmup_factor=0.2))
+    ones = [jax.tree.map(np.ones_like, example_params())] * 3
+    values = [p["head"]["bias"][0] for p in (example_params(), *run(built.transform, ones))]
+    expected = [float(built.schedule(step)) for step in range(3)]
+    np.testing.assert_allclose(-np.diff(values), expected, rtol=1e-4)  # differences near 1
+
+
+# Mistakes
+
+
+@pytest.mark.parametrize("changes, sentence", [
+    (dict(name="lion"), "config.optim.name is 'lion': sgd or adamw"),
+    (dict(schedule="linear"), "config.optim.schedule is 'linear': step, cosine or constant"),
+    (dict(warmup_steps=10), "config.optim.warmup_steps is 10, but the run has 10 steps"),
+    (dict(freeze=(".*",)), "config.optim.freeze matches every parameter"),
+    (dict(no_decay=("head/bais",)), "config.optim.no_decay: 'head/bais' matches no parameter"),
+    (dict(freeze=("backbon/.*",)), "config.optim.freeze: 'backbon/.*' matches no parameter"),
+])
+def test_mistakes_are_named_in_a_sentence(changes, sentence):
+    with pytest.raises(errors.UserError, match=sentence.replace("*", r"\*")):
+        build(block(**changes))
+
+
+def test_patterns_match_whole_paths_only():
+    labels = functools.partial(optim.path_labels, example_params())
+    assert set(jax.tree.leaves(labels(["params/head", "head/.*", "backbone"]))) == {"train"}
+    assert labels(["params/head/b.*"])["head"] == {"kernel": "train", "bias": "frozen"}

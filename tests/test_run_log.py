@@ -1,0 +1,146 @@
+"""The run log: rows, means, counts, and what a resumed run keeps."""
+
+import json
+
+import pytest
+
+from detlab import errors
+from detlab import run_log
+from detlab.data import loader
+
+
+@pytest.fixture
+def open_log(tmp_path):
+    """`open_log(first_step)`; the logs are closed in the end."""
+    logs = []
+
+    def open_log(first_step=0):
+        logs.append(run_log.RunLog(tmp_path, first_step))
+        return logs[-1]
+
+    yield open_log
+    for log in logs:
+        log.close()
+
+
+def loaded(dropped=0, skipped=()):
+    return loader.Loaded(None, dropped, skipped)
+
+
+def test_a_row_holds_means_since_the_row_before_and_counts_since_the_beginning(open_log):
+    log = open_log()
+    log.data(loaded(3))
+    log.step(1, {"loss": 1.0, "lr": 0.5})
+    log.data(loaded(0, ("b.jpg cannot be read",)))
+    log.step(2, {"loss": 3.0, "lr": 0.5})
+    short = log.write(2, batch_size=4)
+    log.data(loaded(1))
+    log.step(3, {"loss": 7.0, "lr": 0.25})
+    log.write(3, batch_size=4)
+    first, second = run_log.read_rows(log.path)
+    assert first.pop("train/images_per_second") > 0
+    assert first == {
+        "step": 2, "train/loss": 2.0, "train/lr": 0.5,
+        "data/dropped_boxes": 3, "data/skipped_images": 1,
+    }
+    assert second["step"] == 3 and second["train/loss"] == 7.0 and second["train/lr"] == 0.25
+    assert second["data/dropped_boxes"] == 4 and second["data/skipped_images"] == 1
+    assert "loss 2.000" in short and "img/s" in short and "lr" not in short
+
+
+def test_speed_counts_images_and_leaves_pauses_out(open_log, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(run_log.time, "time", lambda: now[0])
+    log = open_log()
+    log.step(1, {})
+    now[0] += 2.0
+    log.pause()
+    now[0] += 50.0
+    log.resume()
+    log.step(2, {})
+    now[0] += 2.0
+    assert log.write(2, batch_size=6).startswith("3.0 img/s")
+    assert run_log.read_rows(log.path)[0]["train/images_per_second"] == pytest.approx(3.0)
+
+
+def test_evaluations_are_rows_of_their_own(open_log):
+    log = open_log()
+    log.evaluation(5, {"AP": 0.25})
+    assert run_log.read_rows(log.path) == [{"step": 5, "eval/AP": 0.25}]
+
+
+def test_rows_are_on_disk_before_the_log_is_closed(open_log):
+    log = open_log()
+    log.evaluation(1, {"AP": 0.5})
+    assert log.path.read_text() == '{"step": 1, "eval/AP": 0.5}\n'
+
+
+def test_a_resumed_run_takes_off_the_rows_that_it_makes_again(open_log):
+    log = open_log()
+    for step in (10, 20, 30):
+        log.evaluation(step, {"AP": step / 100})
+    log.close()
+    log = open_log(20)
+    log.evaluation(30, {"AP": 0.9})
+    rows = run_log.read_rows(log.path)
+    assert [(r["step"], r["eval/AP"]) for r in rows] == [(10, 0.1), (20, 0.2), (30, 0.9)]
+    assert not list(log.path.parent.glob("*.tmp"))
+
+
+def test_a_line_that_a_kill_cut_short_is_left_out(open_log, tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "eval/AP": 0.1}\n{"step": 2, "eval/A')
+    assert run_log.read_rows(path) == [{"step": 1, "eval/AP": 0.1}]
+    log = open_log(5)
+    log.evaluation(6, {"AP": 0.2})
+    assert [r["step"] for r in run_log.read_rows(path)] == [1, 6]
+
+
+def test_a_broken_line_in_the_middle_names_the_file_and_the_line(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"st\n{"step": 3}\n')
+    with pytest.raises(errors.UserError, match=r"line 2 of .*metrics\.jsonl is not JSON"):
+        run_log.read_rows(path)
+
+
+def test_counts_go_on_from_the_last_row_that_is_kept(open_log):
+    log = open_log()
+    for step, dropped in ((1, 2), (2, 5), (3, 100)):
+        log.data(loaded(dropped, ("an image",) * step))
+        log.step(step, {"loss": 1.0})
+        log.write(step, 1)
+    log.evaluation(2, {"AP": 0.5})  # a row without counts
+    log.close()
+    log = open_log(2)
+    log.data(loaded(10))
+    log.step(3, {"loss": 1.0})
+    log.write(3, 1)
+    row = run_log.read_rows(log.path)[-1]
+    assert row["data/dropped_boxes"] == 2 + 5 + 10
+    assert row["data/skipped_images"] == 1 + 2
+
+
+def test_skipped_images_are_told_at_once(open_log, capsys):
+    open_log().data(loaded(0, ("b.jpg cannot be read", "c.jpg has no end")))
+    assert "skipped: b.jpg cannot be read\nskipped: c.jpg has no end\n" in capsys.readouterr().out
+
+
+def test_tensorboard_gets_the_same_numbers(open_log, tmp_path):
+    log = open_log()
+    log.evaluation(5, {"AP": 0.25})
+    log.close()
+    (events,) = (tmp_path / "tensorboard").glob("events*")
+    assert b"eval/AP" in events.read_bytes()
+
+
+def test_no_file_has_no_rows(tmp_path):
+    assert run_log.read_rows(tmp_path / "metrics.jsonl") == []
+
+
+def test_rows_are_plain_json(open_log):
+    log = open_log()
+    log.data(loaded(1))
+    log.step(1, {"loss": 0.5})
+    log.write(1, 2)
+    (line,) = log.path.read_text().splitlines()
+    assert json.loads(line)["data/dropped_boxes"] == 1
