@@ -49,6 +49,7 @@ class Checkpoints:
 
     def best_score(self) -> float | None:
         """The score of the best checkpoint so far."""
+        self._best.wait_until_finished()
         step = self._best.latest_step()
         if step is None:
             return None
@@ -63,7 +64,9 @@ class Checkpoints:
 
     def save_best(self, state: types.TrainState, info: Mapping[str, Any], score: float) -> None:
         """Replaces the best checkpoint; it stays until the new one is complete."""
-        self._best.save(int(state.step), args=_items(state, {**info, "score": score}))
+        step = int(state.step)
+        if self._best.latest_step() != step:
+            self._best.save(step, args=_items(state, {**info, "score": score}))
 
     def restore(self, state: types.TrainState) -> types.TrainState:
         """The latest checkpoint, laid out on devices as `state` is."""
@@ -138,7 +141,9 @@ def find(path: str | pathlib.Path, which: str = "best") -> pathlib.Path:
     known = {**best, **last}
     if not which.isdigit() or int(which) not in known:
         steps = ", ".join(str(s) for s in sorted(known))
-        raise errors.UserError(f"{path} has no checkpoint {which!r}: best, last, or one of {steps}.")
+        raise errors.UserError(
+            f"{path} has no checkpoint {which!r}: best, last, or one of {steps}."
+        )
     return known[int(which)]
 
 

@@ -117,7 +117,7 @@ def parse(
             continue
         key, equals, text = word.removeprefix("--config.").partition("=")
         if not equals:
-            if not arguments:
+            if not arguments or arguments[0].startswith("--"):
                 raise errors.UserError(f"{word} needs a value: {word}=VALUE.")
             text = arguments.pop(0)
         overrides[key] = text

@@ -76,7 +76,10 @@ def from_module(module: nn.Module) -> Detector:
         return suppress(candidates(params, state, images, image_size))
 
     def taps(params, state, images: jax.Array, pattern: str) -> dict[str, Any]:
-        """Outputs of every submodule whose path, such as `backbone/stage2_block0`, matches."""
+        """Outputs of every submodule whose path, such as `backbone/stage2_block0`, matches.
+
+        A module that all levels share has one entry a call: `head/cls_conv0:0`, `:1`, ...
+        """
 
         def keep(submodule: nn.Module, method: str) -> bool:
             return method == "__call__" and bool(re.fullmatch(pattern, "/".join(submodule.path)))
@@ -90,7 +93,12 @@ def from_module(module: nn.Module) -> Detector:
             mutable=["intermediates"],
         )
         flat = traverse_util.flatten_dict(captured.get("intermediates", {}), sep="/")
-        return {path.removesuffix("/__call__"): values[0] for path, values in flat.items()}
+        outputs = {}
+        for path, values in flat.items():
+            path = path.removesuffix("/__call__")
+            for call, value in enumerate(values):
+                outputs[f"{path}:{call}" if len(values) > 1 else path] = value
+        return outputs
 
     return Detector(
         init, forward, loss, targets, candidates, suppress, predict, taps, module.frozen_paths()

@@ -1,5 +1,6 @@
 """Mistakes that a user can mend: every program prints them as one sentence and exits with 2."""
 
+import logging
 import sys
 from typing import Callable
 
@@ -10,6 +11,7 @@ class UserError(Exception):
 
 def run_main(main: Callable[[list[str]], None]) -> None:
     """Runs a program's `main(arguments)`; a `UserError` ends it without a traceback."""
+    logging.getLogger("absl").setLevel(logging.ERROR)  # orbax warns of what is as it should be
     try:
         main(sys.argv[1:])
     except UserError as error:

@@ -40,6 +40,7 @@ def main(arguments: Sequence[str]) -> None:
         programs.check_class_names(weights.info.get("class_names"), source.class_names)
         print(f"evaluating {weights.path} on {len(source)} images")
         mesh = sharding.make_mesh()
+        programs.check_batch_size("eval.batch_size", config.eval.batch_size)
         detector = detector_lib.build(config)
         params, state = programs.fit_weights(detector, config, weights, mesh)
         predictor = make_predictor(detector, mesh)

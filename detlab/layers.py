@@ -54,18 +54,17 @@ class Norm(nn.Module):
     momentum: float = 0.9  # of the old value: PyTorch's momentum 0.1
     epsilon: float = 1e-5
     groups: int = 32
-    scale_init: Callable = nn.initializers.ones
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x, train: bool):
         channels = x.shape[-1]
-        scale = self.param("scale", self.scale_init, (channels,))
+        scale = self.param("scale", nn.initializers.ones, (channels,))
         bias = self.param("bias", nn.initializers.zeros, (channels,))
         if self.mode == "group":
             return self._group_norm(x, scale, bias)
         if self.mode not in ("batch", "stored", "frozen"):
-            raise ValueError(f"norm mode {self.mode!r} is not one of {', '.join(NORMS)}")
+            raise ValueError(f"norm mode {self.mode!r} is not one of {', '.join(NORMS[:-1])}")
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,))
         running_var = self.variable("batch_stats", "var", jnp.ones, (channels,))
         if self.mode == "frozen":
@@ -105,7 +104,6 @@ class ConvNorm(nn.Module):
     norm: str = "none"
     activation: Callable | None = None
     kernel_init: Callable = he_normal_out
-    scale_init: Callable = nn.initializers.ones
     norm_groups: int = 32
     dtype: jnp.dtype = jnp.float32
 
@@ -121,13 +119,7 @@ class ConvNorm(nn.Module):
             name="conv",
         )(x)
         if self.norm != "none":
-            x = Norm(
-                self.norm,
-                scale_init=self.scale_init,
-                groups=self.norm_groups,
-                dtype=self.dtype,
-                name="norm",
-            )(x, train)
+            x = Norm(self.norm, groups=self.norm_groups, dtype=self.dtype, name="norm")(x, train)
         return x if self.activation is None else self.activation(x)
 
 

@@ -3,6 +3,7 @@
 import argparse
 import os
 import pathlib
+import re
 import sys
 from typing import Iterable, Iterator, Mapping, Sequence
 
@@ -17,6 +18,8 @@ from detlab import errors
 from detlab import sharding
 from detlab.data import records
 from detlab.data import sources
+
+BEST_BY = ("AP", "AP50", "AP75", "mAP07", "mAP12")
 
 
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
@@ -50,6 +53,7 @@ def load_model(args: argparse.Namespace, overrides: Mapping[str, str]):
         weights = checkpoint.load_weights(args.checkpoint)
     else:
         raise errors.UserError("give --workdir of a run, or --config together with --checkpoint.")
+    check_config(config)
     use_compilation_cache(config)
     return config, weights
 
@@ -69,7 +73,8 @@ def open_source(config, part: str):
     try:
         source = sources.build(config.data, part)
     except records.DataError as error:
-        raise errors.UserError(str(error)) from error
+        text = str(error).removesuffix(".")
+        raise errors.UserError(f"{text} (config.data.root is {config.data.root!r}).") from error
     if not len(source):
         raise errors.UserError(f"the {part} part of config.data has no usable images.")
     if len(source.class_names) != config.model.num_classes:
@@ -82,6 +87,50 @@ def open_source(config, part: str):
     if len(source.problems) > 5:
         print(f"{part} data: and {len(source.problems) - 5} more such problems")
     return source
+
+
+def check_config(config) -> None:
+    """Values that would otherwise fail late, or without naming their key."""
+    train, data = config.train, config.data
+    if bool(train.epochs) == bool(train.steps):
+        raise errors.UserError("set one of config.train.epochs and config.train.steps.")
+    for name in ("batch_size", "log_every", "keep_last"):
+        if train[name] < 1:
+            raise errors.UserError(f"config.train.{name} is {train[name]}; it must be at least 1.")
+    for name in ("epochs", "steps", "eval_every", "checkpoint_every"):
+        if train[name] < 0:
+            raise errors.UserError(f"config.train.{name} is {train[name]}, which is negative.")
+    if config.eval.best_by not in BEST_BY:
+        raise errors.UserError(
+            f"config.eval.best_by is {config.eval.best_by!r}: one of {', '.join(BEST_BY)}."
+        )
+    canvases = tuple(data.canvases)
+    pairs = all(isinstance(c, tuple) and len(c) == 2 for c in canvases)
+    if not canvases or not pairs or min(min(c) for c in canvases) < 1:
+        raise errors.UserError(
+            f"config.data.canvases is {canvases}; it is a tuple of (height, width) px, such as"
+            " ((800,1344),(1344,800))."
+        )
+    for group, key in ((config.optim, "freeze"), (config.optim, "no_decay"), (config, "init_skip")):
+        for pattern in group[key]:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise errors.UserError(
+                    f"{pattern!r} in config's {key} is not a regular expression: {error}."
+                ) from error
+    if data.max_boxes < 1:
+        raise errors.UserError(f"config.data.max_boxes is {data.max_boxes}; at least 1 is needed.")
+    resize_rule(data)
+
+
+def check_batch_size(key: str, size: int) -> None:
+    """Every device takes the same number of images of a batch."""
+    devices = jax.device_count()
+    if size < 1 or size % devices:
+        raise errors.UserError(
+            f"config.{key} is {size}; it must be a positive multiple of the {devices} devices."
+        )
 
 
 def resize_rule(data) -> str | tuple[int, int]:

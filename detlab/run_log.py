@@ -23,6 +23,7 @@ class RunLog:
         """Rows after `first_step`, which a resumed run makes again, are taken off the file."""
         self.path = workdir / "metrics.jsonl"
         rows = [row for row in read_rows(self.path) if row["step"] <= first_step]
+        self._evaluated = {row["step"] for row in rows if "eval/AP" in row}
         self._counts = collections.Counter()
         for row in rows:
             self._counts.update(
@@ -47,7 +48,8 @@ class RunLog:
         for sentence in loaded.skipped:
             tqdm.tqdm.write(f"skipped: {sentence}")
 
-    def step(self, step: int, metrics: dict[str, float]) -> None:
+    def step(self, metrics: dict[str, float]) -> None:
+        """The metrics of one step."""
         self._sums.update(metrics)
         self._steps += 1
 
@@ -67,6 +69,10 @@ class RunLog:
         self._since = time.time()
         terms = " ".join(f"{k} {v:.3f}" for k, v in means.items() if k.startswith("loss"))
         return f"{speed:.1f} img/s {terms}"
+
+    def has_evaluation(self, step: int) -> bool:
+        """Whether the run that is resumed had evaluated this step."""
+        return step in self._evaluated
 
     def evaluation(self, step: int, figures: dict[str, float]) -> None:
         self._row(step, {f"eval/{k}": v for k, v in figures.items()})

@@ -13,7 +13,7 @@ import pathlib
 import re
 import signal
 import time
-from typing import Any, Sequence
+from typing import Any, Callable, NamedTuple, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -41,6 +41,9 @@ def main(arguments: Sequence[str]) -> None:
     workdir = pathlib.Path(args.workdir or pathlib.Path("runs") / config_lib.stem(args.config))
     programs.use_compilation_cache(config)
 
+    programs.check_config(config)
+    check_init_from(config)
+
     # Data.
     train_source = programs.open_source(config, "train")
     eval_source = programs.open_source(config, "eval")
@@ -54,7 +57,8 @@ def main(arguments: Sequence[str]) -> None:
 
     # Devices and detector.
     mesh = sharding.make_mesh()
-    check_batch_sizes(config)
+    programs.check_batch_size("train.batch_size", config.train.batch_size)
+    programs.check_batch_size("eval.batch_size", config.eval.batch_size)
     detector = detector_lib.build(config)
 
     # The state that training starts from, and the optimizer.
@@ -88,7 +92,7 @@ def main(arguments: Sequence[str]) -> None:
         train_state = checkpoints.restore(train_state)
         print(f"resuming {workdir} at step {int(train_state.step)} of {length.total}")
     first = int(train_state.step)
-    if first >= length.total:
+    if first >= length.total and (workdir / "eval.json").exists():
         print(
             f"{workdir} is finished: {first} steps.  Look at it with"
             f" `python -m detlab.eval --workdir {workdir}`, or start another with --workdir."
@@ -103,105 +107,105 @@ def main(arguments: Sequence[str]) -> None:
     # Training.
     batches = training_batches(train_source, config, length, first)
     step_function = TrainStep(detector, optimizer, config, mesh)
-    predictor = eval_lib.make_predictor(detector, mesh)
-    truth = eval_lib.ground_truth(eval_source)
-    best = checkpoints.best_score()
-    predictions = None
-    previous = None  # (step, metrics on the device, batch): read one step late, see below
-    stop = StopSignals()
+    evaluate = Evaluation(detector, eval_source, config, mesh, log, checkpoints, info)
+    unread = None  # (step, metrics on the device, batch) of the step before
+    evaluated = None
     bar = programs.progress_bar(length.total, "train", "step", initial=first)
-    for step in range(first + 1, length.total + 1):
-        loaded = next(batches)
-        train_state, metrics = step_function(train_state, loaded.batch)
-        log.data(loaded)
-        # Reading the metrics of the step before leaves the device busy with this one.
-        if previous is not None:
-            log.step(*check_finite(*previous, train_source))
-        previous = step, metrics, loaded.batch
-        last = step == length.total or stop()
-        evaluating = step % length.eval_every == 0 or step == length.total
-        if last or evaluating or step % config.train.log_every == 0:
-            log.step(*check_finite(*previous, train_source))
-            previous = None
-        if step % config.train.log_every == 0 or last:
-            bar.set_postfix_str(log.write(step, config.train.batch_size))
-        bar.update()
-
-        if evaluating and not stop():
-            log.pause()
-            predictions = eval_lib.predict(
-                predictor, train_state.params, train_state.state, eval_source, config, mesh, stop
-            )
-            if not stop():
-                result = eval_lib.score(truth, predictions, eval_source.class_names)
-                figures = eval_lib.scalars(result)
-                log.evaluation(step, figures)
-                bar.write(f"step {step}: {summary(figures)}")
-                if best is None or figures[config.eval.best_by] > best:
-                    best = figures[config.eval.best_by]
-                    checkpoints.save_best(train_state, {**info, "metrics": figures}, best)
-            log.resume()
-        if last or evaluating or step % length.checkpoint_every == 0:
-            checkpoints.save(train_state, info)
-        if stop():
-            break
+    with StopSignals() as stop:
+        if length.evaluates(first) and (first == length.total or not log.has_evaluation(first)):
+            evaluated = evaluate(train_state, stop, bar)  # what a kill took from us
+        for step in range(first + 1, length.total + 1):
+            if stop():
+                break
+            loaded = next(batches)
+            train_state, metrics = step_function(train_state, loaded.batch)
+            log.data(loaded)
+            # Metrics are read one step late, which leaves the device busy, but before anything
+            # is written: a state that is not finite is never saved.
+            if unread is not None:
+                log.step(check_finite(*unread, train_source))
+            unread = step, metrics, loaded.batch
+            last = step == length.total or stop()
+            logging = last or step % config.train.log_every == 0
+            saving = last or length.saves(step) or length.evaluates(step)
+            if logging or saving:
+                log.step(check_finite(*unread, train_source))
+                unread = None
+            if logging:
+                bar.set_postfix_str(log.write(step, config.train.batch_size))
+            bar.update()
+            if saving:
+                checkpoints.save(train_state, info)
+            if length.evaluates(step):
+                evaluated = evaluate(train_state, stop, bar)
     bar.close()
+    best = checkpoints.best_score()
     checkpoints.close()
     log.close()
-
-    # What there is to look at.
     if stop():
         print(
-            f"stopped by {stop.name} at step {step} of {length.total}; the same command resumes"
-            f" from {workdir}"
+            f"stopped by {stop.name} at step {int(train_state.step)} of {length.total}; the same"
+            f" command resumes from {workdir}"
         )
         return
+
+    # What there is to look at.
+    result, predictions = evaluated
     print(eval_lib.report(result))
     pictures = workdir / "pictures"
     eval_lib.draw(
-        pictures, eval_source, truth, predictions, config.eval.threshold, config.eval.pictures
+        pictures,
+        eval_source,
+        evaluate.truth,
+        predictions,
+        config.eval.threshold,
+        config.eval.pictures,
     )
     eval_lib.write_predictions(workdir / "predictions.json", predictions, eval_source.class_names)
-    programs.write_text(workdir / "eval.json", json.dumps(result, indent=1))
     curves.plot_run(log.path, workdir / "curves.png")
-    print(f"best {config.eval.best_by}:   {best:.3f}  {workdir / 'best'}")
+    programs.write_text(workdir / "eval.json", json.dumps(result, indent=1))  # last: all is there
+    best = f"best {config.eval.best_by} {best:.3f}:"
+    print(f"compilation took {step_function.compile_seconds:.1f} s of the training")
+    print(f"{best:14s}{workdir / 'best'}")
     print(f"checkpoints:  {workdir / 'checkpoints'}")
-    print(f"curves:       {workdir / 'curves.png'}  ({log.path.name}, tensorboard/)")
-    print(f"pictures:     {pictures}  (left what is there, right what was found)")
+    print(f"curves:       {workdir / 'curves.png'} (numbers in {log.path}, and tensorboard/)")
+    print(f"figures:      {workdir / 'eval.json'}")
+    print(f"predictions:  {workdir / 'predictions.json'}")
+    print(f"pictures:     {pictures} (left what is there, right what was found)")
 
 
 # ------------------------------------------------------------------------------------------------
 # Before the first step
 
 
-class Length:
+class Length(NamedTuple):
     """Steps of the run, and between evaluations and checkpoints."""
 
-    def __init__(self, total: int, eval_every: int, checkpoint_every: int):
-        self.total = total
-        self.eval_every = eval_every
-        self.checkpoint_every = checkpoint_every
+    total: int
+    eval_every: int
+    checkpoint_every: int
+
+    def evaluates(self, step: int) -> bool:
+        return step > 0 and (step % self.eval_every == 0 or step == self.total)
+
+    def saves(self, step: int) -> bool:
+        return step % self.checkpoint_every == 0
 
 
 def run_length(config, per_epoch: int) -> Length:
     """`epochs`, or `steps` where there are none; both kinds of interval default to an epoch."""
     train = config.train
-    if bool(train.epochs) == bool(train.steps):
-        raise errors.UserError("set one of config.train.epochs and config.train.steps.")
     total = train.epochs * per_epoch if train.epochs else train.steps
     return Length(total, train.eval_every or per_epoch, train.checkpoint_every or per_epoch)
 
 
-def check_batch_sizes(config) -> None:
-    devices = jax.device_count()
-    for key, size in (
-        ("train.batch_size", config.train.batch_size),
-        ("eval.batch_size", config.eval.batch_size),
-    ):
-        if size < 1 or size % devices:
-            raise errors.UserError(
-                f"config.{key} is {size}; it must be a positive multiple of the {devices} devices."
-            )
+def check_init_from(config) -> None:
+    """Whether the weights to start from are there: asked first, as data may take long to open."""
+    if config.init_from and not pathlib.Path(config.init_from).exists():
+        remedy = f": {config.init_help}" if config.init_help else ""
+        raise errors.UserError(
+            f"config.init_from names {config.init_from}, which does not exist{remedy}."
+        )
 
 
 def initial_weights(detector: detector_lib.Detector, config):
@@ -210,11 +214,6 @@ def initial_weights(detector: detector_lib.Detector, config):
     Raises:
       UserError: leaves that training never changes would keep their random values.
     """
-    if config.init_from and not pathlib.Path(config.init_from).exists():
-        help_text = f": {config.init_help}" if config.init_help else ""
-        raise errors.UserError(
-            f"config.init_from names {config.init_from}, which does not exist{help_text}."
-        )
     start = time.time()
     key = jax.random.key(config.seed)
     params, state = jax.jit(detector.init)(key, programs.example_images(config))
@@ -301,7 +300,7 @@ class TrainStep:
             metrics = {
                 "loss": loss,
                 **metrics,
-                "grad_norm": optax.global_norm(trained),
+                "grad_norm": optax.tree.norm(trained),
                 "lr": optimizer.schedule(state.step),
             }
             new = types.TrainState(
@@ -330,6 +329,36 @@ class TrainStep:
         return self._compiled[canvas](state, batch)
 
 
+class Evaluation:
+    """Evaluates a state during a run: logs the figures, and keeps the best checkpoint."""
+
+    def __init__(self, detector, source, config, mesh, log, checkpoints, info):
+        self.truth = eval_lib.ground_truth(source)
+        self._predictor = eval_lib.make_predictor(detector, mesh)
+        self._source, self._config, self._mesh = source, config, mesh
+        self._log, self._checkpoints, self._info = log, checkpoints, info
+
+    def __call__(self, state: types.TrainState, stop: Callable[[], bool], bar: tqdm.tqdm):
+        """(result, predictions), see `detlab.eval.score`; None where `stop()` came before."""
+        self._log.pause()
+        predictions = eval_lib.predict(
+            self._predictor, state.params, state.state, self._source, self._config, self._mesh, stop
+        )
+        if stop():
+            return None
+        result = eval_lib.score(self.truth, predictions, self._source.class_names)
+        figures = eval_lib.scalars(result)
+        score = figures[self._config.eval.best_by]
+        best = self._checkpoints.best_score()
+        if best is None or score > best:
+            self._checkpoints.save_best(state, {**self._info, "metrics": figures}, score)
+        step = int(state.step)
+        self._log.evaluation(step, figures)
+        bar.write(f"step {step}: {summary(figures)}")
+        self._log.resume()
+        return result, predictions
+
+
 def training_batches(source, config, length: Length, first: int):
     """Batches of steps first + 1, first + 2, ...; a function of the seed and the step alone."""
     data = config.data
@@ -356,14 +385,14 @@ def training_batches(source, config, length: Length, first: int):
 
 
 def check_finite(step: int, metrics: dict[str, Any], batch: types.Batch, source):
-    """(step, metrics as floats).
+    """The metrics as floats.
 
     Raises:
       UserError: the loss or its gradient is not finite; the last checkpoint stays.
     """
     values = {k: float(v) for k, v in jax.device_get(metrics).items()}
     if math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"]):
-        return step, values
+        return values
     terms = ", ".join(
         f"{k} {v:g}" for k, v in values.items() if k.startswith("loss") or k == "grad_norm"
     )
@@ -381,7 +410,7 @@ def dry_run(detector, optimizer, state, source, config, mesh, length: Length) ->
     for step, loaded in enumerate(batches, start=1):
         start = time.time()
         state, metrics = step_function(state, loaded.batch)
-        _, values = check_finite(step, metrics, loaded.batch, source)
+        values = check_finite(step, metrics, loaded.batch, source)
         terms = ", ".join(f"{k} {v:.4g}" for k, v in values.items())
         print(f"step {step} in {time.time() - start:.2f} s: {terms}")
     print(f"dry run: all is well; the run would have {length.total} steps.  Nothing was written.")
@@ -392,8 +421,16 @@ class StopSignals:
 
     def __init__(self):
         self.name = ""
+        self._before = {}
+
+    def __enter__(self):
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._handle)
+            self._before[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *_):
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def __call__(self) -> bool:
         return bool(self.name)

@@ -22,6 +22,7 @@ def get_config() -> ConfigDict:
             head_convs=2,
             octave_base_scale=3.0,  # platelets have about 20 px after halving
             delta_stds=(0.1, 0.1, 0.2, 0.2),
+            box_weight=0.25,
         )
     )
     common.from_scratch(config)
@@ -38,7 +39,7 @@ def get_config() -> ConfigDict:
     config.train.update(batch_size=8, epochs=40, log_every=10, eval_every=185)
     config.optim.update(
         name="adamw",
-        lr=2e-3,
+        lr=1.5e-3,
         lr_batch_size=8,
         weight_decay=1e-4,
         schedule="cosine",

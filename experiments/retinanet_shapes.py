@@ -21,16 +21,17 @@ def get_config() -> ConfigDict:
             head_convs=2,
             octave_base_scale=3.0,  # the smallest shapes have 16 px
             delta_stds=(0.1, 0.1, 0.2, 0.2),
+            box_weight=0.25,  # small stds make the box term large
         )
     )
     common.from_scratch(config)
     config.data.update(source="shapes", canvases=((128, 128),), max_boxes=8)
     config.train.update(
-        batch_size=8, steps=700, log_every=10, eval_every=350, checkpoint_every=100
+        batch_size=8, steps=900, log_every=10, eval_every=300, checkpoint_every=100
     )
     config.optim.update(
         name="adamw",
-        lr=2e-3,
+        lr=1.5e-3,
         lr_batch_size=8,
         weight_decay=1e-4,
         schedule="cosine",

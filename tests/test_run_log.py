@@ -30,12 +30,12 @@ def loaded(dropped=0, skipped=()):
 def test_a_row_holds_means_since_the_row_before_and_counts_since_the_beginning(open_log):
     log = open_log()
     log.data(loaded(3))
-    log.step(1, {"loss": 1.0, "lr": 0.5})
+    log.step({"loss": 1.0, "lr": 0.5})
     log.data(loaded(0, ("b.jpg cannot be read",)))
-    log.step(2, {"loss": 3.0, "lr": 0.5})
+    log.step({"loss": 3.0, "lr": 0.5})
     short = log.write(2, batch_size=4)
     log.data(loaded(1))
-    log.step(3, {"loss": 7.0, "lr": 0.25})
+    log.step({"loss": 7.0, "lr": 0.25})
     log.write(3, batch_size=4)
     first, second = run_log.read_rows(log.path)
     assert first.pop("train/images_per_second") > 0
@@ -52,12 +52,12 @@ def test_speed_counts_images_and_leaves_pauses_out(open_log, monkeypatch):
     now = [100.0]
     monkeypatch.setattr(run_log.time, "time", lambda: now[0])
     log = open_log()
-    log.step(1, {})
+    log.step({})
     now[0] += 2.0
     log.pause()
     now[0] += 50.0
     log.resume()
-    log.step(2, {})
+    log.step({})
     now[0] += 2.0
     assert log.write(2, batch_size=6).startswith("3.0 img/s")
     assert run_log.read_rows(log.path)[0]["train/images_per_second"] == pytest.approx(3.0)
@@ -87,6 +87,17 @@ def test_a_resumed_run_takes_off_the_rows_that_it_makes_again(open_log):
     assert not list(log.path.parent.glob("*.tmp"))
 
 
+def test_a_resumed_run_knows_which_of_its_steps_were_evaluated(open_log):
+    log = open_log()
+    log.evaluation(10, {"AP": 0.1})
+    log.step({"loss": 1.0})
+    log.write(20, 1)
+    log.evaluation(30, {"AP": 0.3})
+    log.close()
+    log = open_log(20)
+    assert [log.has_evaluation(step) for step in (10, 20, 30)] == [True, False, False]
+
+
 def test_a_line_that_a_kill_cut_short_is_left_out(open_log, tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1, "eval/AP": 0.1}\n{"step": 2, "eval/A')
@@ -107,13 +118,13 @@ def test_counts_go_on_from_the_last_row_that_is_kept(open_log):
     log = open_log()
     for step, dropped in ((1, 2), (2, 5), (3, 100)):
         log.data(loaded(dropped, ("an image",) * step))
-        log.step(step, {"loss": 1.0})
+        log.step({"loss": 1.0})
         log.write(step, 1)
     log.evaluation(2, {"AP": 0.5})  # a row without counts
     log.close()
     log = open_log(2)
     log.data(loaded(10))
-    log.step(3, {"loss": 1.0})
+    log.step({"loss": 1.0})
     log.write(3, 1)
     row = run_log.read_rows(log.path)[-1]
     assert row["data/dropped_boxes"] == 2 + 5 + 10
@@ -140,7 +151,7 @@ def test_no_file_has_no_rows(tmp_path):
 def test_rows_are_plain_json(open_log):
     log = open_log()
     log.data(loaded(1))
-    log.step(1, {"loss": 0.5})
+    log.step({"loss": 0.5})
     log.write(1, 2)
     (line,) = log.path.read_text().splitlines()
     assert json.loads(line)["data/dropped_boxes"] == 1

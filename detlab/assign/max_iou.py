@@ -59,9 +59,9 @@ def assign(
       require_overlap: an object that meets no anchor claims none.  Without it, and `min_pos_iou`
         0, such an object claims every anchor it does not meet, as in the reference.
       gt_ignore: [G] bool, boxes that mark an area to be ignored (crowd, difficult).
-      ignore_iof: static; anchors whose intersection over area with a `gt_ignore` box is above this are
-        ignored; not used if <= 0, as in all published configurations.  As in the reference, an
-        image without objects has no such areas.
+      ignore_iof: static; anchors whose intersection over area with a `gt_ignore` box is above it
+        are ignored; not used if <= 0, as in all published configurations.  As in the reference,
+        an image without objects has no such areas.
       ignore_wrt_anchors: relative to the area of the anchor, else to that of the ignored box.
     Returns:
       MaxIoU.
@@ -103,7 +103,7 @@ def _scan_objects(anchors, candidates, gt_boxes, gt_valid, min_pos_iou, all_ties
         slot, box, valid = gt
         row = jnp.where(candidates & valid, boxes_lib.iou(anchors, box), -1.0)  # [N]
         # Fused separately into the maximum and into the comparison with it, the same formula may
-        # round differently, and no anchor would equal the best.  Behind the barrier it is one array.
+        # round differently, and no anchor equal the best.  Behind the barrier it is one array.
         row = lax.optimization_barrier(row)
         best = jnp.max(row, initial=-1.0)
         claims = row == best

@@ -35,9 +35,7 @@ class BasicBlock(nn.Module):
         y = layers.ConvNorm(
             self.width, 3, self.stride, activation=nn.relu, name="conv1", **common
         )(x, train)
-        y = layers.ConvNorm(
-            self.width, 3, scale_init=nn.initializers.zeros, name="conv2", **common
-        )(y, train)
+        y = layers.ConvNorm(self.width, 3, name="conv2", **common)(y, train)
         return nn.relu(y + shortcut(x, self.width, self.stride, train, common))
 
 
@@ -62,9 +60,7 @@ class Bottleneck(nn.Module):
         y = layers.ConvNorm(self.width, 3, second, activation=nn.relu, name="conv2", **common)(
             y, train
         )
-        y = layers.ConvNorm(
-            4 * self.width, 1, scale_init=nn.initializers.zeros, name="conv3", **common
-        )(y, train)
+        y = layers.ConvNorm(4 * self.width, 1, name="conv3", **common)(y, train)
         return nn.relu(y + shortcut(x, 4 * self.width, self.stride, train, common))
 
 
@@ -78,8 +74,7 @@ def shortcut(x, features, stride, train, common):
 class ResNet(nn.Module):
     """Images to feature maps of strides 4, 8, 16, 32.
 
-    The last norm of each block starts at zero, so that a block starts as the identity
-    (arXiv:1706.02677, section 5.1).  Stages up to `frozen_stages` (0: none, 1: the stem and
+    Stages up to `frozen_stages` (0: none, 1: the stem and
     stage 1, ...) get no gradient and keep their statistics.
     """
 

@@ -31,12 +31,14 @@ class Coco(records_lib.FileSource):
       class_names: the classes to use, in the order of their labels; None for all of the file.
       strict: raise at the first object that cannot be used; False leaves it out and says so in
         `problems`.
+      min_side: px; smaller objects, or of no area, are left out, as the reference does in training.
+        0 keeps all, as the official evaluation does.
     Raises:
       DataError: the folder or file is missing, the file is no COCO file, or lacks one of
         `class_names`; and with `strict`, an object cannot be used.
     """
 
-    def __init__(self, images, annotation_file, class_names=None, strict=True):
+    def __init__(self, images, annotation_file, class_names=None, strict=True, min_side=1):
         folder = pathlib.Path(images)
         if not folder.is_dir():
             raise records_lib.DataError(
@@ -58,16 +60,18 @@ class Coco(records_lib.FileSource):
                 )
             elif annotation["category_id"] in not_asked_for:
                 continue
-            elif min(width, height) < 1 or annotation.get("area", width * height) <= 0:
+            elif min_side and (
+                min(width, height) < min_side or annotation.get("area", width * height) <= 0
+            ):
                 num_tiny += 1
             else:
                 objects.append(annotation)
                 image.append(position[annotation["image_id"]])
         if homeless and strict:
             raise records_lib.DataError(
-                f"{homeless[0]}; correct it, or pass strict=False to leave such objects out"
+                f"{homeless[0]}; correct it, or leave such objects out with {records_lib.LEAVE_OUT}"
             )
-        tiny = f"{annotation_file}: {num_tiny} objects of no area or under a pixel wide or high"
+        tiny = f"{annotation_file}: {num_tiny} objects of no area or with a side under {min_side} px"
 
         names = [name_of.get(a["category_id"], f"category {a['category_id']}") for a in objects]
         xywh = np.array([a["bbox"] for a in objects], np.float64).reshape(-1, 4)

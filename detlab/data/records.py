@@ -129,6 +129,11 @@ def _jpeg_segments(data):
 # Boxes
 
 
+LEAVE_OUT = (
+    "strict=False (config.data.skip_broken in training, config.data.eval_skip_broken otherwise)"
+)
+
+
 class Checked(NamedTuple):
     """What `check_boxes` found: m of n boxes are kept."""
 
@@ -175,8 +180,7 @@ def check_boxes(boxes, names, class_names, image_size, describe, strict=True):
         problems.append(f"{describe(k)} {words[np.argmax(bad[:, k])]}")
         if strict:
             raise DataError(
-                f"{problems[0]}; correct it, or leave such objects out with strict=False"
-                " (config.data.skip_broken in training, config.data.eval_skip_broken otherwise)"
+                f"{problems[0]}; correct it, or leave such objects out with {LEAVE_OUT}"
             )
     return Checked(
         inside[keep].astype(np.float32),

@@ -31,7 +31,13 @@ def build(data, part: str):
     elif data.source == "coco":
         images = data.train_images if part == "train" else data.eval_images
         annotations = data.train_annotations if part == "train" else data.eval_annotations
-        source = coco.Coco(root / images, root / annotations, class_names, strict=strict)
+        source = coco.Coco(
+            root / images,
+            root / annotations,
+            class_names,
+            strict=strict,
+            min_side=1 if part == "train" else 0,
+        )
     else:
         raise records.DataError(f"config.data.source is {data.source!r}: shapes, voc or coco.")
     return records.for_training(source, data.min_side) if part == "train" else source

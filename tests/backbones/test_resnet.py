@@ -126,8 +126,8 @@ def test_maps_have_strides_4_to_32_rounded_up(depth, style, size):
 
 
 def test_styles_share_their_parameters_and_differ_where_the_stride_is():
-    pytorch = resnet.ResNet(50, "pytorch", **TINY)
-    caffe = resnet.ResNet(50, "caffe", **TINY)
+    pytorch = resnet.ResNet(50, "pytorch", width=4, stages=(1, 1, 1))
+    caffe = resnet.ResNet(50, "caffe", width=4, stages=(1, 1, 1))
     assert flat_shapes(pytorch) == flat_shapes(caffe)
     tree = random_tree(pytorch)
     ours, _ = apply_train(pytorch, tree, images(), False)
@@ -173,8 +173,7 @@ def test_a_block_starts_as_the_identity():
 
 
 FROZEN_CASES = [
-    (18, "stored", 0), (18, "stored", 1), (18, "batch", 2), (18, "batch", 4), (50, "frozen", 1),
-    (18, "group", 1),
+    (18, "stored", 0), (18, "stored", 1), (18, "batch", 2), (50, "frozen", 1), (18, "group", 1),
 ]
 
 
@@ -183,7 +182,7 @@ def train_gradients(depth, norm, frozen_stages):
     """(tree, gradients of params, new batch_stats) of one training pass, flat paths."""
     width = 32 if norm == "group" else 4  # 32 groups
     module = resnet.ResNet(
-        depth, norm=norm, frozen_stages=frozen_stages, width=width, stages=(1, 1, 1, 1)
+        depth, norm=norm, frozen_stages=frozen_stages, width=width, stages=(1, 1, 1)
     )
     tree = random_tree(module)
     state = {k: v for k, v in tree.items() if k != "params"}

@@ -1,4 +1,4 @@
-"""Files of real PyTorch (tests/data/torch/make.py) are read; hostile and broken ones are refused."""
+"""Files of real PyTorch (tests/data/torch/make.py) are read; hostile and broken ones refused."""
 
 import os
 import pickle

@@ -55,6 +55,16 @@ def variables(detector):
 
 
 @pytest.fixture(scope="module")
+def targets(detector):
+    return jax.jit(detector.targets)
+
+
+@pytest.fixture(scope="module")
+def predict(detector):
+    return jax.jit(detector.predict)
+
+
+@pytest.fixture(scope="module")
 def loss(detector):
     return jax.jit(jax.value_and_grad(detector.loss, has_aux=True))
 
@@ -89,7 +99,7 @@ def test_loss_terms_add_up_and_state_keeps_its_tree(loss, variables):
     assert all(jax.tree.leaves(moved)), "live norms update all their statistics"
 
 
-def test_overfitting_one_batch_lowers_the_loss_and_finds_its_objects(detector, variables):
+def test_overfitting_one_batch_lowers_the_loss_and_finds_its_objects(detector, predict, variables):
     batch = make_batch()
     optimizer = optax.adam(3e-3)
     params, state = variables
@@ -108,7 +118,7 @@ def test_overfitting_one_batch_lowers_the_loss_and_finds_its_objects(detector, v
 
     (params, state, _), values = run(params, state)
     assert values[-1] < 0.25 * values[0]
-    found = jax.jit(detector.predict)(params, state, batch.images, batch.image_size)
+    found = predict(params, state, batch.images, batch.image_size)
     for i in range(2):
         for box, label in zip(batch.boxes[i, :3], batch.labels[i, :3]):
             same = np.asarray(found.valid[i] & (found.labels[i] == label))
@@ -119,8 +129,13 @@ def test_overfitting_one_batch_lowers_the_loss_and_finds_its_objects(detector, v
 def test_loss_uses_targets(detector, variables, monkeypatch):
     """Another assignment changes both, so the targets that tools show are those that train."""
     batch = make_batch()
-    before = detector.targets(*variables, batch, KEY)["main"]
-    value, _ = detector.loss(*variables, batch, KEY)
+
+    def run():  # functions of their own, as jit would not trace known ones again
+        targets = jax.jit(lambda *args: detector.targets(*args)["main"])
+        loss = jax.jit(lambda *args: detector.loss(*args))
+        return targets(*variables, batch, KEY), loss(*variables, batch, KEY)
+
+    before, (value, _) = run()
     assign = retinanet.max_iou.assign
 
     def everything_negative(*args, **kwargs):
@@ -128,13 +143,12 @@ def test_loss_uses_targets(detector, variables, monkeypatch):
         return assigned._replace(status=jnp.zeros_like(assigned.status))
 
     monkeypatch.setattr(retinanet.max_iou, "assign", everything_negative)
-    after = detector.targets(*variables, batch, KEY)["main"]
-    changed, (metrics, _) = detector.loss(*variables, batch, KEY)
+    after, (changed, (metrics, _)) = run()
     assert (before.status == 1).any() and not (after.status == 1).any()
     assert changed != value and metrics["loss/box"] == 0
 
 
-def test_padding_changes_nothing(detector, variables, loss):
+def test_padding_changes_nothing(variables, loss, targets):
     """More slots, and a larger canvas around the content, leave targets and loss as they are."""
     batch = make_batch(slots=4)
     wide = jax.tree.map(lambda x: x, batch)._replace(
@@ -151,8 +165,8 @@ def test_padding_changes_nothing(detector, variables, loss):
 
     canvas = np.zeros((2, 128, 128, 3), np.uint8)
     canvas[:, :64, :96] = batch.images
-    padded = detector.targets(*variables, batch._replace(images=canvas), KEY)["main"]
-    exact = detector.targets(*variables, batch, KEY)["main"]
+    padded = targets(*variables, batch._replace(images=canvas), KEY)["main"]
+    exact = targets(*variables, batch, KEY)["main"]
     assert (padded.status == 1).sum() == (exact.status == 1).sum()
     stride = np.array([8, 16, 32, 64, 128])[padded.level[0]]
     centre = (np.asarray(padded.boxes[0, :, :2]) + np.asarray(padded.boxes[0, :, 2:])) / 2
@@ -170,12 +184,12 @@ def test_images_without_objects_train_on_background_alone(loss, variables):
     assert all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
 
 
-def test_detections_are_sorted_clipped_and_padded_with_zeros(detector, variables):
+def test_detections_are_sorted_clipped_and_padded_with_zeros(predict, variables):
     params, state = variables
     params = jax.tree.map(lambda x: x, params)
     params["head"]["cls_logits"]["bias"] = jnp.zeros_like(params["head"]["cls_logits"]["bias"])
     size = np.int32([[64, 96], [40, 50]])
-    found = jax.jit(detector.predict)(params, state, make_batch().images, size)
+    found = predict(params, state, make_batch().images, size)
     for i in range(2):
         valid = np.asarray(found.valid[i])
         count = int(valid.sum())
@@ -188,20 +202,23 @@ def test_detections_are_sorted_clipped_and_padded_with_zeros(detector, variables
         assert not np.asarray(found.labels[i])[count:].any()
 
 
-def test_predict_is_suppress_of_candidates(detector, variables):
+def test_predict_is_suppress_of_candidates(detector, predict, variables):
     images, size = make_batch().images, make_batch().image_size
-    candidates = detector.candidates(*variables, images, size)
-    predicted = detector.predict(*variables, images, size)
-    for a, b in zip(detector.suppress(candidates), predicted):
+    candidates = jax.jit(detector.candidates)(*variables, images, size)
+    predicted = predict(*variables, images, size)
+    for a, b in zip(jax.jit(detector.suppress)(candidates), predicted):
         np.testing.assert_array_equal(a, b)
 
 
 def test_taps_return_the_maps_that_a_pattern_names(detector, variables):
     images = make_batch().images
-    found = detector.taps(*variables, images, r"neck/output\d")
-    assert sorted(found) == [f"neck/output{level}" for level in range(3, 8)]
-    features = detector.forward(*variables, images).features
-    np.testing.assert_array_equal(found["neck/output3"], features[0])
+    taps = jax.jit(detector.taps, static_argnums=3)
+    found = taps(*variables, images, r"neck/output\d|head/cls_conv0")
+    outputs = [f"neck/output{level}" for level in range(3, 8)]
+    shared = [f"head/cls_conv0:{call}" for call in range(5)]
+    assert sorted(found) == sorted(outputs + shared)
+    features = jax.jit(detector.forward)(*variables, images).features
+    np.testing.assert_allclose(found["neck/output3"], features[0], rtol=1e-5, atol=1e-6)
 
 
 def test_bfloat16_loss_is_within_2_percent(variables):

@@ -1,0 +1,288 @@
+"""`python -m detlab.train`: files, resume, signals, refusals."""
+
+import json
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+from flax import traverse_util
+
+from detlab import checkpoint
+from detlab import config as config_lib
+from detlab import demo
+from detlab import detector as detector_lib
+from detlab import errors
+from detlab import eval as eval_lib
+from detlab import run_log
+from detlab import train
+
+
+def leaves(weights):
+    return jax.tree.leaves((weights.params, weights.state))
+
+
+def message(call, *arguments) -> str:
+    with pytest.raises(errors.UserError) as error:
+        call(*arguments)
+    text = str(error.value)
+    assert "\n" not in text
+    return text
+
+
+def test_a_run_leaves_figures_checkpoints_curves_and_pictures(tiny_run):
+    rows = run_log.read_rows(tiny_run / "metrics.jsonl")
+    train_rows = [row for row in rows if "train/loss" in row]
+    assert [row["step"] for row in train_rows] == [2, 4, 6]
+    for row in train_rows:
+        parts = row["train/loss/cls"] + row["train/loss/box"]
+        assert row["train/loss"] == pytest.approx(parts, rel=1e-5)
+        assert row["data/dropped_boxes"] == row["data/skipped_images"] == 0
+    eval_rows = [row for row in rows if "eval/AP" in row]
+    assert [row["step"] for row in eval_rows] == [3, 6]
+    assert {"eval/AP50", "eval/AP_small", "eval/AR100", "eval/mAP07", "eval/mAP12"} <= set(
+        eval_rows[0]
+    )
+    assert checkpoint.find(tiny_run, "last").name == "6"
+    assert (tiny_run / "curves.png").stat().st_size > 1000
+    assert len(list((tiny_run / "pictures").glob("*.png"))) == 2
+    assert list((tiny_run / "tensorboard").iterdir())
+    assert json.loads((tiny_run / "eval.json").read_text())["AP"] == eval_rows[-1]["eval/AP"]
+    info = checkpoint.load_weights(tiny_run).info
+    assert info["class_names"] == ["rectangle", "ellipse", "triangle", "cross"]
+
+
+def test_a_finished_run_says_so(tiny_run, tiny_config, capsys):
+    train.main(["--config", tiny_config, "--workdir", str(tiny_run)])
+    assert "is finished: 6 steps" in capsys.readouterr().out
+
+
+def test_a_workdir_of_another_config_is_refused_with_the_keys(tiny_run, tiny_config):
+    arguments = ["--config", tiny_config, "--workdir", str(tiny_run), "--config.optim.lr=0.5"]
+    text = message(train.main, arguments)
+    assert "optim.lr (0.001 there, 0.5 now)" in text and str(tiny_run) in text
+
+
+def test_sigterm_saves_and_exits_0_and_the_resumed_run_is_bit_equal(
+    tiny_run, tiny_config, tmp_path
+):
+    workdir = tmp_path / "run"
+    command = [sys.executable, "-m", "detlab.train", "--config", tiny_config]
+    command += ["--workdir", str(workdir)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        while not any(row["step"] >= 2 for row in run_log.read_rows(workdir / "metrics.jsonl")):
+            assert process.poll() is None, "the run ended before its second step"
+            time.sleep(0.02)
+        process.send_signal(signal.SIGTERM)
+        output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0
+    stopped = int(checkpoint.find(workdir, "last").name)
+    if stopped < 6:  # a quick machine may have been past the last step
+        assert f"stopped by SIGTERM at step {stopped} of 6" in output
+    train.main(command[3:])
+    whole = checkpoint.load_weights(tiny_run, "last")
+    resumed = checkpoint.load_weights(workdir, "last")
+    for a, b in zip(leaves(whole), leaves(resumed), strict=True):
+        np.testing.assert_array_equal(a, b)
+    losses = [
+        [row["train/loss"] for row in run_log.read_rows(w / "metrics.jsonl") if "train/loss" in row]
+        for w in (tiny_run, workdir)
+    ]
+    assert losses[0][-1] == losses[1][-1]
+
+
+def test_an_evaluation_that_a_kill_took_is_made_up_on_resume(tiny_run, tiny_config, tmp_path):
+    workdir = tmp_path / "run"
+    subprocess.run(["cp", "-r", str(tiny_run), str(workdir)], check=True)
+    (workdir / "eval.json").unlink()
+    rows = (workdir / "metrics.jsonl").read_text().splitlines()
+    (workdir / "metrics.jsonl").write_text("\n".join(rows[:-1]) + "\n" + rows[-1][:20])
+    train.main(["--config", tiny_config, "--workdir", str(workdir)])
+    before = run_log.read_rows(tiny_run / "metrics.jsonl")[-1]
+    after = run_log.read_rows(workdir / "metrics.jsonl")[-1]
+    assert after == before
+    assert (workdir / "eval.json").exists()
+
+
+def test_a_loss_that_is_not_finite_stops_with_step_terms_and_images(tiny_config, tmp_path):
+    arguments = ["--config", tiny_config, "--workdir", str(tmp_path / "run")]
+    arguments += ["--config.optim.lr=1e30", "--config.optim.warmup_steps=0"]
+    text = message(train.main, arguments)
+    assert "is not finite" in text and "loss/cls" in text and "on images" in text
+    for kept in (tmp_path / "run" / "checkpoints").glob("[0-9]*"):
+        assert all(np.isfinite(x).all() for x in leaves(checkpoint.load_weights(kept)))
+
+
+def test_a_dry_run_takes_two_steps_and_writes_nothing(tiny_config, tmp_path, capsys):
+    workdir = tmp_path / "run"
+    train.main(["--config", tiny_config, "--workdir", str(workdir), "--dry_run"])
+    output = capsys.readouterr().out
+    assert "step 1 in" in output and "step 2 in" in output and "Nothing was written" in output
+    assert not workdir.exists()
+
+
+def test_the_learning_rate_is_scaled_by_the_batch_and_the_log_says_so(tiny_config, capsys):
+    train.main(
+        ["--config", tiny_config, "--dry_run", "--config.optim.lr_batch_size=16"]
+    )
+    assert "learning rate 0.001 is for 16 images a step; with 4 it is 0.00025" in (
+        capsys.readouterr().out
+    )
+
+
+def test_missing_weights_stop_with_the_file_the_command_and_the_way_without():
+    text = message(train.main, ["--config", "experiments/retinanet_voc.py"])
+    assert "weights/resnet50_torchvision" in text
+    assert "resnet50-0676ba61.pth" in text
+    assert "python -m converters.convert --source torchvision" in text
+    assert "--config experiments/retinanet_voc.py:scratch" in text
+
+
+@pytest.fixture(scope="module")
+def small_voc_config():
+    """The VOC config at a width that initialises in a second; frozen as published."""
+    overrides = {
+        "model.backbone_width": "8",
+        "model.backbone_stages": "(1,1,1,1)",
+        "model.neck_width": "16",
+        "model.head_width": "16",
+        "data.canvases": "((64,64),)",
+    }
+    return config_lib.load("retinanet_voc", overrides)
+
+
+@pytest.fixture(scope="module")
+def backbone_weights(small_voc_config, tmp_path_factory):
+    """A weights folder that holds a backbone with random values, as the converter writes it."""
+    detector = detector_lib.build(small_voc_config)
+    images = np.zeros((1, 64, 64, 3), np.uint8)
+    shapes = jax.eval_shape(detector.init, jax.random.key(0), images)
+    rng = np.random.default_rng(0)
+    params, state = jax.tree.map(lambda s: rng.random(s.shape, np.float32) + 0.5, shapes)
+    folder = tmp_path_factory.mktemp("weights") / "backbone"
+    backbone_state = {"batch_stats": {"backbone": state["batch_stats"]["backbone"]}}
+    checkpoint.save_weights(folder, {"backbone": params["backbone"]}, backbone_state, {})
+    return folder
+
+
+def test_no_frozen_leaf_or_used_statistic_keeps_its_initial_value(
+    small_voc_config, backbone_weights
+):
+    config = small_voc_config.copy_and_resolve_references()
+    config.init_from = str(backbone_weights)
+    detector = detector_lib.build(config)
+    params, state = train.initial_weights(detector, config)
+    fresh = jax.jit(detector.init)(
+        jax.random.key(config.seed), np.zeros((1, 64, 64, 3), np.uint8)
+    )
+    flat = traverse_util.flatten_dict({"params": params, **state}, sep="/")
+    initial = traverse_util.flatten_dict({"params": fresh[0], **fresh[1]}, sep="/")
+    frozen = [p for p in flat if any(re.fullmatch(f, p) for f in detector.frozen)]
+    assert any("stem" in p for p in frozen) and any(p.startswith("batch_stats") for p in frozen)
+    assert all(p.startswith("batch_stats") or "stem" in p or "stage1" in p for p in frozen)
+    for path in frozen:
+        assert (np.asarray(flat[path]) != np.asarray(initial[path])).any(), path
+
+
+def test_a_frozen_random_backbone_is_refused(small_voc_config):
+    config = small_voc_config.copy_and_resolve_references()
+    config.init_from = ""
+    text = message(train.initial_weights, detector_lib.build(config), config)
+    assert "never trained" in text and "config.init_from" in text
+
+
+def test_weights_without_the_statistics_are_refused(small_voc_config, backbone_weights, tmp_path):
+    weights = checkpoint.load_weights(backbone_weights)
+    checkpoint.save_weights(tmp_path / "part", weights.params, {}, {})
+    config = small_voc_config.copy_and_resolve_references()
+    config.init_from = str(tmp_path / "part")
+    text = message(train.initial_weights, detector_lib.build(config), config)
+    assert "not in the file" in text and "batch_stats/backbone" in text
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["--config", "nothing.py"], ["nothing.py", "retinanet_shapes"]),
+        (["--config", "retinanet_shape"], ["Did you mean retinanet_shapes?"]),
+        (["--config", "retinanet_shapes:big"], ["has no variants"]),
+        (["--config", "retinanet_voc:big"], ["'big'", "'scratch'"]),
+        (["--config", "retinanet_shapes", "--config.optim.lrr=1"], ["optim.lrr", "'lr'"]),
+        (["--config", "retinanet_shapes", "--config.optim.lr=fast"], ["optim.lr", "'fast'"]),
+        (["--config", "retinanet_shapes", "--config.optim.lr"], ["needs a value"]),
+        (["--config", "retinanet_shapes", "--config.model.dept=34"], ["model.dept", "'depth'"]),
+        (["--config", "retinanet_shapes", "--config.model.depth=fifty"], ["model.depth", "int"]),
+        (["--config", "retinanet_shapes", "--config.model.num_classes=7"], ["num_classes", "4"]),
+        (["--config", "retinanet_shapes", "--config.detector=retina"], ["'retina'", "retinanet"]),
+        (["--config", "retinanet_shapes", "--config.data.source=cocoa"], ["'cocoa'", "voc"]),
+        (["--config", "retinanet_shapes", "--config.train.steps=0"], ["train.steps"]),
+        (["--config", "retinanet_shapes", "--config.train.batch_size=0"], ["train.batch_size"]),
+        (["--config", "retinanet_shapes", "--config.optim.name=lion"], ["optim.name", "adamw"]),
+        (["--config", "retinanet_shapes", "--config.optim.warmup_steps=900"], ["warmup_steps"]),
+        (["--config", "retinanet_shapes", "--config.eval.best_by=ap"], ["eval.best_by", "AP50"]),
+        (["--config", "retinanet_shapes", "--config.init_from=gone"], ["gone"]),
+        (["--config", "retinanet_bccd", "--config.data.root=gone"], ["gone", "config.data.root"]),
+        (["--config", "retinanet_coco:scratch", "--config.data.root=gone"], ["gone"]),
+        (["--config", "retinanet_shapes", "--config.data.canvases=((0,128),)"], ["canvases"]),
+        (["--config", "retinanet_shapes", "--config.data.resize=crop"], ["data.resize", "fit"]),
+    ],
+)
+def test_a_mistake_gets_one_sentence(arguments, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = message(train.main, [*arguments, "--config.compilation_cache=False", "--dry_run"])
+    for word in words:
+        assert word in text
+    assert not any(tmp_path.iterdir()), "a refused run leaves nothing behind"
+
+
+def test_an_error_ends_the_program_with_status_2_and_no_traceback():
+    command = [sys.executable, "-m", "detlab.train", "--config", "nothing.py"]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ") and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("name", ["voc_mini", "coco_mini", "bccd"])
+def test_two_steps_evaluation_and_demo_on_real_pictures(name, shared_dir, tmp_path):
+    root = shared_dir / "data" / name
+    small = ["depth=18", "backbone_width=8", "backbone_stages=(1,1,1,1)", "neck_width=16"]
+    small += ["head_width=16", "head_convs=1"]
+    arguments = [f"--config.model.{field}" for field in small] + [
+        f"--config.data.root={root}",
+        "--config.data.canvases=((96,128),)",
+        "--config.data.size_limits=()",
+        "--config.train.batch_size=2",
+        "--config.train.epochs=0",
+        "--config.train.steps=2",
+        "--config.optim.warmup_steps=1",
+        "--config.eval.batch_size=8",
+    ]
+    if name == "voc_mini":
+        config, images = "retinanet_voc:scratch", root / "VOC2007" / "JPEGImages"
+    elif name == "coco_mini":
+        config, images = "retinanet_coco:scratch", root / "val2017"
+        arguments += [
+            "--config.data.train_images=val2017",
+            "--config.data.train_annotations=annotations/instances_val2017.json",
+            "--config.model.num_classes=80",
+        ]
+    else:
+        config, images = "retinanet_bccd", root / "JPEGImages" / "BloodImage_0000*.jpg"
+    workdir = tmp_path / "run"
+    train.main(["--config", config, "--workdir", str(workdir), *arguments])
+    assert checkpoint.find(workdir, "last").name == "2"
+    eval_lib.main(["--workdir", str(workdir), "--json", str(tmp_path / "eval.json")])
+    figures = json.loads((tmp_path / "eval.json").read_text())
+    assert 0 <= figures["AP"] <= 1 and sum(c["num_objects"] for c in figures["classes"]) > 0
+    demo.main(
+        ["--workdir", str(workdir), "--input", str(images), "--output", str(tmp_path / "found")]
+        + ["--threshold", "0.01", "--top_k", "3"]
+    )
+    rows = json.loads((tmp_path / "found" / "detections.json").read_text())
+    assert len(rows) >= 4 and all(pathlib.Path(row["picture"]).exists() for row in rows)
