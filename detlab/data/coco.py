@@ -71,7 +71,7 @@ class Coco(records_lib.FileSource):
             raise records_lib.DataError(
                 f"{homeless[0]}; correct it, or leave such objects out with {records_lib.LEAVE_OUT}"
             )
-        tiny = f"{annotation_file}: {num_tiny} objects of no area or with a side under {min_side} px"
+        tiny = f"{annotation_file}: {num_tiny} objects of no area or a side under {min_side} px"
 
         names = [name_of.get(a["category_id"], f"category {a['category_id']}") for a in objects]
         xywh = np.array([a["bbox"] for a in objects], np.float64).reshape(-1, 4)

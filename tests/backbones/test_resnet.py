@@ -24,7 +24,7 @@ def flat_shapes(module, size=(64, 64)):
 
 
 def random_tree(module, seed=0):
-    """Values everywhere unlike the initial ones, for which a block is the identity."""
+    """Values everywhere unlike the initial ones, such as norms of scale 1."""
     rng = np.random.default_rng(seed)
     shapes = flat_shapes(module)
 
@@ -164,12 +164,16 @@ def test_a_strided_bottleneck_equals_its_definition():
     np.testing.assert_allclose(block.apply(tree, x, False), expected, rtol=1e-5, atol=1e-4)
 
 
-def test_a_block_starts_as_the_identity():
-    x = np.abs(np.random.default_rng(0).standard_normal((1, 4, 4, 8))).astype(np.float32)
-    for block in (resnet.BasicBlock(8, 1, "pytorch", "batch"),
-                  resnet.Bottleneck(2, 1, "pytorch", "batch")):
-        out, _ = block.init_with_output(jax.random.key(0), x, False)
-        np.testing.assert_array_equal(out, x)
+def test_norms_start_at_one_and_convolutions_with_he_variance():
+    """Of torchvision and mmdetection: normal, variance 2 / (k * k * output channels)."""
+    tree = resnet.ResNet(18, stages=(1, 1, 1, 1)).init(jax.random.key(0), images(), False)
+    flat = traverse_util.flatten_dict(tree["params"], sep="/")
+    for path, value in flat.items():
+        if path.endswith("scale"):
+            np.testing.assert_array_equal(value, 1)
+        elif path.endswith("kernel") and value.size > 10_000:
+            variance = 2 / (value.shape[0] * value.shape[1] * value.shape[3])
+            assert np.var(value) == pytest.approx(variance, rel=0.1), path
 
 
 FROZEN_CASES = [

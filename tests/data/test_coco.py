@@ -73,7 +73,7 @@ def test_tiny_objects_are_left_out_and_counted(tmp_path):
     source = coco.Coco(*write_data(tmp_path, content))
     assert len(source.annotation(1)["boxes"]) == 3
     assert source.dropped_boxes == 3
-    assert "3 objects of no area or with a side under 1 px" in source.problems[0]
+    assert "3 objects of no area or a side under 1 px" in source.problems[0]
 
 
 def test_no_images_and_no_objects_pass(tmp_path):

@@ -1,11 +1,9 @@
 """RetinaNet-50 with the reference's weights gives the reference's numbers (parity/README.md)."""
 
-import importlib.util
-import pathlib
-
 import jax
 import jax.numpy as jnp
 import numpy as np
+import parity_cases
 import pytest
 
 from converters import mapping
@@ -14,19 +12,13 @@ from detlab import detector as detector_lib
 from detlab import types
 from detlab.detectors import retinanet
 
-_spec = importlib.util.spec_from_file_location(
-    "parity_reference", pathlib.Path(__file__).parent / "reference.py"
-)
-reference = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(reference)
-
 pytestmark = pytest.mark.slow
 SLOTS = 4  # one more than the reference's objects, so that padding is part of the case
 
 
 @pytest.fixture(scope="module")
 def case(shared_dir):
-    return reference.load(shared_dir / "parity", "retinanet_r50_fpn")
+    return parity_cases.load(shared_dir / "parity", "retinanet_r50_fpn")
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +77,7 @@ def test_raw_maps_agree_to_1e_4_of_the_largest_value(case, detector, variables, 
     for mine, theirs in (("features", "fpn"), ("cls_logits", "cls_score"),
                          ("box_deltas", "bbox_pred")):
         for level, value in enumerate(getattr(outputs, mine)):
-            assert case.error(f"{theirs}_{level}", reference.nchw(value)) < 1e-4
+            assert case.error(f"{theirs}_{level}", parity_cases.nchw(value)) < 1e-4
 
 
 def test_every_anchor_has_the_same_target(case, detector, variables, batch):

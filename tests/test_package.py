@@ -1,0 +1,58 @@
+"""The wheel: what it holds, and that it works without the checkout."""
+
+import os
+import subprocess
+import sys
+import zipfile
+
+import pytest
+
+
+@pytest.fixture(scope="module")
+def wheel(repository, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("wheel")
+    source = folder / "source"  # a copy, as building writes into the tree
+    files = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard"],
+        cwd=repository,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.splitlines()
+    for name in files:
+        target = source / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if (repository / name).exists():
+            target.write_bytes((repository / name).read_bytes())
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", str(folder)]
+    subprocess.run([*command, str(source)], check=True)
+    (path,) = folder.glob("*.whl")
+    return path
+
+
+@pytest.mark.slow
+def test_the_wheel_holds_the_three_packages_and_no_tests(wheel, repository):
+    names = zipfile.ZipFile(wheel).namelist()
+    held = {n.split("/")[0] for n in names if ".dist-info/" not in n}
+    assert held == {"detlab", "converters", "experiments"}
+    for folder in held:
+        for path in (repository / folder).rglob("*.py"):
+            assert str(path.relative_to(repository)) in names, path
+
+
+@pytest.mark.slow
+def test_the_wheel_trains_a_shipped_experiment_from_any_folder(wheel, tmp_path):
+    site = tmp_path / "site"
+    zipfile.ZipFile(wheel).extractall(site)
+    (tmp_path / "elsewhere").mkdir()
+    command = [sys.executable, "-P", "-m", "detlab.train", "--config", "retinanet_shapes"]
+    command += ["--dry_run", "--config.model.backbone_width=8", "--config.data.canvases=((64,64),)"]
+    done = subprocess.run(
+        command,
+        cwd=tmp_path / "elsewhere",
+        env={**os.environ, "PYTHONPATH": str(site)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "dry run: all is well" in done.stdout

@@ -1,0 +1,175 @@
+"""Every command of the README that a CPU machine can run is run here, or by `.ci/run`.
+
+A command without a test fails `test_every_command_is_run_somewhere`.
+"""
+
+import os
+import pathlib
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pth_writer
+import pytest
+
+from converters import mapping
+from converters.tables import torchvision_resnet
+from detlab import config as config_lib
+from detlab import detector as detector_lib
+from detlab.data import shapes
+from detlab.viz import boxes
+
+REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
+
+# Small models and canvases, so that a command with real data takes seconds.
+SMALL = (
+    "--config.model.depth=18 --config.model.backbone_width=8 --config.model.neck_width=16"
+    " --config.model.backbone_stages=(1,1,1,1) --config.model.head_width=16"
+    " --config.model.head_convs=1 --config.data.canvases=((96,128),) --config.data.size_limits=()"
+    " --config.train.batch_size=2 --config.optim.warmup_steps=1"
+).split()
+
+
+def commands():
+    """The shell commands in the README's code blocks, in order, continued lines joined."""
+    text = (REPOSITORY / "README.md").read_text()
+    blocks = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
+    return [
+        line for block in blocks for line in block.replace("\\\n", " ").splitlines() if line.strip()
+    ]
+
+
+def only(start: str, containing: str = "") -> str:
+    found = [c for c in commands() if c.startswith(start) and containing in c]
+    assert len(found) == 1, (start, containing, found)
+    return found[0]
+
+
+def run(command: str, folder: pathlib.Path, *more: str) -> str:
+    """Runs a README command in `folder`, which is not the checkout; returns what it printed."""
+    words = shlex.split(command)
+    assert words[:2] == ["python", "-m"], command
+    done = subprocess.run(
+        [sys.executable, *words[1:], *more], cwd=folder, capture_output=True, text=True, env=ENV
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+ENV = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+RUN = "python -m detlab."
+
+
+def test_every_command_is_run_somewhere():
+    by_ci = ['pip install -e ".[test]" && python -m pytest -m "not slow"']
+    needs_gpu = ['pip install -e ".[cuda]"']
+    tested = [
+        only("pip install -e . &&"),
+        *SHAPES_COMMANDS,
+        *(only(RUN + "train", words) for words in DATA_COMMANDS),
+        only(RUN + "train", "path/to/VOCdevkit"),
+        only("python -m converters.convert"),
+    ]
+    assert sorted(commands()) == sorted(by_ci + needs_gpu + tested)
+
+
+SHAPES_COMMANDS = [c for c in commands() if c.startswith((RUN + "eval", RUN + "demo"))]
+
+
+@pytest.mark.slow
+def test_command_1_with_30_steps_then_evaluate_predict_and_resume(tmp_path):
+    install, train = only("pip install -e . &&").split(" && ")
+    assert install == "pip install -e ."  # what .ci/run does, with the test extra
+    short = ["--config.train.steps=30", "--config.optim.warmup_steps=5"]
+    output = run(train, tmp_path, *short, "--config.train.eval_every=30")
+    workdir = tmp_path / "runs" / "retinanet_shapes"
+    assert f"pictures:     {workdir.relative_to(tmp_path) / 'pictures'}" in output
+    assert len(list((workdir / "pictures").glob("*.png"))) == 16
+    assert "AP50" in output
+
+    photos = tmp_path / "photos"
+    for i in range(2):
+        boxes.save(photos / f"{i}.png", shapes.Shapes("val")[i]["image"])
+    for command in SHAPES_COMMANDS:
+        run(command, tmp_path)
+    assert len(list((tmp_path / "pictures").glob("*.png"))) == 200
+    assert (tmp_path / "found" / "0.png").exists() and (tmp_path / "found.json").exists()
+
+    again = run(train, tmp_path, *short, "--config.train.eval_every=30")
+    assert "is finished" in again
+
+
+# What makes each command with own data unique -> the data that stand for it.
+DATA_COMMANDS = {
+    "path/to/BCCD": ("bccd", ["--dry_run"]),
+    "path/to/cats": ("bccd", ["--dry_run"]),
+    "path/to/data": ("coco_mini", ["--dry_run", "--config.model.num_classes=80"]),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", DATA_COMMANDS)
+def test_commands_with_own_data(words, shared_dir, tmp_path):
+    name, more = DATA_COMMANDS[words]
+    command = only(RUN + "train", words)
+    data = tmp_path / "data"
+    shutil.copytree(shared_dir / "data" / name, data)
+    if "cats" in words:  # these data, under the names of the README
+        for file in (data / "Annotations").glob("*.xml"):
+            text = file.read_text().replace("<name>RBC<", "<name>cat<")
+            text = re.sub("<name>(WBC|Platelets)<", "<name>kitten<", text)
+            # One box has no area, which evaluation refuses.
+            file.write_text(text.replace("<xmin>504</xmin>\n\t\t\t<ymin>337<", "<xmin>500</xmin>\n\t\t\t<ymin>330<"))
+    if name == "coco_mini":  # in the form that the README describes
+        (data / "val2017").rename(data / "images")
+        for part in ("train", "val"):
+            shutil.copy(data / "annotations" / "instances_val2017.json", data / f"{part}.json")
+    output = run(command.replace(words, str(data)), tmp_path, *SMALL, *more)
+    assert "dry run: all is well" in output
+
+
+@pytest.mark.slow
+def test_commands_that_start_from_weights(shared_dir, tmp_path):
+    """With a file of torchvision's names and shapes: its own is 100 MB of download."""
+    write_resnet50(tmp_path / "resnet50-0676ba61.pth")
+    output = run(only("python -m converters.convert"), tmp_path)
+    assert "fc.weight" in output and "dropped" in output
+    train = only(RUN + "train", "path/to/VOCdevkit")
+    data = str(shared_dir / "data" / "voc_mini")
+    output = run(
+        train.replace("path/to/VOCdevkit", data),
+        tmp_path,
+        "--dry_run",
+        "--config.data.canvases=((96,128),)",
+        "--config.data.size_limits=()",
+        "--config.train.batch_size=2",
+        "--config.optim.warmup_steps=1",
+    )
+    assert "leaves from" in output and "dry run: all is well" in output
+
+
+def write_resnet50(path: pathlib.Path) -> None:
+    config = config_lib.load("retinanet_voc")
+    detector = detector_lib.build(config)
+    params, state = jax.eval_shape(detector.init, jax.random.key(0), np.zeros((1, 64, 64, 3)))
+    tree = {
+        "params": {"backbone": params["backbone"]},
+        "batch_stats": {"backbone": state["batch_stats"]["backbone"]},
+    }
+    rng = np.random.default_rng(0)
+    tree = jax.tree.map(lambda s: rng.uniform(0.01, 0.02, s.shape).astype(np.float32), tree)
+    tensors = mapping.reverse(tree, torchvision_resnet.table())
+    counters = {
+        name.replace("running_var", "num_batches_tracked"): np.zeros((), np.int64)
+        for name in tensors
+        if name.endswith("running_var")
+    }
+    classifier = {
+        "fc.weight": np.zeros((1000, 2048), np.float32),
+        "fc.bias": np.zeros(1000, np.float32),
+    }
+    pth_writer.Pth().write_state_dict(path, {**tensors, **counters, **classifier})
