@@ -122,8 +122,9 @@ def test_commands_with_own_data(words, shared_dir, tmp_path):
         for file in (data / "Annotations").glob("*.xml"):
             text = file.read_text().replace("<name>RBC<", "<name>cat<")
             text = re.sub("<name>(WBC|Platelets)<", "<name>kitten<", text)
-            # One box has no area, which evaluation refuses.
-            file.write_text(text.replace("<xmin>504</xmin>\n\t\t\t<ymin>337<", "<xmin>500</xmin>\n\t\t\t<ymin>330<"))
+            file.write_text(text)
+        split = data / "ImageSets" / "Main" / "val.txt"  # evaluation refuses its box of no area
+        split.write_text(split.read_text().replace("BloodImage_00338\n", ""))
     if name == "coco_mini":  # in the form that the README describes
         (data / "val2017").rename(data / "images")
         for part in ("train", "val"):

@@ -20,6 +20,12 @@ CASES = [
 CLOSE = dict(rtol=2e-5, atol=2e-5)
 
 
+@pytest.fixture(autouse=True)
+def every_3x3_counts_as_wide(monkeypatch):
+    """The narrow ones have XLA's gradient, with which ours is compared."""
+    monkeypatch.setattr(conv_lib, "_WIDE", 0)
+
+
 def inputs(kernel_size, size, dtype=np.float32, seed=0):
     rng = np.random.default_rng(seed)
     x = rng.standard_normal((2, *size, 3))
@@ -155,9 +161,19 @@ def test_each_platform_is_given_its_own_weight_gradient():
         lowered = gradient.trace(kernel).lower(lowering_platforms=(platform,))
         return lowered.as_text().count(f"stablehlo.{operation}")
 
-    assert count("cpu", "dot_general") == 9
+    assert count("cpu", "dot_general") == 3
     assert count("cuda", "dot_general") == 0
     assert count("cuda", "convolution") == count("cpu", "convolution") + 1
+
+
+def test_only_wide_convolutions_have_a_gradient_of_their_own(monkeypatch):
+    monkeypatch.undo()
+    for channels, products in ((255, 0), (256, 3)):
+        x = jax.ShapeDtypeStruct((1, 4, 4, channels), jnp.float32)
+        kernel = jax.ShapeDtypeStruct((3, 3, channels, 256), jnp.float32)
+        gradient = jax.jit(jax.grad(lambda k, x: conv_lib.conv(x, k).sum()))
+        lowered = gradient.trace(kernel, x).lower(lowering_platforms=("cpu",))
+        assert lowered.as_text().count("stablehlo.dot_general") == products
 
 
 def test_dtype_of_the_inputs_is_kept():

@@ -1,0 +1,72 @@
+"""Runs an experiment to its end and writes down what it reached, and how long it took.
+
+    python -m benchmarks.experiment --workdir runs/shapes --output result.json \\
+        --config experiments/retinanet_shapes.py
+
+Arguments that it does not know go to `detlab.train`.  A workdir whose run is finished is only
+written down.
+"""
+
+import argparse
+import json
+import pathlib
+import subprocess
+import sys
+
+from benchmarks import machine
+from detlab import run_log
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.experiment",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--workdir", type=pathlib.Path, required=True)
+    parser.add_argument("--output", type=pathlib.Path, required=True)
+    parser.add_argument("--note", default="", help="anything a reader should know of the run")
+    args, rest = parser.parse_known_args()
+    if not (args.workdir / "eval.json").exists():
+        command = [sys.executable, "-m", "detlab.train", "--workdir", str(args.workdir), *rest]
+        subprocess.run(command, check=True)
+    result = {**summarise(args.workdir), "note": args.note}
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    args.output.write_text(json.dumps(result, indent=1) + "\n")
+    figures = result["figures"]
+    print(f"AP {figures['AP']:.3f}  AP50 {figures['AP50']:.3f}  in {result['seconds']:.0f} s")
+    print(f"written: {args.output}")
+
+
+def summarise(workdir: pathlib.Path) -> dict:
+    """The result of a finished run that was not interrupted."""
+    rows = run_log.read_rows(workdir / "metrics.jsonl")
+    figures = json.loads((workdir / "eval.json").read_text())
+    config = json.loads((workdir / "config.json").read_text())
+    config["data"]["root"] = pathlib.Path(config["data"]["root"]).name  # not where it lay
+    seconds = (workdir / "eval.json").stat().st_mtime - (workdir / "config.json").stat().st_mtime
+    train = [row for row in rows if "train/loss" in row]
+    thinned = train[:: max(len(train) // 50, 1)]
+    return {
+        "machine": machine.describe(),
+        "seconds": round(seconds, 1),  # from the first line of the run to its last file
+        "seed": config["seed"],
+        "figures": {k: v for k, v in figures.items() if k != "classes"},
+        "classes": figures["classes"],
+        "best": max(row[f"eval/{config['eval']['best_by']}"] for row in rows if "eval/AP" in row),
+        "curve": {
+            "train": [_short(row, "train/loss", "train/loss/cls", "train/loss/box") for row in thinned],
+            "eval": [_short(row, "eval/AP", "eval/AP50") for row in rows if "eval/AP" in row],
+        },
+        "counted": {k: v for k, v in train[-1].items() if k.startswith("data/")},
+        "images_per_second": sorted(r["train/images_per_second"] for r in train)[len(train) // 2],
+        "config": config,
+    }
+
+
+def _short(row: dict, *keys: str) -> dict:
+    return {"step": row["step"], **{k: round(row[k], 4) for k in keys}}
+
+
+if __name__ == "__main__":
+    main()

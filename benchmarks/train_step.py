@@ -1,0 +1,112 @@
+"""The training step with detlab's convolution against the same step with XLA's own gradients.
+
+    python -m benchmarks.train_step --config experiments/retinanet_shapes.py --output result.json
+
+Both programs run in turns in one process, so that the ratio does not depend on what else the
+machine does; times are the median and the minimum.
+"""
+
+import argparse
+import json
+import pathlib
+import statistics
+import time
+
+import jax
+import numpy as np
+
+from benchmarks import machine
+from detlab import config as config_lib
+from detlab import detector as detector_lib
+from detlab import errors
+from detlab import types
+from detlab.ops import conv as conv_lib
+
+
+def main(arguments) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.train_step", description=__doc__)
+    parser.add_argument("--config", required=True)
+    parser.add_argument("--output", type=pathlib.Path)
+    parser.add_argument("--repeats", type=int, default=9)
+    args, overrides = config_lib.parse(arguments, parser)
+    config = config_lib.load(args.config, overrides)
+    batch = make_batch(config)
+    detector = detector_lib.build(config)
+    params, state = jax.jit(detector.init)(jax.random.key(0), batch.images)
+
+    def compiled(name):
+        start = time.perf_counter()
+
+        def step(params, state, batch):  # a function of its own: jit must trace it again
+            return jax.value_and_grad(detector.loss, has_aux=True)(
+                params, state, batch, jax.random.key(0)
+            )
+
+        program = jax.jit(step).lower(params, state, batch).compile()
+        memory = program.memory_analysis().temp_size_in_bytes / 2**20
+        print(f"{name}: compiled in {time.perf_counter() - start:.1f} s, {memory:.0f} MiB temporary")
+        return program, memory
+
+    own = compiled("detlab")
+    conv = conv_lib.conv
+    conv_lib.conv = native_conv
+    native = compiled("native")
+    conv_lib.conv = conv
+
+    programs = {"detlab": own, "native": native}
+    times = {name: [] for name in programs}
+    for _ in range(args.repeats + 1):
+        for name, (program, _) in programs.items():
+            start = time.perf_counter()
+            jax.block_until_ready(program(params, state, batch))
+            times[name].append(time.perf_counter() - start)
+    result = {"machine": machine.describe(), "config": args.config, "batch": len(batch.images)}
+    result["canvas"] = list(batch.images.shape[1:3])
+    for name, values in times.items():
+        values = values[1:]  # the first is a warm-up
+        result[name] = {
+            "median_s": statistics.median(values),
+            "min_s": min(values),
+            "temporary_mib": programs[name][1],
+        }
+        print(f"{name}: median {statistics.median(values):.3f} s, minimum {min(values):.3f} s")
+    for kind in ("median_s", "min_s"):
+        result[f"ratio_{kind}"] = result["detlab"][kind] / result["native"][kind]
+    print(f"ratio detlab / native: {result['ratio_median_s']:.2f} by median")
+    if args.output:
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        args.output.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def native_conv(x, kernel, stride=1, padding=None):
+    """`lax.conv` with XLA's gradients."""
+    if padding is None:
+        padding = [((k - 1) // 2, (k - 1) // 2) for k in kernel.shape[:2]]
+    return jax.lax.conv_general_dilated(
+        x, kernel, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+
+def make_batch(config) -> types.Batch:
+    """Random images with eight objects each."""
+    rng = np.random.default_rng(0)
+    count, slots = config.train.batch_size, config.data.max_boxes
+    height, width = config.data.canvases[0]
+    corner = rng.uniform(0, 0.6, (count, slots, 2)) * (width, height)
+    size = rng.uniform(0.1, 0.4, (count, slots, 2)) * (width, height)
+    valid = np.broadcast_to(np.arange(slots) < 8, (count, slots))
+    return types.Batch(
+        images=rng.integers(0, 256, (count, height, width, 3), np.uint8),
+        boxes=np.concatenate([corner, corner + size], -1).astype(np.float32),
+        labels=rng.integers(0, config.model.num_classes, (count, slots), np.int32),
+        valid=valid,
+        ignore=np.zeros_like(valid),
+        image_size=np.tile(np.int32([height, width]), (count, 1)),
+        placement=np.tile(np.float32([1, 1, 0, 0]), (count, 1)),
+        index=np.arange(count, dtype=np.int32),
+        real=np.ones(count, bool),
+    )
+
+
+if __name__ == "__main__":
+    errors.run_main(main)
