@@ -98,7 +98,7 @@ def make_batch(config) -> types.Batch:
     return types.Batch(
         images=rng.integers(0, 256, (count, height, width, 3), np.uint8),
         boxes=np.concatenate([corner, corner + size], -1).astype(np.float32),
-        labels=rng.integers(0, config.model.num_classes, (count, slots), np.int32),
+        labels=rng.integers(0, detector_lib.num_classes(config), (count, slots), np.int32),
         valid=valid,
         ignore=np.zeros_like(valid),
         image_size=np.tile(np.int32([height, width]), (count, 1)),

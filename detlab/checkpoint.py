@@ -33,6 +33,13 @@ class Checkpoints:
 
     def __init__(self, workdir: str | pathlib.Path, keep_last: int = 2):
         self.workdir = pathlib.Path(workdir).absolute()
+        for name in ("checkpoints", "best"):
+            try:
+                (self.workdir / name).mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise errors.UserError(
+                    f"cannot make the folder {self.workdir / name}: {error.strerror}."
+                ) from error
         self._last = ocp.CheckpointManager(
             self.workdir / "checkpoints",
             options=ocp.CheckpointManagerOptions(
@@ -69,12 +76,7 @@ class Checkpoints:
             self._best.save(step, args=_items(state, {**info, "score": score}))
 
     def restore(self, state: types.TrainState) -> types.TrainState:
-        """The latest checkpoint, laid out on devices as `state` is."""
-
-        def abstract(tree):
-            return jax.tree.map(
-                lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree
-            )
+        """The latest checkpoint, laid out on devices as `state`, arrays or shapes, says."""
 
         weights, training = _split(state)
         step = self._last.latest_step()
@@ -82,14 +84,20 @@ class Checkpoints:
             restored = self._last.restore(
                 step,
                 args=ocp.args.Composite(
-                    weights=ocp.args.StandardRestore(abstract(weights)),
-                    training=ocp.args.StandardRestore(abstract(training)),
+                    weights=ocp.args.StandardRestore(weights),
+                    training=ocp.args.StandardRestore(training),
                 ),
             )
         except (ValueError, FileNotFoundError, KeyError) as error:
+            others = [s for s in self._last.all_steps() if s != step]
+            remedy = (
+                f"delete that folder to resume from step {max(others)}"
+                if others
+                else "there is no other, so start again with another --workdir"
+            )
             raise errors.UserError(
                 f"checkpoint {self.workdir / 'checkpoints' / str(step)} cannot be read"
-                f" ({_first_line(error)}); delete that folder to resume from the one before it."
+                f" ({_first_line(error)}); {remedy}."
             ) from error
         return types.TrainState(**restored["weights"], **restored["training"])
 
@@ -104,12 +112,9 @@ class Checkpoints:
         self._best.close()
 
 
-def saved_info(workdir: str | pathlib.Path) -> dict | None:
-    """The `config` item of the latest checkpoint of a workdir; None where there is none."""
-    steps = _steps(pathlib.Path(workdir) / "checkpoints")
-    if not steps:
-        return None
-    return _read_info(steps[max(steps)])
+def latest_step(workdir: str | pathlib.Path) -> int | None:
+    """The last step that the workdir has a checkpoint of."""
+    return max(_steps(pathlib.Path(workdir) / "checkpoints"), default=None)
 
 
 def find(path: str | pathlib.Path, which: str = "best") -> pathlib.Path:
@@ -127,7 +132,8 @@ def find(path: str | pathlib.Path, which: str = "best") -> pathlib.Path:
         return path
     last, best = _steps(path / "checkpoints"), _steps(path / "best")
     if not last and not best:
-        what = "holds no checkpoint" if path.is_dir() else "does not exist"
+        kinds = {path.is_dir(): "holds no checkpoint", path.is_file(): "is a file"}
+        what = kinds.get(True, "does not exist")
         raise errors.UserError(
             f"{path} {what}; give the workdir of a run, a checkpoint's folder, or a folder written"
             " by converters.convert."
@@ -159,8 +165,8 @@ def load_weights(path: str | pathlib.Path, which: str = "best") -> Weights:
         )
     except Exception as error:  # orbax and tensorstore have many
         raise errors.UserError(
-            f"checkpoint {folder} cannot be read ({_first_line(error)}); it is damaged or was not"
-            " written completely."
+            f"checkpoint {folder} is damaged or was not written completely"
+            f" ({type(error).__name__}); name another with --checkpoint."
         ) from error
     return Weights(values["params"], values["state"], _read_info(folder), folder)
 
@@ -191,20 +197,20 @@ class Merged(NamedTuple):
     initialised: tuple[str, ...]
 
 
-def merge(params: Any, state: Any, weights: Weights, skip: Sequence[str]) -> Merged:
+def merge(params: Any, state: Any, weights: Weights, skip: Sequence[str] | None) -> Merged:
     """Puts loaded leaves into an initial tree, strictly in both directions.
 
     Args:
       params, state: as `detector.init` gives them.
       weights: what to load; every leaf must have a place of the same shape.
       skip: regexes of paths such as `params/head/.*` that need not agree: such a leaf stays as
-        initialised, and such a loaded leaf is left out.
+        initialised, and such a loaded leaf is left out.  None: all must agree.
     Raises:
       UserError: with the whole difference.
     """
     target = _flat(params, state)
     source = _flat(weights.params, weights.state)
-    skipped = {p for p in {*target, *source} if any(re.fullmatch(s, p) for s in skip)}
+    skipped = {p for p in {*target, *source} if any(re.fullmatch(s, p) for s in skip or ())}
     missing = [p for p in target if p not in source and p not in skipped]
     unknown = [p for p in source if p not in target and p not in skipped]
     loaded = [p for p in target if p in source and p not in skipped]
@@ -220,10 +226,12 @@ def merge(params: Any, state: Any, weights: Weights, skip: Sequence[str]) -> Mer
             ("of another shape", shapes),
         ]
         text = "; ".join(f"{len(found)} {what}: {_some(found)}" for what, found in parts if found)
-        raise errors.UserError(
-            f"{weights.path} does not fit the model: {text}."
-            " Paths that may differ are named by regexes in config.init_skip."
+        remedy = (
+            "give the config.model that they were trained with"
+            if skip is None
+            else "paths that may differ are named by regexes in config.init_skip"
         )
+        raise errors.UserError(f"{weights.path} does not fit the model: {text}; {remedy}.")
     merged = {p: source[p].astype(x.dtype) if p in loaded else x for p, x in target.items()}
     tree = traverse_util.unflatten_dict(merged, sep="/")
     initialised = tuple(p for p in target if p not in loaded)

@@ -12,11 +12,14 @@ import importlib.util
 import inspect
 import json
 import pathlib
+import re
+import traceback
 from typing import Any, Mapping, Sequence
 
 import ml_collections
 from ml_collections import config_dict
 
+from detlab import checks
 from detlab import errors
 
 
@@ -107,7 +110,11 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 def parse(
     arguments: Sequence[str], parser: argparse.ArgumentParser
 ) -> tuple[argparse.Namespace, dict[str, str]]:
-    """Splits a command line into the parser's own flags and the `--config.key=value` overrides."""
+    """Splits a command line into the parser's own flags and the `--config.key=value` overrides.
+
+    Raises:
+      UserError: instead of argparse's exit, for every mistake; flags are not abbreviated.
+    """
     overrides, own = {}, []
     arguments = list(arguments)
     while arguments:
@@ -121,7 +128,28 @@ def parse(
                 raise errors.UserError(f"{word} needs a value: {word}=VALUE.")
             text = arguments.pop(0)
         overrides[key] = text
+    _check_flags(own, parser)
+    parser.allow_abbrev = False
+    parser.error = _refuse
     return parser.parse_args(own), overrides
+
+
+def _check_flags(words: Sequence[str], parser: argparse.ArgumentParser) -> None:
+    """Unknown flags come first: argparse would rather name the required one that is missing."""
+    known = [option for action in parser._actions for option in action.option_strings]
+    for word in words:
+        flag = word.partition("=")[0]
+        if not flag.startswith("--") or flag in known:
+            continue
+        name, dot, key = flag.partition(".")  # --confg.optim.lr
+        close = difflib.get_close_matches(name, known, n=1)
+        meant = f"{close[0]}{dot}{key}" if close == ["--config"] else "".join(close)
+        hint = f"Did you mean {meant}?" if meant else "--help lists the flags."
+        raise errors.UserError(f"unknown flag {flag}. {hint}")
+
+
+def _refuse(message: str) -> None:
+    raise errors.UserError(f"{message}; --help lists the flags.")
 
 
 def _find(name: str) -> pathlib.Path:
@@ -158,7 +186,7 @@ def _get_config(path: pathlib.Path, variant: str) -> config_dict.ConfigDict:
         spec.loader.exec_module(module)
     except Exception as error:  # whatever a user's file raises
         raise errors.UserError(
-            f"config file {path} fails on import: {type(error).__name__}: {error}"
+            f"config file {path} fails on import: {type(error).__name__}: {_one_line(error)}"
         ) from error
     if not hasattr(module, "get_config"):
         raise errors.UserError(f"config file {path} has no function get_config().")
@@ -170,12 +198,31 @@ def _get_config(path: pathlib.Path, variant: str) -> config_dict.ConfigDict:
     except ValueError as error:  # how a config refuses a variant
         raise errors.UserError(f"config file {path}: {error}") from error
     except Exception as error:  # whatever a user's function raises
-        raise errors.UserError(
-            f"get_config() of {path} fails: {type(error).__name__}: {error}"
-        ) from error
+        frames = traceback.extract_tb(error.__traceback__)
+        line = [frame.lineno for frame in frames if frame.filename == module.__file__]
+        where = f"config file {path}, line {line[-1]}" if line else f"config file {path}"
+        key = _unknown_key(error)
+        if key:
+            hint = checks.suggestion(key)
+            raise errors.UserError(f"{where}: unknown key '{key}'.{hint}") from error
+        raise errors.UserError(f"{where}: {type(error).__name__}: {_one_line(error)}") from error
     if not isinstance(config, config_dict.ConfigDict):
         raise errors.UserError(f"get_config() of {path} must return an ml_collections ConfigDict.")
     return config
+
+
+def _unknown_key(error: Exception) -> str | None:
+    """The key that a locked ConfigDict lacks; None where that is not the error."""
+    written = re.search(r'Key "(\w+)" does not exist', str(error))
+    if written:
+        return written[1]
+    if isinstance(error, AttributeError) and isinstance(error.obj, config_dict.ConfigDict):
+        return error.name  # it was read
+    return None
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _check_key(node: config_dict.ConfigDict, key: str, whole: str) -> None:
@@ -209,10 +256,20 @@ def _read(text: str, present: Any, key: str) -> Any:
     else:
         fits = True
     if not fits:
+        kind = type(present).__name__
+        hint = f" {_how_to_write(value, present)}" if isinstance(present, tuple) else ""
         raise errors.UserError(
-            f"config.{key} is {type(present).__name__} ({present!r}), and {text!r} is not one."
+            f"config.{key} is {kind} ({present!r}), and {text!r} is not one.{hint}"
         )
     return value
+
+
+def _how_to_write(value: Any, present: tuple) -> str:
+    """How a tuple is written; a single entry lacks only its comma."""
+    bracketed = isinstance(value, str) and any(c in value for c in "()[],")
+    if not bracketed and isinstance(value, type(present[0]) if present else (str, int, float)):
+        return f"Write {(value,)!r}."
+    return f"It is written like {present or ('a', 'b')!r}."
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -3,10 +3,15 @@
     python -m detlab.demo --workdir runs/retinanet_shapes --input photos --output found
 
 The input is an image, a folder of images and videos, a glob pattern in quotes, or a video.  The
-output folder gets a drawn picture or video for each, and `detections.json`.
+output folder gets a drawn picture or video for each, and `detections.json`; it must be another
+folder than that of the input, which is never written to.
+
+EXIF orientation is ignored, as in training: a photo that a phone stored lying is shown lying, and
+boxes count its pixels as they are stored.
 """
 
 import argparse
+import collections
 import glob
 import json
 import pathlib
@@ -79,8 +84,17 @@ class Detect(NamedTuple):
 
 def main(arguments: Sequence[str]) -> None:
     args, overrides = config_lib.parse(arguments, _parser())
-    config, weights = programs.load_model(args, overrides)
+    eval_lib.check_threshold(args.threshold)
+    if args.top_k < 1:
+        raise errors.UserError(f"--top_k is {args.top_k}; at least 1 object an image is shown.")
     files = find_inputs(args.input)
+    output = pathlib.Path(args.output)
+    targets = [output / name for name in output_names(files)]
+    listing = output / "detections.json"
+    check_originals(files, [*targets, listing])
+    eval_lib.check_outputs(files=[*targets, listing])
+
+    config, weights = programs.load_model(args, overrides)
     detector = detector_lib.build(config)
     params, state = programs.fit_weights(detector, config, weights, sharding.make_mesh())
     detect = Detect(
@@ -92,26 +106,29 @@ def main(arguments: Sequence[str]) -> None:
         args.threshold,
         args.top_k,
     )
-    output = pathlib.Path(args.output)
     rows, failed = [], []
     with programs.progress_bar(len(files), "detect", "file") as bar:
-        for path, name in zip(files, output_names(files)):
+        for path, target in zip(files, targets):
             try:
-                rows.append(process(path, output / name, detect))
+                row = process(path, target, detect)
             except records.DataError as error:
                 failed.append(str(error))
                 bar.write(f"skipped: {error}")
+            else:
+                rows.append(row)
+                for problem in row.get("problems", []):
+                    bar.write(problem)
             bar.update()
     if not rows:
         raise errors.UserError(f"none of the files could be read; the first: {failed[0]}")
-    programs.write_text(output / "detections.json", json.dumps(rows, indent=1))
+    programs.write_text(listing, json.dumps(rows, indent=1))
     objects = sum(
         len(part) for row in rows for part in row.get("frames", [row.get("objects", [])])
     )
     skipped = f", {len(failed)} files skipped" if failed else ""
     print(f"{objects} objects of score {args.threshold:g} or more in {len(rows)} files{skipped}")
     print(f"pictures:     {output}")
-    print(f"detections:   {output / 'detections.json'}")
+    print(f"detections:   {listing}")
 
 
 def find_inputs(text: str) -> list[pathlib.Path]:
@@ -134,20 +151,41 @@ def find_inputs(text: str) -> list[pathlib.Path]:
 
 
 def output_names(files: Sequence[pathlib.Path]) -> list[str]:
-    """File names without suffix for the results; equal stems keep their suffix to differ."""
-    stems = [p.stem for p in files]
-    names = [p.stem if stems.count(p.stem) == 1 else p.name.replace(".", "_") for p in files]
-    return [n if names.count(n) == 1 else f"{n}_{i}" for i, n in enumerate(names)]
+    """File names of the results, all different; equal stems keep their suffix to differ."""
+    counts = collections.Counter(p.stem for p in files)
+    stems = [p.stem if counts[p.stem] == 1 else p.name.replace(".", "_") for p in files]
+    suffixes = [".mp4" if p.suffix.lower() in VIDEOS else ".png" for p in files]
+    return [stem + suffix for stem, suffix in zip(eval_lib.unique_names(stems), suffixes)]
+
+
+def check_originals(files: Sequence[pathlib.Path], targets: Sequence[pathlib.Path]) -> None:
+    """Refuses to write over the user's files, or among them.
+
+    Raises:
+      UserError: a result is an input, directly or through a link, or would lie beside one.
+    """
+    originals = {p.resolve() for p in files}
+    folders = {p.parent for p in originals} | {p.parent.resolve() for p in files}
+    for target in targets:
+        if target.parent.resolve() in folders:
+            raise errors.UserError(
+                f"--output {target.parent} is a folder of the input, where results could replace"
+                " your files; name another folder."
+            )
+        if target.resolve() in originals:
+            raise errors.UserError(
+                f"the result {target} would replace the input {target.resolve()}; name another"
+                " --output."
+            )
 
 
 def process(path: pathlib.Path, target: pathlib.Path, detect: Detect) -> dict:
-    """Draws one file to `target` with a suffix; returns its row of `detections.json`."""
+    """Draws one file to `target`; returns its row of `detections.json`."""
     if path.suffix.lower() in VIDEOS:
-        return process_video(path, target.with_name(target.name + ".mp4"), detect)
+        return process_video(path, target, detect)
     image = records.read_image(path)
     found = detect(image)
-    target = target.with_name(target.name + ".png")
-    _save(target, detect.draw(image, found, min_side=480))
+    eval_lib.save_picture(target, detect.draw(image, found, min_side=480))
     height, width = image.shape[:2]
     return {
         "file": str(path),
@@ -159,36 +197,50 @@ def process(path: pathlib.Path, target: pathlib.Path, detect: Detect) -> dict:
 
 
 def process_video(path: pathlib.Path, target: pathlib.Path, detect: Detect) -> dict:
-    """The same for every frame of a video; `frames` has one list of objects a frame."""
+    """The same for every frame of a video.
+
+    `frames` has one list of objects a frame, and `problems` a sentence where the video has fewer
+    frames than its header says.  Frames of another size than the first are resized to it.
+    """
     reader = cv2.VideoCapture(str(path))
-    width = int(reader.get(cv2.CAP_PROP_FRAME_WIDTH))
-    height = int(reader.get(cv2.CAP_PROP_FRAME_HEIGHT))
-    rate = reader.get(cv2.CAP_PROP_FPS) or 25.0
     readable, frame = reader.read()
     if not readable:
         raise records.DataError(f"video {path} cannot be decoded; convert it to another format.")
-    target.parent.mkdir(parents=True, exist_ok=True)
+    # Of the frame, not of the header: a video that is stored turned is decoded upright.
+    height, width = frame.shape[:2]
+    announced = int(reader.get(cv2.CAP_PROP_FRAME_COUNT))  # 0 or less where it is not known
+    rate = reader.get(cv2.CAP_PROP_FPS) or 25.0
     writer = cv2.VideoWriter(
         str(target), cv2.VideoWriter_fourcc(*"mp4v"), rate, (width, height)
     )
     if not writer.isOpened():
         raise errors.UserError(f"cannot write the video {target}.")
     frames = []
-    while readable:
-        image = cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
-        found = detect(image)
-        drawn = detect.draw(image, found, min_side=0)  # a video keeps its size
-        writer.write(cv2.cvtColor(drawn, cv2.COLOR_RGB2BGR))
-        frames.append(detect.as_json(found))
-        readable, frame = reader.read()
-    writer.release()
-    reader.release()
+    try:
+        while readable:
+            if frame.shape[:2] != (height, width):
+                frame = cv2.resize(frame, (width, height))
+            image = cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
+            found = detect(image)
+            drawn = detect.draw(image, found, min_side=0)  # a video keeps its size
+            writer.write(cv2.cvtColor(drawn, cv2.COLOR_RGB2BGR))
+            frames.append(detect.as_json(found))
+            readable, frame = reader.read()
+    finally:  # what there is can be played, also after Ctrl-C
+        writer.release()
+        reader.release()
+    problems = []
+    if len(frames) < announced:
+        problems.append(
+            f"video {path} ends after {len(frames)} of the {announced} frames it should have"
+        )
     return {
         "file": str(path),
         "picture": str(target),
         "height": height,
         "width": width,
         "frames_per_second": rate,
+        "problems": problems,
         "frames": frames,
     }
 
@@ -196,19 +248,12 @@ def process_video(path: pathlib.Path, target: pathlib.Path, detect: Detect) -> d
 def names_of(saved: Sequence[str] | None, config) -> tuple[str, ...]:
     """Class names of the checkpoint, else of the config, else numbers."""
     names = tuple(saved or config.data.class_names)
-    return names or tuple(f"class {i}" for i in range(config.model.num_classes))
+    return names or tuple(f"class {i}" for i in range(detector_lib.num_classes(config)))
 
 
 def _canvas_of(image, canvases):
     groups = loader.group_by_canvas([image.shape[:2]], canvases)
     return next(i for i, group in enumerate(groups) if len(group))
-
-
-def _save(path, image):
-    try:
-        draw_lib.save(path, image)
-    except OSError as error:
-        raise errors.UserError(f"cannot write {path}: {error.strerror or error}.") from error
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -41,7 +41,8 @@ def from_module(module: nn.Module) -> Detector:
 
     The module has `forward(images, train)`, `loss(batch)` -> (scalar, metrics),
     `targets(batch)`, `candidates(images, image_size)`, `suppress(detections)`, and
-    `frozen_paths()`.  Its `loss` draws random numbers from the stream "sample".
+    `frozen_paths()`.  Its `loss` draws random numbers from the stream "sample".  A module in
+    `detectors/` also has `check()`, see `build`.
     """
 
     def init(rng: jax.Array, images: jax.Array):
@@ -108,19 +109,14 @@ def from_module(module: nn.Module) -> Detector:
 def build(config) -> Detector:
     """The detector that `config.detector` names, with `config.model` as its fields.
 
+    The types of the fields are those of their defaults.  What else they must hold, the module says:
+    its `check()` builds nothing and raises a ValueError that starts with the field's name, such as
+    "depth is 20; it must be one of 18, 34, 50, 101".
+
     Raises:
-      UserError: no such detector, or a field that it does not have.
+      UserError: no such detector, a field that it does not have, or a value that cannot be.
     """
-    names = sorted(
-        p.stem
-        for p in (pathlib.Path(__file__).parent / "detectors").glob("*.py")
-        if p.stem != "__init__"
-    )
-    if config.detector not in names:
-        raise errors.UserError(
-            f"config.detector is {config.detector!r}, and there are: {', '.join(names)}."
-        )
-    module_class = importlib.import_module(f"detlab.detectors.{config.detector}").MODULE
+    module_class = _module_class(config)
     fields = {
         name: field.default
         for name, field in module_class.__dataclass_fields__.items()
@@ -135,8 +131,35 @@ def build(config) -> Detector:
             )
         if not _fits(value, fields[key]):
             kind = type(fields[key]).__name__
-            raise errors.UserError(f"config.model.{key} is {value!r}, which is not a {kind}.")
-    return from_module(module_class(**config.model))
+            raise errors.UserError(f"config.model.{key} is {value!r}; it must be of type {kind}.")
+    module = module_class(**config.model)
+    try:
+        module.check()
+    except ValueError as error:
+        raise errors.UserError(f"config.model.{error}.") from error
+    return from_module(module)
+
+
+def num_classes(config) -> int:
+    """The number of classes of the detector: the config's, or the default of the field.
+
+    Raises:
+      UserError: no such detector.
+    """
+    return config.model.get("num_classes", _module_class(config).num_classes)
+
+
+def _module_class(config) -> type[nn.Module]:
+    names = sorted(
+        p.stem
+        for p in (pathlib.Path(__file__).parent / "detectors").glob("*.py")
+        if p.stem != "__init__"
+    )
+    if config.detector not in names:
+        raise errors.UserError(
+            f"config.detector is {config.detector!r}, and there are: {', '.join(names)}."
+        )
+    return importlib.import_module(f"detlab.detectors.{config.detector}").MODULE
 
 
 def _fits(value: Any, default: Any) -> bool:

@@ -5,13 +5,20 @@
     python -m detlab.eval --config experiments/retinanet_voc.py --predictions saved.json
 
 The last form evaluates saved predictions without a model.
+
+Objects marked as crowd (COCO) or difficult (VOC) are ignored: finding or missing them changes no
+figure.  An image that cannot be read ends the evaluation, or with
+`--config.data.eval_skip_broken=True` counts as one without detections.
 """
 
 import argparse
 import json
+import os
 import pathlib
+import re
+import tempfile
 import time
-from typing import Any, Callable, Sequence
+from typing import Any, Callable, Iterable, Sequence
 
 import jax
 import numpy as np
@@ -21,8 +28,11 @@ from detlab import detector as detector_lib
 from detlab import errors
 from detlab import programs
 from detlab import sharding
+from detlab import types
 from detlab.data import loader
+from detlab.data import records
 from detlab.metrics import coco
+from detlab.metrics import inputs
 from detlab.metrics import tables
 from detlab.metrics import voc
 from detlab.viz import boxes as draw_lib
@@ -30,11 +40,16 @@ from detlab.viz import boxes as draw_lib
 
 def main(arguments: Sequence[str]) -> None:
     args, config, weights = _read_arguments(arguments)
+    check_threshold(args.threshold)
+    if args.draw_limit < 0:
+        raise errors.UserError(f"--draw_limit is {args.draw_limit}; 0 draws all images.")
+    written = [args.json] if weights is None else [args.json, args.predictions]
+    check_outputs(files=filter(None, written), folders=filter(None, [args.draw]))
     source = programs.open_source(config, "eval")
     truth = ground_truth(source)
 
     if weights is None:
-        predictions = read_predictions(args.predictions, source.class_names)
+        predictions = read_predictions(args.predictions, truth, source.class_names)
         print(f"evaluating the predictions in {args.predictions}")
     else:
         programs.check_class_names(weights.info.get("class_names"), source.class_names)
@@ -46,7 +61,10 @@ def main(arguments: Sequence[str]) -> None:
         predictor = make_predictor(detector, mesh)
         start = time.time()
         predictions = predict(predictor, params, state, source, config, mesh)
-        print(f"{len(source) / (time.time() - start):.1f} img/s, compilation included")
+        seconds = time.time() - start - predictor.compile_seconds
+        for (height, width), taken in predictor.compiled_in.items():
+            print(f"compiled prediction for {height}x{width} in {taken:.1f} s")
+        print(f"{len(source) / seconds:.1f} img/s after compilation")
         if args.predictions:
             write_predictions(args.predictions, predictions, source.class_names)
             print(f"predictions:   {args.predictions}")
@@ -58,7 +76,7 @@ def main(arguments: Sequence[str]) -> None:
         print(f"figures:       {args.json}")
     if args.draw:
         count = draw(args.draw, source, truth, predictions, args.threshold, args.draw_limit)
-        print(f"{count} pictures:   {args.draw}")
+        print(f"{count} pictures:   {args.draw} (and a contact sheet of the first)")
 
 
 def ground_truth(source) -> list[dict]:
@@ -78,13 +96,40 @@ def ground_truth(source) -> list[dict]:
     return truth
 
 
-def make_predictor(detector: detector_lib.Detector, mesh) -> Callable:
-    """(params, state, images, image_size) -> Detections, each device with its own images."""
-    return jax.jit(sharding.per_image(detector.predict, mesh, constants=2))
+class Predictor:
+    """(params, state, images, image_size) -> Detections, each device with its own images.
+
+    There is one compiled program for each canvas.
+
+    Attributes:
+      compiled_in: canvas (height, width) px -> seconds that compilation took.
+    """
+
+    def __init__(self, detector: detector_lib.Detector, mesh):
+        self.compiled_in = {}
+        self._predict = jax.jit(sharding.per_image(detector.predict, mesh, constants=2))
+        self._compiled = {}
+
+    @property
+    def compile_seconds(self) -> float:
+        return sum(self.compiled_in.values())
+
+    def __call__(self, params: Any, state: Any, images: Any, image_size: Any) -> types.Detections:
+        canvas = images.shape[1:3]
+        if canvas not in self._compiled:
+            start = time.time()
+            lowered = self._predict.lower(params, state, images, image_size)
+            self._compiled[canvas] = lowered.compile()
+            self.compiled_in[canvas] = time.time() - start
+        return self._compiled[canvas](params, state, images, image_size)
+
+
+def make_predictor(detector: detector_lib.Detector, mesh) -> Predictor:
+    return Predictor(detector, mesh)
 
 
 def predict(
-    predictor: Callable,
+    predictor: Predictor,
     params: Any,
     state: Any,
     source,
@@ -92,7 +137,10 @@ def predict(
     mesh,
     stop: Callable[[], bool] = lambda: False,
 ) -> list[dict]:
-    """Detections of every image of a source, in its original px; stops early if `stop()`."""
+    """Detections of every image of a source, in its original px; stops early if `stop()`.
+
+    An image that is skipped because it cannot be read has no entry; a sentence is printed for it.
+    """
     batches = loader.eval_batches(
         source,
         batch_size=config.eval.batch_size,
@@ -100,14 +148,19 @@ def predict(
         max_boxes=config.data.max_boxes,
         pad_value=config.data.pad_value,
         resize=programs.resize_rule(config.data),
+        skip_broken=config.data.eval_skip_broken,
         read_threads=config.data.read_threads,
         workers=config.data.workers,
     )
-    predictions = []
+    predictions, num_skipped = [], 0
     with programs.progress_bar(len(source), "evaluate", "img", leave=False) as bar:
-        for batch in programs.user_errors(loaded.batch for loaded in batches):
+        for loaded in programs.user_errors(batches):
             if stop():
                 break
+            for sentence in loaded.skipped:
+                bar.write(f"skipped: {sentence}")
+            num_skipped += len(loaded.skipped)
+            batch = loaded.batch
             images, size = sharding.put_batch((batch.images, batch.image_size), mesh)
             detections = jax.device_get(predictor(params, state, images, size))
             for row in np.flatnonzero(batch.real):
@@ -124,7 +177,12 @@ def predict(
                         "labels": detections.labels[row][keep],
                     }
                 )
-            bar.update(int(batch.real.sum()))
+            bar.update(int(batch.real.sum()) + len(loaded.skipped))
+        if num_skipped:
+            bar.write(
+                f"{num_skipped} of {len(source)} images cannot be read and count as images"
+                " without detections"
+            )
     return predictions
 
 
@@ -139,15 +197,22 @@ def to_original(
 
 
 def score(truth: list[dict], predictions: list[dict], class_names: Sequence[str]) -> dict:
-    """Figures of both protocols: the COCO keys, mAP07, mAP12 and one row a class."""
-    result = coco.evaluate(truth, predictions, class_names)
-    voc07 = voc.evaluate(truth, predictions, class_names, rule="11points")
-    voc12 = voc.evaluate(truth, predictions, class_names, rule="area")
+    """Figures of both protocols: the COCO keys, mAP07, mAP12 and one row a class.
+
+    Raises:
+      UserError: the predictions do not fit the ground truth, or are not finite.
+    """
+    try:
+        result = coco.evaluate(truth, predictions, class_names)
+        result_voc = voc.evaluate(truth, predictions, class_names)
+    except ValueError as error:
+        raise errors.UserError(f"the predictions cannot be scored: {error}.") from error
     classes = [
-        {**row, "AP07": row07["AP"], "AP12": row12["AP"]}
-        for row, row07, row12 in zip(result["classes"], voc07["classes"], voc12["classes"])
+        {**row, "AP07": row_voc["AP07"], "AP12": row_voc["AP12"]}
+        for row, row_voc in zip(result["classes"], result_voc["classes"])
     ]
-    return {**result, "mAP07": voc07["mAP"], "mAP12": voc12["mAP"], "classes": classes}
+    overall = {k: result_voc[k] for k in ("mAP07", "mAP12")}
+    return {**result, **overall, "classes": classes}
 
 
 def scalars(result: dict) -> dict[str, float]:
@@ -188,18 +253,59 @@ def draw(
     threshold: float,
     limit: int,
 ) -> int:
-    """Ground truth beside predictions for the first `limit` images (0: all); returns how many."""
+    """Ground truth beside predictions for the first `limit` images (0: all), one file an image.
+
+    The files are named after the images; `contact_sheet.png` has the first 16 of them together.
+    An image that cannot be read is left out with a printed sentence.
+
+    Returns:
+      How many pictures were written.
+    Raises:
+      UserError: a picture cannot be written.
+    """
+    folder = pathlib.Path(folder)
     by_id = {p["image_id"]: p for p in predictions}
-    count = min(limit or len(source), len(source))
-    for i in range(count):
-        image = source[i]["image"]
-        found = by_id.get(truth[i]["image_id"], _NOTHING)
+    shown_truth = truth[: limit or None]
+    ids = [re.sub(r"[^\w.-]", "_", str(t["image_id"])) for t in shown_truth]
+    _, *names = unique_names(["contact_sheet", *ids])
+    count, first, cell = 0, [], (300, 560)
+    for i, (objects, name) in enumerate(zip(shown_truth, names)):
+        try:
+            image = source[i]["image"]
+        except records.DataError as error:
+            print(f"not drawn: {error}")
+            continue
+        found = by_id.get(objects["image_id"], _NOTHING)
         keep = found["scores"] >= threshold
         shown = {k: found[k][keep] for k in ("boxes", "labels", "scores")}
-        picture = draw_lib.draw_pair(image, truth[i], shown, source.class_names)
-        name = pathlib.Path(str(truth[i]["image_id"])).stem
-        draw_lib.save(pathlib.Path(folder) / f"{name}.png", picture)
+        picture = draw_lib.draw_pair(image, objects, shown, source.class_names)
+        save_picture(folder / f"{name}.png", picture)
+        count += 1
+        if len(first) < 16:
+            first.append(draw_lib.fit(picture, cell))
+    if first:
+        sheet = draw_lib.contact_sheet(first, columns=4, cell=cell)
+        save_picture(folder / "contact_sheet.png", sheet)
     return count
+
+
+def save_picture(path: pathlib.Path, image: np.ndarray) -> None:
+    """Writes an RGB image; a path that cannot be written is the user's error."""
+    try:
+        draw_lib.save(path, image)
+    except OSError as error:
+        raise errors.UserError(f"cannot write {path}: {error.strerror or error}.") from error
+
+
+def unique_names(names: Iterable[str]) -> list[str]:
+    """The names; one that was there before, in capitals or not, gets its position appended."""
+    taken, unique = set(), []
+    for i, name in enumerate(names):
+        while name.lower() in taken:
+            name = f"{name}_{i}"
+        taken.add(name.lower())
+        unique.append(name)
+    return unique
 
 
 _NOTHING = {
@@ -225,29 +331,74 @@ def write_predictions(
     programs.write_text(path, json.dumps({"class_names": list(class_names), "images": images}))
 
 
-def read_predictions(path: str | pathlib.Path, class_names: Sequence[str]) -> list[dict]:
-    """What `write_predictions` saved."""
+def read_predictions(
+    path: str | pathlib.Path, truth: list[dict], class_names: Sequence[str]
+) -> list[dict]:
+    """What `write_predictions` saved.
+
+    Raises:
+      UserError: no such file, another kind of file, or predictions that do not fit the ground
+        truth: other classes, an unknown image, arrays of different lengths, values not finite.
+    """
     try:
-        saved = json.loads(pathlib.Path(path).read_text())
-        images = saved["images"]
+        saved = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
         programs.check_class_names(saved["class_names"], class_names)
-        return [
+        predictions = [
             {
                 "image_id": p["image_id"],
-                "boxes": np.array(p["boxes"], np.float32).reshape(-1, 4),
+                "boxes": np.array(p["boxes"], np.float32),
                 "scores": np.array(p["scores"], np.float32),
                 "labels": np.array(p["labels"], np.int32),
             }
-            for p in images
+            for p in saved["images"]
         ]
     except FileNotFoundError:
         raise errors.UserError(
             f"no predictions at {path}; give --workdir or --checkpoint to make them."
         ) from None
-    except (ValueError, KeyError, TypeError) as error:
+    except OSError as error:
+        raise errors.UserError(f"cannot read {path}: {error.strerror or error}.") from error
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise errors.UserError(
             f"{path} is not a file of predictions that detlab.eval wrote ({error})."
         ) from error
+    try:
+        inputs.flatten(truth, predictions, len(class_names))
+    except (ValueError, TypeError) as error:  # TypeError: an id that is a list
+        raise errors.UserError(
+            f"the predictions in {path} do not fit the data: {error}."
+        ) from error
+    return predictions
+
+
+def check_outputs(
+    files: Iterable[str | pathlib.Path] = (), folders: Iterable[str | pathlib.Path] = ()
+) -> None:
+    """Makes the folders of what will be written, to fail before the long work and not after it.
+
+    Raises:
+      UserError: a path that cannot be written.
+    """
+    files = [pathlib.Path(file) for file in files]
+    for folder in [*map(pathlib.Path, folders), *(file.parent for file in files)]:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            raise errors.UserError(
+                f"cannot write into the folder {folder}: {error.strerror or error}."
+            ) from error
+    for file in files:
+        if file.is_dir():
+            raise errors.UserError(f"cannot write {file}: it is a folder; name a file in it.")
+        if file.exists() and not os.access(file, os.W_OK):
+            raise errors.UserError(f"cannot write {file}: it is protected against writing.")
+
+
+def check_threshold(threshold: float) -> None:
+    if not 0 <= threshold <= 1:
+        raise errors.UserError(f"--threshold is {threshold:g}; it is a score, from 0 to 1.")
 
 
 def _read_arguments(arguments):

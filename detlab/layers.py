@@ -20,7 +20,7 @@ from detlab.ops import conv as conv_lib
 
 NORMS = ("batch", "stored", "frozen", "group", "none")
 
-# The two initialisers of mmdetection's backbones and heads (models.md, section 0.2).
+# The two initialisers of mmdetection's backbones and heads.
 he_normal_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 normal_001 = nn.initializers.normal(0.01)
 

@@ -19,26 +19,36 @@ class Optimizer(NamedTuple):
     labels: Any
 
 
-def build(optim, params: Any, total_steps: int, batch_size: int, steps_per_unit: int,
-          frozen: Sequence[str] = ()) -> Optimizer:
+def build(
+    optim,
+    params: Any,
+    total_steps: int,
+    batch_size: int,
+    steps_per_unit: int,
+    frozen: Sequence[str] = (),
+) -> Optimizer:
     """The optimizer of `config.optim`.
 
     Args:
-      optim: the config's block.
+      optim: the config's block; its `freeze` and `no_decay` are regexes of whole paths that start
+        with the collection, `params/...`, as everywhere.
       params: the parameters, for the masks.
       total_steps: length of the run in updates.
       batch_size: images of one update; `lr` is scaled by it over `lr_batch_size`.
       steps_per_unit: updates in one unit of `milestones`: an epoch's, or 1.
       frozen: regexes of `params/...` paths that stay as they are, besides `optim.freeze`.
+    Raises:
+      UserError: an unknown name or schedule, a pattern that matches nothing, nothing to train, or
+        a warm-up longer than the run.
     """
     _check_patterns(params, "freeze", optim.freeze)
     _check_patterns(params, "no_decay", optim.no_decay)
-    labels = path_labels(params, [*frozen, *(f"params/{p}" for p in optim.freeze)])
+    labels = path_labels(params, [*frozen, *optim.freeze])
     if "train" not in jax.tree.leaves(labels):
         raise errors.UserError("config.optim.freeze matches every parameter, nothing is trained.")
     schedule = learning_rate(optim, total_steps, batch_size, steps_per_unit)
     decayed = traverse_util.path_aware_map(
-        lambda path, _: not any(re.fullmatch(p, "/".join(path)) for p in optim.no_decay), params
+        lambda path, _: not _matches("/".join(("params", *path)), optim.no_decay), params
     )
     steps = []
     if optim.clip_norm:
@@ -61,7 +71,11 @@ def build(optim, params: Any, total_steps: int, batch_size: int, steps_per_unit:
 
 
 def learning_rate(optim, total_steps: int, batch_size: int, steps_per_unit: int) -> optax.Schedule:
-    """Step -> learning rate: linear warm-up, then steps or a half cosine (models.md, 0.2)."""
+    """Step -> learning rate: linear warm-up, then steps or a half cosine.
+
+    Warm-up multiplies what the schedule gives, as in mmdetection; the cosine is SGDR's
+    (arXiv:1608.03983, eq. 5) without restarts.
+    """
     scale = batch_size / optim.lr_batch_size if optim.lr_batch_size else 1.0
     peak = optim.lr * scale
     warmup = optim.warmup_steps
@@ -103,19 +117,19 @@ def learning_rate(optim, total_steps: int, batch_size: int, steps_per_unit: int)
 
 def path_labels(params: Any, frozen: Sequence[str]) -> Any:
     """A tree like `params` of "frozen" where a regex matches `params/...`, else "train"."""
-    flat = traverse_util.flatten_dict(params, sep="/")
-    return traverse_util.unflatten_dict(
-        {
-            p: "frozen" if any(re.fullmatch(f, f"params/{p}") for f in frozen) else "train"
-            for p in flat
-        },
-        sep="/",
+    return traverse_util.path_aware_map(
+        lambda path, _: "frozen" if _matches("/".join(("params", *path)), frozen) else "train",
+        params,
     )
+
+
+def _matches(path: str, patterns: Sequence[str]) -> bool:
+    return any(re.fullmatch(pattern, path) for pattern in patterns)
 
 
 def _check_patterns(params: Any, key: str, patterns: Sequence[str]) -> None:
     """A pattern that matches nothing is a mistake."""
-    paths = list(traverse_util.flatten_dict(params, sep="/"))
+    paths = list(traverse_util.flatten_dict({"params": params}, sep="/"))
     for pattern in patterns:
         if not any(re.fullmatch(pattern, p) for p in paths):
             raise errors.UserError(

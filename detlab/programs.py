@@ -3,7 +3,6 @@
 import argparse
 import os
 import pathlib
-import re
 import sys
 from typing import Iterable, Iterator, Mapping, Sequence
 
@@ -12,15 +11,13 @@ import jax.numpy as jnp
 import tqdm
 
 from detlab import checkpoint
+from detlab import checks
 from detlab import config as config_lib
 from detlab import detector as detector_lib
 from detlab import errors
 from detlab import sharding
 from detlab.data import records
 from detlab.data import sources
-
-BEST_BY = ("AP", "AP50", "AP75", "mAP07", "mAP12")
-
 
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
     """--workdir, or --config with --checkpoint: where the detector comes from."""
@@ -53,7 +50,7 @@ def load_model(args: argparse.Namespace, overrides: Mapping[str, str]):
         weights = checkpoint.load_weights(args.checkpoint)
     else:
         raise errors.UserError("give --workdir of a run, or --config together with --checkpoint.")
-    check_config(config)
+    checks.check_config(config)
     use_compilation_cache(config)
     return config, weights
 
@@ -70,16 +67,26 @@ def use_compilation_cache(config) -> None:
 
 def open_source(config, part: str):
     """The source of a part, "train" or "eval"; prints what was left out of it."""
+    switch = "skip_broken" if part == "train" else "eval_skip_broken"
     try:
         source = sources.build(config.data, part)
     except records.DataError as error:
         text = str(error).removesuffix(".")
-        raise errors.UserError(f"{text} (config.data.root is {config.data.root!r}).") from error
+        if error.can_leave_out:
+            text += f"; correct it, or leave such out with --config.data.{switch}=True"
+        if str(config.data.root) in text:
+            text += f" (config.data.root is {config.data.root})"
+        raise errors.UserError(f"{part} data: {text}.") from error
     if not len(source):
-        raise errors.UserError(f"the {part} part of config.data has no usable images.")
-    if len(source.class_names) != config.model.num_classes:
+        cause = f", because {source.problems[0]}" if source.problems else ""
         raise errors.UserError(
-            f"config.model.num_classes is {config.model.num_classes}, but the {part} data have"
+            f"the {part} part of the data in config.data.root {config.data.root!r} has no usable"
+            f" images{cause}."
+        )
+    num_classes = detector_lib.num_classes(config)
+    if len(source.class_names) != num_classes:
+        raise errors.UserError(
+            f"config.model.num_classes is {num_classes}, but the {part} data have"
             f" {len(source.class_names)} classes: {', '.join(source.class_names)}."
         )
     for problem in source.problems[:5]:
@@ -87,41 +94,6 @@ def open_source(config, part: str):
     if len(source.problems) > 5:
         print(f"{part} data: and {len(source.problems) - 5} more such problems")
     return source
-
-
-def check_config(config) -> None:
-    """Values that would otherwise fail late, or without naming their key."""
-    train, data = config.train, config.data
-    if bool(train.epochs) == bool(train.steps):
-        raise errors.UserError("set one of config.train.epochs and config.train.steps.")
-    for name in ("batch_size", "log_every", "keep_last"):
-        if train[name] < 1:
-            raise errors.UserError(f"config.train.{name} is {train[name]}; it must be at least 1.")
-    for name in ("epochs", "steps", "eval_every", "checkpoint_every"):
-        if train[name] < 0:
-            raise errors.UserError(f"config.train.{name} is {train[name]}, which is negative.")
-    if config.eval.best_by not in BEST_BY:
-        raise errors.UserError(
-            f"config.eval.best_by is {config.eval.best_by!r}: one of {', '.join(BEST_BY)}."
-        )
-    canvases = tuple(data.canvases)
-    pairs = all(isinstance(c, tuple) and len(c) == 2 for c in canvases)
-    if not canvases or not pairs or min(min(c) for c in canvases) < 1:
-        raise errors.UserError(
-            f"config.data.canvases is {canvases}; it is a tuple of (height, width) px, such as"
-            " ((800,1344),(1344,800))."
-        )
-    for group, key in ((config.optim, "freeze"), (config.optim, "no_decay"), (config, "init_skip")):
-        for pattern in group[key]:
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise errors.UserError(
-                    f"{pattern!r} in config's {key} is not a regular expression: {error}."
-                ) from error
-    if data.max_boxes < 1:
-        raise errors.UserError(f"config.data.max_boxes is {data.max_boxes}; at least 1 is needed.")
-    resize_rule(data)
 
 
 def check_batch_size(key: str, size: int) -> None:
@@ -135,15 +107,7 @@ def check_batch_size(key: str, size: int) -> None:
 
 def resize_rule(data) -> str | tuple[int, int]:
     """How images get onto a canvas, as `loader.train_batches` describes `resize`."""
-    if data.resize not in ("fit", "stretch"):
-        raise errors.UserError(f"config.data.resize is {data.resize!r}: fit or stretch.")
-    limits = tuple(data.size_limits)
-    if limits and (len(limits) != 2 or data.resize != "fit"):
-        raise errors.UserError(
-            f"config.data.size_limits is {limits}; it is (long, short) px and goes with"
-            " config.data.resize=fit."
-        )
-    return limits or data.resize
+    return tuple(data.size_limits) or data.resize
 
 
 def user_errors(items: Iterable) -> Iterator:
@@ -158,15 +122,15 @@ def check_class_names(of_weights: Sequence[str] | None, of_data: Sequence[str]) 
     """Weights and data must mean the same by label 0, 1, ..."""
     if of_weights and list(of_weights) != list(of_data):
         raise errors.UserError(
-            f"the detector knows the classes {', '.join(of_weights)}, and the data have"
-            f" {', '.join(of_data)}; set config.data.class_names to the detector's."
+            f"the detector learns or knows the classes {', '.join(of_weights)}, and the data to"
+            f" evaluate have {', '.join(of_data)}; set config.data.class_names to the detector's."
         )
 
 
 def fit_weights(detector: detector_lib.Detector, config, weights: checkpoint.Weights, mesh):
     """(params, state) of the whole detector on the devices; nothing may be missing."""
     params, state = jax.eval_shape(detector.init, jax.random.key(0), example_images(config))
-    merged = checkpoint.merge(params, state, weights, skip=())
+    merged = checkpoint.merge(params, state, weights, skip=None)
     return jax.device_put((merged.params, merged.state), sharding.replicated(mesh))
 
 

@@ -19,16 +19,18 @@ from detlab.data import loader
 class RunLog:
     """Collects numbers on the host and writes them."""
 
-    def __init__(self, workdir: pathlib.Path, first_step: int):
-        """Rows after `first_step`, which a resumed run makes again, are taken off the file."""
+    def __init__(self, workdir: pathlib.Path, first_step: int, counts: dict[str, int]):
+        """Rows after `first_step`, which a resumed run makes again, are taken off the file.
+
+        `counts` says what was left out when the data were opened.
+        """
         self.path = workdir / "metrics.jsonl"
         rows = [row for row in read_rows(self.path) if row["step"] <= first_step]
         self._evaluated = {row["step"] for row in rows if "eval/AP" in row}
-        self._counts = collections.Counter()
-        for row in rows:
-            self._counts.update(
-                {k: v - self._counts[k] for k, v in row.items() if k.startswith("data/")}
-            )
+        before = {k: v for row in rows for k, v in row.items() if k.startswith("data/")}
+        opened = {f"data/{name}": count for name, count in counts.items()}
+        read = {"data/no_slot_boxes": 0, "data/skipped_images": 0}
+        self._counts = collections.Counter(read | opened | before)
         temporary = self.path.with_suffix(".tmp")
         temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
         temporary.replace(self.path)
@@ -39,11 +41,10 @@ class RunLog:
         self._sums = collections.Counter()
         self._steps = 0
         self._since = time.time()
-        self._paused = 0.0
 
     def data(self, loaded: loader.Loaded) -> None:
         """What was lost while making a batch."""
-        self._counts["data/dropped_boxes"] += loaded.dropped_boxes
+        self._counts["data/no_slot_boxes"] += loaded.dropped_boxes
         self._counts["data/skipped_images"] += len(loaded.skipped)
         for sentence in loaded.skipped:
             tqdm.tqdm.write(f"skipped: {sentence}")
@@ -54,7 +55,9 @@ class RunLog:
         self._steps += 1
 
     def write(self, step: int, batch_size: int) -> str:
-        """Writes the row of the steps since the last one; returns its short form."""
+        """Writes the row of the steps since the last one, if any; returns its short form."""
+        if not self._steps:
+            return ""
         seconds = time.time() - self._since
         means = {k: v / self._steps for k, v in self._sums.items()}
         speed = self._steps * batch_size / max(seconds, 1e-9)
@@ -75,14 +78,14 @@ class RunLog:
         return step in self._evaluated
 
     def evaluation(self, step: int, figures: dict[str, float]) -> None:
-        self._row(step, {f"eval/{k}": v for k, v in figures.items()})
+        """Writes the figures of an evaluation; a step has one such row."""
+        if step not in self._evaluated:
+            self._row(step, {f"eval/{k}": v for k, v in figures.items()})
+            self._evaluated.add(step)
 
-    def pause(self) -> None:
-        """Time until `resume` does not count as training."""
-        self._paused = time.time()
-
-    def resume(self) -> None:
-        self._since += time.time() - self._paused
+    def exclude(self, seconds: float) -> None:
+        """Time that was not training: compilation, evaluation."""
+        self._since += seconds
 
     def close(self) -> None:
         self._file.close()
@@ -95,17 +98,24 @@ class RunLog:
 
 
 def read_rows(path: pathlib.Path) -> list[dict]:
-    """The rows of a `metrics.jsonl`; a last line that a kill cut short is left out."""
+    """The rows of a `metrics.jsonl`; a last line that a kill cut short is left out.
+
+    Raises:
+      UserError: another line is not a row.
+    """
     if not path.exists():
         return []
-    lines = path.read_text().splitlines()
+    lines = path.read_bytes().splitlines()
     rows = []
     for number, line in enumerate(lines, start=1):
         try:
-            rows.append(json.loads(line))
-        except ValueError as error:
+            row = json.loads(line)
+            row["step"]
+        except (ValueError, TypeError, KeyError) as error:
             if number < len(lines):
                 raise errors.UserError(
-                    f"line {number} of {path} is not JSON; move the file away to go on."
+                    f"line {number} of {path} is not a row of the log; move the file away to go on."
                 ) from error
+        else:
+            rows.append(row)
     return rows

@@ -7,6 +7,7 @@ lives in its workdir; starting it again resumes it.
 """
 
 import argparse
+import contextlib
 import json
 import math
 import pathlib
@@ -21,6 +22,7 @@ import optax
 import tqdm
 
 from detlab import checkpoint
+from detlab import checks
 from detlab import config as config_lib
 from detlab import detector as detector_lib
 from detlab import errors
@@ -31,22 +33,31 @@ from detlab import run_log
 from detlab import sharding
 from detlab import types
 from detlab.data import loader
+from detlab.data import records
 from detlab.viz import curves
 
 
 def main(arguments: Sequence[str]) -> None:
-    # Config and workdir.
+    # Config and workdir.  A run in it must have the same config; one that is finished stays.
     args, overrides = config_lib.parse(arguments, _parser())
     config = config_lib.load(args.config, overrides)
+    checks.check_config(config)
     workdir = pathlib.Path(args.workdir or pathlib.Path("runs") / config_lib.stem(args.config))
+    resuming = check_workdir(workdir, config)
+    if (workdir / FINISHED).exists() and not args.dry_run:
+        print(
+            f"{workdir} is finished.  Look at it with `python -m detlab.eval --workdir {workdir}`,"
+            " or start another with --workdir."
+        )
+        return
+    if not resuming:
+        check_init_from(config)
     programs.use_compilation_cache(config)
-
-    programs.check_config(config)
-    check_init_from(config)
 
     # Data.
     train_source = programs.open_source(config, "train")
     eval_source = programs.open_source(config, "eval")
+    programs.check_class_names(train_source.class_names, eval_source.class_names)
     sizes = loader.source_sizes(train_source)
     per_epoch = loader.steps_per_epoch(sizes, config.train.batch_size, config.data.canvases)
     length = run_length(config, per_epoch)
@@ -55,103 +66,91 @@ def main(arguments: Sequence[str]) -> None:
         f" {len(train_source.class_names)} classes, {per_epoch} steps an epoch"
     )
 
-    # Devices and detector.
+    # Devices, detector, optimizer.
     mesh = sharding.make_mesh()
     programs.check_batch_size("train.batch_size", config.train.batch_size)
     programs.check_batch_size("eval.batch_size", config.eval.batch_size)
     detector = detector_lib.build(config)
-
-    # The state that training starts from, and the optimizer.
-    params, state = initial_weights(detector, config)
+    shapes, _ = jax.eval_shape(detector.init, jax.random.key(0), programs.example_images(config))
     optimizer = optim.build(
         config.optim,
-        params,
+        shapes,
         total_steps=length.total,
         batch_size=config.train.batch_size,
         steps_per_unit=per_epoch if config.train.epochs else 1,
         frozen=detector.frozen,
     )
-    train_state = types.TrainState(
-        step=jnp.zeros((), jnp.int32),
-        params=params,
-        state=state,
-        opt_state=jax.jit(optimizer.transform.init)(params),
-        ema=None,
-    )
-    train_state = jax.device_put(train_state, sharding.replicated(mesh))
-    describe(config, optimizer, params)
+    describe(config, optimizer, shapes, len(train_source))
 
+    # The state to start from: a checkpoint, else `init_from`, else random.
     if args.dry_run:
-        dry_run(detector, optimizer, train_state, train_source, config, mesh, length)
+        state = initial_state(detector, optimizer, config, mesh)
+        dry_run(detector, optimizer, state, train_source, eval_source, config, mesh, length)
         return
+    with contextlib.ExitStack() as stack:
+        stop = stack.enter_context(StopSignals())
+        open_workdir(workdir, config)
+        # Closing waits for what is being written, also when an error ends the run.
+        checkpoints = checkpoint.Checkpoints(workdir, config.train.keep_last)
+        stack.callback(checkpoints.close)
+        if resuming:
+            state = checkpoints.restore(abstract_state(detector, optimizer, config, mesh))
+            print(f"resuming {workdir} at step {int(state.step)} of {length.total}")
+        else:
+            state = initial_state(detector, optimizer, config, mesh)
+        first = int(state.step)
+        log = run_log.RunLog(workdir, first, records.counts(train_source))
+        stack.callback(log.close)
+        info = {
+            "config": config_lib.to_json(config),
+            "class_names": list(train_source.class_names),
+        }
 
-    # Resume, or start; a run that is complete has nothing to do.
-    open_workdir(workdir, config)
-    checkpoints = checkpoint.Checkpoints(workdir, config.train.keep_last)
-    if checkpoints.latest_step() is not None:
-        train_state = checkpoints.restore(train_state)
-        print(f"resuming {workdir} at step {int(train_state.step)} of {length.total}")
-    first = int(train_state.step)
-    if first >= length.total and (workdir / "eval.json").exists():
-        print(
-            f"{workdir} is finished: {first} steps.  Look at it with"
-            f" `python -m detlab.eval --workdir {workdir}`, or start another with --workdir."
-        )
-        return
-    log = run_log.RunLog(workdir, first)
-    info = {
-        "config": config_lib.to_json(config),
-        "class_names": list(train_source.class_names),
-    }
-
-    # Training.
-    batches = training_batches(train_source, config, length, first)
-    step_function = TrainStep(detector, optimizer, config, mesh)
-    evaluate = Evaluation(detector, eval_source, config, mesh, log, checkpoints, info)
-    unread = None  # (step, metrics on the device, batch) of the step before
-    evaluated = None
-    bar = programs.progress_bar(length.total, "train", "step", initial=first)
-    with StopSignals() as stop:
+        # Training.
+        batches = training_batches(train_source, config, length, first)
+        step_function = TrainStep(detector, optimizer, config, mesh, log)
+        reader = MetricReader(log, train_source)
+        evaluate = Evaluation(detector, eval_source, config, mesh, log, checkpoints, info)
+        bar = programs.progress_bar(length.total, "train", "step", initial=first)
+        stack.callback(bar.close)
+        evaluated = None
         if length.evaluates(first) and (first == length.total or not log.has_evaluation(first)):
-            evaluated = evaluate(train_state, stop, bar)  # what a kill took from us
+            evaluated = evaluate(state, stop, bar)  # what a kill took from us
         for step in range(first + 1, length.total + 1):
             if stop():
                 break
             loaded = next(batches)
-            train_state, metrics = step_function(train_state, loaded.batch)
             log.data(loaded)
-            # Metrics are read one step late, which leaves the device busy, but before anything
-            # is written: a state that is not finite is never saved.
-            if unread is not None:
-                log.step(check_finite(*unread, train_source))
-            unread = step, metrics, loaded.batch
-            last = step == length.total or stop()
-            logging = last or step % config.train.log_every == 0
-            saving = last or length.saves(step) or length.evaluates(step)
-            if logging or saving:
-                log.step(check_finite(*unread, train_source))
-                unread = None
-            if logging:
+            state, metrics = step_function(state, loaded.batch)
+            reader.push(step, metrics, loaded.batch)
+            saving = length.saves(step) or length.evaluates(step)
+            if saving or step % config.train.log_every == 0:
+                reader.flush()
                 bar.set_postfix_str(log.write(step, config.train.batch_size))
             bar.update()
             if saving:
-                checkpoints.save(train_state, info)
+                checkpoints.save(state, info)
             if length.evaluates(step):
-                evaluated = evaluate(train_state, stop, bar)
-    bar.close()
-    best = checkpoints.best_score()
-    checkpoints.close()
-    log.close()
-    if stop():
-        print(
-            f"stopped by {stop.name} at step {int(train_state.step)} of {length.total}; the same"
-            f" command resumes from {workdir}"
-        )
-        return
+                evaluated = evaluate(state, stop, bar)
+        step = int(state.step)
+        if stop():
+            reader.flush()
+            log.write(step, config.train.batch_size)
+            checkpoints.save(state, info)
+            checkpoints.wait()
+            bar.close()
+            print(
+                f"stopped by {stop.name} at step {step} of {length.total}; the same command"
+                f" resumes from {workdir}"
+            )
+            return
+        best = checkpoints.best_score()
 
     # What there is to look at.
     result, predictions = evaluated
     print(eval_lib.report(result))
+    eval_lib.write_predictions(workdir / "predictions.json", predictions, eval_source.class_names)
+    curves.plot_run(run_log.read_rows(log.path), workdir / "curves.png")
     pictures = workdir / "pictures"
     eval_lib.draw(
         pictures,
@@ -161,21 +160,23 @@ def main(arguments: Sequence[str]) -> None:
         config.eval.threshold,
         config.eval.pictures,
     )
-    eval_lib.write_predictions(workdir / "predictions.json", predictions, eval_source.class_names)
-    curves.plot_run(log.path, workdir / "curves.png")
-    programs.write_text(workdir / "eval.json", json.dumps(result, indent=1))  # last: all is there
-    best = f"best {config.eval.best_by} {best:.3f}:"
-    print(f"compilation took {step_function.compile_seconds:.1f} s of the training")
-    print(f"{best:14s}{workdir / 'best'}")
+    programs.write_text(workdir / FINISHED, json.dumps(result, indent=1))
+    print(
+        f"compilation:  {step_function.compile_seconds:.1f} s for training,"
+        f" {evaluate.compile_seconds:.1f} s for prediction"
+    )
     print(f"checkpoints:  {workdir / 'checkpoints'}")
+    print(f"best:         {workdir / 'best'} ({config.eval.best_by} {best:.3f})")
     print(f"curves:       {workdir / 'curves.png'} (numbers in {log.path}, and tensorboard/)")
-    print(f"figures:      {workdir / 'eval.json'}")
+    print(f"figures:      {workdir / FINISHED}")
     print(f"predictions:  {workdir / 'predictions.json'}")
     print(f"pictures:     {pictures} (left what is there, right what was found)")
 
 
 # ------------------------------------------------------------------------------------------------
 # Before the first step
+
+FINISHED = "eval.json"  # the figures of the last step; written last, so it ends a run
 
 
 class Length(NamedTuple):
@@ -208,6 +209,29 @@ def check_init_from(config) -> None:
         )
 
 
+def initial_state(detector, optimizer: optim.Optimizer, config, mesh) -> types.TrainState:
+    """The state of step 0, on every device."""
+    params, state = initial_weights(detector, config)
+    opt_state = jax.jit(optimizer.transform.init)(params)
+    new = types.TrainState(jnp.zeros((), jnp.int32), params, state, opt_state, ema=None)
+    return jax.device_put(new, sharding.replicated(mesh))
+
+
+def abstract_state(detector, optimizer: optim.Optimizer, config, mesh) -> types.TrainState:
+    """Shapes and places of a state that is to be restored; nothing is computed."""
+
+    def make(images):
+        params, state = detector.init(jax.random.key(0), images)
+        opt_state = optimizer.transform.init(params)
+        return types.TrainState(jnp.zeros((), jnp.int32), params, state, opt_state, ema=None)
+
+    everywhere = sharding.replicated(mesh)
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere),
+        jax.eval_shape(make, programs.example_images(config)),
+    )
+
+
 def initial_weights(detector: detector_lib.Detector, config):
     """(params, state) to start from: those of `init_from`, the rest as the modules initialise.
 
@@ -237,7 +261,8 @@ def initial_weights(detector: detector_lib.Detector, config):
     return params, state
 
 
-def describe(config, optimizer: optim.Optimizer, params) -> None:
+def describe(config, optimizer: optim.Optimizer, params, num_images: int) -> None:
+    """Prints the size of the model, the learning rate and the devices."""
     labels = jax.tree.leaves(optimizer.labels)
     sizes = [x.size for x in jax.tree.leaves(params)]
     trained = sum(n for n, label in zip(sizes, labels) if label == "train")
@@ -249,28 +274,42 @@ def describe(config, optimizer: optim.Optimizer, params) -> None:
             f"learning rate {config.optim.lr:g} is for {reference} images a step; with"
             f" {config.train.batch_size} it is {scaled:g}"
         )
+    if config.train.batch_size > num_images:
+        print(f"a batch of {config.train.batch_size} shows some of the {num_images} images twice")
     device = jax.devices()[0]
     print(f"devices: {jax.device_count()} x {device.device_kind} ({device.platform})")
 
 
-def open_workdir(workdir: pathlib.Path, config) -> None:
-    """Makes the workdir, or checks that the run in it has the same config."""
+def check_workdir(workdir: pathlib.Path, config) -> bool:
+    """Whether the workdir holds a checkpoint to resume; writes nothing.
+
+    Raises:
+      UserError: it holds a run with another config, or is not a folder.
+    """
+    if workdir.exists() and not workdir.is_dir():
+        raise errors.UserError(f"--workdir {workdir} is a file; name a folder.")
     path = workdir / "config.json"
-    now = config_lib.to_json(config)
     if path.exists():
         try:
             there = json.loads(path.read_text())
-        except (OSError, ValueError) as error:
+            different = config_lib.differences(there, config_lib.to_json(config))
+        except (OSError, ValueError, AttributeError) as error:
             raise errors.UserError(
                 f"{path} cannot be read ({error}); choose another --workdir."
             ) from error
-        different = config_lib.differences(there, now)
         if different:
             raise errors.UserError(
                 f"{workdir} holds a run with another config, differing in {', '.join(different)};"
                 " give the same config to resume it, or another --workdir."
             )
-    programs.write_text(path, json.dumps(now, indent=1))
+    return checkpoint.latest_step(workdir) is not None
+
+
+def open_workdir(workdir: pathlib.Path, config) -> None:
+    """Makes the workdir, with the config of its run."""
+    programs.write_text(
+        workdir / "config.json", json.dumps(config_lib.to_json(config), indent=1)
+    )
 
 
 # ------------------------------------------------------------------------------------------------
@@ -280,8 +319,9 @@ def open_workdir(workdir: pathlib.Path, config) -> None:
 class TrainStep:
     """(TrainState, host batch) -> (TrainState, metrics); one compiled program for each canvas."""
 
-    def __init__(self, detector: detector_lib.Detector, optimizer: optim.Optimizer, config, mesh):
+    def __init__(self, detector, optimizer: optim.Optimizer, config, mesh, log=None):
         self._mesh = mesh
+        self._log = log  # whose speed leaves compilation out
         self._compiled = {}
         self.compile_seconds = 0.0
 
@@ -292,25 +332,20 @@ class TrainStep:
                 state.params, state.state, batch, rng
             )
             updates, opt_state = optimizer.transform.update(grads, state.opt_state, state.params)
-            trained = [
-                g
-                for g, label in zip(jax.tree.leaves(grads), jax.tree.leaves(optimizer.labels))
-                if label == "train"
-            ]
+            params = optax.apply_updates(state.params, updates)
             metrics = {
                 "loss": loss,
                 **metrics,
-                "grad_norm": optax.tree.norm(trained),
+                "grad_norm": optax.tree.norm(trained_leaves(grads)),
+                "param_norm": optax.tree.norm(trained_leaves(params)),  # after the update
                 "lr": optimizer.schedule(state.step),
             }
-            new = types.TrainState(
-                state.step + 1,
-                optax.apply_updates(state.params, updates),
-                model_state,
-                opt_state,
-                state.ema,
-            )
+            new = types.TrainState(state.step + 1, params, model_state, opt_state, state.ema)
             return new, metrics
+
+        def trained_leaves(tree):
+            pairs = zip(jax.tree.leaves(tree), jax.tree.leaves(optimizer.labels), strict=True)
+            return [leaf for leaf, label in pairs if label == "train"]
 
         everywhere = sharding.replicated(mesh)
         self._update = jax.jit(update, donate_argnums=0, out_shardings=(everywhere, everywhere))
@@ -323,10 +358,33 @@ class TrainStep:
             self._compiled[canvas] = self._update.lower(state, batch).compile()
             seconds = time.time() - start
             self.compile_seconds += seconds
+            if self._log is not None:
+                self._log.exclude(seconds)
             tqdm.tqdm.write(
                 f"compiled the train step for {canvas[0]}x{canvas[1]} in {seconds:.1f} s"
             )
         return self._compiled[canvas](state, batch)
+
+
+class MetricReader:
+    """Reads the metrics of a step while the next one runs, so that the device is never idle.
+
+    `flush` reads the last ones; it comes before anything is saved, so that a state that is not
+    finite never is.
+    """
+
+    def __init__(self, log: run_log.RunLog, source):
+        self._log, self._source = log, source
+        self._unread = None
+
+    def push(self, step: int, metrics: dict[str, Any], batch: types.Batch) -> None:
+        self.flush()
+        self._unread = step, metrics, batch
+
+    def flush(self) -> None:
+        if self._unread is not None:
+            self._log.step(check_finite(*self._unread, self._source))
+            self._unread = None
 
 
 class Evaluation:
@@ -338,9 +396,13 @@ class Evaluation:
         self._source, self._config, self._mesh = source, config, mesh
         self._log, self._checkpoints, self._info = log, checkpoints, info
 
+    @property
+    def compile_seconds(self) -> float:
+        return self._predictor.compile_seconds
+
     def __call__(self, state: types.TrainState, stop: Callable[[], bool], bar: tqdm.tqdm):
         """(result, predictions), see `detlab.eval.score`; None where `stop()` came before."""
-        self._log.pause()
+        start = time.time()
         predictions = eval_lib.predict(
             self._predictor, state.params, state.state, self._source, self._config, self._mesh, stop
         )
@@ -355,7 +417,7 @@ class Evaluation:
         step = int(state.step)
         self._log.evaluation(step, figures)
         bar.write(f"step {step}: {summary(figures)}")
-        self._log.resume()
+        self._log.exclude(time.time() - start)
         return result, predictions
 
 
@@ -391,11 +453,10 @@ def check_finite(step: int, metrics: dict[str, Any], batch: types.Batch, source)
       UserError: the loss or its gradient is not finite; the last checkpoint stays.
     """
     values = {k: float(v) for k, v in jax.device_get(metrics).items()}
-    if math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"]):
+    norms = ("grad_norm", "param_norm")
+    if all(math.isfinite(values[k]) for k in ("loss", *norms)):
         return values
-    terms = ", ".join(
-        f"{k} {v:g}" for k, v in values.items() if k.startswith("loss") or k == "grad_norm"
-    )
+    terms = ", ".join(f"{k} {v:g}" for k, v in values.items() if k.startswith("loss") or k in norms)
     images = ", ".join(str(source.image_id(int(i))) for i in batch.index if i >= 0)
     raise errors.UserError(
         f"step {step} is not finite ({terms}) on images {images}; the last checkpoint is kept."
@@ -403,21 +464,29 @@ def check_finite(step: int, metrics: dict[str, Any], batch: types.Batch, source)
     )
 
 
-def dry_run(detector, optimizer, state, source, config, mesh, length: Length) -> None:
-    """Two steps, and nothing written."""
+def dry_run(detector, optimizer, state, train_source, eval_source, config, mesh, length) -> None:
+    """Two steps and one prediction, and nothing written."""
     step_function = TrainStep(detector, optimizer, config, mesh)
-    batches = training_batches(source, config, Length(2, 2, 2), 0)
+    batches = training_batches(train_source, config, Length(2, 2, 2), 0)
     for step, loaded in enumerate(batches, start=1):
-        start = time.time()
+        start = time.time() + step_function.compile_seconds
         state, metrics = step_function(state, loaded.batch)
-        values = check_finite(step, metrics, loaded.batch, source)
+        values = check_finite(step, metrics, loaded.batch, train_source)
+        seconds = time.time() + step_function.compile_seconds - start
         terms = ", ".join(f"{k} {v:.4g}" for k, v in values.items())
-        print(f"step {step} in {time.time() - start:.2f} s: {terms}")
+        print(f"step {step} in {seconds:.2f} s: {terms}")
+    predictor = eval_lib.make_predictor(detector, mesh)
+    inputs = sharding.put_batch((loaded.batch.images, loaded.batch.image_size), mesh)
+    jax.block_until_ready(predictor(state.params, state.state, *inputs))
+    eval_lib.score(eval_lib.ground_truth(eval_source), [], eval_source.class_names)
     print(f"dry run: all is well; the run would have {length.total} steps.  Nothing was written.")
 
 
 class StopSignals:
-    """True once Ctrl-C or SIGTERM has come; a second Ctrl-C ends the program at once."""
+    """True once Ctrl-C or SIGTERM has come; a second Ctrl-C ends the program at once.
+
+    The handler only takes a note: it may interrupt anything, a print included.
+    """
 
     def __init__(self):
         self.name = ""
@@ -438,7 +507,6 @@ class StopSignals:
     def _handle(self, number, frame):
         self.name = signal.Signals(number).name
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        tqdm.tqdm.write(f"{self.name}: saving after this step")
 
 
 def summary(figures: dict[str, float]) -> str:

@@ -7,8 +7,11 @@ MEAN_COLOUR = (124, 116, 104)
 
 
 def base(detector: str) -> ConfigDict:
-    """All keys with neutral values."""
-    return ConfigDict(
+    """All keys with neutral values, locked: a key that is not here is refused.
+
+    `model` alone is open, as its fields are the detector's.
+    """
+    config = ConfigDict(
         dict(
             detector=detector,
             model=dict(),
@@ -30,7 +33,7 @@ def base(detector: str) -> ConfigDict:
                 eval_annotations="",
                 canvases=((128, 128),),  # (height, width) px; each compiles once
                 resize="fit",  # fit (keeps the ratio) or stretch
-                size_limits=(),  # (long, short) px that the sides may not exceed either; () for none
+                size_limits=(),  # (long, short) px that the sides may not exceed; () for none
                 flip_horizontal=0.5,  # probabilities
                 flip_vertical=0.0,
                 pad_value=MEAN_COLOUR,
@@ -57,8 +60,8 @@ def base(detector: str) -> ConfigDict:
                 momentum=0.9,  # of sgd; beta 1 of adamw
                 nesterov=False,
                 weight_decay=1e-4,
-                no_decay=(),  # regexes of parameter paths
-                freeze=(),  # regexes of parameter paths, besides what the model freezes
+                no_decay=(),  # regexes of paths, such as params/.*/bias
+                freeze=(),  # regexes of paths, besides what the model freezes
                 clip_norm=0.0,  # global norm of the gradients; 0: no clipping
                 schedule="step",  # step, cosine or constant
                 milestones=(8, 11),  # in epochs, or in steps where train.epochs is 0
@@ -69,12 +72,15 @@ def base(detector: str) -> ConfigDict:
             ),
             eval=dict(
                 batch_size=8,
-                best_by="AP",  # AP, AP50, mAP07, mAP12: the higher, the better the checkpoint
+                best_by="AP",  # AP, AP50, AP75, mAP07 or mAP12: the highest is the best checkpoint
                 pictures=16,  # drawn at the end of training
                 threshold=0.3,  # score of what is drawn
             ),
         )
     )
+    config.lock()
+    config.model.unlock()
+    return config
 
 
 def schedule_1x(config: ConfigDict) -> None:

@@ -86,6 +86,23 @@ def test_a_value_of_another_type_is_refused_and_the_config_stays(key, text, kind
     assert config == example()
 
 
+@pytest.mark.parametrize("key, text, hint", [
+    ("data.class_names", "RBC", "Write ('RBC',)."),
+    ("data.class_names", "('RBC')", "Write ('RBC',)."),
+    ("data.class_names", "('RBC'", "It is written like ('a', 'b')."),
+    ("data.class_names", "RBC,WBC", "It is written like ('a', 'b')."),
+    ("optim.milestones", "8", "Write (8,)."),
+    ("optim.milestones", "(8, 11", "It is written like (8, 11)."),
+    ("optim.milestones", "eight", "It is written like (8, 11)."),
+    ("data.canvases", "((64,64)", "It is written like ((128, 128),)."),
+    ("data.canvases", "800x1344", "It is written like ((128, 128),)."),
+])
+def test_a_refused_tuple_shows_how_it_is_written(key, text, hint):
+    with pytest.raises(errors.UserError) as caught:
+        config_lib.override(example(), key, text)
+    assert str(caught.value).endswith(f"{text!r} is not one. {hint}")
+
+
 @pytest.mark.parametrize("key, sentence", [
     ("optim.lrr", "unknown key config.optim.lrr: no 'lrr', did you mean 'lr'?"),
     ("optin.lr", "unknown key config.optin.lr: no 'optin', did you mean 'optim'?"),
@@ -121,6 +138,33 @@ def test_command_lines_are_split_into_flags_and_overrides():
 def test_an_override_at_the_end_of_the_line_needs_a_value():
     with pytest.raises(errors.UserError, match="--config.optim.lr needs a value"):
         config_lib.parse(["--config.optim.lr"], argparse.ArgumentParser())
+
+
+def flags():
+    parser = argparse.ArgumentParser(prog="detlab.program")
+    parser.add_argument("--config", required=True)
+    parser.add_argument("--workdir")
+    parser.add_argument("--dry_run", action="store_true")
+    parser.add_argument("--top_k", type=int, default=100)
+    return parser
+
+
+@pytest.mark.parametrize("words, sentence", [
+    (["--confg.optim.lr=1"], "unknown flag --confg.optim.lr. Did you mean --config.optim.lr?"),
+    (["--confg", "x.py"], "unknown flag --confg. Did you mean --config?"),
+    (["--config", "x.py", "--dryrun"], "unknown flag --dryrun. Did you mean --dry_run?"),
+    (["--config", "x.py", "--dry-run"], "unknown flag --dry-run. Did you mean --dry_run?"),
+    (["--config", "x.py", "--work", "run"], "unknown flag --work. Did you mean --workdir?"),
+    (["--config", "x.py", "--zzz=1"], "unknown flag --zzz. --help lists the flags."),
+    (["--workdir", "run"], "the following arguments are required: --config; --help lists"),
+    (["--config", "x.py", "--top_k=few"], "argument --top_k: invalid int value: 'few'; --help"),
+    (["--config", "x.py", "more"], "unrecognized arguments: more; --help lists the flags."),
+    (["--config"], "argument --config: expected one argument; --help lists the flags."),
+])
+def test_a_flag_that_the_program_lacks_is_refused_with_the_nearest(words, sentence):
+    with pytest.raises(errors.UserError) as caught:
+        config_lib.parse(words, flags())
+    assert str(caught.value).startswith(sentence)
 
 
 # Files
@@ -171,7 +215,7 @@ def test_a_file_without_variants_refuses_one(tmp_path):
     ("1 / 0", "fails on import: ZeroDivisionError: division by zero"),
     ("config = 3", "has no function get_config()"),
     ("def get_config(): return {'lr': 1}", "must return an ml_collections ConfigDict"),
-    ("def get_config(): return {}['lr']", "fails: KeyError: 'lr'"),
+    ("\n\ndef get_config(): return {}['lr']", "broken.py, line 3: KeyError: 'lr'"),
     ("def get_config(): pass", "must return an ml_collections ConfigDict"),
 ])
 def test_a_broken_file_is_named_with_what_is_wrong(tmp_path, text, sentence):
@@ -179,6 +223,33 @@ def test_a_broken_file_is_named_with_what_is_wrong(tmp_path, text, sentence):
     with pytest.raises(errors.UserError) as caught:
         config_lib.load(path)
     assert sentence in str(caught.value) and path in str(caught.value)
+
+
+@pytest.mark.parametrize("line, sentence", [
+    ("config.optim.update(lrr=3)", "unknown key 'lrr'. Did you mean 'lr'?"),
+    ("config.data.max_boxs = 3", "unknown key 'max_boxs'. Did you mean 'max_boxes'?"),
+    ("config.trian = 3", "unknown key 'trian'. Did you mean 'train'?"),
+    ("config.trian.steps = 3", "unknown key 'trian'. Did you mean 'train'?"),
+    ("config.modle = ConfigDict()", "unknown key 'modle'. Did you mean 'model'?"),
+    ("config.eval.zzz = 3", "unknown key 'zzz'."),
+    ("config.data.max_boxes = 'few'", "TypeError: Could not override field 'max_boxes'"),
+    ("config.oops()", "unknown key 'oops'."),
+    ("common.bsae()", "AttributeError: module 'experiments.common' has no attribute 'bsae'"),
+])
+def test_a_mistake_in_a_config_file_is_named_with_its_line(tmp_path, line, sentence):
+    path = write(tmp_path / "mine.py", f"""
+from experiments import common
+from ml_collections import ConfigDict
+
+def get_config():
+    config = common.base("retinanet")
+    {line}
+    return config
+""")
+    with pytest.raises(errors.UserError) as caught:
+        config_lib.load(path)
+    assert str(caught.value).startswith(f"config file {path}, line 7: {sentence}")
+    assert "\n" not in str(caught.value)
 
 
 def test_a_file_that_is_not_python_is_refused(tmp_path):
@@ -212,6 +283,12 @@ def test_a_shipped_experiment_is_found_from_any_folder(tmp_path, monkeypatch, na
     monkeypatch.chdir(tmp_path)
     assert not os.path.exists(name)
     assert config_lib.load(name, {"seed": "7"}).seed == 7
+
+
+def test_a_field_that_the_experiment_does_not_list_can_be_set_in_its_model_only():
+    assert config_lib.load("retinanet_shapes", {"model.nms_iou": "0.6"}).model.nms_iou == 0.6
+    with pytest.raises(errors.UserError, match="unknown key config.eval.nms_iou"):
+        config_lib.load("retinanet_shapes", {"eval.nms_iou": "0.6"})
 
 
 def test_a_file_of_the_same_name_comes_before_the_shipped_one(tmp_path, monkeypatch):

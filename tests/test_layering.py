@@ -14,8 +14,8 @@ PARTS = OPS | {"layers"}
 MODELS = LEAVES | PARTS | {"backbones", "necks", "heads", "detectors", "sharding", "darknet_cfg"}
 DATA = {"types", "data"}
 PROGRAMS = MODELS | DATA | {
-    "detector", "errors", "config", "checkpoint", "optim", "metrics", "viz", "programs", "run_log",
-    "train", "eval", "demo",
+    "detector", "errors", "checks", "config", "checkpoint", "optim", "metrics", "viz", "programs",
+    "run_log", "train", "eval", "demo",
 }
 ALLOWED = {
     "types": set(),
@@ -34,7 +34,8 @@ ALLOWED = {
     "metrics": {"types", "metrics"},
     "viz": {"types", "viz"},
     "sharding": {"types"},
-    "config": {"errors"},
+    "checks": {"errors"},
+    "config": {"errors", "checks"},
     "checkpoint": {"types", "detector", "errors"},
     "optim": {"types", "detector", "errors"},
     "programs": PROGRAMS,
@@ -44,7 +45,7 @@ ALLOWED = {
     "demo": PROGRAMS,
     "tools": PROGRAMS | {"tools"},
 }
-NO_JAX = {"types", "errors", "darknet_cfg", "data", "metrics", "viz"}
+NO_JAX = {"types", "errors", "checks", "config", "darknet_cfg", "data", "metrics", "viz"}
 NO_FLAX = NO_JAX | {"ops", "assign", "losses", "sharding"}
 
 
@@ -83,6 +84,18 @@ def test_detlab_modules_import_only_from_layers_below(path):
             assert top not in ("jax", "jaxlib", "flax", "optax", "orbax"), f"{path}: {imported}"
         if name in NO_FLAX:
             assert top != "flax", f"{path} imports {imported}"
+
+
+@pytest.mark.parametrize("folder, forbidden", [
+    ("converters", {"experiments", "tests", "benchmarks"}),
+    ("benchmarks", {"tests", "converters"}),
+])
+def test_converters_and_benchmarks_stand_on_detlab_and_not_on_their_neighbours(folder, forbidden):
+    for path in python_files(folder):
+        for imported in imports(path):
+            top, *rest = imported.split(".")
+            assert top not in forbidden, f"{path} imports {imported}"
+            assert top != "detlab" or rest[0] in PROGRAMS, f"{path} imports {imported}"
 
 
 def test_experiments_import_only_ml_collections_and_common():

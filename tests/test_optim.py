@@ -184,7 +184,7 @@ def test_sgd_equals_pytorchs(nesterov):
 
 
 def test_adamw_equals_optax():
-    settings = block(name="adamw", weight_decay=0.1, no_decay=("head/bias",), lr=0.01)
+    settings = block(name="adamw", weight_decay=0.1, no_decay=("params/head/bias",), lr=0.01)
     mask = {"backbone": {"stem": {"kernel": True}}, "head": {"kernel": True, "bias": False}}
     theirs = optax.adamw(0.01, b1=0.9, weight_decay=0.1, mask=mask)
     gradients = example_gradients(3)
@@ -197,7 +197,7 @@ def test_adamw_equals_optax():
 def test_frozen_leaves_are_bit_equal_after_five_steps_and_hold_no_state(name, how):
     settings = block(
         name=name, weight_decay=0.1, clip_norm=1.0,
-        freeze=("backbone/.*",) if how == "config" else (),
+        freeze=("params/backbone/.*",) if how == "config" else (),
     )
     frozen = (r"params/backbone/.*", r"batch_stats/backbone/.*") if how == "model" else ()
     built = build(settings, frozen)
@@ -258,8 +258,11 @@ def test_the_schedule_of_the_result_is_the_one_that_updates_follow():
     (dict(schedule="linear"), "config.optim.schedule is 'linear': step, cosine or constant"),
     (dict(warmup_steps=10), "config.optim.warmup_steps is 10, but the run has 10 steps"),
     (dict(freeze=(".*",)), "config.optim.freeze matches every parameter"),
-    (dict(no_decay=("head/bais",)), "config.optim.no_decay: 'head/bais' matches no parameter"),
-    (dict(freeze=("backbon/.*",)), "config.optim.freeze: 'backbon/.*' matches no parameter"),
+    (dict(no_decay=("params/head/bais",)),
+     "config.optim.no_decay: 'params/head/bais' matches no parameter, such as params/backbone/"),
+    (dict(freeze=("params/backbon/.*",)),
+     "config.optim.freeze: 'params/backbon/.*' matches no parameter"),
+    (dict(freeze=("backbone/.*",)), "config.optim.freeze: 'backbone/.*' matches no parameter"),
 ])
 def test_mistakes_are_named_in_a_sentence(changes, sentence):
     with pytest.raises(errors.UserError, match=sentence.replace("*", r"\*")):

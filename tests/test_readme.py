@@ -88,7 +88,7 @@ def test_command_1_with_30_steps_then_evaluate_predict_and_resume(tmp_path):
     output = run(train, tmp_path, *short, "--config.train.eval_every=30")
     workdir = tmp_path / "runs" / "retinanet_shapes"
     assert f"pictures:     {workdir.relative_to(tmp_path) / 'pictures'}" in output
-    assert len(list((workdir / "pictures").glob("*.png"))) == 16
+    assert len(list((workdir / "pictures").glob("[0-9]*.png"))) == 16
     assert "AP50" in output
 
     photos = tmp_path / "photos"
@@ -96,7 +96,7 @@ def test_command_1_with_30_steps_then_evaluate_predict_and_resume(tmp_path):
         boxes.save(photos / f"{i}.png", shapes.Shapes("val")[i]["image"])
     for command in SHAPES_COMMANDS:
         run(command, tmp_path)
-    assert len(list((tmp_path / "pictures").glob("*.png"))) == 200
+    assert len(list((tmp_path / "pictures").glob("[0-9]*.png"))) == 200
     assert (tmp_path / "found" / "0.png").exists() and (tmp_path / "found.json").exists()
 
     again = run(train, tmp_path, *short, "--config.train.eval_every=30")

@@ -14,8 +14,8 @@ def open_log(tmp_path):
     """`open_log(first_step)`; the logs are closed in the end."""
     logs = []
 
-    def open_log(first_step=0):
-        logs.append(run_log.RunLog(tmp_path, first_step))
+    def open_log(first_step=0, **counts):
+        logs.append(run_log.RunLog(tmp_path, first_step, counts))
         return logs[-1]
 
     yield open_log
@@ -41,30 +41,51 @@ def test_a_row_holds_means_since_the_row_before_and_counts_since_the_beginning(o
     assert first.pop("train/images_per_second") > 0
     assert first == {
         "step": 2, "train/loss": 2.0, "train/lr": 0.5,
-        "data/dropped_boxes": 3, "data/skipped_images": 1,
+        "data/no_slot_boxes": 3, "data/skipped_images": 1,
     }
     assert second["step"] == 3 and second["train/loss"] == 7.0 and second["train/lr"] == 0.25
-    assert second["data/dropped_boxes"] == 4 and second["data/skipped_images"] == 1
+    assert second["data/no_slot_boxes"] == 4 and second["data/skipped_images"] == 1
     assert "loss 2.000" in short and "img/s" in short and "lr" not in short
 
 
-def test_speed_counts_images_and_leaves_pauses_out(open_log, monkeypatch):
+def test_speed_counts_images_and_leaves_out_what_was_not_training(open_log, monkeypatch):
     now = [100.0]
     monkeypatch.setattr(run_log.time, "time", lambda: now[0])
     log = open_log()
     log.step({})
     now[0] += 2.0
-    log.pause()
     now[0] += 50.0
-    log.resume()
+    log.exclude(50.0)
     log.step({})
     now[0] += 2.0
     assert log.write(2, batch_size=6).startswith("3.0 img/s")
     assert run_log.read_rows(log.path)[0]["train/images_per_second"] == pytest.approx(3.0)
 
 
-def test_evaluations_are_rows_of_their_own(open_log):
+def test_what_was_left_out_when_the_data_opened_is_in_every_row(open_log):
+    log = open_log(dropped_boxes=2, skipped_records=1)
+    log.step({"loss": 1.0})
+    log.write(1, 1)
+    row = run_log.read_rows(log.path)[0]
+    assert row["data/dropped_boxes"] == 2 and row["data/skipped_records"] == 1
+
+
+def test_a_row_needs_a_step(open_log):
     log = open_log()
+    assert log.write(1, 1) == "" and run_log.read_rows(log.path) == []
+
+
+@pytest.mark.parametrize("line", [b"5", b'{"loss": 1}', b"\xff\xfe", b"[1]"])
+def test_lines_that_are_no_rows_are_refused(line, tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(line + b'\n{"step": 3}\n')
+    with pytest.raises(errors.UserError, match="line 1 of"):
+        run_log.read_rows(path)
+
+
+def test_evaluations_are_rows_of_their_own_and_one_a_step(open_log):
+    log = open_log()
+    log.evaluation(5, {"AP": 0.25})
     log.evaluation(5, {"AP": 0.25})
     assert run_log.read_rows(log.path) == [{"step": 5, "eval/AP": 0.25}]
 
@@ -110,7 +131,7 @@ def test_a_line_that_a_kill_cut_short_is_left_out(open_log, tmp_path):
 def test_a_broken_line_in_the_middle_names_the_file_and_the_line(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\n{"st\n{"step": 3}\n')
-    with pytest.raises(errors.UserError, match=r"line 2 of .*metrics\.jsonl is not JSON"):
+    with pytest.raises(errors.UserError, match=r"line 2 of .*metrics\.jsonl is not a row"):
         run_log.read_rows(path)
 
 
@@ -127,7 +148,7 @@ def test_counts_go_on_from_the_last_row_that_is_kept(open_log):
     log.step({"loss": 1.0})
     log.write(3, 1)
     row = run_log.read_rows(log.path)[-1]
-    assert row["data/dropped_boxes"] == 2 + 5 + 10
+    assert row["data/no_slot_boxes"] == 2 + 5 + 10
     assert row["data/skipped_images"] == 1 + 2
 
 
@@ -154,4 +175,4 @@ def test_rows_are_plain_json(open_log):
     log.step({"loss": 0.5})
     log.write(1, 2)
     (line,) = log.path.read_text().splitlines()
-    assert json.loads(line)["data/dropped_boxes"] == 1
+    assert json.loads(line)["data/no_slot_boxes"] == 1

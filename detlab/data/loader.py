@@ -10,6 +10,7 @@ Grain only carries the plan out: it maps steps to batches in threads or worker p
 """
 
 import functools
+import signal
 from typing import NamedTuple
 
 import cv2
@@ -38,7 +39,7 @@ class Loaded(NamedTuple):
 
     batch: types.Batch
     dropped_boxes: int  # objects for which the batch had no slot
-    skipped: tuple[str, ...]  # a sentence for each image that could not be read and was replaced
+    skipped: tuple[str, ...]  # a sentence for each image that could not be read
 
 
 # ------------------------------------------------------------------------------------------------
@@ -218,6 +219,7 @@ def train_batches(
         max_boxes=max_boxes,
         pad_value=pad_value,
         groups=tuple(group_by_canvas(sizes, canvases)) if skip_broken else (),
+        leave_broken_out=False,
     )
     return _stream(make, range(start_step, num_steps), read_threads, prefetch, workers)
 
@@ -230,6 +232,7 @@ def eval_batches(
     max_boxes,
     pad_value,
     resize="fit",
+    skip_broken=False,
     process_index=0,
     process_count=1,
     read_threads=2,
@@ -239,11 +242,13 @@ def eval_batches(
     """Iterator of `Loaded` that shows every image once, unflipped, in an order always the same.
 
     Rows that fill up the last batch of a canvas have `real` False.  The arguments are those of
-    `train_batches`.
+    `train_batches`, except
 
+      skip_broken: an image that cannot be read gives a row with `real` False and a sentence in
+        `Loaded.skipped`; no other image takes its place, as each counts once.
     Raises:
       ValueError: the batch cannot be shared out, or `resize` is unknown.
-      DataError: from the iterator: an image cannot be read.
+      DataError: from the iterator, without `skip_broken`: an image cannot be read.
     """
     steps = eval_plan(source_sizes(source), batch_size, canvases)
     make = _MakeBatch(
@@ -255,6 +260,7 @@ def eval_batches(
         max_boxes=max_boxes,
         pad_value=pad_value,
         groups=(),
+        leave_broken_out=skip_broken,
     )
     return _stream(make, range(len(steps)), read_threads, prefetch, workers)
 
@@ -291,20 +297,26 @@ class _MakeBatch(NamedTuple):
     flips: tuple  # of (record, rng) -> record
     max_boxes: int
     pad_value: object
-    groups: tuple  # images by canvas, to replace broken ones from; empty: a broken image raises
+    groups: tuple  # images by canvas, to replace broken ones from; empty: none is replaced
+    leave_broken_out: bool  # a row that is not real in place of an image that cannot be read
 
     def __call__(self, step):
         canvas, index, seed, _ = self.plan(step)
         skipped = []
         records = [
-            None if i < 0 else self._transform(self._read(i, skipped), canvas, s)
+            self._transform(self._read(i, skipped), canvas, s)
             for i, s in zip(index[self.rows].tolist(), seed[self.rows].tolist(), strict=True)
         ]
         batch = to_batch(records, canvas, self.max_boxes, self.pad_value)
         return Loaded(batch, count_dropped(records, self.max_boxes), tuple(skipped))
 
     def _read(self, i, skipped):
-        """Record i, or the next of its group that can be read; the faults go to `skipped`."""
+        """Record i, or the next of its group that can be read; the faults go to `skipped`.
+
+        None where there is to be no record: i is -1, or broken and left out.
+        """
+        if i < 0:
+            return None
         faults = []
         for candidate in self._candidates(i):
             try:
@@ -314,6 +326,9 @@ class _MakeBatch(NamedTuple):
             else:
                 skipped += [str(fault) for fault in faults]
                 return record
+        if self.leave_broken_out:
+            skipped += [str(fault) for fault in faults]
+            return None
         if len(faults) == 1:
             raise faults[0]
         raise records_lib.DataError(
@@ -328,6 +343,8 @@ class _MakeBatch(NamedTuple):
                 yield from np.roll(group, -at)[1 : 1 + _REPLACEMENTS].tolist()
 
     def _transform(self, record, canvas, seed):
+        if record is None:
+            return None
         rng = np.random.default_rng(seed)
         record = self.resize(record, *canvas)
         for flip in self.flips:
@@ -354,7 +371,7 @@ def resizer(resize):
 
 
 def _stream(make, steps, read_threads, prefetch, workers):
-    _one_opencv_thread()
+    cv2.setNumThreads(1)  # OpenCV's own threads get in the way of those that share the work here
     options = grain.ReadOptions(
         num_threads=read_threads, prefetch_buffer_size=max(prefetch, read_threads)
     )
@@ -363,11 +380,13 @@ def _stream(make, steps, read_threads, prefetch, workers):
         if not flags.FLAGS.is_parsed():  # grain's workers read absl flags, which may be unparsed
             flags.FLAGS.mark_as_parsed()
         dataset = dataset.mp_prefetch(
-            grain.MultiprocessingOptions(num_workers=workers), _one_opencv_thread
+            grain.MultiprocessingOptions(num_workers=workers), _start_worker
         )
     return iter(dataset)
 
 
-def _one_opencv_thread(*_):
-    """OpenCV's own threads get in the way of those that already share the work here."""
+def _start_worker(*_):
+    """What each worker process does first."""
     cv2.setNumThreads(1)
+    # Ctrl-C reaches all processes of a terminal; the parent decides what it means and ends these.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

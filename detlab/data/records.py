@@ -3,7 +3,7 @@
 **A record** is a plain dict of NumPy values:
 
   image: uint8 [h, w, 3] RGB.
-  boxes: float32 [n, 4] xyxy, px counted from 0, inside the image.
+  boxes: float32 [n, 4] xyxy, px counted from 0, inside the image (COCO evaluation: as annotated).
   labels: int32 [n] in 0..C-1.
   ignore: bool [n], objects that are neither learnt nor counted (COCO crowd, VOC difficult).
   area: float32 [n] px^2, the annotated area (COCO: of the outline), else that of the box.
@@ -19,14 +19,16 @@ Transforms add `placement`, float32 [4] sx, sy, tx, ty with new xy = original xy
   source.annotation(i)  record i without `image`; reads nothing
   source.size(i)        (height, width) of image i; decodes nothing
   source.name(i)        file path, or a name that tells a person which image it is
-  source.image_id(i)    the data set's own id, int or str
+  source.image_id(i)    the data set's own id, int or str, different for each image
   source.class_names    tuple of C names
-  source.problems       sentences that say what was left out while reading the annotations
-  source.dropped_boxes, source.skipped_records    how many boxes and whole images that were
+  source.problems       sentences on what was changed or left out, the most important first
+  source.dropped_boxes, source.clipped_boxes      boxes left out of images that stay, and boxes cut
+  source.skipped_records, source.filtered_records     images left out as unusable, and by choice
 
 EXIF orientation is ignored: annotations of detection data sets count pixels as they are stored.
 """
 
+import collections
 import pathlib
 import struct
 from typing import NamedTuple
@@ -36,7 +38,34 @@ import numpy as np
 
 
 class DataError(ValueError):
-    """Data that cannot be used.  The message is one sentence: which file, what, and the remedy."""
+    """Data that cannot be used.  The message is one sentence: which file, what, and the remedy.
+
+    `can_leave_out` says that another remedy is to go on without this object or image, where the
+    source or the loader is told to (`strict=False`, `skip_broken=True`).
+    """
+
+    def __init__(self, message, can_leave_out=False):
+        super().__init__(message)
+        self.can_leave_out = can_leave_out
+
+
+class Faults:
+    """Collects sentences on what cannot be used; with `strict` the first is raised instead."""
+
+    def __init__(self, strict):
+        self._strict = strict
+        self.sentences = []
+
+    def add(self, sentence):
+        if self._strict:
+            raise DataError(sentence, can_leave_out=True)
+        self.sentences.append(sentence)
+
+
+def counts(source):
+    """{name: number} of what a source lost, for the log."""
+    names = ("dropped_boxes", "clipped_boxes", "skipped_records", "filtered_records")
+    return {name: getattr(source, name) for name in names}
 
 
 # ------------------------------------------------------------------------------------------------
@@ -53,7 +82,8 @@ def read_image(path):
     if _ends_early(data):
         raise DataError(
             f"image file {path} ends before its picture does; fetch the file again "
-            "or take it off the list of images"
+            "or take it off the list of images",
+            can_leave_out=True,
         )
     flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
     try:
@@ -63,24 +93,29 @@ def read_image(path):
     if image is None:
         raise DataError(
             f"image file {path} cannot be decoded; fetch the file again "
-            "or take it off the list of images"
+            "or take it off the list of images",
+            can_leave_out=True,
         )
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
 def read_image_size(path):
     """(height, width) of an image file: from the header for JPEG and PNG, else by decoding."""
-    data = _read_bytes(path)
-    if data.startswith(_PNG):
-        if len(data) >= 24:
-            width, height = struct.unpack(">II", data[16:24])
-            return height, width
-    elif data.startswith(_JPEG):
+    size = _header_size(_read_bytes(path))
+    return size if min(size) > 0 else read_image(path).shape[:2]
+
+
+def _header_size(data):
+    """(height, width) that the header of a JPEG or PNG gives; zeros where it gives none."""
+    if data.startswith(_PNG) and len(data) >= 24:
+        width, height = struct.unpack(">II", data[16:24])
+        return height, width
+    if data.startswith(_JPEG):
         for marker, payload in _jpeg_segments(data):
             # SOF0..SOF15 hold the size; C4, C8 and CC in that range are tables.
             if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
                 return struct.unpack(">HH", data[payload + 1 : payload + 5])
-    return read_image(path).shape[:2]
+    return 0, 0
 
 
 _JPEG = b"\xff\xd8"
@@ -92,11 +127,13 @@ def _read_bytes(path):
         return pathlib.Path(path).read_bytes()
     except FileNotFoundError:
         raise DataError(
-            f"image file {path} does not exist; put it there or take it off the list of images"
+            f"image file {path} does not exist; put it there or take it off the list of images",
+            can_leave_out=True,
         ) from None
     except OSError as error:
         raise DataError(
-            f"image file {path} cannot be read ({error.strerror}); check its permissions"
+            f"image file {path} cannot be read ({error.strerror}); check its permissions",
+            can_leave_out=True,
         ) from error
 
 
@@ -129,66 +166,88 @@ def _jpeg_segments(data):
 # Boxes
 
 
-LEAVE_OUT = (
-    "strict=False (config.data.skip_broken in training, config.data.eval_skip_broken otherwise)"
-)
-
-
 class Checked(NamedTuple):
     """What `check_boxes` found: m of n boxes are kept."""
 
-    boxes: np.ndarray  # [m, 4] float32, clipped to the image
+    boxes: np.ndarray  # [m, 4] float32
     labels: np.ndarray  # [m] int32
     keep: np.ndarray  # [n] bool
     num_clipped: int  # kept boxes that stuck out of the image
-    problems: tuple[str, ...]  # one sentence for each box left out
+    problems: tuple[str, ...]  # sentences, the most important first
 
 
-def check_boxes(boxes, names, class_names, image_size, describe, strict=True):
-    """Boxes clipped to their image, without those that cannot be used.
-
-    Left out are boxes of an unknown class, with a coordinate that is not finite, of no area, and
-    wholly outside the image.
+def check_boxes(
+    boxes, names, class_names, image_size, describe, strict=True, chosen_from=None, clip=True
+):
+    """Boxes clipped to their image, without those that cannot be used or are of no chosen class.
 
     Args:
-      boxes: [n, 4] xyxy px, counted from 0.
+      boxes: [n, 4] xyxy px, counted from 0, finite.
       names: n class names.
-      class_names: the C known ones; the position is the label.
+      class_names: the C classes; the position is the label.
       image_size: (height, width), or [n, 2] with one row a box.
       describe: box number -> words for it, as "000005.xml, object 2 (chair)".
       strict: raise at the first unusable box instead of leaving it out.
+      chosen_from: what the n boxes were read from, in words, where `class_names` are a choice:
+        boxes of other classes are then left out whether `strict` or not, with one sentence a
+        class.  None where `class_names` are all there are: another class is a fault.
+      clip: False keeps boxes as they are, also those of no area or outside the image.
     Raises:
-      DataError: `strict` and a box cannot be used.
+      DataError: `strict` and a box cannot be used, or there are boxes and none is of a chosen
+        class.
     """
     boxes = np.asarray(boxes, np.float64).reshape(-1, 4)
     number = {name: label for label, name in enumerate(class_names)}
     labels = np.array([number.get(name, -1) for name in names], np.int32)
     height, width = np.broadcast_to(np.asarray(image_size), (len(boxes), 2)).T
-    inside = np.clip(boxes, 0, np.stack([width, height, width, height], axis=1))
+    limits = np.stack([width, height, width, height], axis=1)
+    inside = np.clip(boxes, 0, limits)
 
-    faults = {
-        f"is of a class that is not in class_names ({', '.join(class_names)})": labels < 0,
-        "has a coordinate that is not a finite number": ~np.isfinite(boxes).all(axis=1),
-        "has no area": (boxes[:, 2:] <= boxes[:, :2]).any(axis=1),
-        "lies outside the image": (inside[:, 2:] <= inside[:, :2]).any(axis=1),
-    }
-    bad = np.stack(list(faults.values()))  # [4, n]
-    keep = ~bad.any(axis=0)
+    wanted = labels >= 0
+    if chosen_from is None:
+        on_classes, unknown = [], ~wanted
+    else:
+        on_classes, unknown = _on_classes(names, class_names, chosen_from), np.zeros_like(wanted)
+        if len(names) and not wanted.any() and strict:
+            raise DataError(f"{on_classes[0]}; correct class_names")
+    faults = {f"is of a class that is not in class_names ({', '.join(class_names)})": unknown}
+    if clip:
+        faults["has no area"] = wanted & (boxes[:, 2:] <= boxes[:, :2]).any(axis=1)
+        faults["lies outside the image"] = wanted & (inside[:, 2:] <= inside[:, :2]).any(axis=1)
+    else:
+        faults["has a negative side"] = wanted & (boxes[:, 2:] < boxes[:, :2]).any(axis=1)
+    bad = np.stack(list(faults.values()))  # [faults, n]
     words = list(faults)
-    problems = []
-    for k in np.flatnonzero(~keep):
-        problems.append(f"{describe(k)} {words[np.argmax(bad[:, k])]}")
-        if strict:
-            raise DataError(
-                f"{problems[0]}; correct it, or leave such objects out with {LEAVE_OUT}"
-            )
-    return Checked(
-        inside[keep].astype(np.float32),
-        labels[keep],
-        keep,
-        int((inside != boxes).any(axis=1)[keep].sum()),
-        tuple(problems),
-    )
+    found = Faults(strict)
+    for k in np.flatnonzero(bad.any(axis=0)):
+        found.add(f"{describe(k)} {words[np.argmax(bad[:, k])]}")
+
+    keep = wanted & ~bad.any(axis=0)
+    # From the given numbers: x + width carries a rounding error, which sticks out of nothing.
+    beyond = (np.maximum(-boxes, boxes - limits) > _ROUNDING).any(axis=1)
+    num_clipped = int(beyond[keep].sum()) if clip else 0
+    problems = [*found.sentences, *on_classes] if wanted.any() else [*on_classes, *found.sentences]
+    if num_clipped:
+        problems.append(f"{num_clipped} boxes stick out of their images and are clipped")
+    kept = inside[keep] if clip else boxes[keep]
+    return Checked(kept.astype(np.float32), labels[keep], keep, num_clipped, tuple(problems))
+
+
+_ROUNDING = 1e-6  # px
+
+
+def _on_classes(names, class_names, chosen_from):
+    """Sentences on chosen classes without objects, and on objects of classes not chosen."""
+    count = collections.Counter(names)
+    others = sorted(count.keys() - set(class_names))
+    if count and len(others) == len(count):
+        there = f"classes there are {', '.join(others)}"
+        return [f"no object of class {', '.join(class_names)} in {chosen_from}; {there}"]
+    absent = [name for name in class_names if name not in count]
+    return [f"no object of class {name} in {chosen_from}" for name in absent] + [
+        f"{count[name]} objects of class {name} are not in class_names and are left out"
+        for name in others
+    ]
 
 
 class Annotations:
@@ -238,6 +297,7 @@ class FileSource:
         self.dropped_boxes = dropped_boxes
         self.clipped_boxes = clipped_boxes
         self.skipped_records = skipped_records
+        self.filtered_records = 0
         self._paths = list(paths)
         self._image_ids = list(image_ids)
         self._sizes = np.asarray(sizes, np.int64).reshape(-1, 2)
@@ -253,7 +313,8 @@ class FileSource:
             height, width = self.size(i)
             raise DataError(
                 f"image file {self._paths[i]} is {image.shape[1]}x{image.shape[0]} px and its "
-                f"annotation says {width}x{height}; correct the annotation or the image"
+                f"annotation says {width}x{height}; correct the annotation or the image",
+                can_leave_out=True,
             )
         return {"image": image, **record}
 
@@ -281,10 +342,16 @@ class Filtered:
         left_out = len(source) - len(self._keep)
         self.class_names = source.class_names
         self.dropped_boxes = source.dropped_boxes
-        self.skipped_records = source.skipped_records + left_out
+        self.clipped_boxes = source.clipped_boxes
+        self.skipped_records = source.skipped_records
+        self.filtered_records = source.filtered_records + left_out
         self.problems = source.problems
         if left_out:
-            self.problems += (f"{left_out} of {len(source)} images are left out: {reason}",)
+            sentence = f"{left_out} of {len(source)} images are left out: {reason}"
+            # Where no image is left, the first sentence is to be the cause: this, or what was lost
+            # before, such as all objects for a misspelt class.
+            is_cause = not self._keep and not source.dropped_boxes and not source.skipped_records
+            self.problems = (sentence, *self.problems) if is_cause else (*self.problems, sentence)
 
     def __len__(self):
         return len(self._keep)
@@ -312,9 +379,8 @@ def for_training(source, min_side=32):
 
     The rule of mmdetection's `CocoDataset._filter_imgs`; objects to ignore do not count here.
     """
-    keep = [
-        i
-        for i in range(len(source))
-        if min(source.size(i)) >= min_side and not source.annotation(i)["ignore"].all()
-    ]
-    return Filtered(source, keep, f"a side under {min_side} px, or no object to learn")
+    large = [i for i in range(len(source)) if min(source.size(i)) >= min_side]
+    keep = [i for i in large if not source.annotation(i)["ignore"].all()]
+    num_small, num_empty = len(source) - len(large), len(large) - len(keep)
+    reason = f"{num_small} have a side under {min_side} px, {num_empty} have no object to learn"
+    return Filtered(source, keep, reason)

@@ -32,8 +32,7 @@ class Shapes:
 
     class_names = CLASS_NAMES
     problems = ()
-    dropped_boxes = 0
-    skipped_records = 0
+    dropped_boxes = clipped_boxes = skipped_records = filtered_records = 0
 
     def __init__(self, split="train", size=128, num_images=None, seed=0):
         if split not in NUM_IMAGES:

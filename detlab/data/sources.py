@@ -2,10 +2,7 @@
 
 import pathlib
 
-from detlab.data import coco
-from detlab.data import records
-from detlab.data import shapes
-from detlab.data import voc
+from detlab.data import coco, records, shapes, voc
 
 
 def build(data, part: str):
@@ -26,8 +23,7 @@ def build(data, part: str):
         return shapes.Shapes("train" if part == "train" else "val")
     if data.source == "voc":
         splits = data.train_splits if part == "train" else data.eval_splits
-        named = {} if class_names is None else {"class_names": class_names}
-        source = voc.Voc(root, splits, strict=strict, **named)
+        source = voc.Voc(root, splits, class_names, strict=strict)
     elif data.source == "coco":
         images = data.train_images if part == "train" else data.eval_images
         annotations = data.train_annotations if part == "train" else data.eval_annotations

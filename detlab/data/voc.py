@@ -1,9 +1,10 @@
 """PASCAL VOC annotations: the 2007 and 2012 data sets, and other data in their layout.
 
 Files (devkit documentation, section 8): `ImageSets/Main/<split>.txt` lists names, and each name has
-`Annotations/<name>.xml` and `JPEGImages/<name>.jpg`.  Boxes count pixels from 1 and include both
-ends; like mmdetection's `XMLDataset`, this reader subtracts 1 from all four numbers, which leaves
-the last row and column of a box out.  Objects marked `difficult` become `ignore`.
+`Annotations/<name>.xml` and `JPEGImages/<name>.jpg` (or another format; a name may hold folders).
+Boxes count pixels from 1 and include both ends; like mmdetection's `XMLDataset`, this reader
+subtracts 1 from all four numbers, which leaves the last row and column of a box out.  Objects
+marked `difficult` become `ignore`.
 """
 
 import pathlib
@@ -21,49 +22,67 @@ CLASS_NAMES = (
 )  # fmt: skip
 
 
+# Formats of images, in the order they are looked for.
+_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+
+
 class Voc(records_lib.FileSource):
     """The images of one or several splits, one after another.
+
+    The id of an image is its name in the split, `000005`; where the splits are of several folders,
+    which may share names, it is `VOC2007/000005`.
 
     Args:
       root: the folder that holds `VOC2007` and `VOC2012`, or one that itself holds `Annotations`,
         `ImageSets` and `JPEGImages`.
       splits: "2007_trainval" is VOC2007/ImageSets/Main/trainval.txt, and "trainval" is
         ImageSets/Main/trainval.txt of a root of the second kind.
-      class_names: the classes; the position is the label.
+      class_names: the classes to use, in the order of their labels; objects of others are left out.
+        None for the 20 of PASCAL VOC; then an object of another class cannot be used.
       strict: raise at the first image or object that cannot be used; False leaves it out and
         says so in `problems`.
     Raises:
-      DataError: a folder or split is missing; and with `strict`, an annotation file is missing or
-        cannot be understood, or a box cannot be used.
+      DataError: a folder or split is missing, or a split is empty; and with `strict`, an image is
+        listed twice, an annotation file is missing or cannot be understood, an object cannot be
+        used, or there are objects and none is of `class_names`.
     """
 
     def __init__(
         self,
         root,
         splits=("2007_trainval", "2012_trainval"),
-        class_names=CLASS_NAMES,
+        class_names=None,
         strict=True,
     ):
         root = pathlib.Path(root)
-        paths, image_ids, sizes, problems = [], [], [], []
+        splits = (splits,) if isinstance(splits, str) else tuple(splits)
+        bad_images, bad_objects = records_lib.Faults(strict), records_lib.Faults(strict)
+        listed = _listed(root, splits, bad_images)
+        several = len({folder for folder, _ in listed}) > 1
+        paths, image_ids, sizes, contents = [], [], [], {}
         image, boxes, names, difficult, places = [], [], [], [], []
-        for folder, name in _listed(root, (splits,) if isinstance(splits, str) else splits):
+        for folder, name in listed:
             file = folder / "Annotations" / f"{name}.xml"
             try:
-                path, size, objects = _read_annotation(folder, file)
+                annotation = _parse(file)
+                path = _image_path(folder, name, annotation, contents)
+                size = _size(annotation, file, path)
             except records_lib.DataError as error:
-                if strict:
-                    raise
-                problems.append(f"image {name} is left out: {error}")
+                bad_images.add(str(error))
                 continue
-            for number, (class_name, box, hard) in enumerate(objects, start=1):
+            for number, element in enumerate(annotation.findall("object"), start=1):
+                try:
+                    class_name, box, hard = _read_object(element)
+                except ValueError as error:
+                    bad_objects.add(f"{file}, object {number} {error}")
+                    continue
                 image.append(len(paths))
                 boxes.append(box)
                 names.append(class_name)
                 difficult.append(hard)
                 places.append((file, number))
             paths.append(str(path))
-            image_ids.append(name)
+            image_ids.append(f"{folder.name}/{name}" if several else name)
             sizes.append(size)
 
         def describe(k):
@@ -72,8 +91,15 @@ class Voc(records_lib.FileSource):
             return f"{file}, object {number} ({names[k]}, xmin ymin xmax ymax {corners})"
 
         image = np.array(image, np.int64)
-        box_sizes = np.array(sizes, np.int64).reshape(-1, 2)[image]
-        checked = records_lib.check_boxes(boxes, names, class_names, box_sizes, describe, strict)
+        checked = records_lib.check_boxes(
+            boxes,
+            names,
+            class_names or CLASS_NAMES,
+            np.array(sizes, np.int64).reshape(-1, 2)[image],
+            describe,
+            strict,
+            chosen_from=f"{', '.join(splits)} of {root}" if class_names else None,
+        )
         annotations = records_lib.Annotations(
             image=image[checked.keep],
             boxes=checked.boxes,
@@ -83,26 +109,30 @@ class Voc(records_lib.FileSource):
             num_images=len(paths),
         )
         super().__init__(
-            class_names,
+            class_names or CLASS_NAMES,
             paths,
             image_ids,
             sizes,
             annotations,
-            problems=(*problems, *checked.problems),
-            dropped_boxes=len(checked.problems),
+            problems=(*bad_images.sentences, *bad_objects.sentences, *checked.problems),
+            dropped_boxes=len(bad_objects.sentences) + int((~checked.keep).sum()),
             clipped_boxes=checked.num_clipped,
-            skipped_records=len(problems),
+            skipped_records=len(bad_images.sentences),
         )
 
 
-def _listed(root, splits):
-    """(folder, name) of each image that the splits list."""
+def _listed(root, splits, faults):
+    """(folder, name) of each image that the splits list, without repeats, which are faults."""
     if not root.is_dir():
         raise records_lib.DataError(
             f"data folder {root} does not exist; give the folder that holds VOC2007 and VOC2012, "
             "or Annotations, ImageSets and JPEGImages"
         )
-    listed = []
+    if not splits:
+        raise records_lib.DataError(
+            f"no split is given; splits under {root}: {', '.join(_splits_under(root)) or 'none'}"
+        )
+    listed = {}  # (folder, name) -> the split file, in the order of the list
     for split in splits:
         year = re.match(r"(\d{4})_", split)
         folder = root / f"VOC{year[1]}" if year else root
@@ -112,9 +142,37 @@ def _listed(root, splits):
                 f"split {split!r} needs the file {file}, which does not exist; "
                 f"splits under {root}: {', '.join(_splits_under(root)) or 'none'}"
             )
-        names = [line.split()[0] for line in file.read_text().splitlines() if line.strip()]
-        listed += [(folder, name) for name in names]
-    return listed
+        names = _names(folder, file)
+        if not names:
+            raise records_lib.DataError(
+                f"split file {file} lists no images; write their names into it, one a line"
+            )
+        for name in names:
+            if (folder, name) in listed:
+                first = listed[folder, name]
+                again = "twice" if first == file else f"again after {first}"
+                faults.add(f"split file {file} lists image {name!r} {again}")
+            else:
+                listed[folder, name] = file
+    return list(listed)
+
+
+def _names(folder, file):
+    """The names in a split file, without the column of the splits that are of one class."""
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise records_lib.DataError(
+            f"split file {file} cannot be read as text ({error}); write one name a line"
+        ) from error
+    names = []
+    for line in filter(None, map(str.strip, lines)):
+        column = re.fullmatch(r"(.*\S)\s+(-1|0|1)", line)
+        # `scan 1` may also be a whole name: then there is an annotation of it.
+        if column and not (folder / "Annotations" / f"{line}.xml").is_file():
+            line = column[1]
+        names.append(line)
+    return names
 
 
 def _splits_under(root):
@@ -125,42 +183,82 @@ def _splits_under(root):
     return sorted(found)
 
 
-def _read_annotation(folder, file):
-    """(image path, (height, width), objects) of an XML file.
+# ------------------------------------------------------------------------------------------------
+# One annotation file
 
-    Objects are (class name, [x1, y1, x2, y2] px from 0, difficult).
-    """
+
+def _parse(file):
+    """The root element of an XML file."""
     try:
-        root = ElementTree.parse(file).getroot()
+        return ElementTree.parse(file).getroot()
     except FileNotFoundError:
-        raise records_lib.DataError(
-            f"annotation file {file} does not exist; put it there, or take its name off the split"
-        ) from None
-    except ElementTree.ParseError as error:
-        raise records_lib.DataError(
-            f"annotation file {file} is not well-formed XML ({error}); correct it or fetch it again"
-        ) from error
-    try:
-        objects = [_read_object(element) for element in root.findall("object")]
-        size = tuple(int(float(root.findtext(f"size/{side}", "0"))) for side in ("height", "width"))
-    except ValueError as error:
-        raise records_lib.DataError(f"annotation file {file}: {error}; correct it") from error
-    suffix = pathlib.PurePath(root.findtext("filename", "").strip()).suffix
-    path = folder / "JPEGImages" / f"{file.stem}{suffix or '.jpg'}"
-    if min(size) <= 0:
-        size = records_lib.read_image_size(path)
-    return path, size, objects
+        fault = "does not exist"
+    except OSError as error:
+        fault = f"cannot be read ({error.strerror})"
+    except (ElementTree.ParseError, LookupError, ValueError) as error:  # the last two: its encoding
+        fault = f"is not well-formed XML ({error})"
+    raise records_lib.DataError(f"annotation file {file} {fault}")
+
+
+def _image_path(folder, name, annotation, contents):
+    """The image of a name: with the suffix that <filename> gives, else of any other format.
+
+    Args:
+      contents: {folder: its files}, filled here, so that no folder is listed twice.
+    """
+    suffix = pathlib.PurePath(annotation.findtext("filename", "").strip()).suffix or ".jpg"
+    path = folder / "JPEGImages" / f"{name}{suffix}"
+    if path.is_file():
+        return path
+    if path.parent not in contents:
+        files = path.parent.iterdir() if path.parent.is_dir() else ()
+        contents[path.parent] = {f"{other.stem}{other.suffix.lower()}": other for other in files}
+    stem = pathlib.PurePath(name).name
+    candidates = (contents[path.parent].get(stem + end) for end in (suffix.lower(), *_SUFFIXES))
+    return next(filter(None, candidates), path)
+
+
+def _size(annotation, file, path):
+    """(height, width) px, of the image file itself where the annotation does not give it."""
+    size = []
+    for side in ("height", "width"):
+        text = annotation.findtext(f"size/{side}", "").strip() or "0"
+        value = _number(text)
+        if value is None:
+            raise records_lib.DataError(
+                f"annotation file {file} has the {side} {text!r}, which is no number of px"
+            )
+        size.append(int(value))
+    return tuple(size) if min(size) > 0 else records_lib.read_image_size(path)
 
 
 def _read_object(element):
-    """Raises ValueError that says what is missing or no number."""
-    name = element.findtext("name")
-    if name is None:
-        raise ValueError("an object has no name")
+    """(class name, [x1, y1, x2, y2] px from 0, difficult) of an <object>.
+
+    Raises ValueError with words on what is missing or no number.
+    """
+    name = element.findtext("name", "").strip()
+    if not name:
+        raise ValueError("has no name")
     box = []
     for side in ("xmin", "ymin", "xmax", "ymax"):
         text = element.findtext(f"bndbox/{side}")
         if text is None:
-            raise ValueError(f"an object ({name.strip()}) has no bndbox/{side}")
-        box.append(float(text) - 1)
-    return name.strip(), box, bool(int(element.findtext("difficult", "0")))
+            raise ValueError(f"({name}) has no bndbox/{side}")
+        value = _number(text)
+        if value is None:
+            raise ValueError(f"({name}) has the {side} {text!r}, which is no number of px")
+        box.append(value - 1)
+    difficult = element.findtext("difficult", "").strip() or "0"
+    if difficult not in ("0", "1"):
+        raise ValueError(f"({name}) is difficult {difficult!r}, which is neither 0 nor 1")
+    return name, box, difficult == "1"
+
+
+def _number(text):
+    """The number a text holds; None where it holds none, or none that can count pixels."""
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if abs(value) < 2**31 else None  # False for NaN

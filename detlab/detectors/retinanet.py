@@ -78,6 +78,49 @@ class RetinaNet(nn.Module):
     pixel_std: Sequence[float] = (58.395, 57.12, 57.375)
     dtype: str = "float32"
 
+    def check(self) -> None:
+        """Raises ValueError for a value that no RetinaNet can have, before anything is built."""
+        depths, norms = resnet.STAGES, layers.NORMS
+        dtypes = ("float32", "bfloat16", "float16")
+        stages, strides = self.backbone_stages, tuple(self.strides)
+        # Groups of 32: every width of a ResNet is a multiple of the first.
+        divisible = self.backbone_norm != "group" or self.backbone_width % 32 == 0
+        doubling = strides and strides == tuple(8 * 2**i for i in range(len(strides)))
+        rules = (
+            ("num_classes", self.num_classes >= 1, "at least 1"),
+            ("depth", self.depth in depths, f"one of {', '.join(map(str, depths))}"),
+            ("style", self.style in ("pytorch", "caffe"), "pytorch or caffe"),
+            ("backbone_norm", self.backbone_norm in norms, f"one of {', '.join(norms)}"),
+            ("frozen_stages", 0 <= self.frozen_stages <= 4, "0 to 4"),
+            ("backbone_width", self.backbone_width >= 1, "at least 1"),
+            ("backbone_width", divisible, "divisible by 32 where backbone_norm is group"),
+            ("backbone_stages", stages is None or positive(stages, 4, int), "four block counts"),
+            ("neck_width", self.neck_width >= 1, "at least 1"),
+            ("head_convs", self.head_convs >= 0, "at least 0"),
+            ("head_width", self.head_width >= 1, "at least 1"),
+            ("prior_probability", 0 < self.prior_probability < 1, "between 0 and 1"),
+            ("strides", doubling, "8, 16, 32 and so on, those of P3 upward"),
+            ("octave_base_scale", self.octave_base_scale > 0, "above 0"),
+            ("scales_per_octave", self.scales_per_octave >= 1, "at least 1"),
+            ("aspect_ratios", positive(self.aspect_ratios), "one or more numbers above 0"),
+            ("delta_stds", positive(self.delta_stds, 4), "four numbers above 0"),
+            ("positive_iou", 0 < self.positive_iou <= 1, "above 0 and at most 1"),
+            ("negative_iou", 0 <= self.negative_iou <= self.positive_iou, "0 to positive_iou"),
+            ("focal_alpha", 0 <= self.focal_alpha <= 1, "0 to 1"),
+            ("focal_gamma", self.focal_gamma >= 0, "at least 0"),
+            ("box_weight", self.box_weight >= 0, "at least 0"),
+            ("candidates_per_level", self.candidates_per_level >= 1, "at least 1"),
+            ("score_threshold", 0 <= self.score_threshold <= 1, "0 to 1"),
+            ("nms_iou", 0 <= self.nms_iou <= 1, "0 to 1"),
+            ("max_detections", self.max_detections >= 1, "at least 1"),
+            ("pixel_mean", numbers(self.pixel_mean, 3), "three numbers"),
+            ("pixel_std", positive(self.pixel_std, 3), "three numbers above 0"),
+            ("dtype", self.dtype in dtypes, f"one of {', '.join(dtypes)}"),
+        )
+        for field, fits, words in rules:
+            if not fits:
+                raise ValueError(f"{field} is {getattr(self, field)!r}; it must be {words}")
+
     def setup(self):
         anchors_per_cell = self.scales_per_octave * len(self.aspect_ratios)
         self.backbone = resnet.ResNet(
@@ -227,6 +270,18 @@ class RetinaNet(nn.Module):
     def frozen_paths(self) -> tuple[str, ...]:
         """Regexes of the leaves that training never changes."""
         return resnet.frozen_paths("backbone", self.backbone_norm, self.frozen_stages)
+
+
+def numbers(values, length: int | None = None, kind=(int, float)) -> bool:
+    """Whether values is a tuple of one or more numbers, `length` of them where it is given."""
+    if not isinstance(values, tuple) or not values or length not in (None, len(values)):
+        return False
+    return all(isinstance(v, kind) for v in values)
+
+
+def positive(values, length: int | None = None, kind=(int, float)) -> bool:
+    """Whether they are `numbers` above 0."""
+    return numbers(values, length, kind) and min(values) > 0
 
 
 MODULE = RetinaNet

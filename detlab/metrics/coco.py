@@ -13,23 +13,14 @@ import numpy as np
 from pycocotools import coco as coco_lib
 from pycocotools import cocoeval
 
-from detlab.metrics import inputs, tables
+from detlab.metrics import inputs
 
-# In the order of `COCOeval.stats`.
-SUMMARY = {
-    "AP": "average precision, IoU .50:.95",
-    "AP50": "average precision, IoU .50",
-    "AP75": "average precision, IoU .75",
-    "AP_small": "average precision, area below 32^2",
-    "AP_medium": "average precision, area 32^2 to 96^2",
-    "AP_large": "average precision, area above 96^2",
-    "AR1": "average recall, 1 detection an image",
-    "AR10": "average recall, 10 detections an image",
-    "AR100": "average recall, 100 detections an image",
-    "AR_small": "average recall, area below 32^2",
-    "AR_medium": "average recall, area 32^2 to 96^2",
-    "AR_large": "average recall, area above 96^2",
-}
+# In the order of `COCOeval.stats`.  AP50 and AP75 are at one IoU; small, medium and large are areas
+# below 32^2, up to 96^2 and above, px^2; AR1, AR10 and AR100 allow that many detections an image.
+SUMMARY = (
+    ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
+    + ("AR1", "AR10", "AR100", "AR_small", "AR_medium", "AR_large")
+)
 
 
 def evaluate(ground_truth, predictions, class_names):
@@ -39,7 +30,7 @@ def evaluate(ground_truth, predictions, class_names):
       ground_truth, predictions: lists of dicts, one per image; see `detlab.metrics.inputs`.
       class_names: sequence of C names.
     Returns:
-      dict of floats under the keys of `SUMMARY`, and `classes`: list of C dicts with `name`, `AP`,
+      dict of floats under the names of `SUMMARY`, and `classes`: list of C dicts with `name`, `AP`,
       `AP50`, `AP75`, `AR100`, `num_objects` (without ignored ones) and `num_detections`.
     Raises:
       ValueError: inputs that do not fit together; see `inputs.flatten`.
@@ -75,26 +66,6 @@ def evaluate(ground_truth, predictions, class_names):
         for label, name in enumerate(class_names)
     ]
     return {**dict(zip(SUMMARY, map(float, evaluator.stats))), "classes": classes}
-
-
-def format_table(result):
-    """The result of `evaluate` as plain text: the 12 numbers, then a line per class."""
-    header = ["class", "objects", "detections", "AP", "AP50", "AP75", "AR100"]
-    rows = [
-        [row["name"], str(row["num_objects"]), str(row["num_detections"])]
-        + [tables.number(row[key]) for key in header[3:]]
-        for row in result["classes"]
-    ]
-    footer = ["mean"] + [
-        str(sum(row[key] for row in result["classes"])) for key in ("num_objects", "num_detections")
-    ]
-    footer += [tables.number(result[key]) for key in header[3:]]
-    summary = [
-        [f"{key:<9} {meaning}", tables.number(result[key])] for key, meaning in SUMMARY.items()
-    ]
-    return "\n\n".join(
-        [tables.text_table(["metric", "value"], summary), tables.text_table(header, rows, [footer])]
-    )
 
 
 def _index(boxes, num_images, num_classes, **columns):

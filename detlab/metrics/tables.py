@@ -8,17 +8,16 @@ def number(value, digits=3):
     return f"{value:.{digits}f}"
 
 
-def text_table(header, rows, footers=()):
+def text_table(header, rows):
     """Lines of aligned columns: the first one to the left, the others to the right.
 
     Args:
       header: list of c column names.
       rows: list of lists of c strings.
-      footers: the same for the rows below a second rule.
     Returns:
       One string without a newline at its end.
     """
-    cells = [header, *rows, *footers]
+    cells = [header, *rows]
     widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
     lines = [
         "  ".join(
@@ -27,8 +26,5 @@ def text_table(header, rows, footers=()):
         ).rstrip()
         for row in cells
     ]
-    rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
-    lines.insert(1, rule)
-    if footers:
-        lines.insert(-len(footers), rule)
+    lines.insert(1, "-" * (sum(widths) + 2 * (len(widths) - 1)))
     return "\n".join(lines)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from detlab.metrics import inputs, tables
+from detlab.metrics import inputs
 
 RULES = ("area", "11points")
 
@@ -144,26 +144,25 @@ def evaluate(
     predictions,
     class_names,
     iou_threshold=0.5,
-    rule="area",
     legacy_plus_one=False,
     size_ranges=(),
 ):
-    """Mean average precision, and the numbers of each class.
+    """Mean average precision by both rules, and the numbers of each class.
 
     Args:
       ground_truth, predictions: lists of dicts, one per image; see `detlab.metrics.inputs`.
       class_names: sequence of C names.
       iou_threshold: see `decide`.
-      rule: see `average_precision`.
       legacy_plus_one: see `match`.
       size_ranges: sequence of (low, high) px, see `decide`, that get numbers of their own.
     Returns:
-      dict of `mAP`, over the classes with objects, and `classes`: list of C dicts with `name`,
-      `AP`, `recall` and `precision` at the end of the curve, `num_objects` (that count) and
-      `num_detections`.  Without objects a class has 0 everywhere, and so has the mean.
-      `sizes` is a list of such dicts, one per range, with its `size_range`.
+      dict of `mAP07` (the rule "11points") and `mAP12` ("area"), over the classes with objects,
+      and `classes`: list of C dicts with `name`, `AP07`, `AP12`, `recall` and `precision` at the
+      end of the curve, `num_objects` (that count) and `num_detections`.  Without objects a class
+      has 0 everywhere, and so has the mean.  `sizes` is a list of such dicts, one per range, with
+      its `size_range`.
     Raises:
-      ValueError: inputs that do not fit together, or an unknown rule.
+      ValueError: inputs that do not fit together.
     """
     matches = match(ground_truth, predictions, len(class_names), legacy_plus_one)
 
@@ -175,42 +174,23 @@ def evaluate(
             classes.append(
                 {
                     "name": name,
-                    "AP": average_precision(recall, precision, rule),
+                    "AP07": average_precision(recall, precision, "11points"),
+                    "AP12": average_precision(recall, precision, "area"),
                     "recall": float(recall[-1]) if len(recall) else 0.0,
                     "precision": float(precision[-1]) if len(precision) else 0.0,
                     "num_objects": decisions.num_objects,
                     "num_detections": len(decisions.index),
                 }
             )
-        present = [row["AP"] for row in classes if row["num_objects"]]
-        return {"mAP": float(np.mean(present)) if present else 0.0, "classes": classes}
+        present = [row for row in classes if row["num_objects"]]
+        means = {
+            f"m{key}": float(np.mean([row[key] for row in present])) if present else 0.0
+            for key in ("AP07", "AP12")
+        }
+        return {**means, "classes": classes}
 
     sizes = [{"size_range": list(limits), **summarise(limits)} for limits in size_ranges]
     return {**summarise(None), "sizes": sizes}
-
-
-def format_table(result):
-    """The result of `evaluate` as plain text: a line per class, the means below."""
-    header = ["class", "objects", "detections", "recall", "precision", "AP"]
-    rows = []
-    for row in result["classes"]:
-        values = [row[key] if row["num_objects"] else None for key in header[3:]]
-        counts = [str(row["num_objects"]), str(row["num_detections"])]
-        rows.append([row["name"], *counts, *map(tables.number, values)])
-    footers = [["mAP", *_totals(result)]]
-    for size in result["sizes"]:
-        low, high = size["size_range"]
-        footers.append([f"mAP, {low:g} to {high:g} px", *_totals(size)])
-    return tables.text_table(header, rows, footers)
-
-
-def _totals(result):
-    """The cells below the table: sums of the counts, nothing twice, the mean."""
-    objects = sum(row["num_objects"] for row in result["classes"])
-    detections = sum(row["num_detections"] for row in result["classes"])
-    # A class, or a size, without objects has nothing to average.
-    mean = tables.number(result["mAP"] if objects else None)
-    return [str(objects), str(detections), "", "", mean]
 
 
 def _areas(boxes, legacy_plus_one):

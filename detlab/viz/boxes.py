@@ -12,6 +12,7 @@ import numpy as np
 GREY = (160, 160, 160)
 BACKGROUND = (32, 32, 32)
 FONT = cv2.FONT_HERSHEY_SIMPLEX
+MAX_ENLARGED = 2000  # px of the longer side: a very long, thin image would grow without end
 
 
 def colour(label):
@@ -38,7 +39,8 @@ def draw(image, boxes, labels, class_names, scores=None, ignored=None, min_side=
         fonts of OpenCV have no other letters.
       scores: [n], or None.
       ignored: [n] bool: boxes (crowd, difficult) to draw grey and dashed, or None.
-      min_side: px that the shorter side of the result has at least; 0 keeps the size.
+      min_side: px that the shorter side of the result has at least, unless the longer side would
+        come to more than `MAX_ENLARGED`; 0 keeps the size.
     Returns:
       [H * f, W * f, 3] uint8 RGB for a whole f >= 1.
     Raises:
@@ -60,7 +62,8 @@ def draw(image, boxes, labels, class_names, scores=None, ignored=None, min_side=
     if len(outside):
         raise ValueError(f"label {outside[0]} is outside 0..{len(class_names) - 1}")
 
-    factor = max(1, -(-min_side // min(image.shape[:2])))
+    short, long = sorted(image.shape[:2])
+    factor = max(1, min(-(-min_side // short), MAX_ENLARGED // long))
     canvas = np.repeat(np.repeat(image, factor, axis=0), factor, axis=1)
     thickness = _thickness(canvas)
     order = np.argsort(ranks, kind="stable")
@@ -141,16 +144,19 @@ def contact_sheet(images, columns=4, cell=(240, 320)):
     sheet[:] = BACKGROUND
     for position, image in enumerate(images):
         row, column = divmod(position, columns)
-        scale = min(height / image.shape[0], width / image.shape[1])
-        size = [max(1, round(side * scale)) for side in image.shape[1::-1]]
-        shrinks = scale < 1
-        fitted = cv2.resize(
-            image, size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-        )
-        top = gap + row * (height + gap) + (height - size[1]) // 2
-        left = gap + column * (width + gap) + (width - size[0]) // 2
-        sheet[top : top + size[1], left : left + size[0]] = fitted
+        fitted = fit(image, cell)
+        top = gap + row * (height + gap) + (height - fitted.shape[0]) // 2
+        left = gap + column * (width + gap) + (width - fitted.shape[1]) // 2
+        sheet[top : top + fitted.shape[0], left : left + fitted.shape[1]] = fitted
     return sheet
+
+
+def fit(image, cell):
+    """The largest picture of the same ratio in a cell of (height, width) px."""
+    scale = min(cell[0] / image.shape[0], cell[1] / image.shape[1])
+    size = [max(1, round(side * scale)) for side in image.shape[1::-1]]
+    interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+    return cv2.resize(image, size, interpolation=interpolation)
 
 
 def save(path, image):

@@ -1,6 +1,5 @@
 """Curves of a training run, drawn with matplotlib without a window."""
 
-import json
 import pathlib
 
 import numpy as np
@@ -11,16 +10,13 @@ def plot_run(rows, output_png):
     """Draws losses, learning rate and average precision against the step.
 
     Args:
-      rows: the path of a JSON lines file, or a list of dicts, with `step` and any of
-        `train/loss`, `train/loss/*`, `train/lr`, `eval/AP`, `eval/AP50`.  Of a step that is
-        logged twice, as after a restart, the last value counts.  -1 (nothing to average) and
-        values that are not finite leave a gap.
+      rows: list of dicts with `step` and any of `train/loss`, `train/loss/*`, `train/lr`,
+        `eval/AP`, `eval/AP50`.  Of a step that is logged twice, as after a restart, the last value
+        counts.  -1 (nothing to average) and values that are not finite leave a gap.
       output_png: path to write; its folders are made.
     Raises:
-      ValueError: a line that is not JSON, or rows without any of these values.
+      ValueError: rows without any of these values.
     """
-    if not isinstance(rows, (list, tuple)):
-        rows = _read(rows)
     names = sorted({name for row in rows for name in row})
     terms = [name for name in names if name.startswith("train/loss/")]
     panels = {
@@ -62,16 +58,6 @@ def plot_run(rows, output_png):
     output_png = pathlib.Path(output_png)
     output_png.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(output_png, dpi=120)
-
-
-def _read(path):
-    rows = []
-    for number, line in enumerate(pathlib.Path(path).read_text().splitlines(), 1):
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}: line {number} is not JSON: {line[:60]!r}") from error
-    return rows
 
 
 def _curve(rows, name):

@@ -58,7 +58,10 @@ def test_class_subset_keeps_the_order_asked_for(tmp_path):
     assert source.category_ids == (90, 3)
     np.testing.assert_array_equal(source.annotation(1)["labels"], [0])
     np.testing.assert_array_equal(source.annotation(0)["labels"], [1])
-    assert source.problems == () and source.dropped_boxes == 0
+    # `hen` is not asked for: no fault, but told and counted.
+    assert source.problems == (
+        "1 objects of class hen are not in class_names and are left out",
+    ) and source.dropped_boxes == 1  # fmt: skip
 
 
 def test_tiny_objects_are_left_out_and_counted(tmp_path):
@@ -100,18 +103,21 @@ def test_missing_folder_and_file_are_named(tmp_path):
         (lambda c: json.dumps(c)[:-30], r"instances\.json is not valid JSON"),
         (lambda c: "[]", "has no list 'images'"),
         (lambda c: {**c, "categories": None}, "has no list 'categories'"),
-        (lambda c: {**c, "images": [{"id": 1}]}, "entry 0 of 'images' has no 'file_name'"),
+        (lambda c: "[" * 100_000, r"instances\.json is not valid JSON"),
+        # Without one of the categories all labels would shift: it cannot be left out.
+        (lambda c: {**c, "categories": [{"id": 1}]}, "entry 0 of 'categories' has no 'name'"),
+        (lambda c: {**c, "categories": [None]}, "entry 0 of 'categories' is null, which is no"),
         (
-            lambda c: {**c, "annotations": [{"image_id": 5, "category_id": 3}]},
-            "entry 0 of 'annotations' has no 'bbox'",
-        ),
-        (
-            lambda c: {**c, "annotations": [{"image_id": 5, "category_id": 3, "bbox": [1, 2]}]},
-            "entry 0 of 'annotations' has a bbox of 2 numbers",
+            lambda c: {**c, "categories": [{"id": "1", "name": "cat"}]},
+            "'categories' has the id \"1\", which is not a whole number",
         ),
         (
             lambda c: {**c, "categories": [*c["categories"], {"id": 4, "name": "cat"}]},
             "one class name to several categories",
+        ),
+        (
+            lambda c: {**c, "categories": [*c["categories"], {"id": 3, "name": "cow"}]},
+            "one id or one class name to several categories",
         ),
     ],
 )
@@ -127,25 +133,106 @@ def test_unknown_class_asked_for_is_named(tmp_path):
         coco.Coco(*write_data(tmp_path, make_content()), class_names=("cat", "cow"))
 
 
+def test_chosen_class_without_objects_is_told_and_none_at_all_is_an_error(tmp_path):
+    content = make_content()
+    content["categories"].append({"id": 40, "name": "cow"})
+    folder, file = write_data(tmp_path, content)
+    source = coco.Coco(folder, file, class_names=("cow", "cat", "hen", "dog"))
+    assert source.problems == (f"no object of class cow in {file}",)
+    assert source.category_ids == (40, 3, 17, 90)
+    with pytest.raises(records.DataError, match=r"no object of class cow in .*are cat, dog, hen"):
+        coco.Coco(folder, file, class_names=("cow",))
+    source = coco.Coco(folder, file, class_names=("cow",), strict=False)
+    assert "no object of class cow" in source.problems[0] and source.dropped_boxes == 3
+    assert coco.Coco(folder, file).problems == ()  # not a chosen list
+
+
+BBOX_FAULT = "which is not a list of 4 finite numbers"
+
+
 @pytest.mark.parametrize(
     "bad, fault",
     [
-        ({"image_id": 6}, "annotation 9 is of image 6, which the file does not list"),
-        ({"category_id": 4}, r"annotation 9 \(category 4, .* not in class_names \(cat, hen, dog\)"),
+        ({"image_id": 6}, "entry 3 of 'annotations' is of image 6, which is not listed"),
+        ({"category_id": 4}, "entry 3 of 'annotations' is of category 4, which is not listed"),
         ({"bbox": [60, 1, 9, 9]}, r"annotation 9 \(cat, bbox \[60, 1, 9, 9\]\) lies outside"),
-        ({"bbox": [float("nan"), 1, 9, 9]}, "not a finite number"),
+        ({"bbox": [float("nan"), 1, 9, 9]}, rf"has the bbox \[NaN, 1, 9, 9\], {BBOX_FAULT}"),
+        ({"bbox": [1, 1, 10**400, 9]}, BBOX_FAULT),
+        ({"bbox": [1, 2, 3]}, BBOX_FAULT),
+        ({"bbox": [1, 2, 3, "4"]}, BBOX_FAULT),
+        ({"bbox": None}, BBOX_FAULT),
+        ({"image_id": [5]}, r"image_id \[5\], which is not a whole number or a text"),
+        ({"category_id": {}}, "category_id {}, which is not a whole number"),
+        ({"area": None}, "area null, which is not a finite number"),
+        ({"area": float("inf")}, "area Infinity, which is not a finite number"),
+        ({"iscrowd": "0"}, 'iscrowd "0", which is not 0 or 1'),
+        (None, "entry 3 of 'annotations' is null, which is no object"),
+        (3, "entry 3 of 'annotations' is 3, which is no object"),
+        ([], "entry 3 of 'annotations' is .*, which is no object"),
     ],
 )
 def test_unusable_object_is_named_or_left_out(tmp_path, bad, fault):
     content = make_content()
     good = {"id": 9, "image_id": 5, "category_id": 3, "bbox": [1, 1, 9, 9]}
-    content["annotations"].append({**good, **bad})
+    content["annotations"].append({**good, **bad} if isinstance(bad, dict) else bad)
     folder, file = write_data(tmp_path, content)
-    with pytest.raises(records.DataError, match=f"{fault}.*strict=False"):
+    with pytest.raises(records.DataError, match=rf"instances\.json.*{fault}") as raised:
         coco.Coco(folder, file)
+    assert raised.value.can_leave_out
     source = coco.Coco(folder, file, strict=False)
     assert source.dropped_boxes == 1 and len(source.problems) == 1
     assert len(source.annotation(1)["boxes"]) == 2
+
+
+@pytest.mark.parametrize(
+    "bad, fault",
+    [
+        ({"id": 70}, "entry 2 of 'images' repeats the id 70"),
+        ({"id": None}, "id null, which is not a whole number or a text"),
+        ({"file_name": 7}, "file_name 7, which is not a text"),
+        ({"file_name": ""}, 'file_name "", which is not a text'),
+        ({"height": "40"}, 'height "40", which is not a number of px from 1'),
+        ({"width": 0}, "width 0, which is not a number of px from 1"),
+        ({"width": float("inf")}, "width Infinity, which is not a number of px"),
+        (None, "entry 2 of 'images' is null, which is no object"),
+        ({}, "entry 2 of 'images' has no 'height'"),
+    ],
+)
+def test_unusable_image_is_named_or_left_out(tmp_path, bad, fault):
+    content = make_content()
+    good = {"id": 9, "file_name": "c.png", "height": 40, "width": 60}
+    extra = {"id": 9, "file_name": "c.png"} if bad == {} else bad and {**good, **bad}
+    content["images"].append(extra)
+    folder, file = write_data(tmp_path, content)
+    with pytest.raises(records.DataError, match=rf"instances\.json.*{fault}") as raised:
+        coco.Coco(folder, file)
+    assert raised.value.can_leave_out
+    source = coco.Coco(folder, file, strict=False)
+    assert [source.image_id(i) for i in range(len(source))] == [70, 5]
+    assert source.skipped_records == 1 and len(source.problems) == 1
+    assert len(source.annotation(0)["boxes"]) == 1  # the first of a repeated id has the objects
+
+
+def test_evaluation_keeps_boxes_as_annotated(tmp_path):
+    content = make_content()
+    extra = {"image_id": 5, "category_id": 3}
+    boxes = [[-3, 4, 20, 60], [1, 1, 0, 9], [1, 1, 0.5, 0.5], [60, 1, 9, 9]]
+    content["annotations"] += [{**extra, "bbox": box} for box in boxes]
+    folder, file = write_data(tmp_path, content)
+    source = coco.Coco(folder, file, min_side=0)
+    np.testing.assert_array_equal(
+        source.annotation(1)["boxes"][2:],
+        [[-3, 4, 17, 64], [1, 1, 1, 10], [1, 1, 1.5, 1.5], [60, 1, 69, 10]],
+    )
+    assert source.problems == () and source.clipped_boxes == 0
+    content["annotations"].pop()  # outside: an error in training
+    source = coco.Coco(*write_data(tmp_path, content), min_side=1)
+    np.testing.assert_array_equal(source.annotation(1)["boxes"][2:], [[0, 4, 17, 50]])
+    assert source.clipped_boxes == 1 and source.dropped_boxes == 2
+    assert source.problems == (
+        "1 boxes stick out of their images and are clipped",
+        "2 objects of no area or a side under 1 px are left out",
+    )
 
 
 # ------------------------------------------------------------------------------------------------

@@ -1,5 +1,7 @@
 """The plan is a pure function, and the stream is the plan carried out, however that is done."""
 
+import signal
+
 import numpy as np
 import pytest
 
@@ -259,6 +261,27 @@ def test_broken_image_raises_where_asked_for_and_in_evaluation(threads):
         train(source, skip_broken=False, read_threads=threads)
     with pytest.raises(records.DataError, match="image 8 is broken"):
         evaluate(source, read_threads=threads)
+
+
+@pytest.mark.parametrize("threads", [0, 2])
+def test_evaluation_can_leave_broken_images_out_and_replaces_none(threads):
+    stream = evaluate(Pictures(broken=(0, 8)), skip_broken=True, read_threads=threads)
+    for loaded, intact in zip(stream, evaluate(Pictures()), strict=True):
+        lost = np.isin(intact.batch.index, [0, 8])
+        np.testing.assert_array_equal(loaded.batch.real, intact.batch.real & ~lost)
+        np.testing.assert_array_equal(loaded.batch.index, np.where(lost, -1, intact.batch.index))
+        assert not loaded.batch.valid[lost].any()
+    told = [sentence for loaded in stream for sentence in loaded.skipped]
+    assert told == ["image 0 is broken", "image 8 is broken"]
+
+
+def test_worker_processes_leave_ctrl_c_to_their_parent():
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        loader._start_worker(0, 1)
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_too_many_broken_images_raise():

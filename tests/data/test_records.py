@@ -50,6 +50,16 @@ def test_exif_orientation_is_ignored(tmp_path):
     assert records.read_image_size(path) == (40, 60)
 
 
+def test_header_without_a_size_is_not_believed(tmp_path):
+    content = bytearray(encoded(picture(), ".png"))
+    content[16:24] = bytes(8)
+    path = tmp_path / "a.png"
+    path.write_bytes(content)
+    with pytest.raises(records.DataError, match="cannot be decoded") as raised:
+        records.read_image_size(path)
+    assert raised.value.can_leave_out
+
+
 @pytest.mark.parametrize("extension", [".jpg", ".png", ".bmp"])
 def test_size_is_read_from_the_header(tmp_path, extension):
     path = tmp_path / f"a{extension}"
@@ -103,10 +113,10 @@ def test_bytes_after_the_end_of_a_jpeg_do_no_harm(tmp_path):
 # Boxes
 
 
-def check(boxes, names=None, strict=True):
+def check(boxes, names=None, strict=True, **options):
     names = names or ["cat"] * len(boxes)
     return records.check_boxes(
-        boxes, names, ("dog", "cat"), (40, 60), lambda k: f"file.xml, object {k}", strict
+        boxes, names, ("dog", "cat"), (40, 60), lambda k: f"file.xml, object {k}", strict, **options
     )
 
 
@@ -115,6 +125,7 @@ def test_box_that_sticks_out_is_clipped_and_counted():
     np.testing.assert_array_equal(checked.boxes, [[0, 10, 20, 40], [1, 2, 3, 4], [30, 20, 60, 40]])
     assert checked.boxes.dtype == np.float32
     assert checked.num_clipped == 1
+    assert checked.problems == ("1 boxes stick out of their images and are clipped",)
     assert checked.keep.all()
     np.testing.assert_array_equal(checked.labels, [1, 1, 1])
 
@@ -124,16 +135,15 @@ def test_box_that_sticks_out_is_clipped_and_counted():
     [
         ([5, 5, 5, 9], "has no area"),
         ([9, 5, 5, 9], "has no area"),
-        ([5, np.nan, 9, 9], "has a coordinate that is not a finite number"),
-        ([5, 5, np.inf, 9], "has a coordinate that is not a finite number"),
         ([60, 5, 70, 9], "lies outside the image"),
         ([5, -9, 9, 0], "lies outside the image"),
     ],
 )
 def test_unusable_box_raises_or_is_left_out(box, fault):
     boxes = [[1, 2, 3, 4], box]
-    with pytest.raises(records.DataError, match=rf"file\.xml, object 1 {fault}; .*strict=False"):
+    with pytest.raises(records.DataError, match=rf"file\.xml, object 1 {fault}$") as raised:
         check(boxes)
+    assert raised.value.can_leave_out
     checked = check(boxes, strict=False)
     np.testing.assert_array_equal(checked.boxes, [[1, 2, 3, 4]])
     assert checked.problems == (f"file.xml, object 1 {fault}",)
@@ -149,10 +159,50 @@ def test_unknown_class_raises_or_is_left_out():
     np.testing.assert_array_equal(checked.keep, [False, True])
 
 
+def test_other_classes_than_the_chosen_ones_are_told_once_a_class():
+    names = ["cow", "cat", "bird", "cow"]
+    boxes = [[1, 2, 3, 4], [2, 3, 4, 5], [5, 5, 5, 5], [1, 1, 2, 2]]
+    checked = check(boxes, names, chosen_from="some.json")  # strict, and the bird has no area
+    np.testing.assert_array_equal(checked.keep, [False, True, False, False])
+    np.testing.assert_array_equal(checked.labels, [1])
+    assert checked.problems == (
+        "no object of class dog in some.json",
+        "1 objects of class bird are not in class_names and are left out",
+        "2 objects of class cow are not in class_names and are left out",
+    )
+
+
+def test_none_of_the_chosen_classes_is_a_mistake():
+    boxes, names = [[1, 2, 3, 4], [5, 5, 5, 5]], ["Cat", "bird"]
+    fault = "no object of class dog, cat in some.json; classes there are Cat, bird"
+    with pytest.raises(records.DataError, match=f"^{fault}; correct class_names") as raised:
+        check(boxes, names, chosen_from="some.json")
+    assert not raised.value.can_leave_out
+    checked = check(boxes, names, strict=False, chosen_from="some.json")
+    assert checked.problems == (fault,) and not checked.keep.any()
+    assert len(check([], [], chosen_from="some.json").problems) == 2  # nothing there to mistake
+
+
+def test_unclipped_boxes_stay_as_they_are_but_for_negative_sides():
+    boxes = [[-5, 10, 20, 50], [5, 5, 5, 9], [70, 5, 80, 9]]
+    checked = check(boxes, clip=False)
+    np.testing.assert_array_equal(checked.boxes, boxes)
+    assert checked.num_clipped == 0 and checked.problems == ()
+    with pytest.raises(records.DataError, match="object 0 has a negative side"):
+        check([[9, 5, 5, 9]], clip=False)
+
+
+def test_rounding_errors_stick_out_of_nothing():
+    checked = check([[0, 0, 60.0000000001, 40]])
+    assert checked.num_clipped == 0
+    np.testing.assert_array_equal(checked.boxes, [[0, 0, 60, 40]])
+
+
 def test_image_without_boxes_passes():
-    checked = check(np.zeros((0, 4)))
-    assert checked.boxes.shape == (0, 4)
-    assert checked.problems == ()
+    for clip in (True, False):
+        checked = check(np.zeros((0, 4)), clip=clip)
+        assert checked.boxes.shape == (0, 4)
+        assert checked.problems == ()
 
 
 # ------------------------------------------------------------------------------------------------
@@ -193,13 +243,37 @@ def test_training_filter_drops_small_and_empty_images(tmp_path):
     objects, ignore = [0, 1, 3, 4], [False, False, True, False]
     source = records.for_training(make_source(tmp_path, sizes, objects, ignore))
     assert [source.image_id(i) for i in range(len(source))] == ["a", "e"]  # c empty, d all ignored
-    assert source.skipped_records == 3
-    assert "3 of 5 images are left out" in source.problems[0]
+    assert records.counts(source) == {  # nothing is broken
+        "dropped_boxes": 0, "clipped_boxes": 0, "skipped_records": 0, "filtered_records": 3,
+    }  # fmt: skip
+    assert source.problems == (
+        "3 of 5 images are left out: 1 have a side under 32 px, 2 have no object to learn",
+    )
     record = source[1]
     assert record["index"] == 1 and source.annotation(1)["index"] == 1
     assert record["image"].shape == (*source.size(1), 3) == (32, 32, 3)
     assert source.name(1).endswith("4.png")
     assert [r["index"] for r in source] == [0, 1]
+
+
+def test_filters_add_to_the_counts_of_their_source(tmp_path):
+    source = make_source(tmp_path, [(40, 50)] * 3, [0], [False])
+    source.dropped_boxes, source.clipped_boxes, source.skipped_records = 1, 2, 3
+    source.problems = ("a box is left out",)
+    once = records.Filtered(source, [0, 1])
+    assert list(records.counts(records.Filtered(once, [0])).values()) == [1, 2, 3, 2]
+    assert once.problems == ("a box is left out", "1 of 3 images are left out: not asked for")
+
+
+def test_the_cause_comes_first_where_no_image_is_left(tmp_path):
+    source = make_source(tmp_path, [(40, 50)] * 3, [0], [False])
+    source.problems = ("something about the boxes",)
+    assert records.for_training(source, 60).problems == (
+        "3 of 3 images are left out: 3 have a side under 60 px, 0 have no object to learn",
+        "something about the boxes",
+    )
+    source.dropped_boxes = 9
+    assert records.for_training(source, 60).problems[0] == "something about the boxes"
 
 
 def test_image_of_another_size_than_its_annotation_is_named(tmp_path):

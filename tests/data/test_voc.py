@@ -46,10 +46,87 @@ def test_one_is_subtracted_from_all_four_numbers(tmp_path):
     assert record["image"].shape == (40, 60, 3)
 
 
+def make_annotation(width):
+    return f"<annotation><size><width>{width}</width><height>40</height></size></annotation>"
+
+
+def write_split(root, *lines, split="train"):
+    (root / "ImageSets" / "Main" / f"{split}.txt").write_text("\n".join(lines))
+
+
+def move_image(root, name, image=None):
+    """Gives image and annotation `one` another name; `image` is the file name of the image."""
+    for folder, old, new in (
+        ("Annotations", "one.xml", f"{name}.xml"),
+        ("JPEGImages", "one.jpg", image or f"{name}.jpg"),
+    ):
+        (root / folder / new).parent.mkdir(parents=True, exist_ok=True)
+        (root / folder / old).rename(root / folder / new)
+
+
 def test_difficult_becomes_ignore(tmp_path):
     objects = CHAIR + make_object("cat", extra="<difficult>1</difficult>")
+    objects += make_object("cow", extra="<difficult></difficult>")
     source = voc.Voc(write_data(tmp_path, objects), "train")
-    np.testing.assert_array_equal(source.annotation(0)["ignore"], [False, True])
+    np.testing.assert_array_equal(source.annotation(0)["ignore"], [False, True, False])
+
+
+@pytest.mark.parametrize("name", ["s/one", "the first", "scan 1", "a.b", "s/t/my scan -1"])
+def test_names_may_hold_folders_blanks_and_dots(tmp_path, name):
+    write_data(tmp_path)
+    move_image(tmp_path, name)
+    write_split(tmp_path, f"  {name} ", "")
+    source = voc.Voc(tmp_path, "train")
+    assert source.image_id(0) == name and source[0]["image"].shape == (40, 60, 3)
+
+
+@pytest.mark.parametrize("column", ["-1", " 0", "\t1"])
+def test_the_column_of_the_splits_of_one_class_is_no_part_of_the_name(tmp_path, column):
+    write_data(tmp_path)
+    write_split(tmp_path, f"one {column}")
+    assert voc.Voc(tmp_path, "train").image_id(0) == "one"
+
+
+@pytest.mark.parametrize("file", ["one.png", "one.JPG", "one.jpeg", "one.BMP", "s/one.Png"])
+def test_image_is_found_whatever_the_suffix_in_its_annotation(tmp_path, file):
+    write_data(tmp_path)  # says one.jpg
+    name = file.rpartition(".")[0]
+    move_image(tmp_path, name, file)
+    write_split(tmp_path, name)
+    source = voc.Voc(tmp_path, "train")
+    assert source.name(0) == str(tmp_path / "JPEGImages" / file)
+
+
+def test_the_suffix_in_the_annotation_decides_between_two_images(tmp_path):
+    annotation = "<annotation><filename>x.png</filename></annotation>"
+    write_data(tmp_path, annotation=annotation)
+    for suffix in (".png", ".bmp"):
+        cv2.imwrite(str(tmp_path / "JPEGImages" / f"one{suffix}"), np.zeros((9, 9, 3), np.uint8))
+    assert voc.Voc(tmp_path, "train").name(0).endswith("one.png")
+
+
+def test_ids_name_the_folder_where_there_are_several(tmp_path):
+    for year in (2007, 2012):
+        write_data(tmp_path / f"VOC{year}", split="trainval")
+    both = voc.Voc(tmp_path)
+    assert [both.image_id(i) for i in range(2)] == ["VOC2007/one", "VOC2012/one"]
+    assert voc.Voc(tmp_path, "2012_trainval").image_id(0) == "one"
+
+
+def test_chosen_classes_leave_the_others_out_and_tell_it(tmp_path):
+    objects = CHAIR + 2 * make_object("wheel") + make_object("cat")
+    write_data(tmp_path, objects)
+    source = voc.Voc(tmp_path, "train", ("cat", "wheel", "cow"))
+    np.testing.assert_array_equal(source.annotation(0)["labels"], [1, 1, 0])
+    assert source.problems == (
+        f"no object of class cow in train of {tmp_path}",
+        "1 objects of class chair are not in class_names and are left out",
+    )
+    assert source.dropped_boxes == 1
+    with pytest.raises(records.DataError, match="no object of class Cat in .*cat, chair, wheel;"):
+        voc.Voc(tmp_path, "train", ("Cat",))
+    source = voc.Voc(tmp_path, "train", ("Cat",), strict=False)
+    assert "no object of class Cat" in source.problems[0] and source.dropped_boxes == 4
 
 
 def test_boxes_of_parts_are_not_objects(tmp_path):
@@ -90,33 +167,71 @@ def test_missing_split_tells_those_there(tmp_path):
         voc.Voc(tmp_path / "flat", "val")
 
 
+def test_empty_split_is_named(tmp_path):
+    write_data(tmp_path)
+    write_split(tmp_path, "", " ")
+    for strict in (True, False):
+        with pytest.raises(records.DataError, match=r"split file .*train\.txt lists no images"):
+            voc.Voc(tmp_path, "train", strict=strict)
+    with pytest.raises(records.DataError, match="no split is given; splits under .*: train"):
+        voc.Voc(tmp_path, ())
+
+
+def test_split_that_is_no_text_is_named(tmp_path):
+    write_data(tmp_path)
+    (tmp_path / "ImageSets" / "Main" / "train.txt").write_bytes(b"\xff\xd8\xff\xe0")
+    with pytest.raises(records.DataError, match=r"train\.txt cannot be read as text"):
+        voc.Voc(tmp_path, "train")
+
+
+@pytest.mark.parametrize("splits, words", [("train", "twice"), (("val", "train"), "again after")])
+def test_image_listed_twice_is_named_or_left_out_once(tmp_path, splits, words):
+    write_data(tmp_path, split="val")
+    write_split(tmp_path, "one", *["one"] * (splits == "train"))
+    with pytest.raises(records.DataError, match=rf"train\.txt lists image 'one' {words}") as raised:
+        voc.Voc(tmp_path, splits)
+    assert raised.value.can_leave_out
+    source = voc.Voc(tmp_path, splits, strict=False)
+    assert len(source) == 1 and source.skipped_records == 1 and len(source.problems) == 1
+
+
+def test_size_that_no_image_gives_is_a_fault_of_the_image(tmp_path):
+    write_data(tmp_path, size=(0, 0))
+    (tmp_path / "JPEGImages" / "one.jpg").unlink()
+    with pytest.raises(records.DataError, match=r"one\.jpg does not exist") as raised:
+        voc.Voc(tmp_path, "train")
+    assert raised.value.can_leave_out
+    assert voc.Voc(tmp_path, "train", strict=False).skipped_records == 1
+
+
 @pytest.mark.parametrize(
     "annotation, fault",
     [
         ("<annotation><object>", r"one\.xml is not well-formed XML"),
         ("", r"one\.xml is not well-formed XML"),
-        ("<annotation><object/></annotation>", r"one\.xml: an object has no name"),
-        (
-            "<annotation><object><name>cat</name></object></annotation>",
-            r"one\.xml: an object \(cat\) has no bndbox/xmin",
-        ),
-        (f"<annotation>{make_object(box=(1, 'two', 3, 4))}</annotation>", r"one\.xml: .*two"),
+        ('<?xml version="1.0" encoding="nonsense"?><a/>', r"one\.xml is not well-formed XML"),
+        (make_annotation(width="inf"), r"one\.xml has the width 'inf', which is no number of px"),
+        (make_annotation(width="1e300"), "the width '1e300', which is no number of px"),
+        (make_annotation(width="wide"), "the width 'wide', which is no number of px"),
+        (make_annotation(width="nan"), "the width 'nan', which is no number of px"),
     ],
 )
 def test_annotation_that_cannot_be_understood_is_named_or_skipped(tmp_path, annotation, fault):
     write_data(tmp_path, annotation=annotation)
-    with pytest.raises(records.DataError, match=fault):
+    with pytest.raises(records.DataError, match=fault) as raised:
         voc.Voc(tmp_path, "train")
+    assert raised.value.can_leave_out
     source = voc.Voc(tmp_path, "train", strict=False)
     assert len(source) == 0 and source.skipped_records == 1
-    assert source.problems[0].startswith("image one is left out: annotation file")
+    assert source.problems[0].startswith("annotation file")
 
 
 def test_missing_annotation_is_named_or_skipped(tmp_path):
     write_data(tmp_path)
     (tmp_path / "Annotations" / "one.xml").unlink()
-    with pytest.raises(records.DataError, match=r"one\.xml does not exist; put it there"):
+    with pytest.raises(records.DataError, match=r"one\.xml does not exist$") as raised:
         voc.Voc(tmp_path, "train")
+    assert raised.value.can_leave_out
     assert voc.Voc(tmp_path, "train", strict=False).skipped_records == 1
 
 
@@ -126,13 +241,19 @@ def test_missing_annotation_is_named_or_skipped(tmp_path):
         (make_object("wheel"), r"one\.xml, object 1 \(wheel, .* not in class_names \(aeroplane,"),
         (make_object(box=(9, 9, 9, 9)), r"ymax 9 9 9 9\) has no area"),
         (make_object(box=(70, 9, 80, 19)), r"ymax 70 9 80 19\) lies outside the image"),
-        (make_object(box=("nan", 9, 80, 19)), "not a finite number"),
+        (make_object(box=("nan", 9, 80, 19)), r"object 1 \(chair\) has the xmin 'nan', which is no"),
+        (make_object(box=(1, "two", 3, 4)), r"object 1 \(chair\) has the ymin 'two', which is no"),
+        (make_object(box=(1, "", 3, 4)), r"object 1 \(chair\) has the ymin '', which is no number"),
+        ("<object/>", r"one\.xml, object 1 has no name"),
+        ("<object><name>cat</name></object>", r"one\.xml, object 1 \(cat\) has no bndbox/xmin"),
+        (make_object(extra="<difficult>hard</difficult>"), "difficult 'hard', .* neither 0 nor 1"),
     ],
 )
 def test_unusable_object_is_named_or_left_out(tmp_path, bad, fault):
     write_data(tmp_path, objects=bad + CHAIR)
-    with pytest.raises(records.DataError, match=fault):
+    with pytest.raises(records.DataError, match=fault) as raised:
         voc.Voc(tmp_path, "train")
+    assert raised.value.can_leave_out
     source = voc.Voc(tmp_path, "train", strict=False)
     assert source.dropped_boxes == 1 and len(source.problems) == 1
     np.testing.assert_array_equal(source[0]["boxes"], [[10, 5, 30, 39]])
@@ -141,7 +262,8 @@ def test_unusable_object_is_named_or_left_out(tmp_path, bad, fault):
 def test_box_that_sticks_out_is_clipped(tmp_path):
     source = voc.Voc(write_data(tmp_path, make_object(box=(0, 6, 31, 80))), "train")
     np.testing.assert_array_equal(source[0]["boxes"], [[0, 5, 30, 40]])
-    assert source.clipped_boxes == 1 and source.problems == ()
+    assert source.clipped_boxes == 1
+    assert source.problems == ("1 boxes stick out of their images and are clipped",)
 
 
 @pytest.mark.parametrize("damage", ["missing", "truncated", "text"])
@@ -183,7 +305,8 @@ def test_bccd_has_its_known_counts(shared_dir):
     dropped = np.array([2, 0, 0])  # two RBC without area
     np.testing.assert_array_equal(np.bincount(labels) + dropped, [4155, 372, 361])
     assert source.dropped_boxes == 2 and source.skipped_records == 0
-    assert ["00338" in text or "00343" in text for text in source.problems] == [True, True]
+    assert ["00338" in text or "00343" in text for text in source.problems[:2]] == [True, True]
+    assert all("stick out" in text for text in source.problems[2:])
     assert source[0]["image"].shape == (480, 640, 3)
 
 

@@ -9,6 +9,7 @@ import jax
 import pytest
 
 from detlab import checkpoint
+from detlab import checks
 from detlab import config as config_lib
 from detlab import detector as detector_lib
 from detlab import optim
@@ -69,7 +70,21 @@ def test_experiment_has_exactly_the_keys_of_base_with_values_of_their_types(name
             assert set(keys(ours)) == set(keys(theirs)), group
             for key in theirs:
                 same = type(ours[key]) is type(theirs[key])
-                assert same or (key == "resize" and isinstance(ours[key], tuple)), key
+                assert same, key
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_experiment_keeps_the_rules_of_every_key_also_when_read_back(name):
+    config = config_lib.load(name)
+    checks.check_config(config)
+    checks.check_config(config_lib.from_json(config_lib.to_json(config)))
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_experiment_is_locked_but_for_its_model(name):
+    config = config_lib.load(name)
+    groups = [config, config.data, config.train, config.optim, config.eval]
+    assert all(group.is_locked for group in groups) and not config.model.is_locked
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)

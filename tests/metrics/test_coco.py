@@ -123,19 +123,6 @@ def test_nothing_is_printed(capsys):
     assert capsys.readouterr().out == ""
 
 
-def test_table_shows_a_dash_where_there_is_nothing_to_average():
-    truths = [truth(0, [[0, 0, 50, 50]], [0])]
-    result = coco.evaluate(truths, [prediction(0, [[0, 0, 50, 50]], [0], [1])], NAMES)
-    table = coco.format_table(result)
-    assert "-1" not in table
-    lines = {line.split()[0]: line.split() for line in table.splitlines() if line}
-    assert lines["AP50"][-1] == "1.000"
-    assert lines["AP_small"][-1] == "-"
-    assert lines["cat"][1:] == ["1", "1", "1.000", "1.000", "1.000", "1.000"]
-    assert lines["dog"][1:] == ["0", "0", "-", "-", "-", "-"]
-    assert lines["mean"][1:4] == ["1", "1", "1.000"]
-
-
 NAN = float("nan")
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from detlab.ops import anchors as anchors_lib
 
-# Sides of SSD's squares in the reference's presets (models.md, section 1.2): the last closes the
+# Sides of SSD's squares in the reference's presets (mmdetection's configs/ssd): the last closes the
 # last level's pair.
 SSD_SIDES = {
     "anchors_ssd300": (21, 45, 99, 153, 207, 261, 315),

@@ -1,11 +1,13 @@
 """`python -m detlab.demo`: image, folder, pattern and video in; pictures and JSON out."""
 
 import json
+import pathlib
 
 import cv2
 import numpy as np
 import pytest
 
+from detlab import config as config_lib
 from detlab import demo
 from detlab import errors
 from detlab.data import shapes
@@ -32,7 +34,8 @@ def photos(tmp_path_factory):
 def run(tiny_run, photos, output, *more):
     demo.main(
         ["--workdir", str(tiny_run), "--input", str(photos), "--output", str(output)]
-        + ["--threshold", "0.005", "--top_k", "5", *more]
+        # After six steps no score passes the detector's own threshold.
+        + ["--threshold", "0.001", "--top_k", "5", "--config.model.score_threshold=0.0", *more]
     )
     return json.loads((output / "detections.json").read_text())
 
@@ -44,13 +47,13 @@ def test_a_folder_gives_a_picture_or_video_for_each_file(tiny_run, photos, tmp_p
     assert len(pictures) == 4, "files of one stem do not overwrite each other"
     for row in rows:
         if "frames" in row:
-            assert len(row["frames"]) == 3
+            assert [len(objects) for objects in row["frames"]] == [5] * 3
             reader = cv2.VideoCapture(row["picture"])
             assert reader.get(cv2.CAP_PROP_FRAME_COUNT) == 3
             assert reader.get(cv2.CAP_PROP_FRAME_WIDTH) == 128
         else:
             assert cv2.imread(row["picture"]) is not None
-            assert len(row["objects"]) <= 5
+            assert len(row["objects"]) == 5
             scores = [o["score"] for o in row["objects"]]
             assert scores == sorted(scores, reverse=True)
             for found in row["objects"]:
@@ -79,6 +82,9 @@ def test_a_file_that_is_no_image_is_skipped_with_a_sentence(tiny_run, photos, tm
         ("*.gone", ["*.gone"]),
         (".", ["holds no image"]),
         ("broken.jpg", ["broken.jpg", "cannot be decoded"]),
+        ("x.jpg --top_k 0", ["--top_k is 0"]),
+        ("x.jpg --threshold 1.5", ["--threshold is 1.5"]),
+        ("x.jpg --threshold nan", ["--threshold is nan"]),
     ],
 )
 def test_a_mistake_gets_one_sentence(what, words, tiny_run, tmp_path, monkeypatch):
@@ -86,25 +92,108 @@ def test_a_mistake_gets_one_sentence(what, words, tiny_run, tmp_path, monkeypatc
     if what == "broken.jpg":
         (tmp_path / what).write_bytes(b"\x00" * 50)
     with pytest.raises(errors.UserError) as error:
-        demo.main(["--workdir", str(tiny_run), "--input", what, "--output", "out"])
+        demo.main(["--workdir", str(tiny_run), "--output", "out", "--input", *what.split()])
     for word in words:
         assert word in str(error.value)
 
 
 def test_output_names_differ():
-    paths = [demo.pathlib.Path(p) for p in ("x/a.jpg", "y/a.jpg", "a.png", "b.png")]
-    names = demo.output_names(paths)
-    assert len(set(names)) == 4 and names[3] == "b"
+    names = ("x/a.jpg", "y/a.jpg", "a.png", "b.png", "a_jpg_1.png", "c.AVI")
+    results = demo.output_names([pathlib.Path(name) for name in names])
+    assert len(set(results)) == 6
+    assert results[3] == "b.png" and results[5] == "c.mp4"
 
 
-def test_class_names_fall_back_to_the_config_and_then_to_numbers():
-    class Config:
-        class data:
-            class_names = ()
+@pytest.mark.parametrize("what", ["folder", "file", "pattern", "link to the folder", "link to it"])
+def test_the_users_own_files_are_never_written_to(what, tiny_run, photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(demo.programs, "load_model", None)  # it is found before any work
+    target, output = photos, photos
+    if what == "file":
+        target = photos / "grey.png"
+    elif what == "pattern":
+        target = f"{photos}/*.png"
+    elif what == "link to the folder":
+        (tmp_path / "linked").symlink_to(photos)
+        output = tmp_path / "linked"
+    elif what == "link to it":
+        output = tmp_path
+        (tmp_path / "grey.png").symlink_to(photos / "grey.png")
+    before = {path: path.read_bytes() for path in photos.iterdir()}
+    with pytest.raises(errors.UserError, match="another"):
+        run(tiny_run, target, output)
+    assert {path: path.read_bytes() for path in photos.iterdir()} == before
 
-        class model:
-            num_classes = 2
 
-    assert demo.names_of(["cat"], Config) == ("cat",)
-    assert demo.names_of(None, Config) == ("class 0", "class 1")
-    assert np.size(demo.names_of((), Config)) == 2
+def test_an_output_that_cannot_be_written_is_found_before_any_work(
+    tiny_run, photos, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(demo.programs, "load_model", None)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(errors.UserError, match="cannot write into the folder .*file"):
+        run(tiny_run, photos, tmp_path / "file")
+
+
+def write_video(path, code, frames):
+    height, width = frames[0].shape[:2]
+    video = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*code), 10, (width, height))
+    for frame in frames:
+        video.write(frame)
+    video.release()
+
+
+def test_a_video_that_breaks_off_says_so(tiny_run, tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    path = tmp_path / "cut.avi"
+    write_video(path, "MJPG", rng.integers(0, 255, (10, 64, 96, 3), np.uint8))
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) * 6 // 10])
+    (row,) = run(tiny_run, path, tmp_path / "out")
+    assert 3 < len(row["frames"]) < 10
+    sentence = f"ends after {len(row['frames'])} of the 10 frames"
+    assert sentence in row["problems"][0]
+    assert sentence in "".join(capsys.readouterr())
+    assert (row["height"], row["width"]) == (64, 96)
+
+
+def test_frames_of_another_size_are_resized_to_the_first(tmp_path, monkeypatch):
+    class Reader:
+        def __init__(self, path):
+            self.frames = [np.zeros((*size, 3), np.uint8) for size in ((64, 96), (96, 64))]
+
+        def read(self):
+            return (True, self.frames.pop(0)) if self.frames else (False, None)
+
+        def get(self, what):  # the header has the size of a video that is stored turned
+            return {cv2.CAP_PROP_FRAME_WIDTH: 64, cv2.CAP_PROP_FRAME_HEIGHT: 96}.get(what, 0)
+
+        def release(self):
+            pass
+
+    class Nothing:
+        def __call__(self, image):
+            assert image.shape == (64, 96, 3)
+            return {}
+
+        def draw(self, image, found, min_side):
+            return image
+
+        def as_json(self, found):
+            return []
+
+    video_capture = cv2.VideoCapture
+    monkeypatch.setattr(demo.cv2, "VideoCapture", Reader)
+    row = demo.process(pathlib.Path("film.mp4"), tmp_path / "film.mp4", Nothing())
+    assert (row["height"], row["width"]) == (64, 96)
+    assert row["frames"] == [[], []] and row["problems"] == []
+    written = video_capture(str(tmp_path / "film.mp4"))
+    assert written.get(cv2.CAP_PROP_FRAME_COUNT) == 2
+    assert written.get(cv2.CAP_PROP_FRAME_WIDTH) == 96
+
+
+def test_class_names_fall_back_to_the_config_and_then_to_numbers(tiny_config):
+    config = config_lib.load(tiny_config, {"model.num_classes": "2"})
+    config.data.class_names = ("dog", "cow")
+    assert demo.names_of(["cat"], config) == ("cat",)
+    assert demo.names_of(None, config) == ("dog", "cow")
+    config.data.class_names = ()
+    assert demo.names_of(None, config) == ("class 0", "class 1")

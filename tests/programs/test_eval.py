@@ -1,35 +1,82 @@
 """`python -m detlab.eval`: figures, saved predictions, pictures, refusals."""
 
 import json
+import types as python_types
 
 import cv2
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from detlab import config as config_lib
 from detlab import errors
 from detlab import eval as eval_lib
+from detlab import sharding
+from detlab import types
+from detlab.data import records
 from detlab.data import shapes
 from detlab.data import transforms
+
+
+class Renamed:
+    """Shapes under the given ids; the images at `broken` cannot be read."""
+
+    def __init__(self, ids, broken=()):
+        self._shapes = shapes.Shapes("val", num_images=len(ids))
+        self._ids, self._broken = ids, broken
+        self.class_names = shapes.CLASS_NAMES
+
+    def __len__(self):
+        return len(self._ids)
+
+    def __getitem__(self, i):
+        if i in self._broken:
+            raise records.DataError(f"image file {self._ids[i]} cannot be decoded")
+        return self._shapes[i]
+
+    def annotation(self, i):
+        return self._shapes.annotation(i)
+
+    def size(self, i):
+        return self._shapes.size(i)
+
+    def image_id(self, i):
+        return self._ids[i]
+
+
+def perfect(truth):
+    return [
+        {k: t[k] for k in ("image_id", "boxes", "labels")}
+        | {"scores": np.ones(len(t["boxes"]), np.float32)}
+        for t in truth
+    ]
 
 
 def test_figures_equal_those_of_training_and_those_of_saved_predictions(
     tiny_run, tiny_config, tmp_path, capsys
 ):
     files = {k: str(tmp_path / f"{k}.json") for k in ("figures", "again", "predictions")}
+    eval_lib.main(["--workdir", str(tiny_run), "--checkpoint", "last", "--json", files["figures"]])
+    figures = json.loads(open(files["figures"]).read())
+    trained = json.loads((tiny_run / "eval.json").read_text())
+    for key in eval_lib.scalars(figures):
+        assert figures[key] == pytest.approx(trained[key], abs=1e-6)
+
+    # After six steps no score passes the detector's own threshold.
     eval_lib.main(
-        ["--workdir", str(tiny_run), "--checkpoint", "last", "--json", files["figures"]]
-        + ["--predictions", files["predictions"]]
+        ["--workdir", str(tiny_run), "--config.model.score_threshold=0.0"]
+        + ["--json", files["figures"], "--predictions", files["predictions"]]
     )
     output = capsys.readouterr().out
     assert "rectangle" in output and "AP50" in output and "mAP07" in output
+    assert "compiled prediction for 64x64 in" in output and "img/s after compilation" in output
     eval_lib.main(
         ["--config", tiny_config, "--predictions", files["predictions"], "--json", files["again"]]
     )
     figures = json.loads(open(files["figures"]).read())
     again = json.loads(open(files["again"]).read())
-    trained = json.loads((tiny_run / "eval.json").read_text())
+    assert figures["AR100"] > 0
     for key in eval_lib.scalars(figures):
-        assert figures[key] == pytest.approx(trained[key], abs=1e-6)
         # Saved boxes are rounded to 0.001 px.
         assert again[key] == pytest.approx(figures[key], abs=1e-3)
 
@@ -50,8 +97,83 @@ def test_pictures_are_drawn_for_as_many_images_as_asked(tiny_run, tmp_path):
         ["--workdir", str(tiny_run), "--draw", str(tmp_path / "pictures"), "--draw_limit", "3"]
         + ["--threshold", "0.01"]
     )
-    files = sorted((tmp_path / "pictures").iterdir())
-    assert len(files) == 3 and cv2.imread(str(files[0])).shape[2] == 3
+    names = sorted(path.name for path in (tmp_path / "pictures").iterdir())
+    assert names == ["0.png", "1.png", "2.png", "contact_sheet.png"]
+    for name in names:
+        assert cv2.imread(str(tmp_path / "pictures" / name)).shape[2] == 3
+
+
+def test_every_image_gets_its_own_picture_whatever_its_id(tmp_path):
+    ids = ["img.v1.001", "img.v1.002", "a/x", "b/x", "a_x", "A_X", "contact_sheet", 7]
+    source = Renamed(ids)
+    truth = eval_lib.ground_truth(source)
+    assert eval_lib.draw(tmp_path, source, truth, perfect(truth), 0.5, limit=0) == 8
+    assert {path.name for path in tmp_path.iterdir()} == {
+        f"{name}.png"
+        for name in ("img.v1.001", "img.v1.002", "a_x", "b_x", "a_x_5", "A_X_6")
+        + ("contact_sheet_7", "7", "contact_sheet")
+    }
+    sheet = cv2.imread(str(tmp_path / "contact_sheet.png"))
+    assert sheet.shape[0] < sheet.shape[1]
+
+
+def test_names_that_numbering_would_repeat_still_differ():
+    assert eval_lib.unique_names(["a", "a_2", "a", "b"]) == ["a", "a_2", "a_2_2", "b"]
+
+
+def test_an_image_that_cannot_be_drawn_is_left_out_with_a_sentence(tmp_path, capsys):
+    source = Renamed(["one", "two", "three"], broken=[1])
+    truth = eval_lib.ground_truth(source)
+    assert eval_lib.draw(tmp_path, source, truth, perfect(truth), 0.5, limit=0) == 2
+    assert "image file two cannot be decoded" in capsys.readouterr().out
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"one.png", "three.png", "contact_sheet.png"}
+
+
+def test_a_picture_that_cannot_be_written_is_a_sentence(tmp_path):
+    (tmp_path / "file").write_text("")
+    source = Renamed(["one"])
+    truth = eval_lib.ground_truth(source)
+    with pytest.raises(errors.UserError, match="cannot write .*one.png"):
+        eval_lib.draw(tmp_path / "file", source, truth, [], 0.5, limit=0)
+
+
+def nothing_found(params, state, images, image_size):
+    batch = images.shape[0]
+    return types.Detections(
+        boxes=jnp.zeros((batch, 1, 4)),
+        scores=jnp.zeros((batch, 1)),
+        labels=jnp.zeros((batch, 1), jnp.int32),
+        valid=image_size[:, :1] > 0,
+    )
+
+
+def test_images_that_cannot_be_read_are_skipped_only_where_the_config_says_so(
+    tiny_config, capsys
+):
+    source = Renamed(["one", "two", "three"], broken=[1])
+    mesh = sharding.make_mesh()
+    config = config_lib.load(tiny_config, {"eval.batch_size": "2"})
+    with pytest.raises(errors.UserError, match="image file two cannot be decoded"):
+        eval_lib.predict(nothing_found, {}, {}, source, config, mesh)
+    config.data.eval_skip_broken = True
+    predictions = eval_lib.predict(nothing_found, {}, {}, source, config, mesh)
+    assert [p["image_id"] for p in predictions] == ["one", "three"]
+    output = capsys.readouterr().out
+    assert "skipped: image file two cannot be decoded" in output
+    assert "1 of 3 images cannot be read" in output
+
+
+def test_prediction_is_compiled_once_for_each_canvas():
+    detector = python_types.SimpleNamespace(predict=nothing_found)
+    mesh = sharding.make_mesh()
+    predictor = eval_lib.make_predictor(detector, mesh)
+    for canvas in ((8, 16), (16, 8), (8, 16)):
+        images = np.zeros((mesh.size, *canvas, 3), np.uint8)
+        size = np.full((mesh.size, 2), canvas, np.int32)
+        assert predictor({}, {}, *sharding.put_batch((images, size), mesh)).valid.all()
+    assert list(predictor.compiled_in) == [(8, 16), (16, 8)]
+    assert predictor.compile_seconds == sum(predictor.compiled_in.values()) > 0
 
 
 @pytest.mark.parametrize("canvas", [(128, 128), (64, 200), (300, 97)])
@@ -64,12 +186,16 @@ def test_boxes_come_back_to_the_original_image_exactly(canvas):
 
 def test_a_perfect_prediction_scores_one_in_both_protocols():
     truth = eval_lib.ground_truth(shapes.Shapes("val", num_images=20))
-    perfect = [
-        {k: t[k] for k in ("image_id", "boxes", "labels")} | {"scores": np.ones(len(t["boxes"]))}
-        for t in truth
-    ]
-    result = eval_lib.score(truth, perfect, shapes.CLASS_NAMES)
+    result = eval_lib.score(truth, perfect(truth), shapes.CLASS_NAMES)
     assert result["AP"] == result["mAP07"] == result["mAP12"] == pytest.approx(1.0)
+
+
+def test_predictions_that_are_not_finite_are_refused_with_a_sentence():
+    truth = eval_lib.ground_truth(shapes.Shapes("val", num_images=1))
+    predictions = perfect(truth)
+    predictions[0]["scores"][0] = np.nan
+    with pytest.raises(errors.UserError, match="cannot be scored: prediction of image 0: scores"):
+        eval_lib.score(truth, predictions, shapes.CLASS_NAMES)
 
 
 @pytest.mark.parametrize(
@@ -83,11 +209,19 @@ def test_a_perfect_prediction_scores_one_in_both_protocols():
         (lambda run, tiny: ["--config", tiny], ["--checkpoint"]),
         (lambda run, tiny: ["--config", tiny, "--predictions", "gone.json"], ["gone.json"]),
         (lambda run, tiny: ["--config", tiny, "--predictions", tiny], ["not a file of"]),
-        (lambda run, tiny: ["--workdir", run, "--config.data.source=voc"], ["config.data.root"]),
+        (lambda run, tiny: ["--config", tiny, "--predictions", "."], ["cannot read"]),
+        (lambda run, tiny: ["--workdir", run, "--config.data.source=voc"], ["does not exist"]),
+        (lambda run, tiny: ["--workdir", run, "--threshold", "30"], ["--threshold is 30"]),
+        (lambda run, tiny: ["--workdir", run, "--draw_limit", "-1"], ["--draw_limit is -1"]),
+        (lambda run, tiny: ["--workdir", run, "--draw", tiny], ["cannot write", "tiny.py"]),
+        (lambda run, tiny: ["--workdir", run, "--json", "."], ["it is a folder"]),
+        (lambda run, tiny: ["--workdir", run, "--json", f"{tiny}/x"], ["cannot write", "tiny.py"]),
+        (lambda run, tiny: ["--workdir", run, "--predictions", run], ["it is a folder"]),
     ],
 )
 def test_a_mistake_gets_one_sentence(make, words, tiny_run, tiny_config, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(eval_lib, "predict", None)  # all of them are found before the long work
     with pytest.raises(errors.UserError) as error:
         eval_lib.main(make(str(tiny_run), tiny_config))
     text = str(error.value)
@@ -101,3 +235,36 @@ def test_predictions_of_other_classes_are_refused(tiny_config, tmp_path):
     path.write_text(json.dumps({"class_names": ["cat", "dog"], "images": []}))
     with pytest.raises(errors.UserError, match="cat, dog"):
         eval_lib.main(["--config", tiny_config, "--predictions", str(path)])
+
+
+def saved(**changed):
+    image = {"image_id": 0, "boxes": [[0, 0, 9, 9]], "scores": [0.5], "labels": [1]}
+    return {"class_names": list(shapes.CLASS_NAMES), "images": [{**image, **changed}]}
+
+
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        (saved(labels=[4]), "label 4 is outside 0..3"),
+        (saved(labels=[2**40]), "not a file of predictions"),
+        (saved(image_id="gone"), "no such image"),
+        (saved(image_id=[0]), "do not fit"),
+        (saved(scores=[0.5, 0.4]), "scores has the shape (2,) beside 1 boxes"),
+        (saved(scores=["high"]), "not a file of predictions"),
+        (saved(scores=[float("nan")]), "not finite"),
+        (saved(boxes=[[0, 0, 9, float("nan")]]), "not finite"),
+        (saved(boxes=[[0, 0, 9, 9, 0, 0, 9, 9]]), "not [n, 4]"),
+        (saved() | {"images": saved()["images"] * 2}, "given twice"),
+        (saved() | {"images": [5]}, "not a file of predictions"),
+        ([], "not a file of predictions"),
+        (b"\xff\xfe\x00", "not a file of predictions"),
+    ],
+)
+def test_saved_predictions_that_do_not_fit_get_one_sentence(content, words, tmp_path):
+    path = tmp_path / "predictions.json"
+    path.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
+    truth = eval_lib.ground_truth(shapes.Shapes("val", num_images=1))
+    with pytest.raises(errors.UserError) as error:
+        eval_lib.read_predictions(path, truth, shapes.CLASS_NAMES)
+    assert words in str(error.value) and str(path) in str(error.value)
+    assert "\n" not in str(error.value)

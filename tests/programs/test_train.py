@@ -1,9 +1,11 @@
 """`python -m detlab.train`: files, resume, signals, refusals."""
 
+import contextlib
 import json
 import os
 import pathlib
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -39,11 +41,12 @@ def message(call, *arguments) -> str:
 def test_a_run_leaves_figures_checkpoints_curves_and_pictures(tiny_run):
     rows = run_log.read_rows(tiny_run / "metrics.jsonl")
     train_rows = [row for row in rows if "train/loss" in row]
-    assert [row["step"] for row in train_rows] == [2, 4, 6]
+    assert [row["step"] for row in train_rows] == [2, 3, 4, 6]  # every 2, and where it saves
     for row in train_rows:
         parts = row["train/loss/cls"] + row["train/loss/box"]
         assert row["train/loss"] == pytest.approx(parts, rel=1e-5)
-        assert row["data/dropped_boxes"] == row["data/skipped_images"] == 0
+        for name in ("dropped_boxes", "no_slot_boxes", "skipped_records", "skipped_images"):
+            assert row[f"data/{name}"] == 0
     eval_rows = [row for row in rows if "eval/AP" in row]
     assert [row["step"] for row in eval_rows] == [3, 6]
     assert {"eval/AP50", "eval/AP_small", "eval/AR100", "eval/mAP07", "eval/mAP12"} <= set(
@@ -51,7 +54,8 @@ def test_a_run_leaves_figures_checkpoints_curves_and_pictures(tiny_run):
     )
     assert checkpoint.find(tiny_run, "last").name == "6"
     assert (tiny_run / "curves.png").stat().st_size > 1000
-    assert len(list((tiny_run / "pictures").glob("*.png"))) == 2
+    pictures = sorted(p.name for p in (tiny_run / "pictures").iterdir())
+    assert pictures == ["0.png", "1.png", "contact_sheet.png"]
     assert list((tiny_run / "tensorboard").iterdir())
     assert json.loads((tiny_run / "eval.json").read_text())["AP"] == eval_rows[-1]["eval/AP"]
     info = checkpoint.load_weights(tiny_run).info
@@ -60,7 +64,8 @@ def test_a_run_leaves_figures_checkpoints_curves_and_pictures(tiny_run):
 
 def test_a_finished_run_says_so(tiny_run, tiny_config, capsys):
     train.main(["--config", tiny_config, "--workdir", str(tiny_run)])
-    assert "is finished: 6 steps" in capsys.readouterr().out
+    output = capsys.readouterr().out
+    assert "is finished" in output and "data:" not in output, "told before anything is opened"
 
 
 def test_a_workdir_of_another_config_is_refused_with_the_keys(tiny_run, tiny_config):
@@ -97,9 +102,56 @@ def test_sigterm_saves_and_exits_0_and_the_resumed_run_is_bit_equal(
     assert losses[0][-1] == losses[1][-1]
 
 
+def test_a_signal_at_any_place_of_the_loop_saves_the_step_that_was_reached(
+    tiny_config, tmp_path, monkeypatch, capsys
+):
+    write = run_log.RunLog.write
+
+    def interrupted(self, step, batch_size):
+        if step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return write(self, step, batch_size)
+
+    monkeypatch.setattr(run_log.RunLog, "write", interrupted)
+    arguments = ["--config", tiny_config, "--workdir", str(tmp_path), "--config.train.log_every=1"]
+    arguments += ["--config.train.checkpoint_every=6", "--config.train.eval_every=6"]
+    train.main(arguments)
+    assert "stopped by SIGTERM at step 3 of 6" in capsys.readouterr().out
+    assert checkpoint.latest_step(tmp_path) == 3
+    assert [row["step"] for row in run_log.read_rows(tmp_path / "metrics.jsonl")] == [1, 2, 3]
+
+
+def test_a_resumed_run_does_not_need_the_weights_that_it_began_with(
+    tiny_run, tiny_config, tmp_path, monkeypatch
+):
+    begun = tmp_path / "begun"
+    shutil.copytree(tiny_run, begun)
+    workdir = tmp_path / "run"
+    arguments = ["--config", tiny_config, "--workdir", str(workdir), f"--config.init_from={begun}"]
+    monkeypatch.setattr(train, "StopSignals", lambda: stop_after(workdir, 2))
+    train.main(arguments)
+    assert checkpoint.latest_step(workdir) < 6
+    monkeypatch.undo()
+    shutil.rmtree(begun)
+    train.main(arguments)
+    assert checkpoint.latest_step(workdir) == 6
+
+
+@contextlib.contextmanager
+def stop_after(workdir, step):
+    """In place of signals: stop once the log has reached a step."""
+
+    def stop():
+        rows = run_log.read_rows(workdir / "metrics.jsonl")
+        return any(row["step"] >= step for row in rows)
+
+    stop.name = "test"
+    yield stop
+
+
 def test_an_evaluation_that_a_kill_took_is_made_up_on_resume(tiny_run, tiny_config, tmp_path):
     workdir = tmp_path / "run"
-    subprocess.run(["cp", "-r", str(tiny_run), str(workdir)], check=True)
+    shutil.copytree(tiny_run, workdir)
     (workdir / "eval.json").unlink()
     rows = (workdir / "metrics.jsonl").read_text().splitlines()
     (workdir / "metrics.jsonl").write_text("\n".join(rows[:-1]) + "\n" + rows[-1][:20])
@@ -115,8 +167,43 @@ def test_a_loss_that_is_not_finite_stops_with_step_terms_and_images(tiny_config,
     arguments += ["--config.optim.lr=1e30", "--config.optim.warmup_steps=0"]
     text = message(train.main, arguments)
     assert "is not finite" in text and "loss/cls" in text and "on images" in text
-    for kept in (tmp_path / "run" / "checkpoints").glob("[0-9]*"):
-        assert all(np.isfinite(x).all() for x in leaves(checkpoint.load_weights(kept)))
+    assert checkpoint.latest_step(tmp_path / "run") is None
+
+
+def test_an_error_waits_for_the_checkpoint_that_is_being_written(tiny_config, tmp_path, monkeypatch):
+    """Divergence after the first save: that checkpoint is complete and finite."""
+    arguments = ["--config", tiny_config, "--workdir", str(tmp_path)]
+    arguments += ["--config.train.checkpoint_every=1", "--config.optim.schedule=step"]
+    arguments += ["--config.optim.milestones=(1,)", "--config.optim.milestone_factor=1e35"]
+    arguments += ["--config.optim.warmup_steps=0"]
+    text = message(train.main, arguments)
+    assert "step 2 is not finite" in text
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["1"]
+    assert all(np.isfinite(x).all() for x in leaves(checkpoint.load_weights(tmp_path, "last")))
+
+
+@pytest.mark.parametrize(
+    "name, content, words",
+    [
+        ("config.json", "[1]", ["config.json", "--workdir"]),
+        ("config.json", "{", ["config.json", "cannot be read"]),
+        ("metrics.jsonl", "5\n5\n", ["metrics.jsonl", "line 1"]),
+    ],
+)
+def test_a_broken_file_of_the_run_is_named(name, content, words, tiny_run, tiny_config, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(tiny_run, workdir)
+    (workdir / "eval.json").unlink()
+    (workdir / name).write_text(content)
+    text = message(train.main, ["--config", tiny_config, "--workdir", str(workdir)])
+    for word in words:
+        assert word in text
+
+
+def test_a_workdir_that_is_a_file_is_refused(tiny_config, tmp_path):
+    (tmp_path / "run").write_text("")
+    text = message(train.main, ["--config", tiny_config, "--workdir", str(tmp_path / "run")])
+    assert "is a file" in text
 
 
 def test_a_dry_run_takes_two_steps_and_writes_nothing(tiny_config, tmp_path, capsys):

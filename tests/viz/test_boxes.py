@@ -41,6 +41,14 @@ def test_small_images_grow_by_a_whole_factor_with_their_boxes():
 
 
 @pytest.mark.parametrize(
+    ("size", "factor"), [((4, 300), 6), ((4, 3000), 1), ((700, 60), 2), ((100, 150), 5)]
+)
+def test_enlarging_stops_where_the_longer_side_would_pass_its_limit(size, factor):
+    drawn = boxes_viz.draw(image(*size), [[0, 0, 3, 3]], [0], NAMES, scores=[0.5])
+    assert drawn.shape == (size[0] * factor, size[1] * factor, 3)
+
+
+@pytest.mark.parametrize(
     "box", [[-20, -20, 30, 30], [110, 110, 200, 200], [0, 0, 128, 128], [120, 0, 128, 8]]
 )
 def test_text_stays_in_the_picture(box):

@@ -1,0 +1,211 @@
+"""What a config must hold: one rule for every key, then the rules between keys.
+
+experiments/common.py says what the keys mean and has the same ones.  The fields of `config.model`
+belong to the detector, see `detlab.detector.build`.
+"""
+
+import difflib
+import math
+import re
+from typing import Any, Callable, Mapping, NamedTuple
+
+from detlab import errors
+
+
+class Rule(NamedTuple):
+    """`fits(value)`, and what the value must be, in words."""
+
+    fits: Callable[[Any], bool]
+    words: str
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return _is_integer(value) or (isinstance(value, float) and math.isfinite(value))
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_regex(value: Any) -> bool:
+    try:
+        re.compile(value)
+    except (re.error, TypeError):
+        return False
+    return isinstance(value, str)
+
+
+def _is_tuple_of(value: Any, fits: Callable[[Any], bool], length: int | None = None) -> bool:
+    right_length = isinstance(value, tuple) and length in (None, len(value))
+    return right_length and all(fits(v) for v in value)
+
+
+def _is_canvas(value: Any) -> bool:
+    return _is_tuple_of(value, lambda side: _is_integer(side) and side >= 32, 2)
+
+
+def _is_colour(value: Any) -> bool:
+    return _is_integer(value) and 0 <= value <= 255
+
+
+def _is_increasing(value: Any) -> bool:
+    if not _is_tuple_of(value, _is_number):
+        return False
+    return all(a < b for a, b in zip((0, *value), value))
+
+
+def _are_limits(value: Any) -> bool:
+    if not _is_tuple_of(value, _is_integer):
+        return False
+    return value == () or (len(value) == 2 and value[0] >= value[1] > 0)
+
+
+def _integer(low: int) -> Rule:
+    return Rule(lambda v: _is_integer(v) and v >= low, f"an integer, at least {low}")
+
+
+def _one_of(*values: str) -> Rule:
+    return Rule(lambda v: v in values, f"one of {', '.join(values)}")
+
+
+TEXT = Rule(_is_text, "a string")
+FLAG = Rule(lambda v: isinstance(v, bool), "True or False")
+POSITIVE = Rule(lambda v: _is_number(v) and v > 0, "a number above 0")
+NOT_NEGATIVE = Rule(lambda v: _is_number(v) and v >= 0, "a number, at least 0")
+FRACTION = Rule(lambda v: _is_number(v) and 0 <= v <= 1, "a number from 0 to 1")
+TEXTS = Rule(lambda v: _is_tuple_of(v, _is_text), "a tuple of strings, such as ('train',)")
+REGEXES = Rule(
+    lambda v: _is_tuple_of(v, _is_regex),
+    "a tuple of regular expressions, such as ('params/head/.*',)",
+)
+
+RULES = {
+    "detector": TEXT,
+    # jax and NumPy both take seeds of 32 bits.
+    "seed": Rule(lambda v: _is_integer(v) and 0 <= v < 2**32, "an integer from 0 to 2**32 - 1"),
+    "init_from": TEXT,
+    "init_skip": REGEXES,
+    "init_help": TEXT,
+    "compilation_cache": FLAG,
+    "data.source": TEXT,
+    "data.root": TEXT,
+    "data.class_names": Rule(
+        lambda v: _is_tuple_of(v, _is_text) and len(set(v)) == len(v),
+        "a tuple of different strings, such as ('cat', 'dog')",
+    ),
+    "data.train_splits": TEXTS,
+    "data.eval_splits": TEXTS,
+    "data.train_images": TEXT,
+    "data.train_annotations": TEXT,
+    "data.eval_images": TEXT,
+    "data.eval_annotations": TEXT,
+    "data.canvases": Rule(
+        lambda v: _is_tuple_of(v, _is_canvas) and v != (),
+        "a tuple of (height, width) px, each at least 32, such as ((800, 1344), (1344, 800))",
+    ),
+    "data.resize": _one_of("fit", "stretch"),
+    "data.size_limits": Rule(_are_limits, "() or (long, short) px, such as (1333, 800)"),
+    "data.flip_horizontal": FRACTION,
+    "data.flip_vertical": FRACTION,
+    "data.pad_value": Rule(
+        lambda v: _is_colour(v) or _is_tuple_of(v, _is_colour, 3),
+        "an integer from 0 to 255, or three of them, such as (124, 116, 104)",
+    ),
+    "data.max_boxes": _integer(1),
+    "data.min_side": _integer(0),
+    "data.skip_broken": FLAG,
+    "data.eval_skip_broken": FLAG,
+    "data.read_threads": _integer(0),
+    "data.workers": _integer(0),
+    "train.batch_size": _integer(1),
+    "train.epochs": _integer(0),
+    "train.steps": _integer(0),
+    "train.log_every": _integer(1),
+    "train.eval_every": _integer(0),
+    "train.checkpoint_every": _integer(0),
+    "train.keep_last": _integer(1),
+    "optim.name": _one_of("sgd", "adamw"),
+    "optim.lr": POSITIVE,
+    "optim.lr_batch_size": _integer(0),
+    "optim.momentum": Rule(lambda v: _is_number(v) and 0 <= v < 1, "a number from 0 to below 1"),
+    "optim.nesterov": FLAG,
+    "optim.weight_decay": NOT_NEGATIVE,
+    "optim.no_decay": REGEXES,
+    "optim.freeze": REGEXES,
+    "optim.clip_norm": NOT_NEGATIVE,
+    "optim.schedule": _one_of("step", "cosine", "constant"),
+    "optim.milestones": Rule(
+        _is_increasing, "a tuple of increasing numbers above 0, such as (8, 11)"
+    ),
+    "optim.milestone_factor": POSITIVE,
+    "optim.warmup_steps": _integer(0),
+    "optim.warmup_factor": FRACTION,
+    "optim.final_factor": FRACTION,
+    "eval.batch_size": _integer(1),
+    "eval.best_by": _one_of("AP", "AP50", "AP75", "mAP07", "mAP12"),
+    "eval.pictures": _integer(0),
+    "eval.threshold": FRACTION,
+}
+
+
+def check_config(config) -> None:
+    """Refuses keys and values that would fail late, do nothing, or not name their key.
+
+    Raises:
+      UserError: a key is unknown or missing, or a value breaks its rule.
+    """
+    model = config.get("model")
+    if not hasattr(model, "items"):
+        raise errors.UserError(
+            f"config.model is {model!r}; it must be a ConfigDict of the detector's fields."
+        )
+    values = _flat({key: config[key] for key in config if key != "model"})
+    for key in values:
+        if key not in RULES:
+            raise errors.UserError(f"config.{key} is not a key of configs.{suggestion(key)}")
+    for key, rule in RULES.items():
+        if key not in values:
+            raise errors.UserError(
+                f"config.{key} is missing; start the config from experiments.common.base."
+            )
+        if not rule.fits(values[key]):
+            raise errors.UserError(f"config.{key} is {values[key]!r}; it must be {rule.words}.")
+    epochs, steps = config.train.epochs, config.train.steps
+    if epochs and steps:
+        raise errors.UserError(
+            f"config.train.epochs is {epochs} and config.train.steps is {steps}; set the one that"
+            " does not count to 0."
+        )
+    if not epochs and not steps:
+        raise errors.UserError(
+            "config.train.epochs and config.train.steps are both 0; set one to the length of the"
+            " run."
+        )
+    if config.data.size_limits and config.data.resize != "fit":
+        raise errors.UserError(
+            f"config.data.size_limits is {config.data.size_limits}, which goes only with"
+            " config.data.resize=fit; set it to ()."
+        )
+
+
+def suggestion(name: str) -> str:
+    """" Did you mean 'lr'?" for a key that resembles `name`, dotted or alone; else ""."""
+    known = {"model", *RULES}
+    for key in RULES:
+        known.update(key.split("."))
+    close = difflib.get_close_matches(name, sorted(known), n=1)
+    return f" Did you mean '{close[0]}'?" if close else ""
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for key, value in values.items():
+        if hasattr(value, "items"):
+            flat.update(_flat(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
