@@ -55,7 +55,9 @@ def summarise(workdir: pathlib.Path) -> dict:
         "classes": figures["classes"],
         "best": max(row[f"eval/{config['eval']['best_by']}"] for row in rows if "eval/AP" in row),
         "curve": {
-            "train": [_short(row, "train/loss", "train/loss/cls", "train/loss/box") for row in thinned],
+            "train": [
+                _short(row, "train/loss", "train/loss/cls", "train/loss/box") for row in thinned
+            ],
             "eval": [_short(row, "eval/AP", "eval/AP50") for row in rows if "eval/AP" in row],
         },
         "counted": {k: v for k, v in train[-1].items() if k.startswith("data/")},

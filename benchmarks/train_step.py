@@ -44,7 +44,9 @@ def main(arguments) -> None:
 
         program = jax.jit(step).lower(params, state, batch).compile()
         memory = program.memory_analysis().temp_size_in_bytes / 2**20
-        print(f"{name}: compiled in {time.perf_counter() - start:.1f} s, {memory:.0f} MiB temporary")
+        print(
+            f"{name}: compiled in {time.perf_counter() - start:.1f} s, {memory:.0f} MiB temporary"
+        )
         return program, memory
 
     own = compiled("detlab")

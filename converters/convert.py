@@ -145,7 +145,7 @@ def _check_detector(source: Source, name: str, config) -> None:
 
 
 def _check_channel_order(path: pathlib.Path, meta: Mapping, bgr: bool) -> None:
-    """mmdet stores its configuration as text; it says `to_rgb=False` (2.x) or `bgr_to_rgb=False`."""
+    """mmdet stores its configuration as text, with `to_rgb=False` (2.x) or `bgr_to_rgb=False`."""
     inner = _mapping(meta, "meta")
     text = next((inner[key] for key in ("config", "cfg") if isinstance(inner.get(key), str)), "")
     if not bgr and "to_rgb=False" in text.replace(" ", ""):

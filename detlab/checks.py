@@ -193,7 +193,7 @@ def check_config(config) -> None:
 
 
 def suggestion(name: str) -> str:
-    """" Did you mean 'lr'?" for a key that resembles `name`, dotted or alone; else ""."""
+    """ " Did you mean 'lr'?" for a key that resembles `name`, dotted or alone; else ""."""
     known = {"model", *RULES}
     for key in RULES:
         known.update(key.split("."))

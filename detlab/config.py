@@ -23,9 +23,7 @@ from detlab import checks
 from detlab import errors
 
 
-def load(
-    name: str, overrides: Mapping[str, str] | None = None
-) -> config_dict.ConfigDict:
+def load(name: str, overrides: Mapping[str, str] | None = None) -> config_dict.ConfigDict:
     """The config that `name` selects, with overrides applied.
 
     Args:

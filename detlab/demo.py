@@ -122,9 +122,7 @@ def main(arguments: Sequence[str]) -> None:
     if not rows:
         raise errors.UserError(f"none of the files could be read; the first: {failed[0]}")
     programs.write_text(listing, json.dumps(rows, indent=1))
-    objects = sum(
-        len(part) for row in rows for part in row.get("frames", [row.get("objects", [])])
-    )
+    objects = sum(len(part) for row in rows for part in row.get("frames", [row.get("objects", [])]))
     skipped = f", {len(failed)} files skipped" if failed else ""
     print(f"{objects} objects of score {args.threshold:g} or more in {len(rows)} files{skipped}")
     print(f"pictures:     {output}")
@@ -210,9 +208,7 @@ def process_video(path: pathlib.Path, target: pathlib.Path, detect: Detect) -> d
     height, width = frame.shape[:2]
     announced = int(reader.get(cv2.CAP_PROP_FRAME_COUNT))  # 0 or less where it is not known
     rate = reader.get(cv2.CAP_PROP_FPS) or 25.0
-    writer = cv2.VideoWriter(
-        str(target), cv2.VideoWriter_fourcc(*"mp4v"), rate, (width, height)
-    )
+    writer = cv2.VideoWriter(str(target), cv2.VideoWriter_fourcc(*"mp4v"), rate, (width, height))
     if not writer.isOpened():
         raise errors.UserError(f"cannot write the video {target}.")
     frames = []

@@ -58,7 +58,7 @@ def main(arguments: Sequence[str]) -> None:
         programs.check_batch_size("eval.batch_size", config.eval.batch_size)
         detector = detector_lib.build(config)
         params, state = programs.fit_weights(detector, config, weights, mesh)
-        predictor = make_predictor(detector, mesh)
+        predictor = Predictor(detector, mesh)
         start = time.time()
         predictions = predict(predictor, params, state, source, config, mesh)
         seconds = time.time() - start - predictor.compile_seconds
@@ -124,10 +124,6 @@ class Predictor:
         return self._compiled[canvas](params, state, images, image_size)
 
 
-def make_predictor(detector: detector_lib.Detector, mesh) -> Predictor:
-    return Predictor(detector, mesh)
-
-
 def predict(
     predictor: Predictor,
     params: Any,
@@ -186,9 +182,7 @@ def predict(
     return predictions
 
 
-def to_original(
-    boxes: np.ndarray, placement: np.ndarray, size: tuple[int, int]
-) -> np.ndarray:
+def to_original(boxes: np.ndarray, placement: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Boxes [n, 4] from px of the canvas to px of the original image, clipped to it."""
     scale, shift = np.tile(placement[:2], 2), np.tile(placement[2:], 2)
     height, width = size

@@ -19,6 +19,7 @@ from detlab import sharding
 from detlab.data import records
 from detlab.data import sources
 
+
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
     """--workdir, or --config with --checkpoint: where the detector comes from."""
     parser.add_argument("--workdir", help="folder of a training run")

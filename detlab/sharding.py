@@ -11,9 +11,7 @@ AXIS = "data"
 
 def make_mesh() -> jax.sharding.Mesh:
     """All devices in a row.  Auto axes: with Explicit ones, jax's default, models do not trace."""
-    return jax.make_mesh(
-        (jax.device_count(),), (AXIS,), axis_types=(jax.sharding.AxisType.Auto,)
-    )
+    return jax.make_mesh((jax.device_count(),), (AXIS,), axis_types=(jax.sharding.AxisType.Auto,))
 
 
 def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
@@ -40,8 +38,8 @@ def per_image(function, mesh: jax.sharding.Mesh, constants: int):
     def call(*arguments):
         specs = tuple(whole if i < constants else part for i in range(len(arguments)))
         # The check would refuse every loop inside `function` whose carry starts as a constant.
-        return jax.shard_map(
-            function, mesh=mesh, in_specs=specs, out_specs=part, check_vma=False
-        )(*arguments)
+        return jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=part, check_vma=False)(
+            *arguments
+        )
 
     return call

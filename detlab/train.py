@@ -248,9 +248,7 @@ def initial_weights(detector: detector_lib.Detector, config):
         weights = checkpoint.load_weights(config.init_from)
         merged = checkpoint.merge(params, state, weights, config.init_skip)
         params, state, random = merged.params, merged.state, merged.initialised
-        print(
-            f"{len(merged.loaded)} leaves from {weights.path}, {len(random)} stay as initialised"
-        )
+        print(f"{len(merged.loaded)} leaves from {weights.path}, {len(random)} stay as initialised")
     constant = [p for p in random if any(re.fullmatch(f, p) for f in detector.frozen)]
     if constant:
         raise errors.UserError(
@@ -307,9 +305,7 @@ def check_workdir(workdir: pathlib.Path, config) -> bool:
 
 def open_workdir(workdir: pathlib.Path, config) -> None:
     """Makes the workdir, with the config of its run."""
-    programs.write_text(
-        workdir / "config.json", json.dumps(config_lib.to_json(config), indent=1)
-    )
+    programs.write_text(workdir / "config.json", json.dumps(config_lib.to_json(config), indent=1))
 
 
 # ------------------------------------------------------------------------------------------------
@@ -392,7 +388,7 @@ class Evaluation:
 
     def __init__(self, detector, source, config, mesh, log, checkpoints, info):
         self.truth = eval_lib.ground_truth(source)
-        self._predictor = eval_lib.make_predictor(detector, mesh)
+        self._predictor = eval_lib.Predictor(detector, mesh)
         self._source, self._config, self._mesh = source, config, mesh
         self._log, self._checkpoints, self._info = log, checkpoints, info
 
@@ -475,7 +471,7 @@ def dry_run(detector, optimizer, state, train_source, eval_source, config, mesh,
         seconds = time.time() + step_function.compile_seconds - start
         terms = ", ".join(f"{k} {v:.4g}" for k, v in values.items())
         print(f"step {step} in {seconds:.2f} s: {terms}")
-    predictor = eval_lib.make_predictor(detector, mesh)
+    predictor = eval_lib.Predictor(detector, mesh)
     inputs = sharding.put_batch((loaded.batch.images, loaded.batch.image_size), mesh)
     jax.block_until_ready(predictor(state.params, state.state, *inputs))
     eval_lib.score(eval_lib.ground_truth(eval_source), [], eval_source.class_names)

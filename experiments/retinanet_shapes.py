@@ -26,9 +26,7 @@ def get_config() -> ConfigDict:
     )
     common.from_scratch(config)
     config.data.update(source="shapes", canvases=((128, 128),), max_boxes=8)
-    config.train.update(
-        batch_size=8, steps=900, log_every=10, eval_every=300, checkpoint_every=100
-    )
+    config.train.update(batch_size=8, steps=900, log_every=10, eval_every=300, checkpoint_every=100)
     config.optim.update(
         name="adamw",
         lr=1.5e-3,

@@ -27,8 +27,10 @@ def train_state(step, seed=0, ema=False):
     }
     state = {"batch_stats": {"backbone": {"norm": {"mean": jax.random.normal(keys[2], (4,))}}}}
     optimizer = optax.partition(
-        {"train": optax.chain(optax.clip_by_global_norm(1.0), optax.adam(0.1)),
-         "frozen": optax.set_to_zero()},
+        {
+            "train": optax.chain(optax.clip_by_global_norm(1.0), optax.adam(0.1)),
+            "frozen": optax.set_to_zero(),
+        },
         {"backbone": "train", "head": "frozen"},
     )
     averaged = {"params": params, "state": state} if ema else None
@@ -124,13 +126,22 @@ def test_the_score_of_a_best_that_is_still_being_written_is_known(tmp_path):
 def test_info_is_saved_with_the_step_and_the_metrics(workdir):
     assert checkpoint.load_weights(workdir, "last").info == {**INFO, "step": 4}
     assert checkpoint.load_weights(workdir).info == {
-        **INFO, "metrics": {"AP": 0.2}, "score": 0.2, "step": 2,
+        **INFO,
+        "metrics": {"AP": 0.2},
+        "score": 0.2,
+        "step": 2,
     }
 
 
-@pytest.mark.parametrize("which, found", [
-    ("best", "best/2"), ("last", "checkpoints/4"), ("3", "checkpoints/3"), ("2", "best/2"),
-])
+@pytest.mark.parametrize(
+    "which, found",
+    [
+        ("best", "best/2"),
+        ("last", "checkpoints/4"),
+        ("3", "checkpoints/3"),
+        ("2", "best/2"),
+    ],
+)
 def test_find_knows_best_last_and_numbers(workdir, which, found):
     assert checkpoint.find(workdir, which) == workdir / found
     assert checkpoint.find(workdir / found, which) == workdir / found

@@ -48,24 +48,34 @@ def test_a_missing_key_is_named_with_where_to_start(key):
     )
 
 
-@pytest.mark.parametrize("changes, sentence", [
-    (dict(data__max_boxs=3),
-     "config.data.max_boxs is not a key of configs. Did you mean 'data.max_boxes'?"),
-    (dict(trian=ConfigDict(dict(steps=3))),
-     "config.trian.steps is not a key of configs. Did you mean 'train.steps'?"),
-    (dict(sead=3), "config.sead is not a key of configs. Did you mean 'seed'?"),
-    (dict(qqqq=3), "config.qqqq is not a key of configs."),
-    (dict(train=3), "config.train is not a key of configs. Did you mean 'train'?"),
-    (dict(model=3), "config.model is 3; it must be a ConfigDict of the detector's fields."),
-])
+@pytest.mark.parametrize(
+    "changes, sentence",
+    [
+        (
+            dict(data__max_boxs=3),
+            "config.data.max_boxs is not a key of configs. Did you mean 'data.max_boxes'?",
+        ),
+        (
+            dict(trian=ConfigDict(dict(steps=3))),
+            "config.trian.steps is not a key of configs. Did you mean 'train.steps'?",
+        ),
+        (dict(sead=3), "config.sead is not a key of configs. Did you mean 'seed'?"),
+        (dict(qqqq=3), "config.qqqq is not a key of configs."),
+        (dict(train=3), "config.train is not a key of configs. Did you mean 'train'?"),
+        (dict(model=3), "config.model is 3; it must be a ConfigDict of the detector's fields."),
+    ],
+)
 def test_an_unknown_key_is_named_with_the_nearest(changes, sentence):
     assert refusal(example(**changes)) == sentence
 
 
-@pytest.mark.parametrize("config, start", [
-    (ConfigDict(), "config.model is None;"),
-    (ConfigDict(dict(model=dict(depth=18))), "config.detector is missing;"),
-])
+@pytest.mark.parametrize(
+    "config, start",
+    [
+        (ConfigDict(), "config.model is None;"),
+        (ConfigDict(dict(model=dict(depth=18))), "config.detector is missing;"),
+    ],
+)
 def test_a_config_made_by_hand_is_sent_to_base(config, start):
     assert refusal(config).startswith(start)
 
@@ -82,75 +92,124 @@ NOT_TEXTS = (3, None, ("a",))
 NOT_FRACTIONS = (-0.1, 1.1, float("nan"), True, "0.5", None)
 
 
-@pytest.mark.parametrize("key, value, words", [
-    *values("detector", "a string", *NOT_TEXTS),
-    *values("seed", "an integer from 0 to 2**32 - 1", -1, 2**32, *NOT_INTEGERS),
-    *values("init_from", "a string", *NOT_TEXTS),
-    *values("init_skip", "a tuple of regular expressions", "a", ["a"], (3,), ("[",), (("a",),)),
-    *values("compilation_cache", "True or False", 1, "yes", None),
-    *values("data__root", "a string", *NOT_TEXTS),
-    *values("data__class_names", "a tuple of different strings",
-            "RBC", ("a", "a"), (1,), (("a",),)),
-    *values("data__train_splits", "a tuple of strings", "train", (2007,), None),
-    *values("data__canvases", "a tuple of (height, width) px, each at least 32",
-            (), (64, 64), ((64,),), ((64, 64, 3),), ((31, 64),), ((64.0, 64),), (("64", "64"),),
-            ([64, 64],), "64x64", 64),
-    *values("data__resize", "one of fit, stretch", "crop", None, ("fit",)),
-    *values("data__size_limits", "() or (long, short) px",
-            (600,), (1000, 600, 3), (0, 0), (600, 1000), ("a", "b"), 600),
-    *values("data__flip_horizontal", "a number from 0 to 1", *NOT_FRACTIONS),
-    *values("data__flip_vertical", "a number from 0 to 1", *NOT_FRACTIONS),
-    *values("data__pad_value", "an integer from 0 to 255, or three of them",
-            -1, 256, 1.5, (1, 2), (1, 2, 256), (1.0, 2, 3), "grey", ("a", "b", "c"), True),
-    *values("data__max_boxes", "an integer, at least 1", 0, -1, *NOT_INTEGERS),
-    *values("data__min_side", "an integer, at least 0", -1, *NOT_INTEGERS),
-    *values("data__read_threads", "an integer, at least 0", -1, *NOT_INTEGERS),
-    *values("data__workers", "an integer, at least 0", -1, *NOT_INTEGERS),
-    *values("train__batch_size", "an integer, at least 1", 0, *NOT_INTEGERS),
-    *values("train__epochs", "an integer, at least 0", -1, *NOT_INTEGERS),
-    *values("train__steps", "an integer, at least 0", -1, *NOT_INTEGERS),
-    *values("train__log_every", "an integer, at least 1", 0, *NOT_INTEGERS),
-    *values("train__keep_last", "an integer, at least 1", 0, *NOT_INTEGERS),
-    *values("train__eval_every", "an integer, at least 0", -1, *NOT_INTEGERS),
-    *values("train__checkpoint_every", "an integer, at least 0", -1, *NOT_INTEGERS),
-    *values("optim__name", "one of sgd, adamw", "lion", None),
-    *values("optim__lr", "a number above 0", 0, 0.0, -1.0, float("inf"), float("nan"), "1", True),
-    *values("optim__lr_batch_size", "an integer, at least 0", -1, *NOT_INTEGERS),
-    *values("optim__momentum", "a number from 0 to below 1", -0.1, 1, 1.0, "0.9"),
-    *values("optim__nesterov", "True or False", 1, None),
-    *values("optim__weight_decay", "a number, at least 0", -1e-4, "0"),
-    *values("optim__no_decay", "a tuple of regular expressions", ("*",), "params/.*"),
-    *values("optim__freeze", "a tuple of regular expressions", ("(",), (None,)),
-    *values("optim__clip_norm", "a number, at least 0", -1, None),
-    *values("optim__schedule", "one of step, cosine, constant", "linear"),
-    *values("optim__milestones", "a tuple of increasing numbers above 0",
-            (11, 8), (8, 8), (0, 1), ("8", "11"), 8, [8, 11]),
-    *values("optim__milestone_factor", "a number above 0", 0.0, -1),
-    *values("optim__warmup_steps", "an integer, at least 0", -1, *NOT_INTEGERS),
-    *values("optim__warmup_factor", "a number from 0 to 1", *NOT_FRACTIONS),
-    *values("optim__final_factor", "a number from 0 to 1", *NOT_FRACTIONS),
-    *values("eval__batch_size", "an integer, at least 1", 0, *NOT_INTEGERS),
-    *values("eval__best_by", "one of AP, AP50, AP75, mAP07, mAP12", "ap", None),
-    *values("eval__pictures", "an integer, at least 0", -1, *NOT_INTEGERS),
-    *values("eval__threshold", "a number from 0 to 1", *NOT_FRACTIONS),
-])
+@pytest.mark.parametrize(
+    "key, value, words",
+    [
+        *values("detector", "a string", *NOT_TEXTS),
+        *values("seed", "an integer from 0 to 2**32 - 1", -1, 2**32, *NOT_INTEGERS),
+        *values("init_from", "a string", *NOT_TEXTS),
+        *values("init_skip", "a tuple of regular expressions", "a", ["a"], (3,), ("[",), (("a",),)),
+        *values("compilation_cache", "True or False", 1, "yes", None),
+        *values("data__root", "a string", *NOT_TEXTS),
+        *values(
+            "data__class_names", "a tuple of different strings", "RBC", ("a", "a"), (1,), (("a",),)
+        ),
+        *values("data__train_splits", "a tuple of strings", "train", (2007,), None),
+        *values(
+            "data__canvases",
+            "a tuple of (height, width) px, each at least 32",
+            (),
+            (64, 64),
+            ((64,),),
+            ((64, 64, 3),),
+            ((31, 64),),
+            ((64.0, 64),),
+            (("64", "64"),),
+            ([64, 64],),
+            "64x64",
+            64,
+        ),
+        *values("data__resize", "one of fit, stretch", "crop", None, ("fit",)),
+        *values(
+            "data__size_limits",
+            "() or (long, short) px",
+            (600,),
+            (1000, 600, 3),
+            (0, 0),
+            (600, 1000),
+            ("a", "b"),
+            600,
+        ),
+        *values("data__flip_horizontal", "a number from 0 to 1", *NOT_FRACTIONS),
+        *values("data__flip_vertical", "a number from 0 to 1", *NOT_FRACTIONS),
+        *values(
+            "data__pad_value",
+            "an integer from 0 to 255, or three of them",
+            -1,
+            256,
+            1.5,
+            (1, 2),
+            (1, 2, 256),
+            (1.0, 2, 3),
+            "grey",
+            ("a", "b", "c"),
+            True,
+        ),
+        *values("data__max_boxes", "an integer, at least 1", 0, -1, *NOT_INTEGERS),
+        *values("data__min_side", "an integer, at least 0", -1, *NOT_INTEGERS),
+        *values("data__read_threads", "an integer, at least 0", -1, *NOT_INTEGERS),
+        *values("data__workers", "an integer, at least 0", -1, *NOT_INTEGERS),
+        *values("train__batch_size", "an integer, at least 1", 0, *NOT_INTEGERS),
+        *values("train__epochs", "an integer, at least 0", -1, *NOT_INTEGERS),
+        *values("train__steps", "an integer, at least 0", -1, *NOT_INTEGERS),
+        *values("train__log_every", "an integer, at least 1", 0, *NOT_INTEGERS),
+        *values("train__keep_last", "an integer, at least 1", 0, *NOT_INTEGERS),
+        *values("train__eval_every", "an integer, at least 0", -1, *NOT_INTEGERS),
+        *values("train__checkpoint_every", "an integer, at least 0", -1, *NOT_INTEGERS),
+        *values("optim__name", "one of sgd, adamw", "lion", None),
+        *values(
+            "optim__lr", "a number above 0", 0, 0.0, -1.0, float("inf"), float("nan"), "1", True
+        ),
+        *values("optim__lr_batch_size", "an integer, at least 0", -1, *NOT_INTEGERS),
+        *values("optim__momentum", "a number from 0 to below 1", -0.1, 1, 1.0, "0.9"),
+        *values("optim__nesterov", "True or False", 1, None),
+        *values("optim__weight_decay", "a number, at least 0", -1e-4, "0"),
+        *values("optim__no_decay", "a tuple of regular expressions", ("*",), "params/.*"),
+        *values("optim__freeze", "a tuple of regular expressions", ("(",), (None,)),
+        *values("optim__clip_norm", "a number, at least 0", -1, None),
+        *values("optim__schedule", "one of step, cosine, constant", "linear"),
+        *values(
+            "optim__milestones",
+            "a tuple of increasing numbers above 0",
+            (11, 8),
+            (8, 8),
+            (0, 1),
+            ("8", "11"),
+            8,
+            [8, 11],
+        ),
+        *values("optim__milestone_factor", "a number above 0", 0.0, -1),
+        *values("optim__warmup_steps", "an integer, at least 0", -1, *NOT_INTEGERS),
+        *values("optim__warmup_factor", "a number from 0 to 1", *NOT_FRACTIONS),
+        *values("optim__final_factor", "a number from 0 to 1", *NOT_FRACTIONS),
+        *values("eval__batch_size", "an integer, at least 1", 0, *NOT_INTEGERS),
+        *values("eval__best_by", "one of AP, AP50, AP75, mAP07, mAP12", "ap", None),
+        *values("eval__pictures", "an integer, at least 0", -1, *NOT_INTEGERS),
+        *values("eval__threshold", "a number from 0 to 1", *NOT_FRACTIONS),
+    ],
+)
 def test_a_value_that_breaks_its_rule_is_named_with_the_rule(key, value, words):
     message = refusal(example(**{key: value}))
     dotted = key.replace("__", ".")
     assert message.startswith(f"config.{dotted} is {value!r}; it must be {words}")
 
 
-@pytest.mark.parametrize("changes", [
-    {},
-    dict(seed=2**32 - 1, init_skip=("params/(neck|head)/.*",)),
-    dict(data__canvases=((32, 32), (800, 1344)), data__pad_value=114, data__min_side=0),
-    dict(data__size_limits=(1333, 800), data__class_names=("a", "b"), data__read_threads=0),
-    dict(data__flip_horizontal=1, data__flip_vertical=0.0, data__max_boxes=1),
-    dict(train__steps=0, train__epochs=1, train__log_every=1, train__keep_last=1),
-    dict(optim__lr=1, optim__momentum=0, optim__milestones=(), optim__final_factor=1),
-    dict(optim__milestones=(0.5, 8), optim__clip_norm=10, optim__freeze=("params/backbone/.*",)),
-    dict(eval__best_by="mAP07", eval__pictures=0, eval__threshold=0),
-])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        dict(seed=2**32 - 1, init_skip=("params/(neck|head)/.*",)),
+        dict(data__canvases=((32, 32), (800, 1344)), data__pad_value=114, data__min_side=0),
+        dict(data__size_limits=(1333, 800), data__class_names=("a", "b"), data__read_threads=0),
+        dict(data__flip_horizontal=1, data__flip_vertical=0.0, data__max_boxes=1),
+        dict(train__steps=0, train__epochs=1, train__log_every=1, train__keep_last=1),
+        dict(optim__lr=1, optim__momentum=0, optim__milestones=(), optim__final_factor=1),
+        dict(
+            optim__milestones=(0.5, 8), optim__clip_norm=10, optim__freeze=("params/backbone/.*",)
+        ),
+        dict(eval__best_by="mAP07", eval__pictures=0, eval__threshold=0),
+    ],
+)
 def test_values_at_the_edges_are_taken(changes):
     checks.check_config(example(**changes))
 
@@ -158,15 +217,25 @@ def test_values_at_the_edges_are_taken(changes):
 # Rules between keys
 
 
-@pytest.mark.parametrize("changes, sentence", [
-    (dict(train__epochs=12, train__steps=5),
-     "config.train.epochs is 12 and config.train.steps is 5; set the one that does not count to"
-     " 0."),
-    (dict(train__steps=0), "config.train.epochs and config.train.steps are both 0; set one to the"
-                           " length of the run."),
-    (dict(data__resize="stretch", data__size_limits=(1333, 800)),
-     "config.data.size_limits is (1333, 800), which goes only with config.data.resize=fit;"
-     " set it to ()."),
-])
+@pytest.mark.parametrize(
+    "changes, sentence",
+    [
+        (
+            dict(train__epochs=12, train__steps=5),
+            "config.train.epochs is 12 and config.train.steps is 5;"
+            " set the one that does not count to 0.",
+        ),
+        (
+            dict(train__steps=0),
+            "config.train.epochs and config.train.steps are both 0; set one to the"
+            " length of the run.",
+        ),
+        (
+            dict(data__resize="stretch", data__size_limits=(1333, 800)),
+            "config.data.size_limits is (1333, 800), which goes only with config.data.resize=fit;"
+            " set it to ().",
+        ),
+    ],
+)
 def test_keys_that_exclude_each_other_are_named_together(changes, sentence):
     assert refusal(example(**changes)) == sentence

@@ -29,32 +29,35 @@ def write(path, text):
 # Overrides
 
 
-@pytest.mark.parametrize("key, text, value", [
-    ("optim.lr", "0.005", 0.005),
-    ("optim.lr", "1e-3", 1e-3),
-    ("optim.lr", "1", 1.0),
-    ("optim.steps", "250", 250),
-    ("optim.steps", "-1", -1),
-    ("optim.name", "adamw", "adamw"),
-    ("optim.name", "3", "3"),
-    ("optim.name", "None", "None"),
-    ("optim.name", "", ""),
-    ("optim.name", "a=b", "a=b"),
-    ("resume", "True", True),
-    ("resume", "true", True),
-    ("resume", "false", False),
-    ("optim.milestones", "(16, 22)", (16, 22)),
-    ("optim.milestones", "[16, 22]", (16, 22)),
-    ("optim.milestones", "16,", (16,)),
-    ("optim.milestones", "()", ()),
-    ("data.canvases", "((800, 1344), (1344, 800))", ((800, 1344), (1344, 800))),
-    ("data.class_names", "('cat', 'dog')", ("cat", "dog")),
-    ("data.limit", "5", 5),
-    ("data.limit", "0.5", 0.5),
-    ("data.limit", "None", None),
-    ("data.limit", "none", None),
-    ("data.limit", "some text", "some text"),
-])
+@pytest.mark.parametrize(
+    "key, text, value",
+    [
+        ("optim.lr", "0.005", 0.005),
+        ("optim.lr", "1e-3", 1e-3),
+        ("optim.lr", "1", 1.0),
+        ("optim.steps", "250", 250),
+        ("optim.steps", "-1", -1),
+        ("optim.name", "adamw", "adamw"),
+        ("optim.name", "3", "3"),
+        ("optim.name", "None", "None"),
+        ("optim.name", "", ""),
+        ("optim.name", "a=b", "a=b"),
+        ("resume", "True", True),
+        ("resume", "true", True),
+        ("resume", "false", False),
+        ("optim.milestones", "(16, 22)", (16, 22)),
+        ("optim.milestones", "[16, 22]", (16, 22)),
+        ("optim.milestones", "16,", (16,)),
+        ("optim.milestones", "()", ()),
+        ("data.canvases", "((800, 1344), (1344, 800))", ((800, 1344), (1344, 800))),
+        ("data.class_names", "('cat', 'dog')", ("cat", "dog")),
+        ("data.limit", "5", 5),
+        ("data.limit", "0.5", 0.5),
+        ("data.limit", "None", None),
+        ("data.limit", "none", None),
+        ("data.limit", "some text", "some text"),
+    ],
+)
 def test_an_override_is_read_by_the_type_of_the_present_value(key, text, value):
     config = example()
     config_lib.override(config, key, text)
@@ -64,19 +67,22 @@ def test_an_override_is_read_by_the_type_of_the_present_value(key, text, value):
     assert node == value and type(node) is type(value)
 
 
-@pytest.mark.parametrize("key, text, kind", [
-    ("optim.lr", "fast", "float"),
-    ("optim.lr", "True", "float"),
-    ("optim.lr", "", "float"),
-    ("optim.steps", "2.5", "int"),
-    ("optim.steps", "True", "int"),
-    ("optim.steps", "None", "int"),
-    ("resume", "1", "bool"),
-    ("resume", "yes", "bool"),
-    ("optim.milestones", "8", "tuple"),
-    ("optim.milestones", "{8: 1}", "tuple"),
-    ("data.canvases", "800x1344", "tuple"),
-])
+@pytest.mark.parametrize(
+    "key, text, kind",
+    [
+        ("optim.lr", "fast", "float"),
+        ("optim.lr", "True", "float"),
+        ("optim.lr", "", "float"),
+        ("optim.steps", "2.5", "int"),
+        ("optim.steps", "True", "int"),
+        ("optim.steps", "None", "int"),
+        ("resume", "1", "bool"),
+        ("resume", "yes", "bool"),
+        ("optim.milestones", "8", "tuple"),
+        ("optim.milestones", "{8: 1}", "tuple"),
+        ("data.canvases", "800x1344", "tuple"),
+    ],
+)
 def test_a_value_of_another_type_is_refused_and_the_config_stays(key, text, kind):
     config = example()
     with pytest.raises(errors.UserError) as caught:
@@ -86,32 +92,43 @@ def test_a_value_of_another_type_is_refused_and_the_config_stays(key, text, kind
     assert config == example()
 
 
-@pytest.mark.parametrize("key, text, hint", [
-    ("data.class_names", "RBC", "Write ('RBC',)."),
-    ("data.class_names", "('RBC')", "Write ('RBC',)."),
-    ("data.class_names", "('RBC'", "It is written like ('a', 'b')."),
-    ("data.class_names", "RBC,WBC", "It is written like ('a', 'b')."),
-    ("optim.milestones", "8", "Write (8,)."),
-    ("optim.milestones", "(8, 11", "It is written like (8, 11)."),
-    ("optim.milestones", "eight", "It is written like (8, 11)."),
-    ("data.canvases", "((64,64)", "It is written like ((128, 128),)."),
-    ("data.canvases", "800x1344", "It is written like ((128, 128),)."),
-])
+@pytest.mark.parametrize(
+    "key, text, hint",
+    [
+        ("data.class_names", "RBC", "Write ('RBC',)."),
+        ("data.class_names", "('RBC')", "Write ('RBC',)."),
+        ("data.class_names", "('RBC'", "It is written like ('a', 'b')."),
+        ("data.class_names", "RBC,WBC", "It is written like ('a', 'b')."),
+        ("optim.milestones", "8", "Write (8,)."),
+        ("optim.milestones", "(8, 11", "It is written like (8, 11)."),
+        ("optim.milestones", "eight", "It is written like (8, 11)."),
+        ("data.canvases", "((64,64)", "It is written like ((128, 128),)."),
+        ("data.canvases", "800x1344", "It is written like ((128, 128),)."),
+    ],
+)
 def test_a_refused_tuple_shows_how_it_is_written(key, text, hint):
     with pytest.raises(errors.UserError) as caught:
         config_lib.override(example(), key, text)
     assert str(caught.value).endswith(f"{text!r} is not one. {hint}")
 
 
-@pytest.mark.parametrize("key, sentence", [
-    ("optim.lrr", "unknown key config.optim.lrr: no 'lrr', did you mean 'lr'?"),
-    ("optin.lr", "unknown key config.optin.lr: no 'optin', did you mean 'optim'?"),
-    ("optim.xyz", "unknown key config.optim.xyz: no 'xyz', known there:"
-                  " lr, milestones, name, steps."),
-    ("optim.lr.decay", "config.optim.lr is a value, so config.optim.lr.decay cannot be set."),
-    ("optim", "config.optim is a group; set one of its keys: config.optim.lr,"
-              " config.optim.milestones, config.optim.name, config.optim.steps."),
-])
+@pytest.mark.parametrize(
+    "key, sentence",
+    [
+        ("optim.lrr", "unknown key config.optim.lrr: no 'lrr', did you mean 'lr'?"),
+        ("optin.lr", "unknown key config.optin.lr: no 'optin', did you mean 'optim'?"),
+        (
+            "optim.xyz",
+            "unknown key config.optim.xyz: no 'xyz', known there: lr, milestones, name, steps.",
+        ),
+        ("optim.lr.decay", "config.optim.lr is a value, so config.optim.lr.decay cannot be set."),
+        (
+            "optim",
+            "config.optim is a group; set one of its keys: config.optim.lr,"
+            " config.optim.milestones, config.optim.name, config.optim.steps.",
+        ),
+    ],
+)
 def test_a_key_that_cannot_be_set_is_named_with_what_can(key, sentence):
     config = example()
     with pytest.raises(errors.UserError) as caught:
@@ -125,13 +142,24 @@ def test_command_lines_are_split_into_flags_and_overrides():
     parser.add_argument("--config")
     parser.add_argument("--workdir")
     args, overrides = config_lib.parse(
-        ["--config.optim.lr=0.1", "--config", "x.py", "--config.optim.name", "adamw",
-         "--workdir=run", "--config.optim.milestones=(1,)", "--config.a=b=c"],
+        [
+            "--config.optim.lr=0.1",
+            "--config",
+            "x.py",
+            "--config.optim.name",
+            "adamw",
+            "--workdir=run",
+            "--config.optim.milestones=(1,)",
+            "--config.a=b=c",
+        ],
         parser,
     )
     assert (args.config, args.workdir) == ("x.py", "run")
     assert overrides == {
-        "optim.lr": "0.1", "optim.name": "adamw", "optim.milestones": "(1,)", "a": "b=c",
+        "optim.lr": "0.1",
+        "optim.name": "adamw",
+        "optim.milestones": "(1,)",
+        "a": "b=c",
     }
 
 
@@ -149,18 +177,21 @@ def flags():
     return parser
 
 
-@pytest.mark.parametrize("words, sentence", [
-    (["--confg.optim.lr=1"], "unknown flag --confg.optim.lr. Did you mean --config.optim.lr?"),
-    (["--confg", "x.py"], "unknown flag --confg. Did you mean --config?"),
-    (["--config", "x.py", "--dryrun"], "unknown flag --dryrun. Did you mean --dry_run?"),
-    (["--config", "x.py", "--dry-run"], "unknown flag --dry-run. Did you mean --dry_run?"),
-    (["--config", "x.py", "--work", "run"], "unknown flag --work. Did you mean --workdir?"),
-    (["--config", "x.py", "--zzz=1"], "unknown flag --zzz. --help lists the flags."),
-    (["--workdir", "run"], "the following arguments are required: --config; --help lists"),
-    (["--config", "x.py", "--top_k=few"], "argument --top_k: invalid int value: 'few'; --help"),
-    (["--config", "x.py", "more"], "unrecognized arguments: more; --help lists the flags."),
-    (["--config"], "argument --config: expected one argument; --help lists the flags."),
-])
+@pytest.mark.parametrize(
+    "words, sentence",
+    [
+        (["--confg.optim.lr=1"], "unknown flag --confg.optim.lr. Did you mean --config.optim.lr?"),
+        (["--confg", "x.py"], "unknown flag --confg. Did you mean --config?"),
+        (["--config", "x.py", "--dryrun"], "unknown flag --dryrun. Did you mean --dry_run?"),
+        (["--config", "x.py", "--dry-run"], "unknown flag --dry-run. Did you mean --dry_run?"),
+        (["--config", "x.py", "--work", "run"], "unknown flag --work. Did you mean --workdir?"),
+        (["--config", "x.py", "--zzz=1"], "unknown flag --zzz. --help lists the flags."),
+        (["--workdir", "run"], "the following arguments are required: --config; --help lists"),
+        (["--config", "x.py", "--top_k=few"], "argument --top_k: invalid int value: 'few'; --help"),
+        (["--config", "x.py", "more"], "unrecognized arguments: more; --help lists the flags."),
+        (["--config"], "argument --config: expected one argument; --help lists the flags."),
+    ],
+)
 def test_a_flag_that_the_program_lacks_is_refused_with_the_nearest(words, sentence):
     with pytest.raises(errors.UserError) as caught:
         config_lib.parse(words, flags())
@@ -191,7 +222,8 @@ def test_a_path_is_loaded_and_overridden(tmp_path):
     path = write(tmp_path / "simple.py", SIMPLE)
     assert config_lib.load(path).lr == 0.1
     assert config_lib.load(path, {"lr": "3", "name": "other"}).to_dict() == {
-        "lr": 3.0, "name": "other",
+        "lr": 3.0,
+        "name": "other",
     }
 
 
@@ -209,15 +241,18 @@ def test_a_file_without_variants_refuses_one(tmp_path):
         config_lib.load(f"{path}:small")
 
 
-@pytest.mark.parametrize("text, sentence", [
-    ("import not_a_module_of_anyone", "fails on import: ModuleNotFoundError: No module named"),
-    ("def get_config(:", "fails on import: SyntaxError"),
-    ("1 / 0", "fails on import: ZeroDivisionError: division by zero"),
-    ("config = 3", "has no function get_config()"),
-    ("def get_config(): return {'lr': 1}", "must return an ml_collections ConfigDict"),
-    ("\n\ndef get_config(): return {}['lr']", "broken.py, line 3: KeyError: 'lr'"),
-    ("def get_config(): pass", "must return an ml_collections ConfigDict"),
-])
+@pytest.mark.parametrize(
+    "text, sentence",
+    [
+        ("import not_a_module_of_anyone", "fails on import: ModuleNotFoundError: No module named"),
+        ("def get_config(:", "fails on import: SyntaxError"),
+        ("1 / 0", "fails on import: ZeroDivisionError: division by zero"),
+        ("config = 3", "has no function get_config()"),
+        ("def get_config(): return {'lr': 1}", "must return an ml_collections ConfigDict"),
+        ("\n\ndef get_config(): return {}['lr']", "broken.py, line 3: KeyError: 'lr'"),
+        ("def get_config(): pass", "must return an ml_collections ConfigDict"),
+    ],
+)
 def test_a_broken_file_is_named_with_what_is_wrong(tmp_path, text, sentence):
     path = write(tmp_path / "broken.py", text)
     with pytest.raises(errors.UserError) as caught:
@@ -225,19 +260,24 @@ def test_a_broken_file_is_named_with_what_is_wrong(tmp_path, text, sentence):
     assert sentence in str(caught.value) and path in str(caught.value)
 
 
-@pytest.mark.parametrize("line, sentence", [
-    ("config.optim.update(lrr=3)", "unknown key 'lrr'. Did you mean 'lr'?"),
-    ("config.data.max_boxs = 3", "unknown key 'max_boxs'. Did you mean 'max_boxes'?"),
-    ("config.trian = 3", "unknown key 'trian'. Did you mean 'train'?"),
-    ("config.trian.steps = 3", "unknown key 'trian'. Did you mean 'train'?"),
-    ("config.modle = ConfigDict()", "unknown key 'modle'. Did you mean 'model'?"),
-    ("config.eval.zzz = 3", "unknown key 'zzz'."),
-    ("config.data.max_boxes = 'few'", "TypeError: Could not override field 'max_boxes'"),
-    ("config.oops()", "unknown key 'oops'."),
-    ("common.bsae()", "AttributeError: module 'experiments.common' has no attribute 'bsae'"),
-])
+@pytest.mark.parametrize(
+    "line, sentence",
+    [
+        ("config.optim.update(lrr=3)", "unknown key 'lrr'. Did you mean 'lr'?"),
+        ("config.data.max_boxs = 3", "unknown key 'max_boxs'. Did you mean 'max_boxes'?"),
+        ("config.trian = 3", "unknown key 'trian'. Did you mean 'train'?"),
+        ("config.trian.steps = 3", "unknown key 'trian'. Did you mean 'train'?"),
+        ("config.modle = ConfigDict()", "unknown key 'modle'. Did you mean 'model'?"),
+        ("config.eval.zzz = 3", "unknown key 'zzz'."),
+        ("config.data.max_boxes = 'few'", "TypeError: Could not override field 'max_boxes'"),
+        ("config.oops()", "unknown key 'oops'."),
+        ("common.bsae()", "AttributeError: module 'experiments.common' has no attribute 'bsae'"),
+    ],
+)
 def test_a_mistake_in_a_config_file_is_named_with_its_line(tmp_path, line, sentence):
-    path = write(tmp_path / "mine.py", f"""
+    path = write(
+        tmp_path / "mine.py",
+        f"""
 from experiments import common
 from ml_collections import ConfigDict
 
@@ -245,7 +285,8 @@ def get_config():
     config = common.base("retinanet")
     {line}
     return config
-""")
+""",
+    )
     with pytest.raises(errors.UserError) as caught:
         config_lib.load(path)
     assert str(caught.value).startswith(f"config file {path}, line 7: {sentence}")
@@ -276,9 +317,14 @@ def test_shipped_names_are_experiments_and_not_their_helpers():
     assert "common" not in names and "__init__" not in names
 
 
-@pytest.mark.parametrize("name", [
-    "retinanet_shapes", "experiments/retinanet_shapes.py", "retinanet_shapes.py",
-])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "retinanet_shapes",
+        "experiments/retinanet_shapes.py",
+        "retinanet_shapes.py",
+    ],
+)
 def test_a_shipped_experiment_is_found_from_any_folder(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     assert not os.path.exists(name)
@@ -302,10 +348,13 @@ def test_a_missing_path_is_not_replaced_by_a_shipped_experiment(tmp_path):
         config_lib.load(str(tmp_path / "mine" / "retinanet_shapes.py"))
 
 
-@pytest.mark.parametrize("name, expected", [
-    ("experiments/retinanet_voc.py", "retinanet_voc"),
-    ("retinanet_voc:scratch", "retinanet_voc_scratch"),
-])
+@pytest.mark.parametrize(
+    "name, expected",
+    [
+        ("experiments/retinanet_voc.py", "retinanet_voc"),
+        ("retinanet_voc:scratch", "retinanet_voc_scratch"),
+    ],
+)
 def test_a_run_is_named_after_file_and_variant(name, expected):
     assert config_lib.stem(name) == expected
 

@@ -141,15 +141,20 @@ def test_predict_is_suppress_of_candidates_with_running_statistics():
     np.testing.assert_allclose(alone.scores, outputs.scores[:1], rtol=1e-5)
 
 
-@pytest.mark.parametrize("pattern, found", [
-    ("body", {"body"}),
-    ("body/first", {"body/first"}),
-    ("body/.*", {"body/first", "body/first/conv", "body/first/norm", "body/second",
-                 "body/second/conv"}),
-    (".*/conv", {"body/first/conv", "body/second/conv"}),
-    ("first", set()),
-    ("nothing", set()),
-])
+@pytest.mark.parametrize(
+    "pattern, found",
+    [
+        ("body", {"body"}),
+        ("body/first", {"body/first"}),
+        (
+            "body/.*",
+            {"body/first", "body/first/conv", "body/first/norm", "body/second", "body/second/conv"},
+        ),
+        (".*/conv", {"body/first/conv", "body/second/conv"}),
+        ("first", set()),
+        ("nothing", set()),
+    ],
+)
 def test_taps_are_the_outputs_of_modules_whose_whole_path_matches(pattern, found):
     detector, params, state = toy()
     assert set(detector.taps(params, state, make_batch().images, pattern)) == found
@@ -171,8 +176,9 @@ def config(detector="retinanet", **model):
 
 
 def test_build_fills_the_fields_of_the_detector_that_the_file_name_selects():
-    detector = detector_lib.build(config(num_classes=3, depth=18, backbone_norm="batch",
-                                         frozen_stages=0))
+    detector = detector_lib.build(
+        config(num_classes=3, depth=18, backbone_norm="batch", frozen_stages=0)
+    )
     assert isinstance(detector, detector_lib.Detector) and detector.frozen == ()
     params, _ = jax.eval_shape(detector.init, jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
     assert params["head"]["cls_logits"]["bias"].shape == (9 * 3,)
@@ -193,72 +199,98 @@ def test_an_unknown_detector_lists_those_that_exist(name):
     assert "retinanet" in listed and "__init__" not in listed and listed == sorted(listed)
 
 
-@pytest.mark.parametrize("field, sentence", [
-    ("num_class", "config.model.num_class: detector retinanet has no such field."
-                  " Did you mean 'num_classes'?"),
-    ("zzz", "config.model.zzz: detector retinanet has no such field."),
-    ("parent", "config.model.parent: detector retinanet has no such field."),
-    ("name", "config.model.name: detector retinanet has no such field."),
-])
+@pytest.mark.parametrize(
+    "field, sentence",
+    [
+        (
+            "num_class",
+            "config.model.num_class: detector retinanet has no such field."
+            " Did you mean 'num_classes'?",
+        ),
+        ("zzz", "config.model.zzz: detector retinanet has no such field."),
+        ("parent", "config.model.parent: detector retinanet has no such field."),
+        ("name", "config.model.name: detector retinanet has no such field."),
+    ],
+)
 def test_an_unknown_field_is_named_with_the_nearest(field, sentence):
     with pytest.raises(errors.UserError) as caught:
         detector_lib.build(config(**{field: 3}))
     assert str(caught.value).startswith(sentence)
 
 
-@pytest.mark.parametrize("fields, sentence", [
-    (dict(num_classes=0), "num_classes is 0; it must be at least 1."),
-    (dict(depth=20), "depth is 20; it must be one of 18, 34, 50, 101."),
-    (dict(depth="50"), "depth is '50'; it must be of type int."),
-    (dict(style="foo"), "style is 'foo'; it must be pytorch or caffe."),
-    (dict(backbone_norm="foo"), "backbone_norm is 'foo'; it must be one of batch, stored,"),
-    (dict(backbone_norm="group", backbone_width=48),
-     "backbone_width is 48; it must be divisible by 32 where backbone_norm is group."),
-    (dict(frozen_stages=5), "frozen_stages is 5; it must be 0 to 4."),
-    (dict(backbone_width=0), "backbone_width is 0; it must be at least 1."),
-    (dict(backbone_stages=(1, 1, 1)), "backbone_stages is (1, 1, 1); it must be four"),
-    (dict(backbone_stages=(1, 1, 0, 1)), "backbone_stages is (1, 1, 0, 1); it must be four"),
-    (dict(backbone_stages=(1, 1, 1.5, 1)), "backbone_stages is (1, 1, 1.5, 1); it must be four"),
-    (dict(backbone_stages=4), "backbone_stages is 4; it must be four"),
-    (dict(neck_width=-1), "neck_width is -1; it must be at least 1."),
-    (dict(head_convs=-1), "head_convs is -1; it must be at least 0."),
-    (dict(head_width=0), "head_width is 0; it must be at least 1."),
-    (dict(prior_probability=0.0), "prior_probability is 0.0; it must be between 0 and 1."),
-    (dict(prior_probability=1), "prior_probability is 1; it must be between 0 and 1."),
-    (dict(strides=()), "strides is (); it must be 8, 16, 32 and so on"),
-    (dict(strides=(4, 8, 16)), "strides is (4, 8, 16); it must be 8, 16, 32 and so on"),
-    (dict(strides=("8",)), "strides is ('8',); it must be 8, 16, 32 and so on"),
-    (dict(octave_base_scale=0.0), "octave_base_scale is 0.0; it must be above 0."),
-    (dict(scales_per_octave=0), "scales_per_octave is 0; it must be at least 1."),
-    (dict(aspect_ratios=()), "aspect_ratios is (); it must be one or more numbers above 0."),
-    (dict(aspect_ratios=(1.0, "2")), "aspect_ratios is (1.0, '2'); it must be one or more"),
-    (dict(delta_stds=(0.1, 0.2)), "delta_stds is (0.1, 0.2); it must be four numbers above 0."),
-    (dict(delta_stds=(0.1, 0.1, 0.0, 0.2)), "delta_stds is (0.1, 0.1, 0.0, 0.2); it must be four"),
-    (dict(positive_iou=1.5), "positive_iou is 1.5; it must be above 0 and at most 1."),
-    (dict(negative_iou=0.6), "negative_iou is 0.6; it must be 0 to positive_iou."),
-    (dict(focal_alpha=2.0), "focal_alpha is 2.0; it must be 0 to 1."),
-    (dict(focal_gamma=-1.0), "focal_gamma is -1.0; it must be at least 0."),
-    (dict(box_weight=-1.0), "box_weight is -1.0; it must be at least 0."),
-    (dict(candidates_per_level=0), "candidates_per_level is 0; it must be at least 1."),
-    (dict(score_threshold=5.0), "score_threshold is 5.0; it must be 0 to 1."),
-    (dict(nms_iou=float("nan")), "nms_iou is nan; it must be 0 to 1."),
-    (dict(max_detections=0), "max_detections is 0; it must be at least 1."),
-    (dict(pixel_mean=(0.0, "a", 0.0)), "pixel_mean is (0.0, 'a', 0.0); it must be three numbers."),
-    (dict(pixel_std=(1.0, 1.0, 0.0)), "pixel_std is (1.0, 1.0, 0.0); it must be three numbers"),
-    (dict(dtype="float99"), "dtype is 'float99'; it must be one of float32, bfloat16, float16."),
-])
+@pytest.mark.parametrize(
+    "fields, sentence",
+    [
+        (dict(num_classes=0), "num_classes is 0; it must be at least 1."),
+        (dict(depth=20), "depth is 20; it must be one of 18, 34, 50, 101."),
+        (dict(depth="50"), "depth is '50'; it must be of type int."),
+        (dict(style="foo"), "style is 'foo'; it must be pytorch or caffe."),
+        (dict(backbone_norm="foo"), "backbone_norm is 'foo'; it must be one of batch, stored,"),
+        (
+            dict(backbone_norm="group", backbone_width=48),
+            "backbone_width is 48; it must be divisible by 32 where backbone_norm is group.",
+        ),
+        (dict(frozen_stages=5), "frozen_stages is 5; it must be 0 to 4."),
+        (dict(backbone_width=0), "backbone_width is 0; it must be at least 1."),
+        (dict(backbone_stages=(1, 1, 1)), "backbone_stages is (1, 1, 1); it must be four"),
+        (dict(backbone_stages=(1, 1, 0, 1)), "backbone_stages is (1, 1, 0, 1); it must be four"),
+        (
+            dict(backbone_stages=(1, 1, 1.5, 1)),
+            "backbone_stages is (1, 1, 1.5, 1); it must be four",
+        ),
+        (dict(backbone_stages=4), "backbone_stages is 4; it must be four"),
+        (dict(neck_width=-1), "neck_width is -1; it must be at least 1."),
+        (dict(head_convs=-1), "head_convs is -1; it must be at least 0."),
+        (dict(head_width=0), "head_width is 0; it must be at least 1."),
+        (dict(prior_probability=0.0), "prior_probability is 0.0; it must be between 0 and 1."),
+        (dict(prior_probability=1), "prior_probability is 1; it must be between 0 and 1."),
+        (dict(strides=()), "strides is (); it must be 8, 16, 32 and so on"),
+        (dict(strides=(4, 8, 16)), "strides is (4, 8, 16); it must be 8, 16, 32 and so on"),
+        (dict(strides=("8",)), "strides is ('8',); it must be 8, 16, 32 and so on"),
+        (dict(octave_base_scale=0.0), "octave_base_scale is 0.0; it must be above 0."),
+        (dict(scales_per_octave=0), "scales_per_octave is 0; it must be at least 1."),
+        (dict(aspect_ratios=()), "aspect_ratios is (); it must be one or more numbers above 0."),
+        (dict(aspect_ratios=(1.0, "2")), "aspect_ratios is (1.0, '2'); it must be one or more"),
+        (dict(delta_stds=(0.1, 0.2)), "delta_stds is (0.1, 0.2); it must be four numbers above 0."),
+        (
+            dict(delta_stds=(0.1, 0.1, 0.0, 0.2)),
+            "delta_stds is (0.1, 0.1, 0.0, 0.2); it must be four",
+        ),
+        (dict(positive_iou=1.5), "positive_iou is 1.5; it must be above 0 and at most 1."),
+        (dict(negative_iou=0.6), "negative_iou is 0.6; it must be 0 to positive_iou."),
+        (dict(focal_alpha=2.0), "focal_alpha is 2.0; it must be 0 to 1."),
+        (dict(focal_gamma=-1.0), "focal_gamma is -1.0; it must be at least 0."),
+        (dict(box_weight=-1.0), "box_weight is -1.0; it must be at least 0."),
+        (dict(candidates_per_level=0), "candidates_per_level is 0; it must be at least 1."),
+        (dict(score_threshold=5.0), "score_threshold is 5.0; it must be 0 to 1."),
+        (dict(nms_iou=float("nan")), "nms_iou is nan; it must be 0 to 1."),
+        (dict(max_detections=0), "max_detections is 0; it must be at least 1."),
+        (
+            dict(pixel_mean=(0.0, "a", 0.0)),
+            "pixel_mean is (0.0, 'a', 0.0); it must be three numbers.",
+        ),
+        (dict(pixel_std=(1.0, 1.0, 0.0)), "pixel_std is (1.0, 1.0, 0.0); it must be three numbers"),
+        (
+            dict(dtype="float99"),
+            "dtype is 'float99'; it must be one of float32, bfloat16, float16.",
+        ),
+    ],
+)
 def test_a_value_that_no_retinanet_can_have_is_named_before_anything_is_built(fields, sentence):
     with pytest.raises(errors.UserError) as caught:
         detector_lib.build(config(**fields))
     assert str(caught.value).startswith(f"config.model.{sentence}")
 
 
-@pytest.mark.parametrize("fields", [
-    {},
-    dict(backbone_norm="group", backbone_width=32),
-    dict(backbone_stages=(1, 1, 1, 1), strides=(8, 16, 32), head_convs=0, frozen_stages=0),
-    dict(positive_iou=0.5, negative_iou=0.5, score_threshold=0, dtype="bfloat16"),
-])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        dict(backbone_norm="group", backbone_width=32),
+        dict(backbone_stages=(1, 1, 1, 1), strides=(8, 16, 32), head_convs=0, frozen_stages=0),
+        dict(positive_iou=0.5, negative_iou=0.5, score_threshold=0, dtype="bfloat16"),
+    ],
+)
 def test_values_at_the_edges_are_taken(fields):
     assert isinstance(detector_lib.build(config(**fields)), detector_lib.Detector)
 

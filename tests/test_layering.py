@@ -13,10 +13,25 @@ LEAVES = OPS | {"assign", "losses"}
 PARTS = OPS | {"layers"}
 MODELS = LEAVES | PARTS | {"backbones", "necks", "heads", "detectors", "sharding", "darknet_cfg"}
 DATA = {"types", "data"}
-PROGRAMS = MODELS | DATA | {
-    "detector", "errors", "checks", "config", "checkpoint", "optim", "metrics", "viz", "programs",
-    "run_log", "train", "eval", "demo",
-}
+PROGRAMS = (
+    MODELS
+    | DATA
+    | {
+        "detector",
+        "errors",
+        "checks",
+        "config",
+        "checkpoint",
+        "optim",
+        "metrics",
+        "viz",
+        "programs",
+        "run_log",
+        "train",
+        "eval",
+        "demo",
+    }
+)
 ALLOWED = {
     "types": set(),
     "errors": set(),
@@ -86,10 +101,13 @@ def test_detlab_modules_import_only_from_layers_below(path):
             assert top != "flax", f"{path} imports {imported}"
 
 
-@pytest.mark.parametrize("folder, forbidden", [
-    ("converters", {"experiments", "tests", "benchmarks"}),
-    ("benchmarks", {"tests", "converters"}),
-])
+@pytest.mark.parametrize(
+    "folder, forbidden",
+    [
+        ("converters", {"experiments", "tests", "benchmarks"}),
+        ("benchmarks", {"tests", "converters"}),
+    ],
+)
 def test_converters_and_benchmarks_stand_on_detlab_and_not_on_their_neighbours(folder, forbidden):
     for path in python_files(folder):
         for imported in imports(path):
@@ -114,9 +132,7 @@ def test_a_detector_file_imports_another_one_level_deep():
     files = {p.stem: p for p in python_files("detlab/detectors") if p.stem != "__init__"}
 
     def others(name):
-        return [
-            i.split(".")[2] for i in imports(files[name]) if i.startswith("detlab.detectors.")
-        ]
+        return [i.split(".")[2] for i in imports(files[name]) if i.startswith("detlab.detectors.")]
 
     for name in files:
         for other in others(name):

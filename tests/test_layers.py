@@ -150,9 +150,7 @@ def test_batch_mode_gradient_passes_through_the_statistics():
     wide = x.astype(np.float64)
     std = np.sqrt(wide.var((0, 1, 2)) + EPSILON)
     normal = (wide - wide.mean((0, 1, 2))) / std
-    expected = SCALE / std * (
-        dy - dy.mean((0, 1, 2)) - normal * (dy * normal).mean((0, 1, 2))
-    )
+    expected = SCALE / std * (dy - dy.mean((0, 1, 2)) - normal * (dy * normal).mean((0, 1, 2)))
     np.testing.assert_allclose(pull_back(x, dy), expected, **CLOSE)
 
 

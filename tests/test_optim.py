@@ -61,7 +61,11 @@ def example_gradients(steps):
 
 def build(optim_block, frozen=()):
     return optim.build(
-        optim_block, example_params(), total_steps=10, batch_size=4, steps_per_unit=1,
+        optim_block,
+        example_params(),
+        total_steps=10,
+        batch_size=4,
+        steps_per_unit=1,
         frozen=frozen,
     )
 
@@ -92,16 +96,12 @@ def rates(total_steps=100, batch_size=16, steps_per_unit=1, at=(), **changes):
 
 
 def test_steps_divide_the_rate_at_the_start_of_their_epoch():
-    found = rates(
-        steps_per_unit=5, at=(0, 9, 10, 14, 15, 99), schedule="step", milestones=(2, 3)
-    )
+    found = rates(steps_per_unit=5, at=(0, 9, 10, 14, 15, 99), schedule="step", milestones=(2, 3))
     np.testing.assert_allclose(found, [0.1, 0.1, 0.01, 0.01, 0.001, 0.001], rtol=1e-6)
 
 
 def test_milestones_are_steps_where_a_unit_is_one_step():
-    found = rates(
-        at=(7, 8), schedule="step", milestones=(8,), milestone_factor=0.5
-    )
+    found = rates(at=(7, 8), schedule="step", milestones=(8,), milestone_factor=0.5)
     np.testing.assert_allclose(found, [0.1, 0.05], rtol=1e-6)
 
 
@@ -111,7 +111,10 @@ def test_a_step_schedule_without_milestones_is_constant():
 
 def test_cosine_falls_from_the_end_of_warm_up_to_the_final_factor():
     found = rates(
-        total_steps=110, at=(10, 35, 60, 85, 110, 200), schedule="cosine", warmup_steps=10,
+        total_steps=110,
+        at=(10, 35, 60, 85, 110, 200),
+        schedule="cosine",
+        warmup_steps=10,
         final_factor=0.1,
     )
     quarter = 0.5 * (1 + np.cos(np.pi / 4))
@@ -130,9 +133,7 @@ def test_without_warm_up_the_first_step_has_the_full_rate():
 
 
 def test_warm_up_multiplies_a_rate_that_has_already_been_divided():
-    found = rates(
-        at=(1, 2), schedule="step", milestones=(1,), warmup_steps=4, warmup_factor=0.0
-    )
+    found = rates(at=(1, 2), schedule="step", milestones=(1,), warmup_steps=4, warmup_factor=0.0)
     np.testing.assert_allclose(found, [0.01 * 0.25, 0.01 * 0.5], rtol=1e-5)
 
 
@@ -196,7 +197,9 @@ def test_adamw_equals_optax():
 @pytest.mark.parametrize("how", ["model", "config"])
 def test_frozen_leaves_are_bit_equal_after_five_steps_and_hold_no_state(name, how):
     settings = block(
-        name=name, weight_decay=0.1, clip_norm=1.0,
+        name=name,
+        weight_decay=0.1,
+        clip_norm=1.0,
         freeze=("params/backbone/.*",) if how == "config" else (),
     )
     frozen = (r"params/backbone/.*", r"batch_stats/backbone/.*") if how == "model" else ()
@@ -208,7 +211,8 @@ def test_frozen_leaves_are_bit_equal_after_five_steps_and_hold_no_state(name, ho
     )
     assert np.all(last["head"]["kernel"] != before["head"]["kernel"])
     assert built.labels == {
-        "backbone": {"stem": {"kernel": "frozen"}}, "head": {"kernel": "train", "bias": "train"},
+        "backbone": {"stem": {"kernel": "frozen"}},
+        "head": {"kernel": "train", "bias": "train"},
     }
     shapes = {x.shape for x in jax.tree.leaves(built.transform.init(before))}
     assert (2, 4) in shapes and (3, 2) not in shapes
@@ -253,17 +257,25 @@ def test_the_schedule_of_the_result_is_the_one_that_updates_follow():
 # Mistakes
 
 
-@pytest.mark.parametrize("changes, sentence", [
-    (dict(name="lion"), "config.optim.name is 'lion': sgd or adamw"),
-    (dict(schedule="linear"), "config.optim.schedule is 'linear': step, cosine or constant"),
-    (dict(warmup_steps=10), "config.optim.warmup_steps is 10, but the run has 10 steps"),
-    (dict(freeze=(".*",)), "config.optim.freeze matches every parameter"),
-    (dict(no_decay=("params/head/bais",)),
-     "config.optim.no_decay: 'params/head/bais' matches no parameter, such as params/backbone/"),
-    (dict(freeze=("params/backbon/.*",)),
-     "config.optim.freeze: 'params/backbon/.*' matches no parameter"),
-    (dict(freeze=("backbone/.*",)), "config.optim.freeze: 'backbone/.*' matches no parameter"),
-])
+@pytest.mark.parametrize(
+    "changes, sentence",
+    [
+        (dict(name="lion"), "config.optim.name is 'lion': sgd or adamw"),
+        (dict(schedule="linear"), "config.optim.schedule is 'linear': step, cosine or constant"),
+        (dict(warmup_steps=10), "config.optim.warmup_steps is 10, but the run has 10 steps"),
+        (dict(freeze=(".*",)), "config.optim.freeze matches every parameter"),
+        (
+            dict(no_decay=("params/head/bais",)),
+            "config.optim.no_decay: 'params/head/bais' matches no parameter,"
+            " such as params/backbone/",
+        ),
+        (
+            dict(freeze=("params/backbon/.*",)),
+            "config.optim.freeze: 'params/backbon/.*' matches no parameter",
+        ),
+        (dict(freeze=("backbone/.*",)), "config.optim.freeze: 'backbone/.*' matches no parameter"),
+    ],
+)
 def test_mistakes_are_named_in_a_sentence(changes, sentence):
     with pytest.raises(errors.UserError, match=sentence.replace("*", r"\*")):
         build(block(**changes))

@@ -40,8 +40,11 @@ def test_a_row_holds_means_since_the_row_before_and_counts_since_the_beginning(o
     first, second = run_log.read_rows(log.path)
     assert first.pop("train/images_per_second") > 0
     assert first == {
-        "step": 2, "train/loss": 2.0, "train/lr": 0.5,
-        "data/no_slot_boxes": 3, "data/skipped_images": 1,
+        "step": 2,
+        "train/loss": 2.0,
+        "train/lr": 0.5,
+        "data/no_slot_boxes": 3,
+        "data/skipped_images": 1,
     }
     assert second["step"] == 3 and second["train/loss"] == 7.0 and second["train/lr"] == 0.25
     assert second["data/no_slot_boxes"] == 4 and second["data/skipped_images"] == 1

@@ -32,9 +32,9 @@ class BasicBlock(nn.Module):
     @nn.compact
     def __call__(self, x, train: bool):
         common = dict(norm=self.norm, dtype=self.dtype)
-        y = layers.ConvNorm(
-            self.width, 3, self.stride, activation=nn.relu, name="conv1", **common
-        )(x, train)
+        y = layers.ConvNorm(self.width, 3, self.stride, activation=nn.relu, name="conv1", **common)(
+            x, train
+        )
         y = layers.ConvNorm(self.width, 3, name="conv2", **common)(y, train)
         return nn.relu(y + shortcut(x, self.width, self.stride, train, common))
 

@@ -261,9 +261,7 @@ class RetinaNet(nn.Module):
         """Greedy suppression within each class; the best `max_detections` of an image stay."""
 
         def one_image(boxes, scores, labels, valid):
-            return nms_lib.suppress(
-                boxes, scores, labels, valid, self.nms_iou, self.max_detections
-            )
+            return nms_lib.suppress(boxes, scores, labels, valid, self.nms_iou, self.max_detections)
 
         return types.Detections(*jax.vmap(one_image)(*candidates))
 

@@ -156,9 +156,7 @@ def test_a_strided_bottleneck_equals_its_definition():
     y = np.maximum(conv1x1(x[:, ::2, ::2], "conv1"), 0)  # caffe: the stride is on the first 1x1
     padded = np.pad(y, ((0, 0), (1, 1), (1, 1), (0, 0)))
     kernel = tree["params"]["conv2"]["conv"]["kernel"]
-    y = sum(
-        padded[:, i : i + 2, j : j + 2] @ kernel[i, j] for i in range(3) for j in range(3)
-    )
+    y = sum(padded[:, i : i + 2, j : j + 2] @ kernel[i, j] for i in range(3) for j in range(3))
     y = conv1x1(np.maximum(norm(y, "conv2"), 0), "conv3")
     expected = np.maximum(y + conv1x1(x[:, ::2, ::2], "shortcut"), 0)
     np.testing.assert_allclose(block.apply(tree, x, False), expected, rtol=1e-5, atol=1e-4)
@@ -177,7 +175,11 @@ def test_norms_start_at_one_and_convolutions_with_he_variance():
 
 
 FROZEN_CASES = [
-    (18, "stored", 0), (18, "stored", 1), (18, "batch", 2), (50, "frozen", 1), (18, "group", 1),
+    (18, "stored", 0),
+    (18, "stored", 1),
+    (18, "batch", 2),
+    (50, "frozen", 1),
+    (18, "group", 1),
 ]
 
 
@@ -207,9 +209,7 @@ def train_gradients(depth, norm, frozen_stages):
 
 
 @pytest.mark.parametrize("depth, norm, frozen_stages", FROZEN_CASES)
-def test_frozen_paths_are_exactly_the_leaves_that_training_leaves_alone(
-    depth, norm, frozen_stages
-):
+def test_frozen_paths_are_exactly_the_leaves_that_training_leaves_alone(depth, norm, frozen_stages):
     tree, gradients, new = train_gradients(depth, norm, frozen_stages)
     still = {p for p, g in gradients.items() if not np.any(g)}
     still |= {p for p, v in new.items() if np.array_equal(v, tree[p])}
@@ -222,8 +222,11 @@ def test_frozen_paths_are_exactly_the_leaves_that_training_leaves_alone(
 
 def test_frozen_paths_of_another_prefix_do_not_match():
     patterns = resnet.frozen_paths("backbone", "frozen", 1)
-    for path in ("params/neck/lateral3/norm/scale", "params/backbone2/stem/conv/kernel",
-                 "params/backbone/stage2_block0/conv1/conv/kernel"):
+    for path in (
+        "params/neck/lateral3/norm/scale",
+        "params/backbone2/stem/conv/kernel",
+        "params/backbone/stage2_block0/conv1/conv/kernel",
+    ):
         assert not any(re.fullmatch(f, path) for f in patterns)
 
 
@@ -239,14 +242,16 @@ def test_live_stages_above_frozen_ones_update_their_statistics(depth, norm, froz
 def test_no_norm_means_biases_in_every_stage(frozen_stages):
     module = resnet.ResNet(18, norm="none", frozen_stages=frozen_stages, **TINY)
     assert {p.split("/", 2)[-1] for p in flat_shapes(module) if "stem" in p} == {
-        "conv/kernel", "conv/bias",
+        "conv/kernel",
+        "conv/bias",
     }
 
 
 def test_norm_modes_share_their_parameter_paths():
     def params(norm, frozen_stages):
-        module = resnet.ResNet(18, norm=norm, frozen_stages=frozen_stages, width=32,
-                               stages=(1, 1, 1, 1))
+        module = resnet.ResNet(
+            18, norm=norm, frozen_stages=frozen_stages, width=32, stages=(1, 1, 1, 1)
+        )
         return {p: s for p, s in flat_shapes(module).items() if p.startswith("params/")}
 
     expected = params("batch", 0)
@@ -254,11 +259,14 @@ def test_norm_modes_share_their_parameter_paths():
         assert params(norm, 1) == expected
 
 
-@pytest.mark.parametrize("fields, sentence", [
-    (dict(depth=51), r"depth 51 is not one of \[18, 34, 50, 101\]"),
-    (dict(style="tf"), "style 'tf' is neither 'pytorch' nor 'caffe'"),
-    (dict(norm="layer"), "norm mode 'layer'"),
-])
+@pytest.mark.parametrize(
+    "fields, sentence",
+    [
+        (dict(depth=51), r"depth 51 is not one of \[18, 34, 50, 101\]"),
+        (dict(style="tf"), "style 'tf' is neither 'pytorch' nor 'caffe'"),
+        (dict(norm="layer"), "norm mode 'layer'"),
+    ],
+)
 def test_bad_fields_are_refused_with_their_value(fields, sentence):
     with pytest.raises(ValueError, match=sentence):
         flat_shapes(resnet.ResNet(**{"frozen_stages": 0, **fields}))

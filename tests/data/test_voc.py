@@ -241,7 +241,10 @@ def test_missing_annotation_is_named_or_skipped(tmp_path):
         (make_object("wheel"), r"one\.xml, object 1 \(wheel, .* not in class_names \(aeroplane,"),
         (make_object(box=(9, 9, 9, 9)), r"ymax 9 9 9 9\) has no area"),
         (make_object(box=(70, 9, 80, 19)), r"ymax 70 9 80 19\) lies outside the image"),
-        (make_object(box=("nan", 9, 80, 19)), r"object 1 \(chair\) has the xmin 'nan', which is no"),
+        (
+            make_object(box=("nan", 9, 80, 19)),
+            r"object 1 \(chair\) has the xmin 'nan', which is no",
+        ),
         (make_object(box=(1, "two", 3, 4)), r"object 1 \(chair\) has the ymin 'two', which is no"),
         (make_object(box=(1, "", 3, 4)), r"object 1 \(chair\) has the ymin '', which is no number"),
         ("<object/>", r"one\.xml, object 1 has no name"),

@@ -92,9 +92,14 @@ def test_experiment_builds_its_detector_and_optimizer(name):
     config = config_lib.load(name)
     detector, params, state = abstract_model(config)
     assert sum(x.size for x in jax.tree.leaves(params)) > 1e6
-    built = optim.build(config.optim, params, total_steps=100_000,
-                        batch_size=config.train.batch_size, steps_per_unit=1000,
-                        frozen=detector.frozen)
+    built = optim.build(
+        config.optim,
+        params,
+        total_steps=100_000,
+        batch_size=config.train.batch_size,
+        steps_per_unit=1000,
+        frozen=detector.frozen,
+    )
     assert set(jax.tree.leaves(built.labels)) <= {"train", "frozen"}
     assert float(built.schedule(config.optim.warmup_steps)) > 0
     paths = checkpoint.flat_paths(params, state)

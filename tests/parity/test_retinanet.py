@@ -74,8 +74,11 @@ def loss_and_gradients(detector, variables, batch):
 
 def test_raw_maps_agree_to_1e_4_of_the_largest_value(case, detector, variables, batch):
     outputs = jax.jit(detector.forward)(*variables, batch.images)
-    for mine, theirs in (("features", "fpn"), ("cls_logits", "cls_score"),
-                         ("box_deltas", "bbox_pred")):
+    for mine, theirs in (
+        ("features", "fpn"),
+        ("cls_logits", "cls_score"),
+        ("box_deltas", "bbox_pred"),
+    ):
         for level, value in enumerate(getattr(outputs, mine)):
             assert case.error(f"{theirs}_{level}", parity_cases.nchw(value)) < 1e-4
 
@@ -124,6 +127,4 @@ def test_detections_agree(case, detector, variables, batch):
         scores = found.scores[i][:count]
         np.testing.assert_allclose(scores, case.arrays[f"det_scores_{i}"], atol=1e-4)
         np.testing.assert_array_equal(found.labels[i][:count], case.arrays[f"det_labels_{i}"])
-        np.testing.assert_allclose(
-            found.boxes[i][:count], case.arrays[f"det_boxes_{i}"], atol=0.1
-        )
+        np.testing.assert_allclose(found.boxes[i][:count], case.arrays[f"det_boxes_{i}"], atol=0.1)

@@ -6,7 +6,7 @@ import pytest
 
 from detlab import train
 
-TINY_CONFIG = '''
+TINY_CONFIG = """
 from ml_collections import ConfigDict
 
 from experiments import common
@@ -33,7 +33,7 @@ def get_config():
     config.optim.update(name="adamw", lr=1e-3, lr_batch_size=4, schedule="cosine", warmup_steps=2)
     config.eval.update(batch_size=50, pictures=2)
     return config
-'''
+"""
 
 
 @pytest.fixture(scope="session")

@@ -81,9 +81,7 @@ def test_figures_equal_those_of_training_and_those_of_saved_predictions(
         assert again[key] == pytest.approx(figures[key], abs=1e-3)
 
 
-def test_every_image_is_predicted_once_though_the_last_batch_is_partial(
-    tiny_run, tmp_path, capsys
-):
+def test_every_image_is_predicted_once_though_the_last_batch_is_partial(tiny_run, tmp_path, capsys):
     path = tmp_path / "predictions.json"
     eval_lib.main(
         ["--workdir", str(tiny_run), "--predictions", str(path), "--config.eval.batch_size=64"]
@@ -148,9 +146,7 @@ def nothing_found(params, state, images, image_size):
     )
 
 
-def test_images_that_cannot_be_read_are_skipped_only_where_the_config_says_so(
-    tiny_config, capsys
-):
+def test_images_that_cannot_be_read_are_skipped_only_where_the_config_says_so(tiny_config, capsys):
     source = Renamed(["one", "two", "three"], broken=[1])
     mesh = sharding.make_mesh()
     config = config_lib.load(tiny_config, {"eval.batch_size": "2"})
@@ -167,7 +163,7 @@ def test_images_that_cannot_be_read_are_skipped_only_where_the_config_says_so(
 def test_prediction_is_compiled_once_for_each_canvas():
     detector = python_types.SimpleNamespace(predict=nothing_found)
     mesh = sharding.make_mesh()
-    predictor = eval_lib.make_predictor(detector, mesh)
+    predictor = eval_lib.Predictor(detector, mesh)
     for canvas in ((8, 16), (16, 8), (8, 16)):
         images = np.zeros((mesh.size, *canvas, 3), np.uint8)
         size = np.full((mesh.size, 2), canvas, np.int32)

@@ -170,7 +170,9 @@ def test_a_loss_that_is_not_finite_stops_with_step_terms_and_images(tiny_config,
     assert checkpoint.latest_step(tmp_path / "run") is None
 
 
-def test_an_error_waits_for_the_checkpoint_that_is_being_written(tiny_config, tmp_path, monkeypatch):
+def test_an_error_waits_for_the_checkpoint_that_is_being_written(
+    tiny_config, tmp_path, monkeypatch
+):
     """Divergence after the first save: that checkpoint is complete and finite."""
     arguments = ["--config", tiny_config, "--workdir", str(tmp_path)]
     arguments += ["--config.train.checkpoint_every=1", "--config.optim.schedule=step"]
@@ -215,9 +217,7 @@ def test_a_dry_run_takes_two_steps_and_writes_nothing(tiny_config, tmp_path, cap
 
 
 def test_the_learning_rate_is_scaled_by_the_batch_and_the_log_says_so(tiny_config, capsys):
-    train.main(
-        ["--config", tiny_config, "--dry_run", "--config.optim.lr_batch_size=16"]
-    )
+    train.main(["--config", tiny_config, "--dry_run", "--config.optim.lr_batch_size=16"])
     assert "learning rate 0.001 is for 16 images a step; with 4 it is 0.00025" in (
         capsys.readouterr().out
     )
@@ -265,9 +265,7 @@ def test_no_frozen_leaf_or_used_statistic_keeps_its_initial_value(
     config.init_from = str(backbone_weights)
     detector = detector_lib.build(config)
     params, state = train.initial_weights(detector, config)
-    fresh = jax.jit(detector.init)(
-        jax.random.key(config.seed), np.zeros((1, 64, 64, 3), np.uint8)
-    )
+    fresh = jax.jit(detector.init)(jax.random.key(config.seed), np.zeros((1, 64, 64, 3), np.uint8))
     flat = traverse_util.flatten_dict({"params": params, **state}, sep="/")
     initial = traverse_util.flatten_dict({"params": fresh[0], **fresh[1]}, sep="/")
     frozen = [p for p in flat if any(re.fullmatch(f, p) for f in detector.frozen)]
