@@ -29,6 +29,7 @@ EXIF orientation is ignored: annotations of detection data sets count pixels as 
 """
 
 import collections
+import difflib
 import pathlib
 import struct
 from typing import NamedTuple
@@ -194,7 +195,7 @@ def check_boxes(
       clip: False keeps boxes as they are, also those of no area or outside the image.
     Raises:
       DataError: `strict` and a box cannot be used, or there are boxes and none is of a chosen
-        class.
+        class; strict or not, a chosen class looks like a misspelt one.
     """
     boxes = np.asarray(boxes, np.float64).reshape(-1, 4)
     number = {name: label for label, name in enumerate(class_names)}
@@ -244,6 +245,12 @@ def _on_classes(names, class_names, chosen_from):
         there = f"classes there are {', '.join(others)}"
         return [f"no object of class {', '.join(class_names)} in {chosen_from}; {there}"]
     absent = [name for name in class_names if name not in count]
+    for name in absent:
+        for meant in difflib.get_close_matches(name, others, n=1, cutoff=0.8):
+            raise DataError(
+                f"no object of class {name} in {chosen_from}, but {count[meant]} of class {meant}; "
+                "correct class_names"
+            )
     return [f"no object of class {name} in {chosen_from}" for name in absent] + [
         f"{count[name]} objects of class {name} are not in class_names and are left out"
         for name in others

@@ -281,3 +281,12 @@ def test_image_of_another_size_than_its_annotation_is_named(tmp_path):
     (tmp_path / "0.png").write_bytes(encoded(np.zeros((50, 40, 3), np.uint8), ".png"))
     with pytest.raises(records.DataError, match=r"0\.png is 40x50 px .* says 50x40"):
         source[0]
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_a_misspelt_class_is_not_taken_for_one_without_objects(strict):
+    boxes, names = [[0, 0, 5, 5], [1, 1, 5, 5]], ["RBC", "Platelets"]
+    with pytest.raises(records.DataError, match="class Platlets in x, but 1 of class Platelets"):
+        records.check_boxes(
+            boxes, names, ("RBC", "Platlets"), (9, 9), str, strict=strict, chosen_from="x"
+        )
