@@ -152,14 +152,15 @@ def main(arguments: Sequence[str]) -> None:
     eval_lib.write_predictions(workdir / "predictions.json", predictions, eval_source.class_names)
     curves.plot_run(run_log.read_rows(log.path), workdir / "curves.png")
     pictures = workdir / "pictures"
-    eval_lib.draw(
-        pictures,
-        eval_source,
-        evaluate.truth,
-        predictions,
-        config.eval.threshold,
-        config.eval.pictures,
-    )
+    if config.eval.pictures:
+        eval_lib.draw(
+            pictures,
+            eval_source,
+            evaluate.truth,
+            predictions,
+            config.eval.threshold,
+            config.eval.pictures,
+        )
     programs.write_text(workdir / FINISHED, json.dumps(result, indent=1))
     print(
         f"compilation:  {step_function.compile_seconds:.1f} s for training,"
@@ -170,7 +171,8 @@ def main(arguments: Sequence[str]) -> None:
     print(f"curves:       {workdir / 'curves.png'} (numbers in {log.path}, and tensorboard/)")
     print(f"figures:      {workdir / FINISHED}")
     print(f"predictions:  {workdir / 'predictions.json'}")
-    print(f"pictures:     {pictures} (left what is there, right what was found)")
+    if config.eval.pictures:
+        print(f"pictures:     {pictures} (left what is there, right what was found)")
 
 
 # ------------------------------------------------------------------------------------------------
