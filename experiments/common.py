@@ -117,3 +117,31 @@ def from_scratch(config: ConfigDict) -> None:
     config.init_from = ""
     config.init_skip = ()
     config.init_help = ""
+
+
+def small_from_scratch(config: ConfigDict, num_classes: int, warmup_steps: int) -> None:
+    """RetinaNet-18 with 64 channels, from random weights, with AdamW: for a CPU, or few images."""
+    config.model = ConfigDict(
+        dict(
+            num_classes=num_classes,
+            depth=18,
+            neck_width=64,
+            head_width=64,
+            head_convs=2,
+            octave_base_scale=3.0,  # anchors from 24 px: objects of 16 px and more
+            delta_stds=(0.1, 0.1, 0.2, 0.2),
+            box_weight=0.25,  # small stds make the box term large
+        )
+    )
+    from_scratch(config)
+    config.train.batch_size = 8
+    config.optim.update(
+        name="adamw",
+        lr=1.5e-3,
+        lr_batch_size=8,
+        weight_decay=1e-4,
+        schedule="cosine",
+        warmup_steps=warmup_steps,
+        warmup_factor=0.01,
+        clip_norm=10.0,
+    )

@@ -13,19 +13,7 @@ from experiments import common
 
 def get_config() -> ConfigDict:
     config = common.base("retinanet")
-    config.model = ConfigDict(
-        dict(
-            num_classes=3,
-            depth=18,
-            neck_width=64,
-            head_width=64,
-            head_convs=2,
-            octave_base_scale=3.0,  # platelets have about 20 px after halving
-            delta_stds=(0.1, 0.1, 0.2, 0.2),
-            box_weight=0.25,
-        )
-    )
-    common.from_scratch(config)
+    common.small_from_scratch(config, num_classes=3, warmup_steps=100)
     config.data.update(
         source="voc",
         root="data/bccd",
@@ -36,16 +24,6 @@ def get_config() -> ConfigDict:
         flip_vertical=0.5,  # a slide has no upper side
         max_boxes=48,
     )
-    config.train.update(batch_size=8, epochs=40, log_every=10, eval_every=185)
-    config.optim.update(
-        name="adamw",
-        lr=1.5e-3,
-        lr_batch_size=8,
-        weight_decay=1e-4,
-        schedule="cosine",
-        warmup_steps=100,
-        warmup_factor=0.01,
-        clip_norm=10.0,
-    )
+    config.train.update(epochs=40, log_every=10, eval_every=185)
     config.eval.update(best_by="AP50")
     return config

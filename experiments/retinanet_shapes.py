@@ -12,30 +12,8 @@ from experiments import common
 
 def get_config() -> ConfigDict:
     config = common.base("retinanet")
-    config.model = ConfigDict(
-        dict(
-            num_classes=4,
-            depth=18,
-            neck_width=64,
-            head_width=64,
-            head_convs=2,
-            octave_base_scale=3.0,  # the smallest shapes have 16 px
-            delta_stds=(0.1, 0.1, 0.2, 0.2),
-            box_weight=0.25,  # small stds make the box term large
-        )
-    )
-    common.from_scratch(config)
+    common.small_from_scratch(config, num_classes=4, warmup_steps=50)
     config.data.update(source="shapes", canvases=((128, 128),), max_boxes=8)
-    config.train.update(batch_size=8, steps=900, log_every=10, eval_every=300, checkpoint_every=100)
-    config.optim.update(
-        name="adamw",
-        lr=1.5e-3,
-        lr_batch_size=8,
-        weight_decay=1e-4,
-        schedule="cosine",
-        warmup_steps=50,
-        warmup_factor=0.01,
-        clip_norm=10.0,
-    )
+    config.train.update(steps=900, log_every=10, eval_every=300, checkpoint_every=100)
     config.eval.update(batch_size=8)
     return config
