@@ -6,8 +6,8 @@ The input is an image, a folder of images and videos, a glob pattern in quotes, 
 output folder gets a drawn picture or video for each, and `detections.json`; it must be another
 folder than that of the input, which is never written to.
 
-EXIF orientation is ignored, as in training: a photo that a phone stored lying is shown lying, and
-boxes count its pixels as they are stored.
+Photos are turned upright as their EXIF orientation says; boxes count the pixels of the upright
+picture.
 """
 
 import argparse
@@ -181,7 +181,7 @@ def process(path: pathlib.Path, target: pathlib.Path, detect: Detect) -> dict:
     """Draws one file to `target`; returns its row of `detections.json`."""
     if path.suffix.lower() in VIDEOS:
         return process_video(path, target, detect)
-    image = records.read_image(path)
+    image = records.read_image(path, upright=True)
     found = detect(image)
     eval_lib.save_picture(target, detect.draw(image, found, min_side=480))
     height, width = image.shape[:2]

@@ -73,9 +73,12 @@ def counts(source):
 # Image files
 
 
-def read_image(path):
+def read_image(path, upright=False):
     """uint8 [h, w, 3] RGB of an image file; grey is repeated, alpha dropped, 16 bits made 8.
 
+    Args:
+      path: of the file.
+      upright: turn the picture as its EXIF orientation says, for pictures without annotations.
     Raises:
       DataError: the file is missing, cannot be read, is not an image or ends too early.
     """
@@ -86,7 +89,7 @@ def read_image(path):
             "or take it off the list of images",
             can_leave_out=True,
         )
-    flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+    flags = cv2.IMREAD_COLOR if upright else cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), flags) if data else None
     except cv2.error:  # for example a header that asks for more pixels than OpenCV allows

@@ -38,7 +38,7 @@ def test_grey_and_alpha_become_three_channels(tmp_path, channels):
     np.testing.assert_array_equal(image, np.full((5, 7, 3), 90))
 
 
-def test_exif_orientation_is_ignored(tmp_path):
+def test_exif_orientation_is_obeyed_only_when_asked(tmp_path):
     plain = encoded(picture(), ".jpg")
     # TIFF header, then one entry: tag 0x0112 orientation, type SHORT, count 1, value 6 (rotate).
     exif = b"Exif\0\0II*\0" + struct.pack("<IHHHIII", 8, 1, 0x0112, 3, 1, 6, 0)
@@ -48,6 +48,9 @@ def test_exif_orientation_is_ignored(tmp_path):
     assert cv2.imread(str(path)).shape == (60, 40, 3)  # the tag is there and OpenCV obeys it
     assert records.read_image(path).shape == (40, 60, 3)
     assert records.read_image_size(path) == (40, 60)
+    np.testing.assert_array_equal(
+        records.read_image(path, upright=True), np.rot90(records.read_image(path), -1)
+    )
 
 
 def test_header_without_a_size_is_not_believed(tmp_path):
