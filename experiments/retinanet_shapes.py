@@ -14,6 +14,6 @@ def get_config() -> ConfigDict:
     config = common.base("retinanet")
     common.small_from_scratch(config, num_classes=4, warmup_steps=50)
     config.data.update(source="shapes", canvases=((128, 128),), max_boxes=8)
-    config.train.update(steps=900, log_every=10, eval_every=300, checkpoint_every=100)
+    config.train.update(steps=1100, log_every=10, eval_every=275, checkpoint_every=100)
     config.eval.update(batch_size=8)
     return config
