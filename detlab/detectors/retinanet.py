@@ -209,7 +209,7 @@ class RetinaNet(nn.Module):
         positive = targets.status == 1  # [B, N]
         counted = targets.status >= 0
         labels = jnp.take_along_axis(batch.labels, targets.matched, axis=1)  # [B, N]
-        one_hot = jax.nn.one_hot(labels, self.num_classes) * positive[..., None]
+        one_hot = focal.one_hot(labels, positive, self.num_classes)  # [B, N, C]
         # At least one an image, as in the reference, so that empty images do not divide by zero.
         normaliser = jnp.maximum(positive.sum(1), 1).sum().astype(jnp.float32)
 
