@@ -52,6 +52,10 @@ def _is_colour(value: Any) -> bool:
     return _is_integer(value) and 0 <= value <= 255
 
 
+def _is_part(value: Any) -> bool:
+    return _is_number(value) and 0 <= value <= 1
+
+
 def _is_increasing(value: Any) -> bool:
     if not _is_tuple_of(value, _is_number):
         return False
@@ -76,7 +80,11 @@ TEXT = Rule(_is_text, "a string")
 FLAG = Rule(lambda v: isinstance(v, bool), "True or False")
 POSITIVE = Rule(lambda v: _is_number(v) and v > 0, "a number above 0")
 NOT_NEGATIVE = Rule(lambda v: _is_number(v) and v >= 0, "a number, at least 0")
-FRACTION = Rule(lambda v: _is_number(v) and 0 <= v <= 1, "a number from 0 to 1")
+FRACTION = Rule(_is_part, "a number from 0 to 1")
+PARTS = Rule(
+    lambda v: _is_tuple_of(v, _is_part, 2) and 0 < v[0] <= v[1],
+    "(least, largest) part of a side, above 0 and at most 1, such as (0.3, 1.0)",
+)
 TEXTS = Rule(lambda v: _is_tuple_of(v, _is_text), "a tuple of strings, such as ('train',)")
 REGEXES = Rule(
     lambda v: _is_tuple_of(v, _is_regex),
@@ -103,14 +111,53 @@ RULES = {
     "data.train_annotations": TEXT,
     "data.eval_images": TEXT,
     "data.eval_annotations": TEXT,
+    "data.rename_classes": Rule(
+        lambda v: _is_tuple_of(v, lambda pair: _is_tuple_of(pair, _is_text, 2)),
+        "a tuple of pairs of names, such as (('aeroplane', 'airplane'),)",
+    ),
+    "data.tfds_name": TEXT,
+    "data.train_also": Rule(
+        lambda v: _is_tuple_of(v, lambda part: hasattr(part, "items")),
+        "a tuple of dicts of keys of config.data",
+    ),
+    "data.train_repeat": _integer(1),
+    "data.keep_empty": FLAG,
     "data.canvases": Rule(
         lambda v: _is_tuple_of(v, _is_canvas) and v != (),
         "a tuple of (height, width) px, each at least 32, such as ((800, 1344), (1344, 800))",
     ),
-    "data.resize": _one_of("fit", "stretch"),
+    "data.resize": _one_of("fit", "letterbox", "stretch"),
     "data.size_limits": Rule(_are_limits, "() or (long, short) px, such as (1333, 800)"),
+    "data.multiscale_canvases": Rule(
+        lambda v: _is_tuple_of(v, lambda alternative: _is_tuple_of(alternative, _is_canvas)),
+        "a tuple of alternatives to data.canvases, such as (((320, 320),), ((416, 416),))",
+    ),
+    "data.multiscale_limits": Rule(
+        lambda v: _is_tuple_of(v, lambda limits: _are_limits(limits) and limits != ()),
+        "a tuple of (long, short) px, such as ((1333, 640), (1333, 800))",
+    ),
+    "data.multiscale": _one_of("list", "range"),
     "data.flip_horizontal": FRACTION,
     "data.flip_vertical": FRACTION,
+    "data.augment.photometric": FRACTION,
+    "data.augment.brightness": NOT_NEGATIVE,
+    "data.augment.contrast": FRACTION,
+    "data.augment.saturation": FRACTION,
+    "data.augment.hue": NOT_NEGATIVE,
+    "data.augment.expand": FRACTION,
+    "data.augment.expand_ratio": Rule(lambda v: _is_number(v) and v >= 1, "a number from 1"),
+    "data.augment.crop": _one_of("none", "random", "min_iou"),
+    "data.augment.crop_probability": FRACTION,
+    "data.augment.crop_size": PARTS,
+    "data.augment.crop_min_ious": Rule(
+        lambda v: _is_tuple_of(v, _is_part) and v != (), "a tuple of numbers from 0 to 1"
+    ),
+    "data.augment.cutout": FRACTION,
+    "data.augment.cutout_holes": Rule(
+        lambda v: _is_tuple_of(v, _is_integer, 2) and 1 <= v[0] <= v[1],
+        "(least, largest) number of holes, at least 1",
+    ),
+    "data.augment.cutout_size": PARTS,
     "data.pad_value": Rule(
         lambda v: _is_colour(v) or _is_tuple_of(v, _is_colour, 3),
         "an integer from 0 to 255, or three of them, such as (124, 116, 104)",
@@ -122,6 +169,7 @@ RULES = {
     "data.read_threads": _integer(0),
     "data.workers": _integer(0),
     "train.batch_size": _integer(1),
+    "train.accumulate": _integer(1),
     "train.epochs": _integer(0),
     "train.steps": _integer(0),
     "train.log_every": _integer(1),
@@ -145,6 +193,8 @@ RULES = {
     "optim.warmup_steps": _integer(0),
     "optim.warmup_factor": FRACTION,
     "optim.final_factor": FRACTION,
+    "optim.ema_decay": Rule(lambda v: _is_number(v) and 0 <= v < 1, "a number from 0 to below 1"),
+    "optim.ema_warmup": _integer(0),
     "eval.batch_size": _integer(1),
     "eval.best_by": _one_of("AP", "AP50", "AP75", "mAP07", "mAP12"),
     "eval.pictures": _integer(0),
@@ -185,10 +235,27 @@ def check_config(config) -> None:
             "config.train.epochs and config.train.steps are both 0; set one to the length of the"
             " run."
         )
-    if config.data.size_limits and config.data.resize != "fit":
+    for key in ("size_limits", "multiscale_limits"):
+        if config.data[key] and config.data.resize != "fit":
+            raise errors.UserError(
+                f"config.data.{key} is {config.data[key]}, which goes only with"
+                " config.data.resize=fit; set it to ()."
+            )
+    for canvases in config.data.multiscale_canvases:
+        if len(canvases) != len(config.data.canvases):
+            raise errors.UserError(
+                f"config.data.multiscale_canvases has the alternative {canvases}; each needs as"
+                f" many canvases as config.data.canvases, {len(config.data.canvases)}."
+            )
+    if config.train.batch_size % config.train.accumulate:
         raise errors.UserError(
-            f"config.data.size_limits is {config.data.size_limits}, which goes only with"
-            " config.data.resize=fit; set it to ()."
+            f"config.train.batch_size is {config.train.batch_size}, which cannot be divided into"
+            f" config.train.accumulate = {config.train.accumulate} equal parts."
+        )
+    if config.optim.ema_warmup and not config.optim.ema_decay:
+        raise errors.UserError(
+            f"config.optim.ema_warmup is {config.optim.ema_warmup}, which does nothing while"
+            " config.optim.ema_decay is 0; set one of them."
         )
 
 

@@ -17,8 +17,6 @@ import time
 from typing import Any, Callable, NamedTuple, Sequence
 
 import jax
-import jax.numpy as jnp
-import optax
 import tqdm
 
 from detlab import checkpoint
@@ -32,6 +30,7 @@ from detlab import programs
 from detlab import run_log
 from detlab import sharding
 from detlab import types
+from detlab import update as update_lib
 from detlab.data import loader
 from detlab.data import records
 from detlab.viz import curves
@@ -214,8 +213,7 @@ def check_init_from(config) -> None:
 def initial_state(detector, optimizer: optim.Optimizer, config, mesh) -> types.TrainState:
     """The state of step 0, on every device."""
     params, state = initial_weights(detector, config)
-    opt_state = jax.jit(optimizer.transform.init)(params)
-    new = types.TrainState(jnp.zeros((), jnp.int32), params, state, opt_state, ema=None)
+    new = jax.jit(lambda p, s: update_lib.initial(p, s, optimizer))(params, state)
     return jax.device_put(new, sharding.replicated(mesh))
 
 
@@ -224,8 +222,7 @@ def abstract_state(detector, optimizer: optim.Optimizer, config, mesh) -> types.
 
     def make(images):
         params, state = detector.init(jax.random.key(0), images)
-        opt_state = optimizer.transform.init(params)
-        return types.TrainState(jnp.zeros((), jnp.int32), params, state, opt_state, ema=None)
+        return update_lib.initial(params, state, optimizer)
 
     everywhere = sharding.replicated(mesh)
     return jax.tree.map(
@@ -323,30 +320,12 @@ class TrainStep:
         self._compiled = {}
         self.compile_seconds = 0.0
 
-        def update(state: types.TrainState, batch: types.Batch):
-            rng = jax.random.fold_in(jax.random.key(config.seed), state.step)
-            value_and_grad = jax.value_and_grad(detector.loss, has_aux=True)
-            (loss, (metrics, model_state)), grads = value_and_grad(
-                state.params, state.state, batch, rng
-            )
-            updates, opt_state = optimizer.transform.update(grads, state.opt_state, state.params)
-            params = optax.apply_updates(state.params, updates)
-            metrics = {
-                "loss": loss,
-                **metrics,
-                "grad_norm": optax.tree.norm(trained_leaves(grads)),
-                "param_norm": optax.tree.norm(trained_leaves(params)),  # after the update
-                "lr": optimizer.schedule(state.step),
-            }
-            new = types.TrainState(state.step + 1, params, model_state, opt_state, state.ema)
-            return new, metrics
-
-        def trained_leaves(tree):
-            pairs = zip(jax.tree.leaves(tree), jax.tree.leaves(optimizer.labels), strict=True)
-            return [leaf for leaf, label in pairs if label == "train"]
-
         everywhere = sharding.replicated(mesh)
-        self._update = jax.jit(update, donate_argnums=0, out_shardings=(everywhere, everywhere))
+        self._update = jax.jit(
+            update_lib.make(detector, optimizer, config),
+            donate_argnums=0,
+            out_shardings=(everywhere, everywhere),
+        )
 
     def __call__(self, state: types.TrainState, batch: types.Batch):
         canvas = batch.images.shape[1:3]

@@ -22,20 +22,46 @@ def base(detector: str) -> ConfigDict:
             init_help="",  # what to do where init_from is missing
             compilation_cache=True,  # keep compiled programs in the user's cache folder
             data=dict(
-                source="shapes",  # shapes, voc or coco
+                source="shapes",  # shapes, voc, coco, wider or tfds
                 root="data",
                 class_names=(),  # () for those of the source
+                rename_classes=(),  # pairs (name in the files, name in class_names)
+                tfds_name="",  # tfds: "voc/2007"; root is the folder of prepared data sets
                 train_splits=(),  # voc: "2007_trainval", or "train" in a folder without years
-                eval_splits=(),
+                eval_splits=(),  # wider, tfds: "train", "val" ...
                 train_images="",  # coco: folder below root
                 train_annotations="",  # coco: json below root
                 eval_images="",
                 eval_annotations="",
+                train_also=(),  # more data: a dict a source, of the keys here that differ
+                train_repeat=1,  # times that an epoch shows the training data
+                keep_empty=False,  # train on images without objects too
                 canvases=((128, 128),),  # (height, width) px; each compiles once
-                resize="fit",  # fit (keeps the ratio) or stretch
+                resize="fit",  # fit (keeps the ratio), letterbox (fit, centred) or stretch
                 size_limits=(),  # (long, short) px that the sides may not exceed; () for none
+                # Multi-scale training: alternatives to `canvases`, of which a step draws one ...
+                multiscale_canvases=(),  # (((320, 320),), ((416, 416),))
+                # ... and alternatives to `size_limits`, of which an image draws one.
+                multiscale_limits=(),  # ((1333, 640), (1333, 800))
+                multiscale="list",  # list: one of the limits; range: any from least to largest
                 flip_horizontal=0.5,  # probabilities
                 flip_vertical=0.0,
+                augment=dict(  # in this order, before the resizing; cut-out comes last of all
+                    photometric=0.0,  # probability of SSD's distortion of colours
+                    brightness=32.0,  # at most, of 255
+                    contrast=0.5,  # factor 1 - 0.5 .. 1 + 0.5
+                    saturation=0.5,
+                    hue=18.0,  # degrees
+                    expand=0.0,  # probability of a larger, mean-coloured picture around the image
+                    expand_ratio=4.0,  # at most
+                    crop="none",  # none, random or min_iou (SSD)
+                    crop_probability=1.0,  # of random
+                    crop_size=(0.3, 1.0),  # sides of the crop, least and largest part of the image
+                    crop_min_ious=(0.1, 0.3, 0.5, 0.7, 0.9),  # min_iou draws one, or no condition
+                    cutout=0.0,  # probability
+                    cutout_holes=(1, 5),  # least and largest number
+                    cutout_size=(0.05, 0.2),  # of the sides of a hole, part of the image
+                ),
                 pad_value=MEAN_COLOUR,
                 max_boxes=100,  # slots for objects; the largest are kept
                 min_side=32,  # px; smaller images are not trained on
@@ -46,6 +72,7 @@ def base(detector: str) -> ConfigDict:
             ),
             train=dict(
                 batch_size=16,
+                accumulate=1,  # parts that a batch is worked through in, for want of memory
                 epochs=0,  # length of the run; 0: `steps` counts
                 steps=0,
                 log_every=50,  # steps
@@ -69,6 +96,8 @@ def base(detector: str) -> ConfigDict:
                 warmup_steps=500,
                 warmup_factor=0.001,
                 final_factor=0.0,  # cosine ends at this part of lr
+                ema_decay=0.0,  # of the averaged weights that are evaluated; 0: no averaging
+                ema_warmup=0,  # steps; the decay begins at 0 and nears ema_decay as in YOLOv5
             ),
             eval=dict(
                 batch_size=8,

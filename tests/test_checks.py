@@ -1,5 +1,8 @@
 """The rules that every config must keep, and the sentence for each that is broken."""
 
+import functools
+import operator
+
 import pytest
 from ml_collections import ConfigDict
 
@@ -14,7 +17,7 @@ def example(**changes):
     values["train"]["steps"] = 10
     for name, value in changes.items():
         *groups, key = name.split("__")
-        (values[groups[0]] if groups else values)[key] = value
+        functools.reduce(operator.getitem, groups, values)[key] = value
     return ConfigDict(values)
 
 
@@ -30,19 +33,21 @@ def refusal(config):
 
 
 def test_the_rules_are_for_the_keys_of_the_experiments():
-    base = common.base("retinanet")
-    found = {
-        f"{group}.{key}" for group in ("data", "train", "optim", "eval") for key in base[group]
-    }
-    found |= set(base) - {"data", "train", "optim", "eval"}
-    assert found == {*checks.RULES, "model"}
+    def keys(values, prefix=""):
+        for key, value in values.items():
+            if isinstance(value, ConfigDict) and key != "model":
+                yield from keys(value, f"{prefix}{key}.")
+            else:
+                yield prefix + key
+
+    assert set(keys(common.base("retinanet"))) == {*checks.RULES, "model"}
 
 
 @pytest.mark.parametrize("key", checks.RULES)
 def test_a_missing_key_is_named_with_where_to_start(key):
     config = example()
     *groups, leaf = key.split(".")
-    del (config[groups[0]] if groups else config)[leaf]
+    del functools.reduce(operator.getitem, groups, config)[leaf]
     assert refusal(config) == (
         f"config.{key} is missing; start the config from experiments.common.base."
     )
@@ -119,7 +124,7 @@ NOT_FRACTIONS = (-0.1, 1.1, float("nan"), True, "0.5", None)
             "64x64",
             64,
         ),
-        *values("data__resize", "one of fit, stretch", "crop", None, ("fit",)),
+        *values("data__resize", "one of fit, letterbox, stretch", "crop", None, ("fit",)),
         *values(
             "data__size_limits",
             "() or (long, short) px",

@@ -9,6 +9,8 @@
   area: float32 [n] px^2, the annotated area (COCO: of the outline), else that of the box.
   index: int, position in the source.
 
+A source may add `flags`, int32 [n, k] per-object flags of the data set (WIDER FACE's six).
+
 Transforms add `placement`, float32 [4] sx, sy, tx, ty with new xy = original xy * s + t, and
 `image_size`, the (height, width) of the content, which padding leaves as it is.
 
@@ -67,6 +69,14 @@ def counts(source):
     """{name: number} of what a source lost, for the log."""
     names = ("dropped_boxes", "clipped_boxes", "skipped_records", "filtered_records")
     return {name: getattr(source, name) for name in names}
+
+
+def select_objects(record, keep):
+    """The record with the objects `keep` alone, a mask [n] or positions."""
+    return {k: v[keep] if k in _PER_OBJECT else v for k, v in record.items()}
+
+
+_PER_OBJECT = ("boxes", "labels", "ignore", "area", "flags")
 
 
 # ------------------------------------------------------------------------------------------------
