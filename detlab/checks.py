@@ -224,6 +224,13 @@ def check_config(config) -> None:
             )
         if not rule.fits(values[key]):
             raise errors.UserError(f"config.{key} is {values[key]!r}; it must be {rule.words}.")
+    for changes in config.data.train_also:
+        for key, value in changes.items():
+            rule = RULES.get(f"data.{key}")  # unknown keys are refused where the source is opened
+            if rule and not rule.fits(value):
+                raise errors.UserError(
+                    f"config.data.train_also has {key!r}: {value!r}; it must be {rule.words}."
+                )
     epochs, steps = config.train.epochs, config.train.steps
     if epochs and steps:
         raise errors.UserError(

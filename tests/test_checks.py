@@ -111,6 +111,18 @@ NOT_FRACTIONS = (-0.1, 1.1, float("nan"), True, "0.5", None)
         ),
         *values("data__train_splits", "a tuple of strings", "train", (2007,), None),
         *values(
+            "data__rename_classes",
+            "a tuple of pairs of names",
+            ("a", "b"),
+            (("a",),),
+            (("a", 1),),
+            (["a", "b"],),
+        ),
+        *values("data__tfds_name", "a string", *NOT_TEXTS),
+        *values("data__train_also", "a tuple of dicts of keys of config.data", "coco", ("coco",)),
+        *values("data__train_repeat", "an integer, at least 1", 0, *NOT_INTEGERS),
+        *values("data__keep_empty", "True or False", 1, "yes", None),
+        *values(
             "data__canvases",
             "a tuple of (height, width) px, each at least 32",
             (),
@@ -207,6 +219,7 @@ def test_a_value_that_breaks_its_rule_is_named_with_the_rule(key, value, words):
         dict(data__canvases=((32, 32), (800, 1344)), data__pad_value=114, data__min_side=0),
         dict(data__size_limits=(1333, 800), data__class_names=("a", "b"), data__read_threads=0),
         dict(data__flip_horizontal=1, data__flip_vertical=0.0, data__max_boxes=1),
+        dict(data__train_also=({}, dict(source="voc", rename_classes=(("a", "b"),)))),
         dict(train__steps=0, train__epochs=1, train__log_every=1, train__keep_last=1),
         dict(optim__lr=1, optim__momentum=0, optim__milestones=(), optim__final_factor=1),
         dict(
@@ -234,6 +247,11 @@ def test_values_at_the_edges_are_taken(changes):
             dict(train__steps=0),
             "config.train.epochs and config.train.steps are both 0; set one to the"
             " length of the run.",
+        ),
+        (
+            dict(data__train_also=({}, dict(root="data", train_splits="train"))),
+            "config.data.train_also has 'train_splits': 'train'; it must be a tuple of strings,"
+            " such as ('train',).",
         ),
         (
             dict(data__resize="stretch", data__size_limits=(1333, 800)),

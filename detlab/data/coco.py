@@ -3,7 +3,7 @@
 Category ids have gaps (1..90 for 80 classes); labels are 0..C-1 in ascending order of the ids.
 `iscrowd` becomes `ignore`.  Training leaves out objects of no area or under one pixel wide or high
 and clips the others to the image, as mmdetection's `CocoDataset` does; evaluation keeps all of them
-as they are annotated, as pycocotools does.  Images without objects stay: `records.for_training`
+as they are annotated, as pycocotools does.  Images without objects stay: `wrappers.for_training`
 drops them.
 """
 

@@ -21,7 +21,8 @@ Transforms add `placement`, float32 [4] sx, sy, tx, ty with new xy = original xy
   source.annotation(i)  record i without `image`; reads nothing
   source.size(i)        (height, width) of image i; decodes nothing
   source.name(i)        file path, or a name that tells a person which image it is
-  source.image_id(i)    the data set's own id, int or str, different for each image
+  source.image_id(i)    the data set's own id, int or str, different for each image (only
+                        `wrappers.Repeated` gives one image, and so its id, several times)
   source.class_names    tuple of C names
   source.problems       sentences on what was changed or left out, the most important first
   source.dropped_boxes, source.clipped_boxes      boxes left out of images that stay, and boxes cut
@@ -32,7 +33,6 @@ EXIF orientation is ignored: annotations of detection data sets count pixels as 
 
 import collections
 import difflib
-import pathlib
 import struct
 from typing import NamedTuple
 
@@ -92,31 +92,52 @@ def read_image(path, upright=False):
     Raises:
       DataError: the file is missing, cannot be read, is not an image or ends too early.
     """
-    data = _read_bytes(path)
+    return decode_image(_read_bytes(path), f"image file {path}", _FETCH_AGAIN, upright)
+
+
+def read_image_size(path):
+    """(height, width) of an image file: from the header for JPEG and PNG, else by decoding.
+
+    Reads the first 64 KiB, and the rest only where the header lies further in, behind a large
+    thumbnail or colour profile.
+    """
+    height, width = _header_size(_read_bytes(path, _HEAD))
+    if min(height, width) > 0:
+        return height, width
+    return image_size(_read_bytes(path), f"image file {path}", _FETCH_AGAIN)
+
+
+_HEAD = 1 << 16  # bytes
+_FETCH_AGAIN = "fetch the file again or take it off the list of images"
+
+
+def decode_image(data, what, remedy, upright=False):
+    """`read_image` of encoded bytes.
+
+    Args:
+      data: the content of an image file.
+      what: words for it, which start the message of an error.
+      remedy: what to do where the bytes cannot be used, which ends it.
+      upright: see `read_image`.
+    """
     if _ends_early(data):
-        raise DataError(
-            f"image file {path} ends before its picture does; fetch the file again "
-            "or take it off the list of images",
-            can_leave_out=True,
-        )
+        raise DataError(f"{what} ends before its picture does; {remedy}", can_leave_out=True)
     flags = cv2.IMREAD_COLOR if upright else cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), flags) if data else None
     except cv2.error:  # for example a header that asks for more pixels than OpenCV allows
         image = None
     if image is None:
-        raise DataError(
-            f"image file {path} cannot be decoded; fetch the file again "
-            "or take it off the list of images",
-            can_leave_out=True,
-        )
+        raise DataError(f"{what} cannot be decoded; {remedy}", can_leave_out=True)
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
-def read_image_size(path):
-    """(height, width) of an image file: from the header for JPEG and PNG, else by decoding."""
-    size = _header_size(_read_bytes(path))
-    return size if min(size) > 0 else read_image(path).shape[:2]
+def image_size(data, what, remedy):
+    """(height, width) of encoded bytes, from the header where it can; see `decode_image`."""
+    height, width = _header_size(data)
+    if min(height, width) > 0:
+        return height, width
+    return decode_image(data, what, remedy).shape[:2]
 
 
 def _header_size(data):
@@ -136,9 +157,11 @@ _JPEG = b"\xff\xd8"
 _PNG = b"\x89PNG\r\n\x1a\n"
 
 
-def _read_bytes(path):
+def _read_bytes(path, count=-1):
+    """The first `count` bytes of a file, or all."""
     try:
-        return pathlib.Path(path).read_bytes()
+        with open(path, "rb") as stream:
+            return stream.read(count)
     except FileNotFoundError:
         raise DataError(
             f"image file {path} does not exist; put it there or take it off the list of images",
@@ -276,8 +299,11 @@ class Annotations:
     Flat, because a hundred thousand small dicts are slow to copy to worker processes.
     """
 
-    def __init__(self, image, boxes, labels, ignore, area, num_images):
-        """The arrays have one row an object; `image` [n] says whose it is, in any order."""
+    def __init__(self, image, boxes, labels, ignore, area, num_images, flags=None):
+        """The arrays have one row an object; `image` [n] says whose it is, in any order.
+
+        `flags` are those of the data set, or None where it has none.
+        """
         order = np.argsort(image, kind="stable")
         self._columns = {
             "boxes": np.asarray(boxes, np.float32).reshape(-1, 4)[order],
@@ -285,6 +311,8 @@ class Annotations:
             "ignore": np.asarray(ignore, bool)[order],
             "area": np.asarray(area, np.float32)[order],
         }
+        if flags is not None:
+            self._columns["flags"] = np.asarray(flags, np.int32)[order]
         self._start = np.searchsorted(np.asarray(image)[order], np.arange(num_images + 1))
 
     def __getitem__(self, i):
@@ -293,7 +321,7 @@ class Annotations:
 
 
 # ------------------------------------------------------------------------------------------------
-# Sources
+# Sources of image files
 
 
 class FileSource:
@@ -351,56 +379,3 @@ class FileSource:
 
     def image_id(self, i):
         return self._image_ids[i]
-
-
-class Filtered:
-    """The images of another source at the positions `keep`, in that order."""
-
-    def __init__(self, source, keep, reason="not asked for"):
-        self._source = source
-        self._keep = [int(i) for i in keep]
-        left_out = len(source) - len(self._keep)
-        self.class_names = source.class_names
-        self.dropped_boxes = source.dropped_boxes
-        self.clipped_boxes = source.clipped_boxes
-        self.skipped_records = source.skipped_records
-        self.filtered_records = source.filtered_records + left_out
-        self.problems = source.problems
-        if left_out:
-            sentence = f"{left_out} of {len(source)} images are left out: {reason}"
-            # Where no image is left, the first sentence is to be the cause: this, or what was lost
-            # before, such as all objects for a misspelt class.
-            is_cause = not self._keep and not source.dropped_boxes and not source.skipped_records
-            self.problems = (sentence, *self.problems) if is_cause else (*self.problems, sentence)
-
-    def __len__(self):
-        return len(self._keep)
-
-    def __getitem__(self, i):
-        i = range(len(self))[i]
-        return {**self._source[self._keep[i]], "index": i}
-
-    def annotation(self, i):
-        i = range(len(self))[i]
-        return {**self._source.annotation(self._keep[i]), "index": i}
-
-    def size(self, i):
-        return self._source.size(self._keep[i])
-
-    def name(self, i):
-        return self._source.name(self._keep[i])
-
-    def image_id(self, i):
-        return self._source.image_id(self._keep[i])
-
-
-def for_training(source, min_side=32):
-    """The images worth training on: both sides at least `min_side` px, with an object to learn.
-
-    The rule of mmdetection's `CocoDataset._filter_imgs`; objects to ignore do not count here.
-    """
-    large = [i for i in range(len(source)) if min(source.size(i)) >= min_side]
-    keep = [i for i in large if not source.annotation(i)["ignore"].all()]
-    num_small, num_empty = len(source) - len(large), len(large) - len(keep)
-    reason = f"{num_small} have a side under {min_side} px, {num_empty} have no object to learn"
-    return Filtered(source, keep, reason)

@@ -1,39 +1,100 @@
 """From a config's `data` block to a source."""
 
+import difflib
 import pathlib
+import types
 
-from detlab.data import coco, records, shapes, voc
+from detlab.data import coco, records, shapes, tfds, voc, wider, wrappers
+
+KINDS = ("shapes", "voc", "coco", "wider", "tfds")
+
+# What a dict of `train_also` may set; the other keys are of the batches, not of a source.
+SOURCE_KEYS = (
+    "source",
+    "root",
+    "class_names",
+    "rename_classes",
+    "tfds_name",
+    "train_splits",
+    "train_images",
+    "train_annotations",
+    "train_repeat",
+    "keep_empty",
+    "min_side",
+)
 
 
 def build(data, part: str):
     """The source of `config.data` for a part of the work.
 
+    Training joins the block's own source with one for each dict of `train_also`: the same block
+    with the keys of the dict put in the place of its own.  Of each, images that are not worth
+    training on are left out, and the rest is shown `train_repeat` times an epoch.  Evaluation has
+    the block's own source alone, with all images.
+
     Args:
       data: the config's block.
-      part: "train", without the images that are not worth training on, or "eval", with all.
+      part: "train" or "eval".
     Raises:
-      DataError: a file or folder is missing, or its content cannot be used.
+      DataError: a file or folder is missing, its content cannot be used, or `train_also` has a
+        key that is none of `SOURCE_KEYS`, or classes other than the first source.
     """
     if part not in ("train", "eval"):
         raise ValueError(f"part {part!r} is neither 'train' nor 'eval'")
+    if part == "eval":
+        return _open(data, part)
+    parts = []
+    for block in (data, *(_changed(data, changes) for changes in data.train_also)):
+        source = _open(block, part)
+        # Every image of shapes has objects; to see that, all would be drawn.
+        keep_empty = block.keep_empty or isinstance(source, shapes.Shapes)
+        source = wrappers.for_training(source, block.min_side, keep_empty)
+        parts.append(wrappers.Repeated(source, block.train_repeat))
+    return wrappers.Concatenated(parts) if len(parts) > 1 else parts[0]
+
+
+def _changed(data, changes):
+    """The keys of a source in a block, with some of them changed."""
+    for key in changes:
+        if key not in SOURCE_KEYS:
+            close = difflib.get_close_matches(key, SOURCE_KEYS, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(SOURCE_KEYS)}"
+            raise records.DataError(f"config.data.train_also has no key {key!r}; {hint}")
+    values = {key: getattr(data, key) for key in (*SOURCE_KEYS, "skip_broken")}
+    return types.SimpleNamespace(**{**values, **changes})
+
+
+def _open(data, part):
+    """The block's own source with its classes as asked for."""
     strict = not (data.skip_broken if part == "train" else data.eval_skip_broken)
-    class_names = tuple(data.class_names) or None
     root = pathlib.Path(data.root)
+    splits = data.train_splits if part == "train" else data.eval_splits
+    rename = tuple(data.rename_classes)
+    # The class names of files: with renaming, all those that may become one of the chosen.
+    chosen = tuple(data.class_names)
     if data.source == "shapes":
-        return shapes.Shapes("train" if part == "train" else "val")
-    if data.source == "voc":
-        splits = data.train_splits if part == "train" else data.eval_splits
-        source = voc.Voc(root, splits, class_names, strict=strict)
+        source = shapes.Shapes("train" if part == "train" else "val")
+    elif data.source == "voc":
+        # The files do not say which classes there are, so those to be renamed are read too.
+        in_files = tuple(dict.fromkeys((*(old for old, _ in rename), *chosen))) if chosen else None
+        source = voc.Voc(root, splits, in_files, strict=strict)
     elif data.source == "coco":
         images = data.train_images if part == "train" else data.eval_images
         annotations = data.train_annotations if part == "train" else data.eval_annotations
         source = coco.Coco(
             root / images,
             root / annotations,
-            class_names,
+            None if rename else chosen,
             strict=strict,
             min_side=1 if part == "train" else 0,
         )
+    elif data.source == "wider":
+        source = wider.Wider(root, splits, strict=strict)
+    elif data.source == "tfds":
+        source = tfds.Tfds(data.tfds_name, splits, root, None if rename else chosen, strict=strict)
     else:
-        raise records.DataError(f"config.data.source is {data.source!r}: shapes, voc or coco.")
-    return records.for_training(source, data.min_side) if part == "train" else source
+        raise records.DataError(
+            f"config.data.source is {data.source!r}; it must be {', '.join(KINDS[:-1])} or "
+            f"{KINDS[-1]}"
+        )
+    return wrappers.choose_classes(source, chosen, rename)

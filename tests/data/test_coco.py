@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from detlab.data import coco, records
+from detlab.data import coco, records, wrappers
 
 
 def make_content():
@@ -251,5 +251,5 @@ def test_coco_mini_has_its_known_counts(shared_dir):
     assert len(np.unique(np.concatenate([o["labels"] for o in objects]))) == 51
     empty = [source.image_id(i) for i, o in enumerate(objects) if not len(o["boxes"])]
     assert empty == [250, 508]
-    assert len(records.for_training(source)) == 39
+    assert len(wrappers.for_training(source)) == 39
     assert source[0]["image"].shape == (*source.size(0), 3)

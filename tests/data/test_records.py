@@ -1,4 +1,4 @@
-"""Reading image files, checking boxes, filtering sources."""
+"""Reading image files, checking boxes, sources of image files."""
 
 import struct
 
@@ -68,6 +68,22 @@ def test_size_is_read_from_the_header(tmp_path, extension):
     path = tmp_path / f"a{extension}"
     path.write_bytes(encoded(picture(33, 57), extension))
     assert records.read_image_size(path) == (33, 57)
+
+
+@pytest.mark.parametrize("num_segments", [0, 4])
+def test_size_needs_the_whole_file_only_where_the_header_lies_far_in(
+    tmp_path, monkeypatch, num_segments
+):
+    content = encoded(picture(33, 57), ".jpg")
+    segment = b"\xff\xe2" + struct.pack(">H", 50_000) + bytes(49_998)  # of a colour profile
+    path = tmp_path / "a.jpg"
+    path.write_bytes(content[:2] + num_segments * segment + content[2:] + bytes(100_000))
+    counts, read = [], records._read_bytes
+    monkeypatch.setattr(
+        records, "_read_bytes", lambda *args: counts.append(len(read(*args))) or read(*args)
+    )
+    assert records.read_image_size(path) == (33, 57)
+    assert counts == [1 << 16, path.stat().st_size][: 2 if num_segments else 1]
 
 
 def test_missing_image_is_named(tmp_path):
@@ -241,42 +257,15 @@ def test_objects_go_to_their_image_in_their_order(tmp_path):
     assert "image" not in source.annotation(0)
 
 
-def test_training_filter_drops_small_and_empty_images(tmp_path):
-    sizes = [(40, 50), (31, 50), (40, 50), (40, 50), (32, 32)]
-    objects, ignore = [0, 1, 3, 4], [False, False, True, False]
-    source = records.for_training(make_source(tmp_path, sizes, objects, ignore))
-    assert [source.image_id(i) for i in range(len(source))] == ["a", "e"]  # c empty, d all ignored
-    assert records.counts(source) == {  # nothing is broken
-        "dropped_boxes": 0, "clipped_boxes": 0, "skipped_records": 0, "filtered_records": 3,
-    }  # fmt: skip
-    assert source.problems == (
-        "3 of 5 images are left out: 1 have a side under 32 px, 2 have no object to learn",
+def test_flags_stay_with_their_objects():
+    annotations = records.Annotations(
+        np.array([1, 0, 1]), np.zeros((3, 4)), [0] * 3, [0] * 3, [0] * 3, 2, flags=[[5], [6], [7]]
     )
-    record = source[1]
-    assert record["index"] == 1 and source.annotation(1)["index"] == 1
-    assert record["image"].shape == (*source.size(1), 3) == (32, 32, 3)
-    assert source.name(1).endswith("4.png")
-    assert [r["index"] for r in source] == [0, 1]
-
-
-def test_filters_add_to_the_counts_of_their_source(tmp_path):
-    source = make_source(tmp_path, [(40, 50)] * 3, [0], [False])
-    source.dropped_boxes, source.clipped_boxes, source.skipped_records = 1, 2, 3
-    source.problems = ("a box is left out",)
-    once = records.Filtered(source, [0, 1])
-    assert list(records.counts(records.Filtered(once, [0])).values()) == [1, 2, 3, 2]
-    assert once.problems == ("a box is left out", "1 of 3 images are left out: not asked for")
-
-
-def test_the_cause_comes_first_where_no_image_is_left(tmp_path):
-    source = make_source(tmp_path, [(40, 50)] * 3, [0], [False])
-    source.problems = ("something about the boxes",)
-    assert records.for_training(source, 60).problems == (
-        "3 of 3 images are left out: 3 have a side under 60 px, 0 have no object to learn",
-        "something about the boxes",
-    )
-    source.dropped_boxes = 9
-    assert records.for_training(source, 60).problems[0] == "something about the boxes"
+    assert annotations[1]["flags"].dtype == np.int32
+    np.testing.assert_array_equal(annotations[1]["flags"], [[5], [7]])
+    selected = records.select_objects(annotations[1], np.array([False, True]))
+    np.testing.assert_array_equal(selected["flags"], [[7]])
+    assert selected["boxes"].shape == (1, 4)
 
 
 def test_image_of_another_size_than_its_annotation_is_named(tmp_path):

@@ -1,0 +1,302 @@
+"""Data sets prepared by TensorFlow Datasets, read without TensorFlow.
+
+Any prepared data set in the random-access format `array_record` that has an image and a sequence of
+objects with a `BBoxFeature`.  Its files alone are read: neither its builder's code nor TensorFlow
+is imported, and TFDS itself only where such a source is opened.
+
+Preparing writes the files once, on any machine.  The builders that come with TFDS mostly need
+TensorFlow for it, builders of one's own do not, as long as they give images encoded:
+
+    python -c "import tensorflow_datasets as tfds; \\
+      tfds.builder('voc/2007', data_dir='data', file_format='array_record').download_and_prepare()"
+"""
+
+import pathlib
+
+import numpy as np
+
+from detlab.data import records as records_lib
+
+_IGNORE = ("is_crowd", "is_difficult", "invalid")  # features of objects that become `ignore`
+_LABELS = ("label", "type")  # names of the class, looked for before anything else
+_IDS = ("image/id", "image/filename")
+
+
+class Tfds:
+    """The images of one or several splits, one after another.
+
+    The image, the boxes and the class are found by the types of their features.  Of objects,
+    `is_crowd`, `is_difficult` and `invalid` become `ignore`, and `area` is taken over.  The id of
+    an image is its `image/id` or `image/filename`; where there is none, or it is not different for
+    each image, it is split and position, `train/0`.
+
+    Opening reads every example once, the bytes of its image included, for the boxes and the size
+    that the image's header tells; only a header without a size costs decoding.
+
+    Args:
+      name: as TFDS writes it, "voc/2007"; with the version, "voc/2007:4.0.0", where several are
+        prepared.
+      splits: such as "train", or TFDS's parts of them, "train[:80%]".
+      data_dir: the folder of prepared data sets.
+      class_names: the classes to use, in the order of their labels; objects of others are left out.
+        None for all of the data set.  Where it has no classes, the one name for all objects
+        ("object" by default).
+      strict: raise at the first image or object that cannot be used; False leaves it out and says
+        so in `problems`.
+    Raises:
+      DataError: the data set is not prepared, not as array_record, or several times; a split is
+        unknown; there are no boxes, or not one of `class_names`; and with `strict`, an image or
+        object cannot be used, or there are objects and none is of `class_names`.
+    """
+
+    def __init__(self, name, splits, data_dir, class_names=None, strict=True):
+        import tensorflow_datasets as tfds  # slow to import, and other sources do without it
+
+        splits = (splits,) if isinstance(splits, str) else tuple(splits)
+        folder = _prepared_folder(name, pathlib.Path(data_dir))
+        builder = tfds.builder_from_directory(folder)
+        layout = _Layout(builder.info.features, name)
+        class_names = tuple(class_names or ())
+        known = layout.class_names or (class_names if len(class_names) == 1 else ("object",))
+        for class_name in class_names:
+            if class_name not in known:
+                raise records_lib.DataError(
+                    f"data set {name} has no class {class_name!r}; its classes: {', '.join(known)}"
+                )
+        if not splits:
+            raise records_lib.DataError(
+                f"no split of {name} is given; its splits: {', '.join(builder.info.splits)}"
+            )
+        self._examples = [_open_split(builder, name, split, layout) for split in splits]
+        self._layout = layout
+        self._describe = f"of {name} in {data_dir}"
+
+        bad_images = records_lib.Faults(strict)
+        places, sizes, image_ids, objects = [], [], [], []  # one entry an image
+        for k, examples in enumerate(self._examples):
+            for position in range(len(examples)):
+                what = f"image {splits[k]}/{position} {self._describe}"
+                try:
+                    example = _read(examples, position, what)
+                    size = records_lib.image_size(example[layout.image], what, _PREPARE_AGAIN)
+                except records_lib.DataError as error:
+                    bad_images.add(str(error))
+                    continue
+                places.append((k, position))
+                sizes.append(size)
+                image_ids.append(layout.id_of(example))
+                objects.append(layout.objects_of(example, size))
+        self._places = places
+        self._names = [f"{splits[k]}/{position}" for k, position in places]
+        self._sizes = np.array(sizes, np.int64).reshape(-1, 2)
+        unique = None not in image_ids and len(set(image_ids)) == len(image_ids)
+        self._image_ids = image_ids if unique else self._names
+
+        image = np.repeat(np.arange(len(objects)), [len(columns["boxes"]) for columns in objects])
+        boxes, labels, ignore, area = (
+            np.concatenate([column, *(columns[key] for columns in objects)])
+            for key, column in _NO_OBJECTS.items()
+        )
+        names = [known[label] if label >= 0 else _NO_CLASS for label in labels]
+
+        def describe(j):
+            number = j - np.searchsorted(image, image[j]) + 1
+            place = f"image {self._names[image[j]]} {self._describe}, object {number}"
+            corners = " ".join(f"{value:g}" for value in boxes[j])
+            return f"{place} ({names[j]}, x1 y1 x2 y2 {corners})"
+
+        checked = records_lib.check_boxes(
+            boxes,
+            names,
+            class_names or known,
+            self._sizes[image],
+            describe,
+            strict,
+            chosen_from=f"{', '.join(splits)} {self._describe}" if class_names else None,
+        )
+        of_box = np.prod(checked.boxes[:, 2:] - checked.boxes[:, :2], axis=1)
+        area = area[checked.keep]
+        self._annotations = records_lib.Annotations(
+            image=image[checked.keep],
+            boxes=checked.boxes,
+            labels=checked.labels,
+            ignore=ignore[checked.keep],
+            area=np.where(np.isnan(area), of_box, area),
+            num_images=len(places),
+        )
+        self.class_names = class_names or known
+        self.problems = (*bad_images.sentences, *checked.problems)
+        self.dropped_boxes = int((~checked.keep).sum())
+        self.clipped_boxes = checked.num_clipped
+        self.skipped_records = len(bad_images.sentences)
+        self.filtered_records = 0
+
+    def __len__(self):
+        return len(self._places)
+
+    def __getitem__(self, i):
+        record = self.annotation(i)
+        k, position = self._places[i]
+        what = f"image {self.name(i)}"
+        data = _read(self._examples[k], position, what)[self._layout.image]
+        return {"image": records_lib.decode_image(data, what, _PREPARE_AGAIN), **record}
+
+    def annotation(self, i):
+        i = range(len(self))[i]
+        return {**self._annotations[i], "index": i}
+
+    def size(self, i):
+        height, width = self._sizes[i]
+        return int(height), int(width)
+
+    def name(self, i):
+        return f"{self._names[i]} {self._describe}"
+
+    def image_id(self, i):
+        return self._image_ids[i]
+
+
+_PREPARE_AGAIN = "prepare the data set again"
+_NO_CLASS = "(none)"  # TFDS's label -1
+_NO_OBJECTS = {  # what `_Layout.objects_of` gives of an image without objects
+    "boxes": np.zeros((0, 4)),
+    "labels": np.zeros(0, np.int64),
+    "ignore": np.zeros(0, bool),
+    "area": np.zeros(0),
+}
+
+
+class _Layout:
+    """Under which names the features of a data set hold what a record needs.
+
+    Attributes:
+      images, image: names of all images and of the one to detect objects in.
+      objects, box, label: names of the sequence and, in it, of box and class (None: no class).
+      class_names: () where there is no class.
+      ignore, area, id: names of what only some data sets have; [], None, None where they do not.
+    """
+
+    def __init__(self, features, name):
+        import tensorflow_datasets as tfds
+
+        self.images = [key for key, f in features.items() if isinstance(f, tfds.features.Image)]
+        self.image = _one_of(self.images, ("image",), f"image in data set {name}")
+        boxes = {
+            (key, inner): f
+            for key, sequence in features.items()
+            if isinstance(sequence, tfds.features.Sequence)
+            and isinstance(sequence.feature, tfds.features.FeaturesDict)
+            for inner, f in sequence.feature.items()
+            if isinstance(f, tfds.features.BBoxFeature)
+        }
+        what = f"sequence of objects with a BBoxFeature in data set {name}"
+        self.objects, self.box = _one_of(list(boxes), (("objects", "bbox"),), what)
+        box_format = boxes[self.objects, self.box].bbox_format
+        # None: written by a version of TFDS that knew this format alone.
+        if box_format is not None and box_format.value != "REL_YXYX":
+            raise records_lib.DataError(
+                f"data set {name} has boxes in the format {box_format.value}; prepare it with "
+                "relative ymin, xmin, ymax, xmax, the default of BBoxFeature"
+            )
+        inner = features[self.objects].feature
+        labels = [key for key, f in inner.items() if isinstance(f, tfds.features.ClassLabel)]
+        what = f"ClassLabel of {self.objects!r} in data set {name}"
+        self.label = _one_of(labels, _LABELS, what) if labels else None
+        self.class_names = tuple(inner[self.label].names) if labels else ()
+        self.ignore = [key for key in _IGNORE if key in inner]
+        self.area = "area" if "area" in inner else None
+        self.id = next((key for key in _IDS if key in features), None)
+
+    def objects_of(self, example, size):
+        """Columns of one example's objects: xyxy boxes px, labels, ignore, area (NaN: unknown)."""
+        objects = example[self.objects]  # a dict of lists
+        relative = np.array(objects[self.box], np.float64).reshape(-1, 4)  # ymin, xmin, ymax, xmax
+        height, width = size
+        ignore = np.zeros(len(relative), bool)
+        for key in self.ignore:
+            ignore |= np.array(objects[key], np.int64) == 1  # -1 is unknown
+        unknown = np.full(len(relative), np.nan)
+        return {
+            "boxes": relative[:, [1, 0, 3, 2]] * [width, height, width, height],
+            "labels": np.array(objects[self.label] if self.label else 0 * ignore, np.int64),
+            "ignore": ignore,
+            "area": np.array(objects[self.area] if self.area else unknown, np.float64),
+        }
+
+    def id_of(self, example):
+        """The image's own id, a text or int; None where it has none."""
+        if self.id is None:
+            return None
+        value = np.asarray(example[self.id]).item()
+        return value.decode(errors="replace") if isinstance(value, bytes) else value
+
+
+def _one_of(found, preferred, what):
+    """The first of the preferred that was found, or the only one there is."""
+    for key in preferred:
+        if key in found:
+            return key
+    if len(found) == 1:
+        return found[0]
+    there = f"more than one {what}: {', '.join(map(str, found))}" if found else f"no {what}"
+    raise records_lib.DataError(f"there is {there}; prepare one that can be read in one way")
+
+
+# ------------------------------------------------------------------------------------------------
+# Files
+
+
+def _prepared_folder(name, data_dir):
+    """The folder of the one prepared version of a data set."""
+    if not data_dir.is_dir():
+        raise records_lib.DataError(
+            f"data folder {data_dir} does not exist; give the folder of prepared TFDS data sets"
+        )
+    # <data set>/<version> or <data set>/<config>/<version>; an unfinished one has another name.
+    there = {}
+    for pattern in ("*/[0-9]*/dataset_info.json", "*/*/[0-9]*/dataset_info.json"):
+        for file in sorted(data_dir.glob(pattern)):
+            *parts, version = file.parent.relative_to(data_dir).parts
+            there[f"{'/'.join(parts)}:{version}"] = file.parent
+    fits = [full for full in there if full == name or full.startswith((f"{name}:", f"{name}/"))]
+    if not fits:
+        raise records_lib.DataError(
+            f"data set {name!r} is not prepared in {data_dir} (prepared there: "
+            f"{', '.join(there) or 'none'}); prepare it with tfds.builder({name!r}, data_dir="
+            f"{str(data_dir)!r}, file_format='array_record').download_and_prepare()"
+        )
+    if len(fits) > 1:
+        raise records_lib.DataError(
+            f"data set {name!r} is prepared several times in {data_dir}; name one of "
+            f"{', '.join(fits)}"
+        )
+    return there[fits[0]]
+
+
+def _open_split(builder, name, split, layout):
+    """Random access to the examples of a split, their images encoded."""
+    import tensorflow_datasets as tfds
+
+    decoders = {key: tfds.decode.SkipDecoding() for key in layout.images}
+    try:
+        return builder.as_data_source(split, decoders=decoders)
+    except NotImplementedError as error:
+        raise records_lib.DataError(
+            f"data set {name!r} is prepared as {builder.info.file_format.value}, which has no "
+            "random access; prepare it again with file_format='array_record'"
+        ) from error
+    except ValueError as error:
+        raise records_lib.DataError(
+            f"data set {name!r} has no split {split!r} with images; its splits: "
+            f"{', '.join(builder.info.splits)}, and parts such as 'train[:80%]'"
+        ) from error
+
+
+def _read(examples, position, what):
+    """One example, a dict of the data set's features."""
+    try:
+        return examples[position]
+    except RuntimeError as error:  # of array_record: a file is missing, cut off or damaged
+        raise records_lib.DataError(
+            f"{what} cannot be read ({error}); {_PREPARE_AGAIN}", can_leave_out=True
+        ) from error

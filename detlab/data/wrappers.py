@@ -1,0 +1,223 @@
+"""Sources made of other sources: filtered, repeated, joined, and with other classes.
+
+All are sources as `detlab.data.records` describes them, so they can be put around one another.
+Counts and problems are those of the sources inside, with what the wrapper itself leaves out.
+"""
+
+import collections
+import difflib
+
+import numpy as np
+
+from detlab.data import records as records_lib
+
+
+class _Wrapper:
+    """The images at `places` of other sources.
+
+    Args:
+      sources: sequence of sources.
+      places: [n, 2] number of the source and position in it, one row an image.
+      class_names: of the whole.
+    """
+
+    def __init__(self, sources, places, class_names):
+        self.class_names = tuple(class_names)
+        self.problems = tuple(problem for source in sources for problem in source.problems)
+        self.dropped_boxes = sum(source.dropped_boxes for source in sources)
+        self.clipped_boxes = sum(source.clipped_boxes for source in sources)
+        self.skipped_records = sum(source.skipped_records for source in sources)
+        self.filtered_records = sum(source.filtered_records for source in sources)
+        self._sources = tuple(sources)
+        self._places = np.asarray(places, np.int64).reshape(-1, 2)
+
+    def __len__(self):
+        return len(self._places)
+
+    def __getitem__(self, i):
+        i = range(len(self))[i]
+        source, position = self._place(i)
+        return {**self._adapt(source[position]), "index": i}
+
+    def annotation(self, i):
+        i = range(len(self))[i]
+        source, position = self._place(i)
+        return {**self._adapt(source.annotation(position)), "index": i}
+
+    def size(self, i):
+        source, position = self._place(i)
+        return source.size(position)
+
+    def name(self, i):
+        source, position = self._place(i)
+        return source.name(position)
+
+    def image_id(self, i):
+        source, position = self._place(i)
+        return source.image_id(position)
+
+    def _place(self, i):
+        number, position = self._places[i].tolist()
+        return self._sources[number], position
+
+    def _adapt(self, record):
+        """What the wrapper changes in a record of a source inside."""
+        return record
+
+
+def _in_one_source(positions):
+    """`places` for a wrapper around a single source."""
+    positions = np.asarray(positions, np.int64)
+    return np.stack([np.zeros_like(positions), positions], axis=1)
+
+
+# ------------------------------------------------------------------------------------------------
+# Fewer or more images
+
+
+class Filtered(_Wrapper):
+    """The images of another source at the positions `keep`, in that order."""
+
+    def __init__(self, source, keep, reason="not asked for"):
+        super().__init__([source], _in_one_source(keep), source.class_names)
+        left_out = len(source) - len(self)
+        self.filtered_records += left_out
+        if left_out:
+            sentence = f"{left_out} of {len(source)} images are left out: {reason}"
+            # Where no image is left, the first sentence is to be the cause: this, or what was lost
+            # before, such as all objects for a misspelt class.
+            is_cause = not len(self) and not source.dropped_boxes and not source.skipped_records
+            self.problems = (sentence, *self.problems) if is_cause else (*self.problems, sentence)
+
+
+def for_training(source, min_side=32, keep_empty=False):
+    """The images worth training on: both sides at least `min_side` px, with an object to learn.
+
+    The rule of mmdetection's `CocoDataset._filter_imgs`; objects to ignore do not count here.
+    `keep_empty` keeps images without objects too, its `filter_empty_gt=False`: background that
+    teaches only what is no object.
+    """
+    large = [i for i in range(len(source)) if min(source.size(i)) >= min_side]
+    keep = large
+    if not keep_empty:
+        keep = [i for i in large if not source.annotation(i)["ignore"].all()]
+    reason = f"{len(source) - len(large)} have a side under {min_side} px"
+    if not keep_empty:
+        reason += f", {len(large) - len(keep)} have no object to learn"
+    return Filtered(source, keep, reason)
+
+
+class Repeated(_Wrapper):
+    """A source `times` times over, so that an epoch shows each image as often; for training.
+
+    `image_id` is that of the image, the same in each repeat.  The counts are of the images that
+    there are, not of those shown.
+    """
+
+    def __init__(self, source, times):
+        if times < 1:
+            raise ValueError(f"times is {times}; a source is repeated at least once")
+        positions = np.tile(np.arange(len(source)), times)
+        super().__init__([source], _in_one_source(positions), source.class_names)
+
+
+class Concatenated(_Wrapper):
+    """Several sources of the same classes, one after another.
+
+    Where an id is in more than one of them, all ids of the whole become "0/id", "1/id" and so on,
+    by the number of their source.  Records hold the entries that those of all sources have:
+    `flags` only where every source has them.
+
+    Raises:
+      DataError: the classes differ.
+    """
+
+    def __init__(self, sources):
+        first = sources[0]
+        for source in sources[1:]:
+            if source.class_names != first.class_names:
+                raise records_lib.DataError(
+                    "data sets of different classes cannot be joined: "
+                    f"{', '.join(first.class_names)} and {', '.join(source.class_names)}; "
+                    "choose and rename classes so that both have the same in the same order"
+                )
+        places = [(k, i) for k, source in enumerate(sources) for i in range(len(source))]
+        super().__init__(sources, places, first.class_names)
+        ids = [{source.image_id(i) for i in range(len(source))} for source in sources]
+        self._clash = len(set().union(*ids)) < sum(map(len, ids))
+        entries = [set(source.annotation(0)) for source in sources if len(source)]
+        self._entries = {"image"}.union(set.intersection(*entries) if entries else ())
+
+    def image_id(self, i):
+        number = self._places[i][0]
+        image_id = super().image_id(i)
+        return f"{number}/{image_id}" if self._clash else image_id
+
+    def _adapt(self, record):
+        return {name: value for name, value in record.items() if name in self._entries}
+
+
+# ------------------------------------------------------------------------------------------------
+# Other classes
+
+
+def choose_classes(source, class_names=(), rename=()):
+    """A source with some of its classes, renamed and in another order.
+
+    Args:
+      source: any source.
+      class_names: the classes to keep, by their new names, in the order of their labels; objects of
+        others are left out.  () for all.
+      rename: pairs (name in the source, new name), applied before `class_names`.  Names that
+        become equal are one class from then on.
+    Returns:
+      `source` itself where nothing changes.
+    Raises:
+      DataError: the source has no class of a name in `rename` or `class_names`.
+    """
+    for old, _ in rename:
+        _check_name(old, source.class_names, "to rename")
+    new_names = dict(rename)
+    renamed = [new_names.get(name, name) for name in source.class_names]
+    chosen = tuple(class_names) or tuple(dict.fromkeys(renamed))
+    for name in chosen:
+        _check_name(name, renamed, "to choose")
+    if chosen == source.class_names and not any(old != new for old, new in rename):
+        return source
+    return _Relabelled(source, chosen, [chosen.index(n) if n in chosen else -1 for n in renamed])
+
+
+def _check_name(name, names, purpose):
+    if name not in names:
+        close = difflib.get_close_matches(name, names, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"its classes: {', '.join(names)}"
+        raise records_lib.DataError(f"the data set has no class {name!r} {purpose}; {hint}")
+
+
+class _Relabelled(_Wrapper):
+    """A source whose label k becomes new_labels[k]; objects whose label becomes -1 are left out."""
+
+    def __init__(self, source, class_names, new_labels):
+        super().__init__([source], _in_one_source(np.arange(len(source))), class_names)
+        self._new_labels = np.array(new_labels, np.int32)
+        if (self._new_labels >= 0).all():
+            return
+        count = collections.Counter()
+        for i in range(len(source)):
+            count.update(source.annotation(i)["labels"].tolist())
+        left_out = [label for label in sorted(count) if new_labels[label] < 0]
+        self.dropped_boxes += sum(count[label] for label in left_out)
+        sentences = [
+            f"{count[label]} objects of class {source.class_names[label]} are not in class_names "
+            "and are left out"
+            for label in left_out
+        ]
+        if len(left_out) == len(count):  # then it is the reason for whatever fails
+            nothing = f"no object of class {', '.join(self.class_names)} in the data set"
+            self.problems = (nothing, *sentences, *self.problems)
+        else:
+            self.problems += tuple(sentences)
+
+    def _adapt(self, record):
+        record = {**record, "labels": self._new_labels[record["labels"]]}
+        return records_lib.select_objects(record, record["labels"] >= 0)
