@@ -57,7 +57,8 @@ class Detect(NamedTuple):
             "area": np.zeros(0, np.float32),
             "index": 0,
         }
-        record = loader.resizer(programs.resize_rule(self.data))(record, *canvas)
+        resize = loader.resizer(programs.resize_rule(self.data), self.data.pad_value)
+        record = resize(record, *canvas)
         batch = loader.to_batch([record], canvas, 1, self.data.pad_value)
         found = jax.device_get(
             self.predict(self.params, self.state, batch.images, batch.image_size)

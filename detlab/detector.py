@@ -23,6 +23,12 @@ class Detector(NamedTuple):
 
     `params` is what is differentiated; `state` holds every other Flax collection, passed in and
     returned new.
+
+    The metrics of `loss` are scalars.  Those called `loss/*` add up to the loss.  `normaliser`,
+    where there is one, is what the terms were divided by: float32, and a sum over the images, such
+    as the number of positives.  A detector whose terms have several reports that of its main term.
+    Accumulation of gradients weighs the parts of a batch by it, and equally where there is none.
+    All other metrics are means over the images.
     """
 
     init: Callable  # (rng, images) -> (params, state)

@@ -50,4 +50,4 @@ class TrainState(NamedTuple):
     params: Any  # what is differentiated
     state: Any  # every other Flax collection: batch_stats, loss_state
     opt_state: Any
-    ema: Any  # averaged {"params", "state"}, or None when not configured
+    ema: Any  # averages {"params": ..., "state": ...} of both above, or None when not configured

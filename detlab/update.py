@@ -1,20 +1,35 @@
-"""One update of a training run: gradients, optimizer, metrics; a pure function of arrays."""
+"""One update of a training run: gradients, optimizer, averaged weights, metrics.
+
+All of it is a pure function of arrays, compiled by `detlab.train`.
+"""
 
 from typing import Any, Callable
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax import lax
 
 from detlab import detector as detector_lib
 from detlab import optim
 from detlab import types
 
 
-def initial(params: Any, state: Any, optimizer: optim.Optimizer) -> types.TrainState:
-    """The training state of step 0."""
+def initial(params: Any, state: Any, optimizer: optim.Optimizer, config) -> types.TrainState:
+    """The training state of step 0; the averages start as the values themselves."""
     opt_state = optimizer.transform.init(params)
-    return types.TrainState(jnp.zeros((), jnp.int32), params, state, opt_state, ema=None)
+    ema = None
+    if config.optim.ema_decay:
+        # Copies, as a step donates the buffers of the whole state and no buffer twice.
+        ema = jax.tree.map(jnp.copy, {"params": params, "state": state})
+    return types.TrainState(jnp.zeros((), jnp.int32), params, state, opt_state, ema)
+
+
+def evaluated(state: types.TrainState) -> tuple[Any, Any]:
+    """(params, model state) to evaluate and predict with: the averages where there are any."""
+    if state.ema is None:
+        return state.params, state.state
+    return state.ema["params"], state.ema["state"]
 
 
 def make(detector: detector_lib.Detector, optimizer: optim.Optimizer, config) -> Callable:
@@ -22,14 +37,16 @@ def make(detector: detector_lib.Detector, optimizer: optim.Optimizer, config) ->
 
     The metrics are float32 scalars: `loss`, its terms `loss/*`, what else the detector reports,
     the norms of gradients and of trained parameters after the update, and `lr`.
+
+    With `config.train.accumulate` = k the batch is worked through in k parts, see `accumulated`;
+    it stays one update, with one step of schedule, optimizer and averages.
     """
+    parts = config.train.accumulate
+    gradients = accumulated(detector.loss, parts) if parts > 1 else whole(detector.loss)
 
     def update(state: types.TrainState, batch: types.Batch):
         rng = jax.random.fold_in(jax.random.key(config.seed), state.step)
-        value_and_grad = jax.value_and_grad(detector.loss, has_aux=True)
-        (loss, (metrics, model_state)), grads = value_and_grad(
-            state.params, state.state, batch, rng
-        )
+        loss, metrics, model_state, grads = gradients(state.params, state.state, batch, rng)
         updates, opt_state = optimizer.transform.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics = {
@@ -39,11 +56,96 @@ def make(detector: detector_lib.Detector, optimizer: optim.Optimizer, config) ->
             "param_norm": optax.tree.norm(trained_leaves(params)),
             "lr": optimizer.schedule(state.step),
         }
-        new = types.TrainState(state.step + 1, params, model_state, opt_state, state.ema)
-        return new, metrics
+        step, ema = state.step + 1, None
+        if state.ema is not None:
+            ema = averaged(state.ema, params, model_state, step, config.optim)
+        return types.TrainState(step, params, model_state, opt_state, ema), metrics
 
     def trained_leaves(tree):
         pairs = zip(jax.tree.leaves(tree), jax.tree.leaves(optimizer.labels), strict=True)
         return [leaf for leaf, label in pairs if label == "train"]
 
     return update
+
+
+def whole(loss: Callable) -> Callable:
+    """(params, model state, batch, rng) -> (loss, metrics, model state, gradients)."""
+
+    def gradients(params, model_state, batch: types.Batch, rng: jax.Array):
+        value_and_grad = jax.value_and_grad(loss, has_aux=True)
+        (value, (metrics, model_state)), grads = value_and_grad(params, model_state, batch, rng)
+        return value, metrics, model_state, grads
+
+    return gradients
+
+
+def accumulated(loss: Callable, parts: int) -> Callable:
+    """`whole` in the memory of one of `parts` equal parts of the batch, worked through in turn.
+
+    Where a detector reports `metrics["normaliser"]`, what its loss terms were divided by, parts
+    count by it: sum(n_j * loss_j) / sum(n_j) is the loss of the whole batch.  Without it they count
+    the same.  Model state passes from part to part, so live batch statistics are those of a part.
+    """
+
+    def gradients(params, model_state, batch: types.Batch, rng: jax.Array):
+        size = batch.images.shape[0]
+        if size % parts:
+            raise ValueError(f"a batch of {size} images does not divide into {parts} equal parts")
+        # Part j has the rows j, j + parts, ...: every device's images are spread over all parts,
+        # so that none moves to another device.
+        rows = jax.tree.map(lambda x: x.reshape(size // parts, parts, *x.shape[1:]), batch)
+
+        def one_part(carry, j):
+            model_state, total = carry
+            part = jax.tree.map(
+                lambda x: lax.dynamic_index_in_dim(x, j, axis=1, keepdims=False), rows
+            )
+            value, metrics, model_state, grads = whole(loss)(
+                params, model_state, part, jax.random.fold_in(rng, j)
+            )
+            weight = metrics.get("normaliser", 1.0)
+            total = jax.tree.map(lambda t, g: t + weight * g, total, grads)
+            return (model_state, total), (value, metrics)
+
+        start = model_state, jax.tree.map(jnp.zeros_like, params)
+        (model_state, total), (values, metrics) = lax.scan(one_part, start, jnp.arange(parts))
+        weights = metrics.get("normaliser", jnp.ones(parts))  # [parts]
+        value = (weights * values).sum() / weights.sum()
+        grads = jax.tree.map(lambda t: t / weights.sum(), total)
+        metrics = {k: over_parts(k, v, weights) for k, v in metrics.items()}
+        return value, metrics, model_state, grads
+
+    def over_parts(name, values, weights):
+        """One metric of the whole batch: a sum, a term of the loss, or a mean over images."""
+        if name == "normaliser":
+            return values.sum()
+        if name.startswith("loss/"):
+            return (weights * values).sum() / weights.sum()
+        return values.mean()
+
+    return gradients
+
+
+def averaged(ema: Any, params: Any, model_state: Any, step: jax.Array, settings) -> Any:
+    """Exponential moving averages of parameters and batch statistics after update `step`.
+
+    The decay is `ema_decay`, or ema_decay * (1 - exp(-step / ema_warmup)) as in YOLOv5's ModelEMA,
+    with which the random values of the start are soon forgotten; the first update is step 1.
+
+    Other collections, and what is not a float, have no average: they are those of the model.
+    """
+    rate = 1.0 - settings.ema_decay  # the weight of the new value
+    if settings.ema_warmup:
+        rate += settings.ema_decay * jnp.exp(-step / settings.ema_warmup)
+
+    def average(old, new):
+        if not jnp.issubdtype(new.dtype, jnp.floating):
+            return new
+        return old + rate * (new - old)  # so written, what is constant stays so bit by bit
+
+    state = dict(model_state)
+    if "batch_stats" in state:
+        state["batch_stats"] = jax.tree.map(
+            average, ema["state"]["batch_stats"], state["batch_stats"]
+        )
+    return {"params": jax.tree.map(average, ema["params"], params), "state": state}

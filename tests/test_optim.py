@@ -95,6 +95,30 @@ def rates(total_steps=100, batch_size=16, steps_per_unit=1, at=(), **changes):
 # Schedules
 
 
+@pytest.mark.parametrize(
+    "schedule, expected",
+    [
+        # Warm-up of 4 steps multiplies by 0.2, 0.4, 0.6, 0.8; then 12 steps to the end.
+        ("constant", {0: 0.02, 1: 0.04, 3: 0.08, 4: 0.1, 7: 0.1, 8: 0.1, 12: 0.1, 16: 0.1}),
+        # Divided by 10 at 8 and at 12.
+        ("step", {0: 0.02, 1: 0.04, 3: 0.08, 4: 0.1, 7: 0.1, 8: 0.01, 11: 0.01, 12: 0.001}),
+        # 0.1 + 0.9 (1 + cos x) / 2 of the rate at x = 0, 60, 90, 120, 180 degrees.
+        ("cosine", {0: 0.02, 1: 0.04, 3: 0.08, 4: 0.1, 8: 0.0775, 10: 0.055, 12: 0.0325, 16: 0.01}),
+    ],
+)
+def test_schedules_equal_a_table(schedule, expected):
+    found = rates(
+        total_steps=16,
+        at=expected,
+        schedule=schedule,
+        milestones=(8, 12),
+        warmup_steps=4,
+        warmup_factor=0.2,
+        final_factor=0.1,
+    )
+    np.testing.assert_allclose(found, list(expected.values()), rtol=1e-5)
+
+
 def test_steps_divide_the_rate_at_the_start_of_their_epoch():
     found = rates(steps_per_unit=5, at=(0, 9, 10, 14, 15, 99), schedule="step", milestones=(2, 3))
     np.testing.assert_allclose(found, [0.1, 0.1, 0.01, 0.01, 0.001, 0.001], rtol=1e-6)

@@ -27,8 +27,6 @@ class BasicBlock(nn.Module):
     norm: str
     dtype: jnp.dtype = jnp.float32
 
-    expansion = 1
-
     @nn.compact
     def __call__(self, x, train: bool):
         common = dict(norm=self.norm, dtype=self.dtype)
@@ -47,8 +45,6 @@ class Bottleneck(nn.Module):
     style: str
     norm: str
     dtype: jnp.dtype = jnp.float32
-
-    expansion = 4
 
     @nn.compact
     def __call__(self, x, train: bool):
@@ -74,8 +70,10 @@ def shortcut(x, features, stride, train, common):
 class ResNet(nn.Module):
     """Images to feature maps of strides 4, 8, 16, 32.
 
-    Stages up to `frozen_stages` (0: none, 1: the stem and
-    stage 1, ...) get no gradient and keep their statistics.
+    Stages up to `frozen_stages` (0: none, 1: the stem and stage 1, ...) get no gradient and keep
+    their statistics.  With `remat` the backward pass computes the stem and each block again from
+    their inputs instead of keeping what is inside (arXiv:1604.06174): one more forward pass for
+    less memory.
     """
 
     depth: int = 50
@@ -84,6 +82,7 @@ class ResNet(nn.Module):
     frozen_stages: int = 1
     width: int = 64
     stages: Sequence[int] | None = None  # blocks of each stage; None: those of `depth`
+    remat: bool = False
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -93,8 +92,10 @@ class ResNet(nn.Module):
             raise ValueError(f"ResNet depth {self.depth} is not one of {sorted(STAGES)}")
         if self.style not in ("pytorch", "caffe"):
             raise ValueError(f"ResNet style {self.style!r} is neither 'pytorch' nor 'caffe'")
-        block = BasicBlock if self.depth < 50 else Bottleneck
-        x = layers.ConvNorm(
+        stem, block = layers.ConvNorm, BasicBlock if self.depth < 50 else Bottleneck
+        if self.remat:  # `train`, argument 2 counted from self, stays a Python value
+            stem, block = (nn.remat(part, static_argnums=(2,)) for part in (stem, block))
+        x = stem(
             self.width,
             7,
             2,

@@ -1,10 +1,10 @@
 """The loader: source -> plan -> grain -> `Batch`.
 
 **The order of images is a pure function.**  `plan` says for every step of an epoch which canvas
-(the fixed size of the batch's images) and which images with which random seeds make the batch, the
-same on every process; process p reads its share of the rows.  The loader's state is therefore the
-number of the step: `start_step` alone resumes it, whatever the number of threads, worker
-processes or machines was or will be.
+(the fixed size of the batch's images), which images with which random seeds and which scales make
+the batch, the same on every process; process p reads its share of the rows.  The loader's state is
+therefore the number of the step: `start_step` alone resumes it, whatever the number of threads,
+worker processes or machines was or will be.
 
 Grain only carries the plan out: it maps steps to batches in threads or worker processes.
 """
@@ -32,6 +32,34 @@ class Step(NamedTuple):
     index: np.ndarray  # [B] int64 position in the source; -1 where not real
     seed: np.ndarray  # [B] int64, of the generator that the transforms of this image get
     real: np.ndarray  # [B] bool
+    limits: np.ndarray | None = None  # [B, 2] int64 long, short px of `resize_keep_ratio`
+
+
+class MultiScale(NamedTuple):
+    """What the plan draws besides the order: nothing by default."""
+
+    canvases: tuple = ()  # alternatives to the canvases, each of as many; a step draws one
+    limits: tuple = ()  # alternatives of (long, short) px; an image draws one
+    mode: str = "list"  # "list": one of `limits`; "range": each side from its least to its largest
+
+
+class Augment(NamedTuple):
+    """What changes a picture at random, besides flips; `config.data.augment` has the same keys."""
+
+    photometric: float = 0.0  # probability
+    brightness: float = 32.0  # at most, of 255
+    contrast: float = 0.5  # factor 1 - 0.5 .. 1 + 0.5
+    saturation: float = 0.5
+    hue: float = 18.0  # degrees
+    expand: float = 0.0  # probability
+    expand_ratio: float = 4.0  # at most
+    crop: str = "none"  # "none", "random" or "min_iou"
+    crop_probability: float = 1.0  # of "random"
+    crop_size: tuple[float, float] = (0.3, 1.0)  # least and largest part of a side; "random"
+    crop_min_ious: tuple[float, ...] = (0.1, 0.3, 0.5, 0.7, 0.9)
+    cutout: float = 0.0  # probability
+    cutout_holes: tuple[int, int] = (1, 5)  # least and largest number
+    cutout_size: tuple[float, float] = (0.05, 0.2)  # least and largest part of a side
 
 
 class Loaded(NamedTuple):
@@ -72,11 +100,12 @@ def steps_per_epoch(sizes, batch_size, canvases):
     return sum(-(-len(group) // batch_size) for group in group_by_canvas(sizes, canvases))
 
 
-def plan(sizes, seed, epoch, batch_size, canvases):
+def plan(sizes, seed, epoch, batch_size, canvases, multiscale=MultiScale()):
     """The training steps of one epoch: a list of `Step`, a pure function of its arguments.
 
     Images are shuffled within the group of their canvas, and the batches of all groups are
     shuffled together.  The last batch of a group is filled with images of the same group.
+    Multi-scale changes sizes only: `canvases` decide the groups, and the order is the same.
     """
     rng = np.random.default_rng([seed, epoch])
     steps = []
@@ -86,7 +115,28 @@ def plan(sizes, seed, epoch, batch_size, canvases):
         seeds = rng.integers(0, 2**63, (count, batch_size))
         real = np.ones(batch_size, bool)
         steps += [Step(tuple(canvas), order[k], seeds[k], real) for k in range(count)]
-    return [steps[k] for k in rng.permutation(len(steps))]
+    steps = [steps[k] for k in rng.permutation(len(steps))]
+    if multiscale.canvases:
+        group = [tuple(canvas) for canvas in canvases]
+        chosen = rng.integers(len(multiscale.canvases), size=len(steps))
+        alternatives = [multiscale.canvases[c] for c in chosen]
+        steps = [
+            step._replace(canvas=tuple(alternative[group.index(step.canvas)]))
+            for step, alternative in zip(steps, alternatives, strict=True)
+        ]
+    if multiscale.limits:
+        limits = _draw_limits(rng, multiscale, (len(steps), batch_size))
+        steps = [step._replace(limits=row) for step, row in zip(steps, limits, strict=True)]
+    return steps
+
+
+def _draw_limits(rng, multiscale, shape):
+    """int64 [*shape, 2] long, short px, as mmdetection's `Resize` draws its `img_scale`."""
+    limits = np.array(multiscale.limits)
+    if multiscale.mode == "list":
+        return limits[rng.integers(len(limits), size=shape)]
+    drawn = rng.integers(limits.min(axis=0), limits.max(axis=0) + 1, (*shape, 2))
+    return np.sort(drawn)[..., ::-1]  # ranges that overlap may give a long below the short
 
 
 def eval_plan(sizes, batch_size, canvases):
@@ -174,6 +224,8 @@ def train_batches(
     num_steps,
     start_step=0,
     resize="fit",
+    multiscale=MultiScale(),
+    augment=Augment(),
     flip_horizontal=0.5,
     flip_vertical=0.0,
     skip_broken=True,
@@ -194,8 +246,11 @@ def train_batches(
       seed: decides order, flips and all else that is random.
       max_boxes, pad_value: see `to_batch`.
       num_steps: steps of the whole run; epochs follow one another.
-      resize: "fit" for the largest picture of the same ratio on the canvas, "stretch" to fill the
-        canvas, or (long, short) px, limits on the sides in addition to "fit".
+      resize: "fit" for the largest picture of the same ratio on the canvas, "letterbox" for the
+        same in the middle, "stretch" to fill the canvas, or (long, short) px, limits on the sides
+        in addition to "fit".
+      multiscale: `MultiScale`; its limits take the place of those of `resize`.
+      augment: `Augment`.
       flip_horizontal, flip_vertical: probabilities.
       skip_broken: replace an image that cannot be read by the next of the same canvas, and tell
         so in `Loaded.skipped`; False raises.
@@ -203,19 +258,21 @@ def train_batches(
       read_threads, prefetch, workers: threads (0 reads when asked), batches made ahead, and worker
         processes (0 for none; each is spawned, so a script needs `if __name__ == "__main__"`).
     Raises:
-      ValueError: the batch cannot be shared out, or `resize` is none of the above.
+      ValueError: the batch cannot be shared out, `resize` or a part of `augment` or `multiscale`
+        is none of the above, or there are limits and `resize` does not keep to them.
       DataError: from the iterator: an image cannot be read, nor can those tried in its place.
     """
+    _check_multiscale(multiscale, canvases, resize)
     sizes = source_sizes(source)
+    before, after = augmentations(augment, pad_value)
+    flips = transforms.flip_horizontal(flip_horizontal), transforms.flip_vertical(flip_vertical)
     make = _MakeBatch(
         source=source,
-        plan=_Epochs(sizes, seed, batch_size, canvases),
+        plan=_Epochs(sizes, seed, batch_size, canvases, multiscale),
         rows=_rows(batch_size, process_index, process_count),
-        resize=resizer(resize),
-        flips=(
-            transforms.flip_horizontal(flip_horizontal),
-            transforms.flip_vertical(flip_vertical),
-        ),
+        before=before,
+        resize=resizer(resize, pad_value),
+        after=(*flips, *after),
         max_boxes=max_boxes,
         pad_value=pad_value,
         groups=tuple(group_by_canvas(sizes, canvases)) if skip_broken else (),
@@ -255,8 +312,9 @@ def eval_batches(
         source=source,
         plan=steps.__getitem__,
         rows=_rows(batch_size, process_index, process_count),
-        resize=resizer(resize),
-        flips=(),
+        before=(),
+        resize=resizer(resize, pad_value),
+        after=(),
         max_boxes=max_boxes,
         pad_value=pad_value,
         groups=(),
@@ -268,9 +326,14 @@ def eval_batches(
 class _Epochs:
     """Step number -> `Step`, through the plans of two epochs at a time."""
 
-    def __init__(self, sizes, seed, batch_size, canvases):
+    def __init__(self, sizes, seed, batch_size, canvases, multiscale):
         self._make_plan = functools.partial(
-            plan, sizes, seed, batch_size=batch_size, canvases=canvases
+            plan,
+            sizes,
+            seed,
+            batch_size=batch_size,
+            canvases=canvases,
+            multiscale=multiscale,
         )
         self._length = steps_per_epoch(sizes, batch_size, canvases)
         self._plans = {}
@@ -293,21 +356,22 @@ class _MakeBatch(NamedTuple):
     source: object
     plan: object  # step number -> Step
     rows: slice  # of the global batch, for this process
+    before: tuple  # of (record, rng) -> record
     resize: object  # (record, height, width) -> record
-    flips: tuple  # of (record, rng) -> record
+    after: tuple  # of (record, rng) -> record
     max_boxes: int
     pad_value: object
     groups: tuple  # images by canvas, to replace broken ones from; empty: none is replaced
     leave_broken_out: bool  # a row that is not real in place of an image that cannot be read
 
     def __call__(self, step):
-        canvas, index, seed, _ = self.plan(step)
+        planned = self.plan(step)
         skipped = []
         records = [
-            self._transform(self._read(i, skipped), canvas, s)
-            for i, s in zip(index[self.rows].tolist(), seed[self.rows].tolist(), strict=True)
+            self._transform(self._read(int(planned.index[row]), skipped), planned, row)
+            for row in range(len(planned.index))[self.rows]
         ]
-        batch = to_batch(records, canvas, self.max_boxes, self.pad_value)
+        batch = to_batch(records, planned.canvas, self.max_boxes, self.pad_value)
         return Loaded(batch, count_dropped(records, self.max_boxes), tuple(skipped))
 
     def _read(self, i, skipped):
@@ -342,13 +406,16 @@ class _MakeBatch(NamedTuple):
             if at < len(group) and group[at] == i:
                 yield from np.roll(group, -at)[1 : 1 + _REPLACEMENTS].tolist()
 
-    def _transform(self, record, canvas, seed):
+    def _transform(self, record, planned, row):
         if record is None:
             return None
-        rng = np.random.default_rng(seed)
-        record = self.resize(record, *canvas)
-        for flip in self.flips:
-            record = flip(record, rng)
+        rng = np.random.default_rng(int(planned.seed[row]))
+        for change in self.before:
+            record = change(record, rng)
+        limits = {} if planned.limits is None else {"limits": planned.limits[row].tolist()}
+        record = self.resize(record, *planned.canvas, **limits)
+        for change in self.after:
+            record = change(record, rng)
         return record
 
 
@@ -359,15 +426,60 @@ def _rows(batch_size, process_index, process_count):
     return slice(process_index * share, (process_index + 1) * share)
 
 
-def resizer(resize):
+def resizer(resize, pad_value):
     """(record, height, width) -> record, as `train_batches` describes `resize`."""
     if resize == "fit":
-        return transforms.resize_keep_ratio
+        return functools.partial(transforms.resize_keep_ratio, pad_value=pad_value)
+    if resize == "letterbox":
+        return functools.partial(transforms.letterbox, pad_value=pad_value)
     if resize == "stretch":
-        return transforms.resize_fixed
+        return functools.partial(transforms.resize_fixed, pad_value=pad_value)
     if isinstance(resize, str) or len(resize) != 2:
-        raise ValueError(f'resize {resize!r} is neither "fit" nor "stretch" nor (long, short) px')
-    return functools.partial(transforms.resize_keep_ratio, limits=tuple(resize))
+        raise ValueError(
+            f'resize {resize!r} is neither "fit" nor "letterbox" nor "stretch" nor (long, short) px'
+        )
+    limits = tuple(resize)
+    return functools.partial(transforms.resize_keep_ratio, limits=limits, pad_value=pad_value)
+
+
+def augmentations(augment, pad_value):
+    """Two tuples of (record, rng) -> record: before the resizing and after the flips.
+
+    What `augment` has turned off is not in them and draws nothing.
+    """
+    before, after = [], []
+    if augment.photometric:
+        before.append(
+            transforms.photometric(
+                augment.photometric,
+                augment.brightness,
+                augment.contrast,
+                augment.saturation,
+                augment.hue,
+            )
+        )
+    if augment.expand:
+        before.append(transforms.expand(augment.expand, augment.expand_ratio))
+    if augment.crop == "random":
+        before.append(transforms.crop_random(augment.crop_probability, augment.crop_size))
+    elif augment.crop == "min_iou":
+        before.append(transforms.crop_min_iou(augment.crop_min_ious))
+    elif augment.crop != "none":
+        raise ValueError(f'crop {augment.crop!r} is neither "none" nor "random" nor "min_iou"')
+    if augment.cutout:
+        after.append(
+            transforms.cut_out(augment.cutout, augment.cutout_holes, augment.cutout_size, pad_value)
+        )
+    return tuple(before), tuple(after)
+
+
+def _check_multiscale(multiscale, canvases, resize):
+    if multiscale.mode not in ("list", "range"):
+        raise ValueError(f'multi-scale mode {multiscale.mode!r} is neither "list" nor "range"')
+    if any(len(alternative) != len(canvases) for alternative in multiscale.canvases):
+        raise ValueError(f"each alternative to {len(canvases)} canvases must have as many")
+    if multiscale.limits and resize in ("letterbox", "stretch"):
+        raise ValueError(f'multi-scale limits do not go with resize "{resize}"')
 
 
 def _stream(make, steps, read_threads, prefetch, workers):

@@ -1,15 +1,29 @@
 """Transforms: record in, new record out; boxes and `placement` move exactly with the pixels.
 
-Plain functions do one thing to a record; `flip_horizontal` and `flip_vertical` make functions
-(record, generator) -> record that act at random.  No transform changes the record it is given.
-Pad last: the others move the whole picture, padding included.
+Plain functions do one thing to a record; functions named after a probability or a range make
+functions (record, generator) -> record that act at random, by the generator alone.  No transform
+changes the record it is given.  The order of use is photometric, expand, crop, resize, flips,
+cut_out, pad.
+
+**Expand and the crops move no pixels.**  They set the record's `window`, whole px (x1, y1, x2, y2)
+of its image that may reach beyond it: what is to be seen of the plane in which the image lies.
+The resize that follows draws the window, so that pixels are interpolated once, and a photograph
+with four times its sides around it never is in memory.  `draw_window` draws it at its own size.
 """
 
 import cv2
 import numpy as np
 
+from detlab.data import records as records_lib
 
-def resize_keep_ratio(record, height, width, limits=None):
+TRIES = 50  # windows drawn before a crop gives up, in SSD's code too
+
+
+# ------------------------------------------------------------------------------------------------
+# Size and place
+
+
+def resize_keep_ratio(record, height, width, limits=None, pad_value=0):
     """The largest picture of the same ratio that fits into height x width px.
 
     Sides are rounded as in mmcv's `imrescale`, int(side * scale + 0.5), and boxes follow the ratio
@@ -18,24 +32,83 @@ def resize_keep_ratio(record, height, width, limits=None):
     Args:
       limits: (long, short) px that the longer and the shorter side may not exceed either, as
         (1333, 800) of the usual COCO setting; None for no such limit.
+      pad_value: see `resize_fixed`.
     """
-    h, w = record["image"].shape[:2]
+    w, h = _sides(record)
     scale = min(height / h, width / w)
     if limits is not None:
         long, short = limits
         scale = min(scale, long / max(h, w), short / min(h, w))
-    return resize_fixed(record, max(1, int(h * scale + 0.5)), max(1, int(w * scale + 0.5)))
+    new_height, new_width = max(1, int(h * scale + 0.5)), max(1, int(w * scale + 0.5))
+    return resize_fixed(record, new_height, new_width, pad_value)
 
 
-def resize_fixed(record, height, width):
-    """The picture stretched to exactly height x width px (bilinear)."""
+def resize_fixed(record, height, width, pad_value=0):
+    """The picture, or the record's window, stretched to exactly height x width px (bilinear).
+
+    Where the window reaches beyond the image, the edges of the image are put on whole px of the
+    result, and the boxes follow the ratio that this gives, axis by axis.
+
+    Args:
+      pad_value: 0..255 around the image, one number or one for each of R, G, B.
+    """
     image = record["image"]
-    h, w = image.shape[:2]
-    if (h, w) != (height, width):
-        image = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
-    moved = _move(record, image, scale=(width / w, height / h), shift=(0, 0))
+    window = np.array(_window(record))  # [4] xyxy
+    part = np.clip(window, 0, np.tile(image.shape[1::-1], 2))  # the image within the window
+    to_size = np.array([width, height]) / _sides(record)
+    target = np.rint((part - np.tile(window[:2], 2)) * np.tile(to_size, 2)).astype(int)
+    target[:2] = np.minimum(target[:2], [width - 1, height - 1])
+    target[2:] = np.maximum(target[2:], target[:2] + 1)  # an image is 1 px at least
+
+    x1, y1, x2, y2 = part.tolist()
+    left, top, right, bottom = target.tolist()
+    image = image[y1:y2, x1:x2]
+    if image.shape[:2] != (bottom - top, right - left):
+        image = cv2.resize(image, (right - left, bottom - top), interpolation=cv2.INTER_LINEAR)
+    if image.shape[:2] != (height, width):
+        image = _on_canvas(image, (height, width), (top, left), pad_value)
+    scale = (target[2:] - target[:2]) / (part[2:] - part[:2])
+    record = {name: value for name, value in record.items() if name != "window"}
+    moved = _move(record, image, scale=scale, shift=target[:2] - part[:2] * scale)
     # A side that ends at the border may be rounded beyond it.
-    moved["boxes"] = np.clip(moved["boxes"], 0, np.array([width, height] * 2, np.float32))
+    low, high = np.tile(target[:2], 2), np.tile(target[2:], 2)
+    moved["boxes"] = np.clip(moved["boxes"], low.astype(np.float32), high.astype(np.float32))
+    return moved
+
+
+def draw_window(record, pad_value):
+    """The record with its window as the picture, every pixel as it was."""
+    width, height = _sides(record).tolist()
+    return resize_fixed(record, height, width, pad_value)
+
+
+def letterbox(record, height, width, pad_value):
+    """`resize_keep_ratio` in the middle of a canvas of height x width px.
+
+    Of an odd number of px left over, the one more comes right or below, as in YOLOv5.  The border
+    belongs to the content, as in YOLOv5 and darknet: `image_size` is that of the canvas.
+    """
+    resized = resize_keep_ratio(record, height, width, pad_value=pad_value)
+    h, w = resized["image_size"]
+    top, left = (height - h) // 2, (width - w) // 2
+    image = _on_canvas(resized["image"], (height, width), (top, left), pad_value)
+    return _move(resized, image, scale=(1, 1), shift=(left, top))
+
+
+def pad(record, canvas, pad_value):
+    """The picture in the top left corner of a canvas.
+
+    Args:
+      canvas: (height, width) px.
+      pad_value: 0..255, one number or one for each of R, G, B.
+    Raises:
+      ValueError: the picture is larger than the canvas.
+    """
+    h, w = record["image"].shape[:2]
+    if h > canvas[0] or w > canvas[1]:
+        raise ValueError(f"a picture of {h}x{w} px does not fit on a canvas of {canvas} px")
+    moved = _move(record, record["image"], scale=(1, 1), shift=(0, 0))
+    moved["image"] = _on_canvas(record["image"], canvas, (0, 0), pad_value)
     return moved
 
 
@@ -61,27 +134,281 @@ def flip_vertical(probability):
     return lambda record, rng: mirror_vertical(record) if rng.random() < probability else record
 
 
-def pad(record, canvas, pad_value):
-    """The picture in the top left corner of a canvas.
+# ------------------------------------------------------------------------------------------------
+# Windows
+
+
+def expand(probability, most):
+    """(record, rng) -> record, the window made larger around the picture with this probability.
+
+    SSD's "zoom out" (arXiv:1512.02325, section 3.6; mmdetection's `Expand`): both sides times one
+    ratio, uniform in 1..most, with the picture at any place in it.
+    """
+
+    def apply(record, rng):
+        if rng.random() >= probability:
+            return record
+        window, sides = _window(record), _sides(record)
+        larger = (sides * rng.uniform(1, most)).astype(int)
+        corner = window[:2] - rng.integers(0, larger - sides + 1)
+        return {**record, "window": _whole(corner, corner + larger)}
+
+    return apply
+
+
+def crop_random(probability, size):
+    """(record, rng) -> record, cropped with this probability to a window anywhere in the old one.
+
+    mmdetection's `RandomCrop` with crop_type "relative_range": the sides are uniform parts `size`,
+    (least, largest), of the old ones, each by itself, and a window that shows no object of a
+    picture with objects is drawn anew.  After `TRIES` windows the picture stays whole.  Which
+    objects stay is SSD's rule, see `crop`; mmdetection keeps every object that shows at all.
+    """
+
+    def apply(record, rng):
+        if rng.random() >= probability:
+            return record
+        sides = _sides(record)
+        smaller = np.maximum(1, (sides * rng.uniform(*size, (TRIES, 2)) + 0.5).astype(int))
+        corner = _window(record)[:2] + rng.integers(0, sides - smaller + 1)
+        windows = np.concatenate([corner, corner + smaller], axis=1)
+        return _crop_to_first(record, windows) or record
+
+    return apply
+
+
+def crop_min_iou(min_ious, min_size=0.3, max_ratio=2.0):
+    """(record, rng) -> record, cropped to a window that overlaps the objects, or left whole.
+
+    SSD's sampling (arXiv:1512.02325, section 2.2): with equal chances the picture stays whole, the
+    window must have at least one of `min_ious` with the objects, or any window will do.  The
+    centre of an object must lie in it in any case.  As mmdetection's `MinIoURandomCrop`, the least
+    IoU of all objects counts, where the original code asks it of one object; and where `TRIES`
+    windows do not suit, the choice is made anew.
 
     Args:
-      canvas: (height, width) px.
-      pad_value: 0..255, one number or one for each of R, G, B.
-    Raises:
-      ValueError: the picture is larger than the canvas.
+      min_ious: sequence of IoUs.
+      min_size: least part of each side.
+      max_ratio: of the longer to the shorter side of a window.
     """
+
+    def apply(record, rng):
+        sides = _sides(record)
+        while True:
+            choice = rng.integers(len(min_ious) + 2)
+            if choice == 0:
+                return record
+            smaller = rng.uniform(min_size, 1, (TRIES, 2)) * sides
+            corner = rng.uniform(0, 1, (TRIES, 2)) * (sides - smaller)
+            within = np.concatenate([corner, corner + smaller], axis=1).astype(int)
+            width, height = (within[:, 2:] - within[:, :2]).T
+            right = (np.minimum(width, height) > 0) & (height <= max_ratio * width)
+            right &= width <= max_ratio * height
+            windows = within[right] + np.tile(_window(record)[:2], 2)
+            min_iou = (*min_ious, 0)[choice - 1]
+            cropped = _crop_to_first(record, windows, min_iou)
+            if cropped is not None:
+                return cropped
+
+    return apply
+
+
+def crop(record, window):
+    """The record with this window, and the objects whose centre lies in it, clipped to it.
+
+    Objects that are not to be learnt (`ignore`) go by the same rule.  `area` is multiplied by the
+    part of the box that is left.
+
+    Args:
+      window: [4] whole px of the image, x1, y1, x2, y2.
+    """
+    boxes = record["boxes"]
+    clipped = np.clip(boxes, np.tile(window[:2], 2), np.tile(window[2:], 2)).astype(np.float32)
+    left, before = _area(clipped), _area(boxes)
+    keep = _centres_inside(boxes, np.asarray(window)[None])[0] & (left > 0)
+    area = record["area"] * (left / np.where(before > 0, before, 1))
+    cropped = {**record, "boxes": clipped, "area": area.astype(np.float32)}
+    cropped["window"] = _whole(window[:2], window[2:])
+    return records_lib.select_objects(cropped, keep)
+
+
+def _crop_to_first(record, windows, min_iou=0.0):
+    """The crop to the first of windows [k, 4] that suits; None where none does.
+
+    It must show some of the image and, where there are objects to learn, the centre of one, and
+    have `min_iou` with all of them.
+    """
+    boxes = record["boxes"][~record["ignore"]]
+    high = np.minimum(windows[:, 2:], record["image"].shape[1::-1])
+    suits = (high > np.maximum(windows[:, :2], 0)).all(axis=1)
+    if len(boxes):
+        suits &= _centres_inside(boxes, windows).any(axis=1)
+        suits &= (_iou(windows, boxes) >= min_iou).all(axis=1)
+    return crop(record, windows[suits.argmax()]) if suits.any() else None
+
+
+def _centres_inside(boxes, windows):
+    """bool [k, n]: the centre of box n lies within window k, not on its edge."""
+    centre = (boxes[:, :2] + boxes[:, 2:]) / 2
+    windows = windows[:, None]
+    return ((windows[..., :2] < centre) & (centre < windows[..., 2:])).all(axis=2)
+
+
+def _iou(windows, boxes):
+    """[k, n] intersection over union of windows [k, 4], which have an area, with boxes [n, 4]."""
+    low = np.maximum(windows[:, None, :2], boxes[:, :2])
+    high = np.minimum(windows[:, None, 2:], boxes[:, 2:])
+    overlap = np.maximum(high - low, 0).prod(axis=2)
+    return overlap / (_area(windows)[:, None] + _area(boxes) - overlap)
+
+
+def _area(boxes):
+    return (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
+
+
+def _window(record):
     h, w = record["image"].shape[:2]
-    if h > canvas[0] or w > canvas[1]:
-        raise ValueError(f"a picture of {h}x{w} px does not fit on a canvas of {canvas} px")
-    moved = _move(record, record["image"], scale=(1, 1), shift=(0, 0))
-    moved["image"] = np.empty((*canvas, 3), np.uint8)
-    moved["image"][:] = pad_value
-    moved["image"][:h, :w] = record["image"]
-    return moved
+    return record.get("window", (0, 0, w, h))
+
+
+def _sides(record):
+    """[2] int: width and height of the window."""
+    x1, y1, x2, y2 = _window(record)
+    return np.array([x2 - x1, y2 - y1])
+
+
+def _whole(low, high):
+    """A window as a tuple of ints."""
+    return tuple(int(x) for x in (*low, *high))
+
+
+# ------------------------------------------------------------------------------------------------
+# Colours
+
+
+def photometric(probability, brightness, contrast, saturation, hue):
+    """(record, rng) -> record, its colours distorted with this probability.
+
+    SSD's distortion as in mmdetection's `PhotoMetricDistortion`.  Each of the following happens
+    with probability 0.5, and the contrast comes before or after saturation and hue, by a coin; see
+    `distort` for the arithmetic.
+
+    Args:
+      probability: of any distortion.
+      brightness: a number uniform in -brightness..brightness is added, of 255.
+      contrast: factor uniform in 1 - contrast..1 + contrast.
+      saturation: factor uniform in 1 - saturation..1 + saturation.
+      hue: degrees uniform in -hue..hue are added.  Last, the channels are permuted.
+    """
+    neutral = np.array([0, 1, 1, 0])
+    spread = np.array([brightness, contrast, saturation, hue])
+
+    def apply(record, rng):
+        if rng.random() >= probability:
+            return record
+        happens = rng.random(5) < 0.5
+        amounts = np.where(happens[:4], rng.uniform(neutral - spread, neutral + spread), neutral)
+        contrast_last = rng.random() < 0.5
+        channels = rng.permutation(3) if happens[4] else (0, 1, 2)
+        image = distort(record["image"], *amounts.tolist(), contrast_last, channels)
+        return {**record, "image": image}
+
+    return apply
+
+
+def distort(
+    image,
+    brightness=0.0,
+    contrast=1.0,
+    saturation=1.0,
+    hue=0.0,
+    contrast_last=False,
+    channels=(0, 1, 2),
+):
+    """A picture of other colours, computed in float32 and rounded once, half to even.
+
+    In this order: `+ brightness`, `* contrast`, in HSV S `* saturation` and H `+ hue` degrees,
+    `* contrast` here instead if `contrast_last`, the channels in another order.  Values are
+    clipped to 0..255 before HSV and at the end.  mmdetection clips neither, and gives dark px that
+    the brightness made negative a wrong, light colour: OpenCV divides by the absolute V.
+
+    Args:
+      image: [h, w, 3] uint8 RGB; not changed.
+    Returns:
+      [h, w, 3] uint8.
+    """
+    colours = image.astype(np.float32) + np.float32(brightness)
+    if not contrast_last:
+        colours *= np.float32(contrast)
+    np.clip(colours, 0, 255, out=colours)
+    if saturation != 1 or hue != 0:
+        hsv = cv2.cvtColor(colours, cv2.COLOR_RGB2HSV)  # H 0..360, S 0..1, V 0..255
+        turned = hsv[..., 0] + np.float32(hue % 360)
+        # OpenCV wants 0..360; NumPy's % takes longer than all the rest together.
+        hsv[..., 0] = np.subtract(turned, 360, out=turned, where=turned >= 360)
+        hsv[..., 1] *= np.float32(saturation)
+        colours = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
+    if contrast_last:
+        colours *= np.float32(contrast)
+    np.rint(np.clip(colours, 0, 255, out=colours), out=colours)
+    return np.ascontiguousarray(colours.astype(np.uint8)[..., channels])
+
+
+# ------------------------------------------------------------------------------------------------
+# Holes
+
+
+def cut_out(probability, holes, size, pad_value):
+    """(record, rng) -> record, with this probability with rectangles of one colour; boxes stay.
+
+    Cutout (arXiv:1708.04552, section 3): centres are uniform over the picture, so a hole may reach
+    out of it.  As in mmdetection's `CutOut` there are several, and their sides are parts of those
+    of the picture.
+
+    Args:
+      holes: (least, largest) number.
+      size: (least, largest) part of a side, uniform, each side by itself.
+      pad_value: 0..255, one number or one for each of R, G, B.
+    """
+
+    def apply(record, rng):
+        _check_drawn(record)
+        if rng.random() >= probability:
+            return record
+        image = record["image"].copy()
+        sides = np.array(image.shape[:2])
+        for _ in range(rng.integers(holes[0], holes[1] + 1)):
+            hole = np.maximum(1, np.rint(sides * rng.uniform(*size, 2))).astype(int)
+            low = rng.integers(0, sides) - hole // 2
+            y1, x1 = np.maximum(low, 0)
+            y2, x2 = low + hole
+            image[y1:y2, x1:x2] = pad_value
+        return {**record, "image": image}
+
+    return apply
+
+
+# ------------------------------------------------------------------------------------------------
+
+
+def _check_drawn(record):
+    if "window" in record:
+        raise ValueError(f"the window {record['window']} is not drawn; resize the record first")
+
+
+def _on_canvas(image, canvas, corner, pad_value):
+    """uint8 [*canvas, 3] with the image at (top, left) `corner`."""
+    top, left = corner
+    h, w = image.shape[:2]
+    picture = np.empty((*canvas, 3), np.uint8)
+    picture[:] = pad_value
+    picture[top : top + h, left : left + w] = image
+    return picture
 
 
 def _move(record, image, scale, shift):
     """The record with another picture, its boxes and placement moved by xy * scale + shift."""
+    _check_drawn(record)
     scale, shift = np.array(scale, np.float64), np.array(shift, np.float64)
     corners = record["boxes"].reshape(-1, 2, 2) * scale + shift
     boxes = np.concatenate([corners.min(axis=1), corners.max(axis=1)], axis=1)

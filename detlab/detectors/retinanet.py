@@ -77,7 +77,8 @@ class RetinaNet(nn.Module):
     # Input: RGB, 0..255.
     pixel_mean: Sequence[float] = (123.675, 116.28, 103.53)
     pixel_std: Sequence[float] = (58.395, 57.12, 57.375)
-    dtype: str = "float32"
+    dtype: str = "float32"  # of computation; parameters, losses and boxes are float32
+    remat: bool = False  # the backbone is computed again for its gradient, to save memory
 
     def check(self) -> None:
         """Raises ValueError for a value that no RetinaNet can have, before anything is built."""
@@ -131,6 +132,7 @@ class RetinaNet(nn.Module):
             self.frozen_stages,
             self.backbone_width,
             self.backbone_stages,
+            remat=self.remat,
             dtype=self.dtype,
         )
         self.neck = fpn.FPN(self.neck_width, num_levels=len(self.strides), dtype=self.dtype)
@@ -221,6 +223,7 @@ class RetinaNet(nn.Module):
             "loss/cls": cls,
             "loss/box": box,
             "positives": positive.sum() / batch.images.shape[0],
+            "normaliser": normaliser,
         }
         return cls + box, metrics
 

@@ -259,6 +259,30 @@ def test_norm_modes_share_their_parameter_paths():
         assert params(norm, 1) == expected
 
 
+@pytest.mark.parametrize("depth", [18, 50])
+def test_rematerialisation_keeps_the_paths_and_little_else_than_the_input_of_each_block(depth):
+    def bytes_of(tree):
+        return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+    def kept(module):
+        """Bytes that the backward pass gets from the forward pass, besides the tree itself."""
+        x = jnp.zeros((2, 64, 64, 3))
+        tree = jax.eval_shape(functools.partial(module.init, train=False), jax.random.key(0), x)
+
+        def backward(tree):
+            def loss(params):
+                features, _ = module.apply({**tree, "params": params}, x, True, mutable=True)
+                return sum(f.sum() for f in features)
+
+            return jax.vjp(loss, tree["params"])[1]
+
+        return bytes_of(jax.eval_shape(backward, tree)) - bytes_of(tree)
+
+    module = functools.partial(resnet.ResNet, depth, norm="batch", frozen_stages=0, width=16)
+    assert flat_shapes(module(remat=True)) == flat_shapes(module(remat=False))
+    assert kept(module(remat=True)) < 0.3 * kept(module(remat=False))
+
+
 @pytest.mark.parametrize(
     "fields, sentence",
     [

@@ -5,7 +5,9 @@ import signal
 import numpy as np
 import pytest
 
+from detlab import eval as eval_lib
 from detlab.data import coco, loader, records, shapes, transforms, voc
+from experiments import common
 
 CANVASES = ((32, 48), (48, 32))
 SIZES = np.array([(20, 40), (40, 20), (30, 30), (64, 90), (90, 64), (10, 11), (33, 21)] * 3)
@@ -103,6 +105,111 @@ def test_plan_depends_on_seed_and_epoch_only():
     assert (flat(1, 2) != flat(2, 2)).any()
 
 
+SCALES = loader.MultiScale(
+    canvases=(((32, 48), (48, 32)), ((24, 36), (36, 24)), ((40, 60), (60, 40))),
+    limits=((50, 20), (40, 30), (30, 12)),
+)
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3])
+@pytest.mark.parametrize("multiscale", [loader.MultiScale(), SCALES], ids=["one", "multi-scale"])
+def test_an_epoch_shows_every_image_exactly_once_on_any_number_of_processes(processes, multiscale):
+    sizes = np.array([(20, 40), (40, 20), (30, 30), (64, 90), (90, 64), (33, 21)] * 4)
+    source = Pictures(sizes)  # twelve wide ones and twelve tall ones: four batches of six
+    num_steps = loader.steps_per_epoch(sizes, 6, CANVASES)
+    assert num_steps == 4
+    streams = [
+        train(
+            source,
+            batch_size=6,
+            num_steps=num_steps,
+            multiscale=multiscale,
+            process_index=p,
+            process_count=processes,
+        )
+        for p in range(processes)
+    ]
+    index, tall = [], []
+    for step, shares in enumerate(zip(*streams, strict=True)):
+        shapes_of_step = {share.batch.images.shape for share in shares}
+        assert len(shapes_of_step) == 1 and shapes_of_step.pop()[0] == 6 // processes
+        index += [i for share in shares for i in share.batch.index.tolist()]
+        height, width = shares[0].batch.images.shape[1:3]
+        tall.append(height > width)
+        groups = loader.group_by_canvas(sizes, CANVASES)
+        assert np.isin(index[-6:], groups[int(tall[-1])]).all()
+    assert sorted(index) == list(range(len(sizes)))
+    assert sorted(tall) == [False, False, True, True]
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_where_batches_do_not_fill_the_first_of_a_group_are_shown_again(processes):
+    # Twelve wide and nine tall: two batches of six each, so that three tall ones come twice.
+    groups = loader.group_by_canvas(SIZES, CANVASES)
+    assert [len(group) for group in groups] == [12, 9]
+    streams = [
+        train(Pictures(), batch_size=6, num_steps=4, process_index=p, process_count=processes)
+        for p in range(processes)
+    ]
+    index = np.concatenate([loaded.batch.index for stream in streams for loaded in stream])
+    counts = np.bincount(index, minlength=len(SIZES))
+    assert sorted(counts[groups[0]]) == [1] * 12
+    assert sorted(counts[groups[1]]) == [1] * 6 + [2] * 3
+
+
+def test_multi_scale_changes_sizes_only():
+    for epoch in range(3):
+        steps = loader.plan(SIZES, 5, epoch, 4, CANVASES)
+        scaled = loader.plan(SIZES, 5, epoch, 4, CANVASES, SCALES)
+        for step, other in zip(steps, scaled, strict=True):
+            np.testing.assert_array_equal(step.index, other.index)
+            np.testing.assert_array_equal(step.seed, other.seed)
+            assert step.limits is None and other.limits.shape == (4, 2)
+            # The alternative in the place of the canvas that grouped the images.
+            assert other.canvas in [pair[CANVASES.index(step.canvas)] for pair in SCALES.canvases]
+
+
+@pytest.mark.parametrize("mode", ["list", "range"])
+def test_multi_scale_depends_on_seed_and_epoch_only(mode):
+    def flat(seed, epoch):
+        steps = loader.plan(SIZES, seed, epoch, 4, CANVASES, SCALES._replace(mode=mode))
+        return np.concatenate([[*s.canvas, *s.limits.ravel()] for s in steps])
+
+    np.testing.assert_array_equal(flat(1, 2), flat(1, 2))
+    assert (flat(1, 2) != flat(1, 3)).any()
+    assert (flat(1, 2) != flat(2, 2)).any()
+
+
+def test_multi_scale_draws_uniformly():
+    sizes = np.array([(20, 40)] * 3000)
+    steps = loader.plan(sizes, 0, 0, 1, CANVASES, SCALES)
+    drawn = [*(step.canvas for step in steps), *(tuple(step.limits[0].tolist()) for step in steps)]
+    for choice in ((32, 48), (24, 36), (40, 60), *SCALES.limits):
+        # A third each; four standard deviations: 4 * sqrt(3000 * 2 / 9) = 103.
+        assert abs(drawn.count(choice) - 1000) < 104
+    scales = SCALES._replace(limits=((60, 40), (100, 80)), mode="range")
+    limits = np.concatenate([s.limits for s in loader.plan(sizes, 0, 0, 1, CANVASES, scales)])
+    assert (limits.min(axis=0) == [60, 40]).all() and (limits.max(axis=0) == [100, 80]).all()
+    # Before they are sorted, long and short are independent of each other: their sum is 140, with
+    # a standard deviation of sqrt(2 * 41^2 / 12) = 17; four of its mean: 4 * 17 / sqrt(3000) = 1.3.
+    assert abs(limits.sum(axis=1).mean() - 140) < 1.3
+    assert (limits[:, 0] >= limits[:, 1]).all()
+
+
+def test_limits_of_the_plan_are_kept_and_never_enlarge_beyond_the_canvas():
+    multiscale = loader.MultiScale(limits=((30, 20), (500, 400), (40, 12)))
+    steps = loader.plan(SIZES, 7, 0, 4, CANVASES, multiscale)
+    seen = set()
+    for loaded, step in zip(train(Pictures(), num_steps=6, multiscale=multiscale), steps):
+        for i, size, limits in zip(loaded.batch.index, loaded.batch.image_size, step.limits):
+            h, w = SIZES[i]
+            long, short = limits
+            scale = min(long / max(h, w), short / min(h, w), *np.array(step.canvas) / (h, w))
+            np.testing.assert_array_equal(size, [int(h * scale + 0.5), int(w * scale + 0.5)])
+            seen.add((long, short))
+    assert seen == set(multiscale.limits)
+
+
 def test_canvases_without_images_have_no_steps():
     steps = loader.plan(SIZES[:1], 0, 0, 2, CANVASES)
     assert [step.canvas for step in steps] == [CANVASES[0]]
@@ -159,12 +266,13 @@ def test_the_largest_objects_get_the_slots_and_the_rest_is_counted():
     assert sum(dropped) == dropped[0] == 3
 
 
-@pytest.mark.parametrize("resize", ["fit", "stretch", (30, 25)])
+@pytest.mark.parametrize("resize", ["fit", "letterbox", "stretch", (30, 25)])
 def test_placement_leads_back_to_the_annotation(resize):
     source = Pictures()
-    for loaded in train(source, resize=resize):
+    for loaded in [*train(source, resize=resize), *evaluate(source, resize=resize)]:
         batch = loaded.batch
-        for row, i in enumerate(batch.index.tolist()):
+        for row in np.flatnonzero(batch.real):
+            i = int(batch.index[row])
             corners = batch.boxes[row][batch.valid[row]].reshape(-1, 2, 2)
             sx, sy, tx, ty = batch.placement[row]
             original = np.sort((corners - [tx, ty]) / [sx, sy], axis=1).reshape(-1, 4)
@@ -172,13 +280,87 @@ def test_placement_leads_back_to_the_annotation(resize):
             np.testing.assert_allclose(original, source.annotation(i)["boxes"], atol=1e-4)
 
 
+def test_evaluation_maps_letterboxed_boxes_back_to_the_image():
+    source = Pictures()
+    for loaded in evaluate(source, resize="letterbox"):
+        batch = loaded.batch
+        for row in np.flatnonzero(batch.real):
+            i = int(batch.index[row])
+            boxes = eval_lib.to_original(batch.boxes[row, :2], batch.placement[row], source.size(i))
+            np.testing.assert_allclose(boxes, source.annotation(i)["boxes"], atol=1e-4)
+            # The whole canvas, border and all, is clipped to the whole image.
+            canvas = np.array([[0, 0, *batch.images.shape[2:0:-1]]], np.float32)
+            whole = eval_lib.to_original(canvas, batch.placement[row], source.size(i))
+            height, width = source.size(i)
+            np.testing.assert_allclose(whole, [[0, 0, width, height]], atol=1e-4)
+
+
 def test_resize_choices_give_the_sizes_they_say():
     source = Pictures(sizes=np.array([(20, 40)] * 4))
     sizes = {
         resize: tuple(train(source, num_steps=1, resize=resize)[0].batch.image_size[0])
-        for resize in ("fit", "stretch", (30, 25), (40, 12))
+        for resize in ("fit", "letterbox", "stretch", (30, 25), (40, 12))
     }
-    assert sizes == {"fit": (24, 48), "stretch": (32, 48), (30, 25): (15, 30), (40, 12): (12, 24)}
+    assert sizes == {
+        "fit": (24, 48), "letterbox": (32, 48), "stretch": (32, 48), (30, 25): (15, 30),
+        (40, 12): (12, 24),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("resize", ["fit", "letterbox"])
+def test_the_border_has_the_colour_of_the_config(resize):
+    batch = train(Pictures(), num_steps=1, resize=resize, augment=SSD, pad_value=(1, 2, 3))[0].batch
+    for image, i in zip(batch.images, batch.index):
+        colours = {tuple(colour) for colour in image.reshape(-1, 3).tolist()}
+        assert (1, 2, 3) in colours and (i, i, i) in colours and len(colours) == 2
+
+
+# ------------------------------------------------------------------------------------------------
+# Augmentation
+
+
+ALL = loader.Augment(photometric=0.8, expand=0.5, crop="min_iou", cutout=0.5)
+SSD = loader.Augment(expand=1.0, crop="random", crop_size=(0.8, 1.0))
+
+
+def test_the_keys_and_defaults_are_those_of_the_experiments():
+    assert loader.Augment(**common.base("retinanet").data.augment) == loader.Augment()
+
+
+def test_what_is_off_draws_nothing():
+    assert loader.augmentations(loader.Augment(), 0) == ((), ())
+    before, after = loader.augmentations(ALL, 0)
+    assert len(before) == 3 and len(after) == 1
+
+
+def test_augmented_boxes_lie_on_their_picture():
+    source = shapes.Shapes(num_images=24, size=96)
+    stream = train(source, num_steps=6, canvases=((80, 96),), augment=ALL, max_boxes=9)
+    sizes = set()
+    for loaded in stream:
+        batch = loaded.batch
+        assert loaded.dropped_boxes == 0  # what a crop leaves out was not dropped for want of slots
+        assert batch.valid.any(axis=1).all()
+        for boxes, (height, width) in zip(batch.boxes, batch.image_size):
+            assert (boxes >= 0).all() and (boxes <= [width, height, width, height]).all()
+            sizes.add((height, width))
+        assert ((batch.boxes[batch.valid][:, 2:] - batch.boxes[batch.valid][:, :2]) > 0).all()
+    assert len(sizes) > 3
+
+
+@pytest.mark.parametrize("threads", [0, 1, 2])
+@pytest.mark.parametrize("mode", ["list", "range"])
+def test_a_later_start_gives_the_tail_with_multi_scale_and_augmentation(threads, mode):
+    source = shapes.Shapes(num_images=10, size=64)
+    arguments = dict(
+        num_steps=9, canvases=((48, 48),), resize="fit", augment=ALL, read_threads=threads
+    )
+    arguments["multiscale"] = loader.MultiScale(
+        (((48, 48),), ((40, 56),)), ((48, 48), (30, 20)), mode
+    )
+    whole = train(source, **{**arguments, "read_threads": 0})
+    for start in (0, 4):  # three steps an epoch
+        assert_same(train(source, start_step=start, **arguments), whole[start:])
 
 
 # ------------------------------------------------------------------------------------------------
@@ -228,6 +410,9 @@ def test_worker_processes_do_not_change_the_stream():
     whole = train(source, canvases=canvases, num_steps=7)
     assert_same(train(source, canvases=canvases, num_steps=7, workers=2), whole)
     assert_same(evaluate(source, canvases=canvases, workers=1), evaluate(source, canvases=canvases))
+    changes = dict(canvases=canvases, num_steps=5, augment=ALL)
+    changes["multiscale"] = loader.MultiScale(limits=((128, 128), (90, 60)))
+    assert_same(train(source, workers=2, **changes), train(source, **changes))
 
 
 # ------------------------------------------------------------------------------------------------
@@ -295,8 +480,16 @@ def test_bad_arguments_raise():
     with pytest.raises(ValueError, match="a batch of 4 images cannot be shared by 3"):
         train(Pictures(), process_count=3)
     for resize in ("crop", (1, 2, 3)):
-        with pytest.raises(ValueError, match="neither .fit. nor .stretch. nor"):
+        with pytest.raises(ValueError, match="neither .fit. nor .letterbox. nor .stretch. nor"):
             train(Pictures(), resize=resize)
+    with pytest.raises(ValueError, match="crop 'some' is neither"):
+        train(Pictures(), augment=loader.Augment(crop="some"))
+    with pytest.raises(ValueError, match="mode 'some' is neither"):
+        train(Pictures(), multiscale=loader.MultiScale(mode="some"))
+    with pytest.raises(ValueError, match="alternative to 2 canvases must have as many"):
+        train(Pictures(), multiscale=loader.MultiScale(canvases=(((32, 32),),)))
+    with pytest.raises(ValueError, match='limits do not go with resize "letterbox"'):
+        train(Pictures(), resize="letterbox", multiscale=loader.MultiScale(limits=((9, 9),)))
     with pytest.raises(records.DataError, match="the data source has no images"):
         train(Pictures(sizes=np.zeros((0, 2))))
 

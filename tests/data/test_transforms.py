@@ -1,4 +1,7 @@
-"""Transforms move boxes and placement exactly with the pixels."""
+"""Transforms move boxes and placement exactly with the pixels, and are as random as they say."""
+
+import colorsys
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -66,8 +69,11 @@ def assert_placement_maps_the_box(record, original):
         lambda r: transforms.mirror_horizontal(transforms.resize_keep_ratio(r, 101, 113)),
         lambda r: transforms.resize_fixed(transforms.mirror_horizontal(r), 120, 200),
         lambda r: transforms.pad(transforms.mirror_vertical(r), (130, 125), 7),
+        lambda r: transforms.letterbox(r, 101, 113, 50),
+        lambda r: transforms.mirror_horizontal(transforms.letterbox(r, 150, 111, 50)),
     ],
-    ids=["h", "v", "hv", "x2", "half", "fixed", "ratio", "ratio+h", "h+stretch", "v+pad"],
+    ids=["h", "v", "hv", "x2", "half", "fixed", "ratio", "ratio+h", "h+stretch", "v+pad"]
+    + ["letterbox", "letterbox+h"],
 )
 def test_box_and_placement_follow_the_pixels(size, transform):
     record = make_record(*size)
@@ -171,3 +177,440 @@ def test_image_without_boxes_passes():
     record = {**make_record(37, 50), "boxes": np.zeros((0, 4), np.float32), "area": np.zeros(0)}
     moved = transforms.mirror_horizontal(transforms.resize_keep_ratio(record, 80, 80))
     assert moved["boxes"].shape == (0, 4)
+
+
+@pytest.mark.parametrize("size", [(37, 120), (120, 37), (64, 64), (1, 99), (101, 113)])
+def test_letterbox_halves_the_border_as_yolov5(size):
+    canvas = (101, 113)
+    moved = transforms.letterbox(make_record(*size, box=(0, 0, 1, 1)), *canvas, pad_value=(1, 2, 3))
+    height, width = transforms.resize_keep_ratio(make_record(*size), *canvas)["image_size"]
+    # yolov5/utils/augmentations.py: left, right = round(dw - 0.1), round(dw + 0.1), dw in halves.
+    top, left = round((101 - height) / 2 - 0.1), round((113 - width) / 2 - 0.1)
+    np.testing.assert_array_equal(moved["placement"][2:], [left, top])
+    assert moved["image"].shape == (101, 113, 3) and moved["image_size"] == canvas
+    border = np.ones(canvas, bool)
+    border[top : top + height, left : left + width] = False
+    assert (moved["image"][border] == [1, 2, 3]).all()
+
+
+# ------------------------------------------------------------------------------------------------
+# Expand and crops
+
+
+def gradient(record):
+    """The same record with pictures of coordinates: red 2x, green 2y at centres, blue all 255."""
+    height, width = record["image"].shape[:2]
+    image = np.full((height, width, 3), 255, np.uint8)
+    image[..., 0] = 2 * np.arange(width) + 1
+    image[..., 1] = 2 * np.arange(height)[:, None] + 1
+    return {**record, "image": image}
+
+
+def assert_placement_leads_to_the_origin(record, original):
+    """Every pixel has the colour of the place in the original that the placement gives for it.
+
+    Bilinear interpolation keeps linear pictures, so the colours tell the coordinates.  OpenCV's
+    fixed-point arithmetic is off by up to 3/4 of a level of 2x, 0.375 px; 0.02 px is for its
+    weights.  Pixels of the outermost colours are not looked at: the border is repeated there.
+
+    Returns:
+      [4] xyxy px: the rectangle that shows the original.
+    """
+    image = record["image"].astype(np.float64)
+    shown = image[..., 2] == 255
+    sx, sy, tx, ty = record["placement"]
+    for axis, channel, scale, shift in ((1, 0, sx, tx), (0, 1, sy, ty)):
+        place = (np.arange(image.shape[axis]) + 0.5 - shift) / scale
+        place = np.broadcast_to(np.expand_dims(place, 1 - axis), shown.shape)
+        colours = image[..., channel]
+        looked_at = shown & (colours > colours[shown].min()) & (colours < colours[shown].max())
+        np.testing.assert_array_less(abs(colours / 2 - place)[looked_at], 0.395)
+    columns, rows = np.flatnonzero(shown.any(axis=0)), np.flatnonzero(shown.any(axis=1))
+    assert shown[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].all()
+    return np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1])
+
+
+RANDOM = {
+    "expand": transforms.expand(1.0, 4.0),
+    "crop": transforms.crop_random(1.0, (0.3, 1.0)),
+    "min-iou": transforms.crop_min_iou((0.1, 0.3, 0.5, 0.7, 0.9)),
+}
+DRAWN = {
+    "own": lambda r, rng: transforms.draw_window(r, 50),
+    "stretch": lambda r, rng: transforms.resize_fixed(r, 83, 71, 50),
+    "flips+pad": lambda r, rng: transforms.pad(
+        transforms.flip_vertical(0.5)(
+            transforms.flip_horizontal(0.5)(
+                transforms.resize_keep_ratio(r, 90, 120, None, 50), rng
+            ),
+            rng,
+        ),
+        (90, 120),
+        50,
+    ),
+    "limits": lambda r, rng: transforms.resize_keep_ratio(r, 200, 200, (133, 80), 50),
+    "letterbox": lambda r, rng: transforms.letterbox(r, 101, 113, 50),
+}
+
+
+@pytest.mark.parametrize("drawn", DRAWN)
+@pytest.mark.parametrize(
+    "names",
+    [["expand"], ["crop"], ["min-iou"], ["expand", "crop"], ["expand", "min-iou"]],
+    ids="+".join,
+)
+def test_windows_move_boxes_and_placement_with_the_pixels(names, drawn):
+    clipped = 0
+    for seed in range(40):
+        size = SIZES[seed % len(SIZES)]
+        original = make_record(*size, box=(10, 4, 30, 28) if seed % 2 else (40, 2, 70, 36))
+        results = []
+        for record in (original, gradient(original)):
+            rng = np.random.default_rng(seed)
+            for name in names:
+                record = RANDOM[name](record, rng)
+            results.append(DRAWN[drawn](record, rng))
+        assert_white_is_the_box(results[0])
+        shown = assert_placement_leads_to_the_origin(results[1], original)
+        # The box is the part that is shown of where the placement sends the annotated one.
+        sx, sy, tx, ty = results[0]["placement"]
+        corners = original["boxes"].reshape(2, 2) * [sx, sy] + [tx, ty]
+        mapped = np.concatenate([corners.min(axis=0), corners.max(axis=0)])
+        expected = np.clip(mapped, np.tile(shown[:2], 2), np.tile(shown[2:], 2))
+        clipped += (abs(expected - mapped) > 1e-3).any()
+        # 1e-4 px: a few roundings of float32 on coordinates below 500.
+        np.testing.assert_allclose(results[0]["boxes"][0], expected, atol=1e-4)
+        width, height = results[0]["boxes"][0, 2:] - results[0]["boxes"][0, :2]
+        np.testing.assert_allclose(results[0]["area"], [width * height], rtol=1e-4)
+        assert {results[0][name].dtype for name in ("boxes", "area", "placement")} == {
+            np.dtype(np.float32)
+        }
+    assert clipped == 0 if names == ["expand"] else clipped > 0
+
+
+def test_a_window_by_hand():
+    record = {**make_record(64, 96), "index": 3, "flags": np.array([[1, 2]], np.int32)}
+    half = transforms.crop(record, (20, 0, 60, 16))  # the centre of 10..30 is on the edge
+    assert half["boxes"].shape == (0, 4) and half["flags"].shape == (0, 2)
+    cropped = transforms.draw_window(transforms.crop(record, (15, 8, 55, 64)), 0)
+    np.testing.assert_array_equal(cropped["image"], record["image"][8:64, 15:55])
+    np.testing.assert_array_equal(cropped["boxes"], [[0, 0, 15, 20]])
+    np.testing.assert_array_equal(cropped["area"], [300])
+    np.testing.assert_array_equal(cropped["placement"], [1, 1, -15, -8])
+    np.testing.assert_array_equal(cropped["flags"], [[1, 2]])
+    assert cropped["image_size"] == (56, 40) and cropped["index"] == 3 and "window" not in cropped
+    beyond = transforms.resize_fixed({**record, "window": (-10, -4, 96, 68)}, 144, 212, (7, 8, 9))
+    np.testing.assert_array_equal(beyond["boxes"], [[40, 16, 80, 64]])
+    np.testing.assert_array_equal(beyond["placement"], [2, 2, 20, 8])
+    assert (beyond["image"][:8] == [7, 8, 9]).all() and (beyond["image"][-8:] == [7, 8, 9]).all()
+    assert (beyond["image"][:, :20] == [7, 8, 9]).all() and (beyond["image"][8:-8, 20:] != 7).all()
+
+
+def test_a_window_must_be_drawn_before_anything_else_moves_the_pixels():
+    record = transforms.crop(make_record(64, 96), (0, 0, 50, 50))
+    for transform in (
+        transforms.mirror_horizontal,
+        lambda r: transforms.pad(r, (64, 96), 0),
+        lambda r: transforms.cut_out(1.0, (1, 1), (0.1, 0.1), 0)(r, np.random.default_rng(0)),
+    ):
+        with pytest.raises(ValueError, match="the window .0, 0, 50, 50. is not drawn"):
+            transform(record)
+
+
+def test_a_large_photograph_is_never_enlarged_in_memory():
+    record = make_record(3000, 4000)
+    rng = np.random.default_rng(0)
+    tracemalloc.start()
+    try:
+        larger = transforms.expand(1.0, 4.0)(record, rng)
+        moved = transforms.resize_keep_ratio(larger, 300, 300, pad_value=124)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert larger["window"][2] - larger["window"][0] > 7000
+    assert moved["image"].shape == (225, 300, 3)
+    assert peak < 2e6  # bytes; 4 x 4 of this photograph is 576 MB
+
+
+def many(transform, record, count=2000):
+    rng = np.random.default_rng(0)
+    return [transform(record, rng) for _ in range(count)]
+
+
+def empty_record(height, width):
+    record = make_record(height, width)
+    keep = ("boxes", "labels", "ignore", "area")
+    return {name: value[:0] if name in keep else value for name, value in record.items()}
+
+
+def test_expand_draws_ratio_and_place_uniformly():
+    record = empty_record(500, 1000)
+    results = many(transforms.expand(0.5, 4.0), record)
+    windows = np.array([r["window"] for r in results if r is not record])
+    # Four standard deviations of each mean: sqrt(.25 / 2000) = 0.011; 3 / sqrt(12 * 1000) = 0.027,
+    # 1 / sqrt(12 * 1000) = 0.009.
+    assert abs(len(windows) / 2000 - 0.5) < 0.045
+    sides = windows[:, 2:] - windows[:, :2]
+    ratio = sides / [1000, 500]
+    np.testing.assert_allclose(ratio[:, 0], ratio[:, 1], atol=2e-3)  # whole px
+    assert ratio.min() >= 0.998 and ratio.max() <= 4
+    assert abs(ratio.mean() - 2.5) < 0.11 and ratio.min() < 1.05 and ratio.max() > 3.95
+    place = -windows[:, :2] / np.maximum(sides - [1000, 500], 1)
+    assert (windows[:, :2] <= 0).all() and (place <= 1).all()
+    np.testing.assert_allclose(place.mean(axis=0), 0.5, atol=0.037)
+    # Every tenth of the way is as likely: 100 +- 4 * sqrt(100 * .9).
+    counts = np.histogram(place[:, 0], bins=10, range=(0, 1))[0]
+    assert abs(counts - len(windows) / 10).max() < 38
+
+
+def test_random_crop_draws_sides_and_place_uniformly():
+    record = empty_record(500, 1000)
+    results = many(transforms.crop_random(0.5, (0.3, 0.8)), record)
+    windows = np.array([r["window"] for r in results if r is not record])
+    assert abs(len(windows) / 2000 - 0.5) < 0.045
+    part = (windows[:, 2:] - windows[:, :2]) / [1000, 500]
+    assert part.min() >= 0.299 and part.max() <= 0.801  # whole px
+    np.testing.assert_allclose(part.mean(axis=0), 0.55, atol=0.019)  # 4 * .5 / sqrt(12 * 1000)
+    assert abs(np.corrcoef(part.T)[0, 1]) < 4 / np.sqrt(1000)  # each side by itself
+    place = windows[:, :2] / ([1000, 500] * (1 - part))
+    np.testing.assert_allclose(place.mean(axis=0), 0.5, atol=0.037)
+    assert place.min() >= 0 and place.max() <= 1 + 1e-9
+
+
+def some_objects():
+    """Three objects in a picture of 100 x 160 px; the second is not to be learnt."""
+    return {
+        **make_record(100, 160),
+        "boxes": np.array([(10, 10, 40, 50), (50, 20, 150, 90), (100, 5, 120, 35)], np.float32),
+        "labels": np.array([4, 5, 6], np.int32),
+        "ignore": np.array([False, True, False]),
+        "area": np.array([600, 7000, 600], np.float32),
+        "flags": np.arange(6, dtype=np.int32).reshape(3, 2),
+    }
+
+
+@pytest.mark.parametrize("transform", [RANDOM["crop"], RANDOM["min-iou"]], ids=["crop", "min-iou"])
+def test_a_crop_keeps_what_has_its_centre_inside_and_shows_an_object_to_learn(transform):
+    record = some_objects()
+    centres = (record["boxes"][:, :2] + record["boxes"][:, 2:]) / 2
+    ignored = 0
+    for cropped in many(transform, record, 500):
+        x1, y1, x2, y2 = cropped.get("window", (0, 0, 160, 100))
+        inside = ((centres > [x1, y1]) & (centres < [x2, y2])).all(axis=1)
+        np.testing.assert_array_equal(cropped["labels"], record["labels"][inside])
+        np.testing.assert_array_equal(cropped["flags"], record["flags"][inside])
+        assert not cropped["ignore"].all() and len(cropped["boxes"])
+        ignored += cropped["ignore"].sum()
+        limits = np.clip(record["boxes"][inside], [x1, y1, x1, y1], [x2, y2, x2, y2])
+        np.testing.assert_array_equal(cropped["boxes"], limits)
+        share = transforms._area(limits) / transforms._area(record["boxes"][inside])
+        np.testing.assert_allclose(cropped["area"], record["area"][inside] * share, rtol=1e-6)
+    assert 0 < ignored < 500
+
+
+def test_a_crop_that_finds_no_object_leaves_the_picture_whole():
+    record = make_record(1000, 1000, box=(0, 0, 2, 2))
+    assert transforms.crop_random(1.0, (0.01, 0.02))(record, np.random.default_rng(0)) is record
+
+
+class Chooses(np.random.Generator):
+    """A generator whose `integers` always gives one number."""
+
+    def __init__(self, seed, number):
+        super().__init__(np.random.PCG64(seed))
+        self.number = number
+
+    def integers(self, *_):
+        return self.number
+
+
+@pytest.mark.parametrize("choice, min_iou", [(1, 0.1), (2, 0.3), (3, 0.5), (4, 0.7), (5, 0.9)])
+def test_min_iou_crop_has_its_iou_with_every_object_to_learn(choice, min_iou):
+    record = make_record(100, 160, box=(10, 5, 140, 90))
+    record["boxes"] = np.array([(10, 5, 140, 90), (5, 8, 150, 95), (0, 0, 5, 5)], np.float32)
+    record.update(labels=np.arange(3), area=np.ones(3), ignore=np.array([False, False, True]))
+    for seed in range(20):
+        cropped = RANDOM["min-iou"](record, Chooses(seed, choice))
+        x1, y1, x2, y2 = cropped["window"]
+        assert 0.5 <= (x2 - x1) / (y2 - y1) <= 2
+        assert x2 - x1 >= 0.3 * 160 - 1 and y2 - y1 >= 0.3 * 100 - 1  # whole px
+        for left, top, right, bottom in record["boxes"][:2].tolist():
+            overlap = max(min(right, x2) - max(left, x1), 0) * max(
+                min(bottom, y2) - max(top, y1), 0
+            )
+            union = (right - left) * (bottom - top) + (x2 - x1) * (y2 - y1) - overlap
+            assert overlap / union >= min_iou
+
+
+def test_min_iou_crop_makes_each_choice_as_often():
+    record = empty_record(50, 50)  # where any window will do
+    whole = sum(r is record for r in many(transforms.crop_min_iou((0.1, 0.3, 0.5)), record))
+    assert abs(whole / 2000 - 1 / 5) < 4 * np.sqrt(0.2 * 0.8 / 2000)
+    assert RANDOM["min-iou"](record, Chooses(0, 0)) is record
+    assert "window" in RANDOM["min-iou"](record, Chooses(0, 6))
+
+
+def test_a_crop_of_an_expanded_picture_without_objects_shows_some_of_the_picture():
+    record = {**empty_record(40, 40), "window": (-300, -300, 100, 100)}
+    for transform in (transforms.crop_random(1.0, (0.1, 0.2)), RANDOM["min-iou"]):
+        for cropped in many(transform, record, 200):
+            x1, y1, x2, y2 = cropped["window"]
+            assert x1 < 40 and y1 < 40 and x2 > 0 and y2 > 0
+
+
+# ------------------------------------------------------------------------------------------------
+# Colours
+
+
+def colours(seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (40, 50, 3)).astype(np.uint8)
+
+
+def reference_distort(pixel, brightness, contrast, saturation, hue, contrast_last):
+    """One pixel with Python floats, by the formulas of the docstring."""
+    pixel = [x + brightness for x in pixel]
+    pixel = pixel if contrast_last else [x * contrast for x in pixel]
+    pixel = [min(max(x, 0), 255) for x in pixel]
+    h, s, v = colorsys.rgb_to_hsv(*pixel)
+    pixel = colorsys.hsv_to_rgb((h + hue / 360) % 1, s * saturation, v)
+    pixel = [x * contrast for x in pixel] if contrast_last else pixel
+    return [min(max(x, 0), 255) for x in pixel]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_distortion_follows_its_formulas(seed):
+    rng = np.random.default_rng(seed)
+    amounts = rng.uniform([-32, 0.5, 0.5, -18], [32, 1.5, 1.5, 18])
+    image = colours(seed)[:10]
+    moved = transforms.distort(image, *amounts, contrast_last=seed % 2 == 0)
+    expected = [
+        reference_distort(p, *amounts, seed % 2 == 0) for p in image.reshape(-1, 3).tolist()
+    ]
+    # Half a level of rounding; 0.01 for float32 and OpenCV's epsilon in the hue.
+    np.testing.assert_allclose(moved.reshape(-1, 3), expected, atol=0.51)
+
+
+def test_distortion_by_hand():
+    image = colours()
+    np.testing.assert_array_equal(transforms.distort(image), image)
+    wide = image.astype(int)
+    np.testing.assert_array_equal(transforms.distort(image, 20), np.clip(wide + 20, 0, 255))
+    np.testing.assert_array_equal(transforms.distort(image, -20), np.clip(wide - 20, 0, 255))
+    half_to_even = np.rint(wide * 0.5)
+    np.testing.assert_array_equal(transforms.distort(image, contrast=0.5), half_to_even)
+    # A third of the circle of hues turns red to green; nothing turns grey.
+    np.testing.assert_array_equal(transforms.distort(image, hue=120), image[..., [2, 0, 1]])
+    np.testing.assert_array_equal(transforms.distort(image, hue=-120), image[..., [1, 2, 0]])
+    np.testing.assert_array_equal(transforms.distort(image, hue=360), image)
+    grey = np.full((4, 4, 3), 77, np.uint8)
+    np.testing.assert_array_equal(transforms.distort(grey, saturation=1.5, hue=17), grey)
+    value = np.broadcast_to(image.max(axis=2, keepdims=True), image.shape)
+    np.testing.assert_array_equal(transforms.distort(image, saturation=0), value)
+    np.testing.assert_array_equal(
+        transforms.distort(image, channels=(2, 0, 1)), image[..., [2, 0, 1]]
+    )
+
+
+def test_dark_colours_do_not_turn_light():
+    image = np.array([[[0, 3, 30]]], np.uint8)  # all negative after the brightness
+    assert (transforms.distort(image, -32, saturation=1.5) == 0).all()
+
+
+def test_photometric_draws_each_part_half_of_the_time():
+    record = {**make_record(2, 2), "image": np.full((2, 2, 3), 100, np.uint8)}
+    half = 4 * np.sqrt(0.25 / 2000)  # four standard deviations
+
+    def levels(*spread, probability=1.0, image=record["image"]):
+        moved = many(transforms.photometric(probability, *spread), {**record, "image": image})
+        return np.array([r["image"][0, 0] for r in moved], int)
+
+    grey = levels(40, 0, 0, 0)[:, 0] - 100
+    assert abs((grey == 0).mean() - 0.5 - 0.5 / 80) < half  # brightness rounds to 0 too
+    assert grey.min() >= -40 and grey.max() <= 40 and np.ptp(grey) > 76
+    assert abs(grey.mean()) < 4 * 40 / np.sqrt(3 * 2 * 2000)
+    assert abs((levels(40, 0, 0, 0, probability=0.4)[:, 0] != 100).mean() - 0.2) < half
+    grey = levels(0, 0.5, 0, 0)[:, 0]
+    assert grey.min() >= 50 and grey.max() <= 150 and np.ptp(grey) > 95
+    assert abs((grey == 100).mean() - 0.5 - 0.5 / 100) < half
+    red = np.broadcast_to(np.array([200, 100, 100], np.uint8), (2, 2, 3))
+    orders = levels(0, 0, 0, 0, image=red)  # half are permuted, a third of those to where they were
+    assert abs((orders[:, 0] == 200).mean() - (0.5 + 0.5 / 3)) < half
+    spread = np.sort(levels(0, 0, 0.5, 0, image=red), axis=1)
+    assert (spread[:, 2] == 200).all() and spread.min() >= 50 and spread[:, 0].max() <= 150
+    assert abs((spread[:, 0] == 100).mean() - 0.5 - 0.5 / 100) < half
+    spread = np.sort(levels(0, 0, 0, 30, image=red), axis=1)
+    assert (spread[:, [0, 2]] == [100, 200]).all() and spread[:, 1].max() in (149, 150)
+    assert abs((spread[:, 1] == 100).mean() - 0.5 - 0.5 / 100) < half
+
+
+# ------------------------------------------------------------------------------------------------
+# Holes
+
+
+def test_cut_out_fills_rectangles_of_the_given_sizes_and_keeps_the_boxes():
+    record = {**make_record(100, 200), "image": np.full((100, 200, 3), 9, np.uint8)}
+    centres = []
+    for moved in many(transforms.cut_out(1.0, (1, 1), (0.1, 0.3), (1, 2, 3)), record, 500):
+        hole = (moved["image"] == [1, 2, 3]).all(axis=2)
+        assert ((moved["image"] == 9).all(axis=2) ^ hole).all()
+        rows, columns = np.flatnonzero(hole.any(axis=1)), np.flatnonzero(hole.any(axis=0))
+        assert hole.sum() == len(rows) * len(columns)
+        assert len(rows) <= 30 and len(columns) <= 60
+        if rows[0] > 0 and rows[-1] < 99:
+            assert len(rows) >= 10
+        centres.append(((rows[0] + rows[-1] + 1) / 200, (columns[0] + columns[-1] + 1) / 400))
+        assert moved["boxes"] is record["boxes"]
+    # The centre of the visible part, symmetric over the picture: 4 / sqrt(12 * 500) = 0.052.
+    np.testing.assert_allclose(np.mean(centres, axis=0), 0.5, atol=0.052)
+
+
+def test_cut_out_draws_the_number_of_holes_and_whether_there_are_any():
+    record = make_record(200, 200)
+    moved = many(transforms.cut_out(0.5, (2, 3), (0.005, 0.005), 77), record, 400)
+    counts = np.array([(r["image"] == 77).all(axis=2).sum() for r in moved])  # holes of 1 px
+    assert set(counts) <= {0, 1, 2, 3}
+    assert abs((counts == 0).mean() - 0.5) < 4 * np.sqrt(0.25 / 400)
+    assert (counts == 2).sum() > 60 and (counts == 3).sum() > 60
+
+
+# ------------------------------------------------------------------------------------------------
+# All random transforms
+
+
+ALL = {
+    **RANDOM,
+    "photometric": transforms.photometric(1.0, 32, 0.5, 0.5, 18),
+    "cut-out": transforms.cut_out(1.0, (1, 5), (0.05, 0.2), 114),
+    "flip": transforms.flip_horizontal(0.5),
+}
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_random_transforms_depend_on_the_generator_alone_and_leave_their_record(name):
+    record = {**some_objects(), "image": colours()[:, :40]}
+    record["boxes"] = record["boxes"] / 4
+    before = {key: np.copy(value) for key, value in record.items()}
+
+    def results(seed):
+        moved = [ALL[name](record, np.random.default_rng([seed, k])) for k in range(20)]
+        return [transforms.draw_window(r, 0) for r in moved]
+
+    first, again, other = results(0), results(0), results(1)
+    for a, b in zip(first, again, strict=True):
+        assert a.keys() == b.keys()
+        for key in a:
+            np.testing.assert_array_equal(a[key], b[key])
+    assert any(
+        a["image"].shape != b["image"].shape or (a["image"] != b["image"]).any()
+        for a, b in zip(first, other, strict=True)
+    )
+    for key, value in before.items():
+        np.testing.assert_array_equal(record[key], value)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_random_transforms_pass_images_without_boxes(name):
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        moved = transforms.draw_window(ALL[name](empty_record(37, 50), rng), 0)
+        assert moved["boxes"].shape == (0, 4) and moved["image"].size
