@@ -71,6 +71,7 @@ def test_every_command_is_run_somewhere():
         only("pip install -e . &&"),
         *SHAPES_COMMANDS,
         *(only(RUN + "train", words) for words in DATA_COMMANDS),
+        only(RUN + "train", "--dry_run"),
         only(RUN + "train", "path/to/VOCdevkit"),
         only("python -m converters.convert"),
     ]
@@ -102,11 +103,15 @@ def test_command_1_with_30_steps_then_evaluate_predict_and_resume(tmp_path):
     again = run(train, tmp_path, *short, "--config.train.eval_every=30")
     assert "is finished" in again
 
+    run(only(RUN + "train", "--dry_run"), tmp_path)
+    assert (tmp_path / "look" / "batches.png").exists()
+
 
 # What makes each command with own data unique -> the data that stand for it.
 DATA_COMMANDS = {
     "path/to/BCCD": ("bccd", ["--dry_run"]),
     "path/to/cats": ("bccd", ["--dry_run"]),
+    "path/to/WIDERFACE": ("wider_mini", ["--dry_run"]),
     "path/to/data": ("coco_mini", ["--dry_run", "--config.model.num_classes=80"]),
 }
 

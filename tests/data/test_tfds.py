@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 import pytest
 import tensorflow_datasets as tensorflow_datasets_lib
+import tfds_writer
 
 from detlab.data import loader, records, tfds
 
@@ -32,33 +33,12 @@ def bbox(x1, y1, x2, y2, height=40, width=60):
     return features_lib.BBox(ymin=y1 / height, xmin=x1 / width, ymax=y2 / height, xmax=x2 / width)
 
 
-def prepare(data_dir, name, features, splits, version="1.0.0"):
-    """Writes a data set; `splits` is {split: list of examples}."""
-
-    class Builder(tensorflow_datasets_lib.core.GeneratorBasedBuilder, skip_registration=True):
-        VERSION = tensorflow_datasets_lib.core.Version(version)
-
-        def _info(self):
-            return tensorflow_datasets_lib.core.DatasetInfo(
-                builder=self, features=features_lib.FeaturesDict(features)
-            )
-
-        def _split_generators(self, download_manager):
-            return {split: self._generate_examples(rows) for split, rows in splits.items()}
-
-        def _generate_examples(self, rows):
-            yield from enumerate(rows)
-
-    Builder.name = name
-    Builder(data_dir=data_dir, file_format="array_record").download_and_prepare()
-
-
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory):
     """A folder of prepared data sets like those of VOC, COCO and WIDER FACE in TFDS."""
     data_dir = tmp_path_factory.mktemp("tfds")
     label = features_lib.ClassLabel(names=NAMES)
-    prepare(
+    tfds_writer.prepare(
         data_dir,
         "like_voc",
         {
@@ -102,7 +82,7 @@ def data_dir(tmp_path_factory):
             ],
         },
     )
-    prepare(
+    tfds_writer.prepare(
         data_dir,
         "like_coco",
         {
@@ -131,7 +111,7 @@ def data_dir(tmp_path_factory):
         },
     )
     faces = {"bbox": features_lib.BBoxFeature(), "blur": np.uint8, "invalid": np.bool_}
-    prepare(
+    tfds_writer.prepare(
         data_dir,
         "like_wider",
         {"image": features_lib.Image(encoding_format="png"), "faces": features_lib.Sequence(faces)},
@@ -350,7 +330,7 @@ def make_bad(folder, box=(1, 2, 3, 4), label=0, image=None):
             "bbox": features_lib.BBoxFeature(), "label": features_lib.ClassLabel(names=NAMES),
         }),
     }  # fmt: skip
-    prepare(folder, "bad", features, {"train": rows})
+    tfds_writer.prepare(folder, "bad", features, {"train": rows})
 
 
 def test_unusable_object_is_named_or_left_out(tmp_path):
