@@ -1,13 +1,25 @@
 """Checkpoints with orbax, and starting from weights that something else has written.
 
 A workdir holds `checkpoints/<step>` (the last n), `best/<step>` (the best by the metric), each with
-three items: `weights` ({"params", "state"}), `training` ({"step", "opt_state", "ema"}) and `config`
-(JSON: the resolved config, class names, metrics).  A weights folder, as `converters.convert` writes
-it, is one such step without `training`.
+three items:
+
+- `weights`: {"params", "state"} as they are evaluated: the average where there is one;
+- `training`: {"step", "opt_state"}, and besides an average {"params", "state"} as they are trained;
+- `config`: JSON of the resolved config, class names, metrics.
+
+So whoever evaluates, or starts from a checkpoint, reads `weights` alone.  A weights folder, as
+`converters.convert` writes it, is one such step without `training`.
+
+A step has a longer name until all of it is written, and an older one goes only after that, so a
+kill or a full disk costs no complete checkpoint.
 """
 
+import contextlib
+import errno
+import os
 import pathlib
 import re
+import shutil
 from typing import Any, Mapping, NamedTuple, Sequence
 
 import jax
@@ -29,55 +41,60 @@ class Weights(NamedTuple):
 
 
 class Checkpoints:
-    """The checkpoints of one workdir: the last n, and the best."""
+    """The checkpoints of one workdir: the last n, and the best.
+
+    Raises:
+      UserError: what cannot be written or read.  The last checkpoints are written in the
+        background, so it may be the next call that tells; `close` is the last to.
+    """
 
     def __init__(self, workdir: str | pathlib.Path, keep_last: int = 2):
         self.workdir = pathlib.Path(workdir).absolute()
-        for name in ("checkpoints", "best"):
-            try:
-                (self.workdir / name).mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise errors.UserError(
-                    f"cannot make the folder {self.workdir / name}: {error.strerror}."
-                ) from error
-        self._last = ocp.CheckpointManager(
-            self.workdir / "checkpoints",
-            options=ocp.CheckpointManagerOptions(
-                max_to_keep=keep_last, enable_async_checkpointing=True
-            ),
-        )
-        self._best = ocp.CheckpointManager(
-            self.workdir / "best",
-            options=ocp.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=True),
-        )
+        self._last = self._manager("checkpoints", keep_last, in_background=True)
+        self._best = self._manager("best", 1, in_background=False)
+
+    def _manager(self, name: str, keep: int, in_background: bool) -> ocp.CheckpointManager:
+        folder = self.workdir / name
+        with self._writing(name):
+            folder.mkdir(parents=True, exist_ok=True)
+            _remove_unfinished(folder)
+            return ocp.CheckpointManager(
+                folder,
+                options=ocp.CheckpointManagerOptions(
+                    max_to_keep=keep, enable_async_checkpointing=in_background
+                ),
+            )
 
     def latest_step(self) -> int | None:
         return self._last.latest_step()
 
     def best_score(self) -> float | None:
         """The score of the best checkpoint so far."""
-        self._best.wait_until_finished()
         step = self._best.latest_step()
         if step is None:
             return None
-        info = self._best.restore(step, args=ocp.args.Composite(config=ocp.args.JsonRestore()))
-        return info["config"]["score"]
+        return _read_info(self.workdir / "best" / str(step))["score"]
 
     def save(self, state: types.TrainState, info: Mapping[str, Any]) -> None:
         """Writes the last checkpoint in the background; the same step is written once."""
         step = int(state.step)
         if self._last.latest_step() != step:
-            self._last.save(step, args=_items(state, info))
+            with self._writing("checkpoints"):
+                self._last.save(step, args=_items(state, info))
 
     def save_best(self, state: types.TrainState, info: Mapping[str, Any], score: float) -> None:
-        """Replaces the best checkpoint; it stays until the new one is complete."""
+        """Replaces the best checkpoint; it stays until the new one is complete.
+
+        On return it is: were it not, a kill might leave a log that has the evaluation, which is
+        then not repeated, and no checkpoint of it.
+        """
         step = int(state.step)
         if self._best.latest_step() != step:
-            self._best.save(step, args=_items(state, {**info, "score": score}))
+            with self._writing("best"):
+                self._best.save(step, args=_items(state, {**info, "score": score}))
 
     def restore(self, state: types.TrainState) -> types.TrainState:
         """The latest checkpoint, laid out on devices as `state`, arrays or shapes, says."""
-
         weights, training = _split(state)
         step = self._last.latest_step()
         try:
@@ -99,17 +116,68 @@ class Checkpoints:
                 f"checkpoint {self.workdir / 'checkpoints' / str(step)} cannot be read"
                 f" ({_first_line(error)}); {remedy}."
             ) from error
-        return types.TrainState(**restored["weights"], **restored["training"])
+        return _join(restored["weights"], restored["training"])
 
     def wait(self) -> None:
         """Until everything is on disk."""
-        self._last.wait_until_finished()
-        self._best.wait_until_finished()
+        with self._writing("checkpoints"):
+            self._last.wait_until_finished()
 
     def close(self) -> None:
-        self.wait()
-        self._last.close()
-        self._best.close()
+        with self._writing("checkpoints"), contextlib.ExitStack() as stack:
+            for name in ("checkpoints", "best"):  # after the rest, also where that fails
+                stack.callback(_remove_unfinished, self.workdir / name)
+            stack.callback(self._best.close)
+            stack.callback(self._last.close)
+            self._last.wait_until_finished()
+
+    @contextlib.contextmanager
+    def _writing(self, name: str):
+        """Says in one sentence what the operating system refused, and what is kept."""
+        try:
+            yield
+        except Exception as error:  # orbax and tensorstore have many
+            code = _os_error(error)
+            if code is None:
+                raise
+            step = latest_step(self.workdir)
+            if step is None:
+                kept, way = "there is none yet", "give another --workdir and start again"
+            else:
+                kept = f"that of step {step} is complete and kept"
+                way = "move the run to another --workdir, and the same command resumes it"
+            raise errors.UserError(
+                f"cannot write a checkpoint into {self.workdir / name}: {os.strerror(code)};"
+                f" {kept}; {_REMEDIES.get(code, 'mend that')}, or {way}."
+            ) from error
+
+
+def _remove_unfinished(folder: pathlib.Path) -> None:
+    """Frees the space of steps that a kill or a full disk left unfinished."""
+    if jax.process_index() == 0:
+        for step in folder.glob("*.orbax-checkpoint-tmp"):
+            shutil.rmtree(step, ignore_errors=True)
+
+
+_REMEDIES = {
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "free some space",
+    errno.EFBIG: "raise the limit on the size of files",
+    errno.EROFS: "make the folder writable",
+    errno.EACCES: "make the folder writable",
+    errno.EPERM: "make the folder writable",
+}
+
+
+def _os_error(error: BaseException | None) -> int | None:
+    """The operating system's number of what went wrong; tensorstore has it in its text alone."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno:
+            return error.errno
+        if found := re.search(r"os_error_code='(\d+)'", str(error)):
+            return int(found[1])
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def latest_step(workdir: str | pathlib.Path) -> int | None:
@@ -156,19 +224,22 @@ def find(path: str | pathlib.Path, which: str = "best") -> pathlib.Path:
 def load_weights(path: str | pathlib.Path, which: str = "best") -> Weights:
     """Parameters and state as NumPy arrays, wherever they were trained; see `find`."""
     folder = find(path, which)
-    reader = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
     try:
-        tree = reader.metadata(folder / "weights").item_metadata.tree
-        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
-        values = reader.restore(
-            folder / "weights", args=ocp.args.PyTreeRestore(restore_args=as_numpy)
-        )
+        values = read_arrays(folder / "weights")
     except Exception as error:  # orbax and tensorstore have many
         raise errors.UserError(
             f"checkpoint {folder} is damaged or was not written completely"
             f" ({type(error).__name__}); name another with --checkpoint."
         ) from error
     return Weights(values["params"], values["state"], _read_info(folder), folder)
+
+
+def read_arrays(item: pathlib.Path) -> Any:
+    """The tree of an item of a step, `weights` or `training`, as NumPy arrays."""
+    reader = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
+    tree = reader.metadata(item).item_metadata.tree
+    as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+    return reader.restore(item, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
 
 
 def save_weights(
@@ -248,9 +319,18 @@ def _flat(params, state):
 
 
 def _split(state: types.TrainState):
-    weights = {"params": state.params, "state": state.state}
-    training = {"step": state.step, "opt_state": state.opt_state, "ema": state.ema}
-    return weights, training
+    """(weights, training): what is evaluated, and what else a resumed run needs."""
+    trained = {"params": state.params, "state": state.state}
+    training = {"step": state.step, "opt_state": state.opt_state}
+    if state.ema is None:
+        return trained, training
+    return state.ema, training | trained
+
+
+def _join(weights, training) -> types.TrainState:
+    if "params" in training:
+        return types.TrainState(**training, ema=weights)
+    return types.TrainState(**weights, **training, ema=None)
 
 
 def _items(state: types.TrainState, info):

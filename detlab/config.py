@@ -14,7 +14,7 @@ import json
 import pathlib
 import re
 import traceback
-from typing import Any, Mapping, Sequence
+from typing import Any, Collection, Mapping, Sequence
 
 import ml_collections
 from ml_collections import config_dict
@@ -94,11 +94,13 @@ def from_json(values: Mapping[str, Any]) -> config_dict.ConfigDict:
     return ml_collections.ConfigDict(_tuples(values))
 
 
-def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Keys, dotted, in which two configs as JSON differ, with both values."""
+def differences(
+    old: Mapping[str, Any], new: Mapping[str, Any], but: Collection[str] = ()
+) -> list[str]:
+    """Keys, dotted, in which two configs as JSON differ, with both values; those of `but` may."""
     old, new = _flat(old), _flat(new)
     lines = []
-    for key in sorted(old.keys() | new.keys()):
+    for key in sorted((old.keys() | new.keys()) - set(but)):
         before, after = old.get(key, "absent"), new.get(key, "absent")
         if before != after:
             lines.append(f"{key} ({before!r} there, {after!r} now)")

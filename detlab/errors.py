@@ -11,7 +11,11 @@ class UserError(Exception):
 
 def run_main(main: Callable[[list[str]], None]) -> None:
     """Runs a program's `main(arguments)`; a `UserError` ends it without a traceback."""
-    logging.getLogger("absl").setLevel(logging.ERROR)  # orbax warns of what is as it should be
+    # orbax warns of what is as it should be.  After a write that failed it, asyncio and tensorstore
+    # print tracebacks of every part that was under way; the first error is raised and tells it all.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    sys.unraisablehook = lambda _: None
     try:
         main(sys.argv[1:])
     except UserError as error:

@@ -18,13 +18,14 @@ import pathlib
 import re
 import tempfile
 import time
-from typing import Any, Callable, Iterable, Sequence
+from typing import Any, Iterable, NamedTuple, Sequence
 
 import jax
 import numpy as np
 
 from detlab import config as config_lib
 from detlab import detector as detector_lib
+from detlab import distributed
 from detlab import errors
 from detlab import programs
 from detlab import sharding
@@ -65,6 +66,8 @@ def main(arguments: Sequence[str]) -> None:
         for (height, width), taken in predictor.compiled_in.items():
             print(f"compiled prediction for {height}x{width} in {taken:.1f} s")
         print(f"{len(source) / seconds:.1f} img/s after compilation")
+        if not distributed.is_first():
+            return
         if args.predictions:
             write_predictions(args.predictions, predictions, source.class_names)
             print(f"predictions:   {args.predictions}")
@@ -131,11 +134,12 @@ def predict(
     source,
     config,
     mesh,
-    stop: Callable[[], bool] = lambda: False,
+    stop: distributed.StopSignals | None = None,
 ) -> list[dict]:
     """Detections of every image of a source, in its original px; stops early if `stop()`.
 
     An image that is skipped because it cannot be read has no entry; a sentence is printed for it.
+    With several processes each predicts its share and gets the detections of all.
     """
     batches = loader.eval_batches(
         source,
@@ -145,25 +149,36 @@ def predict(
         pad_value=config.data.pad_value,
         resize=programs.resize_rule(config.data),
         skip_broken=config.data.eval_skip_broken,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
         read_threads=config.data.read_threads,
         workers=config.data.workers,
     )
     predictions, num_skipped = [], 0
     with programs.progress_bar(len(source), "evaluate", "img", leave=False) as bar:
         for loaded in programs.user_errors(batches):
-            if stop():
+            if stop is not None and stop():
                 break
             for sentence in loaded.skipped:
                 bar.write(f"skipped: {sentence}")
-            num_skipped += len(loaded.skipped)
             batch = loaded.batch
             images, size = sharding.put_batch((batch.images, batch.image_size), mesh)
-            detections = jax.device_get(predictor(params, state, images, size))
-            for row in np.flatnonzero(batch.real):
-                i = int(batch.index[row])
+            detections = predictor(params, state, images, size)
+            rows = _Rows(
+                batch.index,
+                batch.placement,
+                batch.real,
+                skipped=np.repeat([len(loaded.skipped), 0], [1, len(batch.index) - 1]),
+                stop=np.full(len(batch.index), stop is not None and stop.wanted),
+            )
+            detections, rows = distributed.gather((detections, rows), mesh)
+            if stop is not None:
+                stop.agree(rows.stop.any())
+            for row in np.flatnonzero(rows.real):
+                i = int(rows.index[row])
                 keep = detections.valid[row]
                 boxes = to_original(
-                    detections.boxes[row][keep], batch.placement[row], source.size(i)
+                    detections.boxes[row][keep], rows.placement[row], source.size(i)
                 )
                 predictions.append(
                     {
@@ -173,13 +188,24 @@ def predict(
                         "labels": detections.labels[row][keep],
                     }
                 )
-            bar.update(int(batch.real.sum()) + len(loaded.skipped))
+            num_skipped += int(rows.skipped.sum())
+            bar.update(int(rows.real.sum() + rows.skipped.sum()))
         if num_skipped:
             bar.write(
                 f"{num_skipped} of {len(source)} images cannot be read and count as images"
                 " without detections"
             )
     return predictions
+
+
+class _Rows(NamedTuple):
+    """What the host knows of the images of a batch, and of its process in the last two."""
+
+    index: np.ndarray
+    placement: np.ndarray
+    real: np.ndarray
+    skipped: np.ndarray  # images that could not be read: their number in the first row
+    stop: np.ndarray  # whether the process was told to stop
 
 
 def to_original(boxes: np.ndarray, placement: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -407,7 +433,9 @@ def _read_arguments(arguments):
     parser.add_argument("--draw", help="draw pictures into this folder")
     parser.add_argument("--draw_limit", type=int, default=0, help="number of pictures; 0: all")
     parser.add_argument("--threshold", type=float, default=0.3, help="lowest score that is drawn")
+    distributed.add_flags(parser)
     args, overrides = config_lib.parse(arguments, parser)
+    distributed.join(args)
     if args.config and not args.checkpoint and args.predictions:
         return args, config_lib.load(args.config, overrides), None
     config, weights = programs.load_model(args, overrides)
@@ -415,4 +443,4 @@ def _read_arguments(arguments):
 
 
 if __name__ == "__main__":
-    errors.run_main(main)
+    distributed.run_main(main)

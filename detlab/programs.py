@@ -97,12 +97,13 @@ def open_source(config, part: str):
     return source
 
 
-def check_batch_size(key: str, size: int) -> None:
-    """Every device takes the same number of images of a batch."""
+def check_batch_size(key: str, size: int, parts: int = 1) -> None:
+    """Every device takes the same number of images of a batch, or of each of its parts."""
     devices = jax.device_count()
-    if size < 1 or size % devices:
+    if size % (devices * parts):
+        times = f", times config.train.accumulate = {parts}" if parts > 1 else ""
         raise errors.UserError(
-            f"config.{key} is {size}; it must be a positive multiple of the {devices} devices."
+            f"config.{key} is {size}; it must be a multiple of the {devices} devices{times}."
         )
 
 

@@ -5,24 +5,28 @@ before, `data/...` keys count since the run began, `eval/...` keys are figures o
 """
 
 import collections
+import contextlib
 import json
 import pathlib
 import time
 
-import tensorboardX
-import tqdm
+from tensorboardX import event_file_writer
+from tensorboardX.proto import event_pb2
+from tensorboardX.proto import summary_pb2
 
 from detlab import errors
-from detlab.data import loader
 
 
 class RunLog:
     """Collects numbers on the host and writes them."""
 
-    def __init__(self, workdir: pathlib.Path, first_step: int, counts: dict[str, int]):
+    def __init__(
+        self, workdir: pathlib.Path, first_step: int, counts: dict[str, int], writes: bool = True
+    ):
         """Rows after `first_step`, which a resumed run makes again, are taken off the file.
 
-        `counts` says what was left out when the data were opened.
+        `counts` says what was left out when the data were opened.  With `writes` False nothing is
+        written: another process of the run does it.
         """
         self.path = workdir / "metrics.jsonl"
         rows = [row for row in read_rows(self.path) if row["step"] <= first_step]
@@ -31,23 +35,25 @@ class RunLog:
         opened = {f"data/{name}": count for name, count in counts.items()}
         read = {"data/no_slot_boxes": 0, "data/skipped_images": 0}
         self._counts = collections.Counter(read | opened | before)
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        temporary.replace(self.path)
-        self._file = self.path.open("a", buffering=1)
-        self._board = tensorboardX.SummaryWriter(
-            str(workdir / "tensorboard"), purge_step=first_step + 1
-        )
+        self._files = contextlib.ExitStack()  # what `close` closes
+        self._file = self._board = None
         self._sums = collections.Counter()
         self._steps = 0
         self._since = time.time()
+        if not writes:
+            return
+        with self._writing():
+            temporary = self.path.with_suffix(".tmp")
+            temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
+            temporary.replace(self.path)
+            self._file = self._files.enter_context(self.path.open("a", buffering=1))
+            board = _Board(workdir / "tensorboard", first_step + 1)
+            self._board = self._files.enter_context(contextlib.closing(board))
 
-    def data(self, loaded: loader.Loaded) -> None:
+    def lost(self, no_slot_boxes: int, skipped_images: int) -> None:
         """What was lost while making a batch."""
-        self._counts["data/no_slot_boxes"] += loaded.dropped_boxes
-        self._counts["data/skipped_images"] += len(loaded.skipped)
-        for sentence in loaded.skipped:
-            tqdm.tqdm.write(f"skipped: {sentence}")
+        self._counts["data/no_slot_boxes"] += no_slot_boxes
+        self._counts["data/skipped_images"] += skipped_images
 
     def step(self, metrics: dict[str, float]) -> None:
         """The metrics of one step."""
@@ -88,13 +94,56 @@ class RunLog:
         self._since += seconds
 
     def close(self) -> None:
-        self._file.close()
-        self._board.close()
+        with self._writing():
+            self._files.close()
 
     def _row(self, step: int, values: dict[str, float]) -> None:
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
-        for key, value in values.items():
-            self._board.add_scalar(key, value, step)
+        if self._file is None:
+            return
+        with self._writing():
+            self._file.write(json.dumps({"step": step, **values}) + "\n")
+            self._board.add(step, values)
+
+    @contextlib.contextmanager
+    def _writing(self):
+        try:
+            yield
+        except OSError as error:
+            raise errors.UserError(
+                f"cannot write the log of the run in {self.path.parent}: {error.strerror or error};"
+                " its checkpoints are kept, so mend that, and the same command resumes it."
+            ) from error
+
+
+class _Board:
+    """Scalars for TensorBoard, on disk after half a minute at most.
+
+    `tensorboardX.SummaryWriter` writes in a thread, which a full disk ends; the training that goes
+    on fills its queue and then waits for ever.  Here the writer's error is the caller's.
+    """
+
+    def __init__(self, folder: pathlib.Path, first_step: int):
+        """Hides what an earlier run wrote of `first_step` and later ones."""
+        folder.mkdir(exist_ok=True)
+        self._writer = event_file_writer.EventsWriter(str(folder / "events"))
+        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        self._writer.write_event(
+            event_pb2.Event(wall_time=time.time(), step=first_step, session_log=start)
+        )
+        self._flushed = time.time()
+
+    def add(self, step: int, values: dict[str, float]) -> None:
+        scalars = [summary_pb2.Summary.Value(tag=k, simple_value=v) for k, v in values.items()]
+        now = time.time()
+        self._writer.write_event(
+            event_pb2.Event(wall_time=now, step=step, summary=summary_pb2.Summary(value=scalars))
+        )
+        if now > self._flushed + 30:
+            self._writer.flush()
+            self._flushed = now
+
+    def close(self) -> None:
+        self._writer.close()
 
 
 def read_rows(path: pathlib.Path) -> list[dict]:

@@ -3,7 +3,8 @@
     python -m detlab.train --config experiments/retinanet_shapes.py
 
 Any value of the config can be set on the command line, as in `--config.optim.lr=0.005`.  The run
-lives in its workdir; starting it again resumes it.
+lives in its workdir; starting it again resumes it.  With --distributed this is one of several
+processes that train as one.
 """
 
 import argparse
@@ -12,17 +13,18 @@ import json
 import math
 import pathlib
 import re
-import signal
 import time
-from typing import Any, Callable, NamedTuple, Sequence
+from typing import Any, NamedTuple, Sequence
 
 import jax
+import numpy as np
 import tqdm
 
 from detlab import checkpoint
 from detlab import checks
 from detlab import config as config_lib
 from detlab import detector as detector_lib
+from detlab import distributed
 from detlab import errors
 from detlab import eval as eval_lib
 from detlab import optim
@@ -33,12 +35,16 @@ from detlab import types
 from detlab import update as update_lib
 from detlab.data import loader
 from detlab.data import records
+from detlab.viz import boxes as draw_lib
 from detlab.viz import curves
 
 
 def main(arguments: Sequence[str]) -> None:
     # Config and workdir.  A run in it must have the same config; one that is finished stays.
     args, overrides = config_lib.parse(arguments, _parser())
+    distributed.join(args)
+    if args.draw and not args.dry_run:
+        raise errors.UserError("--draw goes with --dry_run; a run draws into its workdir.")
     config = config_lib.load(args.config, overrides)
     checks.check_config(config)
     workdir = pathlib.Path(args.workdir or pathlib.Path("runs") / config_lib.stem(args.config))
@@ -67,7 +73,9 @@ def main(arguments: Sequence[str]) -> None:
 
     # Devices, detector, optimizer.
     mesh = sharding.make_mesh()
-    programs.check_batch_size("train.batch_size", config.train.batch_size)
+    programs.check_batch_size(
+        "train.batch_size", config.train.batch_size, parts=config.train.accumulate
+    )
     programs.check_batch_size("eval.batch_size", config.eval.batch_size)
     detector = detector_lib.build(config)
     shapes, _ = jax.eval_shape(detector.init, jax.random.key(0), programs.example_images(config))
@@ -85,9 +93,11 @@ def main(arguments: Sequence[str]) -> None:
     if args.dry_run:
         state = initial_state(detector, optimizer, config, mesh)
         dry_run(detector, optimizer, state, train_source, eval_source, config, mesh, length)
+        if args.draw and distributed.is_first():
+            draw_batches(pathlib.Path(args.draw), train_source, config)
         return
     with contextlib.ExitStack() as stack:
-        stop = stack.enter_context(StopSignals())
+        stop = stack.enter_context(distributed.StopSignals())
         open_workdir(workdir, config)
         # Closing waits for what is being written, also when an error ends the run.
         checkpoints = checkpoint.Checkpoints(workdir, config.train.keep_last)
@@ -98,7 +108,9 @@ def main(arguments: Sequence[str]) -> None:
         else:
             state = initial_state(detector, optimizer, config, mesh)
         first = int(state.step)
-        log = run_log.RunLog(workdir, first, records.counts(train_source))
+        log = run_log.RunLog(
+            workdir, first, records.counts(train_source), writes=distributed.is_first()
+        )
         stack.callback(log.close)
         info = {
             "config": config_lib.to_json(config),
@@ -108,7 +120,7 @@ def main(arguments: Sequence[str]) -> None:
         # Training.
         batches = training_batches(train_source, config, length, first)
         step_function = TrainStep(detector, optimizer, config, mesh, log)
-        reader = MetricReader(log, train_source)
+        reader = MetricReader(log, train_source, stop)
         evaluate = Evaluation(detector, eval_source, config, mesh, log, checkpoints, info)
         bar = programs.progress_bar(length.total, "train", "step", initial=first)
         stack.callback(bar.close)
@@ -119,9 +131,9 @@ def main(arguments: Sequence[str]) -> None:
             if stop():
                 break
             loaded = next(batches)
-            log.data(loaded)
-            state, metrics = step_function(state, loaded.batch)
-            reader.push(step, metrics, loaded.batch)
+            report_skipped(loaded)
+            state, metrics, notes = step_function(state, loaded, stop.wanted)
+            reader.push(step, metrics, notes, loaded.batch)
             saving = length.saves(step) or length.evaluates(step)
             if saving or step % config.train.log_every == 0:
                 reader.flush()
@@ -144,6 +156,8 @@ def main(arguments: Sequence[str]) -> None:
             )
             return
         best = checkpoints.best_score()
+    if not distributed.is_first():
+        return
 
     # What there is to look at.
     result, predictions = evaluated
@@ -177,6 +191,16 @@ def main(arguments: Sequence[str]) -> None:
 # ------------------------------------------------------------------------------------------------
 # Before the first step
 
+# Keys that change no number of a run, so that it may be resumed with others.
+WITHOUT_EFFECT = (
+    "compilation_cache",
+    "data.read_threads",
+    "data.workers",
+    "eval.pictures",
+    "eval.threshold",
+    "init_help",
+    "train.keep_last",
+)
 FINISHED = "eval.json"  # the figures of the last step; written last, so it ends a run
 
 
@@ -213,7 +237,7 @@ def check_init_from(config) -> None:
 def initial_state(detector, optimizer: optim.Optimizer, config, mesh) -> types.TrainState:
     """The state of step 0, on every device."""
     params, state = initial_weights(detector, config)
-    new = jax.jit(lambda p, s: update_lib.initial(p, s, optimizer))(params, state)
+    new = jax.jit(lambda p, s: update_lib.initial(p, s, optimizer, config))(params, state)
     return jax.device_put(new, sharding.replicated(mesh))
 
 
@@ -222,7 +246,7 @@ def abstract_state(detector, optimizer: optim.Optimizer, config, mesh) -> types.
 
     def make(images):
         params, state = detector.init(jax.random.key(0), images)
-        return update_lib.initial(params, state, optimizer)
+        return update_lib.initial(params, state, optimizer, config)
 
     everywhere = sharding.replicated(mesh)
     return jax.tree.map(
@@ -273,8 +297,9 @@ def describe(config, optimizer: optim.Optimizer, params, num_images: int) -> Non
         )
     if config.train.batch_size > num_images:
         print(f"a batch of {config.train.batch_size} shows some of the {num_images} images twice")
-    device = jax.devices()[0]
-    print(f"devices: {jax.device_count()} x {device.device_kind} ({device.platform})")
+    device, processes = jax.devices()[0], jax.process_count()
+    where = f" in {processes} processes" if processes > 1 else ""
+    print(f"devices: {jax.device_count()} x {device.device_kind} ({device.platform}){where}")
 
 
 def check_workdir(workdir: pathlib.Path, config) -> bool:
@@ -289,7 +314,9 @@ def check_workdir(workdir: pathlib.Path, config) -> bool:
     if path.exists():
         try:
             there = json.loads(path.read_text())
-            different = config_lib.differences(there, config_lib.to_json(config))
+            different = config_lib.differences(
+                there, config_lib.to_json(config), but=WITHOUT_EFFECT
+            )
         except (OSError, ValueError, AttributeError) as error:
             raise errors.UserError(
                 f"{path} cannot be read ({error}); choose another --workdir."
@@ -304,35 +331,54 @@ def check_workdir(workdir: pathlib.Path, config) -> bool:
 
 def open_workdir(workdir: pathlib.Path, config) -> None:
     """Makes the workdir, with the config of its run."""
-    programs.write_text(workdir / "config.json", json.dumps(config_lib.to_json(config), indent=1))
+    if distributed.is_first():
+        programs.write_text(
+            workdir / "config.json", json.dumps(config_lib.to_json(config), indent=1)
+        )
 
 
 # ------------------------------------------------------------------------------------------------
 # The step
 
 
+class Notes(NamedTuple):
+    """What a process alone knows of a step; the compiled step adds up those of all processes."""
+
+    stop: int = 0  # 1: it was told to stop
+    dropped_boxes: int = 0
+    skipped_images: int = 0
+
+
 class TrainStep:
-    """(TrainState, host batch) -> (TrainState, metrics); one compiled program for each canvas."""
+    """(TrainState, Loaded, whether to stop) -> (TrainState, metrics, Notes of all processes).
+
+    Attributes:
+      compiled: canvas (height, width) px -> its compiled program.
+    """
 
     def __init__(self, detector, optimizer: optim.Optimizer, config, mesh, log=None):
         self._mesh = mesh
         self._log = log  # whose speed leaves compilation out
-        self._compiled = {}
+        self.compiled = {}
         self.compile_seconds = 0.0
 
-        everywhere = sharding.replicated(mesh)
-        self._update = jax.jit(
-            update_lib.make(detector, optimizer, config),
-            donate_argnums=0,
-            out_shardings=(everywhere, everywhere),
-        )
+        update = update_lib.make(detector, optimizer, config)
 
-    def __call__(self, state: types.TrainState, batch: types.Batch):
-        canvas = batch.images.shape[1:3]
-        batch = sharding.put_batch(batch, self._mesh)
-        if canvas not in self._compiled:
+        def step(state: types.TrainState, batch: types.Batch, notes: jax.Array):
+            state, metrics = update(state, batch)
+            return state, metrics, Notes(*notes.sum(axis=0))
+
+        self._step = jax.jit(step, donate_argnums=0, out_shardings=sharding.replicated(mesh))
+
+    def __call__(self, state: types.TrainState, loaded: loader.Loaded, stop: bool = False):
+        images = loaded.batch.images
+        notes = np.zeros((len(images), len(Notes._fields)), np.int32)  # in the first row; summed
+        notes[0] = Notes(stop, loaded.dropped_boxes, len(loaded.skipped))
+        batch, notes = sharding.put_batch((loaded.batch, notes), self._mesh)
+        canvas = images.shape[1:3]
+        if canvas not in self.compiled:
             start = time.time()
-            self._compiled[canvas] = self._update.lower(state, batch).compile()
+            self.compiled[canvas] = self._step.lower(state, batch, notes).compile()
             seconds = time.time() - start
             self.compile_seconds += seconds
             if self._log is not None:
@@ -340,7 +386,7 @@ class TrainStep:
             tqdm.tqdm.write(
                 f"compiled the train step for {canvas[0]}x{canvas[1]} in {seconds:.1f} s"
             )
-        return self._compiled[canvas](state, batch)
+        return self.compiled[canvas](state, batch, notes)
 
 
 class MetricReader:
@@ -350,18 +396,23 @@ class MetricReader:
     finite never is.
     """
 
-    def __init__(self, log: run_log.RunLog, source):
-        self._log, self._source = log, source
+    def __init__(self, log: run_log.RunLog, source, stop: distributed.StopSignals):
+        self._log, self._source, self._stop = log, source, stop
         self._unread = None
 
-    def push(self, step: int, metrics: dict[str, Any], batch: types.Batch) -> None:
+    def push(self, step: int, metrics: dict[str, Any], notes: Notes, batch: types.Batch) -> None:
         self.flush()
-        self._unread = step, metrics, batch
+        self._unread = step, metrics, notes, batch
 
     def flush(self) -> None:
-        if self._unread is not None:
-            self._log.step(check_finite(*self._unread, self._source))
-            self._unread = None
+        if self._unread is None:
+            return
+        step, metrics, notes, batch = self._unread
+        self._unread = None
+        notes = Notes(*map(int, jax.device_get(notes)))
+        self._stop.agree(notes.stop > 0)
+        self._log.lost(notes.dropped_boxes, notes.skipped_images)
+        self._log.step(check_finite(step, metrics, batch, self._source))
 
 
 class Evaluation:
@@ -377,11 +428,12 @@ class Evaluation:
     def compile_seconds(self) -> float:
         return self._predictor.compile_seconds
 
-    def __call__(self, state: types.TrainState, stop: Callable[[], bool], bar: tqdm.tqdm):
+    def __call__(self, state: types.TrainState, stop: distributed.StopSignals, bar: tqdm.tqdm):
         """(result, predictions), see `detlab.eval.score`; None where `stop()` came before."""
         start = time.time()
+        params, model_state = update_lib.evaluated(state)
         predictions = eval_lib.predict(
-            self._predictor, state.params, state.state, self._source, self._config, self._mesh, stop
+            self._predictor, params, model_state, self._source, self._config, self._mesh, stop
         )
         if stop():
             return None
@@ -412,6 +464,10 @@ def training_batches(source, config, length: Length, first: int):
             num_steps=length.total,
             start_step=first,
             resize=programs.resize_rule(data),
+            multiscale=loader.MultiScale(
+                data.multiscale_canvases, data.multiscale_limits, data.multiscale
+            ),
+            augment=loader.Augment(**data.augment),
             flip_horizontal=data.flip_horizontal,
             flip_vertical=data.flip_vertical,
             skip_broken=data.skip_broken,
@@ -421,6 +477,11 @@ def training_batches(source, config, length: Length, first: int):
             workers=data.workers,
         )
     )
+
+
+def report_skipped(loaded: loader.Loaded) -> None:
+    for sentence in loaded.skipped:
+        tqdm.tqdm.write(f"skipped: {sentence}")
 
 
 def check_finite(step: int, metrics: dict[str, Any], batch: types.Batch, source):
@@ -447,43 +508,39 @@ def dry_run(detector, optimizer, state, train_source, eval_source, config, mesh,
     batches = training_batches(train_source, config, Length(2, 2, 2), 0)
     for step, loaded in enumerate(batches, start=1):
         start = time.time() + step_function.compile_seconds
-        state, metrics = step_function(state, loaded.batch)
+        state, metrics, _ = step_function(state, loaded)
         values = check_finite(step, metrics, loaded.batch, train_source)
         seconds = time.time() + step_function.compile_seconds - start
         terms = ", ".join(f"{k} {v:.4g}" for k, v in values.items())
         print(f"step {step} in {seconds:.2f} s: {terms}")
     predictor = eval_lib.Predictor(detector, mesh)
     inputs = sharding.put_batch((loaded.batch.images, loaded.batch.image_size), mesh)
-    jax.block_until_ready(predictor(state.params, state.state, *inputs))
+    jax.block_until_ready(predictor(*update_lib.evaluated(state), *inputs))
     eval_lib.score(eval_lib.ground_truth(eval_source), [], eval_source.class_names)
-    print(f"dry run: all is well; the run would have {length.total} steps.  Nothing was written.")
+    print(f"dry run: all is well; the run would have {length.total} steps.  No run was written.")
 
 
-class StopSignals:
-    """True once Ctrl-C or SIGTERM has come; a second Ctrl-C ends the program at once.
-
-    The handler only takes a note: it may interrupt anything, a print included.
-    """
-
-    def __init__(self):
-        self.name = ""
-        self._before = {}
-
-    def __enter__(self):
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._before[number] = signal.signal(number, self._handle)
-        return self
-
-    def __exit__(self, *_):
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def __call__(self) -> bool:
-        return bool(self.name)
-
-    def _handle(self, number, frame):
-        self.name = signal.Signals(number).name
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+def draw_batches(folder: pathlib.Path, source, config, limit: int = 16) -> None:
+    """Draws the first images as the detector gets them, with their objects, on one sheet."""
+    pictures = []
+    for loaded in training_batches(source, config, Length(limit, limit, limit), 0):
+        batch = loaded.batch
+        for row in range(len(batch.images)):
+            shown = batch.valid[row] | batch.ignore[row]
+            pictures.append(
+                draw_lib.draw(
+                    batch.images[row],
+                    batch.boxes[row][shown],
+                    batch.labels[row][shown],
+                    source.class_names,
+                    ignored=batch.ignore[row][shown],
+                )
+            )
+        if len(pictures) >= limit:
+            break
+    path = folder / "batches.png"
+    eval_lib.save_picture(path, draw_lib.contact_sheet(pictures[:limit]))
+    print(f"pictures:     {path} (the first training images, as the detector gets them)")
 
 
 def summary(figures: dict[str, float]) -> str:
@@ -504,10 +561,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--workdir", help="folder of the run; default runs/<config name>")
     parser.add_argument(
-        "--dry_run", action="store_true", help="build everything, run two steps, write nothing"
+        "--dry_run", action="store_true", help="build everything, run two steps, write no run"
     )
+    parser.add_argument(
+        "--draw", help="with --dry_run: draw the first training images into this folder"
+    )
+    distributed.add_flags(parser)
     return parser
 
 
 if __name__ == "__main__":
-    errors.run_main(main)
+    distributed.run_main(main)

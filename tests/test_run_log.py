@@ -6,7 +6,6 @@ import pytest
 
 from detlab import errors
 from detlab import run_log
-from detlab.data import loader
 
 
 @pytest.fixture
@@ -23,18 +22,14 @@ def open_log(tmp_path):
         log.close()
 
 
-def loaded(dropped=0, skipped=()):
-    return loader.Loaded(None, dropped, skipped)
-
-
 def test_a_row_holds_means_since_the_row_before_and_counts_since_the_beginning(open_log):
     log = open_log()
-    log.data(loaded(3))
+    log.lost(3, 0)
     log.step({"loss": 1.0, "lr": 0.5})
-    log.data(loaded(0, ("b.jpg cannot be read",)))
+    log.lost(0, 1)
     log.step({"loss": 3.0, "lr": 0.5})
     short = log.write(2, batch_size=4)
-    log.data(loaded(1))
+    log.lost(1, 0)
     log.step({"loss": 7.0, "lr": 0.25})
     log.write(3, batch_size=4)
     first, second = run_log.read_rows(log.path)
@@ -141,13 +136,13 @@ def test_a_broken_line_in_the_middle_names_the_file_and_the_line(tmp_path):
 def test_counts_go_on_from_the_last_row_that_is_kept(open_log):
     log = open_log()
     for step, dropped in ((1, 2), (2, 5), (3, 100)):
-        log.data(loaded(dropped, ("an image",) * step))
+        log.lost(dropped, step)
         log.step({"loss": 1.0})
         log.write(step, 1)
     log.evaluation(2, {"AP": 0.5})  # a row without counts
     log.close()
     log = open_log(2)
-    log.data(loaded(10))
+    log.lost(10, 0)
     log.step({"loss": 1.0})
     log.write(3, 1)
     row = run_log.read_rows(log.path)[-1]
@@ -155,9 +150,20 @@ def test_counts_go_on_from_the_last_row_that_is_kept(open_log):
     assert row["data/skipped_images"] == 1 + 2
 
 
-def test_skipped_images_are_told_at_once(open_log, capsys):
-    open_log().data(loaded(0, ("b.jpg cannot be read", "c.jpg has no end")))
-    assert "skipped: b.jpg cannot be read\nskipped: c.jpg has no end\n" in capsys.readouterr().out
+def test_a_log_that_does_not_write_knows_what_was_evaluated_and_leaves_the_files(
+    open_log, tmp_path
+):
+    log = open_log()
+    log.evaluation(5, {"AP": 0.25})
+    before = sorted((p, p.stat().st_size) for p in tmp_path.rglob("*"))
+    silent = run_log.RunLog(tmp_path, 7, {}, writes=False)
+    assert silent.has_evaluation(5) and not silent.has_evaluation(6)
+    silent.lost(1, 1)
+    silent.step({"loss": 0.5})
+    assert "loss 0.500" in silent.write(8, 2)
+    silent.evaluation(8, {"AP": 0.5})
+    silent.close()
+    assert sorted((p, p.stat().st_size) for p in tmp_path.rglob("*")) == before
 
 
 def test_tensorboard_gets_the_same_numbers(open_log, tmp_path):
@@ -174,7 +180,7 @@ def test_no_file_has_no_rows(tmp_path):
 
 def test_rows_are_plain_json(open_log):
     log = open_log()
-    log.data(loaded(1))
+    log.lost(1, 0)
     log.step({"loss": 0.5})
     log.write(1, 2)
     (line,) = log.path.read_text().splitlines()

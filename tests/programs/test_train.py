@@ -1,6 +1,5 @@
 """`python -m detlab.train`: files, resume, signals, refusals."""
 
-import contextlib
 import json
 import os
 import pathlib
@@ -14,16 +13,19 @@ import time
 import jax
 import numpy as np
 import pytest
+import tfds_writer
 from flax import traverse_util
 
 from detlab import checkpoint
 from detlab import config as config_lib
 from detlab import demo
 from detlab import detector as detector_lib
+from detlab import distributed
 from detlab import errors
 from detlab import eval as eval_lib
 from detlab import run_log
 from detlab import train
+from detlab.data import voc
 
 
 def leaves(weights):
@@ -128,7 +130,7 @@ def test_a_resumed_run_does_not_need_the_weights_that_it_began_with(
     shutil.copytree(tiny_run, begun)
     workdir = tmp_path / "run"
     arguments = ["--config", tiny_config, "--workdir", str(workdir), f"--config.init_from={begun}"]
-    monkeypatch.setattr(train, "StopSignals", lambda: stop_after(workdir, 2))
+    monkeypatch.setattr(distributed, "StopSignals", lambda: StopAfter(workdir, 2))
     train.main(arguments)
     assert checkpoint.latest_step(workdir) < 6
     monkeypatch.undo()
@@ -137,16 +139,17 @@ def test_a_resumed_run_does_not_need_the_weights_that_it_began_with(
     assert checkpoint.latest_step(workdir) == 6
 
 
-@contextlib.contextmanager
-def stop_after(workdir, step):
+class StopAfter(distributed.StopSignals):
     """In place of signals: stop once the log has reached a step."""
 
-    def stop():
-        rows = run_log.read_rows(workdir / "metrics.jsonl")
-        return any(row["step"] >= step for row in rows)
+    def __init__(self, workdir, step):
+        super().__init__()
+        self.name, self._workdir, self._step = "test", workdir, step
 
-    stop.name = "test"
-    yield stop
+    @property
+    def wanted(self):
+        rows = run_log.read_rows(self._workdir / "metrics.jsonl")
+        return any(row["step"] >= self._step for row in rows)
 
 
 def test_an_evaluation_that_a_kill_took_is_made_up_on_resume(tiny_run, tiny_config, tmp_path):
@@ -212,8 +215,21 @@ def test_a_dry_run_takes_two_steps_and_writes_nothing(tiny_config, tmp_path, cap
     workdir = tmp_path / "run"
     train.main(["--config", tiny_config, "--workdir", str(workdir), "--dry_run"])
     output = capsys.readouterr().out
-    assert "step 1 in" in output and "step 2 in" in output and "Nothing was written" in output
+    assert "step 1 in" in output and "step 2 in" in output and "No run was written" in output
     assert not workdir.exists()
+
+
+def test_a_dry_run_draws_the_images_as_the_detector_gets_them(tiny_config, tmp_path, capsys):
+    arguments = ["--config", tiny_config, "--dry_run", "--draw", str(tmp_path / "look")]
+    train.main([*arguments, "--config.data.flip_horizontal=1.0"])
+    path = tmp_path / "look" / "batches.png"
+    assert str(path) in capsys.readouterr().out
+    flipped = path.read_bytes()
+    train.main([*arguments, "--config.data.flip_horizontal=0.0"])
+    assert path.read_bytes() != flipped
+    assert "--draw goes with --dry_run" in message(
+        train.main, ["--config", tiny_config, "--draw", str(tmp_path)]
+    )
 
 
 def test_the_learning_rate_is_scaled_by_the_batch_and_the_log_says_so(tiny_config, capsys):
@@ -333,9 +349,9 @@ def test_an_error_ends_the_program_with_status_2_and_no_traceback():
     assert done.stderr.startswith("error: ") and "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("name", ["voc_mini", "coco_mini", "bccd"])
+@pytest.mark.parametrize("name", ["voc_mini", "coco_mini", "bccd", "wider_mini", "tfds"])
 def test_two_steps_evaluation_and_demo_on_real_pictures(name, shared_dir, tmp_path):
-    root = shared_dir / "data" / name
+    root = tmp_path / "tfds" if name == "tfds" else shared_dir / "data" / name
     small = ["depth=18", "backbone_width=8", "backbone_stages=(1,1,1,1)", "neck_width=16"]
     small += ["head_width=16", "head_convs=1"]
     arguments = [f"--config.model.{field}" for field in small] + [
@@ -357,8 +373,19 @@ def test_two_steps_evaluation_and_demo_on_real_pictures(name, shared_dir, tmp_pa
             "--config.data.train_annotations=annotations/instances_val2017.json",
             "--config.model.num_classes=80",
         ]
-    else:
+    elif name == "bccd":
         config, images = "retinanet_bccd", root / "JPEGImages" / "BloodImage_0000*.jpg"
+    elif name == "wider_mini":
+        config, images = "retinanet_wider:scratch", root / "WIDER_val" / "images" / "*" / "*.jpg"
+    else:
+        config, images = "retinanet_voc:scratch", shared_dir / "data/voc_mini/VOC2007/JPEGImages"
+        prepare_tfds(root, shared_dir / "data" / "voc_mini")
+        arguments += [
+            "--config.data.source=tfds",
+            "--config.data.tfds_name=small_voc",
+            "--config.data.train_splits=('train',)",
+            "--config.data.eval_splits=('test',)",
+        ]
     workdir = tmp_path / "run"
     train.main(["--config", config, "--workdir", str(workdir), *arguments])
     assert checkpoint.find(workdir, "last").name == "2"
@@ -371,3 +398,34 @@ def test_two_steps_evaluation_and_demo_on_real_pictures(name, shared_dir, tmp_pa
     )
     rows = json.loads((tmp_path / "found" / "detections.json").read_text())
     assert len(rows) >= 4 and all(pathlib.Path(row["picture"]).exists() for row in rows)
+
+
+def prepare_tfds(folder, devkit):
+    """A data set of TFDS with the pictures and objects of a VOC devkit."""
+    label = tfds_writer.features_lib.ClassLabel(names=voc.CLASS_NAMES)
+    features = {
+        "image": tfds_writer.features_lib.Image(encoding_format="jpeg"),
+        "objects": tfds_writer.features_lib.Sequence(
+            {"bbox": tfds_writer.features_lib.BBoxFeature(), "label": label}
+        ),
+    }
+
+    def examples(split):
+        source = voc.Voc(devkit, (split,))
+        for i in range(len(source)):
+            height, width = source.size(i)
+            objects = source.annotation(i)
+            boxes = objects["boxes"] / [width, height, width, height]
+            yield {
+                "image": source.name(i),
+                "objects": [
+                    {
+                        "bbox": tfds_writer.features_lib.BBox(xmin=x1, ymin=y1, xmax=x2, ymax=y2),
+                        "label": int(k),
+                    }
+                    for (x1, y1, x2, y2), k in zip(boxes, objects["labels"])
+                ],
+            }
+
+    splits = {"train": list(examples("2012_trainval")), "test": list(examples("2007_test"))}
+    tfds_writer.prepare(folder, "small_voc", features, splits)

@@ -1,0 +1,114 @@
+"""Step time on 1, 2 and 4 devices of one machine, with the same global batch.
+
+    python -m benchmarks.devices --config experiments/retinanet_shapes.py --output F.json
+
+Without several accelerators the devices are virtual: parts of the same processor.  Their times then
+say what dividing the work costs, not what more hardware brings.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+import time
+
+import jax
+
+from benchmarks import machine
+from detlab import checks
+from detlab import config as config_lib
+from detlab import detector as detector_lib
+from detlab import errors
+from detlab import eval as eval_lib
+from detlab import optim
+from detlab import programs
+from detlab import sharding
+from detlab import train
+from detlab.data import loader
+
+
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.devices",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--config", required=True)
+    parser.add_argument("--devices", type=int, nargs="+", default=(1, 2, 4))
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--output", type=pathlib.Path)
+    parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
+    args, overrides = config_lib.parse(arguments, parser)
+    config = config_lib.load(args.config, overrides)
+    checks.check_config(config)
+    if args.one:
+        print(json.dumps(measure(config, args.steps)))
+        return
+    results = []
+    for count in args.devices:
+        flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={count}"
+        command = [sys.executable, "-m", "benchmarks.devices", *arguments, "--one"]
+        environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+        run = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True)
+        if run.returncode:
+            raise errors.UserError(f"the measurement on {count} devices failed, see above.")
+        results.append(json.loads(run.stdout.splitlines()[-1]))
+    first = results[0]
+    print("devices   step, median s   ratio   prediction, median s   ratio   MiB a device")
+    for row in results:
+        row["step_ratio"] = row["step_s"] / first["step_s"]
+        row["predict_ratio"] = row["predict_s"] / first["predict_s"]
+        print(
+            f"{row['devices']:7d}   {row['step_s']:14.3f}   {row['step_ratio']:5.2f}"
+            f"   {row['predict_s']:20.3f}   {row['predict_ratio']:5.2f}"
+            f"   {row['temporary_mib']:12.0f}"
+        )
+    if args.output:
+        result = {"machine": machine.describe(), "config": args.config, "rows": results}
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        args.output.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def measure(config, steps: int) -> dict:
+    """Medians over `steps` training steps and predictions of the batch of a step."""
+    programs.check_batch_size("train.batch_size", config.train.batch_size)
+    mesh = sharding.make_mesh()
+    detector = detector_lib.build(config)
+    shapes, _ = jax.eval_shape(detector.init, jax.random.key(0), programs.example_images(config))
+    optimizer = optim.build(config.optim, shapes, 1000, config.train.batch_size, 1, detector.frozen)
+    state = train.initial_state(detector, optimizer, config, mesh)
+    step = train.TrainStep(detector, optimizer, config, mesh)
+    source = programs.open_source(config, "train")
+    length = train.Length(total=steps + 1, eval_every=1, checkpoint_every=1)
+    loaded = list(train.training_batches(source, config, length, first=0))
+    step_times = []
+    for one in loaded:
+        start = time.perf_counter()
+        state, metrics, _ = step(state, one)
+        jax.block_until_ready(metrics)
+        step_times.append(time.perf_counter() - start)
+    predictor = eval_lib.Predictor(detector, mesh)
+    batch = loaded[0].batch
+    images, size = sharding.put_batch((batch.images, batch.image_size), mesh)
+    predict_times = []
+    for _ in loaded:
+        start = time.perf_counter()
+        jax.block_until_ready(predictor(state.params, state.state, images, size))
+        predict_times.append(time.perf_counter() - start)
+    compiled = step.compiled.values()
+    temporary = max(p.memory_analysis().temp_size_in_bytes for p in compiled)
+    return {
+        "devices": mesh.size,
+        "batch": config.train.batch_size,
+        "step_s": statistics.median(step_times[1:]),  # the first compiles
+        "step_min_s": min(step_times[1:]),
+        "predict_s": statistics.median(predict_times[1:]),
+        "temporary_mib": temporary / 2**20,
+    }
+
+
+if __name__ == "__main__":
+    errors.run_main(main)
