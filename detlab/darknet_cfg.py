@@ -1,0 +1,643 @@
+"""Network descriptions of darknet (`.cfg`): text -> typed sections and their graph, and back.
+
+A cfg is a list of sections, `[name]` and then lines `key=value`.  `[net]` comes first and says
+what goes in; every other section is a layer, numbered from 0.  A layer takes the output of the
+layer before it, the first one the image, unless it names others by number: negative numbers count
+back from the layer itself.  White space means nothing; `#` begins a comment, as does `;` at the
+beginning of a line.  Syntax, defaults and arithmetic are those of AlexeyAB/darknet,
+src/parser.c.
+
+Darknet reads `filters=3x` as 3, takes an unknown activation for ReLU and adds what overlaps when
+the inputs of a shortcut differ in shape.  Here these are errors, and so are options that change
+what a network computes and are not implemented.  Keys that are not known are kept for `format`.
+"""
+
+import os
+import pathlib
+import re
+from typing import Any, Callable, NamedTuple, Sequence
+
+from detlab import errors
+
+
+class CfgError(errors.UserError):
+    """The text describes no network; the message names the file, and the line if there is one."""
+
+
+class Source(NamedTuple):
+    """The text that a section was read from: messages name its line, `format` writes it back."""
+
+    line: int = 0  # of the header, from 1; 0 for a section that was not read
+    lines: tuple[str, ...] = ()  # the header and everything up to the next one, comments too
+
+
+class Net(NamedTuple):
+    """The input, and how darknet trains."""
+
+    width: int  # px
+    height: int  # px
+    channels: int
+    batch: int = 1
+    subdivisions: int = 1
+    momentum: float = 0.9
+    decay: float = 0.0001
+    angle: float = 0.0  # degrees
+    saturation: float = 1.0
+    exposure: float = 1.0
+    hue: float = 0.0
+    mosaic: bool = False
+    letter_box: bool = False
+    learning_rate: float = 0.001
+    burn_in: int = 0
+    max_batches: int = 0
+    policy: str = "constant"
+    steps: tuple[int, ...] = ()
+    scales: tuple[float, ...] = ()
+    other: tuple[tuple[str, str], ...] = ()  # keys that are not known here, and their values
+    source: Source = Source()
+
+
+class Convolutional(NamedTuple):
+    """Convolution with zero padding, then batch normalisation or bias, then the activation."""
+
+    filters: int = 1
+    size: int = 1  # of the square kernel
+    stride: int = 1
+    pad: bool = False  # if True, `padding` does not count
+    padding: int = 0
+    groups: int = 1
+    batch_normalize: bool = False
+    activation: str = "logistic"
+    other: tuple[tuple[str, str], ...] = ()
+    source: Source = Source()
+
+    @property
+    def border(self) -> int:
+        """Rows and columns of zeros on each of the four sides."""
+        return self.size // 2 if self.pad else self.padding
+
+
+class Route(NamedTuple):
+    """One of `groups` equal parts of the channels of each layer, concatenated in this order."""
+
+    layers: tuple[int, ...]  # absolute numbers
+    groups: int = 1
+    group_id: int = 0
+    other: tuple[tuple[str, str], ...] = ()
+    source: Source = Source()
+
+
+class Shortcut(NamedTuple):
+    """Sum of the layer before and of the named ones, then the activation."""
+
+    layers: tuple[int, ...]  # absolute numbers; the key is `from`
+    activation: str = "linear"
+    other: tuple[tuple[str, str], ...] = ()
+    source: Source = Source()
+
+
+class Upsample(NamedTuple):
+    """Each cell repeated `stride` times in both directions."""
+
+    stride: int = 2
+    other: tuple[tuple[str, str], ...] = ()
+    source: Source = Source()
+
+
+class MaxPool(NamedTuple):
+    """Maximum of a window; cells outside the map do not take part."""
+
+    size: int  # in a cfg without the key: `stride`
+    # Both sides together: padding // 2 lie left and above, the rest right and below.
+    padding: int  # in a cfg without the key: `size` - 1
+    stride: int = 1
+    other: tuple[tuple[str, str], ...] = ()
+    source: Source = Source()
+
+
+class Dropout(NamedTuple):
+    """Nothing at inference."""
+
+    probability: float = 0.2
+    other: tuple[tuple[str, str], ...] = ()
+    source: Source = Source()
+
+
+_FLT_MAX = float.fromhex("0x1.fffffep+127")
+
+
+class Yolo(NamedTuple):
+    """Decodes x, y, w, h, objectness and classes of each anchor of `mask`, and trains them."""
+
+    anchors: tuple[tuple[float, float], ...]  # width, height in px of the input; all scales
+    mask: tuple[int, ...]  # the anchors of this scale; in a cfg without the key: all
+    classes: int = 20
+    num: int = 1  # of `anchors`
+    max_boxes: int = 200  # objects of a training image; the key is `max`
+    scale_x_y: float = 1.0
+    nms_kind: str = "default"
+    beta_nms: float = 0.6
+    ignore_thresh: float = 0.5
+    truth_thresh: float = 1.0
+    iou_thresh: float = 1.0
+    iou_thresh_kind: str = "iou"
+    iou_loss: str = "mse"
+    iou_normalizer: float = 0.75
+    obj_normalizer: float = 1.0
+    cls_normalizer: float = 1.0
+    delta_normalizer: float = 1.0
+    max_delta: float = _FLT_MAX
+    label_smooth_eps: float = 0.0
+    objectness_smooth: bool = False
+    focal_loss: bool = False
+    counters_per_class: tuple[int, ...] = ()
+    jitter: float = 0.2
+    resize: float = 1.0
+    random: float = 0.0
+    other: tuple[tuple[str, str], ...] = ()
+    source: Source = Source()
+
+
+Layer = Convolutional | Route | Shortcut | Upsample | MaxPool | Dropout | Yolo
+
+
+class Network(NamedTuple):
+    """A whole cfg."""
+
+    name: str  # of the file, for messages
+    net: Net
+    layers: tuple[Layer, ...]
+    head: tuple[str, ...] = ()  # lines in front of `[net]`
+
+
+class Shape(NamedTuple):
+    """Size of what a layer gives for one image."""
+
+    channels: int
+    height: int
+    width: int
+
+
+# ---- Values: text and number of the layer -> value; ValueError says what the text must be. ----
+
+
+def _integer(low: int) -> Callable[[str, int], int]:
+    def read(text: str, number: int) -> int:
+        # Nine digits: more do not fit into darknet's int.
+        if not re.fullmatch(r"[+-]?[0-9]{1,9}", text) or int(text) < low:
+            raise ValueError(f"an integer, at least {low}")
+        return int(text)
+
+    return read
+
+
+def _number(text: str, number: int) -> float:
+    digits = r"([0-9]{1,40}\.?[0-9]{0,40}|\.[0-9]{1,40})"
+    if not re.fullmatch(rf"[+-]?{digits}([eE][+-]?[0-9]{{1,2}})?", text):
+        raise ValueError("a number")
+    return float(text)
+
+
+def _flag(text: str, number: int) -> bool:
+    if text not in ("0", "1"):
+        raise ValueError("0 or 1")
+    return text == "1"
+
+
+def _one_of(*values: str) -> Callable[[str, int], str]:
+    def read(text: str, number: int) -> str:
+        if text not in values:
+            raise ValueError(f"one of {', '.join(values)}")
+        return text
+
+    return read
+
+
+def _list_of(read_one: Callable[[str, int], Any]) -> Callable[[str, int], tuple]:
+    def read(text: str, number: int) -> tuple:
+        try:
+            return tuple(read_one(part, number) for part in text.split(","))
+        except ValueError as error:
+            raise ValueError(f"a list with commas, each {error}") from None
+
+    return read
+
+
+def _pairs(text: str, number: int) -> tuple[tuple[float, float], ...]:
+    values = _list_of(_number)(text, number)
+    if len(values) % 2 or min(values) <= 0:
+        raise ValueError("pairs of numbers above 0, width and height")
+    return tuple(zip(values[::2], values[1::2]))
+
+
+def _earlier_layers(text: str, number: int) -> tuple[int, ...]:
+    values = _list_of(_integer(-number))(text, number)
+    if max(values) >= number:
+        raise ValueError(f"numbers of layers before it, which is layer {number}")
+    return tuple(value + number if value < 0 else value for value in values)
+
+
+_ACTIVATION = _one_of("linear", "leaky", "mish", "relu", "logistic", "swish")
+_IOU_KINDS = ("iou", "giou", "diou", "ciou")
+
+# What is read of each section.  The key is the field's name but for those of _FIELDS; one whose
+# default depends on others stands behind them.
+_KEYS = {
+    Net: {
+        "width": _integer(1),
+        "height": _integer(1),
+        "channels": _integer(1),
+        "batch": _integer(1),
+        "subdivisions": _integer(1),
+        "momentum": _number,
+        "decay": _number,
+        "angle": _number,
+        "saturation": _number,
+        "exposure": _number,
+        "hue": _number,
+        "mosaic": _flag,
+        "letter_box": _flag,
+        "learning_rate": _number,
+        "burn_in": _integer(0),
+        "max_batches": _integer(0),
+        "policy": _one_of("constant", "steps", "step", "exp", "poly", "sigmoid", "random", "sgdr"),
+        "steps": _list_of(_integer(0)),
+        "scales": _list_of(_number),
+    },
+    Convolutional: {
+        "batch_normalize": _flag,
+        "filters": _integer(1),
+        "groups": _integer(1),
+        "size": _integer(1),
+        "stride": _integer(1),
+        "pad": _flag,
+        "padding": _integer(0),
+        "activation": _ACTIVATION,
+    },
+    Route: {"layers": _earlier_layers, "groups": _integer(1), "group_id": _integer(0)},
+    Shortcut: {"from": _earlier_layers, "activation": _ACTIVATION},
+    Upsample: {"stride": _integer(1)},
+    MaxPool: {"stride": _integer(1), "size": _integer(1), "padding": _integer(0)},
+    Dropout: {"probability": _number},
+    Yolo: {
+        "anchors": _pairs,
+        "mask": _list_of(_integer(0)),
+        "classes": _integer(1),
+        "num": _integer(1),
+        "max": _integer(1),
+        "scale_x_y": _number,
+        "nms_kind": _one_of("default", "greedynms", "diounms"),
+        "beta_nms": _number,
+        "ignore_thresh": _number,
+        "truth_thresh": _number,
+        "iou_thresh": _number,
+        "iou_thresh_kind": _one_of(*_IOU_KINDS),
+        "iou_loss": _one_of("mse", *_IOU_KINDS),
+        "iou_normalizer": _number,
+        "obj_normalizer": _number,
+        "cls_normalizer": _number,
+        "delta_normalizer": _number,
+        "max_delta": _number,
+        "label_smooth_eps": _number,
+        "objectness_smooth": _flag,
+        "focal_loss": _flag,
+        "counters_per_class": _list_of(_integer(0)),
+        "jitter": _number,
+        "resize": _number,
+        "random": _number,
+    },
+}
+_FIELDS = {"from": "layers", "max": "max_boxes"}
+
+# Options that change what a layer computes or what its weights are, and are not implemented; the
+# value with which each of them changes nothing, None where there is no such value.
+_NEUTRAL = {
+    Net: {},
+    Convolutional: {
+        "dilation": "1",
+        **dict.fromkeys(("stride_x", "stride_y", "share_index"), None),
+        **dict.fromkeys(("antialiasing", "flipped", "binary", "xnor", "bin_output", "cbn"), "0"),
+        **dict.fromkeys(("sway", "rotate", "stretch", "stretch_sway", "coordconv"), "0"),
+        **dict.fromkeys(("assisted_excitation", "dontload", "dontloadscales"), "0"),
+    },
+    Route: {},
+    Shortcut: {"weights_type": "none"},
+    Upsample: {"scale": "1"},
+    MaxPool: {
+        **dict.fromkeys(("maxpool_depth", "antialiasing", "maxpool_zero_nonmax"), "0"),
+        **dict.fromkeys(("stride_x", "stride_y"), None),
+    },
+    Dropout: {},
+    Yolo: {"new_coords": "0", "embedding_layer": None},
+}
+
+# The names that darknet knows the sections by; the last one of each is written.
+_SECTIONS = {
+    "network": Net,
+    "net": Net,
+    "conv": Convolutional,
+    "convolutional": Convolutional,
+    "route": Route,
+    "shortcut": Shortcut,
+    "upsample": Upsample,
+    "max": MaxPool,
+    "maxpool": MaxPool,
+    "dropout": Dropout,
+    "yolo": Yolo,
+}
+_NAMES = {kind: name for name, kind in _SECTIONS.items()}
+
+_MAX_BYTES = 1 << 20  # of a cfg; the published ones have about 10 kB
+_MAX_SIZE = 1 << 20  # channels or cells of a side
+
+
+def read(path: str | os.PathLike) -> Network:
+    """Reads a cfg file; see `parse`.
+
+    Raises:
+      CfgError: the file cannot be read, is no text, or `parse` refuses it.
+    """
+    path = pathlib.Path(path)
+    try:
+        with path.open("rb") as file:
+            data = file.read(_MAX_BYTES + 1)
+    except OSError as error:
+        raise CfgError(f"{path}: cannot be read: {error.strerror or error}.") from error
+    if len(data) > _MAX_BYTES:
+        raise CfgError(f"{path}: more than {_MAX_BYTES} bytes, too large for a darknet cfg.")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise CfgError(f"{path}: not a darknet cfg, as it is no text in UTF-8.") from error
+    return parse(text, str(path))
+
+
+def parse(text: str, name: str = "cfg") -> Network:
+    """Sections with their values; whether the layers fit each other is what `shapes` finds out.
+
+    Args:
+      text: of a cfg file.
+      name: of the file, for messages.
+    Raises:
+      CfgError: a section is not known, a value is malformed, a needed key is missing, an option is
+        not implemented, or a layer refers to one that does not come before it.
+    """
+    lines = text.split("\n")
+    contents = [_content(line) for line in lines]
+    first = next((i for i, content in enumerate(contents) if content), None)
+    if first is None:
+        raise CfgError(f"{name}: empty, there is no section in it.")
+    if not contents[first].startswith("["):
+        raise CfgError(f"{name}, line {first + 1}: not a darknet cfg, which begins with [net].")
+    starts = [i for i, content in enumerate(contents) if content.startswith("[")]
+    sections = []
+    for number, (start, stop) in enumerate(zip(starts, [*starts[1:], len(lines)]), start=-1):
+        section = _section(name, number, start + 1, lines[start:stop])
+        if isinstance(section, Net) != (number == -1):
+            raise CfgError(f"{name}, line {start + 1}: [net] must be the first section, and once.")
+        sections.append(section)
+    net, *layers = sections
+    if not layers:
+        raise CfgError(f"{name}: there is no layer behind [net].")
+    return Network(name, net, tuple(layers), tuple(lines[:first]))
+
+
+def format(network: Network) -> str:
+    """The cfg text of a network.
+
+    What `parse` read comes out as it was, letter by letter.  Where fields have been replaced,
+    their lines are written anew, or added if the change makes them necessary.
+    """
+    lines = list(network.head)
+    for number, section in enumerate((network.net, *network.layers), start=-1):
+        lines += _lines(section, number)
+    return "\n".join(lines)
+
+
+def plain(network: Network) -> Network:
+    """The network without its text: equal for two cfgs that say the same in other words."""
+    net, *layers = (
+        section._replace(source=Source(), other=tuple(sorted(section.other)))
+        for section in (network.net, *network.layers)
+    )
+    return Network("cfg", net, tuple(layers))
+
+
+def shapes(
+    network: Network, height: int | None = None, width: int | None = None
+) -> tuple[Shape, ...]:
+    """What every layer gives for one image, or which of them cannot work.
+
+    Args:
+      network: of `parse`, or made by hand.
+      height, width: of the image, px; None is what [net] says.
+    Returns:
+      one shape a layer.
+    Raises:
+      CfgError: naming the first layer that does not fit those before it.
+    """
+    net = network.net
+    image = Shape(net.channels, height or net.height, width or net.width)
+    found = []
+    for number, layer in enumerate(network.layers):
+        try:
+            shape = _shape(layer, found[-1] if found else image, found)
+            if not all(1 <= size <= _MAX_SIZE for size in shape):
+                raise ValueError(f"gives {_words(shape)}, which is too small or too large")
+        except ValueError as error:
+            where = _where(network.name, number, type(layer), layer.source.line)
+            raise CfgError(f"{where} {error}.") from None
+        found.append(shape)
+    return tuple(found)
+
+
+# ---- One section from its lines, and back. ----
+
+
+def _content(line: str) -> str:
+    """The line without white space and comments."""
+    content = "".join(line.split("#", 1)[0].split())
+    return "" if content.startswith(";") else content
+
+
+def _where(name: str, number: int, kind: type, line: int) -> str:
+    at = f"{name}, line {line}" if line else name
+    return f"{at}: layer {number} [{_NAMES[kind]}]" if number >= 0 else f"{at}: [{_NAMES[kind]}]"
+
+
+def _section(name: str, number: int, line: int, lines: Sequence[str]) -> Net | Layer:
+    """One section; `number` is -1 for the first, `line` that of `lines[0]`, the header."""
+    header = _content(lines[0])
+    kind = _SECTIONS.get(header[1:-1]) if header.endswith("]") else None
+    if kind is None:
+        known = ", ".join(f"[{known}]" for known in _NAMES.values())
+        raise CfgError(f"{name}, line {line}: unknown section {header[:40]!r}; known are {known}.")
+
+    values, other, seen = {}, [], {}
+    for at, content in enumerate(map(_content, lines[1:]), start=line + 1):
+        if not content:
+            continue
+        where = _where(name, number, kind, at)
+        key, _, text = content.partition("=")
+        if not key or not text:
+            raise CfgError(f"{where} has {content[:40]!r}, which is not key=value.")
+        if key in seen:
+            raise CfgError(f"{where} has {key[:40]!r} twice, first in line {seen[key]}.")
+        seen[key] = at
+        if key in _KEYS[kind]:
+            try:
+                values[_FIELDS.get(key, key)] = _KEYS[kind][key](text, number)
+            except ValueError as error:
+                raise CfgError(f"{where} has {key}={text[:40]!r}; it must be {error}.") from None
+        elif key in _NEUTRAL[kind] and text != _NEUTRAL[kind][key]:
+            raise CfgError(f"{where} has {key}={text[:40]!r}, an option that is not implemented.")
+        else:
+            other.append((key, text))
+
+    values = _with_defaults(kind, values)
+    where = _where(name, number, kind, line)
+    for key in _KEYS[kind]:
+        if _FIELDS.get(key, key) not in values:
+            raise CfgError(f"{where} has no {key}.")
+    section = kind(**values | {"other": tuple(other), "source": Source(line, tuple(lines))})
+    if kind is Yolo:
+        if len(section.anchors) != section.num:
+            given = len(section.anchors)
+            raise CfgError(f"{where} has num={section.num} and {given} pairs of anchors.")
+        if max(section.mask) >= section.num:
+            raise CfgError(
+                f"{where} has mask={_text(section.mask)} and only {section.num} anchors."
+            )
+    return section
+
+
+def _with_defaults(kind: type, values: dict[str, Any]) -> dict[str, Any]:
+    """Adds the fields that a cfg need not give."""
+    values = kind._field_defaults | values
+    if kind is MaxPool:
+        values.setdefault("size", values["stride"])
+        values.setdefault("padding", values["size"] - 1)
+    if kind is Yolo and "anchors" in values:
+        values.setdefault("mask", tuple(range(len(values["anchors"]))))
+    return values
+
+
+def _lines(section: Net | Layer, number: int) -> list[str]:
+    """The lines of a section; those of its source where they still say what the fields say."""
+    keys, texts = _KEYS[type(section)], dict(section.other)
+    other = dict(texts)  # those not written yet
+    lines, end, written = [], 1, {}  # `end`: behind the header and the last option
+    for line in section.source.lines or (f"[{_NAMES[type(section)]}]", ""):
+        key, equals, text = _content(line).partition("=")
+        if key in keys:
+            field = _FIELDS.get(key, key)
+            written[field] = value = getattr(section, field)
+            if not _says(keys[key], text, number, value):
+                line = f"{key}={_text(value)}"
+        elif equals and key not in other:
+            continue
+        elif equals and other.pop(key) != text:
+            line = f"{key}={texts[key]}"
+        lines.append(line)
+        if equals:
+            end = len(lines)
+
+    added = []
+    for key in keys:
+        field = _FIELDS.get(key, key)
+        value = getattr(section, field)
+        if _with_defaults(type(section), written).get(field) != value:
+            written[field] = value
+            added.append(f"{key}={_text(value)}")
+    added += [f"{key}={text}" for key, text in other.items()]
+    return lines[:end] + added + lines[end:]
+
+
+def _says(read_value: Callable[[str, int], Any], text: str, number: int, value: Any) -> bool:
+    try:
+        return read_value(text, number) == value
+    except ValueError:  # "-4" where layers in front of this one have been taken away
+        return False
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, tuple):
+        return ",".join(map(_text, value))
+    if isinstance(value, bool):
+        return str(int(value))
+    return repr(value).removesuffix(".0") if isinstance(value, float) else str(value)
+
+
+# ---- The graph. ----
+
+
+def _shape(layer: Layer, before: Shape, earlier: Sequence[Shape]) -> Shape:
+    """What the layer gives; ValueError says why it cannot work."""
+    channels, height, width = before
+    match layer:
+        case Convolutional():
+            if channels % layer.groups or layer.filters % layer.groups:
+                raise ValueError(
+                    f"has groups={layer.groups}, into which {channels} channels and"
+                    f" {layer.filters} filters cannot be divided"
+                )
+            sides = (_windows(side, 2 * layer.border, layer) for side in (height, width))
+            return Shape(layer.filters, *sides)
+        case MaxPool():
+            return Shape(channels, *(_windows(s, layer.padding, layer) for s in (height, width)))
+        case Upsample():
+            return Shape(channels, height * layer.stride, width * layer.stride)
+        case Shortcut():
+            for source in _sources(layer, earlier):
+                if earlier[source] != before:
+                    raise ValueError(
+                        f"adds layer {source}, which gives {_words(earlier[source])}, to"
+                        f" {_words(before)}"
+                    )
+            return before
+        case Route():
+            return _routed(layer, earlier)
+        case Yolo():
+            needed = len(layer.mask) * (layer.classes + 5)
+            if channels != needed:
+                raise ValueError(
+                    f"needs {needed} channels, {len(layer.mask)} anchors of 5 + {layer.classes}"
+                    f" values, and the layer before it gives {channels}"
+                )
+            return before
+        case Dropout():
+            return before
+
+
+def _windows(side: int, padding: int, layer: Convolutional | MaxPool) -> int:
+    """Windows along a side; `padding` is the sum of both ends, in cells."""
+    return (side + padding - layer.size) // layer.stride + 1
+
+
+def _sources(layer: Route | Shortcut, earlier: Sequence[Shape]) -> tuple[int, ...]:
+    # `parse` has seen to this; a network made by hand may be wrong.
+    if not all(0 <= source < len(earlier) for source in layer.layers):
+        raise ValueError(f"takes layers {_text(layer.layers)}, not all of which come before it")
+    return layer.layers
+
+
+def _routed(layer: Route, earlier: Sequence[Shape]) -> Shape:
+    parts = [earlier[source] for source in _sources(layer, earlier)]
+    for source, part in zip(layer.layers, parts):
+        if part[1:] != parts[0][1:]:
+            raise ValueError(
+                f"joins layer {layer.layers[0]}, which gives {_words(parts[0])}, with layer"
+                f" {source}, which gives {_words(part)}"
+            )
+        if part.channels % layer.groups:
+            raise ValueError(
+                f"has groups={layer.groups}, into which the {part.channels} channels of layer"
+                f" {source} cannot be divided"
+            )
+    if layer.group_id >= layer.groups:
+        raise ValueError(f"has group_id={layer.group_id} of {layer.groups} groups")
+    return Shape(sum(part.channels // layer.groups for part in parts), *parts[0][1:])
+
+
+def _words(shape: Shape) -> str:
+    return f"{shape.channels} channels of {shape.height}x{shape.width}"

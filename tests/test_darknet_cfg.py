@@ -1,0 +1,512 @@
+"""Cfg texts are understood, written back letter by letter, and refused with a line number."""
+
+import time
+import tracemalloc
+
+import numpy as np
+import pytest
+
+from detlab import darknet_cfg
+
+# Every section, group and way to name a layer; the shapes beside it are worked out by hand.
+TEXT = """\
+# A small network
+[net]
+width = 32
+height=32
+channels=3
+learning_rate=.002\t# a comment
+steps=400,450
+tracking=7
+
+[convolutional]
+batch_normalize=1
+filters=8
+size=3
+stride=2
+pad=1
+activation=mish
+
+[convolutional]
+batch_normalize=1
+groups=8
+filters=8
+size=3
+padding=1
+activation=leaky
+
+[conv]
+filters=8
+activation=linear
+
+[dropout]
+probability=.15
+
+[shortcut]
+from=-4
+activation=linear
+
+[maxpool]
+size=2
+stride=2
+
+[maxpool]
+size=3
+stride=1
+
+[route]
+layers = -1, -2
+
+[convolutional]
+filters=14
+activation=linear
+
+[yolo]
+mask = 0,1
+anchors = 4,6,  8.5,9,  20,16
+classes=2
+num=3
+scale_x_y = 1.05
+iou_loss=ciou
+nms_kind=greedynms
+random=1
+
+; the other scale
+[route]
+layers=-3
+
+[route]
+layers=-1
+groups=2
+group_id=1
+
+[upsample]
+stride=2
+
+[route]
+layers=-1,4
+
+[convolutional]
+filters=7
+
+[yolo]
+mask=2
+anchors=4,6,8.5,9,20,16
+classes=2
+num=3
+"""
+SHAPES = [
+    (8, 16, 16),  # 0 convolutional
+    (8, 16, 16),
+    (8, 16, 16),
+    (8, 16, 16),  # 3 dropout
+    (8, 16, 16),
+    (8, 8, 8),  # 5 maxpool, stride 2
+    (8, 8, 8),
+    (16, 8, 8),  # 7 route
+    (14, 8, 8),
+    (14, 8, 8),  # 9 yolo
+    (16, 8, 8),
+    (8, 8, 8),  # 11 route, second half
+    (8, 16, 16),
+    (16, 16, 16),  # 13 route
+    (7, 16, 16),
+    (7, 16, 16),
+]
+CFGS = ["yolov3", "yolov3-tiny", "yolov4", "yolov4-tiny", "yolo-fastest-1.1"]
+
+
+def changed(*changes):
+    """TEXT with the first occurrence of each old string replaced."""
+    text = TEXT
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new, 1)
+    return text
+
+
+def refused(text):
+    """The message with which a text is refused, by the parser or by the graph."""
+    with pytest.raises(darknet_cfg.CfgError) as info:
+        darknet_cfg.shapes(darknet_cfg.parse(text, "small.cfg"))
+    message = str(info.value)
+    assert message.startswith("small.cfg") and message.endswith(".") and "\n" not in message
+    return message
+
+
+# ---- What is read. ----
+
+
+def test_values_have_types_and_missing_ones_have_darknets_defaults():
+    net, layers = darknet_cfg.parse(TEXT)[1:3]
+    assert (net.width, net.learning_rate, net.steps) == (32, 0.002, (400, 450))
+    assert (net.batch, net.policy, net.mosaic) == (1, "constant", False)
+    assert net.other == (("tracking", "7"),)
+    first, grouped, bare = layers[:3]
+    assert (first.filters, first.size, first.stride, first.activation) == (8, 3, 2, "mish")
+    assert first.batch_normalize is True and first.groups == 1
+    assert (grouped.groups, grouped.pad, grouped.padding) == (8, False, 1)
+    assert (bare.size, bare.stride, bare.batch_normalize) == (1, 1, False)
+    assert layers[3].probability == 0.15
+    assert layers[14].activation == "logistic"
+    yolo = layers[9]
+    assert yolo.anchors == ((4, 6), (8.5, 9), (20, 16)) and yolo.mask == (0, 1)
+    assert (yolo.scale_x_y, yolo.iou_loss, yolo.nms_kind, yolo.random) == (
+        1.05,
+        "ciou",
+        "greedynms",
+        1,
+    )
+    assert (yolo.ignore_thresh, yolo.truth_thresh, yolo.iou_thresh) == (0.5, 1, 1)
+    assert (yolo.iou_normalizer, yolo.cls_normalizer, yolo.beta_nms) == (0.75, 1, 0.6)
+
+
+def test_pad_means_half_the_kernel_and_outranks_padding():
+    layer = darknet_cfg.Convolutional
+    assert layer(size=5, pad=True, padding=9).border == 2
+    assert layer(size=5, padding=1).border == 1
+    assert layer(size=1, pad=True).border == 0
+
+
+def test_named_layers_become_absolute_numbers():
+    layers = darknet_cfg.parse(TEXT).layers
+    found = {i: layer.layers for i, layer in enumerate(layers) if hasattr(layer, "layers")}
+    assert found == {4: (0,), 7: (6, 5), 10: (7,), 11: (10,), 13: (12, 4)}
+    assert (layers[11].groups, layers[11].group_id) == (2, 1)
+
+
+def test_pool_pads_by_one_less_than_its_size_and_is_as_large_as_its_stride_unless_told():
+    text = (
+        "[net]\nwidth=9\nheight=9\nchannels=1\n[max]\nstride=3\n[max]\nsize=5\n[max]\npadding=0\n"
+    )
+    pools = darknet_cfg.parse(text).layers
+    assert [(p.size, p.stride, p.padding) for p in pools] == [(3, 3, 2), (5, 1, 4), (1, 1, 0)]
+
+
+def test_yolo_without_mask_has_all_anchors():
+    text = changed(("mask=2\n", ""), ("filters=7\n", "filters=21\n"))
+    network = darknet_cfg.parse(text)
+    assert network.layers[-1].mask == (0, 1, 2)
+    darknet_cfg.shapes(network)
+
+
+def test_shapes_of_every_kind_of_layer():
+    assert list(darknet_cfg.shapes(darknet_cfg.parse(TEXT))) == SHAPES
+
+
+def test_shapes_follow_the_image_where_it_is_not_the_nets_size():
+    shapes = darknet_cfg.shapes(darknet_cfg.parse(TEXT), height=64, width=96)
+    assert list(shapes) == [(c, 2 * h, 3 * w) for c, h, w in SHAPES]
+
+
+# ---- What is written. ----
+
+
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+def test_text_comes_back_letter_by_letter(newline):
+    text = TEXT.replace("\n", newline)
+    network = darknet_cfg.parse(text)
+    assert darknet_cfg.format(network) == text
+    assert darknet_cfg.parse(darknet_cfg.format(network)) == network
+
+
+def test_network_without_its_text_is_written_in_full():
+    network = darknet_cfg.plain(darknet_cfg.parse(TEXT))
+    text = darknet_cfg.format(network)
+    assert "#" not in text and text != TEXT
+    assert darknet_cfg.plain(darknet_cfg.parse(text)) == network
+
+
+def test_plain_networks_are_equal_where_only_order_spelling_and_comments_differ():
+    other = changed(
+        ("filters=8\nsize=3\nstride=2\n", "stride = 2\n# why\nsize=3\nfilters=8\n"),
+        ("probability=.15", "probability=0.150"),
+        ("layers=-1,4", "layers=12,-9"),
+        ("[conv]", "[convolutional]"),
+    )
+    first, second = darknet_cfg.parse(TEXT), darknet_cfg.parse(other)
+    assert first != second
+    assert darknet_cfg.plain(first) == darknet_cfg.plain(second)
+    third = darknet_cfg.parse(changed(("classes=2\n", "classes=3\n")))
+    assert darknet_cfg.plain(first) != darknet_cfg.plain(third)
+
+
+def test_new_number_of_classes_changes_only_its_lines():
+    network = darknet_cfg.parse(TEXT)
+    layers = list(network.layers)
+    for i in (9, 15):
+        anchors = len(layers[i].mask)
+        layers[i] = layers[i]._replace(classes=4)
+        layers[i - 1] = layers[i - 1]._replace(filters=anchors * 9)
+    changed_network = network._replace(layers=tuple(layers))
+    text = darknet_cfg.format(changed_network)
+    differing = [(a, b) for a, b in zip(TEXT.split("\n"), text.split("\n"), strict=True) if a != b]
+    classes = ("classes=2", "classes=4")
+    assert differing == [
+        ("filters=14", "filters=18"),
+        classes,
+        ("filters=7", "filters=9"),
+        classes,
+    ]
+    assert darknet_cfg.plain(darknet_cfg.parse(text)) == darknet_cfg.plain(changed_network)
+
+
+def test_added_values_stand_behind_the_others_and_dependent_defaults_stay_what_they_were():
+    network = darknet_cfg.parse(TEXT)
+    layers = list(network.layers)
+    layers[5] = layers[5]._replace(stride=1, padding=0)
+    layers[6] = darknet_cfg.MaxPool(size=1, padding=0, stride=2)
+    layers[9] = layers[9]._replace(max_boxes=90, other=(("show_details", "0"),))
+    network = network._replace(net=network.net._replace(other=()), layers=tuple(layers))
+    text = darknet_cfg.format(network)
+    assert "[maxpool]\nsize=2\nstride=1\npadding=0\n\n[maxpool]\nstride=2\nsize=1\n\n" in text
+    assert "random=1\nmax=90\nshow_details=0\n\n; the other scale" in text
+    assert "tracking" not in text
+    assert darknet_cfg.plain(darknet_cfg.parse(text)) == darknet_cfg.plain(network)
+
+
+def test_numbers_of_layers_are_written_anew_where_layers_have_been_taken_away():
+    text = "[net]\nwidth=8\nheight=8\nchannels=1\n" + "[conv]\nfilters=2\n" * 3
+    network = darknet_cfg.parse(text + "[shortcut]\nfrom=-3\n")
+    layers = (network.layers[0], network.layers[3]._replace(layers=(0,)))
+    text = darknet_cfg.format(network._replace(layers=layers))
+    assert text.endswith("[shortcut]\nfrom=0\n")
+    assert darknet_cfg.parse(text).layers[1].layers == (0,)
+
+
+# ---- The published networks. ----
+
+
+@pytest.mark.parametrize("name", CFGS)
+def test_published_cfg_is_read_written_and_has_the_published_heads(shared_dir, name):
+    path = shared_dir / "parity" / "yolo" / f"{name}.cfg"
+    network = darknet_cfg.read(path)
+    text = path.read_text()
+    assert darknet_cfg.format(network) == text
+    plain = darknet_cfg.plain(network)
+    assert darknet_cfg.plain(darknet_cfg.parse(darknet_cfg.format(plain))) == plain
+    assert all(section.other == () for section in (network.net, *network.layers))
+    heads = [
+        (shape.channels, network.net.height // shape.height)
+        for layer, shape in zip(network.layers, darknet_cfg.shapes(network))
+        if isinstance(layer, darknet_cfg.Yolo)
+    ]
+    strides = {"yolov3": [32, 16, 8], "yolov4": [8, 16, 32]}.get(name, [32, 16])
+    assert heads == [(255, stride) for stride in strides]
+
+
+def test_training_cfg_says_the_same_as_the_one_reduced_to_inference(shared_dir):
+    trained = darknet_cfg.read(shared_dir / "weights" / "yolo-fastest-1.1.cfg")
+    reduced = darknet_cfg.read(shared_dir / "parity" / "yolo" / "yolo-fastest-1.1.cfg")
+    assert (
+        darknet_cfg.format(trained) == (shared_dir / "weights" / "yolo-fastest-1.1.cfg").read_text()
+    )
+    assert (trained.net.burn_in, trained.net.scales) == (4000, (0.1, 0.1))
+    assert all(section.other == () for section in (trained.net, *trained.layers))
+    kinds = [type(layer) for layer in trained.layers]
+    assert kinds == [type(layer) for layer in reduced.layers]
+    for layer, other in zip(darknet_cfg.plain(trained).layers, darknet_cfg.plain(reduced).layers):
+        if isinstance(layer, darknet_cfg.Convolutional):
+            assert layer._replace(pad=other.pad) == other and layer.border == other.border
+        elif not isinstance(layer, (darknet_cfg.Yolo, darknet_cfg.Dropout)):
+            assert layer == other
+
+
+# ---- What is refused. ----
+
+
+@pytest.mark.parametrize(
+    "old, new, message",
+    [
+        ("[dropout]", "[reorg]", "small.cfg, line 30: unknown section '[reorg]'; known are [net],"),
+        ("[dropout]", "[dropout", "line 30: unknown section '[dropout'"),
+        (
+            "stride=2",
+            "stride=2x",
+            "line 14: layer 0 [convolutional] has stride='2x'; it must be an",
+        ),
+        ("stride=2", "stride=0", "it must be an integer, at least 1"),
+        ("filters=8", "filters=8.5", "has filters='8.5'"),
+        ("filters=8", "filters=" + "9" * 5000, "an integer"),
+        ("filters=8", "filters=٣", "an integer"),
+        ("=.15", "=nan", "must be a number"),
+        ("=.15", "=1e999", "must be a number"),
+        ("mish", "mich", "one of linear, leaky, mish, relu, logistic, swish"),
+        ("batch_normalize=1", "batch_normalize=2", "must be 0 or 1"),
+        ("=.002", "=", "line 6: [net] has 'learning_rate=', which is not key=value"),
+        ("size=3", "size", "line 13: layer 0 [convolutional] has 'size', which is not key=value"),
+        (
+            "filters=8",
+            "size=8",
+            "line 13: layer 0 [convolutional] has 'size' twice, first in line 12",
+        ),
+        ("mask = 0,1", "mask = 0,,1", "a list with commas, each an integer, at least 0"),
+        ("mask = 0,1", "mask = 0,1,", "a list with commas, each an integer"),
+        ("mask = 0,1", "mask = 0,3", "has mask=0,3 and only 3 anchors"),
+        ("num=3", "num=4", "has num=4 and 3 pairs of anchors"),
+        ("8.5,9,", "8.5,", "pairs of numbers above 0"),
+        ("8.5,9,", "8.5,0,", "pairs of numbers above 0"),
+        ("anchors = ", "anchor = ", "layer 9 [yolo] has no anchors"),
+        ("layers = -1", "layer = -1", "layer 7 [route] has no layers"),
+        ("from=-4", "form=-4", "layer 4 [shortcut] has no from"),
+        ("width = 32", "with = 32", "line 2: [net] has no width"),
+        ("from=-4", "from=-5", "each an integer, at least -4"),
+        ("from=-4", "from=4", "must be numbers of layers before it, which is layer 4"),
+        ("layers=-1,4", "layers=-1,14", "numbers of layers before it, which is layer 13"),
+        ("[dropout]", "[net]\nwidth=1\nheight=1\nchannels=1", "[net] must be the first section"),
+        ("[net]", "[dropout]", "[net] must be the first section"),
+        ("groups=8", "dilation=2", "has dilation='2', an option that is not implemented"),
+        ("[upsample]\n", "[upsample]\nscale=2\n", "scale='2', an option that is not implemented"),
+        ("nms_kind=greedynms", "new_coords=1", "an option that is not implemented"),
+        ("# A small network", "width=3", "line 1: not a darknet cfg, which begins with [net]"),
+    ],
+)
+def test_malformed_text_is_refused_with_line_section_and_key(old, new, message):
+    assert message in refused(changed((old, new)))
+
+
+@pytest.mark.parametrize(
+    "old, new, message",
+    [
+        ("groups=8", "groups=3", "line 18: layer 1 [convolutional] has groups=3, into which 8"),
+        ("from=-4\n", "from=0\n[max]\nstride=2\n[shortcut]\nfrom=0\n", "layer 6 [shortcut] adds"),
+        ("layers = -1, -2", "layers = -1, 0", "joins layer 6, which gives 8 channels of 8x8, with"),
+        ("groups=2", "groups=3", "line 66: layer 11 [route] has groups=3, into which the 16"),
+        ("group_id=1", "group_id=2", "has group_id=2 of 2 groups"),
+        ("filters=14", "filters=15", "layer 9 [yolo] needs 14 channels, 2 anchors of 5 + 2"),
+        ("height=32", "height=1", "layer 5 [maxpool] gives 8 channels of 0x8, which is too small"),
+        ("[upsample]\nstride=2", "[upsample]\nstride=999999", "too small or too large"),
+    ],
+)
+def test_layers_that_do_not_fit_are_refused_with_their_number(old, new, message):
+    text = changed((old, new))
+    if "[maxpool]" in message:  # padded by size - 1, no pool ever gives nothing
+        text = text.replace("stride=2\n\n[maxpool]", "stride=2\npadding=0\n\n[maxpool]")
+    assert message in refused(text)
+
+
+def test_network_made_by_hand_is_checked_too():
+    net = darknet_cfg.Net(8, 8, 3)
+    network = darknet_cfg.Network("mine", net, (darknet_cfg.Route(layers=(1,)),))
+    with pytest.raises(darknet_cfg.CfgError, match=r"mine: layer 0 \[route\] takes layers 1, not"):
+        darknet_cfg.shapes(network)
+
+
+def test_options_that_are_spelt_out_but_change_nothing_are_kept():
+    text = changed(("groups=8\n", "dilation=1\nantialiasing=0\nstopbackward=800\n"))
+    layer = darknet_cfg.parse(text).layers[1]
+    assert dict(layer.other) == {"dilation": "1", "antialiasing": "0", "stopbackward": "800"}
+
+
+def test_files_that_are_no_cfg_are_refused_by_name(tmp_path):
+    path = tmp_path / "net.cfg"
+
+    def message():
+        with pytest.raises(darknet_cfg.CfgError) as info:
+            darknet_cfg.read(path)
+        assert str(info.value).startswith(str(path))
+        return str(info.value)
+
+    assert "No such file" in message()
+    for data, words in [
+        (b"", "empty"),
+        (b" \n# nothing\n", "empty"),
+        (b"\x89PNG\r\n\x1a\n", "no text in UTF-8"),
+        (b"<!DOCTYPE html><html>404", "not a darknet cfg, which begins with [net]"),
+        (b"PK\x03\x04\x00", "not a darknet cfg"),
+        (b"[net]\nwidth=1\nheight=1\nchannels=1\n", "no layer behind [net]"),
+        (b"[net]\n" + b"#" * (1 << 20), "too large for a darknet cfg"),
+        (TEXT.encode()[:23], "[net] has no width"),
+    ]:
+        path.write_bytes(data)
+        assert words in message()
+    path.unlink()
+    path.mkdir()
+    assert "directory" in message()
+
+
+@pytest.fixture
+def peak_memory():
+    """`peak_memory()` -> the most bytes that Python and NumPy have held since the test began."""
+    tracemalloc.start()
+    yield lambda: tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+
+
+def mutated(text, rng):
+    """The text with lines or letters removed, doubled, swapped or replaced by others of a cfg."""
+    spare = "0 -1 1 2 9 999999999 -999999999 1e99 nan = , # ; [ ] [net] [route] [conv] 8,8 \n \0 é"
+    spare = [*spare.split(" "), "9" * 5000, "-1," * 500]
+    lines = text.split("\n")
+    for _ in range(rng.integers(1, 4)):
+        at, other = rng.integers(len(lines), size=2)
+        line = lines[at]
+        column = int(rng.integers(len(line) + 1))
+        word = spare[rng.integers(len(spare))]
+        match rng.integers(6):
+            case 0:
+                lines[at] = line[:column] + word + line[column + 1 :]
+            case 1:
+                lines[at] = line.partition("=")[0] + "=" + word
+            case 2:
+                lines = [*lines[:at], *lines[at + 1 :]] or [""]
+            case 3:
+                lines.insert(at, lines[other])
+            case 4:
+                lines[at] = lines[other]
+            case 5:
+                lines = lines[: max(1, int(at))]
+    return "\n".join(lines)
+
+
+def test_mutated_texts_raise_nothing_but_a_cfg_error_and_need_little_time_and_memory(
+    tmp_path, peak_memory
+):
+    seed, rounds, refusals = 31, 2400, 0
+    rng = np.random.default_rng(seed)
+    path = tmp_path / "mutated.cfg"
+    start = time.monotonic()
+    for i in range(rounds):
+        text = mutated(TEXT, rng)
+        try:
+            if i % 4 == 0:  # as bytes, of which one is wrong
+                data = bytearray(text.encode())
+                data[rng.integers(len(data))] = rng.integers(256)
+                path.write_bytes(data)
+                network = darknet_cfg.read(path)
+            else:
+                network = darknet_cfg.parse(text)
+                assert darknet_cfg.format(network) == text
+            darknet_cfg.shapes(network)
+        except darknet_cfg.CfgError as error:
+            refusals += 1
+            assert len(str(error)) < 1000 and "\n" not in str(error), f"seed {seed}, round {i}"
+        else:
+            plain = darknet_cfg.plain(network)
+            assert darknet_cfg.plain(darknet_cfg.parse(darknet_cfg.format(plain))) == plain
+    seconds = time.monotonic() - start
+    assert 0.5 * rounds < refusals < 0.98 * rounds, f"seed {seed}: too harmless or too fatal"
+    assert seconds < 60  # for all; about 5 on one core
+    assert peak_memory() < 16 << 20  # bytes
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[upsample]\nstride=999999999\n" * 2000,
+        "[route]\nlayers=" + "-1," * 20_000 + "\n",
+        "[convolutional]\nfilters=999999999\n" * 20_000,
+        "[convolutional]\n" + "".join(f"k{i}=1\n" for i in range(50_000)),
+        "[yolo]\nnum=999999999\nanchors=1,1\n",
+    ],
+)
+def test_text_that_claims_something_huge_is_dealt_with_in_no_time(text):
+    start = time.monotonic()
+    head = "[net]\nwidth=32\nheight=32\nchannels=3\n[dropout]\n"
+    try:
+        network = darknet_cfg.parse(head + text)
+        assert darknet_cfg.format(network) == head + text
+        darknet_cfg.shapes(network)
+    except darknet_cfg.CfgError:
+        pass
+    assert time.monotonic() - start < 10  # seconds; about 1 on one core
