@@ -1,0 +1,129 @@
+"""Weight files from the web, once: checked by their SHA-256, kept in the user's cache folder."""
+
+import hashlib
+import os
+import pathlib
+import re
+import sys
+import urllib.error
+import urllib.parse
+import urllib.request
+from http import client
+
+import tqdm
+
+from detlab import errors
+
+TIMEOUT_S = 60  # without a byte
+_BLOCK = 1 << 20
+_USER_AGENT = {"User-Agent": "detlab"}
+
+
+def is_url(text: str) -> bool:
+    return re.match(r"[a-zA-Z][a-zA-Z0-9+.-]*://", text) is not None
+
+
+def fetch(url: str, sha256: str = "", folder: pathlib.Path | None = None) -> pathlib.Path:
+    """The path of the file behind a URL, downloaded unless it is there.
+
+    A download that breaks off goes on where it stopped at the next call.
+
+    Args:
+      url: http or https.
+      sha256: the whole checksum in hex, or its first 8 digits or more.  "" where the file's name
+        has it, as `resnet50-0676ba61.pth` and the names of mmdetection's files do.
+      folder: where files are kept; default: detlab/downloads in the user's cache folder.
+    Raises:
+      UserError: no checksum, another one, or the server does not give the file.
+    """
+    parts = urllib.parse.urlsplit(url)
+    name = pathlib.PurePosixPath(urllib.parse.unquote(parts.path)).name
+    if parts.scheme not in ("http", "https") or not name:
+        raise errors.UserError(f"{url} is no http or https address of a file.")
+    wanted = _checksum(url, name, sha256)
+    folder = folder or _cache_folder()
+    path = folder / f"{wanted[:8]}-{name}"
+    if path.exists():
+        if _sha256(path).startswith(wanted):
+            print(f"{url} is here already: {path}")
+            return path
+        path.unlink()  # damaged since
+    part = path.with_name(path.name + ".part")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _download(url, part)
+    except OSError as error:  # urllib's errors are of this kind too
+        reason = getattr(error, "reason", None) or error.strerror or error
+        raise errors.UserError(
+            f"{url} cannot be downloaded ({reason}); the same command goes on where it stopped, or"
+            " give a file that you fetched in another way."
+        ) from error
+    except client.HTTPException as error:
+        raise errors.UserError(
+            f"{url} broke off ({error!r}); the same command goes on where it stopped."
+        ) from error
+    found = _sha256(part)
+    if not found.startswith(wanted):
+        part.unlink()
+        raise errors.UserError(
+            f"{url} has the SHA-256 {found} and not {wanted}; it was removed.  Ask where you have"
+            " the checksum from."
+        )
+    part.replace(path)
+    return path
+
+
+def _checksum(url: str, name: str, sha256: str) -> str:
+    in_name = re.search(r"-([0-9a-f]{8,64})\.\w+$", name)
+    wanted = (sha256 or (in_name[1] if in_name else "")).lower()
+    if not wanted:
+        raise errors.UserError(
+            f"{url} needs --sha256, the checksum that its publisher gives: weights are read from"
+            " the web only when they are known."
+        )
+    if not re.fullmatch(r"[0-9a-f]{8,64}", wanted):
+        raise errors.UserError(f"--sha256 is {sha256!r}; it must be 8 to 64 hex digits.")
+    return wanted
+
+
+def _download(url: str, part: pathlib.Path) -> None:
+    """Writes the file, or what is missing of it."""
+    have = part.stat().st_size if part.exists() else 0
+    headers = {**_USER_AGENT, **({"Range": f"bytes={have}-"} if have else {})}
+    request = urllib.request.Request(url, headers=headers)
+    try:
+        reply = urllib.request.urlopen(request, timeout=TIMEOUT_S)
+    except urllib.error.HTTPError as error:
+        if error.code == 416:  # nothing is missing, or the file is another: the checksum decides
+            return
+        raise
+    with reply:
+        goes_on = reply.status == 206  # a server may know no ranges and send all
+        length = reply.headers.get("Content-Length")
+        total = int(length) + (have if goes_on else 0) if length else None
+        with (
+            part.open("ab" if goes_on else "wb") as file,
+            tqdm.tqdm(
+                total=total,
+                initial=have if goes_on else 0,
+                desc=part.name.removesuffix(".part"),
+                unit="B",
+                unit_scale=True,
+                disable=not sys.stderr.isatty(),
+            ) as bar,
+        ):
+            while block := reply.read(_BLOCK):
+                file.write(block)
+                bar.update(len(block))
+            if total is not None and file.tell() < total:
+                raise client.IncompleteRead(b"", total - file.tell())
+
+
+def _cache_folder() -> pathlib.Path:
+    base = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+    return pathlib.Path(base) / "detlab" / "downloads"
+
+
+def _sha256(path: pathlib.Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
