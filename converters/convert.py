@@ -1,28 +1,37 @@
-"""Weights of torchvision and mmdet as a detlab weights folder.
+"""Weights of other code bases as a detlab weights folder, and back.
 
     python -m converters.convert --source torchvision --config experiments/retinanet_voc.py \\
         --input resnet50-0676ba61.pth --output weights/resnet50_torchvision
+    python -m converters.convert --reverse --input runs/retinanet_voc --output retinanet.pth
+    python -m converters.convert --inspect FILE
 
 The folder is what `config.init_from`, eval and demo read; its `report.json` says what became of
 every tensor of the file and every leaf of the detector.  A torchvision file fills the backbone
-alone, an mmdet file the whole detector.
+alone, an mmdet file the whole detector.  `--input` may be a URL.
 """
 
 import argparse
 import collections
 import json
 import pathlib
-from typing import Any, Callable, Mapping, NamedTuple, Sequence
+from typing import Callable, Mapping, NamedTuple, Sequence
 
 import jax
 import jax.numpy as jnp
 
+from converters import download
+from converters import inspect_file
 from converters import mapping
-from converters.readers import torch_file
+from converters.readers import contents
+from converters.readers import files
 from converters.tables import mmdet_retinanet
 from converters.tables import torchvision_resnet
+from converters.writers import safetensors_file
+from converters.writers import torch_file
 from detlab import checkpoint
+from detlab import checks
 from detlab import config as config_lib
+from detlab import darknet_cfg
 from detlab import detector as detector_lib
 from detlab import errors
 
@@ -54,41 +63,97 @@ SOURCES = {
 
 def main(arguments: Sequence[str]) -> None:
     """The command line; raises `UserError` for whatever a user can mend."""
+    flags, overrides = config_lib.parse(arguments, _parser())
+    if flags.inspect:
+        network = darknet_cfg.read(flags.cfg) if flags.cfg else None
+        print(inspect_file.describe(_local(flags.inspect, flags.sha256), network))
+    elif not flags.input or not flags.output:
+        raise errors.UserError("give --input and --output, or --inspect FILE alone.")
+    elif flags.reverse:
+        write_foreign(flags, overrides)
+    elif not flags.config:
+        raise errors.UserError("give --config, the experiment whose detector the weights are for.")
+    else:
+        convert(flags, overrides)
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m converters.convert",
-        description=__doc__.split("\n\n")[0],
+        description=__doc__,
         epilog="Any key of the config is overridden by --config.key=value.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--source", choices=("auto", *SOURCES), default="auto")
-    parser.add_argument("--config", required=True, help="experiment file or name")
-    parser.add_argument("--input", required=True, type=pathlib.Path, help="a .pth or .pt file")
-    parser.add_argument("--output", required=True, type=pathlib.Path, help="a folder to be made")
+    parser.add_argument("--config", help="experiment file or name")
+    parser.add_argument("--input", help="a weight file (.pth, .pt, .safetensors, .npz) or its URL")
+    parser.add_argument("--sha256", default="", help="of a URL whose name does not have it")
+    parser.add_argument("--output", type=pathlib.Path, help="a folder to be made")
     parser.add_argument(
         "--bgr",
         action="store_true",
         help="the network was trained on BGR images (caffe-style ResNets): flip its stem to RGB",
     )
-    flags, overrides = config_lib.parse(arguments, parser)
-    config = config_lib.load(flags.config, overrides)
-    _check_output(flags.output)
-    file = torch_file.read(flags.input)
-    source = _source(flags.source, flags.input, file.tensors)
-    _check_detector(SOURCES[source], flags.config, config)
-    _check_channel_order(flags.input, file.meta, flags.bgr)
-    class_names = _class_names(flags.input, file.meta, config)
+    parser.add_argument(
+        "--reset_classes",
+        action="store_true",
+        help="leave the class layers out: to train on other classes than those of the file",
+    )
+    parser.add_argument(
+        "--reverse",
+        action="store_true",
+        help="from detlab to a .pth or .safetensors: --input is a workdir or a weights folder",
+    )
+    parser.add_argument("--checkpoint", default="best", help="of --reverse: best, last or a step")
+    parser.add_argument("--inspect", metavar="FILE", help="print what a weight file holds")
+    parser.add_argument("--cfg", help="of --inspect: the network of a darknet .weights file")
+    return parser
 
+
+def _local(file: str, sha256: str) -> pathlib.Path:
+    """The path of a file, which is downloaded first if it is a URL."""
+    if download.is_url(file):
+        return download.fetch(file, sha256)
+    if sha256:
+        raise errors.UserError("--sha256 goes with a URL; a file that is here is read as it is.")
+    return pathlib.Path(file)
+
+
+# ------------------------------------------------------------------------------------------------
+# Foreign weights -> a weights folder
+
+
+def convert(flags: argparse.Namespace, overrides: Mapping[str, str]) -> None:
+    """Writes the folder, and prints what became of every tensor and leaf."""
+    config = config_lib.load(flags.config, overrides)
+    checks.check_config(config)
+    _check_output(flags.output)
+    path = _local(flags.input, flags.sha256)
+    file = files.read(path)
+    source = _source(flags.source, path, file.tensors)
+    _check_detector(SOURCES[source], flags.config, config)
+    _check_channel_order(path, file, flags.bgr)
     table = SOURCES[source].table(flags.bgr)
+    if flags.reset_classes and not table.class_leaves:
+        raise errors.UserError(
+            f"--reset_classes does nothing here: of {SOURCES[source].description} the class layers"
+            " are left out always."
+        )
+    class_names = () if flags.reset_classes else _class_names(path, file, config)
     try:
-        tree, report = mapping.convert(file.tensors, table, target_shapes(config))
+        tree, report = mapping.convert(
+            file.tensors, table, target_shapes(config), flags.reset_classes
+        )
     except mapping.ConversionError as error:
-        raise errors.UserError(f"{flags.input} and {flags.config}: {error}") from error
+        raise errors.UserError(f"{path} and {flags.config}: {error}") from error
     params = tree.pop("params")
     info = {
         "config": config_lib.to_json(config),
-        "converted_from": {"file": flags.input.name, "table": table.name},
+        "converted_from": {"file": path.name, "table": table.name},
+        "anew": [row.target for row in report if row.status == mapping.ANEW],
     }
     if class_names:
-        info["class_names"] = class_names
+        info["class_names"] = list(class_names)
     try:
         checkpoint.save_weights(flags.output, params, tree, info)
         rows = [row._asdict() for row in report]
@@ -100,7 +165,7 @@ def main(arguments: Sequence[str]) -> None:
         ) from error
     print(mapping.format_report(report))
     counts = collections.Counter(row.status for row in report)
-    print(f"{counts['matched']} tensors of {flags.input} are in {flags.output}")
+    print(f"{counts['matched']} tensors of {path} are in {flags.output}")
 
 
 def target_shapes(config) -> dict[str, tuple[int, ...]]:
@@ -144,9 +209,10 @@ def _check_detector(source: Source, name: str, config) -> None:
         )
 
 
-def _check_channel_order(path: pathlib.Path, meta: Mapping, bgr: bool) -> None:
+def _check_channel_order(path: pathlib.Path, file: contents.Contents, bgr: bool) -> None:
     """mmdet stores its configuration as text, with `to_rgb=False` (2.x) or `bgr_to_rgb=False`."""
-    inner = _mapping(meta, "meta")
+    inner = file.meta.get("meta")
+    inner = inner if isinstance(inner, Mapping) else {}
     text = next((inner[key] for key in ("config", "cfg") if isinstance(inner.get(key), str)), "")
     if not bgr and "to_rgb=False" in text.replace(" ", ""):
         raise errors.UserError(
@@ -155,25 +221,56 @@ def _check_channel_order(path: pathlib.Path, meta: Mapping, bgr: bool) -> None:
         )
 
 
-def _class_names(path: pathlib.Path, meta: Mapping, config) -> list[str]:
-    """Names in the file's metadata (mmdet 2.x: meta.CLASSES, 3.x: meta.dataset_meta), if any."""
-    inner = _mapping(meta, "meta")
-    dataset = _mapping(inner, "dataset_meta")
-    candidates = (inner.get("CLASSES"), dataset.get("CLASSES"), dataset.get("classes"))
-    names = next((list(c) for c in candidates if isinstance(c, (list, tuple))), [])
-    names = [name for name in names if isinstance(name, str)]
-    expected = config.model.get("num_classes", len(names))
+def _class_names(path: pathlib.Path, file: contents.Contents, config) -> tuple[str, ...]:
+    """The file's names, if it has any; as many as the detector has classes."""
+    names = file.class_names or ()
+    expected = detector_lib.num_classes(config)
     if names and len(names) != expected:
         raise errors.UserError(
             f"{path} knows {len(names)} classes and config.model.num_classes is {expected};"
-            f" add --config.model.num_classes={len(names)}."
+            f" add --config.model.num_classes={len(names)}, or, to train on other classes,"
+            " --reset_classes."
         )
     return names
 
 
-def _mapping(parent: Mapping, key: str) -> Mapping[str, Any]:
-    value = parent.get(key)
-    return value if isinstance(value, Mapping) else {}
+# ------------------------------------------------------------------------------------------------
+# A weights folder -> foreign weights
+
+
+def write_foreign(flags: argparse.Namespace, overrides: Mapping[str, str]) -> None:
+    """Writes a checkpoint's weights under the names and in the layouts of their family."""
+    if flags.reset_classes:
+        raise errors.UserError("--reset_classes does not go with --reverse.")
+    if flags.output.suffix not in (".pth", ".safetensors"):
+        raise errors.UserError(f"--output {flags.output} must end with .pth or .safetensors.")
+    weights = checkpoint.load_weights(flags.input, flags.checkpoint)
+    if flags.config:
+        config = config_lib.load(flags.config, overrides)
+    elif "config" in weights.info:
+        config = config_lib.from_json(weights.info["config"])
+    else:
+        raise errors.UserError(f"{weights.path} has no config; name its experiment with --config.")
+    fitting = [key for key, source in SOURCES.items() if source.detector == config.detector]
+    source = SOURCES[flags.source if flags.source != "auto" else fitting[0]]
+    _check_detector(source, flags.input, config)
+    table = source.table(flags.bgr)
+    try:
+        tensors = mapping.reverse({"params": weights.params, **weights.state}, table)
+    except mapping.ConversionError as error:
+        raise errors.UserError(f"{weights.path}: {error}") from error
+    try:
+        flags.output.parent.mkdir(parents=True, exist_ok=True)
+        if flags.output.suffix == ".pth":
+            torch_file.write(flags.output, tensors)
+        else:
+            names = weights.info.get("class_names")
+            safetensors_file.write(flags.output, tensors, names)
+    except OSError as error:
+        raise errors.UserError(
+            f"{flags.output} cannot be written: {error.strerror or error}."
+        ) from error
+    print(f"{len(tensors)} tensors of {weights.path} are in {flags.output}, as {table.name}")
 
 
 if __name__ == "__main__":

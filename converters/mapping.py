@@ -54,6 +54,7 @@ class Table(NamedTuple):
     subtrees: tuple[str, ...]  # path prefixes that are filled completely, as "params/backbone"
     rules: tuple[Rule, ...]
     dropped: tuple[Dropped, ...]
+    class_leaves: tuple[str, ...] = ()  # regexes of the leaves that have the number of classes
 
 
 class Row(NamedTuple):
@@ -64,7 +65,10 @@ class Row(NamedTuple):
     shape: tuple[int, ...]
     mean: float | None  # of the converted values; None where nothing was converted
     std: float | None
-    status: str  # "matched", "dropped: <reason>" or "left initialised"
+    status: str  # "matched", "dropped: <reason>", "left initialised" or ANEW
+
+
+ANEW = "initialised anew"  # of a leaf of the table whose tensor is for other classes
 
 
 TRANSFORMS = {
@@ -82,6 +86,7 @@ def convert(
     tensors: Mapping[str, np.ndarray],
     table: Table,
     target_shapes: Mapping[str, tuple[int, ...]],
+    reset_classes: bool = False,
 ) -> tuple[dict, list[Row]]:
     """Fills the table's subtrees from named tensors.
 
@@ -90,13 +95,15 @@ def convert(
       table: the rules.
       target_shapes: path such as "params/backbone/stem/conv/kernel" -> shape, for all leaves of
         the detector.
+      reset_classes: leave the table's `class_leaves` out, whatever the file has for them.
     Returns:
       tree: nested dict of the filled leaves only, float32 in C order.
-      report: one row per source tensor, then one per leaf outside of the subtrees.
+      report: one row per source tensor, then one per leaf that was not filled.
     Raises:
       ConversionError: listing every difference, with near misses.
     """
     wanted = {path: shape for path, shape in target_shapes.items() if _inside(path, table.subtrees)}
+    anew = [path for path in wanted if reset_classes and _matches_any(table.class_leaves, path)]
     filled, rows, unmatched, differences = {}, [], [], []
     for name, tensor in tensors.items():
         reasons = [d.reason for d in table.dropped if re.fullmatch(d.source, name)]
@@ -116,6 +123,9 @@ def convert(
             if path not in wanted:
                 unmatched.append(name)
                 continue
+            if path in anew:
+                rows.append(Row(name, "", tensor.shape, None, None, "dropped: of other classes"))
+                continue
             filled[path] = value = _transformed(tensor, rule.transforms)
             difference = _difference(value, wanted[path])
             if difference:
@@ -124,7 +134,8 @@ def convert(
             mean, std = float(value.mean()), float(value.std())
             rows.append(Row(name, path, value.shape, mean, std, "matched"))
 
-    missing = {_source_name(path, table) or path: path for path in wanted if path not in filled}
+    unfilled = [path for path in wanted if path not in filled and path not in anew]
+    missing = {_source_name(path, table) or path: path for path in unfilled}
     differences += _with_suggestions(
         unmatched, missing, "{} of the file has no place in the detector"
     )
@@ -138,6 +149,7 @@ def convert(
             f"the file does not fit the detector ({len(differences)} differences):\n  "
             + "\n  ".join(differences)
         )
+    rows += [Row("", path, tuple(wanted[path]), None, None, ANEW) for path in anew]
     rows += [
         Row("", path, tuple(shape), None, None, "left initialised")
         for path, shape in target_shapes.items()
@@ -203,6 +215,10 @@ def format_report(rows: Iterable[Row]) -> str:
     lines = ["  ".join(c.ljust(w) for c, w in zip(line, widths)).rstrip() for line in cells]
     counts = collections.Counter(row.status for row in rows)
     return "\n".join([*lines, "", *(f"{n:5d} {status}" for status, n in counts.items())])
+
+
+def _matches_any(patterns: tuple[str, ...], path: str) -> bool:
+    return any(re.fullmatch(pattern, path) for pattern in patterns)
 
 
 def _inside(path: str, subtrees: tuple[str, ...]) -> bool:

@@ -296,7 +296,7 @@ def merge(params: Any, state: Any, weights: Weights, skip: Sequence[str] | None)
             ("not in the model", unknown),
             ("of another shape", shapes),
         ]
-        text = "; ".join(f"{len(found)} {what}: {_some(found)}" for what, found in parts if found)
+        text = "; ".join(f"{len(found)} {what}: {listed(found)}" for what, found in parts if found)
         remedy = (
             "give the config.model that they were trained with"
             if skip is None
@@ -363,6 +363,7 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
-def _some(items: Sequence[str], limit: int = 12) -> str:
+def listed(items: Sequence[str], limit: int = 12) -> str:
+    """The first of the items in words, and how many more there are."""
     more = f" and {len(items) - limit} more" if len(items) > limit else ""
     return ", ".join(items[:limit]) + more

@@ -1,6 +1,7 @@
 """Mistakes that a user can mend: every program prints them as one sentence and exits with 2."""
 
 import logging
+import os
 import sys
 from typing import Callable
 
@@ -21,6 +22,9 @@ def run_main(main: Callable[[list[str]], None]) -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except BrokenPipeError:  # who reads the output, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)

@@ -269,9 +269,12 @@ def initial_weights(detector: detector_lib.Detector, config):
     random = checkpoint.flat_paths(params, state)
     if config.init_from:
         weights = checkpoint.load_weights(config.init_from)
-        merged = checkpoint.merge(params, state, weights, config.init_skip)
+        anew = map(re.escape, weights.info.get("anew", ()))  # converted without its class layers
+        merged = checkpoint.merge(params, state, weights, (*config.init_skip, *anew))
         params, state, random = merged.params, merged.state, merged.initialised
         print(f"{len(merged.loaded)} leaves from {weights.path}, {len(random)} stay as initialised")
+        if random:
+            print(f"as initialised: {checkpoint.listed(random)}")
     constant = [p for p in random if any(re.fullmatch(f, p) for f in detector.frozen)]
     if constant:
         raise errors.UserError(

@@ -20,11 +20,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from converters.readers import contents
 from detlab import darknet_cfg
-from detlab import errors
 
 
-class DarknetError(errors.UserError):
+class DarknetError(contents.ReadError):
     """The file is damaged, not of darknet, or of another network."""
 
 

@@ -36,4 +36,5 @@ def table(bgr: bool = False) -> mapping.Table:
         ("params/backbone", "params/neck", "params/head", "batch_stats"),
         (*torchvision_resnet.rules(r"backbone\.", bgr), *kernels, *biases),
         (torchvision_resnet.COUNTERS,),
+        class_leaves=("params/head/cls_logits/.*",),
     )

@@ -10,23 +10,35 @@ import numpy as np
 import pytest
 
 from converters import convert
+from converters import download
 from converters import mapping
+from converters.readers import files
 from converters.tables import mmdet_retinanet
 from converters.tables import torchvision_resnet
 from detlab import checkpoint
 from detlab import config as config_lib
+from detlab import detector as detector_lib
 from detlab import errors
+from detlab import train
 
 CONFIG = """
 from ml_collections import ConfigDict
 
+from experiments import common
+
+
 def get_config():
-    return ConfigDict(dict(
-        detector="retinanet",
-        model=dict(num_classes=2, depth=18, backbone_width=8, neck_width=16, head_width=16),
-        data=dict(class_names=()),
-    ))
+    config = common.base("retinanet")
+    config.model = ConfigDict(
+        dict(num_classes=2, depth=18, backbone_width=8, neck_width=16, head_width=16)
+    )
+    config.train.steps = 2
+    return config
 """
+
+
+def ml_config(config_file, overrides=None):
+    return config_lib.load(str(config_file), overrides)
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +50,7 @@ def config_file(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def shapes(config_file):
-    return convert.target_shapes(config_lib.load(str(config_file)))
+    return convert.target_shapes(ml_config(config_file))
 
 
 def source_tensors(shapes, table, extra):
@@ -155,6 +167,113 @@ def test_published_retinanet_fits_the_detector_with_its_default_fields(shared_di
     assert {row.status.split(":")[0] for row in report} == {"matched", "dropped"}
 
 
+# ---- Other classes
+
+
+def test_class_layers_of_other_classes_are_left_out_only_when_asked_for(
+    config_file, mmdet_file, shapes, tmp_path, capsys
+):
+    path, tensors = mmdet_file
+    five = "--config.model.num_classes=5"
+    run(config_file, path, tmp_path / "weights", five, "--reset_classes")
+    printed = capsys.readouterr().out
+    assert re.search(r"bbox_head.retina_cls.weight .* dropped: of other classes", printed)
+    assert re.search(r"params/head/cls_logits/kernel .* initialised anew", printed)
+    weights = checkpoint.load_weights(tmp_path / "weights")
+    left_out = {"params/head/cls_logits/kernel", "params/head/cls_logits/bias"}
+    leaves = mapping.flatten({"params": weights.params, **weights.state})
+    assert set(leaves) == set(shapes) - left_out
+    assert set(weights.info["anew"]) == left_out and "class_names" not in weights.info
+
+
+def test_training_starts_from_them_and_says_what_is_initialised(
+    config_file, mmdet_file, tmp_path, capsys
+):
+    run(config_file, mmdet_file[0], tmp_path / "weights", "--reset_classes")
+    five = ml_config(config_file, {"model.num_classes": "5"})
+    five.init_from = str(tmp_path / "weights")
+    detector = detector_lib.build(five)
+    params, _ = train.initial_weights(detector, five)
+    assert params["head"]["cls_logits"]["bias"].shape == (5 * 9,)
+    printed = capsys.readouterr().out
+    assert "2 stay as initialised" in printed
+    assert "as initialised: params/head/cls_logits/" in printed
+
+
+def test_resetting_a_backbone_is_refused(config_file, torchvision_file, tmp_path):
+    text = refused(config_file, torchvision_file[0], tmp_path / "w", "--reset_classes")
+    assert "--reset_classes does nothing here" in text
+
+
+# ---- Other formats, and back
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_there_and_back_gives_the_same_tensors(config_file, mmdet_file, tmp_path, suffix, capsys):
+    path, tensors = mmdet_file
+    run(config_file, path, tmp_path / "weights")
+    output = tmp_path / "back" / f"retinanet{suffix}"
+    back(tmp_path / "weights", output)
+    assert f"are in {output}, as mmdet RetinaNet" in capsys.readouterr().out
+    found = files.read(output)
+    counters = {name for name in tensors if name.endswith("num_batches_tracked")}
+    assert set(found.tensors) == set(tensors) - counters
+    for name, tensor in found.tensors.items():
+        np.testing.assert_array_equal(tensor, tensors[name])
+    assert found.class_names == (("cat", "dog") if suffix == ".safetensors" else None)
+    # A file of our own is read like any other.
+    run(config_file, output, tmp_path / "again")
+    one, two = (checkpoint.load_weights(tmp_path / name) for name in ("weights", "again"))
+    for a, b in zip(mapping.flatten(one.params).values(), mapping.flatten(two.params).values()):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_the_backbone_alone_goes_back_to_torchvisions_names(config_file, mmdet_file, tmp_path):
+    path, tensors = mmdet_file
+    run(config_file, path, tmp_path / "weights")
+    back(tmp_path / "weights", tmp_path / "resnet.pth", "--source", "torchvision")
+    found = files.read(tmp_path / "resnet.pth").tensors
+    assert set(found) == {
+        name.removeprefix("backbone.")
+        for name in tensors
+        if name.startswith("backbone.") and not name.endswith("num_batches_tracked")
+    }
+    np.testing.assert_array_equal(found["conv1.weight"], tensors["backbone.conv1.weight"])
+
+
+def test_npz_files_are_taken_too(config_file, mmdet_file, shapes, tmp_path):
+    np.savez(tmp_path / "weights.npz", **mmdet_file[1])
+    run(config_file, tmp_path / "weights.npz", tmp_path / "weights")
+    weights = checkpoint.load_weights(tmp_path / "weights")
+    assert set(mapping.flatten({"params": weights.params, **weights.state})) == set(shapes)
+
+
+def test_a_url_is_fetched_first(config_file, mmdet_file, shapes, tmp_path, monkeypatch):
+    asked = []
+
+    def fetch(url, sha256):
+        asked.append((url, sha256))
+        return mmdet_file[0]
+
+    monkeypatch.setattr(download, "fetch", fetch)
+    url = "https://127.0.0.1/retinanet.pth"
+    run(config_file, url, tmp_path / "weights", "--sha256", "0" * 8)
+    assert asked == [(url, "0" * 8)]
+    text = refused(config_file, mmdet_file[0], tmp_path / "other", "--sha256", "0" * 8)
+    assert "--sha256 goes with a URL" in text
+
+
+def test_inspect_prints_what_a_file_holds(mmdet_file, capsys):
+    convert.main(["--inspect", str(mmdet_file[0])])
+    printed = capsys.readouterr().out
+    assert re.search(r"classes +2: cat, dog", printed)
+    assert re.search(r"backbone.conv1.weight +float32 +8 x 3 x 7 x 7", printed)
+
+
+def back(weights, output, *more):
+    convert.main(["--reverse", "--input", str(weights), "--output", str(output), *more])
+
+
 # ---- What a user can do wrong: one sentence, exit code 2, no traceback, nothing written. ----
 
 
@@ -181,7 +300,7 @@ def test_missing_or_wrong_input_is_named(config_file, tmp_path):
     text = refused(config_file, tmp_path / "absent.pth", tmp_path / "weights")
     assert "absent.pth: cannot be read: No such file" in text
     text = refused(config_file, config_file, tmp_path / "weights")
-    assert "tiny.py: not a PyTorch file, it looks like a text file" in text
+    assert "tiny.py: no weights of a known kind, it looks like a text file" in text
 
 
 def test_output_that_exists_or_cannot_be_made_is_refused_before_the_work(config_file, tmp_path):
@@ -201,6 +320,28 @@ def test_weights_of_another_depth_list_the_differences(config_file, torchvision_
 def test_number_of_classes_of_the_file_is_told(config_file, mmdet_file, tmp_path):
     text = refused(config_file, mmdet_file[0], tmp_path / "weights", "--config.model.num_classes=5")
     assert "knows 2 classes and config.model.num_classes is 5" in text
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["--input", "a.pth"], "give --input and --output, or --inspect"),
+        (["--input", "a.pth", "--output", "b"], "give --config"),
+        (["--reverse", "--input", "a", "--output", "b.onnx"], "must end with .pth or"),
+        (["--reverse", "--input", "absent", "--output", "b.pth"], "absent does not exist"),
+        (
+            ["--reverse", "--reset_classes", "--input", "a", "--output", "b.pth"],
+            "--reset_classes does not go with --reverse",
+        ),
+        (["--inspect", "absent.pth"], "absent.pth: cannot be read: No such file"),
+        (["--inspect", "a.weights", "--cfg", "absent.cfg"], "absent.cfg"),
+    ],
+)
+def test_flags_that_do_not_go_together_get_a_sentence(arguments, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(errors.UserError, match=re.escape(words)):
+        convert.main(arguments)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("key", ["config", "cfg"])

@@ -1,0 +1,114 @@
+"""What a weight file holds, as text: the work of `python -m converters.convert --inspect FILE`."""
+
+import collections
+import math
+import os
+import pathlib
+import struct
+from typing import Any, Iterator
+
+import numpy as np
+
+from converters.readers import contents
+from converters.readers import darknet
+from converters.readers import files
+from detlab import darknet_cfg
+
+_CHUNK = 1 << 20  # values that statistics are made of at a time
+_MAX_NAMES = 10_000  # letters of all class names together
+_MAX_VALUE = 100  # letters of an entry beside the weights; mmdet keeps its whole configuration
+
+
+def describe(path: str | os.PathLike, network: darknet_cfg.Network | None = None) -> str:
+    """A summary of a weight file, and one line for each tensor.
+
+    Mean and std are those of all values of a tensor, in float64; "-" where there are none or the
+    values are complex.  Of a darknet `.weights` file whose network is not given, the header and the
+    number of values are told: where which tensor lies is in the cfg alone.
+
+    Args:
+      path: as in `readers.files.read`.
+      network: what a `.weights` file belongs to.
+    Returns:
+      lines of text, without control characters of the file.
+    Raises:
+      ReadError: one sentence that names the file.
+    """
+    if network is None and (lines := _darknet_header(path)):
+        return "\n".join(lines)
+    file = files.read(path, network)
+    return "\n".join([*_summary(path, file), "", *_table(file.tensors)])
+
+
+def _darknet_header(path: str | os.PathLike) -> list[str]:
+    """Lines about a darknet file without its cfg; none for another file."""
+    with contents.reading(path, "weight file", contents.ReadError):
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            head = file.read(20)
+    if not contents.is_darknet(head):
+        return []
+    version = struct.unpack_from("<3i", head)
+    # Of 64 bits since version 0.2, see readers/darknet.py.
+    start = 20 if version[1] >= 2 else 16
+    header = darknet.Header(*version, seen=int.from_bytes(head[12:start], "little"))
+    return [
+        str(path),
+        *_entries({"format": f"darknet, {size} bytes", **header._asdict()}),
+        *_entries({"values": f"{(size - start) / 4:g} (names and shapes are in its cfg: --cfg)"}),
+    ]
+
+
+def _summary(path: str | os.PathLike, file: contents.Contents) -> Iterator[str]:
+    num_values = sum(array.size for array in file.tensors.values())
+    num_bytes = sum(array.nbytes for array in file.tensors.values())
+    types = collections.Counter(array.dtype.name for array in file.tensors.values())
+    yield str(path)
+    yield from _entries(
+        {
+            "format": f"{file.format}, {pathlib.Path(path).stat().st_size} bytes",
+            "tensors": f"{len(file.tensors)}, {num_values} values, {num_bytes} bytes",
+            "types": ", ".join(f"{count} {name}" for name, count in types.most_common()),
+        }
+    )
+    names = file.class_names or ()
+    told = contents.printable(f"{len(names)}: {', '.join(names)}", _MAX_NAMES)
+    yield f"{'classes':<16}  {told if names else 'not told'}"
+    for key, value in file.meta.items():
+        # One level of nesting is shown as entries of their own: mmdet's `meta`.
+        inner = value if isinstance(value, dict) and value else {"": value}
+        yield from _entries({f"{key}.{k}".rstrip("."): v for k, v in inner.items()})
+
+
+def _entries(values: dict[str, Any]) -> Iterator[str]:
+    for key, value in values.items():
+        yield f"{contents.printable(key, 40):<16}  {contents.printable(value, _MAX_VALUE)}"
+
+
+def _table(tensors: dict[str, np.ndarray]) -> list[str]:
+    rows = [("name", "type", "shape", "mean", "std")]
+    for name, array in tensors.items():
+        shape = " x ".join(str(size) for size in array.shape) or "scalar"
+        rows.append((contents.printable(name), array.dtype.name, shape, *_statistics(array)))
+    widths = [max(len(row[i]) for row in rows) for i in range(3)]
+    return [
+        f"{name:<{widths[0]}}  {dtype:<{widths[1]}}  {shape:<{widths[2]}}  {mean:>11}  {std:>11}"
+        for name, dtype, shape, mean, std in rows
+    ]
+
+
+def _statistics(array: np.ndarray) -> tuple[str, str]:
+    """Mean and standard deviation as text; of large arrays no float64 copy is made."""
+    if array.size == 0 or array.dtype.kind == "c":
+        return "-", "-"
+    flat = array.reshape(-1)
+
+    def mean_of(function) -> float:
+        starts = range(0, array.size, _CHUNK)
+        total = sum(function(flat[i : i + _CHUNK].astype(np.float64)).sum() for i in starts)
+        return total / array.size
+
+    with np.errstate(all="ignore"):  # inf and nan are shown as they are
+        mean = mean_of(lambda values: values)
+        std = math.sqrt(mean_of(lambda values: np.square(values - mean)))
+    return f"{mean:.5g}", f"{std:.5g}"

@@ -1,0 +1,41 @@
+"""Weight files of any kind, known by what is in them and never by their suffix."""
+
+import os
+
+from converters.readers import archives
+from converters.readers import contents
+from converters.readers import darknet
+from converters.readers import npz_file
+from converters.readers import safetensors_file
+from converters.readers import torch_file
+from detlab import darknet_cfg
+
+
+def read(path: str | os.PathLike, network: darknet_cfg.Network | None = None) -> contents.Contents:
+    """Reads a weight file with the reader of its format.
+
+    Args:
+      path: a PyTorch, safetensors or npz file, or darknet's `.weights` of `network`.
+      network: what a `.weights` file, which has no names, belongs to; other files need none.
+    Raises:
+      ReadError: one sentence that names the file, and what it looks like if it is none of these.
+    """
+    with contents.reading(path, "weight file", contents.ReadError):
+        with open(path, "rb") as file:
+            head = file.read(512)
+            is_zip = head.startswith(b"PK\x03\x04")
+            if is_zip:
+                names = archives.open_zip(file, os.fstat(file.fileno()).st_size).namelist()
+    if network is not None:
+        header, tensors = darknet.read(path, network)
+        return contents.Contents("darknet", tensors, None, header._asdict())
+    if is_zip and any(name.endswith(".npy") for name in names):
+        return npz_file.read(path)
+    if is_zip or head.startswith(b"\x80"):
+        return torch_file.read(path)
+    if head[8:9] == b"{":
+        return safetensors_file.read(path)
+    looks = contents.looks_like(head)
+    if contents.is_darknet(head):
+        raise contents.ReadError(f"{path}: looks like {looks}, which needs its cfg (--cfg).")
+    raise contents.ReadError(f"{path}: no weights of a known kind, it looks like {looks}.")

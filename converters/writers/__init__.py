@@ -1,0 +1,1 @@
+"""Writers of foreign weight files: names and NumPy arrays in, one format a module."""
