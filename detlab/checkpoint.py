@@ -15,11 +15,13 @@ kill or a full disk costs no complete checkpoint.
 """
 
 import contextlib
+import ctypes
 import errno
 import os
 import pathlib
 import re
 import shutil
+import sys
 from typing import Any, Mapping, NamedTuple, Sequence
 
 import jax
@@ -80,6 +82,8 @@ class Checkpoints:
         step = int(state.step)
         if self._last.latest_step() != step:
             with self._writing("checkpoints"):
+                self._last.wait_until_finished()
+                _return_memory()
                 self._last.save(step, args=_items(state, info))
 
     def save_best(self, state: types.TrainState, info: Mapping[str, Any], score: float) -> None:
@@ -157,6 +161,17 @@ def _remove_unfinished(folder: pathlib.Path) -> None:
     if jax.process_index() == 0:
         for step in folder.glob("*.orbax-checkpoint-tmp"):
             shutil.rmtree(step, ignore_errors=True)
+
+
+def _return_memory() -> None:
+    """Gives what the writing threads have freed back to the system.
+
+    glibc keeps it for each thread, as much as half a state a save until it levels off: measured in
+    docs/performance.md.
+    """
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):  # another C library
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 _REMEDIES = {

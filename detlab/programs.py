@@ -148,10 +148,14 @@ def progress_bar(total: int, what: str, unit: str, **options) -> tqdm.tqdm:
 
 
 def write_text(path: str | pathlib.Path, text: str) -> None:
-    """Writes a file, making its folder."""
+    """Writes a file whole or not at all, making its folder."""
     path = pathlib.Path(path)
+    special = path.exists() and not path.is_file()  # /dev/stdout cannot be replaced
+    temporary = path if special else path.with_name(path.name + ".tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
+        temporary.write_text(text)
+        if not special:
+            temporary.replace(path)
     except OSError as error:
         raise errors.UserError(f"cannot write {path}: {error.strerror or error}.") from error

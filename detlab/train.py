@@ -163,7 +163,12 @@ def main(arguments: Sequence[str]) -> None:
     result, predictions = evaluated
     print(eval_lib.report(result))
     eval_lib.write_predictions(workdir / "predictions.json", predictions, eval_source.class_names)
-    curves.plot_run(run_log.read_rows(log.path), workdir / "curves.png")
+    try:
+        curves.plot_run(run_log.read_rows(log.path), workdir / "curves.png")
+    except OSError as error:
+        raise errors.UserError(
+            f"cannot write {workdir / 'curves.png'}: {error.strerror or error}."
+        ) from error
     pictures = workdir / "pictures"
     if config.eval.pictures:
         eval_lib.draw(

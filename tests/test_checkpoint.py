@@ -1,8 +1,11 @@
 """Checkpoints: round trips, which are kept, finding, merging strictly, and damage."""
 
+import ast
 import gc
 import json
 import shutil
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +36,7 @@ def train_state(step, seed=0, ema=False):
         },
         {"backbone": "train", "head": "frozen"},
     )
-    averaged = {"params": params, "state": state} if ema else None
+    averaged = jax.tree.map(lambda x: x + 1, {"params": params, "state": state}) if ema else None
     return types.TrainState(
         jnp.int32(step), params, state, jax.jit(optimizer.init)(params), averaged
     )
@@ -85,6 +88,30 @@ def test_a_training_state_is_restored_bit_for_bit(tmp_path, ema):
     assert int(restored.step) == 7
 
 
+def test_whoever_evaluates_reads_the_average_where_there_is_one(tmp_path):
+    saved = train_state(7, ema=True)
+    checkpoints = checkpoint.Checkpoints(tmp_path)
+    checkpoints.save(saved, INFO)
+    checkpoints.save_best(saved, INFO, score=0.5)
+    checkpoints.close()
+    for which in ("last", "best"):
+        weights = checkpoint.load_weights(tmp_path, which)
+        assert_bit_equal({"params": weights.params, "state": weights.state}, saved.ema)
+    trained = checkpoint.read_arrays(tmp_path / "checkpoints" / "7" / "training")
+    assert_bit_equal(trained["params"], saved.params)
+
+
+@pytest.mark.parametrize("ema", [False, True])
+def test_a_checkpoint_of_the_other_kind_of_averaging_is_not_resumed_from(tmp_path, ema):
+    """As `train` refuses a changed config, this takes files moved about by hand."""
+    checkpoints = checkpoint.Checkpoints(tmp_path)
+    checkpoints.save(train_state(7, ema=ema), INFO)
+    checkpoints.wait()
+    with pytest.raises(errors.UserError, match="cannot be read"):
+        checkpoints.restore(train_state(0, ema=not ema))
+    checkpoints.close()
+
+
 def test_the_last_n_steps_and_the_best_are_kept_apart(workdir):
     assert sorted(p.name for p in (workdir / "checkpoints").iterdir()) == ["3", "4"]
     assert sorted(p.name for p in (workdir / "best").iterdir()) == ["2"]
@@ -111,9 +138,10 @@ def test_the_same_step_is_written_once(tmp_path):
     checkpoints.close()
 
 
-def test_the_score_of_a_best_that_is_still_being_written_is_known(tmp_path):
+def test_a_best_is_complete_when_its_score_is_known(tmp_path):
     checkpoints = checkpoint.Checkpoints(tmp_path)
     checkpoints.save_best(train_state(3, seed=1), INFO, score=0.5)
+    assert checkpoint.find(tmp_path).name == "3"
     assert checkpoints.best_score() == 0.5
     checkpoints.save_best(train_state(3, seed=2), INFO, score=0.6)  # the same step: written once
     assert checkpoints.best_score() == 0.5
@@ -375,3 +403,94 @@ def test_a_missing_or_broken_config_is_named_in_one_sentence(copied, text):
     with pytest.raises(errors.UserError, match="has no readable config") as error:
         checkpoint.load_weights(copied, "last")
     assert_one_sentence(error, last(copied))
+
+
+# Writing that fails
+
+
+def test_what_a_kill_left_unfinished_is_cleared_away_and_the_step_is_written_again(copied):
+    for name in ("checkpoints", "best"):
+        left = copied / name / "5.orbax-checkpoint-tmp"
+        shutil.copytree(last(copied), left)
+        (left / "config").rename(left / "config.orbax-checkpoint-tmp")
+    checkpoints = checkpoint.Checkpoints(copied)
+    assert not list(copied.rglob("*tmp*"))
+    assert checkpoints.latest_step() == 4
+    checkpoints.save(train_state(5, seed=5), INFO)
+    checkpoints.wait()
+    assert_bit_equal(checkpoints.restore(train_state(0)), train_state(5, seed=5))
+    checkpoints.close()
+
+
+def test_a_folder_that_cannot_be_made_is_named_in_one_sentence():
+    with pytest.raises(errors.UserError, match="there is none yet") as error:
+        checkpoint.Checkpoints("/proc/run")  # takes no folders, not even from root
+    assert_one_sentence(error, "/proc/run/checkpoints")
+
+
+FAILING = """
+import pathlib, resource, sys
+
+import jax.numpy as jnp
+import numpy as np
+
+from detlab import checkpoint
+from detlab import errors
+from detlab import types
+
+
+def state(step):
+    noise = np.random.default_rng(step).random(100_000, np.float32)  # cannot be compressed
+    return types.TrainState(jnp.int32(step), {"w": jnp.asarray(noise)}, {}, {}, None)
+
+
+def limit(size):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+
+
+def refused(call, *arguments):
+    try:
+        call(*arguments)
+    except errors.UserError as error:
+        return [str(error)]
+    return []
+
+
+def main(arguments):
+    workdir = pathlib.Path(arguments[0])
+    checkpoints = checkpoint.Checkpoints(workdir, keep_last=1)
+    checkpoints.save(state(1), {})
+    checkpoints.save_best(state(1), {}, 0.1)
+    checkpoints.wait()
+    limit(100_000)
+    told = refused(checkpoints.save, state(2), {}) or refused(checkpoints.wait)
+    told += refused(checkpoints.save_best, state(2), {}, 0.2)
+    refused(checkpoints.close)
+    steps = [str(p.relative_to(workdir)) for p in workdir.glob("*/*")]
+    limit(resource.RLIM_INFINITY)
+    checkpoints = checkpoint.Checkpoints(workdir, keep_last=1)
+    values = checkpoints.restore(state(0)).params["w"]
+    checkpoints.save(state(2), {})
+    checkpoints.save_best(state(2), {}, 0.2)
+    checkpoints.close()
+    print(repr((told, sorted(steps), bool((values == state(1).params["w"]).all()))))
+
+
+errors.run_main(main)
+"""
+
+
+def test_a_write_that_fails_leaves_the_checkpoint_before_and_nothing_else(tmp_path, repository):
+    """Files may not grow beyond 100 kB, which holds for root too; only one step is kept."""
+    command = [sys.executable, "-c", FAILING, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=repository)
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    (of_last, of_best), steps, restored = ast.literal_eval(done.stdout)
+    for name, told in (("checkpoints", of_last), ("best", of_best)):
+        assert told == (
+            f"cannot write a checkpoint into {tmp_path / name}: File too large; that of step 1 is"
+            " complete and kept; raise the limit on the size of files, or move the run to another"
+            " --workdir, and the same command resumes it."
+        )
+    assert steps == ["best/1", "checkpoints/1"] and restored
+    assert checkpoint.find(tmp_path, "last").name == checkpoint.find(tmp_path).name == "2"

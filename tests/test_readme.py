@@ -17,6 +17,8 @@ import pth_writer
 import pytest
 
 from converters import mapping
+from converters.readers import files
+from converters.tables import mmdet_retinanet
 from converters.tables import torchvision_resnet
 from detlab import config as config_lib
 from detlab import detector as detector_lib
@@ -62,6 +64,7 @@ def run(command: str, folder: pathlib.Path, *more: str) -> str:
 
 ENV = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
 RUN = "python -m detlab."
+CONVERT = "python -m converters.convert"
 
 
 def test_every_command_is_run_somewhere():
@@ -73,12 +76,15 @@ def test_every_command_is_run_somewhere():
         *(only(RUN + "train", words) for words in DATA_COMMANDS),
         only(RUN + "train", "--dry_run"),
         only(RUN + "train", "path/to/VOCdevkit"),
-        only("python -m converters.convert"),
+        *(only(CONVERT, words) for words in ("torchvision", "mmdet", "--inspect", "--reverse")),
+        only(RUN + "demo", "retinanet_coco"),
     ]
     assert sorted(commands()) == sorted(by_ci + needs_gpu + tested)
 
 
-SHAPES_COMMANDS = [c for c in commands() if c.startswith((RUN + "eval", RUN + "demo"))]
+SHAPES_COMMANDS = [
+    c for c in commands() if c.startswith((RUN + "eval", RUN + "demo")) and "_coco" not in c
+]
 
 
 @pytest.mark.slow
@@ -142,7 +148,7 @@ def test_commands_with_own_data(words, shared_dir, tmp_path):
 def test_commands_that_start_from_weights(shared_dir, tmp_path):
     """With a file of torchvision's names and shapes: its own is 100 MB of download."""
     write_resnet50(tmp_path / "resnet50-0676ba61.pth")
-    output = run(only("python -m converters.convert"), tmp_path)
+    output = run(only(CONVERT, "torchvision"), tmp_path)
     assert "fc.weight" in output and "dropped" in output
     train = only(RUN + "train", "path/to/VOCdevkit")
     data = str(shared_dir / "data" / "voc_mini")
@@ -158,17 +164,41 @@ def test_commands_that_start_from_weights(shared_dir, tmp_path):
     assert "leaves from" in output and "dry run: all is well" in output
 
 
-def write_resnet50(path: pathlib.Path) -> None:
-    config = config_lib.load("retinanet_voc")
-    detector = detector_lib.build(config)
+@pytest.mark.slow
+def test_from_a_file_of_mmdetection_to_predictions_and_back(shared_dir, tmp_path):
+    """With a file of mmdetection's names and shapes in the place of the URL."""
+    tensors = random_tensors("retinanet_coco", mmdet_retinanet.table())
+    pth_writer.Pth().write_state_dict(tmp_path / "retinanet.pth", tensors)
+    command = only(CONVERT, "mmdet")
+    (url,) = re.findall(r"https://\S+", command)
+    output = run(command.replace(url, "retinanet.pth"), tmp_path)
+    assert "tensors of retinanet.pth are in weights/retinanet_coco" in output
+    (tmp_path / "photos").mkdir()
+    photo = shared_dir / "data" / "voc_mini" / "VOC2007" / "JPEGImages"
+    shutil.copy(sorted(photo.glob("*.jpg"))[0], tmp_path / "photos" / "a.jpg")
+    small = ["--config.data.canvases=((96,128),)", "--config.data.size_limits=()"]
+    run(only(RUN + "demo", "retinanet_coco"), tmp_path, *small)
+    assert (tmp_path / "found" / "a.png").exists()
+
+    output = run(only(CONVERT, "--inspect").replace("yolov5n.pt", "retinanet.pth"), tmp_path)
+    assert "bbox_head.retina_cls.weight" in output
+    command = only(CONVERT, "--reverse").replace("runs/retinanet_voc", "weights/retinanet_coco")
+    run(command, tmp_path)
+    assert set(files.read(tmp_path / "retinanet_voc.pth").tensors) == set(tensors)
+
+
+def random_tensors(config_name: str, table: mapping.Table) -> dict[str, np.ndarray]:
+    """What a file that the table reads holds, with other values."""
+    detector = detector_lib.build(config_lib.load(config_name))
     params, state = jax.eval_shape(detector.init, jax.random.key(0), np.zeros((1, 64, 64, 3)))
-    tree = {
-        "params": {"backbone": params["backbone"]},
-        "batch_stats": {"backbone": state["batch_stats"]["backbone"]},
-    }
     rng = np.random.default_rng(0)
+    tree = {"params": params, **state}
     tree = jax.tree.map(lambda s: rng.uniform(0.01, 0.02, s.shape).astype(np.float32), tree)
-    tensors = mapping.reverse(tree, torchvision_resnet.table())
+    return mapping.reverse(tree, table)
+
+
+def write_resnet50(path: pathlib.Path) -> None:
+    tensors = random_tensors("retinanet_voc", torchvision_resnet.table())
     counters = {
         name.replace("running_var", "num_batches_tracked"): np.zeros((), np.int64)
         for name in tensors
