@@ -1,0 +1,35 @@
+"""What the command lines share."""
+
+import errno
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from detlab import errors
+from detlab import programs
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "folder" / "config.json"
+    programs.write_text(path, "first")
+    write_text = pathlib.Path.write_text
+
+    def disk_full(self, text):
+        write_text(self, text[:2])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(pathlib.Path, "write_text", disk_full)
+    with pytest.raises(errors.UserError, match="config.json: No space left on device"):
+        programs.write_text(path, "second")
+    assert path.read_text() == "first"
+    monkeypatch.undo()
+    programs.write_text(path, "third")
+    assert path.read_text() == "third" and [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+def test_a_stream_is_written_to_and_not_replaced(tmp_path):
+    code = "from detlab import programs; programs.write_text('/dev/stdout', 'figures')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "figures"
