@@ -37,28 +37,32 @@ from detlab import errors
 
 
 class Source(NamedTuple):
-    """A family of files: how to know one, and what it is converted by."""
+    """A kind of file: how to know one, and what it is converted by."""
 
+    family: str  # what --source names
     description: str
     marks: tuple[str, ...]  # names that every such file has
     table: Callable[[bool], mapping.Table]  # of `bgr`
     detector: str | None  # the only one that it fits; None: any with such a subtree
 
 
-SOURCES = {
-    "torchvision": Source(
+SOURCES = (
+    Source(
+        "torchvision",
         "a torchvision ResNet",
         ("conv1.weight", "layer1.0.conv1.weight"),
         torchvision_resnet.table,
         None,
     ),
-    "mmdet": Source(
+    Source(
+        "mmdet",
         "an mmdet RetinaNet",
         ("backbone.conv1.weight", "bbox_head.retina_cls.weight"),
         mmdet_retinanet.table,
         "retinanet",
     ),
-}
+)
+FAMILIES = tuple(dict.fromkeys(source.family for source in SOURCES))
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -84,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Any key of the config is overridden by --config.key=value.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--source", choices=("auto", *SOURCES), default="auto")
+    parser.add_argument("--source", choices=("auto", *FAMILIES), default="auto")
     parser.add_argument("--config", help="experiment file or name")
     parser.add_argument("--input", help="a weight file (.pth, .pt, .safetensors, .npz) or its URL")
     parser.add_argument("--sha256", default="", help="of a URL whose name does not have it")
@@ -130,14 +134,13 @@ def convert(flags: argparse.Namespace, overrides: Mapping[str, str]) -> None:
     _check_output(flags.output)
     path = _local(flags.input, flags.sha256)
     file = files.read(path)
-    source = _source(flags.source, path, file.tensors)
-    _check_detector(SOURCES[source], flags.config, config)
+    source = _source(flags.source, path, file.tensors, flags.config, config.detector)
     _check_channel_order(path, file, flags.bgr)
-    table = SOURCES[source].table(flags.bgr)
+    table = source.table(flags.bgr)
     if flags.reset_classes and not table.class_leaves:
         raise errors.UserError(
-            f"--reset_classes does nothing here: of {SOURCES[source].description} the class layers"
-            " are left out always."
+            f"--reset_classes does nothing here: of {source.description} the class layers are left"
+            " out always."
         )
     class_names = () if flags.reset_classes else _class_names(path, file, config)
     try:
@@ -187,26 +190,25 @@ def _check_output(output: pathlib.Path) -> None:
         raise errors.UserError(f"{output} cannot be made: {error.strerror or error}.") from error
 
 
-def _source(wanted: str, path: pathlib.Path, names: Mapping) -> str:
-    """The family of the file; the wanted one, if any, must be it."""
-    fitting = [key for key, source in SOURCES.items() if all(m in names for m in source.marks)]
-    if wanted in fitting:
-        return wanted
-    if wanted == "auto" and len(fitting) == 1:
-        return fitting[0]
-    known = list(SOURCES) if wanted == "auto" else [wanted]
-    is_not = " or ".join(SOURCES[key].description for key in known)
-    looks = f"it looks like {SOURCES[fitting[0]].description}" if fitting else "its names begin"
-    looks += "" if fitting else f" with {', '.join(list(names)[:4])}"
-    raise errors.UserError(f"{path} is not {is_not}; {looks}.")
-
-
-def _check_detector(source: Source, name: str, config) -> None:
-    if source.detector not in (None, config.detector):
-        raise errors.UserError(
-            f"{source.description} fits detector {source.detector} only, and {name} is of"
-            f" {config.detector}."
-        )
+def _source(
+    family: str, path: pathlib.Path, names: Mapping, config_name: str, detector: str
+) -> Source:
+    """The kind of the file: of the family, known by its names, and for the detector."""
+    wanted = [source for source in SOURCES if family in ("auto", source.family)]
+    fitting = [source for source in SOURCES if all(m in names for m in source.marks)]
+    known = [source for source in wanted if source in fitting]
+    if not known:
+        is_not = " or ".join(source.description for source in wanted)
+        looks = f"it looks like {fitting[0].description}" if fitting else "its names begin with "
+        looks += "" if fitting else ", ".join(list(names)[:4])
+        raise errors.UserError(f"{path} is not {is_not}; {looks}.")
+    for source in known:
+        if source.detector in (None, detector):
+            return source
+    raise errors.UserError(
+        f"{known[0].description} fits detector {known[0].detector} only, and {config_name} is of"
+        f" {detector}."
+    )
 
 
 def _check_channel_order(path: pathlib.Path, file: contents.Contents, bgr: bool) -> None:
@@ -251,10 +253,13 @@ def write_foreign(flags: argparse.Namespace, overrides: Mapping[str, str]) -> No
         config = config_lib.from_json(weights.info["config"])
     else:
         raise errors.UserError(f"{weights.path} has no config; name its experiment with --config.")
-    fitting = [key for key, source in SOURCES.items() if source.detector == config.detector]
-    source = SOURCES[flags.source if flags.source != "auto" else fitting[0]]
-    _check_detector(source, flags.input, config)
-    table = source.table(flags.bgr)
+    fitting = [
+        source
+        for source in SOURCES
+        if flags.source in ("auto", source.family) and source.detector in (None, config.detector)
+    ]
+    # The whole detector's, where there is such a kind, before that of its backbone.
+    table = max(fitting, key=lambda source: source.detector is not None).table(flags.bgr)
     try:
         tensors = mapping.reverse({"params": weights.params, **weights.state}, table)
     except mapping.ConversionError as error:
