@@ -27,7 +27,6 @@ from detlab import optim
 from detlab import programs
 from detlab import sharding
 from detlab import train
-from detlab.data import loader
 
 
 def main(arguments: list[str]) -> None:

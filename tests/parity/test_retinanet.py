@@ -1,130 +1,155 @@
-"""RetinaNet-50 with the reference's weights gives the reference's numbers (parity/README.md)."""
+"""RetinaNet-50 is the reference's, and parity says so, and notices whatever is changed.
 
-import jax
-import jax.numpy as jnp
+Every control changes one thing; the lines that miss must be those that it touches and no others.
+"""
+
 import numpy as np
-import parity_cases
+import parity_runs
 import pytest
 
-from converters import mapping
-from converters.tables import mmdet_retinanet
-from detlab import detector as detector_lib
-from detlab import types
-from detlab.detectors import retinanet
+from benchmarks import parity
 
-pytestmark = pytest.mark.slow
-SLOTS = 4  # one more than the reference's objects, so that padding is part of the case
-
-
-@pytest.fixture(scope="module")
-def case(shared_dir):
-    return parity_cases.load(shared_dir / "parity", "retinanet_r50_fpn")
+LEVELS = range(5)
+NECK = {f"neck fpn_{level}" for level in LEVELS}
+CLASSES = {f"map cls_score_{level}" for level in LEVELS}
+BOXES = {f"map bbox_pred_{level}" for level in LEVELS}
+MAPS = NECK | CLASSES | BOXES
 
 
 @pytest.fixture(scope="module")
-def detector(case):
-    return detector_lib.from_module(
-        retinanet.RetinaNet(
-            num_classes=case.info["num_classes"],
-            pixel_mean=(0.0, 0.0, 0.0),  # the recorded images are normalised
-            pixel_std=(1.0, 1.0, 1.0),
-        )
-    )
+def compiled():
+    """The one program of the case, which all controls of its weights run."""
+    return {}
 
 
-@pytest.fixture(scope="module")
-def variables(case, detector):
-    """(params, state) by the conversion table that users' files go through."""
-    n, c, h, w = case.info["input_shape"]
-    shapes = jax.eval_shape(detector.init, jax.random.key(0), jnp.zeros((n, h, w, c)))
-    flat = mapping.flatten({"params": shapes[0], **shapes[1]})
-    tree, _ = mapping.convert(
-        case.weights, mmdet_retinanet.table(), {p: s.shape for p, s in flat.items()}
-    )
-    return tree.pop("params"), tree
+@pytest.fixture
+def one_program(compiled, monkeypatch):
+    """Compiles at the first use in this file; returns how often a program was asked for."""
+    program, asked = parity.program, []
+
+    def compile_once(detector, with_gradients):
+        asked.append(with_gradients)
+        if with_gradients not in compiled:
+            compiled[with_gradients] = program(detector, with_gradients)
+        return compiled[with_gradients]
+
+    monkeypatch.setattr(parity, "program", compile_once)
+    return asked
 
 
-@pytest.fixture(scope="module")
-def batch(case):
-    n, _, h, w = case.info["input_shape"]
-    boxes, labels = np.zeros((n, SLOTS, 4), np.float32), np.zeros((n, SLOTS), np.int32)
-    valid = np.zeros((n, SLOTS), bool)
-    for i, count in enumerate(case.info["gt_counts"]):
-        boxes[i, :count] = case.arrays[f"gt_boxes_{i}"]
-        labels[i, :count] = case.arrays[f"gt_labels_{i}"]
-        valid[i, :count] = True
-    return types.Batch(
-        images=case.arrays["image"].transpose(0, 2, 3, 1),
-        boxes=boxes,
-        labels=labels,
-        valid=valid,
-        ignore=np.zeros_like(valid),
-        image_size=np.tile(np.int32([h, w]), (n, 1)),
-        placement=np.tile(np.float32([1, 1, 0, 0]), (n, 1)),
-        index=np.arange(n, dtype=np.int32),
-        real=np.ones(n, bool),
-    )
+def test_the_compact_case_passes_in_every_quantity(compact, capsys, one_program):
+    run = parity_runs.run(capsys, compact, "--case", parity_runs.CASE)
+    assert run.status == 0, run.text
+    assert one_program == [True]
+    assert MAPS < set(run.passed)
+    kinds = {line.split()[0] for line in run.passed}
+    assert kinds == {"neck", "map", "assignment", "targets", "loss", "gradient", "detections"}
+    for measure in ("norm", "dot"):  # of the 162 tensors that the reference trains
+        assert sum(line.startswith(f"gradient {measure}") for line in run.passed) == 162
 
 
-@pytest.fixture(scope="module")
-def loss_and_gradients(detector, variables, batch):
-    step = jax.jit(jax.value_and_grad(detector.loss, has_aux=True))
-    return jax.device_get(step(*variables, batch, jax.random.key(0)))
+def test_the_compact_case_is_small(compact):
+    assert sum(path.stat().st_size for path in compact.iterdir()) < 300_000
 
 
-def test_raw_maps_agree_to_1e_4_of_the_largest_value(case, detector, variables, batch):
-    outputs = jax.jit(detector.forward)(*variables, batch.images)
-    for mine, theirs in (
-        ("features", "fpn"),
-        ("cls_logits", "cls_score"),
-        ("box_deltas", "bbox_pred"),
-    ):
-        for level, value in enumerate(getattr(outputs, mine)):
-            assert case.error(f"{theirs}_{level}", parity_cases.nchw(value)) < 1e-4
+@pytest.fixture
+def with_weights(monkeypatch):
+    """`with_weights(change)`: conversion gives what `change(path, array)` makes of each leaf."""
+
+    def set_up(change):
+        real = parity.convert_weights
+
+        def converted(*args):
+            found = real(*args)
+            return found._replace(
+                params=parity_runs.mapped(found.params, change),
+                state=parity_runs.mapped(found.state, change),
+            )
+
+        monkeypatch.setattr(parity, "convert_weights", converted)
+
+    return set_up
 
 
-def test_every_anchor_has_the_same_target(case, detector, variables, batch):
-    targets = jax.jit(detector.targets)(*variables, batch, jax.random.key(0))["main"]
-    for i in range(len(batch.images)):
-        gt_inds = case.arrays[f"train_assign.bbox_head.assigner.{i}.gt_inds"]
-        np.testing.assert_array_equal(targets.status[i], np.sign(gt_inds))
-        positive = gt_inds > 0
-        np.testing.assert_array_equal(targets.matched[i][positive], gt_inds[positive] - 1)
-    deltas = np.concatenate(
-        [case.arrays[f"train_targets.bbox_head.get_targets.0.2_{level}"] for level in range(5)], 1
-    )
-    positive = np.asarray(targets.status) == 1
-    mine = np.asarray(targets.values["deltas"])
-    np.testing.assert_allclose(mine[positive], deltas[positive], rtol=1e-4, atol=1e-5)
+def test_two_swapped_channels_of_one_input_are_noticed(compact, capsys, one_program, with_weights):
+    path = "/head/cls_conv0/conv/kernel"
+    with_weights(lambda p, x: x[:, :, [1, 0, *range(2, x.shape[2])]] if p == path else x)
+    run = parity_runs.run(capsys, compact)
+    assert run.status == 1
+    assert CLASSES < set(run.missed)
+    assert NECK | BOXES < set(run.passed)
+    assert "gradient dot backbone.layer2.0.conv1.weight" in run.missed
+    assert not any(line.startswith(("assignment", "targets")) for line in run.missed)
 
 
-def test_losses_agree_to_1e_3(case, loss_and_gradients):
-    (total, (metrics, _)), _ = loss_and_gradients
-    for mine, theirs in (("loss/cls", "loss_cls"), ("loss/box", "loss_bbox")):
-        assert metrics[mine] == pytest.approx(case.info["losses"][theirs], rel=1e-3)
-    assert total == pytest.approx(case.info["total_loss"], rel=1e-3)
+def test_another_epsilon_of_the_norms_is_noticed(compact, capsys, one_program, with_weights):
+    # YOLOv5's 1e-3 in place of 1e-5: as a larger variance it needs no other program.
+    with_weights(lambda p, x: x + np.float32(1e-3 - 1e-5) if p.endswith("/var") else x)
+    run = parity_runs.run(capsys, compact)
+    assert run.status == 1
+    assert NECK | BOXES < set(run.missed)
+    assert any(line.startswith("gradient norm") for line in run.missed)
+    assert not any(line.startswith(("assignment", "targets")) for line in run.missed)
 
 
-def test_gradients_of_every_trained_parameter_agree(case, detector, loss_and_gradients):
-    _, gradients = loss_and_gradients
-    named = mapping.reverse({"params": gradients}, mmdet_retinanet.table())
-    norms, dots = case.info["grad_norms"], case.info["grad_dots"]
-    largest = max(norms.values())
-    for key, norm in norms.items():
-        gradient, weight = named[key].astype(np.float64), case.weights[key].astype(np.float64)
-        mine = np.linalg.norm(gradient)
-        assert abs(mine - norm) <= 1e-3 * max(norm, 1e-3 * largest), key
-        slack = 1e-3 * abs(dots[key]) + 1e-5 * mine * np.linalg.norm(weight)
-        assert abs((gradient * weight).sum() - dots[key]) <= slack, key
-    for key in case.info["frozen"]:
-        assert not named[key].any(), f"{key} is frozen in the reference"
+def test_one_tensor_left_as_initialised_is_noticed(compact, capsys, one_program, with_weights):
+    with_weights(lambda p, x: np.zeros_like(x) if p == "/neck/output7/conv/bias" else x)
+    run = parity_runs.run(capsys, compact)
+    assert run.status == 1
+    assert MAPS & set(run.missed) == {"neck fpn_4", "map cls_score_4", "map bbox_pred_4"}
 
 
-def test_detections_agree(case, detector, variables, batch):
-    found = jax.device_get(jax.jit(detector.predict)(*variables, batch.images, batch.image_size))
-    for i, count in enumerate(case.info["detections"]):
-        assert found.valid[i].sum() == count
-        scores = found.scores[i][:count]
-        np.testing.assert_allclose(scores, case.arrays[f"det_scores_{i}"], atol=1e-4)
-        np.testing.assert_array_equal(found.labels[i][:count], case.arrays[f"det_labels_{i}"])
-        np.testing.assert_allclose(found.boxes[i][:count], case.arrays[f"det_boxes_{i}"], atol=0.1)
+def config_change(section, *path):
+    """`change(info)` that sets the value at a path of a section of the case's JSON."""
+    *parents, key, value = path
+
+    def change(info):
+        part = info[section]
+        for parent in parents:
+            part = part[parent]
+        assert part[key] != value
+        part[key] = value
+
+    return change
+
+
+HEAD = ("model_cfg", "bbox_head")
+CONTROLS = {
+    "stride in the 1x1": (
+        config_change("model_cfg", "backbone", "style", "caffe"),
+        MAPS,
+        ("assignment", "targets"),
+    ),
+    "one anchor ratio": (
+        config_change(*HEAD, "anchor_generator", "ratios", [0.5, 1.0, 2.1]),
+        {"targets train_targets.bbox_head.get_targets.0.2_1", "loss loss_bbox", "detections boxes"},
+        ("neck", "map"),
+    ),
+    "loss weight": (
+        config_change(*HEAD, "loss_bbox", "loss_weight", 1.01),
+        {"loss loss_bbox"},
+        ("neck", "map", "assignment", "targets", "detections", "loss loss_cls"),
+    ),
+    "assignment threshold": (
+        config_change("train_cfg", "assigner", "pos_iou_thr", 0.55),
+        {"assignment train_assign.bbox_head.assigner.0.gt_inds", "loss loss_cls"},
+        ("neck", "map", "detections"),
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CONTROLS)
+def test_another_configuration_is_noticed(name, compact, capsys, tmp_path):
+    change, touched, untouched = CONTROLS[name]
+    run = parity_runs.run(capsys, parity_runs.changed(compact, tmp_path, change))
+    assert run.status == 1
+    assert touched <= set(run.missed)
+    assert not any(line.startswith(untouched) for line in run.missed)
+
+
+@pytest.mark.slow
+def test_the_shared_case_passes_in_full(shared_dir, capsys, one_program):
+    run = parity_runs.run(capsys, shared_dir / "parity", "--case", parity_runs.CASE)
+    assert run.status == 0, run.text
+    assert not run.missed and len(run.passed) == 383

@@ -1,0 +1,309 @@
+"""Is a detlab detector, given the weights of a reference detector, that detector?
+
+    python -m benchmarks.parity --fixtures ../shared/parity --case retinanet_r50_fpn
+
+A case is a recorded run of the reference (docs/parity.md).  Its weights are made by its rule and
+converted by the table that users' files go through; the detector is built from the configuration
+in the case.  One compiled program gives raw maps, targets, losses, gradients and detections, and
+each quantity is a line: how far it is off and how far it may be.  Errors of maps are parts of the
+largest value, of decisions and labels the number that differ, of boxes pixels, and otherwise
+differences.
+
+Without --case every case that has a model is run and the others are listed as missing.  Exit
+status 1 where a quantity misses its tolerance, or a case that was asked for has no model.
+"""
+
+import argparse
+import json
+import math
+import os
+import pathlib
+import sys
+import time
+import types as python_types
+from typing import Any, Callable, Mapping, NamedTuple
+
+import jax
+import numpy as np
+
+from benchmarks import fixture_weights
+from benchmarks import machine
+from benchmarks import parity_cases
+from benchmarks import parity_checks
+from benchmarks.parity_adapters import adapter as adapter_lib
+from benchmarks.parity_adapters import retinanet
+from converters import convert
+from converters import mapping
+from detlab import detector as detector_lib
+from detlab import errors
+from detlab import types
+
+ADAPTERS = (retinanet.ADAPTER,)
+
+
+class Converted(NamedTuple):
+    """The weights of a case on both sides of its table."""
+
+    tensors: Mapping[str, np.ndarray]  # in the reference's names and layouts
+    table: mapping.Table
+    params: Mapping
+    state: Mapping
+
+
+def main(arguments: list[str]) -> None:
+    """The command line; raises `UserError` for whatever a user can mend."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.parity",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--fixtures", required=True, type=pathlib.Path, help="folder of cases")
+    parser.add_argument("--case", action="append", default=[], help="a name; may be repeated")
+    parser.add_argument("--all", action="store_true", help="a case without a model is a failure")
+    parser.add_argument("--json", type=pathlib.Path, help="file for the lines")
+    for name in parity_cases.Folders._fields:
+        parser.add_argument(
+            f"--{name}",
+            type=pathlib.Path,
+            help=f"of cases with published weights; default: `{name}` beside the folder `parity`",
+        )
+    args = parser.parse_args(arguments)
+    folders = _folders(args)
+    chosen = parity_cases.choose(parity_cases.find(args.fixtures), args.case)
+    # What cannot be mapped is found before the first program is compiled.
+    plans = {name: _plan(info) for name, info in chosen.items()}
+
+    rows = []
+    for name, info in chosen.items():
+        if plans[name] is None:
+            reason = _missing(info, folders)
+            print(f"missing  {name}: {reason}")
+            rows.append({"case": name, "status": "missing", "reason": reason})
+            continue
+        start = time.perf_counter()
+        adapter, detector, config = plans[name]
+        print(f"case {name}: {info['source']}, seed {info['seed']}, input {info['input_shape']}")
+        case = parity_cases.read(args.fixtures, name, info, folders)
+        converted = convert_weights(case, adapter, config)
+        results = run(case, detector, converted)
+        lines, not_compared = compare(case, adapter, converted, results)
+        rows.append(_report(name, lines, not_compared, time.perf_counter() - start))
+
+    counts = {s: sum(r["status"] == s for r in rows) for s in ("passed", "failed", "missing")}
+    print(f"{len(rows)} cases: " + ", ".join(f"{n} {status}" for status, n in counts.items()))
+    if args.json:
+        result = {"machine": machine.describe(), "cases": rows}
+        try:
+            args.json.parent.mkdir(parents=True, exist_ok=True)
+            args.json.write_text(json.dumps(result, indent=1) + "\n")
+        except OSError as error:
+            raise errors.UserError(f"--json {args.json}: {error.strerror or error}.") from error
+    if counts["failed"] or (counts["missing"] and (args.all or args.case)):
+        sys.exit(1)
+
+
+def convert_weights(case: parity_cases.Case, adapter: adapter_lib.Adapter, config) -> Converted:
+    """The case's own weights, made by its rule, by the real table and engine.
+
+    Raises:
+      UserError: the weights are not those recorded, or do not fit the detector.
+    """
+    tensors = fixture_weights.state_dict(case.info)
+    table = adapter.table(case.bgr)
+    try:
+        tree, _ = mapping.convert(tensors, table, convert.target_shapes(config))
+    except mapping.ConversionError as error:
+        raise errors.UserError(f"case {case.name}: {error}") from error
+    return Converted(tensors, table, tree.pop("params"), tree)
+
+
+def run(
+    case: parity_cases.Case, detector: detector_lib.Detector, converted: Converted
+) -> adapter_lib.Results:
+    """Everything that the lines need, from one compiled program."""
+    compute = program(detector, with_gradients=bool(case.info["grad_norms"]))
+    return jax.device_get(compute(converted.params, converted.state, case.batch()))
+
+
+def program(detector: detector_lib.Detector, with_gradients: bool) -> Callable:
+    """Jitted (params, state, batch) -> Results."""
+
+    def compute(params, state, batch: types.Batch) -> adapter_lib.Results:
+        rng = jax.random.key(0)  # the cases sample nothing
+        if with_gradients:
+            step = jax.value_and_grad(detector.loss, has_aux=True)
+            (total_loss, (metrics, new_state)), gradients = step(params, state, batch, rng)
+        else:
+            total_loss, (metrics, new_state) = detector.loss(params, state, batch, rng)
+            gradients = None
+        return adapter_lib.Results(
+            outputs=detector.forward(params, state, batch.images),
+            targets=detector.targets(params, state, batch, rng),
+            total_loss=total_loss,
+            metrics=metrics,
+            state=new_state,
+            gradients=gradients,
+            detections=detector.predict(params, state, batch.images, batch.image_size),
+        )
+
+    return jax.jit(compute)
+
+
+def compare(
+    case: parity_cases.Case,
+    adapter: adapter_lib.Adapter,
+    converted: Converted,
+    results: adapter_lib.Results,
+) -> tuple[list[parity_checks.Line], list[str]]:
+    """The line of every recorded quantity, and the arrays of training that no line is about."""
+    lines, not_compared = _array_lines(case, adapter.arrays(case, results))
+    lines += _loss_lines(case, adapter.losses, results)
+    if results.gradients is not None:
+        lines += _gradient_lines(case, converted, results.gradients)
+    lines += _buffer_lines(case, converted.table, results.state)
+    mine, theirs = _detections(case, results.detections)
+    lines += parity_checks.detections(mine, theirs, case.info["drift"]["detections"])
+    return lines, not_compared
+
+
+def _array_lines(
+    case, mine: Mapping[str, np.ndarray]
+) -> tuple[list[parity_checks.Line], list[str]]:
+    inputs_and_detections = ("image", "gt_", "det_")
+    lines, not_compared = [], []
+    for name, theirs in case.arrays.items():
+        if name.startswith(inputs_and_detections):
+            continue
+        if name not in mine and name.startswith("train_"):
+            not_compared.append(name)
+            continue
+        kind = "assignment" if name.startswith("train_assign.") else "map"
+        kind = "targets" if name.startswith("train_targets.") else kind
+        kind = "neck" if name.removeprefix("train_").startswith("fpn_") else kind
+        quantity = f"{kind} {name}"
+        if name not in mine:
+            note = "the adapter gives nothing to compare with"
+            lines.append(parity_checks.Line(quantity, math.inf, 0.0, note))
+            continue
+        try:
+            values = case.as_stored(name, np.asarray(mine[name]))
+        except ValueError as error:
+            lines.append(parity_checks.Line(quantity, math.inf, 0.0, str(error)))
+            continue
+        if np.issubdtype(theirs.dtype, np.integer):
+            lines.append(parity_checks.decision(quantity, values, theirs))
+        elif kind == "targets":
+            lines.append(parity_checks.target(quantity, values, theirs))
+        else:
+            lines.append(parity_checks.array_map(quantity, values, theirs))
+    return lines, not_compared
+
+
+def _loss_lines(case, names: Mapping[str, str], results) -> list[parity_checks.Line]:
+    drift = case.info["drift"]["losses"]
+    lines = []
+    for name, theirs in case.info["losses"].items():
+        mine = results.metrics.get(names.get(name), math.nan)
+        lines.append(parity_checks.loss(f"loss {name}", mine, theirs, drift.get(name, 0.0)))
+    theirs, worst = case.info["total_loss"], max(drift.values(), default=0.0)
+    return [*lines, parity_checks.loss("loss total", results.total_loss, theirs, worst)]
+
+
+def _gradient_lines(case, converted: Converted, gradients) -> list[parity_checks.Line]:
+    named = mapping.reverse({"params": gradients}, converted.table)
+    norms, dots = case.info["grad_norms"], case.info["grad_dots"]
+    lines = []
+    for key, norm in norms.items():
+        mine = named.get(key, np.full_like(converted.tensors[key], np.nan))
+        weight = converted.tensors[key]
+        lines += parity_checks.gradient(key, mine, weight, norm, dots[key], max(norms.values()))
+    for group in ("frozen", "unused"):
+        moved = [key for key in case.info[group] if key in named and named[key].any()]
+        note = f"with a gradient: {', '.join(moved)}" if moved else ""
+        lines.append(parity_checks.Line(f"gradient of {group}", float(len(moved)), 0.0, note))
+    return lines
+
+
+def _buffer_lines(case, table: mapping.Table, state) -> list[parity_checks.Line]:
+    """Norms of what the step changed besides parameters, closely as losses."""
+    norms = case.info["buffers_after_train"]
+    named = mapping.reverse(state, table) if norms else {}
+    return [
+        parity_checks.loss(f"buffer {key}", np.linalg.norm(named.get(key, np.nan)), norm)
+        for key, norm in norms.items()
+    ]
+
+
+def _detections(case, found) -> tuple[list[types.Detections], list[types.Detections]]:
+    """Of each image, mine and theirs, without empty rows."""
+    mine, theirs = [], []
+    for i, valid in enumerate(found.valid):
+        mine.append(types.Detections(*(values[i][valid] for values in found)))
+        boxes, scores, labels = (case.arrays[f"det_{x}_{i}"] for x in ("boxes", "scores", "labels"))
+        theirs.append(types.Detections(boxes, scores, labels, np.ones(len(scores), bool)))
+    return mine, theirs
+
+
+def _plan(info: dict) -> tuple[adapter_lib.Adapter, detector_lib.Detector, Any] | None:
+    """(adapter, detector, config) of a case; None where no adapter knows it."""
+    for adapter in ADAPTERS:
+        if all(parity_cases.part(info, path) == value for path, value in adapter.parts.items()):
+            fields = adapter.fields(info)
+            config = python_types.SimpleNamespace(detector=adapter.detector, model=fields)
+            return adapter, detector_lib.build(config), config
+    return None
+
+
+def _missing(info: dict, folders: parity_cases.Folders) -> str:
+    """What the case is, and for published weights whether they are there."""
+    source = info.get("source") or info.get("reference") or "published weights"
+    text = f"no model for {source}"
+    if isinstance(info.get("weights"), str):
+        there = (folders.weights / info["weights"]).exists()
+        text += f"; {info['weights']} is {'' if there else 'not '}in {folders.weights}"
+    return text
+
+
+def _folders(args) -> parity_cases.Folders:
+    """The given folders, which must exist, or those beside the folder `parity`."""
+    fixtures = args.fixtures.resolve()
+    above = (folder for folder in (fixtures, *fixtures.parents) if folder.name == "parity")
+    beside = pathlib.Path(os.path.relpath(next(above, fixtures).parent))
+    found = {}
+    for name in parity_cases.Folders._fields:
+        given = getattr(args, name)
+        if given is not None and not given.is_dir():
+            raise errors.UserError(f"--{name} {given} is not a folder.")
+        found[name] = given or beside / name
+    return parity_cases.Folders(**found)
+
+
+def _report(name: str, lines: list, not_compared: list[str], seconds: float) -> dict:
+    """Prints the lines of a case; returns its row of the JSON."""
+    width = max(len(line.quantity) for line in lines)
+    for line in lines:
+        print(
+            f"{'ok' if line.passed else 'MISS':4}  {line.quantity:{width}}"
+            f"  error {line.error:.2e}  tolerance {line.tolerance:.2e}  {line.note}".rstrip()
+        )
+    missed = [line.quantity for line in lines if not line.passed]
+    if not_compared:
+        print(f"not compared: {', '.join(not_compared)}")
+    verdict = f"{len(missed)} missed" if missed else "all within tolerance"
+    print(f"{name}: {len(lines)} quantities, {verdict} ({seconds:.0f} s)")
+    return {
+        "case": name,
+        "status": "failed" if missed else "passed",
+        "missed": missed,
+        "not_compared": not_compared,
+        "seconds": seconds,
+        "lines": [
+            # JSON has no infinity and no NaN.
+            {**line._asdict(), "error": line.error if math.isfinite(line.error) else None}
+            for line in lines
+        ],
+    }
+
+
+if __name__ == "__main__":
+    errors.run_main(main)

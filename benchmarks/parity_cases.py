@@ -1,0 +1,134 @@
+"""Reading the recorded cases of reference detectors: `NAME.json` and `NAME.npz`.
+
+The formats are those of the README beside the fixtures.  Cases lie in the folder itself and in the
+folders in it; those are called `folder/NAME`.  Other JSON files there, such as recorded figures,
+are no cases.
+"""
+
+import difflib
+import json
+import pathlib
+import zipfile
+from typing import Any, Mapping, NamedTuple
+
+import numpy as np
+
+from detlab import errors
+from detlab import types
+
+
+class Folders(NamedTuple):
+    """Where cases with published weights find what they were recorded with."""
+
+    weights: pathlib.Path
+    images: pathlib.Path
+    data: pathlib.Path
+
+
+class Case(NamedTuple):
+    """One recorded run of a reference detector."""
+
+    name: str
+    info: dict  # the JSON
+    arrays: dict[str, np.ndarray]  # the NPZ; maps are NCHW, boxes xyxy px of the input
+    folders: Folders
+
+    @property
+    def bgr(self) -> bool:
+        """Whether the network was given blue first."""
+        return not part(self.info, "model_cfg.data_preprocessor.bgr_to_rgb")
+
+    def batch(self) -> types.Batch:
+        """The recorded images and objects in RGB, with an empty slot more than any image needs."""
+        images = self.arrays["image"].transpose(0, 2, 3, 1)
+        if self.bgr:
+            images = images[..., ::-1]
+        counts = self.info["gt_counts"]
+        b, h, w, _ = images.shape
+        g = max(counts) + 1
+        boxes, labels = np.zeros((b, g, 4), np.float32), np.zeros((b, g), np.int32)
+        for i, count in enumerate(counts):
+            if count:
+                boxes[i, :count] = self.arrays[f"gt_boxes_{i}"]
+                labels[i, :count] = self.arrays[f"gt_labels_{i}"]
+        return types.Batch(
+            images=np.ascontiguousarray(images),
+            boxes=boxes,
+            labels=labels,
+            valid=np.arange(g) < np.array(counts)[:, None],
+            ignore=np.zeros((b, g), bool),
+            image_size=np.tile(np.int32([h, w]), (b, 1)),
+            placement=np.tile(np.float32([1, 1, 0, 0]), (b, 1)),
+            index=np.arange(b, dtype=np.int32),
+            real=np.ones(b, bool),
+        )
+
+    def as_stored(self, name: str, whole: np.ndarray) -> np.ndarray:
+        """A whole array in the form in which the file has it: of some, every so manieth value.
+
+        Raises:
+          ValueError: its shape is not that of the recorded array.
+        """
+        entry = self.info["sampled"].get(name)
+        shape = tuple(entry["shape"]) if entry else self.arrays[name].shape
+        if whole.shape != shape:
+            raise ValueError(f"shape {whole.shape}, not {shape}")
+        return whole.reshape(-1)[:: entry["step"]] if entry else whole
+
+
+def find(folder: pathlib.Path) -> dict[str, dict]:
+    """Name -> JSON of every case.
+
+    Raises:
+      UserError: no such folder, no case in it, or a file that is not JSON.
+    """
+    if not folder.is_dir():
+        raise errors.UserError(f"{folder} is not a folder; --fixtures names one with cases in it.")
+    found = {}
+    for path in (*sorted(folder.glob("*.json")), *sorted(folder.glob("*/*.json"))):
+        try:
+            info = json.loads(path.read_text())
+        except ValueError as error:
+            raise errors.UserError(f"{path} is not JSON: {error}.") from error
+        # Published and generated weights alike are told by one of these.
+        if isinstance(info, dict) and {"model_cfg", "weights"} & info.keys():
+            found[path.relative_to(folder).with_suffix("").as_posix()] = info
+    if not found:
+        raise errors.UserError(f"{folder} has no case: no NAME.json with a model_cfg or weights.")
+    return found
+
+
+def choose(found: Mapping[str, dict], wanted: list[str]) -> dict[str, dict]:
+    """The named cases, or all where none is named.
+
+    Raises:
+      UserError: no case of that name.
+    """
+    for name in wanted:
+        if name not in found:
+            close = difflib.get_close_matches(name, found, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"there are: {', '.join(found)}."
+            raise errors.UserError(f"--case {name}: no such case; {hint}")
+    return {name: found[name] for name in wanted or found}
+
+
+def read(folder: pathlib.Path, name: str, info: dict, folders: Folders) -> Case:
+    """The case with its arrays.
+
+    Raises:
+      UserError: its NPZ is not there or cannot be read.
+    """
+    path = folder / f"{name}.npz"
+    try:
+        with np.load(path) as file:
+            return Case(name, info, dict(file), folders)
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise errors.UserError(f"{path}, the arrays of case {name}, cannot be read.") from error
+
+
+def part(info: Mapping, path: str) -> Any:
+    """The value at a path such as "model_cfg.neck.type"; None where there is none."""
+    value = info
+    for key in path.split("."):
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value
