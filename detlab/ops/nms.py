@@ -73,12 +73,13 @@ def suppress(boxes, scores, labels, valid, iou_threshold, max_outputs):
       last and hold zeros.
     """
     indices, keep = nms(boxes, scores, valid, iou_threshold, max_outputs, labels)
+    return (*(take(values, indices, keep) for values in (boxes, scores, labels)), keep)
 
-    def rows(values):
-        padded = jnp.pad(values, [(0, 1)] + [(0, 0)] * (values.ndim - 1))
-        return padded[jnp.where(keep, indices, -1)]  # empty slots take the row of zeros
 
-    return rows(boxes), rows(scores), rows(labels), keep
+def take(values, indices, keep):
+    """Rows of `values` [N, ...] in the slots of `indices` [K] where `keep` [K], else zeros."""
+    padded = jnp.pad(values, [(0, 1)] + [(0, 0)] * (values.ndim - 1))
+    return padded[jnp.where(keep, indices, -1)]  # empty slots take the row of zeros
 
 
 def _keep_sequential(boxes, labels, alive, iou_threshold):

@@ -1,0 +1,113 @@
+"""From corners to boxes: CornerNet (arXiv:1808.01244) and CentripetalNet (arXiv:2003.09119).
+
+Every top left corner is tried with every bottom right corner, [K, K] pairs.  A pair is a box if
+the classes are the same, the corners lie on the right sides of each other and the network says
+that they belong together: by like embeddings, or by the centres to which both point.
+"""
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jax import lax
+
+from detlab.ops import heatmaps
+
+Array = Any
+
+# CentripetalNet's central regions, section 4.1: sides relative to the box's, by area of the box.
+_LARGE_AREA = 3500.0  # px^2
+_LARGE_REGION, _SMALL_REGION = 1 / 2.1, 1 / 2.4
+
+
+class Corners(NamedTuple):
+    """Corners of one kind in one image, best first; empty slots come last."""
+
+    cells: Array  # [K] int32, row * W + column: where to look into other maps
+    points: Array  # [K, 2] float32 x, y px
+    labels: Array  # [K] int32
+    scores: Array  # [K] float32
+    valid: Array  # [K] bool
+
+
+def find_corners(scores, offsets, max_corners, cell_size, kernel=3):
+    """The best corners of a heatmap.
+
+    Args:
+      scores: [H, W, C] after the sigmoid.
+      offsets: [H, W, 2] x, y of the corner relative to its cell, in cells.
+      max_corners: K, static.
+      cell_size: px, one number or (x, y): sides of the network's input by those of the map, which
+        are not exactly the stride (511 / 128).
+      kernel: see `heatmaps.find_peaks`.
+    Returns:
+      Corners, not clipped to the image.
+    """
+    peaks = heatmaps.find_peaks(scores, max_corners, kernel)
+    width = max(scores.shape[1], 1)
+    columns_rows = jnp.stack([peaks.cells % width, peaks.cells // width], axis=-1)
+    points = columns_rows + heatmaps.take_cells(offsets, peaks.cells)  # [K, 2]
+    points = points.astype(jnp.float32) * jnp.asarray(cell_size, jnp.float32)
+    return Corners(peaks.cells, points, peaks.labels, peaks.scores, peaks.valid)
+
+
+def tags_agree(top_left_tags, bottom_right_tags, threshold):
+    """CornerNet: [K], [K] embeddings -> [K, K] bool, their distance is at most `threshold`."""
+    return jnp.abs(top_left_tags[:, None] - bottom_right_tags) <= threshold
+
+
+def centers_agree(top_left, bottom_right, threshold):
+    """CentripetalNet (section 3.1): both corners point into the middle of their box.
+
+    Args:
+      top_left: (points [K, 2], centers [K, 2]) px: the corners, and the centres they point to.
+      bottom_right: the same.
+      threshold: on the area between the two centres, relative to the central region of the box.
+    Returns:
+      [K, K] bool: both centres lie inside the central region, and close enough to each other.
+    """
+    (low, low_centers), (high, high_centers) = top_left, bottom_right
+    low, low_centers = low[:, None], low_centers[:, None]  # [K, 1, 2]; with [K, 2]: [K, K, 2]
+    area = jnp.abs(jnp.prod(high - low, axis=-1))  # [K, K]
+    share = jnp.where(area > _LARGE_AREA, _LARGE_REGION, _SMALL_REGION)[..., None]
+    middle, half = (low + high) / 2, share * (high - low) / 2
+
+    def inside(points):
+        return jnp.all((points > middle - half) & (points < middle + half), axis=-1)
+
+    between = jnp.abs(jnp.prod(high_centers - low_centers, axis=-1))
+    region = jnp.abs(jnp.prod(2 * half, axis=-1))
+    return inside(low_centers) & inside(high_centers) & (between <= threshold * region)
+
+
+def pair_corners(top_left, bottom_right, agree, max_boxes):
+    """The best boxes between corners that belong together.
+
+    Args:
+      top_left: Corners.
+      bottom_right: Corners.
+      agree: [K, K] bool, rows for the top left corners.
+      max_boxes: M, static; may be larger than K * K.
+    Returns:
+      (boxes [M, 4] xyxy px, scores [M]: the mean of both corners', labels [M], valid [M] bool),
+      sorted by score; invalid rows come last and hold zeros.
+    Raises:
+      ValueError: `max_boxes` is below 1.
+    """
+    if max_boxes < 1:
+        raise ValueError(f"max_boxes must be at least 1, not {max_boxes}")
+    accepted = agree & top_left.valid[:, None] & bottom_right.valid
+    accepted &= top_left.labels[:, None] == bottom_right.labels
+    accepted &= jnp.all(bottom_right.points > top_left.points[:, None], axis=-1)
+    scores = (top_left.scores[:, None] + bottom_right.scores) / 2  # [K, K]
+    candidates = jnp.where(accepted, scores, -jnp.inf).ravel()
+    scores, pairs = lax.top_k(candidates, min(max_boxes, candidates.size))
+    rows, columns = jnp.divmod(pairs, len(bottom_right.scores))
+    boxes = jnp.concatenate([top_left.points[rows], bottom_right.points[columns]], axis=-1)
+    labels, valid = top_left.labels[rows], scores > -jnp.inf
+    empty = max_boxes - len(pairs)
+
+    def padded(values):
+        kept = jnp.where(valid.reshape(-1, *(1,) * (values.ndim - 1)), values, 0)
+        return jnp.pad(kept, [(0, empty)] + [(0, 0)] * (values.ndim - 1))
+
+    return padded(boxes), padded(scores), padded(labels), jnp.pad(valid, (0, empty))

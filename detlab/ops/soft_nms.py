@@ -1,0 +1,103 @@
+"""Soft non-maximum suppression (arXiv:1704.04503): overlapping boxes lose score, not life.
+
+Again and again the best remaining box is taken and lowers the scores of those that overlap it.
+What is taken later changes nothing about what was taken before, so the loop has as many steps as
+there are outputs, and each costs one row of IoUs.
+"""
+
+import jax.numpy as jnp
+from jax import lax
+
+from detlab.ops import boxes as boxes_lib
+from detlab.ops import nms as nms_lib
+
+_METHODS = ("linear", "gaussian", "naive")
+
+
+def soft_nms(
+    boxes,
+    scores,
+    valid,
+    max_outputs,
+    labels=None,
+    *,
+    method="linear",
+    iou_threshold=0.3,
+    sigma=0.5,
+    min_score=1e-3,
+):
+    """The boxes in the order in which they are taken, and their lowered scores.
+
+    A box taken multiplies the score of another one of its class by
+      "linear"    1 - IoU where IoU >= iou_threshold (section 3 of the paper, first formula),
+      "gaussian"  exp(-IoU^2 / sigma) (second formula),
+      "naive"     0 where IoU >= iou_threshold: plain NMS, which however drops above it only.
+
+    Args:
+      boxes: [N, 4] xyxy px, of one image.
+      scores: [N] float, >= 0; of equal ones the first is taken.
+      valid: [N] bool; other boxes are never taken.
+      max_outputs: K, static; may be larger than N.
+      labels: [N] int; if given, only boxes of the same class lower each other.
+      method: see above; static.
+      iou_threshold, sigma: see above.
+      min_score: boxes below it are dropped, at the start or as soon as they sink there.  (The
+        reference keeps the best box of an image whatever its score.)
+    Returns:
+      (indices [K] int32, 0 in empty slots; scores [K] float32, falling, 0 in empty slots;
+      keep [K] bool, the filled slots, which come first).
+    Raises:
+      ValueError: `boxes` is not [N, 4], `max_outputs` is below 1, or another method.
+    """
+    if boxes.ndim != 2 or boxes.shape[-1] != 4:
+        raise ValueError(f"boxes must be [N, 4], not {boxes.shape}")
+    if max_outputs < 1:
+        raise ValueError(f"max_outputs must be at least 1, not {max_outputs}")
+    if method not in _METHODS:
+        raise ValueError(f"method must be one of {', '.join(_METHODS)}, not {method!r}")
+    if len(boxes) == 0:
+        empty = jnp.zeros(max_outputs)
+        return empty.astype(jnp.int32), empty, empty.astype(bool)
+    scores = jnp.asarray(scores, jnp.float32)
+    labels = jnp.zeros(len(boxes), jnp.int32) if labels is None else jnp.asarray(labels)
+    columns = jnp.asarray(boxes, jnp.float32).T  # each coordinate contiguous, as in nms.py
+    positions = jnp.arange(len(boxes))
+
+    def factors(overlaps):
+        if method == "gaussian":
+            return jnp.exp(-(overlaps**2) / sigma)
+        lowered = 1 - overlaps if method == "linear" else 0.0
+        return jnp.where(overlaps >= iou_threshold, lowered, 1.0)
+
+    def take_best(state, _):
+        scores, alive = state
+        best = jnp.argmax(jnp.where(alive, scores, -jnp.inf)).astype(jnp.int32)
+        taken = best, scores[best], alive[best]
+        overlaps = boxes_lib.iou(columns[:, best], columns.T)  # [N]
+        scores = jnp.where(labels == labels[best], scores * factors(overlaps), scores)
+        return (scores, alive & (scores >= min_score) & (positions != best)), taken
+
+    steps = min(max_outputs, len(boxes))
+    alive = jnp.asarray(valid) & (scores >= min_score)
+    _, (indices, taken_scores, keep) = lax.scan(take_best, (scores, alive), length=steps)
+    empty = (0, max_outputs - steps)
+    indices, taken_scores = jnp.where(keep, indices, 0), jnp.where(keep, taken_scores, 0.0)
+    return jnp.pad(indices, empty), jnp.pad(taken_scores, empty), jnp.pad(keep, empty)
+
+
+def suppress(boxes, scores, labels, valid, max_outputs, **settings):
+    """The detections of one image after class-aware soft-NMS.
+
+    Args:
+      boxes: [N, 4] xyxy px.
+      scores: [N].
+      labels: [N] int.
+      valid: [N] bool.
+      max_outputs: K, static.
+      **settings: method, iou_threshold, sigma and min_score of `soft_nms`.
+    Returns:
+      (boxes [K, 4], lowered scores [K], labels [K], valid [K] bool), sorted by score; empty rows
+      come last and hold zeros.
+    """
+    indices, scores, keep = soft_nms(boxes, scores, valid, max_outputs, labels, **settings)
+    return nms_lib.take(boxes, indices, keep), scores, nms_lib.take(labels, indices, keep), keep
