@@ -26,6 +26,7 @@ from detlab import eval as eval_lib
 from detlab import optim
 from detlab import programs
 from detlab import sharding
+from detlab import step as step_lib
 from detlab import train
 
 
@@ -79,7 +80,7 @@ def measure(config, steps: int) -> dict:
     shapes, _ = jax.eval_shape(detector.init, jax.random.key(0), programs.example_images(config))
     optimizer = optim.build(config.optim, shapes, 1000, config.train.batch_size, 1, detector.frozen)
     state = train.initial_state(detector, optimizer, config, mesh)
-    step = train.TrainStep(detector, optimizer, config, mesh)
+    step = step_lib.TrainStep(detector, optimizer, config, mesh)
     source = programs.open_source(config, "train")
     length = train.Length(total=steps + 1, eval_every=1, checkpoint_every=1)
     loaded = list(train.training_batches(source, config, length, first=0))

@@ -1,5 +1,7 @@
 """Weight files from the web, once: checked by their SHA-256, kept in the user's cache folder."""
 
+import contextlib
+import fcntl
 import hashlib
 import os
 import pathlib
@@ -9,6 +11,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from http import client
+from typing import Iterator
 
 import tqdm
 
@@ -36,45 +39,72 @@ def fetch(url: str, sha256: str = "", folder: pathlib.Path | None = None) -> pat
     Raises:
       UserError: no checksum, another one, or the server does not give the file.
     """
-    parts = urllib.parse.urlsplit(url)
-    name = pathlib.PurePosixPath(urllib.parse.unquote(parts.path)).name
+    try:
+        parts = urllib.parse.urlsplit(url)
+        name = pathlib.PurePosixPath(urllib.parse.unquote(parts.path)).name
+    except ValueError as error:
+        raise errors.UserError(f"{url} is no address ({error}).") from error
     if parts.scheme not in ("http", "https") or not name:
         raise errors.UserError(f"{url} is no http or https address of a file.")
     wanted = _checksum(url, name, sha256)
     folder = folder or _cache_folder()
     path = folder / f"{wanted[:8]}-{name}"
-    if path.exists():
-        if _sha256(path).startswith(wanted):
-            print(f"{url} is here already: {path}")
-            return path
-        path.unlink()  # damaged since
-    part = path.with_name(path.name + ".part")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _download(url, part)
+        with _only_one(folder / f"{path.name}.lock"):
+            return _fetched(url, wanted, path)
+    except client.HTTPException as error:
+        raise errors.UserError(
+            f"{url} broke off ({error!r}); the same command goes on where it stopped."
+        ) from error
     except OSError as error:  # urllib's errors are of this kind too
         reason = getattr(error, "reason", None) or error.strerror or error
         raise errors.UserError(
             f"{url} cannot be downloaded ({reason}); the same command goes on where it stopped, or"
             " give a file that you fetched in another way."
         ) from error
-    except client.HTTPException as error:
-        raise errors.UserError(
-            f"{url} broke off ({error!r}); the same command goes on where it stopped."
-        ) from error
+    except ValueError as error:  # letters that an address cannot have
+        raise errors.UserError(f"{url} is no address ({error}).") from error
+
+
+def _fetched(url: str, wanted: str, path: pathlib.Path) -> pathlib.Path:
+    if path.exists():
+        if _sha256(path).startswith(wanted):
+            print(f"{url} is here already: {path}")
+            return path
+        path.unlink()  # damaged since
+    part = path.with_name(f"{path.name}.part")
+    _download(url, part)
     found = _sha256(part)
     if not found.startswith(wanted):
         part.unlink()
         raise errors.UserError(
-            f"{url} has the SHA-256 {found} and not {wanted}; it was removed.  Ask where you have"
-            " the checksum from."
+            f"{url} has the SHA-256 {found} and not {wanted}, unless the server cut it short; it"
+            " was removed.  Give the publisher's own checksum with --sha256."
         )
     part.replace(path)
     return path
 
 
+@contextlib.contextmanager
+def _only_one(lock: pathlib.Path) -> Iterator[None]:
+    """Two processes may not write one file."""
+    with lock.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise errors.UserError(
+                f"another process downloads this file now (it holds {lock}); wait for it."
+            ) from None
+        try:
+            yield
+        finally:
+            lock.unlink()
+
+
 def _checksum(url: str, name: str, sha256: str) -> str:
-    in_name = re.search(r"-([0-9a-f]{8,64})\.\w+$", name)
+    # Eight digits that begin with 19 or 20 are a date.
+    in_name = re.search(r"-(?!(?:19|20)\d{6}\.)([0-9a-f]{8,64})\.\w+$", name)
     wanted = (sha256 or (in_name[1] if in_name else "")).lower()
     if not wanted:
         raise errors.UserError(

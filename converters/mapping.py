@@ -15,10 +15,12 @@ from typing import Callable, Iterable, Mapping, NamedTuple
 
 import numpy as np
 
+from converters.readers import contents
 from detlab import errors
 
 # Near misses are looked for this often; beyond it the file is another model, not a misspelt one.
 _MAX_SUGGESTIONS = 20
+_MAX_CANDIDATES = 5000
 
 
 class ConversionError(errors.UserError):
@@ -102,10 +104,11 @@ def convert(
     Raises:
       ConversionError: listing every difference, with near misses.
     """
-    wanted = {path: shape for path, shape in target_shapes.items() if _inside(path, table.subtrees)}
+    wanted = {path: shape for path, shape in target_shapes.items() if inside(path, table.subtrees)}
     anew = [path for path in wanted if reset_classes and _matches_any(table.class_leaves, path)]
     filled, rows, unmatched, differences = {}, [], [], []
-    for name, tensor in tensors.items():
+    for given_name, tensor in tensors.items():
+        name = contents.printable(given_name)
         reasons = [d.reason for d in table.dropped if re.fullmatch(d.source, name)]
         matches = [(rule, m) for rule in table.rules if (m := re.fullmatch(rule.source, name))]
         if len(matches) + bool(reasons) > 1:
@@ -124,14 +127,20 @@ def convert(
                 unmatched.append(name)
                 continue
             if path in anew:
+                filled[path] = None
                 rows.append(Row(name, "", tensor.shape, None, None, "dropped: of other classes"))
+                continue
+            if tensor.dtype.kind in "biuc":
+                differences.append(f"{name} -> {path} is of type {tensor.dtype}, no real numbers")
                 continue
             filled[path] = value = _transformed(tensor, rule.transforms)
             difference = _difference(value, wanted[path])
+            if difference and _matches_any(table.class_leaves, path):
+                difference += ": another number of classes, see --reset_classes"
             if difference:
                 differences.append(f"{name} -> {path} {difference}")
                 continue
-            mean, std = float(value.mean()), float(value.std())
+            mean, std = (float(f(value, dtype=np.float64)) for f in (np.mean, np.std))
             rows.append(Row(name, path, value.shape, mean, std, "matched"))
 
     unfilled = [path for path in wanted if path not in filled and path not in anew]
@@ -155,7 +164,7 @@ def convert(
         for path, shape in target_shapes.items()
         if path not in wanted
     ]
-    return nest(filled), rows
+    return nest({path: value for path, value in filled.items() if path not in anew}), rows
 
 
 def reverse(tree: Mapping, table: Table) -> dict[str, np.ndarray]:
@@ -166,7 +175,7 @@ def reverse(tree: Mapping, table: Table) -> dict[str, np.ndarray]:
     """
     tensors, differences = {}, []
     for path, value in flatten(tree).items():
-        if not _inside(path, table.subtrees):
+        if not inside(path, table.subtrees):
             continue
         found = _sources(path, table)
         if len(found) != 1:
@@ -175,7 +184,7 @@ def reverse(tree: Mapping, table: Table) -> dict[str, np.ndarray]:
         (name, rule), value = found[0], np.asarray(value)
         for transform in reversed(rule.transforms):
             value = TRANSFORMS[transform].inverse(value)
-        tensors[name] = np.ascontiguousarray(value)
+        tensors[name] = np.array(value, order="C")  # scalars stay scalars
     if differences:
         raise ConversionError("the tree does not fit the table:\n  " + "\n  ".join(differences))
     return tensors
@@ -221,7 +230,8 @@ def _matches_any(patterns: tuple[str, ...], path: str) -> bool:
     return any(re.fullmatch(pattern, path) for pattern in patterns)
 
 
-def _inside(path: str, subtrees: tuple[str, ...]) -> bool:
+def inside(path: str, subtrees: tuple[str, ...]) -> bool:
+    """Whether a leaf is in one of the subtrees."""
     return any(path.startswith(f"{subtree}/") for subtree in subtrees)
 
 
@@ -246,7 +256,7 @@ def _difference(value: np.ndarray, shape: tuple[int, ...]) -> str:
 
 
 def _with_suggestions(names, others, template: str) -> list[str]:
-    others, lines = list(others), []
+    others, lines = list(others)[:_MAX_CANDIDATES], []
     for i, name in enumerate(names):
         close = difflib.get_close_matches(name, others, n=1) if i < _MAX_SUGGESTIONS else []
         hint = f"; near miss: {close[0]}" if close else ""

@@ -120,6 +120,9 @@ class Checkpoints:
                 f"checkpoint {self.workdir / 'checkpoints' / str(step)} cannot be read"
                 f" ({_first_line(error)}); {remedy}."
             ) from error
+        # A step that is to be made again, after its checkpoints were deleted, is not the best yet.
+        for later in [s for s in self._best.all_steps() if s > step]:
+            self._best.delete(later)
         return _join(restored["weights"], restored["training"])
 
     def wait(self) -> None:

@@ -254,6 +254,19 @@ def check_config(config) -> None:
                 f"config.data.multiscale_canvases has the alternative {canvases}; each needs as"
                 f" many canvases as config.data.canvases, {len(config.data.canvases)}."
             )
+    if config.data.multiscale == "range" and len(config.data.multiscale_limits) < 2:
+        raise errors.UserError(
+            "config.data.multiscale=range draws between config.data.multiscale_limits, of which"
+            f" there are {len(config.data.multiscale_limits)}; give two or more."
+        )
+    alternatives = config.data.multiscale_canvases or (config.data.canvases,)
+    for long, short in config.data.multiscale_limits:
+        for canvas in {canvas for canvases in alternatives for canvas in canvases}:
+            if long > max(canvas) or short > min(canvas):
+                raise errors.UserError(
+                    f"config.data.multiscale_limits has {(long, short)}, for which the canvas"
+                    f" {canvas} has no room; no image would become so large."
+                )
     if config.train.batch_size % config.train.accumulate:
         raise errors.UserError(
             f"config.train.batch_size is {config.train.batch_size}, which cannot be divided into"

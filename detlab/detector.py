@@ -146,13 +146,18 @@ def build(config) -> Detector:
     return from_module(module)
 
 
-def num_classes(config) -> int:
-    """The number of classes of the detector: the config's, or the default of the field.
+def field(config, name: str) -> Any:
+    """A field of the detector: the config's value, else its default; None where there is none.
 
     Raises:
       UserError: no such detector.
     """
-    return config.model.get("num_classes", _module_class(config).num_classes)
+    return config.model.get(name, getattr(_module_class(config), name, None))
+
+
+def num_classes(config) -> int:
+    """The number of classes of the detector."""
+    return field(config, "num_classes")
 
 
 def _module_class(config) -> type[nn.Module]:

@@ -7,12 +7,17 @@ learn it at the same step and none waits for one that has stopped.
 
 import argparse
 import ctypes
+import functools
+import json
 import os
 import signal
 import sys
+import zlib
 from typing import Any, Callable
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
 from detlab import errors
 from detlab import sharding
@@ -20,6 +25,18 @@ from detlab import sharding
 HEARTBEAT_S = 60  # a process that is silent for so long counts as ended
 JOIN_S = 300  # to wait for all processes to start
 LEAVE_S = 1800  # to wait at the end for the first one, which draws and writes
+
+_NOT_ALL_CAME = (
+    f"not all processes of this run came within {JOIN_S} s; start all of them, with the same"
+    " --coordinator and --num_processes and each with its own --process_id, and see that the host"
+    " and port of the coordinator can be reached"
+)
+_PEER_ENDED = (
+    "another process of this run has ended or cannot be reached: its own output says why.  The last"
+    " checkpoint is kept; start all processes again with the same command to resume"
+)
+# Words of the errors that gloo, NCCL and jax's coordination raise when a connection breaks.
+_BROKEN = ("Gloo", "gloo", "NCCL", "UNAVAILABLE", "DEADLINE_EXCEEDED", "coordination service")
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -54,7 +71,9 @@ def join(args: argparse.Namespace) -> None:
         raise errors.UserError("give all of --coordinator, --num_processes and --process_id.")
     if place != (None, None, None):
         _check_place(*place)
-    _on_abort(_NOT_ALL_CAME)
+    # Its handler of SIGTERM would swallow the signal; StopSignals has ours.
+    jax.config.update("jax_enable_preemption_service", False)
+    _on_abort(f"{_NOT_ALL_CAME}.")
     try:
         jax.distributed.initialize(
             *place,
@@ -68,23 +87,34 @@ def join(args: argparse.Namespace) -> None:
             f" host:port, --num_processes and --process_id ({_first_line(error)})."
         ) from error
     except RuntimeError as error:
-        raise errors.UserError(f"{_NOT_ALL_CAME} ({_first_line(error)})") from error
-    _on_abort(_PEER_ENDED)
+        raise errors.UserError(f"{_NOT_ALL_CAME} ({_first_line(error)}).") from error
+    _on_abort(f"{_PEER_ENDED}.  Where it is this process that failed, the lines above say so.")
     if jax.process_index() > 0:
         # One voice: what is printed here, in C too, goes nowhere.  Errors still reach stderr.
         sys.stdout.flush()
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, 1)
+        os.close(nowhere)
 
 
-def _check_place(coordinator: str, num_processes: int, process_id: int) -> None:
-    host, _, port = coordinator.rpartition(":")
-    if not host or not port.isdigit():
+def check_same(**values: Any) -> None:
+    """Refuses to go on where a value, as JSON, is not that of every other process.
+
+    Otherwise the processes would train different detectors, or wait for one another for ever.
+
+    Raises:
+      UserError: on every process, with the names that differ.
+    """
+    if jax.process_count() == 1:
+        return
+    texts = [json.dumps(value, sort_keys=True) for value in values.values()]
+    own = np.array([zlib.crc32(text.encode()) for text in texts], np.uint32)
+    of_all = multihost_utils.process_allgather(own)  # [processes, values]
+    differ = [name for name, column in zip(values, of_all.T) if (column != column[0]).any()]
+    if differ:
         raise errors.UserError(
-            f"--coordinator is {coordinator!r}; it must be host:port, such as 10.0.0.1:1234."
-        )
-    if not 0 <= process_id < num_processes:
-        raise errors.UserError(
-            f"--process_id is {process_id} of --num_processes {num_processes}; ids count from 0."
+            f"the processes of this run differ in {', '.join(differ)}; give all of them the same"
+            " command, the same data, and one shared --workdir."
         )
 
 
@@ -112,17 +142,6 @@ def run_main(main: Callable[[list[str]], None]) -> None:
         raise
 
 
-_NOT_ALL_CAME = (
-    f"not all processes of this run came within {JOIN_S} s; start all of them, with the same"
-    " --coordinator and --num_processes and each with its own --process_id, and see that the host"
-    " and port of the coordinator can be reached."
-)
-_PEER_ENDED = (
-    "another process of this run has ended or cannot be reached: its own output says why.  The last"
-    " checkpoint is kept; start all processes again with the same command to resume."
-)
-
-
 def _translated(main):
     """`main`, with the error of a broken connection made the user's sentence."""
 
@@ -132,13 +151,22 @@ def _translated(main):
         except (ValueError, RuntimeError) as error:  # gloo raises the first, NCCL the second
             text = str(error)
             if jax.distributed.is_initialized() and any(word in text for word in _BROKEN):
-                raise errors.UserError(_PEER_ENDED) from error
+                raise errors.UserError(f"{_PEER_ENDED} ({_first_line(error)}).") from error
             raise
 
     return run
 
 
-_BROKEN = ("Gloo", "gloo", "NCCL", "UNAVAILABLE", "DEADLINE_EXCEEDED", "coordination service")
+def _check_place(coordinator: str, num_processes: int, process_id: int) -> None:
+    host, _, port = coordinator.rpartition(":")
+    if not host or not port.isdigit() or not 0 < int(port) < 65536:
+        raise errors.UserError(
+            f"--coordinator is {coordinator!r}; it must be host:port, such as 10.0.0.1:1234."
+        )
+    if not 0 <= process_id < num_processes:
+        raise errors.UserError(
+            f"--process_id is {process_id} of --num_processes {num_processes}; ids count from 0."
+        )
 
 
 def _on_abort(sentence: str) -> None:
@@ -178,8 +206,17 @@ def gather(tree: Any, mesh: jax.sharding.Mesh) -> Any:
     spread = jax.tree.map(
         lambda x: x if isinstance(x, jax.Array) else sharding.put_batch(x, mesh), tree
     )
-    whole = jax.jit(lambda x: x, out_shardings=sharding.replicated(mesh))(spread)
-    return jax.device_get(whole)
+    return jax.device_get(_replicate(mesh)(spread))
+
+
+@functools.cache
+def _replicate(mesh: jax.sharding.Mesh):
+    """One function a mesh: a new one each time would be compiled each time."""
+
+    def gather_rows(tree):
+        return tree
+
+    return jax.jit(gather_rows, out_shardings=sharding.replicated(mesh))
 
 
 class StopSignals:

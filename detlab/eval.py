@@ -54,6 +54,11 @@ def main(arguments: Sequence[str]) -> None:
         print(f"evaluating the predictions in {args.predictions}")
     else:
         programs.check_class_names(weights.info.get("class_names"), source.class_names)
+        distributed.check_same(
+            config=config_lib.to_json(config),
+            checkpoint=str(weights.path),
+            data=programs.fingerprint(source),
+        )
         print(f"evaluating {weights.path} on {len(source)} images")
         mesh = sharding.make_mesh()
         programs.check_batch_size("eval.batch_size", config.eval.batch_size)
@@ -159,8 +164,7 @@ def predict(
         for loaded in programs.user_errors(batches):
             if stop is not None and stop():
                 break
-            for sentence in loaded.skipped:
-                bar.write(f"skipped: {sentence}")
+            programs.report_skipped(loaded.skipped)
             batch = loaded.batch
             images, size = sharding.put_batch((batch.images, batch.image_size), mesh)
             detections = predictor(params, state, images, size)

@@ -4,6 +4,7 @@ import argparse
 import os
 import pathlib
 import sys
+import zlib
 from typing import Iterable, Iterator, Mapping, Sequence
 
 import jax
@@ -77,7 +78,8 @@ def open_source(config, part: str):
             text += f"; correct it, or leave such out with --config.data.{switch}=True"
         if str(config.data.root) in text:
             text += f" (config.data.root is {config.data.root})"
-        raise errors.UserError(f"{part} data: {text}.") from error
+        end = "" if text.endswith("?") else "."
+        raise errors.UserError(f"{part} data: {text}{end}") from error
     if not len(source):
         cause = f", because {source.problems[0]}" if source.problems else ""
         raise errors.UserError(
@@ -95,6 +97,12 @@ def open_source(config, part: str):
     if len(source.problems) > 5:
         print(f"{part} data: and {len(source.problems) - 5} more such problems")
     return source
+
+
+def fingerprint(source) -> list[int]:
+    """Numbers that differ where two sources have other images, or in another order."""
+    images = [(str(source.image_id(i)), *source.size(i)) for i in range(len(source))]
+    return [len(source), zlib.crc32(repr(images).encode())]
 
 
 def check_batch_size(key: str, size: int, parts: int = 1) -> None:
@@ -118,6 +126,13 @@ def user_errors(items: Iterable) -> Iterator:
         yield from items
     except records.DataError as error:
         raise errors.UserError(str(error)) from error
+    except RuntimeError as error:  # of grain
+        if "Worker process" not in str(error):
+            raise
+        raise errors.UserError(
+            "a process that reads data was ended from outside, perhaps for want of memory: give"
+            " fewer with config.data.workers, or 0 to read in threads."
+        ) from error
 
 
 def check_class_names(of_weights: Sequence[str] | None, of_data: Sequence[str]) -> None:
@@ -142,9 +157,19 @@ def example_images(config) -> jax.Array:
 
 
 def progress_bar(total: int, what: str, unit: str, **options) -> tqdm.tqdm:
-    """A progress bar; into a file it writes a line now and then."""
+    """A progress bar, of the first process; into a file it writes a line now and then."""
     interval = 0.2 if sys.stderr.isatty() else 20.0
-    return tqdm.tqdm(total=total, desc=what, unit=unit, mininterval=interval, **options)
+    hidden = jax.process_index() > 0
+    return tqdm.tqdm(
+        total=total, desc=what, unit=unit, mininterval=interval, disable=hidden, **options
+    )
+
+
+def report_skipped(sentences: Iterable[str]) -> None:
+    """Says which images were left out; the output of other processes than the first is stderr."""
+    file = sys.stdout if jax.process_index() == 0 else sys.stderr
+    for sentence in sentences:
+        tqdm.tqdm.write(f"skipped: {sentence}", file=file)
 
 
 def write_text(path: str | pathlib.Path, text: str) -> None:

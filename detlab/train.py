@@ -10,14 +10,12 @@ processes that train as one.
 import argparse
 import contextlib
 import json
-import math
 import pathlib
 import re
 import time
-from typing import Any, NamedTuple, Sequence
+from typing import NamedTuple, Sequence
 
 import jax
-import numpy as np
 import tqdm
 
 from detlab import checkpoint
@@ -31,6 +29,7 @@ from detlab import optim
 from detlab import programs
 from detlab import run_log
 from detlab import sharding
+from detlab import step as step_lib
 from detlab import types
 from detlab import update as update_lib
 from detlab.data import loader
@@ -49,6 +48,10 @@ def main(arguments: Sequence[str]) -> None:
     checks.check_config(config)
     workdir = pathlib.Path(args.workdir or pathlib.Path("runs") / config_lib.stem(args.config))
     resuming = check_workdir(workdir, config)
+    distributed.check_same(
+        config=config_lib.to_json(config),
+        workdir=[checkpoint.latest_step(workdir), (workdir / FINISHED).exists()],
+    )
     if (workdir / FINISHED).exists() and not args.dry_run:
         print(
             f"{workdir} is finished.  Look at it with `python -m detlab.eval --workdir {workdir}`,"
@@ -63,6 +66,10 @@ def main(arguments: Sequence[str]) -> None:
     train_source = programs.open_source(config, "train")
     eval_source = programs.open_source(config, "eval")
     programs.check_class_names(train_source.class_names, eval_source.class_names)
+    distributed.check_same(
+        training_data=programs.fingerprint(train_source),
+        evaluation_data=programs.fingerprint(eval_source),
+    )
     sizes = loader.source_sizes(train_source)
     per_epoch = loader.steps_per_epoch(sizes, config.train.batch_size, config.data.canvases)
     length = run_length(config, per_epoch)
@@ -119,8 +126,8 @@ def main(arguments: Sequence[str]) -> None:
 
         # Training.
         batches = training_batches(train_source, config, length, first)
-        step_function = TrainStep(detector, optimizer, config, mesh, log)
-        reader = MetricReader(log, train_source, stop)
+        step_function = step_lib.TrainStep(detector, optimizer, config, mesh, log)
+        reader = step_lib.MetricReader(log, train_source, stop)
         evaluate = Evaluation(detector, eval_source, config, mesh, log, checkpoints, info)
         bar = programs.progress_bar(length.total, "train", "step", initial=first)
         stack.callback(bar.close)
@@ -131,7 +138,7 @@ def main(arguments: Sequence[str]) -> None:
             if stop():
                 break
             loaded = next(batches)
-            report_skipped(loaded)
+            programs.report_skipped(loaded.skipped)
             state, metrics, notes = step_function(state, loaded, stop.wanted)
             reader.push(step, metrics, notes, loaded.batch)
             saving = length.saves(step) or length.evaluates(step)
@@ -346,81 +353,7 @@ def open_workdir(workdir: pathlib.Path, config) -> None:
 
 
 # ------------------------------------------------------------------------------------------------
-# The step
-
-
-class Notes(NamedTuple):
-    """What a process alone knows of a step; the compiled step adds up those of all processes."""
-
-    stop: int = 0  # 1: it was told to stop
-    dropped_boxes: int = 0
-    skipped_images: int = 0
-
-
-class TrainStep:
-    """(TrainState, Loaded, whether to stop) -> (TrainState, metrics, Notes of all processes).
-
-    Attributes:
-      compiled: canvas (height, width) px -> its compiled program.
-    """
-
-    def __init__(self, detector, optimizer: optim.Optimizer, config, mesh, log=None):
-        self._mesh = mesh
-        self._log = log  # whose speed leaves compilation out
-        self.compiled = {}
-        self.compile_seconds = 0.0
-
-        update = update_lib.make(detector, optimizer, config)
-
-        def step(state: types.TrainState, batch: types.Batch, notes: jax.Array):
-            state, metrics = update(state, batch)
-            return state, metrics, Notes(*notes.sum(axis=0))
-
-        self._step = jax.jit(step, donate_argnums=0, out_shardings=sharding.replicated(mesh))
-
-    def __call__(self, state: types.TrainState, loaded: loader.Loaded, stop: bool = False):
-        images = loaded.batch.images
-        notes = np.zeros((len(images), len(Notes._fields)), np.int32)  # in the first row; summed
-        notes[0] = Notes(stop, loaded.dropped_boxes, len(loaded.skipped))
-        batch, notes = sharding.put_batch((loaded.batch, notes), self._mesh)
-        canvas = images.shape[1:3]
-        if canvas not in self.compiled:
-            start = time.time()
-            self.compiled[canvas] = self._step.lower(state, batch, notes).compile()
-            seconds = time.time() - start
-            self.compile_seconds += seconds
-            if self._log is not None:
-                self._log.exclude(seconds)
-            tqdm.tqdm.write(
-                f"compiled the train step for {canvas[0]}x{canvas[1]} in {seconds:.1f} s"
-            )
-        return self.compiled[canvas](state, batch, notes)
-
-
-class MetricReader:
-    """Reads the metrics of a step while the next one runs, so that the device is never idle.
-
-    `flush` reads the last ones; it comes before anything is saved, so that a state that is not
-    finite never is.
-    """
-
-    def __init__(self, log: run_log.RunLog, source, stop: distributed.StopSignals):
-        self._log, self._source, self._stop = log, source, stop
-        self._unread = None
-
-    def push(self, step: int, metrics: dict[str, Any], notes: Notes, batch: types.Batch) -> None:
-        self.flush()
-        self._unread = step, metrics, notes, batch
-
-    def flush(self) -> None:
-        if self._unread is None:
-            return
-        step, metrics, notes, batch = self._unread
-        self._unread = None
-        notes = Notes(*map(int, jax.device_get(notes)))
-        self._stop.agree(notes.stop > 0)
-        self._log.lost(notes.dropped_boxes, notes.skipped_images)
-        self._log.step(check_finite(step, metrics, batch, self._source))
+# The parts of the loop
 
 
 class Evaluation:
@@ -487,38 +420,15 @@ def training_batches(source, config, length: Length, first: int):
     )
 
 
-def report_skipped(loaded: loader.Loaded) -> None:
-    for sentence in loaded.skipped:
-        tqdm.tqdm.write(f"skipped: {sentence}")
-
-
-def check_finite(step: int, metrics: dict[str, Any], batch: types.Batch, source):
-    """The metrics as floats.
-
-    Raises:
-      UserError: the loss or its gradient is not finite; the last checkpoint stays.
-    """
-    values = {k: float(v) for k, v in jax.device_get(metrics).items()}
-    norms = ("grad_norm", "param_norm")
-    if all(math.isfinite(values[k]) for k in ("loss", *norms)):
-        return values
-    terms = ", ".join(f"{k} {v:g}" for k, v in values.items() if k.startswith("loss") or k in norms)
-    images = ", ".join(str(source.image_id(int(i))) for i in batch.index if i >= 0)
-    raise errors.UserError(
-        f"step {step} is not finite ({terms}) on images {images}; the last checkpoint is kept."
-        " A lower config.optim.lr, a longer warm-up or config.optim.clip_norm usually helps."
-    )
-
-
 def dry_run(detector, optimizer, state, train_source, eval_source, config, mesh, length) -> None:
     """Two steps and one prediction, and nothing written."""
-    step_function = TrainStep(detector, optimizer, config, mesh)
+    step_function = step_lib.TrainStep(detector, optimizer, config, mesh)
     batches = training_batches(train_source, config, Length(2, 2, 2), 0)
     for step, loaded in enumerate(batches, start=1):
-        start = time.time() + step_function.compile_seconds
+        start = time.time() - step_function.compile_seconds
         state, metrics, _ = step_function(state, loaded)
-        values = check_finite(step, metrics, loaded.batch, train_source)
-        seconds = time.time() + step_function.compile_seconds - start
+        values = step_lib.check_finite(step, metrics, loaded.batch, train_source)
+        seconds = time.time() - step_function.compile_seconds - start
         terms = ", ".join(f"{k} {v:.4g}" for k, v in values.items())
         print(f"step {step} in {seconds:.2f} s: {terms}")
     predictor = eval_lib.Predictor(detector, mesh)

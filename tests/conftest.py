@@ -3,6 +3,8 @@
 import json
 import os
 import pathlib
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -31,6 +33,30 @@ def shared_dir():
             pytest.fail(message)
         pytest.skip(message)
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def run_on_devices():
+    """`run_on_devices(count, program, *arguments)` on virtual CPU devices -> its output.
+
+    A process of its own, as their number is fixed at the start; a failure shows its errors.
+    """
+
+    def run(count, program, *arguments):
+        flags = f"--xla_force_host_platform_device_count={count}"
+        result = subprocess.run(
+            [sys.executable, "-c", program, *map(str, arguments)],
+            cwd=REPOSITORY,
+            env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags},
+            capture_output=True,
+            text=True,
+            timeout=600,
+            check=False,  # so that the assertion shows the output
+        )
+        assert result.returncode == 0, result.stderr
+        return result.stdout
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -258,6 +258,36 @@ def test_values_at_the_edges_are_taken(changes):
             "config.data.size_limits is (1333, 800), which goes only with config.data.resize=fit;"
             " set it to ().",
         ),
+        (
+            dict(data__resize="letterbox", data__multiscale_limits=((128, 64),)),
+            "config.data.multiscale_limits is ((128, 64),), which goes only with"
+            " config.data.resize=fit; set it to ().",
+        ),
+        (
+            dict(data__multiscale_canvases=(((96, 96),), ((64, 96), (96, 64)))),
+            "config.data.multiscale_canvases has the alternative ((64, 96), (96, 64)); each needs"
+            " as many canvases as config.data.canvases, 1.",
+        ),
+        (
+            dict(data__multiscale="range"),
+            "config.data.multiscale=range draws between config.data.multiscale_limits, of which"
+            " there are 0; give two or more.",
+        ),
+        (
+            dict(data__multiscale_limits=((128, 64), (160, 96))),
+            "config.data.multiscale_limits has (160, 96), for which the canvas (128, 128) has no"
+            " room; no image would become so large.",
+        ),
+        (
+            dict(train__batch_size=16, train__accumulate=3),
+            "config.train.batch_size is 16, which cannot be divided into config.train.accumulate"
+            " = 3 equal parts.",
+        ),
+        (
+            dict(optim__ema_warmup=100),
+            "config.optim.ema_warmup is 100, which does nothing while config.optim.ema_decay is 0;"
+            " set one of them.",
+        ),
     ],
 )
 def test_keys_that_exclude_each_other_are_named_together(changes, sentence):

@@ -1,9 +1,5 @@
 """Placement on four devices; a process of its own has them, as the number is fixed at start."""
 
-import os
-import subprocess
-import sys
-
 import jax
 import numpy as np
 
@@ -75,22 +71,8 @@ print("fine")
 """
 
 
-def test_batches_and_loops_are_divided_over_four_devices(repository):
-    environment = {
-        **os.environ,
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
-    }
-    result = subprocess.run(
-        [sys.executable, "-c", PROGRAM],
-        cwd=repository,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,  # so that the assertion shows the output
-    )
-    assert result.returncode == 0 and result.stdout.endswith("fine\n"), result.stderr
+def test_batches_and_loops_are_divided_over_four_devices(run_on_devices):
+    assert run_on_devices(4, PROGRAM).endswith("fine\n")
 
 
 def test_one_device_needs_no_other_program():

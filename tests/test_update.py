@@ -1,10 +1,7 @@
 """One update on numbers to check by hand, then on RetinaNet: accumulation, averages, freezing."""
 
 import functools
-import os
 import re
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -404,19 +401,5 @@ print("fine")
 """
 
 
-def test_no_image_moves_between_devices_for_its_part(repository):
-    environment = {
-        **os.environ,
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
-    }
-    result = subprocess.run(
-        [sys.executable, "-c", FOUR_DEVICES],
-        cwd=repository,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,  # so that the assertion shows the output
-    )
-    assert result.returncode == 0 and result.stdout.endswith("fine\n"), result.stderr
+def test_no_image_moves_between_devices_for_its_part(run_on_devices):
+    assert run_on_devices(4, FOUR_DEVICES).endswith("fine\n")

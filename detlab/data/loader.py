@@ -500,5 +500,7 @@ def _stream(make, steps, read_threads, prefetch, workers):
 def _start_worker(*_):
     """What each worker process does first."""
     cv2.setNumThreads(1)
-    # Ctrl-C reaches all processes of a terminal; the parent decides what it means and ends these.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # A terminal's Ctrl-C and a scheduler's SIGTERM reach all processes; the parent, which may still
+    # need batches, decides what they mean, and ends these.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)

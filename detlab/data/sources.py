@@ -49,6 +49,11 @@ def build(data, part: str):
         # Every image of shapes has objects; to see that, all would be drawn.
         keep_empty = block.keep_empty or isinstance(source, shapes.Shapes)
         source = wrappers.for_training(source, block.min_side, keep_empty)
+        if data.train_also and not len(source):
+            raise records.DataError(
+                f"the {block.source} data in {block.root} have no usable images: "
+                f"{source.problems[0]}"
+            )
         parts.append(wrappers.Repeated(source, block.train_repeat))
     return wrappers.Concatenated(parts) if len(parts) > 1 else parts[0]
 
@@ -90,6 +95,10 @@ def _open(data, part):
         )
     elif data.source == "wider":
         source = wider.Wider(root, splits, strict=strict)
+    elif data.source == "tfds" and not data.tfds_name:
+        raise records.DataError(
+            "config.data.tfds_name is empty; name the data set, such as voc/2007"
+        )
     elif data.source == "tfds":
         source = tfds.Tfds(data.tfds_name, splits, root, None if rename else chosen, strict=strict)
     else:

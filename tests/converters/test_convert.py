@@ -124,7 +124,11 @@ def test_mmdet_file_fills_the_detector_and_brings_its_class_names(
     )
     assert weights.info["class_names"] == ["cat", "dog"]
     assert weights.info["config"]["model"]["num_classes"] == 2
-    assert weights.info["converted_from"] == {"file": "retinanet.pth", "table": "mmdet RetinaNet"}
+    assert weights.info["converted_from"] == {
+        "file": "retinanet.pth",
+        "table": "mmdet RetinaNet",
+        "bgr": False,
+    }
 
 
 def test_detector_starts_from_the_folder(config_file, mmdet_file, shapes, tmp_path):
@@ -147,7 +151,7 @@ def test_auto_picks_the_table_by_the_names(kind, request, config_file, tmp_path)
 
 def test_bgr_flag_flips_the_stem_only(config_file, torchvision_file, tmp_path):
     path, _ = torchvision_file
-    for name, flags in (("rgb", []), ("bgr", ["--bgr"])):
+    for name, flags in (("rgb", []), ("bgr", ["--bgr", "--config.model.style=caffe"])):
         run(config_file, path, tmp_path / name, *flags)
     rgb, bgr = (
         mapping.flatten(checkpoint.load_weights(tmp_path / name).params) for name in ("rgb", "bgr")
@@ -270,6 +274,43 @@ def test_inspect_prints_what_a_file_holds(mmdet_file, capsys):
     assert re.search(r"backbone.conv1.weight +float32 +8 x 3 x 7 x 7", printed)
 
 
+def test_incomplete_weights_are_not_written_as_if_they_were_whole(
+    config_file, mmdet_file, torchvision_file, tmp_path
+):
+    run(config_file, mmdet_file[0], tmp_path / "anew", "--reset_classes")
+    run(config_file, torchvision_file[0], tmp_path / "backbone")
+    with pytest.raises(errors.UserError, match="is no complete mmdet RetinaNet: 2 leaves"):
+        back(tmp_path / "anew", tmp_path / "x.pth", "--source", "mmdet")
+    back(tmp_path / "backbone", tmp_path / "resnet.pth")  # as what it is
+    assert "conv1.weight" in files.read(tmp_path / "resnet.pth").tensors
+
+
+def test_a_file_that_exists_is_not_replaced(config_file, mmdet_file, tmp_path):
+    run(config_file, mmdet_file[0], tmp_path / "weights")
+    (tmp_path / "x.pth").write_text("precious")
+    with pytest.raises(errors.UserError, match="exists already; name a new file"):
+        back(tmp_path / "weights", tmp_path / "x.pth")
+
+
+def test_a_bgr_network_goes_back_as_one_without_being_told(config_file, mmdet_file, tmp_path):
+    path, tensors = mmdet_file
+    caffe = "--config.model.style=caffe"
+    run(config_file, path, tmp_path / "weights", "--bgr", caffe)
+    back(tmp_path / "weights", tmp_path / "x.pth")
+    found = files.read(tmp_path / "x.pth").tensors
+    np.testing.assert_array_equal(found["backbone.conv1.weight"], tensors["backbone.conv1.weight"])
+    assert "which goes with --bgr" in refused(config_file, path, tmp_path / "w", caffe)
+    assert "which does not go with --bgr" in refused(config_file, path, tmp_path / "w", "--bgr")
+
+
+def test_no_table_for_a_detector_is_a_sentence(config_file, mmdet_file, tmp_path, monkeypatch):
+    run(config_file, mmdet_file[0], tmp_path / "weights")
+    sources = [source for source in convert.SOURCES if source.detector != "retinanet"]
+    monkeypatch.setattr(convert, "SOURCES", sources)
+    with pytest.raises(errors.UserError, match="--source mmdet has no table for detector retina"):
+        back(tmp_path / "weights", tmp_path / "x.pth", "--source", "mmdet")
+
+
 def back(weights, output, *more):
     convert.main(["--reverse", "--input", str(weights), "--output", str(output), *more])
 
@@ -286,14 +327,25 @@ def refused(*arguments):
 def test_file_of_another_family_is_named(config_file, torchvision_file, mmdet_file, pth, tmp_path):
     output = tmp_path / "weights"
     text = refused(config_file, torchvision_file[0], output, "--source", "mmdet")
-    assert "is not an mmdet RetinaNet; it looks like a torchvision ResNet" in text
+    assert "is not an mmdet RetinaNet" in text and "it looks like a torchvision ResNet" in text
     text = refused(config_file, mmdet_file[0], output, "--source", "torchvision")
     assert "is not a torchvision ResNet; it looks like an mmdet RetinaNet" in text
     pth.storages.clear()
     other = pth.write_state_dict(tmp_path / "other.pth", {"encoder.weight": np.ones(2, np.float32)})
     text = refused(config_file, other, output)
-    assert "is not a torchvision ResNet or an mmdet RetinaNet; its names begin with enc" in text
+    assert "is not a torchvision ResNet or an mmdet RetinaNet" in text
+    assert "its names begin with encoder.weight" in text
     assert not output.exists()
+
+
+def test_names_that_could_steer_a_terminal_are_escaped(config_file, shapes, pth, tmp_path, capsys):
+    extra = {"\x1b]0;x\x07.num_batches_tracked": np.zeros((), np.int64)}
+    tensors = source_tensors(shapes, mmdet_retinanet.table(), extra)
+    run(config_file, pth.write_state_dict(tmp_path / "a.pth", tensors), tmp_path / "weights")
+    assert "\x1b" not in capsys.readouterr().out
+    pth.storages.clear()
+    path = pth.write_state_dict(tmp_path / "b.pth", {**tensors, "\x1b[2J": np.ones(2, np.float32)})
+    assert "\\x1b[2J of the file has no place" in refused(config_file, path, tmp_path / "other")
 
 
 def test_missing_or_wrong_input_is_named(config_file, tmp_path):
@@ -325,13 +377,18 @@ def test_number_of_classes_of_the_file_is_told(config_file, mmdet_file, tmp_path
 @pytest.mark.parametrize(
     "arguments, words",
     [
-        (["--input", "a.pth"], "give --input and --output, or --inspect"),
-        (["--input", "a.pth", "--output", "b"], "give --config"),
+        (["--input", "a.pth"], "--output is missing: give --input FILE"),
+        (["--input", "a.pth", "--output", "b"], "--config is missing"),
         (["--reverse", "--input", "a", "--output", "b.onnx"], "must end with .pth or"),
         (["--reverse", "--input", "absent", "--output", "b.pth"], "absent does not exist"),
         (
             ["--reverse", "--reset_classes", "--input", "a", "--output", "b.pth"],
             "--reset_classes does not go with --reverse",
+        ),
+        (["--inspect", "a", "--input", "b"], "--input does not go with --inspect"),
+        (
+            ["--reverse", "--input", "a", "--output", "b.pth", "--config.seed=1"],
+            "--config.seed needs --config",
         ),
         (["--inspect", "absent.pth"], "absent.pth: cannot be read: No such file"),
         (["--inspect", "a.weights", "--cfg", "absent.cfg"], "absent.cfg"),
@@ -350,7 +407,7 @@ def test_bgr_checkpoint_without_the_flag_is_refused(config_file, shapes, pth, tm
     meta = {key: "img_norm_cfg = dict(mean=[103.53, 116.28, 123.675], to_rgb = False)"}
     path = pth.write_state_dict(tmp_path / "caffe.pth", tensors, meta=meta)
     assert "convert it with --bgr" in refused(config_file, path, tmp_path / "weights")
-    run(config_file, path, tmp_path / "weights", "--bgr")
+    run(config_file, path, tmp_path / "weights", "--bgr", "--config.model.style=caffe")
 
 
 def test_command_line_prints_one_sentence_and_exits_with_2(config_file, repository, tmp_path):

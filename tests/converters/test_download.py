@@ -1,5 +1,6 @@
 """Downloads from a server on loopback: once, resumable, checked."""
 
+import fcntl
 import hashlib
 import http.server
 import threading
@@ -106,6 +107,21 @@ def test_another_checksum_is_refused_and_nothing_stays(server, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_two_processes_do_not_write_one_file(server, tmp_path):
+    lock = tmp_path / f"{SHA256[:8]}-weights.pth.lock"
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        text = refusal(f"{server.url}/weights.pth", SHA256, tmp_path)
+        assert "another process downloads this file now" in text
+    assert download.fetch(f"{server.url}/weights.pth", SHA256, tmp_path).read_bytes() == DATA
+
+
+def test_a_file_in_the_place_of_the_cache_is_named(server, tmp_path):
+    (tmp_path / "cache").write_text("")
+    text = refusal(f"{server.url}/weights.pth", SHA256, tmp_path / "cache")
+    assert "cannot be downloaded (File exists)" in text
+
+
 def test_a_file_damaged_in_the_cache_is_fetched_again(server, tmp_path):
     url = f"{server.url}/weights.pth"
     path = download.fetch(url, SHA256, tmp_path)
@@ -121,6 +137,12 @@ def test_a_file_damaged_in_the_cache_is_fetched_again(server, tmp_path):
         ("{}/", SHA256, "no http or https address of a file"),
         ("ftp://127.0.0.1/weights.pth", SHA256, "no http or https address of a file"),
         ("http://127.0.0.1:9/weights.pth", SHA256, "cannot be downloaded (["),
+        ("http://[::1/weights.pth", SHA256, "is no address (Invalid IPv6 URL)"),
+        ("{}/gewichte-ä.pth", SHA256, "is no address ("),
+        ("http://" + "a" * 70 + "/weights.pth", SHA256, "("),
+        ("{}/" + "a" * 300, SHA256, "cannot be downloaded (File name too long)"),
+        ("{}/model_20200130.pth", "", "needs --sha256"),
+        ("{}/model-20200130.pth", "", "needs --sha256"),
     ],
 )
 def test_mistakes_are_named_in_a_sentence(server, tmp_path, url, sha256, words):

@@ -460,13 +460,15 @@ def test_evaluation_can_leave_broken_images_out_and_replaces_none(threads):
     assert told == ["image 0 is broken", "image 8 is broken"]
 
 
-def test_worker_processes_leave_ctrl_c_to_their_parent():
-    before = signal.getsignal(signal.SIGINT)
+def test_worker_processes_leave_signals_to_their_parent():
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.getsignal(number) for number in numbers]
     try:
         loader._start_worker(0, 1)
-        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+        assert all(signal.getsignal(number) is signal.SIG_IGN for number in numbers)
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in zip(numbers, before):
+            signal.signal(number, handler)
 
 
 def test_too_many_broken_images_raise():

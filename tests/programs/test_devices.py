@@ -1,9 +1,5 @@
 """Four devices compute what one does: losses, gradients, detections and random numbers."""
 
-import os
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 
@@ -22,6 +18,7 @@ from detlab import detector as detector_lib
 from detlab import eval as eval_lib
 from detlab import optim
 from detlab import sharding
+from detlab import step as step_lib
 from detlab import train
 from detlab.data import loader
 from detlab.data import shapes
@@ -55,7 +52,7 @@ config.train.accumulate = 2
 config.optim.ema_decay = 0.5
 optimizer = optim.build(config.optim, params, 10, 8, 1, detector.frozen)
 train_state = train.initial_state(detector, optimizer, config, mesh)
-step = train.TrainStep(detector, optimizer, config, mesh)
+step = step_lib.TrainStep(detector, optimizer, config, mesh)
 for i, one in enumerate(loaded):
     train_state, values, notes = step(train_state, one, stop=i == 1)
     found |= {f"step {i} {k}": v for k, v in values.items()}
@@ -100,25 +97,13 @@ np.savez(sys.argv[3], **jax.device_get(found))
 
 
 @pytest.fixture(scope="module")
-def results(tiny_config, tmp_path_factory):
+def results(tiny_config, tmp_path_factory, run_on_devices):
     """{1: arrays, 4: arrays} of the program on so many devices, which are fixed at start."""
     folder = tmp_path_factory.mktemp("devices")
     found = {}
     for count in (1, 4):
         file = folder / f"{count}.npz"
-        result = subprocess.run(
-            [sys.executable, "-c", PROGRAM, tiny_config, str(count), str(file)],
-            env={
-                **os.environ,
-                "JAX_PLATFORMS": "cpu",
-                "XLA_FLAGS": f"--xla_force_host_platform_device_count={count}",
-            },
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
-        assert result.returncode == 0, result.stderr
+        run_on_devices(count, PROGRAM, tiny_config, count, file)
         with np.load(file) as arrays:
             found[count] = dict(arrays)
     return found

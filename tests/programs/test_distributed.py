@@ -2,11 +2,14 @@
 
 import json
 import os
+import pathlib
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 
 import cv2
@@ -17,31 +20,14 @@ import pytest
 from detlab import checkpoint
 from detlab import distributed
 from detlab import errors
+from detlab import programs
 from detlab import run_log
 from detlab import train
+from detlab.data import shapes
+from detlab.data import wrappers
 
-CONFIG = """
-from ml_collections import ConfigDict
-
-from experiments import common
-
-
-def get_config():
-    config = common.base("retinanet")
-    config.model = ConfigDict(
-        dict(
-            num_classes=2,
-            depth=18,
-            backbone_width=8,
-            backbone_stages=(1, 1, 1, 1),
-            neck_width=16,
-            head_width=16,
-            head_convs=1,
-            octave_base_scale=3.0,
-            score_threshold=0.0,
-        )
-    )
-    common.from_scratch(config)
+CHANGES = """
+    config.model.num_classes = 2
     config.data.update(
         source="coco",
         root={root!r},
@@ -53,8 +39,7 @@ def get_config():
         max_boxes=2,  # some images have three
         min_side=1,
     )
-    config.train.update(batch_size=4, steps=8, log_every=2, eval_every=4, checkpoint_every=2)
-    config.optim.update(name="adamw", lr=1e-3, lr_batch_size=4, schedule="cosine", warmup_steps=2)
+    config.train.update(steps=8, eval_every=4)
     config.optim.ema_decay = 0.9
     config.eval.update(batch_size=4, pictures=1)
     return config
@@ -93,13 +78,15 @@ def write_part(folder, name, sizes, first_id):
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory):
-    """The path of the config; its data are portraits and landscapes."""
+def config(tmp_path_factory, tiny_config):
+    """The path of the tiny config with portraits and landscapes as its data."""
     folder = tmp_path_factory.mktemp("mixed")
     write_part(folder, "train", [LANDSCAPE] * 9 + [PORTRAIT] * 5, first_id=1)
     write_part(folder, "eval", [PORTRAIT] * 5 + [LANDSCAPE] * 2, first_id=101)
     path = folder / "mixed.py"
-    path.write_text(CONFIG.replace("{root!r}", repr(str(folder))))
+    changes = CHANGES.replace("{root!r}", repr(str(folder)))
+    text = pathlib.Path(tiny_config).read_text()
+    path.write_text(text.replace("    return config\n", changes))
     return str(path)
 
 
@@ -112,22 +99,21 @@ def alone(config, tmp_path_factory):
 
 
 class Pair:
-    """Two processes of one run."""
+    """Two processes of one run; `own` are further arguments of each."""
 
-    def __init__(self, module, arguments):
+    def __init__(self, module, arguments, own=((), ()), **environment):
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        command = [sys.executable, "-m", module, *arguments, "--distributed", "--num_processes=2"]
-        command += [f"--coordinator=127.0.0.1:{port}"]
-        environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+        flags = ["--distributed", "--num_processes=2", f"--coordinator=127.0.0.1:{port}"]
+        # Files, as a pipe that nobody reads while a test waits would stop the process.
+        self._outputs = [(tempfile.TemporaryFile("w+"), tempfile.TemporaryFile("w+")) for _ in own]
         self.processes = [
             subprocess.Popen(
-                [*command, f"--process_id={i}"],
-                env=environment,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
+                [sys.executable, "-m", module, *arguments, *own[i], *flags, f"--process_id={i}"],
+                env={**os.environ, "JAX_PLATFORMS": "cpu", **environment},
+                stdout=self._outputs[i][0],
+                stderr=self._outputs[i][1],
             )
             for i in range(2)
         ]
@@ -135,11 +121,19 @@ class Pair:
     def finish(self, timeout=240):
         """[(status, stdout, stderr)] of both; neither is left running."""
         try:
-            outputs = [p.communicate(timeout=timeout) for p in self.processes]
+            statuses = [process.wait(timeout) for process in self.processes]
         finally:
             for process in self.processes:
                 process.kill()
-        return [(p.returncode, *output) for p, output in zip(self.processes, outputs)]
+        results = []
+        for status, files in zip(statuses, self._outputs):
+            texts = []
+            for file in files:
+                file.seek(0)
+                texts.append(file.read())
+                file.close()
+            results.append((status, *texts))
+        return results
 
     def wait_for_step(self, workdir, step):
         while not any(r["step"] >= step for r in run_log.read_rows(workdir / "metrics.jsonl")):
@@ -190,9 +184,13 @@ def test_two_processes_train_evaluate_and_save_as_one_does(config, alone, tmp_pa
 
     # The finished workdir is evaluated by two processes as by one.
     (status, output, problems), _ = Pair(
-        "detlab.eval", ["--workdir", str(tmp_path), "--json", str(tmp_path / "again.json")]
+        "detlab.eval",
+        ["--workdir", str(tmp_path), "--json", str(tmp_path / "again.json")],
+        JAX_LOG_COMPILES="1",
     ).finish()
     assert status == 0, problems
+    # Detections of all batches are gathered by one program a shape, not one a batch.
+    assert 0 < problems.count("Finished XLA compilation of jit(gather_rows)") <= 2
     again = json.loads((tmp_path / "again.json").read_text())
     assert again["AP"] == pytest.approx(
         checkpoint.load_weights(tmp_path, "best").info["metrics"]["AP"], abs=1e-6
@@ -208,9 +206,8 @@ def test_a_signal_to_one_stops_both_at_the_same_step_and_one_alone_resumes(confi
     (status, output, problems), (status_1, _, problems_1) = pair.finish()
     assert status == status_1 == 0, (problems, problems_1)
     stopped = checkpoint.latest_step(tmp_path)
-    if stopped < 8:  # a quick machine may have been past the last step
-        found = re.search(r"stopped by a signal to another process at step (\d+) of 8", output)
-        assert int(found[1]) == stopped
+    found = re.search(r"stopped by a signal to another process at step (\d+) of 8", output)
+    assert int(found[1]) == stopped < 8
     train.main(arguments)
     assert_same_run(tmp_path, alone)
 
@@ -226,15 +223,76 @@ def test_a_process_that_dies_ends_the_other_with_a_sentence_and_both_resume(
     killed = time.time()
     status, _, problems = pair.finish()[1 - victim]
     assert time.time() - killed < distributed.HEARTBEAT_S + 30
-    if status == 0:
-        assert checkpoint.latest_step(tmp_path) == 8  # a quick machine was done before
-        return
+    assert status != 0, "it ended before the other was killed"
     assert "error: another process of this run has ended" in problems
     assert "Traceback" not in problems
     assert checkpoint.latest_step(tmp_path) >= 2
     results = Pair("detlab.train", arguments).finish()
     assert [r[0] for r in results] == [0, 0], results
     assert_same_run(tmp_path, alone)
+
+
+@pytest.mark.slow
+def test_a_fault_in_the_data_of_one_process_is_told_by_it_and_ends_both(config, tmp_path):
+    folder = tmp_path / "data"
+    shutil.copytree(pathlib.Path(config).parent, folder)
+    (folder / "images" / "3.png").write_bytes(b"no image")
+    arguments = ["--config", config, "--workdir", str(tmp_path / "run")]
+    arguments += [f"--config.data.root={folder}", "--config.data.skip_broken=False"]
+    results = Pair("detlab.train", arguments).finish()
+    assert all(status != 0 for status, _, _ in results)
+    told = ["3.png cannot be decoded" in problems for _, _, problems in results]
+    assert sorted(told) == [False, True]
+    assert "another process of this run has ended" in results[told.index(False)][2]
+
+
+@pytest.mark.parametrize(
+    "own, words",
+    [
+        (["--config.optim.lr=0.5"], "differ in config;"),
+        pytest.param(["--workdir=elsewhere"], "differ in workdir;", marks=pytest.mark.slow),
+        pytest.param(
+            ["--config.data.train_annotations=fewer.json"],
+            "differ in config;",
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_processes_that_would_do_different_work_are_refused(
+    own, words, config, alone, tmp_path, monkeypatch
+):
+    """A finished workdir stands for one that only one of them sees."""
+    monkeypatch.chdir(tmp_path)
+    workdir = tmp_path / "run"
+    shutil.copytree(alone, workdir)
+    arguments = ["--config", config, "--workdir", str(workdir)]
+    for status, _, problems in Pair("detlab.train", arguments, ((), own)).finish():
+        assert status == 2 and words in problems and "Traceback" not in problems, problems
+
+
+def test_sources_of_other_images_have_other_fingerprints():
+    whole = shapes.Shapes("val")
+    part = wrappers.Filtered(whole, range(len(whole) - 1))
+    swapped = wrappers.Filtered(whole, [1, 0, *range(2, len(whole))])
+    found = [programs.fingerprint(source) for source in (whole, part, swapped)]
+    assert found[0] == programs.fingerprint(shapes.Shapes("val"))
+    assert found[0] != found[1] and found[0] != found[2]
+
+
+def test_a_signal_before_training_ends_the_process(config):
+    """jax's own handler, which comes with the joining, must not swallow it."""
+    code = (
+        "import os, signal, sys; from detlab import distributed, train, programs;"
+        "programs.open_source = lambda *_: os.kill(os.getpid(), signal.SIGTERM);"
+        "distributed.run_main(train.main)"
+    )
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    flags = ["--distributed", "--num_processes=1", "--process_id=0"]
+    flags += [f"--coordinator=127.0.0.1:{port}", "--config", config, "--dry_run"]
+    done = subprocess.run([sys.executable, "-c", code, *flags], timeout=120, check=False)
+    assert done.returncode == -signal.SIGTERM
 
 
 @pytest.mark.parametrize(
@@ -244,6 +302,10 @@ def test_a_process_that_dies_ends_the_other_with_a_sentence_and_both_resume(
         (["--distributed", "--process_id=0"], "give all of --coordinator"),
         (
             ["--distributed", "--coordinator=here", "--num_processes=2", "--process_id=0"],
+            "it must be host:port",
+        ),
+        (
+            ["--distributed", "--coordinator=h:99999", "--num_processes=2", "--process_id=0"],
             "it must be host:port",
         ),
         (

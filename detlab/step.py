@@ -1,0 +1,114 @@
+"""One step of a training run on the devices, and reading what it says.
+
+`TrainStep` compiles `detlab.update` once a canvas; `MetricReader` reads the metrics of a step while
+the next one runs.
+"""
+
+import math
+import time
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import tqdm
+
+from detlab import distributed
+from detlab import errors
+from detlab import optim
+from detlab import run_log
+from detlab import sharding
+from detlab import types
+from detlab import update as update_lib
+from detlab.data import loader
+
+
+class Notes(NamedTuple):
+    """What a process alone knows of a step; the compiled step adds up those of all processes."""
+
+    stop: int = 0  # 1: it was told to stop
+    dropped_boxes: int = 0
+    skipped_images: int = 0
+
+
+class TrainStep:
+    """(TrainState, Loaded, whether to stop) -> (TrainState, metrics, Notes of all processes).
+
+    Attributes:
+      compiled: canvas (height, width) px -> its compiled program.
+    """
+
+    def __init__(self, detector, optimizer: optim.Optimizer, config, mesh, log=None):
+        self._mesh = mesh
+        self._log = log  # whose speed leaves compilation out
+        self.compiled = {}
+        self.compile_seconds = 0.0
+
+        update = update_lib.make(detector, optimizer, config)
+
+        def step(state: types.TrainState, batch: types.Batch, notes: jax.Array):
+            state, metrics = update(state, batch)
+            return state, metrics, Notes(*notes.sum(axis=0))
+
+        self._step = jax.jit(step, donate_argnums=0, out_shardings=sharding.replicated(mesh))
+
+    def __call__(self, state: types.TrainState, loaded: loader.Loaded, stop: bool = False):
+        images = loaded.batch.images
+        notes = np.zeros((len(images), len(Notes._fields)), np.int32)  # in the first row; summed
+        notes[0] = Notes(stop, loaded.dropped_boxes, len(loaded.skipped))
+        batch, notes = sharding.put_batch((loaded.batch, notes), self._mesh)
+        canvas = images.shape[1:3]
+        if canvas not in self.compiled:
+            start = time.time()
+            self.compiled[canvas] = self._step.lower(state, batch, notes).compile()
+            seconds = time.time() - start
+            self.compile_seconds += seconds
+            if self._log is not None:
+                self._log.exclude(seconds)
+            tqdm.tqdm.write(
+                f"compiled the train step for {canvas[0]}x{canvas[1]} in {seconds:.1f} s"
+            )
+        return self.compiled[canvas](state, batch, notes)
+
+
+class MetricReader:
+    """Reads the metrics of a step while the next one runs, so that the device is never idle.
+
+    `flush` reads the last ones; it comes before anything is saved, so that a state that is not
+    finite never is.
+    """
+
+    def __init__(self, log: run_log.RunLog, source, stop: distributed.StopSignals):
+        self._log, self._source, self._stop = log, source, stop
+        self._unread = None
+
+    def push(self, step: int, metrics: dict[str, Any], notes: Notes, batch: types.Batch) -> None:
+        self.flush()
+        self._unread = step, metrics, notes, batch
+
+    def flush(self) -> None:
+        if self._unread is None:
+            return
+        step, metrics, notes, batch = self._unread
+        self._unread = None
+        notes = Notes(*map(int, jax.device_get(notes)))
+        self._stop.agree(notes.stop > 0)
+        self._log.lost(notes.dropped_boxes, notes.skipped_images)
+        self._log.step(check_finite(step, metrics, batch, self._source))
+
+
+def check_finite(step: int, metrics: dict[str, Any], batch: types.Batch, source):
+    """The metrics as floats.
+
+    Raises:
+      UserError: the loss or its gradient is not finite; the last checkpoint stays.
+    """
+    values = {k: float(v) for k, v in jax.device_get(metrics).items()}
+    norms = ("grad_norm", "param_norm")
+    if all(math.isfinite(values[k]) for k in ("loss", *norms)):
+        return values
+    terms = ", ".join(f"{k} {v:g}" for k, v in values.items() if k.startswith("loss") or k in norms)
+    images = ", ".join(str(source.image_id(int(i))) for i in batch.index if i >= 0)
+    raise errors.UserError(
+        f"step {step} is not finite ({terms}) on images {images}; the last checkpoint is kept."
+        " A lower config.optim.lr, a longer warm-up or config.optim.clip_norm usually helps."
+    )
