@@ -8,13 +8,22 @@ are no cases.
 import difflib
 import json
 import pathlib
-import zipfile
 from typing import Any, Mapping, NamedTuple
 
 import numpy as np
 
+from converters.readers import npz_file
 from detlab import errors
 from detlab import types
+
+# What is read of a case with generated weights; one with published weights has less.
+_KEYS = (
+    *("name", "source", "model_cfg", "train_cfg", "test_cfg", "num_classes"),
+    *("seed", "state_dict", "kept", "kept_values", "weights_sha256"),
+    *("input_shape", "gt_counts", "sampled", "losses", "total_loss"),
+    *("grad_norms", "grad_dots", "frozen", "unused", "buffers_after_train"),
+)
+_PARTS = ("drift.losses", "drift.detections", "batch_norm_in_train.batch_statistics")
 
 
 class Folders(NamedTuple):
@@ -30,7 +39,7 @@ class Case(NamedTuple):
 
     name: str
     info: dict  # the JSON
-    arrays: dict[str, np.ndarray]  # the NPZ; maps are NCHW, boxes xyxy px of the input
+    arrays: dict[str, np.ndarray]  # the NPZ, read-only; maps are NCHW, boxes xyxy px of the input
     folders: Folders
 
     @property
@@ -80,7 +89,7 @@ def find(folder: pathlib.Path) -> dict[str, dict]:
     """Name -> JSON of every case.
 
     Raises:
-      UserError: no such folder, no case in it, or a file that is not JSON.
+      UserError: no such folder, no case in it, a file that is not JSON, or part of a case.
     """
     if not folder.is_dir():
         raise errors.UserError(f"{folder} is not a folder; --fixtures names one with cases in it.")
@@ -88,10 +97,17 @@ def find(folder: pathlib.Path) -> dict[str, dict]:
     for path in (*sorted(folder.glob("*.json")), *sorted(folder.glob("*/*.json"))):
         try:
             info = json.loads(path.read_text())
+        except OSError as error:
+            raise errors.UserError(f"{path} cannot be read: {error.strerror}.") from error
         except ValueError as error:
             raise errors.UserError(f"{path} is not JSON: {error}.") from error
         # Published and generated weights alike are told by one of these.
         if isinstance(info, dict) and {"model_cfg", "weights"} & info.keys():
+            if "model_cfg" in info:
+                absent = [key for key in _KEYS if key not in info]
+                absent += [key for key in _PARTS if part(info, key) is None]
+                if absent:
+                    raise errors.UserError(f"{path} is no whole case: no {', '.join(absent)}.")
             found[path.relative_to(folder).with_suffix("").as_posix()] = info
     if not found:
         raise errors.UserError(f"{folder} has no case: no NAME.json with a model_cfg or weights.")
@@ -116,14 +132,18 @@ def read(folder: pathlib.Path, name: str, info: dict, folders: Folders) -> Case:
     """The case with its arrays.
 
     Raises:
-      UserError: its NPZ is not there or cannot be read.
+      UserError: its NPZ is not there, cannot be read, or lacks images, objects or detections.
     """
     path = folder / f"{name}.npz"
-    try:
-        with np.load(path) as file:
-            return Case(name, info, dict(file), folders)
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise errors.UserError(f"{path}, the arrays of case {name}, cannot be read.") from error
+    arrays = npz_file.read(path).tensors
+    needed = ["image"]
+    for i, count in enumerate(info["gt_counts"]):
+        needed += [f"det_{x}_{i}" for x in ("boxes", "scores", "labels")]
+        needed += [f"gt_{x}_{i}" for x in ("boxes", "labels") if count]
+    absent = [array for array in needed if array not in arrays]
+    if absent:
+        raise errors.UserError(f"{path} is no whole case: no array {', '.join(absent)}.")
+    return Case(name, info, arrays, folders)
 
 
 def part(info: Mapping, path: str) -> Any:

@@ -72,7 +72,7 @@ def _summary(path: str | os.PathLike, file: contents.Contents) -> Iterator[str]:
         }
     )
     names = file.class_names or ()
-    told = contents.printable(f"{len(names)}: {', '.join(names)}", _MAX_NAMES)
+    told = contents.printable(f"{len(names)}: {', '.join(names[:_MAX_NAMES])}", _MAX_NAMES)
     yield f"{'classes':<16}  {told if names else 'not told'}"
     for key, value in file.meta.items():
         # One level of nesting is shown as entries of their own: mmdet's `meta`.

@@ -29,6 +29,7 @@ class Adapter(NamedTuple):
     table: Callable[[bool], mapping.Table]  # of `bgr`
     arrays: Callable  # (case, results) -> {name in the case: the whole array, in its layout}
     losses: Mapping[str, str]  # loss of the case -> metric of the detector
+    not_compared: tuple[str, ...] = ()  # regexes of recorded arrays that `arrays` may leave out
 
 
 def maps(name: str, levels: Sequence) -> dict[str, np.ndarray]:

@@ -3,11 +3,14 @@
 import contextlib
 import os
 import pathlib
+import warnings
 from typing import Any, Iterator, NamedTuple
 
 import numpy as np
 
 from detlab import errors
+
+_MAX_CLASS_NAME = 100  # letters
 
 
 class ReadError(errors.UserError):
@@ -34,7 +37,8 @@ def reading(path: str | os.PathLike, kind: str, error_type: type[ReadError]) -> 
     """
     path = pathlib.Path(path)
     try:
-        yield
+        with warnings.catch_warnings(action="ignore"):  # they would show the file's text as it is
+            yield
     except ReadError as error:
         raise error_type(f"{path}: {printable(error)}.") from None
     except OSError as error:
@@ -53,12 +57,19 @@ def printable(value: Any, limit: int = 300) -> str:
 
 
 def as_class_names(value: Any) -> tuple[str, ...] | None:
-    """Names from a list, or from a dict {0: name, 1: name, ...}; None for anything else."""
+    """Names from a list, or from a dict {0: name, 1: name, ...}; None for anything else.
+
+    They are printed and drawn wherever the weights are used, so each is made `printable` here.
+    """
     if isinstance(value, dict):
         value = [value.get(i) for i in range(len(value))]
     if not isinstance(value, (list, tuple)) or not value:
         return None
-    return tuple(value) if all(isinstance(name, str) for name in value) else None
+    if not all(isinstance(name, str) for name in value):
+        return None
+    # Once for each name: a little file can have a million times the same.
+    shown = {name: printable(name, _MAX_CLASS_NAME) for name in set(value)}
+    return tuple(shown[name] for name in value)
 
 
 _SIGNATURES = (

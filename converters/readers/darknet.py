@@ -21,6 +21,7 @@ from typing import NamedTuple
 import numpy as np
 
 from converters.readers import contents
+from converters.writers import whole
 from detlab import darknet_cfg
 
 
@@ -68,23 +69,21 @@ def read(
     path = pathlib.Path(path)
     first_layers = _first_layers(path, network, first_layers)
     shapes = tensor_shapes(network, first_layers)
-    try:
+    with contents.reading(path, "darknet .weights file", DarknetError):
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
-            header, start = _header(path, file.read(20))
+            header, start = _header(file.read(20))
             # Compared before anything of either size is read.
-            _check_size(path, network, first_layers, size - start)
+            _check_size(network, first_layers, size - start)
             file.seek(start)
             values = np.frombuffer(file.read(size - start), _VALUE)
-    except OSError as error:
-        raise DarknetError(f"{path}: cannot be read: {error.strerror or error}.") from error
-    tensors, position = {}, 0
-    for name, shape in shapes.items():
-        end = position + math.prod(shape)
-        tensors[name] = values[position:end].reshape(shape)
-        _check_values(path, name, tensors[name])
-        position = end
-    return Weights(header, tensors)
+        tensors, position = {}, 0
+        for name, shape in shapes.items():
+            end = position + math.prod(shape)
+            tensors[name] = values[position:end].reshape(shape)
+            _check_values(name, tensors[name])
+            position = end
+        return Weights(header, tensors)
 
 
 def write(
@@ -96,7 +95,7 @@ def write(
     """Writes a `.weights` file that darknet and `read` take; nothing if it would be wrong.
 
     Args:
-      path: the file, replaced if it exists.
+      path: the file, replaced if it exists, once all is written.
       network: decides on the order.
       weights: of all layers, or of the first ones at least.
       first_layers: as in `read`; weights of later layers are left out.
@@ -107,27 +106,13 @@ def write(
     """
     path = pathlib.Path(path)
     first_layers = _first_layers(path, network, first_layers)
-    known = tensor_shapes(network)
-    for name in weights.tensors:
-        if name not in known:
-            raise DarknetError(f"{path}: {network.name} has no place for the tensor {name!r}.")
-    blocks = [_packed_header(path, weights.header)]
-    for name, shape in tensor_shapes(network, first_layers).items():
-        if name not in weights.tensors:
-            raise DarknetError(f"{path}: the tensor {name} of {network.name} is missing.")
-        tensor = np.asarray(weights.tensors[name])
-        if tensor.shape != shape:
-            raise DarknetError(
-                f"{path}: the tensor {name} has shape {tensor.shape}, and {shape} in"
-                f" {network.name}."
-            )
-        with np.errstate(over="ignore"):  # what overflows is found as not finite
-            blocks.append(np.ascontiguousarray(tensor, _VALUE))
-        _check_values(path, name, blocks[-1])
     try:
-        with path.open("wb") as file:
+        blocks = _blocks(network, weights, first_layers)
+        with whole.replacing(path) as part, part.open("wb") as file:
             for block in blocks:
                 file.write(block)
+    except DarknetError as error:
+        raise DarknetError(f"{path}: {error}.") from None
     except OSError as error:
         raise DarknetError(f"{path}: cannot be written: {error.strerror or error}.") from error
 
@@ -167,40 +152,62 @@ def _first_layers(path: pathlib.Path, network: darknet_cfg.Network, given: int |
     return count
 
 
+# ---- Errors from here on lack the name of the file, which `read` and `write` add. ----
+
+
+def _blocks(network: darknet_cfg.Network, weights: Weights, first_layers: int) -> list:
+    """What a file consists of: the header and the tensors of its layers, all of them judged."""
+    known = tensor_shapes(network)
+    for name in weights.tensors:
+        if name not in known:
+            raise DarknetError(f"{network.name} has no place for the tensor {name!r}")
+    blocks = [_packed_header(weights.header)]
+    for name, shape in tensor_shapes(network, first_layers).items():
+        if name not in weights.tensors:
+            raise DarknetError(f"the tensor {name} of {network.name} is missing")
+        tensor = np.asarray(weights.tensors[name])
+        if tensor.shape != shape:
+            raise DarknetError(
+                f"the tensor {name} has shape {tensor.shape}, and {shape} in {network.name}"
+            )
+        with np.errstate(over="ignore"):  # what overflows is found as not finite
+            blocks.append(np.ascontiguousarray(tensor, _VALUE))
+        _check_values(name, blocks[-1])
+    return blocks
+
+
 def _seen_format(major: int, minor: int) -> str:
     return "<Q" if 10 * major + minor >= 2 else "<I"
 
 
-def _header(path: pathlib.Path, head: bytes) -> tuple[Header, int]:
+def _header(head: bytes) -> tuple[Header, int]:
     """The header, and where it ends."""
     if len(head) < 16:
         kind = "cut short" if head else "empty"
-        raise DarknetError(f"{path}: {kind}, {len(head)} bytes of a header of 16 or 20.")
+        raise DarknetError(f"{kind}, {len(head)} bytes of a header of 16 or 20")
     version = struct.unpack_from("<3i", head)
     if not all(0 <= number < _MAX_VERSION for number in version):
         is_text = all(32 <= byte < 127 or byte in b"\t\r\n" for byte in head)
         kind = "a text file" if is_text else "no version of darknet at its beginning"
-        raise DarknetError(f"{path}: not a darknet .weights file: {kind}.")
+        raise DarknetError(f"not a darknet .weights file: {kind}")
     seen_format = _seen_format(*version[:2])
     end = 12 + struct.calcsize(seen_format)
     if len(head) < end:
-        raise DarknetError(f"{path}: cut short, {len(head)} bytes of a header of {end}.")
+        raise DarknetError(f"cut short, {len(head)} bytes of a header of {end}")
     return Header(*version, *struct.unpack_from(seen_format, head, 12)), end
 
 
-def _packed_header(path: pathlib.Path, header: Header) -> bytes:
+def _packed_header(header: Header) -> bytes:
     if not all(0 <= number < _MAX_VERSION for number in header[:3]):
-        raise DarknetError(f"{path}: {header} has a version that no darknet has written.")
+        raise DarknetError(f"{header} has a version that no darknet has written")
     try:
         seen = struct.pack(_seen_format(header.major, header.minor), header.seen)
         return struct.pack("<3i", *header[:3]) + seen
     except struct.error as error:
-        raise DarknetError(f"{path}: {header} does not fit into a file: {error}.") from error
+        raise DarknetError(f"{header} does not fit into a file: {error}") from error
 
 
-def _check_size(
-    path: pathlib.Path, network: darknet_cfg.Network, first_layers: int, num_bytes: int
-) -> None:
+def _check_size(network: darknet_cfg.Network, first_layers: int, num_bytes: int) -> None:
     count, rest = divmod(num_bytes, _VALUE.itemsize)
     expected = num_floats(network, first_layers)
     if rest == 0 and count == expected:
@@ -218,18 +225,18 @@ def _check_size(
             fitting = int(name.partition(".")[0]) + 1
             hint = f"; they fit the first {fitting} layers (first_layers={fitting})"
     raise DarknetError(
-        f"{path}: the first {first_layers} of {len(network.layers)} layers of {network.name} have"
-        f" {expected} values, and the file holds {count}{ending}{hint}."
+        f"the first {first_layers} of {len(network.layers)} layers of {network.name} have"
+        f" {expected} values, and the file holds {count}{ending}{hint}"
     )
 
 
-def _check_values(path: pathlib.Path, name: str, tensor: np.ndarray) -> None:
+def _check_values(name: str, tensor: np.ndarray) -> None:
     if not np.isfinite(tensor).all():
         raise DarknetError(
-            f"{path}: {name} holds values that are not finite; the file is damaged, or the"
-            " training has diverged."
+            f"{name} holds values that are not finite; the file is damaged, or the training has"
+            " diverged"
         )
     if name.endswith(".var") and tensor.min() < 0:
         raise DarknetError(
-            f"{path}: {name} holds variances below 0; the file is damaged, or of another network."
+            f"{name} holds variances below 0; the file is damaged, or of another network"
         )

@@ -96,6 +96,8 @@ _HARMFUL_MODULES = {
 }
 _HARMFUL_BUILTINS = {"eval", "exec", "compile", "open", "__import__", "breakpoint", "input"}
 
+_MAX_OPCODES = 2_000_000  # of one pickle; a YOLOv5 has 34,000
+_MAX_MEMO_INDEX = 1 << 32  # torch.save counts from 0
 _MAX_DIMENSIONS = 32
 _MAX_NAME = 1000  # letters of a module or class
 _HASH_MODULUS = (1 << 61) - 1  # Python's; integers below it have hashes of their own
@@ -109,7 +111,8 @@ class Machine:
     """Runs one pickle, protocols 0 to 5, without importing or calling anything.
 
     Memory and time are linear in the length of the pickle: values are only shared, never copied,
-    and the memo is a dict, so a huge memo index costs nothing.
+    the memo is a dict, so a huge memo index costs nothing, and no keys of one hash can be chosen.
+    Opcodes of one byte make objects of hundreds, so their number is bounded too.
     """
 
     def __init__(self, stream: io.BytesIO):
@@ -120,9 +123,11 @@ class Machine:
 
     def run(self) -> Any:
         """The root of the pickle; `PickleError`, or any error of a parser, if it has none."""
-        for opcode, argument, _ in pickletools.genops(self.stream):
+        for count, (opcode, argument, _) in enumerate(pickletools.genops(self.stream), 1):
             if opcode.name == "STOP":
                 return self._pop()
+            if count > _MAX_OPCODES:
+                raise PickleError(f"the pickle has more than {_MAX_OPCODES} operations")
             self._step(opcode.name, argument)
         raise PickleError("the pickle has no end")
 
@@ -132,6 +137,8 @@ class Machine:
             case "PROTO" | "FRAME":
                 pass
             case "PUT" | "BINPUT" | "LONG_BINPUT":
+                if not 0 <= argument < _MAX_MEMO_INDEX:
+                    raise PickleError("the pickle counts its objects with impossible numbers")
                 self.memo[argument] = stack[-1]
             case "MEMOIZE":
                 self.memo[len(self.memo)] = stack[-1]
@@ -262,7 +269,9 @@ def _global(module: Any, attribute: Any) -> _Global:
             raise PickleError(f"the pickle names something in {len(part)} letters")
     name = f"{module}.{attribute}"
     is_builtin = module in ("builtins", "__builtin__") and attribute in _HARMFUL_BUILTINS
-    if is_builtin or not _HARMFUL_MODULES.isdisjoint(name.split(".")):
+    # A dotted attribute leads through what its module has imported: posixpath, os.system.
+    modules = (module.split(".")[0], *attribute.split(".")[:-1])
+    if is_builtin or not _HARMFUL_MODULES.isdisjoint(modules):
         raise PickleError(f"the pickle asks for {name}, as malicious files do; nothing was run")
     return _Global(name)
 
@@ -291,13 +300,12 @@ def _naturals(values: Any) -> tuple[int, ...]:
 def _key(value: Any) -> Any:
     """A value that may be hashed, in a time that no file can make long.
 
-    Nested tuples may not: hashing shared ones is exponential.  Nor may huge integers: as many as
-    one likes have the same hash.
+    Tuples may not: of integers, as many as one likes have the same hash, and hashing shared nested
+    ones is exponential.  Nor may huge integers, for the first of these reasons.
     """
     scalars = (str, bytes, int, float, bool, type(None), _Global, Inert)
-    for part in value if type(value) is tuple else (value,):
-        if not isinstance(part, scalars) or (type(part) is int and abs(part) >= _HASH_MODULUS):
-            raise PickleError(f"the pickle uses a {type(part).__name__} as a key")
+    if not isinstance(value, scalars) or (type(value) is int and abs(value) >= _HASH_MODULUS):
+        raise PickleError(f"the pickle uses a {type(value).__name__} as a key")
     return value
 
 

@@ -29,7 +29,7 @@ _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
 _MAX_NAME = 1000  # letters of a parameter
 _MAX_DEPTH = 64  # of nested modules
-_MAX_MODULES = 100_000
+_MAX_ENTRIES = 100_000  # of all nested modules: parameters, buffers and modules
 
 # Views may show a storage more than once (tied weights, expanded tensors), so all arrays together
 # may be larger than the file, but not without limit: a file of 1 kB could declare a terabyte.
@@ -41,6 +41,7 @@ _VIEWS_ALLOWANCE = 64 << 20  # bytes
 _WEIGHTS = ("ema", "state_dict", "model")
 
 _MAX_META_VALUES = 100_000  # in all entries beside the weights
+_MAX_META_LETTERS = 32 << 20
 _MAX_META_DEPTH = 16
 
 
@@ -210,18 +211,19 @@ def _kind(value: Any) -> str:
 def _module_tensors(root: pickle_machine.Inert) -> dict[str, Any]:
     """Parameters and persistent buffers of a pickled torch.nn.Module, as its state_dict()."""
     tensors = {}
-    num_modules = 0
+    num_entries = 0  # also of those that are seen again, and of those that are no tensors
 
     def entries(module: pickle_machine.Inert, name: str) -> dict:
         found = module.state.get(name)
         return found if isinstance(found, dict) else {}
 
     def collect(module: Any, path: tuple[str, ...]) -> None:
-        nonlocal num_modules
+        nonlocal num_entries
         if not _is_module(module):
             return
-        num_modules += 1
-        if len(path) > _MAX_DEPTH or num_modules > _MAX_MODULES:
+        kinds = ("_parameters", "_buffers", "_modules")
+        num_entries += sum(len(entries(module, kind)) for kind in kinds)
+        if len(path) > _MAX_DEPTH or num_entries > _MAX_ENTRIES:
             raise TorchFileError("modules are nested without end")
         hidden = module.state.get("_non_persistent_buffers_set")
         hidden = hidden if isinstance(hidden, set) else set()
@@ -264,19 +266,28 @@ def _entries(parent: Any, key: str) -> dict:
 
 def _plain(entries: dict) -> dict[str, Any]:
     """The entries as JSON could hold them; see `read` for what becomes of the rest."""
-    num_values = num_tensors = 0
+    num_values = num_tensors = num_letters = 0
+
+    def text(value: str) -> str:
+        nonlocal num_letters
+        num_letters += len(value)  # a pickle can show a long text as often as it likes
+        if num_letters > _MAX_META_LETTERS:
+            raise TorchFileError("the entries beside the weights have no end")
+        return value
 
     def plain(value: Any, depth: int) -> Any:
         nonlocal num_values, num_tensors
         num_values += 1
         num_tensors += isinstance(value, pickle_machine.TensorRef)
-        if value is None or isinstance(value, (str, bool, float)):
+        if isinstance(value, str):
+            return text(value)
+        if value is None or isinstance(value, (bool, float)):
             return value
         if isinstance(value, int) and value.bit_length() < 64:
             return value
         if num_values < _MAX_META_VALUES and depth < _MAX_META_DEPTH:
             if isinstance(value, dict):
-                return {_text(key): plain(inner, depth + 1) for key, inner in value.items()}
+                return {text(_text(k)): plain(inner, depth + 1) for k, inner in value.items()}
             if isinstance(value, (list, tuple, set, frozenset)):
                 return [plain(inner, depth + 1) for inner in value]
         return _kind(value)

@@ -7,6 +7,8 @@ from typing import Mapping, Sequence
 import numpy as np
 from safetensors import numpy as safetensors_numpy
 
+from converters.writers import whole
+
 
 def write(
     path: str | os.PathLike,
@@ -15,15 +17,19 @@ def write(
 ) -> None:
     """Writes a safetensors file; the same tensors give the same bytes.
 
+    Memory: the whole file once more.
+
     Args:
-      path: the file, replaced if it exists.
+      path: the file, replaced if it exists, once all is written.
       tensors: by name, of any shape and strides; the format orders them by type and name.
       class_names: kept in the metadata as a JSON list, where `readers.safetensors_file` finds it.
     Raises:
-      OSError: the file cannot be written.
+      OSError: the file cannot be written; what was there before is unchanged.
     """
     # One entry at most: the library writes several in a random order.
     metadata = {"class_names": json.dumps(list(class_names))} if class_names else None
     # The library writes bytes from the first one on, whatever the strides.
     dense = {name: np.asarray(array, order="C") for name, array in tensors.items()}
-    safetensors_numpy.save_file(dense, os.fspath(path), metadata)
+    data = safetensors_numpy.save(dense, metadata)  # save_file has errors and modes of its own
+    with whole.replacing(path) as part:
+        part.write_bytes(data)

@@ -13,6 +13,7 @@ from typing import Mapping
 import numpy as np
 
 from converters.readers import pickle_machine
+from converters.writers import whole
 
 _STORAGES = {
     dtype: name.removeprefix("torch.")
@@ -29,15 +30,15 @@ def write(path: str | os.PathLike, tensors: Mapping[str, np.ndarray]) -> None:
     Memory: one tensor's bytes at a time, where it is not contiguous.
 
     Args:
-      path: the file, replaced if it exists.
+      path: the file, replaced if it exists, once all is written.
       tensors: by name; of floats (bfloat16 as ml_dtypes has it), int8 to int64, uint8, bool or
         complex numbers.
     Raises:
       ValueError: a tensor is of another type; nothing is written.
-      OSError: the file cannot be written.
+      OSError: the file cannot be written; what was there before is unchanged.
     """
     program = _program(tensors)
-    with zipfile.ZipFile(path, "w") as archive:
+    with whole.replacing(path) as part, zipfile.ZipFile(part, "w") as archive:
         _add(archive, "data.pkl", program)
         _add(archive, "byteorder", b"little")
         for key, array in enumerate(tensors.values()):

@@ -3,6 +3,7 @@
 import json
 import struct
 import time
+import types
 import tracemalloc
 
 import numpy as np
@@ -293,6 +294,14 @@ def test_file_that_is_cut_short_anywhere_is_refused(path):
     for length in range(0, len(data)):
         path.write_bytes(data[:length])
         refused(path)
+
+
+@pytest.mark.parametrize("missing", [3, 8])
+def test_file_that_shrinks_while_it_is_read_is_refused(path, monkeypatch, missing):
+    path.write_bytes(file_bytes()[:-missing])
+    before = types.SimpleNamespace(st_size=len(file_bytes()))
+    monkeypatch.setattr(darknet.os, "fstat", lambda _: before)
+    assert "damaged darknet .weights file (ValueError" in refused(path)
 
 
 @pytest.fixture

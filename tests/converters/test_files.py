@@ -1,6 +1,9 @@
 """The format is known by the content; no file of any kind brings a reader out of its bounds."""
 
+import contextlib
 import io
+import os
+import resource
 import shutil
 import struct
 import time
@@ -11,11 +14,14 @@ import numpy as np
 import pytest
 
 from converters.readers import contents
+from converters.readers import darknet
 from converters.readers import files
 from converters.readers import npz_file
 from converters.readers import safetensors_file
 from converters.readers import torch_file
 from converters.writers import safetensors_file as safetensors_writer
+from converters.writers import torch_file as torch_writer
+from converters.writers import whole
 from detlab import darknet_cfg
 
 
@@ -194,10 +200,30 @@ def npz(folder, pth):
     return npz_file.read, npz_file.NpzError, write
 
 
-@pytest.mark.filterwarnings("ignore")  # of the parsers, about mutated text
-@pytest.mark.parametrize("kind", [torch_zip, torch_legacy, safetensors, npz])
+def every_kind(folder, pth):
+    """All of these and darknet's through `files.read`, which finds out what they are."""
+    makers = [kind(folder, pth)[2] for kind in (torch_zip, torch_legacy, safetensors, npz)]
+    network = darknet_cfg.parse(CFG)
+    values = np.ones(darknet.num_floats(network), "<f4").tobytes()
+
+    def darknet_maker(path, rng, i):
+        path.write_bytes(mutated(struct.pack("<iiiQ", 0, 2, 5, 640) + values, rng))
+
+    makers.append(darknet_maker)
+
+    def read(path):
+        is_darknet = contents.is_darknet(path.read_bytes()[:20])
+        return files.read(path, network if is_darknet else None)
+
+    def write(path, rng, i):
+        makers[i % 5](path, rng, i // 5)
+
+    return read, contents.ReadError, write
+
+
+@pytest.mark.parametrize("kind", [torch_zip, torch_legacy, safetensors, npz, every_kind])
 def test_two_thousand_mutated_files_raise_nothing_but_the_readers_own_error(
-    kind, folder, pth, tmp_path
+    kind, folder, pth, tmp_path, recwarn
 ):
     seed = 20
     rng = np.random.default_rng(seed)
@@ -223,6 +249,7 @@ def test_two_thousand_mutated_files_raise_nothing_but_the_readers_own_error(
     assert 500 < refusals < 2000, f"seed {seed}: the mutations are all fatal or all harmless"
     assert peak < 80 << 20  # bytes: the allowance for views and compression, and a little
     assert slowest < 2  # seconds of one file
+    assert not [str(w.message) for w in recwarn]  # which would show text of the file
 
 
 def test_random_bytes_are_refused_by_every_reader(tmp_path):
@@ -241,3 +268,83 @@ def test_what_the_writers_wrote_is_recognised(tmp_path):
     path = tmp_path / "out"
     safetensors_writer.write(path, {"w": np.ones(3)}, ["a"])
     assert files.read(path).class_names == ("a",)
+
+
+# ---- Writers. ----
+
+
+def write_safetensors(path, size):
+    safetensors_writer.write(path, {"w": np.ones(size)})
+
+
+def write_torch(path, size):
+    torch_writer.write(path, {"w": np.ones(size)})
+
+
+def write_darknet(path, size):
+    network = darknet_cfg.parse(CFG.replace("filters=2", f"filters={size}"))
+    shapes = darknet.tensor_shapes(network)
+    tensors = {name: np.ones(shape, np.float32) for name, shape in shapes.items()}
+    try:
+        darknet.write(path, network, darknet.Weights(darknet.Header(), tensors))
+    except darknet.DarknetError as error:
+        raise error.__cause__ from None
+
+
+@contextlib.contextmanager
+def full_disk():
+    """No file grows beyond 4 kB."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+WRITERS = [write_safetensors, write_torch, write_darknet]
+
+
+@pytest.mark.parametrize("write", WRITERS)
+def test_file_that_cannot_be_written_completely_leaves_the_one_before(write, tmp_path):
+    path = tmp_path / "weights"
+    write(path, 8)
+    before = path.read_bytes()
+    with full_disk(), pytest.raises(OSError, match="too large"):
+        write(path, 10_000)
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+    write(path, 9)
+    assert path.read_bytes() != before and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("write", WRITERS)
+def test_what_is_no_regular_file_is_never_replaced(write, tmp_path):
+    folder, pipe = tmp_path / "folder", tmp_path / "pipe"
+    folder.mkdir()
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)  # so that a writer would not wait for one
+    for path in (folder, pipe):
+        with pytest.raises(OSError, match="no regular file"):
+            write(path, 8)
+    os.close(reader)
+    assert folder.is_dir() and pipe.is_fifo()
+    with pytest.raises(FileNotFoundError):
+        write(tmp_path / "absent" / "weights", 8)
+
+
+@pytest.mark.parametrize("write", WRITERS)
+def test_written_files_have_the_mode_of_any_new_file_and_links_stay(write, tmp_path):
+    path, link, plain = (tmp_path / name for name in ("weights", "link", "plain"))
+    plain.touch()
+    link.symlink_to(path)
+    write(link, 8)
+    assert link.is_symlink() and path.stat().st_mode == plain.stat().st_mode
+
+
+def test_interrupted_write_leaves_nothing_behind(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("before")
+    with pytest.raises(KeyboardInterrupt), whole.replacing(path) as part:
+        part.write_text("half")
+        raise KeyboardInterrupt
+    assert path.read_text() == "before" and list(tmp_path.iterdir()) == [path]

@@ -8,6 +8,7 @@ import pytest
 
 from converters import inspect_file
 from converters.readers import contents
+from converters.readers import files
 from converters.writers import safetensors_file as writer
 from detlab import darknet_cfg
 
@@ -89,6 +90,14 @@ def test_control_characters_are_escaped_and_long_entries_cut(pth, tmp_path):
     text = inspect_file.describe(pth.write_state_dict(tmp_path / "x.pth", tensors, **entries))
     assert text.replace("\n", "").isprintable() and len(text) < 1000
     assert r"w\n\x07" in text and r"note\x1b[2J" in text
+
+
+def test_class_names_are_printable_for_whoever_shows_them(tmp_path):
+    path = tmp_path / "x.safetensors"
+    writer.write(path, {"w": np.ones(1)}, ["\x1b[2Jcat\n", "dog", "x" * 1000, "dog"])
+    names = files.read(path).class_names
+    assert names == (r"\x1b[2Jcat\n", "dog", "x" * 97 + "...", "dog")
+    assert f"4: {', '.join(names)}\n" in inspect_file.describe(path)
 
 
 def test_what_is_no_weight_file_is_refused_by_name(tmp_path):

@@ -4,14 +4,17 @@ import hashlib
 import json
 import os
 import pickle
+import pickletools
 import struct
 import time
+import tracemalloc
 import zipfile
 
 import ml_dtypes
 import numpy as np
 import pytest
 
+from converters.readers import pickle_machine
 from converters.readers import torch_file
 from converters.writers import torch_file as torch_writer
 
@@ -281,6 +284,83 @@ def test_pickle_bomb_is_refused_in_no_time(pth, tmp_path, name):
     start = time.monotonic()
     refused(path)
     assert time.monotonic() - start < 5  # seconds; each needs hours or terabytes when run naively
+
+
+SAME_HASH = (1 << 61) - 1  # integers that differ by it have one hash, and so have some tuples
+
+
+@pytest.mark.parametrize(
+    "program, message",
+    [
+        (b"}K\x01K\x02\x86Ns", "uses a tuple as a key"),
+        (b"(K\x01K\x02\x86\x91", "uses a tuple as a key"),
+        (b"](p%d\nK\x01e" % SAME_HASH, "impossible numbers"),
+        (b"](p-%d\nK\x01e" % SAME_HASH, "impossible numbers"),
+        (b"]p%d\n" % (1 << 32), "impossible numbers"),
+    ],
+)
+def test_keys_whose_hashes_a_file_can_choose_are_refused(pth, tmp_path, program, message):
+    assert message in refused(pth.write(tmp_path / "bomb.pth", program))
+
+
+def test_names_that_were_not_imported_may_be_keys(pth, tmp_path):
+    program = pth.dict({"state_dict": pth.dict({"w": pth.tensor(ONE)}), "x": b"}cm\nC\nK\x05s"})
+    torch_file.read(pth.write(tmp_path / "names.pth", program))
+
+
+def test_number_of_operations_is_bounded(pth, tmp_path, monkeypatch):
+    path = pth.write(tmp_path / "sets.pth", b"(" + b"\x8f" * 1000 + b"t")  # 232 bytes each
+    assert "holds a tuple" in refused(path)
+    monkeypatch.setattr(pickle_machine, "_MAX_OPCODES", 1000)
+    assert "more than 1000 operations" in refused(path)
+
+
+def test_bound_of_operations_is_far_above_a_published_file(shared_dir):
+    with zipfile.ZipFile(shared_dir / "weights" / "yolov5n-v6.pt") as archive:
+        name = next(name for name in archive.namelist() if name.endswith("data.pkl"))
+        count = sum(1 for _ in pickletools.genops(archive.read(name)))
+    assert 30_000 < count < pickle_machine._MAX_OPCODES / 50
+
+
+def test_attack_is_told_from_a_name_that_only_resembles_one(pth, tmp_path):
+    weights = pth.dict({"w": pth.tensor(ONE)})
+
+    def path(module, attribute):
+        name = text(module) + text(attribute) + b"\x93)R"
+        return pth.write(tmp_path / "x.pth", pth.dict({"state_dict": weights, "x": name}))
+
+    for names in (("mypkg.os", "Thing"), ("net.sys", "Block"), ("mypkg", "socket"), ("m", "eval")):
+        assert torch_file.read(path(*names)).meta == {"x": ".".join(names)}
+    for names in (("os.path", "join"), ("m", "os.system"), ("m", "a.sys.exit"), ("sys", "exit")):
+        assert f"asks for {'.'.join(names)}" in refused(path(*names))
+
+
+@pytest.mark.parametrize("kind", ["_parameters", "_buffers", "_modules"])
+@pytest.mark.parametrize("value", ["tensor", "none"])
+def test_modules_that_share_their_entries_do_not_grow_without_end(pth, tmp_path, kind, value):
+    # A thousand children with the same thousand entries, in 22 kB.
+    names = [str(i) for i in range(1000)]
+    entries = pth.dict(dict.fromkeys(names, b"h\x00" if value == "tensor" else b"N"))
+    child = b"cm\nM\n)\x81" + pth.dict({"_modules": b"}", kind: entries}) + b"b"
+    children = pth.dict(dict.fromkeys(names, b"h\x01"))
+    program = pth.tensor(ONE) + b"q\x000" + child + b"q\x010"
+    program += b"cm\nM\n)\x81" + pth.dict({"_modules": children}) + b"b"
+    path = pth.write(tmp_path / "modules.pt", program)
+    tracemalloc.start()
+    try:
+        assert "without end" in refused(path)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 40 << 20  # bytes; a million names take 150 MB
+
+
+def test_text_that_is_shown_without_end_is_refused(pth, tmp_path):
+    long = pth.text("x" * (1 << 20)) + b"q\x00"
+    for shown in (b"(" + b"h\x00" * 40 + b"t", b"(" + b"}h\x00Ns" * 40 + b"t"):
+        weights = pth.dict({"w": pth.tensor(ONE)})
+        program = pth.dict({"state_dict": weights, "a": long, "b": shown})
+        assert "no end" in refused(pth.write(tmp_path / "meta.pth", program))
 
 
 @pytest.mark.parametrize("last", ["module", "tensor"])

@@ -2,6 +2,7 @@
 
 import json
 import types
+import zipfile
 
 import numpy as np
 import parity_runs
@@ -116,10 +117,39 @@ def test_wrong_names_are_one_sentence(fixtures, tmp_path, capsys):
     with pytest.raises(errors.UserError, match="empty has no case"):
         parity_runs.run(capsys, tmp_path / "empty")
     (folder / f"{parity_runs.CASE}.npz").unlink()
-    with pytest.raises(errors.UserError, match="the arrays of case retinanet_r50_fpn"):
+    with pytest.raises(errors.UserError, match="retinanet_r50_fpn.npz: cannot be read: No such"):
         parity_runs.run(capsys, folder)
     (folder / f"{parity_runs.CASE}.json").write_text("{")
     with pytest.raises(errors.UserError, match="is not JSON"):
+        parity_runs.run(capsys, folder)
+
+
+def test_a_folder_with_the_name_of_a_case_is_one_sentence(fixtures, capsys):
+    folder = fixtures(lambda info: None)
+    (folder / "d.json").mkdir()
+    with pytest.raises(errors.UserError, match="d.json cannot be read: Is a directory"):
+        parity_runs.run(capsys, folder)
+
+
+@pytest.mark.parametrize("key", ["source", "seed", "sampled", "batch_norm_in_train"])
+def test_a_case_without_one_of_its_keys_is_one_sentence(key, fixtures, capsys):
+    with pytest.raises(errors.UserError, match=f"retinanet_r50_fpn.json is no whole case: .*{key}"):
+        parity_runs.run(capsys, fixtures(lambda info: info.pop(key)))
+
+
+def test_damaged_or_absent_arrays_are_one_sentence(fixtures, capsys):
+    folder = fixtures(lambda info: None)
+    file = folder / f"{parity_runs.CASE}.npz"
+    whole = file.read_bytes()
+    with zipfile.ZipFile(file) as archive:
+        header = archive.getinfo("image.npy").header_offset
+    damaged = bytearray(whole)
+    damaged[header + 100 : header + 200] = 100 * b"\xff"  # no stream of deflate
+    file.write_bytes(damaged)
+    with pytest.raises(errors.UserError, match="retinanet_r50_fpn.npz: damaged npz file"):
+        parity_runs.run(capsys, folder)
+    np.savez(file, image=np.zeros((2, 3, 128, 160), np.float32))
+    with pytest.raises(errors.UserError, match="is no whole case: no array det_boxes_0, .*gt_"):
         parity_runs.run(capsys, folder)
 
 
@@ -133,6 +163,7 @@ def case(bgr_to_rgb, counts):
         "gt_counts": counts,
         "model_cfg": {"data_preprocessor": {"bgr_to_rgb": bgr_to_rgb}},
         "sampled": {"x": {"shape": [2, 3], "step": 4}},
+        "batch_norm_in_train": {"batch_statistics": 0},
     }
     return parity_cases.Case("made", info, arrays, None)
 
@@ -158,9 +189,48 @@ def test_a_sampled_array_is_compared_at_its_places_and_only_in_its_shape():
 
 def test_a_recorded_map_that_nothing_is_compared_with_misses():
     made = case(True, [0, 0])
-    made.arrays.update(x=np.zeros(2, np.float32), y_0=np.zeros(3), train_y_0=np.zeros(3))
-    lines, not_compared = parity._array_lines(made, {"x": np.zeros((3, 2), np.float32)})
-    assert [line.quantity for line in lines] == ["map x", "map y_0"]
+    names = ("image0_x_0", "image1_fpn_0", "train_assign.a.0.gt_inds", "train_targets.b.0.0")
+    made.arrays.update(x=np.zeros(2, np.float32), det_boxes_0=np.zeros((0, 4)))
+    made.arrays.update({name: np.zeros(3) for name in names})
+    lines, not_compared = parity._array_lines(made, {"x": np.zeros((3, 2), np.float32)}, ())
+    kinds = ("map", "neck", "assignment", "targets")
+    expected = ["map x", *(f"{kind} {name}" for kind, name in zip(kinds, names))]
+    assert [line.quantity for line in lines] == expected
     assert not any(line.passed for line in lines)
-    assert "shape" in lines[0].note and "nothing to compare" in lines[1].note
-    assert not_compared == ["train_y_0"]
+    assert "shape" in lines[0].note
+    assert all("nothing to compare" in line.note for line in lines[1:])
+    assert not not_compared
+
+
+def test_only_what_the_adapter_names_may_be_absent_and_is_listed():
+    made = case(True, [0, 0])
+    made.arrays.update({name: np.zeros(3) for name in ("train_a.0.scores", "train_a.0.scores_0")})
+    lines, not_compared = parity._array_lines(made, {}, (r"train_a\.\d\.scores",))
+    assert [line.quantity for line in lines] == ["map train_a.0.scores_0"]
+    assert not_compared == ["train_a.0.scores"]
+
+
+def test_maps_of_training_may_be_absent_where_its_norms_are_live():
+    made = case(True, [0, 0])
+    made.arrays.update({name: np.zeros(3) for name in ("m_0", "train_m_0", "train_n_0")})
+    mine = {"m_0": np.zeros(3)}
+    lines, not_compared = parity._array_lines(made, mine, ())
+    missed = [line.quantity for line in lines if not line.passed]
+    assert missed == ["map train_m_0", "map train_n_0"] and not not_compared
+    made.info["batch_norm_in_train"]["batch_statistics"] = 20
+    lines, not_compared = parity._array_lines(made, mine, ())
+    assert [line.quantity for line in lines if not line.passed] == ["map train_n_0"]
+    assert not_compared == ["train_m_0"]
+
+
+def test_the_total_loss_drifts_only_as_far_as_its_losses():
+    info = {
+        "losses": {"loss_a": 2.0, "acc": 50.0},
+        "total_loss": 2.0,
+        "drift": {"losses": {"loss_a": 2e-3, "acc": 0.5}},
+    }
+    results = types.SimpleNamespace(metrics={"loss/a": 2.0, "acc": 50.0}, total_loss=2.0)
+    names = {"loss_a": "loss/a", "acc": "acc"}
+    lines = parity._loss_lines(types.SimpleNamespace(info=info), names, results)
+    assert [line.quantity for line in lines] == ["loss loss_a", "loss acc", "loss total"]
+    assert lines[-1].tolerance == pytest.approx(2e-3 * 2.0, rel=1e-3)
