@@ -24,7 +24,9 @@ from converters import inspect_file
 from converters import mapping
 from converters.readers import contents
 from converters.readers import files
+from converters.tables import mmdet_fcos
 from converters.tables import mmdet_retinanet
+from converters.tables import mmdet_yolov3
 from converters.tables import torchvision_resnet
 from converters.writers import safetensors_file
 from converters.writers import torch_file
@@ -34,6 +36,7 @@ from detlab import config as config_lib
 from detlab import darknet_cfg
 from detlab import detector as detector_lib
 from detlab import errors
+from detlab import programs
 
 
 class Source(NamedTuple):
@@ -61,6 +64,34 @@ SOURCES = (
         mmdet_retinanet.table,
         "retinanet",
     ),
+    Source(
+        "mmdet",
+        "an mmdet RetinaNet with the losses of GHM",
+        ("bbox_head.retina_cls.weight", "bbox_head.loss_cls.acc_sum"),
+        mmdet_retinanet.table,
+        "ghm",
+    ),
+    Source(
+        "mmdet",
+        "an mmdet FCOS",
+        ("backbone.conv1.weight", "bbox_head.conv_centerness.weight", "bbox_head.scales.0.scale"),
+        mmdet_fcos.table,
+        "fcos",
+    ),
+    Source(
+        "mmdet",
+        "an mmdet YOLOv3",
+        ("backbone.conv_res_block1.conv.conv.weight", "bbox_head.convs_pred.0.weight"),
+        mmdet_yolov3.table,
+        "yolov3",
+    ),
+    Source(
+        "mmdet",
+        "an mmdet Darknet-53",
+        ("conv_res_block1.conv.conv.weight", "conv_res_block5.res3.conv2.conv.weight"),
+        mmdet_yolov3.backbone_table,
+        "yolov3",
+    ),
 )
 FAMILIES = tuple(dict.fromkeys(source.family for source in SOURCES))
 
@@ -68,17 +99,39 @@ FAMILIES = tuple(dict.fromkeys(source.family for source in SOURCES))
 def main(arguments: Sequence[str]) -> None:
     """The command line; raises `UserError` for whatever a user can mend."""
     flags, overrides = config_lib.parse(arguments, _parser())
-    if flags.inspect:
+    mode = "--inspect" if flags.inspect else "--reverse" if flags.reverse else "--input"
+    _check_flags(mode, flags, overrides)
+    if mode == "--inspect":
         network = darknet_cfg.read(flags.cfg) if flags.cfg else None
         print(inspect_file.describe(_local(flags.inspect, flags.sha256), network))
-    elif not flags.input or not flags.output:
-        raise errors.UserError("give --input and --output, or --inspect FILE alone.")
-    elif flags.reverse:
+    elif mode == "--reverse":
         write_foreign(flags, overrides)
-    elif not flags.config:
-        raise errors.UserError("give --config, the experiment whose detector the weights are for.")
     else:
         convert(flags, overrides)
+
+
+# Flags of each mode: those that it needs, and those that it may have besides.
+_MODES = {
+    "--inspect": (("inspect",), ("cfg", "sha256")),
+    "--reverse": (("input", "output"), ("reverse", "source", "config", "checkpoint", "bgr")),
+    "--input": (("input", "output", "config"), ("source", "sha256", "bgr", "reset_classes")),
+}
+
+
+def _check_flags(mode: str, flags: argparse.Namespace, overrides: Mapping[str, str]) -> None:
+    """Refuses what a mode lacks, and what it would ignore."""
+    given = {name for name, value in vars(flags).items() if value != _parser().get_default(name)}
+    needed, optional = _MODES[mode]
+    for name in needed:
+        if name not in given:
+            raise errors.UserError(
+                f"--{name} is missing: give --input FILE, --output FOLDER and --config; or"
+                " --reverse with --input and --output; or --inspect FILE."
+            )
+    for name in sorted(given - {*needed, *optional}):
+        raise errors.UserError(f"--{name} does not go with {mode}.")
+    if overrides and "config" not in given:
+        raise errors.UserError(f"--config.{next(iter(overrides))} needs --config.")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -136,6 +189,7 @@ def convert(flags: argparse.Namespace, overrides: Mapping[str, str]) -> None:
     file = files.read(path)
     source = _source(flags.source, path, file.tensors, flags.config, config.detector)
     _check_channel_order(path, file, flags.bgr)
+    _check_style(config, flags.bgr)
     table = source.table(flags.bgr)
     if flags.reset_classes and not table.class_leaves:
         raise errors.UserError(
@@ -152,20 +206,20 @@ def convert(flags: argparse.Namespace, overrides: Mapping[str, str]) -> None:
     params = tree.pop("params")
     info = {
         "config": config_lib.to_json(config),
-        "converted_from": {"file": path.name, "table": table.name},
+        "converted_from": {"file": path.name, "table": table.name, "bgr": flags.bgr},
         "anew": [row.target for row in report if row.status == mapping.ANEW],
     }
     if class_names:
         info["class_names"] = list(class_names)
     try:
         checkpoint.save_weights(flags.output, params, tree, info)
-        rows = [row._asdict() for row in report]
-        text = json.dumps({**info["converted_from"], "rows": rows}, indent=1)
-        (flags.output / "report.json").write_text(text + "\n")
     except OSError as error:
         raise errors.UserError(
             f"{flags.output} cannot be written: {error.strerror or error}."
         ) from error
+    rows = [row._asdict() for row in report]
+    text = json.dumps({**info["converted_from"], "rows": rows}, indent=1)
+    programs.write_text(flags.output / "report.json", text + "\n")
     print(mapping.format_report(report))
     counts = collections.Counter(row.status for row in report)
     print(f"{counts['matched']} tensors of {path} are in {flags.output}")
@@ -200,7 +254,7 @@ def _source(
     if not known:
         is_not = " or ".join(source.description for source in wanted)
         looks = f"it looks like {fitting[0].description}" if fitting else "its names begin with "
-        looks += "" if fitting else ", ".join(list(names)[:4])
+        looks += "" if fitting else contents.printable(", ".join(list(names)[:4]))
         raise errors.UserError(f"{path} is not {is_not}; {looks}.")
     for source in known:
         if source.detector in (None, detector):
@@ -223,6 +277,16 @@ def _check_channel_order(path: pathlib.Path, file: contents.Contents, bgr: bool)
         )
 
 
+def _check_style(config, bgr: bool) -> None:
+    """Caffe's ResNets, with their stride on another convolution, are always of BGR images."""
+    style = detector_lib.field(config, "style")
+    if style is not None and (style == "caffe") != bgr:
+        raise errors.UserError(
+            f"config.model.style is {style!r}, {'which does not go' if bgr else 'which goes'} with"
+            " --bgr: the networks of caffe's style were trained on BGR images, and those alone."
+        )
+
+
 def _class_names(path: pathlib.Path, file: contents.Contents, config) -> tuple[str, ...]:
     """The file's names, if it has any; as many as the detector has classes."""
     names = file.class_names or ()
@@ -242,10 +306,10 @@ def _class_names(path: pathlib.Path, file: contents.Contents, config) -> tuple[s
 
 def write_foreign(flags: argparse.Namespace, overrides: Mapping[str, str]) -> None:
     """Writes a checkpoint's weights under the names and in the layouts of their family."""
-    if flags.reset_classes:
-        raise errors.UserError("--reset_classes does not go with --reverse.")
     if flags.output.suffix not in (".pth", ".safetensors"):
         raise errors.UserError(f"--output {flags.output} must end with .pth or .safetensors.")
+    if flags.output.exists():
+        raise errors.UserError(f"{flags.output} exists already; name a new file.")
     weights = checkpoint.load_weights(flags.input, flags.checkpoint)
     if flags.config:
         config = config_lib.load(flags.config, overrides)
@@ -253,15 +317,12 @@ def write_foreign(flags: argparse.Namespace, overrides: Mapping[str, str]) -> No
         config = config_lib.from_json(weights.info["config"])
     else:
         raise errors.UserError(f"{weights.path} has no config; name its experiment with --config.")
-    fitting = [
-        source
-        for source in SOURCES
-        if flags.source in ("auto", source.family) and source.detector in (None, config.detector)
-    ]
-    # The whole detector's, where there is such a kind, before that of its backbone.
-    table = max(fitting, key=lambda source: source.detector is not None).table(flags.bgr)
+    bgr = flags.bgr or weights.info.get("converted_from", {}).get("bgr", False)
+    _check_style(config, bgr)
+    leaves = mapping.flatten({"params": weights.params, **weights.state})
+    table = _table_back(flags.source, config, leaves, weights.path, bgr)
     try:
-        tensors = mapping.reverse({"params": weights.params, **weights.state}, table)
+        tensors = mapping.reverse(mapping.nest(leaves), table)
     except mapping.ConversionError as error:
         raise errors.UserError(f"{weights.path}: {error}") from error
     try:
@@ -276,6 +337,34 @@ def write_foreign(flags: argparse.Namespace, overrides: Mapping[str, str]) -> No
             f"{flags.output} cannot be written: {error.strerror or error}."
         ) from error
     print(f"{len(tensors)} tensors of {weights.path} are in {flags.output}, as {table.name}")
+
+
+def _table_back(
+    family: str, config, leaves: Mapping, path: pathlib.Path, bgr: bool
+) -> mapping.Table:
+    """The table of the whole detector, else of a backbone, whose every leaf is there."""
+    fitting = [
+        source.table(bgr)
+        for source in sorted(SOURCES, key=lambda source: source.detector is None)
+        if family in ("auto", source.family) and source.detector in (None, config.detector)
+    ]
+    if not fitting:
+        raise errors.UserError(f"--source {family} has no table for detector {config.detector}.")
+    missing = {}
+    for table in fitting:
+        missing[table.name] = [
+            leaf
+            for leaf, shape in target_shapes(config).items()
+            if mapping.inside(leaf, table.subtrees)
+            and (leaf not in leaves or leaves[leaf].shape != shape)
+        ]
+        if not missing[table.name]:
+            return table
+    name, absent = next(iter(missing.items()))
+    raise errors.UserError(
+        f"{path} is no complete {name}: {len(absent)} leaves are not there in the shape of the"
+        f" config, such as {absent[0]}."
+    )
 
 
 if __name__ == "__main__":

@@ -96,7 +96,7 @@ class Norm(nn.Module):
 
 
 class ConvNorm(nn.Module):
-    """Convolution, norm, activation; without a norm the convolution has a bias."""
+    """Convolution, norm, activation; by default the convolution has a bias where no norm is."""
 
     features: int
     kernel_size: int = 3
@@ -105,6 +105,7 @@ class ConvNorm(nn.Module):
     activation: Callable | None = None
     kernel_init: Callable = he_normal_out
     norm_groups: int = 32
+    use_bias: bool | None = None
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -113,7 +114,7 @@ class ConvNorm(nn.Module):
             self.features,
             self.kernel_size,
             self.stride,
-            use_bias=self.norm == "none",
+            use_bias=self.norm == "none" if self.use_bias is None else self.use_bias,
             kernel_init=self.kernel_init,
             dtype=self.dtype,
             name="conv",
@@ -121,6 +122,18 @@ class ConvNorm(nn.Module):
         if self.norm != "none":
             x = Norm(self.norm, groups=self.norm_groups, dtype=self.dtype, name="norm")(x, train)
         return x if self.activation is None else self.activation(x)
+
+
+class LevelScales(nn.Module):
+    """A learnt factor for each pyramid level after a head that all share (FCOS, section 3.2).
+
+    Parameter paths: `scale0`, ... counted from the finest level.
+    """
+
+    @nn.compact
+    def __call__(self, maps):  # (P3, ...) -> (P3, ...)
+        scales = [self.param(f"scale{i}", nn.initializers.ones, ()) for i in range(len(maps))]
+        return tuple(x * scale for x, scale in zip(maps, scales))
 
 
 def prior_bias(probability: float) -> Callable:

@@ -1,4 +1,4 @@
-"""mmdet's RetinaNet (2.x and 3.x have the same names) -> detector `retinanet`.
+"""mmdet's RetinaNet (2.x and 3.x have the same names) -> detectors `retinanet` and `ghm`.
 
 Names of mmdet/models: backbones/resnet.py (those of torchvision), necks/fpn.py and
 dense_heads/retina_head.py.  Anchors of a cell and the four deltas have the same order there and
@@ -31,10 +31,15 @@ def table(bgr: bool = False) -> mapping.Table:
         for source, target in convs
     ]
     biases = [mapping.Rule(rf"{source}\.bias", f"params/{target}/bias") for source, target in convs]
+    counts = [
+        mapping.Rule(rf"bbox_head\.loss_{source}\.acc_sum", f"loss_state/{target}_counts")
+        for source, target in (("cls", "cls"), ("bbox", "box"))
+    ]
+    edges = mapping.Dropped(r"bbox_head\.loss_\w+\.edges", "follow from the number of bins")
     return mapping.Table(
         "mmdet RetinaNet",
-        ("params/backbone", "params/neck", "params/head", "batch_stats"),
-        (*torchvision_resnet.rules(r"backbone\.", bgr), *kernels, *biases),
-        (torchvision_resnet.COUNTERS,),
+        ("params/backbone", "params/neck", "params/head", "batch_stats", "loss_state"),
+        (*torchvision_resnet.rules(r"backbone\.", bgr), *kernels, *biases, *counts),
+        (torchvision_resnet.COUNTERS, edges),
         class_leaves=("params/head/cls_logits/.*",),
     )

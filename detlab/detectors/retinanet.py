@@ -17,6 +17,7 @@ from typing import NamedTuple, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jax import lax
 
@@ -39,6 +40,17 @@ class Outputs(NamedTuple):
     features: tuple  # [B, Hl, Wl, D]
     cls_logits: tuple  # [B, Hl, Wl, A * C]
     box_deltas: tuple  # [B, Hl, Wl, A * 4]
+
+
+class Examples(NamedTuple):
+    """What the loss terms compare, anchor by anchor."""
+
+    cls_logits: jax.Array  # [B, N, C]
+    box_deltas: jax.Array  # [B, N, 4]
+    one_hot: jax.Array  # [B, N, C] zeros where not positive
+    delta_targets: jax.Array  # [B, N, 4] of use where positive
+    counted: jax.Array  # [B, N] bool: positive or negative, not ignored
+    positive: jax.Array  # [B, N] bool
 
 
 class RetinaNet(nn.Module):
@@ -163,6 +175,13 @@ class RetinaNet(nn.Module):
         shapes = anchors_lib.feature_shapes(canvas, self.strides)
         return anchors_lib.pyramid_anchors(cells, self.strides, shapes)
 
+    def level_slices(self, canvas: tuple[int, int]) -> list[slice]:
+        """Where the anchors of each level lie among the N of a canvas."""
+        shapes = anchors_lib.feature_shapes(canvas, self.strides)
+        per_cell = self.scales_per_octave * len(self.aspect_ratios)
+        ends = np.cumsum([0] + [rows * columns * per_cell for rows, columns in shapes])
+        return [slice(start, end) for start, end in zip(ends, ends[1:])]
+
     def inside(self, canvas: tuple[int, int], image_size: jax.Array) -> jax.Array:
         """[N] bool: anchors of cells that touch the content of one image."""
         shapes = anchors_lib.feature_shapes(canvas, self.strides)
@@ -201,28 +220,36 @@ class RetinaNet(nn.Module):
             )
         }
 
-    def loss(self, batch: types.Batch):
-        """Focal loss on classes plus L1 on deltas, both over the number of positives (eq. 5)."""
+    def examples(self, batch: types.Batch) -> Examples:
+        """Every anchor with what it predicts and what it should have predicted."""
         outputs = self.forward(batch.images, train=True)
         targets = self.targets(batch)["main"]
-        logits = anchors_lib.flatten_levels(outputs.cls_logits, self.num_classes)  # [B, N, C]
-        deltas = anchors_lib.flatten_levels(outputs.box_deltas, 4)  # [B, N, 4]
-
         positive = targets.status == 1  # [B, N]
-        counted = targets.status >= 0
         labels = jnp.take_along_axis(batch.labels, targets.matched, axis=1)  # [B, N]
-        one_hot = focal.one_hot(labels, positive, self.num_classes)  # [B, N, C]
-        # At least one an image, as in the reference, so that empty images do not divide by zero.
-        normaliser = jnp.maximum(positive.sum(1), 1).sum().astype(jnp.float32)
+        return Examples(
+            cls_logits=anchors_lib.flatten_levels(outputs.cls_logits, self.num_classes),
+            box_deltas=anchors_lib.flatten_levels(outputs.box_deltas, 4),
+            one_hot=focal.one_hot(labels, positive, self.num_classes),
+            delta_targets=targets.values["deltas"],
+            counted=targets.status >= 0,
+            positive=positive,
+        )
 
-        cls = focal.sigmoid_focal(logits, one_hot, self.focal_alpha, self.focal_gamma)
-        cls = jnp.where(counted[..., None], cls, 0.0).sum() / normaliser
-        box = regression.l1(deltas, targets.values["deltas"])
-        box = self.box_weight * jnp.where(positive[..., None], box, 0.0).sum() / normaliser
+    def loss(self, batch: types.Batch):
+        """Focal loss on classes plus L1 on deltas, both over the number of positives (eq. 5)."""
+        found = self.examples(batch)
+        # At least one an image, as in the reference, so that empty images do not divide by zero.
+        normaliser = jnp.maximum(found.positive.sum(1), 1).sum().astype(jnp.float32)
+        cls = focal.sigmoid_focal(
+            found.cls_logits, found.one_hot, self.focal_alpha, self.focal_gamma
+        )
+        cls = jnp.where(found.counted[..., None], cls, 0.0).sum() / normaliser
+        box = regression.l1(found.box_deltas, found.delta_targets)
+        box = self.box_weight * jnp.where(found.positive[..., None], box, 0.0).sum() / normaliser
         metrics = {
             "loss/cls": cls,
             "loss/box": box,
-            "positives": positive.sum() / batch.images.shape[0],
+            "positives": found.positive.sum() / batch.images.shape[0],
             "normaliser": normaliser,
         }
         return cls + box, metrics
@@ -247,12 +274,10 @@ class RetinaNet(nn.Module):
             valid = (scores > self.score_threshold) & has_area
             return boxes, scores, label.astype(jnp.int32), valid
 
-        rows, start = [], 0
-        for logits, deltas in zip(outputs.cls_logits, outputs.box_deltas):
+        rows, levels = [], self.level_slices(canvas)
+        for logits, deltas, level in zip(outputs.cls_logits, outputs.box_deltas, levels):
             logits = anchors_lib.flatten_levels((logits,), self.num_classes)  # [B, Nl, C]
             deltas = anchors_lib.flatten_levels((deltas,), 4)
-            level = slice(start, start + logits.shape[1])
-            start = level.stop
             rows.append(
                 jax.vmap(one_level, in_axes=(0, 0, None, 0, 0))(
                     logits, deltas, anchors[level], inside[:, level], image_size

@@ -17,6 +17,7 @@ class TwoTowerHead(nn.Module):
     Attributes:
       cls_outputs: name -> (channels, bias initialiser) of the maps read from the class tower.
       box_outputs: the same for the box tower.
+      conv_bias: of the towers' convolutions; None: where they have no norm.
     """
 
     cls_outputs: Mapping[str, tuple[int, Callable]]
@@ -25,6 +26,7 @@ class TwoTowerHead(nn.Module):
     width: int = 256
     norm: str = "none"
     norm_groups: int = 32
+    conv_bias: bool | None = None
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -37,6 +39,7 @@ class TwoTowerHead(nn.Module):
                     self.width,
                     norm=self.norm,
                     norm_groups=self.norm_groups,
+                    use_bias=self.conv_bias,
                     activation=nn.relu,
                     kernel_init=layers.normal_001,
                     dtype=self.dtype,

@@ -1,0 +1,147 @@
+"""mmdet's YOLOV3 with a Darknet-53; the reference counts levels from the coarsest."""
+
+import numpy as np
+
+from benchmarks import reference_configs
+from benchmarks.parity_adapters import adapter
+from converters.tables import mmdet_yolov3
+from detlab import errors
+from detlab.detectors import yolov3
+
+
+def fields(info: dict) -> dict:
+    """Fields of `detectors.yolov3.YOLOv3`."""
+    model, train, test = reference_configs.readers(info)
+    model.expect("type", "YOLOV3")
+    head = model.child("bbox_head")
+    head.expect("type", "YOLOV3Head")
+    head.expect("num_classes", info["num_classes"])
+    head.skip("in_channels")  # follows from the neck
+    head.expect("featmap_strides", list(yolov3.STRIDES[::-1]), default=[32, 16, 8])
+    head.expect("one_hot_smoother", 0.0, default=0.0)
+    anchors = head.child("anchor_generator")
+    anchors.expect("type", "YOLOAnchorGenerator")
+    anchors.expect("strides", list(yolov3.STRIDES[::-1]))
+    head.child("bbox_coder").expect("type", "YOLOBBoxCoder")
+    found = {
+        "num_classes": info["num_classes"],
+        **reference_configs.preprocessor(model.child("data_preprocessor")),
+        **_darknet(model.child("backbone")),
+        **_neck(model.child("neck")),
+        "head_width": _finest(head, "out_channels"),
+        "anchor_sizes": tuple(
+            tuple(tuple(size) for size in level) for level in anchors.take("base_sizes")[::-1]
+        ),
+        "class_weight": _summed_loss(head.child("loss_cls"), "CrossEntropyLoss"),
+        "objectness_weight": _summed_loss(head.child("loss_conf"), "CrossEntropyLoss"),
+        "xy_weight": _summed_loss(head.child("loss_xy"), "CrossEntropyLoss"),
+        "wh_weight": _summed_loss(head.child("loss_wh"), "MSELoss"),
+        "summed_images": float(info["input_shape"][0]),
+        **_grid(train.child("assigner")),
+        **_prediction(test),
+    }
+    for reader in (model, train, test):
+        reader.finish()
+    return found
+
+
+def _darknet(config: reference_configs.Reader) -> dict:
+    config.expect("type", "Darknet")
+    config.expect("depth", 53)
+    config.expect("out_indices", [3, 4, 5])
+    config.expect("frozen_stages", -1, default=-1)
+    config.skip("init_cfg")
+    return {"backbone_norm": "stored" if config.take("norm_eval", True) else "batch"}
+
+
+def _neck(config: reference_configs.Reader) -> dict:
+    config.expect("type", "YOLOV3Neck")
+    config.expect("num_scales", 3)
+    config.skip("in_channels")  # follow from the backbone; a wrong one does not convert
+    return {"neck_width": _finest(config, "out_channels")}
+
+
+def _finest(config: reference_configs.Reader, key: str) -> int:
+    """Of widths that double from level to level, coarsest first, the last."""
+    widths = config.take(key)
+    if list(widths) != [4 * widths[-1], 2 * widths[-1], widths[-1]]:
+        raise errors.UserError(f"{config.path}.{key} is {widths!r}; detlab doubles each width.")
+    return widths[-1]
+
+
+def _summed_loss(config: reference_configs.Reader, kind: str) -> float:
+    config.expect("type", kind)
+    config.expect("reduction", "sum", default="mean")
+    if kind == "CrossEntropyLoss":
+        config.expect("use_sigmoid", True, default=False)
+    return config.take("loss_weight", 1.0)
+
+
+def _grid(config: reference_configs.Reader) -> dict:
+    config.expect("type", "GridAssigner")
+    config.expect("gt_max_assign_all", True, default=True)
+    return {
+        "positive_iou": config.take("pos_iou_thr"),
+        "negative_iou": config.take("neg_iou_thr"),
+        "min_positive_iou": float(config.take("min_pos_iou", 0.0)),
+    }
+
+
+def _prediction(config: reference_configs.Reader) -> dict:
+    config.expect("min_bbox_size", 0, default=-1)
+    nms = config.child("nms")
+    nms.expect("type", "nms")
+    return {
+        "num_candidates": config.take("nms_pre"),
+        "objectness_threshold": config.take("conf_thr"),
+        "score_threshold": config.take("score_thr"),
+        "nms_iou": nms.take("iou_threshold"),
+        "max_detections": config.take("max_per_img"),
+    }
+
+
+def arrays(case, results: adapter.Results) -> dict[str, np.ndarray]:
+    """Feature maps, raw maps, assignment, and the items of `get_targets`, coarsest first."""
+    outputs, targets = results.outputs, results.targets["main"]
+    found = adapter.maps("fpn", outputs.features[::-1])
+    found |= adapter.maps("pred_map", outputs.predictions[::-1])
+    level = targets.level[0]
+    coarsest_first = np.argsort(-level, kind="stable")
+    level = level.max() - level[coarsest_first]  # as the reference counts
+
+    gt_labels = np.take_along_axis(case.batch().labels, targets.matched, axis=1)  # [B, N]
+    positive = targets.status == 1
+    gt_inds = adapter.assigned(targets)
+    for i in range(len(positive)):
+        name = f"train_assign.bbox_head.assigner.{i}"
+        found[f"{name}.gt_inds"] = gt_inds[i][coarsest_first]
+        found[f"{name}.labels"] = np.where(positive[i], gt_labels[i], -1)[coarsest_first]
+    one_hot = gt_labels[..., None] == np.arange(case.info["num_classes"])
+    wanted = (targets.values["xywh"], positive[..., None], one_hot)
+    target_map = np.where(positive[..., None], np.concatenate(wanted, axis=-1), 0.0)
+    items = (target_map, (targets.status == 0).astype(np.uint8))
+    for item, values in enumerate(items):
+        name = f"train_targets.bbox_head.get_targets.0.{item}"
+        found |= adapter.split_levels(name, values[:, coarsest_first], level)
+    return found
+
+
+ADAPTER = adapter.Adapter(
+    parts={
+        "model_cfg.type": "YOLOV3",
+        "model_cfg.backbone.type": "Darknet",
+        "model_cfg.bbox_head.type": "YOLOV3Head",
+        "train_cfg.assigner.type": "GridAssigner",
+    },
+    detector="yolov3",
+    fields=fields,
+    table=mmdet_yolov3.table,
+    arrays=arrays,
+    losses={
+        "loss_cls": "loss/cls",
+        "loss_conf": "loss/objectness",
+        "loss_xy": "loss/xy",
+        "loss_wh": "loss/wh",
+    },
+    not_compared=(r"train_assign\..*\.max_overlaps",),  # `Targets` keeps what follows from them
+)

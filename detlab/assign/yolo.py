@@ -1,0 +1,111 @@
+"""Assignment by grid cell (YOLOv3, arXiv:1804.02767, section 2.1), as mmdetection has it.
+
+In the paper the one anchor that fits an object best learns it.  In mmdetection's `GridAssigner`,
+which is followed here, every anchor in the cell of some object's centre is *responsible*, and may
+learn any object that it overlaps well, so that there are more positives.
+"""
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jax import lax
+
+from detlab.ops import boxes as boxes_lib
+
+Array = Any
+
+
+class Grid(NamedTuple):
+    """What each anchor of an image learns."""
+
+    status: Array  # [N] int32: -1 ignored, 0 negative, 1 positive
+    matched: Array  # [N] int32 slot of the object; of no meaning where not positive
+
+
+def responsible(anchors, strides, gt_boxes, gt_valid):
+    """Which anchors are in the cell of some object's centre.
+
+    Args:
+      anchors: [N, 4] xyxy px, around the middles of their cells.
+      strides: [N] px, of each anchor's level.
+      gt_boxes: [G, 4] xyxy px, padded.
+      gt_valid: [G] bool, the real objects.
+    Returns:
+      [N] bool.
+    """
+    strides = jnp.asarray(strides, jnp.float32)[:, None]
+    cells = jnp.floor(boxes_lib.xyxy_to_cxcywh(anchors)[:, :2] / strides)  # [N, 2]
+    centers = boxes_lib.xyxy_to_cxcywh(gt_boxes)[:, :2]  # [G, 2]
+    gt_cells = jnp.floor(centers / strides[:, None])  # [N, G, 2]
+    in_cell = (cells[:, None] == gt_cells).all(-1)  # [N, G]
+    return (in_cell & gt_valid).any(1)
+
+
+def assign(
+    anchors,
+    strides,
+    gt_boxes,
+    gt_valid,
+    pos_iou,
+    neg_iou,
+    min_pos_iou=0.0,
+    *,
+    anchor_valid=None,
+    all_ties=True,
+):
+    """Positive, negative and ignored anchors of one image.
+
+    An anchor whose largest IoU is at most `neg_iou` is negative.  A responsible one whose largest
+    IoU exceeds `pos_iou` learns that object (the first of equals).  Each object then claims the
+    responsible anchor that overlaps it best, if that IoU exceeds `min_pos_iou`; an object in a
+    later slot takes anchors from earlier ones.  What is left is ignored.  Without objects all are
+    negative.  Objects are scanned one after another, as in `max_iou.assign`.
+
+    Args:
+      anchors: [N, 4] xyxy px, around the middles of their cells.
+      strides: [N] px, of each anchor's level.
+      gt_boxes: [G, 4] xyxy px, padded.
+      gt_valid: [G] bool, the real objects; no other box is ever matched.
+      pos_iou: threshold.
+      neg_iou: threshold.
+      min_pos_iou: see above; at least 0.
+      anchor_valid: [N] bool; other anchors are ignored.
+      all_ties: an object claims all anchors that share its best IoU, not only the first.
+    Returns:
+      Grid.
+    """
+    takes_part = jnp.ones(len(anchors), bool) if anchor_valid is None else anchor_valid
+    in_charge = takes_part & responsible(anchors, strides, gt_boxes, gt_valid)
+    positions = jnp.arange(len(anchors))
+
+    def step(carry, gt):
+        max_iou, best_iou, matched, claimed = carry
+        slot, box, valid = gt
+        row = jnp.where(valid, boxes_lib.iou(anchors, box), -1.0)  # [N]
+        # One array for the maximum and for the comparison with it: see max_iou.
+        row = lax.optimization_barrier(row)
+        own = jnp.where(in_charge, row, -1.0)
+        best = jnp.max(own, initial=-1.0)
+        claims = (own == best) & (best > min_pos_iou)
+        if not all_ties:
+            claims &= positions == jnp.argmax(own)
+        better = own > best_iou
+        carry = (
+            jnp.maximum(max_iou, row),
+            jnp.where(better, own, best_iou),
+            jnp.where(better, slot, matched),
+            jnp.where(claims, slot, claimed),
+        )
+        return carry, None
+
+    none = jnp.full(len(anchors), -1.0)  # no IoU yet
+    slots = jnp.zeros(len(anchors), jnp.int32)
+    gts = (jnp.arange(len(gt_boxes), dtype=jnp.int32), gt_boxes, gt_valid)
+    carry, _ = lax.scan(step, (none, none, slots, slots - 1), gts)
+    max_iou, best_iou, matched, claimed = carry
+    positive = (best_iou > pos_iou) | (claimed >= 0)
+    status = jnp.where(positive, 1, jnp.where(max_iou <= neg_iou, 0, -1))
+    return Grid(
+        status=jnp.where(takes_part, status, -1).astype(jnp.int32),
+        matched=jnp.where(claimed >= 0, claimed, matched),
+    )

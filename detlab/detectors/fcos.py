@@ -1,0 +1,341 @@
+"""FCOS: Fully Convolutional One-Stage Object Detection (arXiv:1904.01355).
+
+No anchors: every cell of a feature pyramid predicts, for the point in its middle, the distances to
+the four sides of its object, the class, and how near to the middle of the object it is
+(centerness), by which its score is multiplied.
+
+Reference: mmdetection's `fcos_r50-caffe_fpn_gn-head_1x_coco`, which the defaults are.  Its
+successor `..._gn-head-center-normbbox-centeronreg-giou` (improvements that the authors added,
+arXiv:2006.09214) sets `center_radius` 1.5, `distances_in_strides`, `centerness_on_box`, `box_loss`
+"giou", `conv_bias`, `nms_iou` 0.6, and the pixel mean (123.675, 116.28, 103.53).
+
+As there, and unlike the paper: the box loss is weighted by the centerness, and class scores are
+compared with the threshold before they are multiplied by it.
+The normaliser is the number of positives in the global batch; the reference counts per GPU.
+Unlike the reference, points in the padding around an image are ignored; it calls them background.
+
+Expected: COCO val2017 AP 36.6 with experiments/fcos_coco.py and 38.6 with its variant `improved`
+(the published figures of the reference).
+"""
+
+from typing import NamedTuple, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jax import lax
+
+from detlab import layers
+from detlab import types
+from detlab.assign import points as points_lib
+from detlab.backbones import resnet
+from detlab.heads import dense
+from detlab.losses import cross_entropy
+from detlab.losses import focal
+from detlab.losses import iou as iou_losses
+from detlab.necks import fpn
+from detlab.ops import anchors as anchors_lib
+from detlab.ops import coders
+from detlab.ops import nms as nms_lib
+
+
+class Outputs(NamedTuple):
+    """One map a pyramid level, finest first."""
+
+    features: tuple  # [B, Hl, Wl, D]
+    cls_logits: tuple  # [B, Hl, Wl, C]
+    box_distances: tuple  # [B, Hl, Wl, 4] left, top, right, bottom, >= 0, px or strides
+    centerness: tuple  # [B, Hl, Wl, 1] logits
+
+
+class FCOS(nn.Module):
+    """The detector; its fields are what a config's `model` may set."""
+
+    num_classes: int = 80
+    # Backbone and neck.
+    depth: int = 50
+    style: str = "caffe"
+    backbone_norm: str = "frozen"
+    frozen_stages: int = 1
+    backbone_width: int = 64
+    backbone_stages: Sequence[int] | None = None
+    neck_width: int = 256
+    # Head.
+    head_convs: int = 4
+    head_width: int = 256
+    norm_groups: int = 32
+    conv_bias: bool = False  # the towers' convolutions have a bias beside their group norm
+    centerness_on_box: bool = False  # centerness reads the box tower, not that of the classes
+    prior_probability: float = 0.01
+    strides: Sequence[int] = (8, 16, 32, 64, 128)
+    # Distances are relu(s_i x) strides of their level, not exp(s_i x) px (section 3.2).
+    distances_in_strides: bool = False
+    # Targets: between which distances one level ends and the next begins, px (section 3.2) ...
+    level_limits: Sequence[float] = (64.0, 128.0, 256.0, 512.0)
+    center_radius: float = 0.0  # ... and how near to a centre positives are, strides; 0: anywhere
+    # Losses.
+    box_loss: str = "iou"  # or giou
+    focal_alpha: float = 0.25
+    focal_gamma: float = 2.0
+    # Prediction.
+    candidates_per_level: int = 1000
+    score_threshold: float = 0.05
+    nms_iou: float = 0.5
+    max_detections: int = 100
+    # Input: RGB, 0..255.
+    pixel_mean: Sequence[float] = (122.7717, 115.9465, 102.9801)
+    pixel_std: Sequence[float] = (1.0, 1.0, 1.0)
+    dtype: str = "float32"  # of computation; parameters, losses and boxes are float32
+    remat: bool = False  # the backbone is computed again for its gradient, to save memory
+
+    def check(self) -> None:
+        """Raises ValueError for a value that no FCOS can have, before anything is built."""
+        depths, norms = resnet.STAGES, layers.NORMS
+        dtypes = ("float32", "bfloat16", "float16")
+        stages, strides, limits = self.backbone_stages, tuple(self.strides), self.level_limits
+        # Groups of 32: every width of a ResNet is a multiple of the first.
+        divisible = self.backbone_norm != "group" or self.backbone_width % 32 == 0
+        grouped = self.norm_groups >= 1 and self.head_width % self.norm_groups == 0
+        doubling = strides and strides == tuple(8 * 2**i for i in range(len(strides)))
+        between = len(limits) == len(strides) - 1 and all(
+            low < high for low, high in zip((0, *limits), limits)
+        )
+        rules = (
+            ("num_classes", self.num_classes >= 1, "at least 1"),
+            ("depth", self.depth in depths, f"one of {', '.join(map(str, depths))}"),
+            ("style", self.style in ("pytorch", "caffe"), "pytorch or caffe"),
+            ("backbone_norm", self.backbone_norm in norms, f"one of {', '.join(norms)}"),
+            ("frozen_stages", 0 <= self.frozen_stages <= 4, "0 to 4"),
+            ("backbone_width", self.backbone_width >= 1, "at least 1"),
+            ("backbone_width", divisible, "divisible by 32 where backbone_norm is group"),
+            ("backbone_stages", stages is None or positive(stages, 4, int), "four block counts"),
+            ("neck_width", self.neck_width >= 1, "at least 1"),
+            ("head_convs", self.head_convs >= 0, "at least 0"),
+            ("head_width", self.head_width >= 1, "at least 1"),
+            ("norm_groups", grouped, f"a divisor of head_width, {self.head_width}"),
+            ("prior_probability", 0 < self.prior_probability < 1, "between 0 and 1"),
+            ("strides", doubling, "8, 16, 32 and so on, those of P3 upward"),
+            ("level_limits", between, f"{len(strides) - 1} rising numbers above 0"),
+            ("center_radius", self.center_radius >= 0, "at least 0"),
+            ("box_loss", self.box_loss in ("iou", "giou"), "iou or giou"),
+            ("focal_alpha", 0 <= self.focal_alpha <= 1, "0 to 1"),
+            ("focal_gamma", self.focal_gamma >= 0, "at least 0"),
+            ("candidates_per_level", self.candidates_per_level >= 1, "at least 1"),
+            ("score_threshold", 0 <= self.score_threshold <= 1, "0 to 1"),
+            ("nms_iou", 0 <= self.nms_iou <= 1, "0 to 1"),
+            ("max_detections", self.max_detections >= 1, "at least 1"),
+            ("pixel_mean", numbers(self.pixel_mean, 3), "three numbers"),
+            ("pixel_std", positive(self.pixel_std, 3), "three numbers above 0"),
+            ("dtype", self.dtype in dtypes, f"one of {', '.join(dtypes)}"),
+        )
+        for field, fits, words in rules:
+            if not fits:
+                raise ValueError(f"{field} is {getattr(self, field)!r}; it must be {words}")
+
+    def setup(self):
+        self.backbone = resnet.ResNet(
+            self.depth,
+            self.style,
+            self.backbone_norm,
+            self.frozen_stages,
+            self.backbone_width,
+            self.backbone_stages,
+            remat=self.remat,
+            dtype=self.dtype,
+        )
+        self.neck = fpn.FPN(
+            self.neck_width, num_levels=len(self.strides), extra="output_relu", dtype=self.dtype
+        )
+        cls_outputs = {"cls_logits": (self.num_classes, layers.prior_bias(self.prior_probability))}
+        box_outputs = {"box_distances": (4, nn.initializers.zeros)}
+        centerness_tower = box_outputs if self.centerness_on_box else cls_outputs
+        centerness_tower["centerness"] = (1, nn.initializers.zeros)
+        self.head = dense.TwoTowerHead(
+            cls_outputs=cls_outputs,
+            box_outputs=box_outputs,
+            num_convs=self.head_convs,
+            width=self.head_width,
+            norm="group",
+            norm_groups=self.norm_groups,
+            conv_bias=self.conv_bias,
+            dtype=self.dtype,
+        )
+        self.box_scales = layers.LevelScales()
+
+    def forward(self, images: jax.Array, train: bool) -> Outputs:
+        """[B, H, W, 3] RGB, uint8 or float32 in 0..255 -> raw maps of every level."""
+        x = (images.astype(jnp.float32) - jnp.array(self.pixel_mean)) / jnp.array(self.pixel_std)
+        features = self.neck(self.backbone(x.astype(self.dtype), train), train)
+        maps = self.head(features, train)
+        activation = nn.relu if self.distances_in_strides else jnp.exp
+        distances = tuple(map(activation, self.box_scales(maps["box_distances"])))
+        return Outputs(features, maps["cls_logits"], distances, maps["centerness"])
+
+    def points(self, canvas: tuple[int, int]) -> tuple[jax.Array, jax.Array]:
+        """The N points of a canvas (height, width): x, y [N, 2] px and level [N]."""
+        shapes = anchors_lib.feature_shapes(canvas, self.strides)
+        return anchors_lib.pyramid_points(self.strides, shapes, offset=0.5)
+
+    def level_slices(self, canvas: tuple[int, int]) -> list[slice]:
+        """Where the points of each level lie among the N of a canvas."""
+        shapes = anchors_lib.feature_shapes(canvas, self.strides)
+        ends = np.cumsum([0] + [rows * columns for rows, columns in shapes])
+        return [slice(start, end) for start, end in zip(ends, ends[1:])]
+
+    def distance_unit(self, level: jax.Array) -> jax.Array:
+        """px in one unit of the distances that points of these levels predict: [N] -> [N, 1]."""
+        unit = self.strides if self.distances_in_strides else [1] * len(self.strides)
+        return jnp.array(unit, jnp.float32)[level, None]
+
+    def inside(self, canvas: tuple[int, int], image_size: jax.Array) -> jax.Array:
+        """[N] bool: points of cells that touch the content of one image."""
+        shapes = anchors_lib.feature_shapes(canvas, self.strides)
+        return anchors_lib.inside_content(shapes, self.strides, 1, image_size)
+
+    def targets(self, batch: types.Batch) -> dict[str, types.Targets]:
+        """Which point learns which object (sections 3.1, 3.2); `values` has distances, centerness.
+
+        The distances are in the unit of the predicted ones; a background point has those to the
+        object in slot 0.
+        """
+        canvas = batch.images.shape[1:3]
+        points, level = self.points(canvas)
+        stride = jnp.array(self.strides, jnp.float32)[level]  # [N]
+        limits = jnp.array((0, *self.level_limits, jnp.inf), jnp.float32)
+
+        def one_image(boxes, valid, image_size):
+            assigned = points_lib.assign(
+                points,
+                limits[level],
+                limits[level + 1],
+                boxes,
+                valid,
+                center_radius=self.center_radius * stride if self.center_radius else None,
+                point_valid=self.inside(canvas, image_size),
+            )
+            distances = coders.encode_ltrb(points, boxes[assigned.matched])
+            values = {
+                "distances": distances / self.distance_unit(level),
+                "centerness": points_lib.centerness(distances),
+            }
+            return assigned.status, assigned.matched, values
+
+        status, matched, values = lax.stop_gradient(
+            jax.vmap(one_image)(batch.boxes, batch.valid, batch.image_size)
+        )
+        half = stride[:, None] / 2
+        cells = jnp.concatenate([points - half, points + half], axis=-1)  # [N, 4]
+        num_images = batch.images.shape[0]
+        return {
+            "main": types.Targets(
+                boxes=jnp.broadcast_to(cells, (num_images, *cells.shape)),
+                level=jnp.broadcast_to(level, (num_images, *level.shape)),
+                status=status,
+                matched=matched,
+                values=values,
+            )
+        }
+
+    def loss(self, batch: types.Batch):
+        """Focal loss on classes, overlap loss on boxes, cross entropy on centerness (eq. 2, 3)."""
+        outputs = self.forward(batch.images, train=True)
+        targets = self.targets(batch)["main"]
+        logits = anchors_lib.flatten_levels(outputs.cls_logits, self.num_classes)  # [B, N, C]
+        distances = anchors_lib.flatten_levels(outputs.box_distances, 4)  # [B, N, 4]
+        centerness = anchors_lib.flatten_levels(outputs.centerness, 1)[..., 0]  # [B, N]
+
+        positive = targets.status == 1  # [B, N]
+        counted = targets.status >= 0
+        labels = jnp.take_along_axis(batch.labels, targets.matched, axis=1)  # [B, N]
+        one_hot = focal.one_hot(labels, positive, self.num_classes)  # [B, N, C]
+        normaliser = jnp.maximum(positive.sum(), 1).astype(jnp.float32)
+
+        cls = focal.sigmoid_focal(logits, one_hot, self.focal_alpha, self.focal_gamma)
+        cls = jnp.where(counted[..., None], cls, 0.0).sum() / normaliser
+
+        # Boxes around the origin: their overlap is that of boxes around the point.
+        pred, wanted = (
+            coders.decode_ltrb(jnp.zeros(2), jnp.where(positive[..., None], x, 1.0))
+            for x in (distances, targets.values["distances"])
+        )
+        weight = jnp.where(positive, targets.values["centerness"], 0.0)  # [B, N]
+        overlap_loss = iou_losses.giou_loss if self.box_loss == "giou" else iou_losses.iou_loss
+        box = (weight * overlap_loss(pred, wanted)).sum() / jnp.maximum(weight.sum(), 1e-6)
+
+        middle = cross_entropy.sigmoid_cross_entropy(centerness, weight)
+        middle = jnp.where(positive, middle, 0.0).sum() / normaliser
+        metrics = {
+            "loss/cls": cls,
+            "loss/box": box,
+            "loss/centerness": middle,
+            "positives": positive.sum() / batch.images.shape[0],
+            "normaliser": normaliser,
+        }
+        return cls + box + middle, metrics
+
+    def candidates(self, images: jax.Array, image_size: jax.Array) -> types.Detections:
+        """The best (point, class) pairs of each level by class, scored with their centerness."""
+        outputs = self.forward(images, train=False)
+        canvas = images.shape[1:3]
+        points, level = self.points(canvas)
+        unit = self.distance_unit(level)
+        inside = jax.vmap(lambda size: self.inside(canvas, size))(image_size)  # [B, N]
+
+        def one_level(logits, distances, centerness, points, unit, inside, size):
+            """One image: [Nl, C], [Nl, 4] and [Nl, 1] -> boxes, scores, labels, valid of K."""
+            scores = jnp.where(inside[:, None], nn.sigmoid(logits), 0.0)
+            count = min(self.candidates_per_level, scores.size)
+            scores, pair = lax.top_k(scores.reshape(-1), count)
+            point, label = pair // self.num_classes, pair % self.num_classes
+            boxes = coders.decode_ltrb(
+                points[point], distances[point] * unit[point], max_size=(size[0], size[1])
+            )
+            has_area = (boxes[:, 2:] > boxes[:, :2]).all(-1)  # clipping can take it
+            valid = (scores > self.score_threshold) & has_area
+            scores *= nn.sigmoid(centerness[point, 0])
+            return boxes, scores, label.astype(jnp.int32), valid
+
+        rows = []
+        per_level = zip(
+            outputs.cls_logits,
+            outputs.box_distances,
+            outputs.centerness,
+            self.level_slices(canvas),
+        )
+        for *maps, part in per_level:
+            maps = [x.reshape(x.shape[0], -1, x.shape[-1]) for x in maps]  # [B, Nl, channels]
+            rows.append(
+                jax.vmap(one_level, in_axes=(0, 0, 0, None, None, 0, 0))(
+                    *maps, points[part], unit[part], inside[:, part], image_size
+                )
+            )
+        boxes, scores, labels, valid = (jnp.concatenate(parts, axis=1) for parts in zip(*rows))
+        return types.Detections(boxes, scores, labels, valid)
+
+    def suppress(self, candidates: types.Detections) -> types.Detections:
+        """Greedy suppression within each class; the best `max_detections` of an image stay."""
+
+        def one_image(boxes, scores, labels, valid):
+            return nms_lib.suppress(boxes, scores, labels, valid, self.nms_iou, self.max_detections)
+
+        return types.Detections(*jax.vmap(one_image)(*candidates))
+
+    def frozen_paths(self) -> tuple[str, ...]:
+        """Regexes of the leaves that training never changes."""
+        return resnet.frozen_paths("backbone", self.backbone_norm, self.frozen_stages)
+
+
+def numbers(values, length: int | None = None, kind=(int, float)) -> bool:
+    """Whether values is a tuple of one or more numbers, `length` of them where it is given."""
+    if not isinstance(values, tuple) or not values or length not in (None, len(values)):
+        return False
+    return all(isinstance(v, kind) for v in values)
+
+
+def positive(values, length: int | None = None, kind=(int, float)) -> bool:
+    """Whether they are `numbers` above 0."""
+    return numbers(values, length, kind) and min(values) > 0
+
+
+MODULE = FCOS

@@ -1,0 +1,85 @@
+"""RetinaNet with the gradient harmonizing mechanism (arXiv:1811.05181).
+
+The focal loss lowers the weight of easy examples by a formula.  GHM counts how many examples have
+about the same gradient norm, and lets each share its influence with them, so that outliers, which
+the focal loss favours, lose theirs as well.
+
+Reference: mmdetection's `retinanet_r50_fpn_ghm-1x_coco`.  As there, each pyramid level is counted
+on its own, finest first, so that the averages change five times a step and a term is the sum of
+five losses, each over the bins that its level filled.  Counts are of the global batch; the
+reference counts per GPU.  They are the collection `loss_state`: trained on, saved, restored.
+There is no common normaliser: with accumulation, parts of a batch count the same.
+
+Expected: COCO val2017 AP 37.0 with experiments/ghm_coco.py (the published figure of the
+reference).
+"""
+
+import jax.numpy as jnp
+
+from detlab import types
+from detlab.detectors import retinanet
+from detlab.losses import cross_entropy
+from detlab.losses import ghm
+
+
+class GHM(retinanet.RetinaNet):
+    """RetinaNet with two other losses; its parameters and everything else are the same."""
+
+    cls_bins: int = 30
+    cls_momentum: float = 0.75
+    box_bins: int = 10
+    box_momentum: float = 0.7
+    box_mu: float = 0.02  # of the authentic smooth L1, in normalised deltas
+    box_weight: float = 10.0
+
+    def check(self) -> None:
+        """As of RetinaNet, and for the fields of the two losses."""
+        super().check()
+        unused = "left as it is: GHM has no focal loss"
+        rules = (
+            ("cls_bins", self.cls_bins >= 1, "at least 1"),
+            ("cls_momentum", 0 <= self.cls_momentum < 1, "at least 0 and below 1"),
+            ("box_bins", self.box_bins >= 1, "at least 1"),
+            ("box_momentum", 0 <= self.box_momentum < 1, "at least 0 and below 1"),
+            ("box_mu", self.box_mu > 0, "above 0"),
+            ("focal_alpha", self.focal_alpha == retinanet.RetinaNet.focal_alpha, unused),
+            ("focal_gamma", self.focal_gamma == retinanet.RetinaNet.focal_gamma, unused),
+        )
+        for field, fits, words in rules:
+            if not fits:
+                raise ValueError(f"{field} is {getattr(self, field)!r}; it must be {words}")
+
+    def setup(self):
+        super().setup()
+        self.cls_counts = self.variable("loss_state", "cls_counts", jnp.zeros, (self.cls_bins,))
+        self.box_counts = self.variable("loss_state", "box_counts", jnp.zeros, (self.box_bins,))
+
+    def loss(self, batch: types.Batch):
+        """GHM-C on classes plus GHM-R on deltas; updates `loss_state`."""
+        found = self.examples(batch)
+        cls_loss = cross_entropy.sigmoid_cross_entropy(found.cls_logits, found.one_hot)
+        cls_norms = ghm.classification_norm(found.cls_logits, found.one_hot)  # [B, N, C]
+        box_loss = ghm.authentic_smooth_l1(found.box_deltas, found.delta_targets, self.box_mu)
+        box_norms = ghm.regression_norm(found.box_deltas, found.delta_targets, self.box_mu)
+
+        cls = box = 0.0
+        cls_counts, box_counts = self.cls_counts.value, self.box_counts.value
+        for level in self.level_slices(batch.images.shape[1:3]):
+            weights, cls_counts = ghm.harmonize(
+                cls_norms[:, level], found.counted[:, level, None], cls_counts, self.cls_momentum
+            )
+            cls += (weights * cls_loss[:, level]).sum()
+            weights, box_counts = ghm.harmonize(
+                box_norms[:, level], found.positive[:, level, None], box_counts, self.box_momentum
+            )
+            box += self.box_weight * (weights * box_loss[:, level]).sum()
+        self.cls_counts.value, self.box_counts.value = cls_counts, box_counts
+        metrics = {
+            "loss/cls": cls,
+            "loss/box": box,
+            "positives": found.positive.sum() / batch.images.shape[0],
+        }
+        return cls + box, metrics
+
+
+MODULE = GHM

@@ -1,0 +1,362 @@
+"""YOLOv3: An Incremental Improvement (arXiv:1804.02767), as mmdetection trains it.
+
+Every anchor of a grid cell predicts a place in the cell, a size relative to its own, whether there
+is an object (objectness), and its classes, each of them yes or no.
+
+Reference: mmdetection's `yolov3_d53_8xb8-ms-608-273e_coco`.  As there, and unlike the paper and
+darknet: all anchors in the cell of an object's centre may learn it (`assign.yolo`), the losses of
+width and height are squared errors without a weight by size, and in prediction the threshold and
+the choice of candidates look at the class score alone; objectness multiplies it afterwards.
+Boxes are not clipped to the image.
+
+The reference sums its losses over the 8 images of a GPU and averages the gradients of the GPUs.
+Here the loss is the mean over the global batch times `summed_images`, which is the same for any
+batch size.  It has no other normaliser: with accumulation, parts of a batch count the same.
+Statistics of live norms are of the global batch, in the reference of a GPU.  Cells that hold
+padding alone are left out; in the reference they are background.
+
+Expected: COCO val2017 AP 33.4 with experiments/yolov3_coco.py, 30.9 at 416 px with its variant
+`416`, 27.9 at 320 px with `320` (the published figures of the reference); 0.42 on the shapes with
+experiments/yolov3_shapes.py, seed 0.
+"""
+
+import math
+from typing import Callable, NamedTuple, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jax import lax
+
+from detlab import layers
+from detlab import types
+from detlab.assign import yolo as grid
+from detlab.backbones import darknet
+from detlab.losses import cross_entropy
+from detlab.losses import focal
+from detlab.necks import yolo as yolo_neck
+from detlab.ops import anchors as anchors_lib
+from detlab.ops import coders
+from detlab.ops import nms as nms_lib
+
+LEVELS = (3, 4, 5)  # P3, P4, P5
+STRIDES = (8, 16, 32)
+
+
+class Outputs(NamedTuple):
+    """One map a pyramid level, finest first."""
+
+    features: tuple  # [B, Hl, Wl, D]
+    predictions: tuple  # [B, Hl, Wl, A * (5 + C)]: x, y, w, h, objectness, classes
+
+
+class Head(nn.Module):
+    """For each level of its own a 3x3 convolution and the one that predicts.
+
+    Parameter paths: `bridge3/{conv,norm}`, `predict3`, ...; the number is the pyramid level.
+    """
+
+    width: int  # of P3; each coarser level has twice the channels
+    channels: int  # A * (5 + C)
+    bias_inits: Sequence[Callable]  # of the predictor of each level
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, features, train: bool):
+        """(P3, P4, P5) -> maps [B, Hl, Wl, A * (5 + C)], float32."""
+        maps = []
+        for level, x, bias_init in zip(LEVELS, features, self.bias_inits):
+            x = layers.ConvNorm(
+                self.width * 2 ** (level - 3),
+                norm="batch",
+                activation=darknet.leaky_relu,
+                kernel_init=layers.normal_001,
+                dtype=self.dtype,
+                name=f"bridge{level}",
+            )(x, train)
+            predictor = layers.Conv(
+                self.channels,
+                1,
+                kernel_init=layers.normal_001,
+                bias_init=bias_init,
+                dtype=self.dtype,
+                name=f"predict{level}",
+            )
+            maps.append(predictor(x).astype(jnp.float32))
+        return tuple(maps)
+
+
+class YOLOv3(nn.Module):
+    """The detector; its fields are what a config's `model` may set."""
+
+    num_classes: int = 80
+    # Backbone, neck and head; the norms of the latter two are live.
+    backbone_norm: str = "stored"
+    backbone_width: int = 32  # of the stem
+    backbone_blocks: Sequence[int] = (1, 2, 8, 8, 4)
+    neck_width: int = 128  # of P3
+    head_width: int = 256  # of P3
+    prior_objects: float = 8.0  # that each level of a 608 px image is first thought to hold
+    prior_probability: float = 0.01  # of each class, at first
+    # Width and height of the anchors of each level, px, finest first (section 2.3).
+    anchor_sizes: Sequence[Sequence[Sequence[float]]] = (
+        ((10, 13), (16, 30), (33, 23)),
+        ((30, 61), (62, 45), (59, 119)),
+        ((116, 90), (156, 198), (373, 326)),
+    )
+    # Targets and losses.
+    positive_iou: float = 0.5
+    negative_iou: float = 0.5
+    min_positive_iou: float = 0.0  # of an object's best anchor
+    class_weight: float = 1.0
+    objectness_weight: float = 1.0
+    xy_weight: float = 2.0
+    wh_weight: float = 2.0
+    summed_images: float = 8.0  # the loss is the mean over the images, times this
+    # Prediction.
+    objectness_threshold: float = 0.005
+    score_threshold: float = 0.05  # of the class score, without objectness
+    num_candidates: int = 1000
+    nms_iou: float = 0.45
+    max_detections: int = 100
+    # Input: RGB, 0..255.
+    pixel_mean: Sequence[float] = (0.0, 0.0, 0.0)
+    pixel_std: Sequence[float] = (255.0, 255.0, 255.0)
+    dtype: str = "float32"  # of computation; parameters, losses and boxes are float32
+    remat: bool = False  # the backbone is computed again for its gradient, to save memory
+
+    def check(self) -> None:
+        """Raises ValueError for a value that no YOLOv3 can have, before anything is built."""
+        norms, dtypes = ("batch", "stored", "frozen"), ("float32", "bfloat16", "float16")
+        blocks, objects = self.backbone_blocks, self.prior_objects
+        of_a_map = (608 // max(STRIDES)) ** 2  # cells
+        rules = (
+            ("num_classes", self.num_classes >= 1, "at least 1"),
+            ("backbone_norm", self.backbone_norm in norms, f"one of {', '.join(norms)}"),
+            ("backbone_width", self.backbone_width >= 1, "at least 1"),
+            ("backbone_blocks", counts(blocks, 5), "five counts of blocks"),
+            ("neck_width", self.neck_width >= 1, "at least 1"),
+            ("head_width", self.head_width >= 1, "at least 1"),
+            ("prior_objects", 0 < objects < of_a_map, f"above 0 and below {of_a_map}"),
+            ("prior_probability", 0 < self.prior_probability < 1, "between 0 and 1"),
+            (
+                "anchor_sizes",
+                sizes(self.anchor_sizes, len(LEVELS)),
+                "pairs (width, height) above 0 for each of three levels, as many for each",
+            ),
+            ("positive_iou", 0 < self.positive_iou <= 1, "above 0 and at most 1"),
+            ("negative_iou", 0 <= self.negative_iou <= self.positive_iou, "0 to positive_iou"),
+            ("min_positive_iou", 0 <= self.min_positive_iou <= 1, "0 to 1"),
+            ("class_weight", self.class_weight >= 0, "at least 0"),
+            ("objectness_weight", self.objectness_weight >= 0, "at least 0"),
+            ("xy_weight", self.xy_weight >= 0, "at least 0"),
+            ("wh_weight", self.wh_weight >= 0, "at least 0"),
+            ("summed_images", self.summed_images > 0, "above 0"),
+            ("objectness_threshold", 0 <= self.objectness_threshold <= 1, "0 to 1"),
+            ("score_threshold", 0 <= self.score_threshold <= 1, "0 to 1"),
+            ("num_candidates", self.num_candidates >= 1, "at least 1"),
+            ("nms_iou", 0 <= self.nms_iou <= 1, "0 to 1"),
+            ("max_detections", self.max_detections >= 1, "at least 1"),
+            ("pixel_mean", numbers(self.pixel_mean, 3), "three numbers"),
+            (
+                "pixel_std",
+                numbers(self.pixel_std, 3) and min(self.pixel_std) > 0,
+                "three numbers above 0",
+            ),
+            ("dtype", self.dtype in dtypes, f"one of {', '.join(dtypes)}"),
+        )
+        for field, fits, words in rules:
+            if not fits:
+                raise ValueError(f"{field} is {getattr(self, field)!r}; it must be {words}")
+
+    @property
+    def anchors_per_cell(self) -> int:
+        return len(self.anchor_sizes[0])
+
+    @property
+    def channels_per_anchor(self) -> int:
+        """What is predicted for an anchor: x, y, w, h, objectness, classes."""
+        return 5 + self.num_classes
+
+    def setup(self):
+        self.backbone = darknet.Darknet(
+            self.backbone_blocks,
+            self.backbone_width,
+            self.backbone_norm,
+            remat=self.remat,
+            dtype=self.dtype,
+        )
+        self.neck = yolo_neck.YOLONeck(self.neck_width, dtype=self.dtype)
+        biases = [
+            prior_bias(
+                self.anchors_per_cell,
+                self.num_classes,
+                self.prior_objects / (608 / stride) ** 2,
+                self.prior_probability,
+            )
+            for stride in STRIDES
+        ]
+        channels = self.anchors_per_cell * self.channels_per_anchor
+        self.head = Head(self.head_width, channels, biases, dtype=self.dtype)
+
+    def forward(self, images: jax.Array, train: bool) -> Outputs:
+        """[B, H, W, 3] RGB, uint8 or float32 in 0..255 -> raw maps of every level."""
+        x = (images.astype(jnp.float32) - jnp.array(self.pixel_mean)) / jnp.array(self.pixel_std)
+        features = self.neck(self.backbone(x.astype(self.dtype), train), train)
+        return Outputs(features, self.head(features, train))
+
+    def anchors(self, canvas: tuple[int, int]) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """The N anchors of a canvas (height, width): boxes [N, 4] px, level [N], stride [N] px."""
+        cells = [anchors_lib.sized_anchors(*level) for level in zip(self.anchor_sizes, STRIDES)]
+        shapes = anchors_lib.feature_shapes(canvas, STRIDES)
+        boxes, level = anchors_lib.pyramid_anchors(cells, STRIDES, shapes)
+        return boxes, level, jnp.array(STRIDES, jnp.float32)[level]
+
+    def inside(self, canvas: tuple[int, int], image_size: jax.Array) -> jax.Array:
+        """[N] bool: anchors of cells that touch the content of one image."""
+        shapes = anchors_lib.feature_shapes(canvas, STRIDES)
+        return anchors_lib.inside_content(shapes, STRIDES, self.anchors_per_cell, image_size)
+
+    def targets(self, batch: types.Batch) -> dict[str, types.Targets]:
+        """Which anchor learns which object; `values` holds place in the cell and log sizes."""
+        canvas = batch.images.shape[1:3]
+        anchors, level, strides = self.anchors(canvas)
+
+        def one_image(boxes, valid, image_size):
+            assigned = grid.assign(
+                anchors,
+                strides,
+                boxes,
+                valid,
+                self.positive_iou,
+                self.negative_iou,
+                self.min_positive_iou,
+                anchor_valid=self.inside(canvas, image_size),
+            )
+            xywh = coders.encode_yolo(anchors, boxes[assigned.matched], strides)
+            return assigned.status, assigned.matched, xywh
+
+        status, matched, xywh = lax.stop_gradient(
+            jax.vmap(one_image)(batch.boxes, batch.valid, batch.image_size)
+        )
+        num_images = batch.images.shape[0]
+        return {
+            "main": types.Targets(
+                boxes=jnp.broadcast_to(anchors, (num_images, *anchors.shape)),
+                level=jnp.broadcast_to(level, (num_images, *level.shape)),
+                status=status,
+                matched=matched,
+                values={"xywh": xywh},
+            )
+        }
+
+    def loss(self, batch: types.Batch):
+        """Cross entropies of classes, objectness and place, and squared errors of the sizes."""
+        outputs = self.forward(batch.images, train=True)
+        targets = self.targets(batch)["main"]
+        xy, wh, objectness, logits = self.split(outputs.predictions)
+        target_xy, target_wh = jnp.split(targets.values["xywh"], 2, axis=-1)  # [B, N, 2]
+
+        positive = targets.status == 1  # [B, N]
+        counted = targets.status >= 0
+        is_object = positive.astype(jnp.float32)
+        labels = jnp.take_along_axis(batch.labels, targets.matched, axis=1)  # [B, N]
+        one_hot = focal.one_hot(labels, positive, self.num_classes)  # [B, N, C]
+
+        def total(weight, values, mask):
+            values = values.reshape(*mask.shape, -1)
+            return weight * jnp.where(mask[..., None], values, 0.0).sum()
+
+        bce = cross_entropy.sigmoid_cross_entropy
+        terms = {
+            "loss/cls": total(self.class_weight, bce(logits, one_hot), positive),
+            "loss/objectness": total(self.objectness_weight, bce(objectness, is_object), counted),
+            "loss/xy": total(self.xy_weight, bce(xy, target_xy), positive),
+            "loss/wh": total(self.wh_weight, jnp.square(wh - target_wh), positive),
+        }
+        num_images = batch.images.shape[0]
+        terms = {name: self.summed_images / num_images * term for name, term in terms.items()}
+        return sum(terms.values()), {**terms, "positives": positive.sum() / num_images}
+
+    def split(self, predictions: Sequence[jax.Array]) -> list[jax.Array]:
+        """Raw maps -> xy logits [B, N, 2], wh [B, N, 2], objectness [B, N], logits [B, N, C]."""
+        rows = anchors_lib.flatten_levels(predictions, self.channels_per_anchor)  # [B, N, 5 + C]
+        return [rows[..., :2], rows[..., 2:4], rows[..., 4], rows[..., 5:]]
+
+    def candidates(self, images: jax.Array, image_size: jax.Array) -> types.Detections:
+        """The (anchor, class) pairs of the best class scores, of all levels together."""
+        canvas = images.shape[1:3]
+        anchors, _, strides = self.anchors(canvas)
+
+        def one_image(xy, wh, objectness, logits, size):
+            objectness = nn.sigmoid(objectness)  # [N]
+            eligible = self.inside(canvas, size) & (objectness >= self.objectness_threshold)
+            scores = jnp.where(eligible[:, None], nn.sigmoid(logits), 0.0)  # [N, C]
+            scores, pair = lax.top_k(scores.reshape(-1), min(self.num_candidates, scores.size))
+            anchor, label = pair // self.num_classes, pair % self.num_classes
+            encoded = jnp.concatenate([nn.sigmoid(xy[anchor]), wh[anchor]], axis=-1)
+            boxes = coders.decode_yolo(anchors[anchor], encoded, strides[anchor])
+            # Nothing bounds the predicted logarithms: exp may be 0 or infinite.
+            usable = (boxes[:, 2:] > boxes[:, :2]).all(-1) & jnp.isfinite(boxes).all(-1)
+            valid = (scores > self.score_threshold) & usable
+            # Only now the factor: the threshold is one of the class score.
+            return boxes, scores * objectness[anchor], label.astype(jnp.int32), valid
+
+        rows = self.split(self.forward(images, train=False).predictions)
+        return types.Detections(*jax.vmap(one_image)(*rows, image_size))
+
+    def suppress(self, candidates: types.Detections) -> types.Detections:
+        """Greedy suppression within each class; the best `max_detections` of an image stay."""
+
+        def one_image(boxes, scores, labels, valid):
+            return nms_lib.suppress(boxes, scores, labels, valid, self.nms_iou, self.max_detections)
+
+        return types.Detections(*jax.vmap(one_image)(*candidates))
+
+    def frozen_paths(self) -> tuple[str, ...]:
+        """Regexes of the leaves that training never changes."""
+        paths = []
+        if self.backbone_norm in ("stored", "frozen"):
+            paths.append("batch_stats/backbone/.*")
+        if self.backbone_norm == "frozen":
+            paths.append("params/backbone/.*norm/.*")
+        return tuple(paths)
+
+
+def prior_bias(anchors: int, num_classes: int, objectness: float, class_score: float) -> Callable:
+    """Initialiser [A * (5 + C)] of a predictor that starts with these scores."""
+
+    def init(key, shape):
+        of_anchor = np.zeros(5 + num_classes, np.float32)
+        of_anchor[4] = math.log(objectness / (1 - objectness))
+        of_anchor[5:] = math.log(class_score / (1 - class_score))
+        return jnp.array(np.tile(of_anchor, anchors))
+
+    return init
+
+
+def numbers(values, length: int) -> bool:
+    """Whether values is a tuple of that many numbers."""
+    if not isinstance(values, tuple) or len(values) != length:
+        return False
+    return all(isinstance(v, (int, float)) for v in values)
+
+
+def counts(values, length: int) -> bool:
+    """Whether values is a tuple of that many integers above 0."""
+    return numbers(values, length) and all(isinstance(v, int) and v > 0 for v in values)
+
+
+def sizes(levels, length: int) -> bool:
+    """Whether levels is a tuple of that many, each of the same number of (width, height)."""
+    if not isinstance(levels, tuple) or len(levels) != length:
+        return False
+    if not all(isinstance(level, tuple) and level for level in levels):
+        return False
+    pairs = [pair for level in levels for pair in level]
+    same = len({len(level) for level in levels}) == 1
+    return same and all(numbers(pair, 2) and min(pair) > 0 for pair in pairs)
+
+
+MODULE = YOLOv3

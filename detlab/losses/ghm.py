@@ -1,0 +1,67 @@
+"""Gradient harmonizing mechanism: GHM-C and GHM-R (arXiv:1811.05181).
+
+An example whose gradient has the norm g weighs 1 / density(g), so that neither the flood of easy
+examples nor a few outliers decide.  The density is counted in bins of equal width ("Unit Region
+Approximation"), as an average over steps ("EMA"): a state that the caller keeps.
+
+As in the authors' code, a loss divides by the number of bins that have examples, and a bin without
+examples keeps its average.  The paper's number of examples N cancels: each weight is N / density,
+and their sum is divided by N.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def classification_norm(logits, targets):
+    """|p - p*|, the gradient norm of the cross entropy: [...] each -> [...] in 0..1."""
+    return jnp.abs(jax.nn.sigmoid(logits.astype(jnp.float32)) - targets)
+
+
+def regression_norm(deltas, targets, mu):
+    """Gradient norm of `authentic_smooth_l1`: [...] each -> [...] in 0..1."""
+    distance = deltas - targets
+    return jnp.abs(distance) / jnp.sqrt(distance**2 + mu**2)
+
+
+def authentic_smooth_l1(deltas, targets, mu):
+    """sqrt(d^2 + mu^2) - mu: unlike smooth L1 its gradient norm tells outliers apart.
+
+    Args:
+      deltas: [...].
+      targets: [...].
+      mu: > 0; below it the loss is about a parabola, above it a line.
+    Returns:
+      [...], not reduced.
+    """
+    return jnp.sqrt((deltas - targets) ** 2 + mu**2) - mu
+
+
+def harmonize(norms, valid, counts, momentum):
+    """Weights of examples by the density of their gradient norms, and the density afterwards.
+
+    Args:
+      norms: [B, ...] gradient norms in 0..1.
+      valid: bool that broadcasts to [B, ...], the examples; others are not counted and weigh 0.
+      counts: [bins] average number of examples in each bin, 0 before the first step.
+      momentum: of the average; 0: only the examples at hand count.
+    Returns:
+      weights: [B, ...] float32 without gradient; sum(weights * loss) is the loss.
+      counts: [bins] after these examples.
+    """
+    bins = len(counts)
+    inner_edges = np.arange(1, bins, dtype=np.float32) / np.float32(bins)
+    norms = jax.lax.stop_gradient(norms)
+    member = jnp.searchsorted(inner_edges, norms, side="right", method="compare_all")
+    valid = jnp.broadcast_to(valid, norms.shape)
+
+    def count(i):  # [B] of one bin: a sum over images here would be a message between devices
+        return (valid & (member == i)).sum(range(1, norms.ndim), dtype=jnp.int32)
+
+    # Bin after bin: all at once, XLA on CPU keeps the whole [B, ..., bins] array.
+    found = jax.lax.map(count, jnp.arange(bins)).sum(-1).astype(jnp.float32)  # [bins]
+    occupied = found > 0
+    counts = jnp.where(occupied, momentum * counts + (1 - momentum) * found, counts)
+    divisor = jnp.where(occupied, counts, 1.0) * jnp.maximum(occupied.sum(), 1)
+    return jnp.where(valid, (1 / divisor)[member], 0.0), counts

@@ -1,0 +1,252 @@
+"""Deformable convolution v1 (arXiv:1703.06211, eq. 2) and v2 (arXiv:1811.11168, eq. 1).
+
+Every tap of the kernel reads the map at its regular place plus an offset, by bilinear
+interpolation; v2 weights each tap with a mask.  The map is 0 outside: a sample within one cell of
+the border mixes with 0, farther ones are 0 and have no gradient.
+
+The matrix of all samples (im2col), which the usual implementations build, takes 155 MB for a map
+of 100x168x256.  Here parts of it are made, multiplied, and made again for the gradient: on CPUs one
+row of output cells, which stays in the cache; elsewhere one tap, which makes large products.
+
+Differentiable in reverse mode only.
+
+Letters: P output cells, T = kh * kw taps, E deform groups, Q groups.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import custom_batching
+from jax import lax
+
+from detlab.ops import sample
+
+
+def deform_conv(
+    x,
+    offsets,
+    kernel,
+    mask=None,
+    stride=1,
+    padding=1,
+    dilation=1,
+    groups=1,
+    deform_groups=1,
+):
+    """Deformable convolution of one image.
+
+    Args:
+      x: [H, W, Cin].
+      offsets: [H', W', E * T * 2] dy, dx in cells of x, for each tap in row order, for each deform
+        group; H' = (H + 2 padding - dilation (kh - 1) - 1) // stride + 1.
+      kernel: [kh, kw, Cin / groups, Cout].
+      mask: [H', W', E * T] weights of the taps, after the sigmoid (v2); None for v1.
+      stride, padding, dilation: the same along both axes; padding on all sides.
+      groups: channels of x and of the result fall into so many blocks; each reads only its own.
+      deform_groups: E; channels of x fall into so many blocks, each with offsets of its own.
+    Returns:
+      [H', W', Cout], dtype of x.  Made on the way: x with a border of one cell, index and weight
+      of 4 cells a sample, [P, T, E, 4], and samples, [W', T, Cin] on a CPU, [P, Cin] elsewhere.
+    Raises:
+      ValueError: shapes or groups that do not fit.
+
+    Gradients go to x, offsets, kernel and mask.
+    """
+    x, offsets, kernel = jnp.asarray(x), jnp.asarray(offsets), jnp.asarray(kernel)
+    kh, kw, depth, cout = kernel.shape
+    taps = kh * kw
+    if x.ndim != 3 or x.shape[2] != depth * groups or cout % groups or x.shape[2] % deform_groups:
+        raise ValueError(
+            f"x {x.shape} and kernel {kernel.shape} do not fit with groups {groups} and "
+            f"deform_groups {deform_groups}"
+        )
+    size = tuple(
+        (s + 2 * padding - dilation * (k - 1) - 1) // stride + 1
+        for s, k in zip(x.shape[:2], (kh, kw))
+    )
+    for name, array, per_tap in (("offsets", offsets, 2), ("mask", mask, 1)):
+        if array is not None and array.shape != (*size, deform_groups * taps * per_tap):
+            expected = (*size, deform_groups * taps * per_tap)
+            raise ValueError(f"{name} must be {expected}, not {array.shape}")
+    if 0 in size:
+        return jnp.zeros((*size, cout), x.dtype)
+
+    corners = _corners(x.shape, offsets, (kh, kw), size, stride, padding, dilation, deform_groups)
+    if mask is not None:
+        mask = mask.reshape(-1, deform_groups, taps).swapaxes(1, 2)  # [P, T, E]
+        corners = corners._replace(weight=corners.weight * mask[..., None])
+    # A ring of zeros: no sample reads beyond it.
+    cells = jnp.pad(x, ((1, 1), (1, 1), (0, 0))).reshape(-1, x.shape[2] // deform_groups)
+    kernel = kernel.reshape(taps, depth, groups, cout // groups).swapaxes(1, 2)
+    out = _convolve(size[1], cells, *corners, kernel)  # [P, Cout]
+    return out.reshape(*size, cout).astype(x.dtype)
+
+
+def _corners(shape, offsets, kernel_size, size, stride, padding, dilation, deform_groups):
+    """`Corners` [P, T, E, 4] into the rows of the padded map, [(H + 2) (W + 2) E, Cin / E]."""
+    offsets = offsets.astype(jnp.promote_types(offsets.dtype, jnp.float32))
+    kh, kw = kernel_size
+    offsets = offsets.reshape(*size, deform_groups, kh, kw, 2)
+
+    def positions(axis):
+        cells = jnp.arange(size[axis]) * stride - padding
+        taps = jnp.arange(kernel_size[axis]) * dilation
+        regular = cells[:, None] + taps  # [H' or W', kh or kw]
+        others = (1, 2, 4) if axis == 0 else (0, 2, 3)
+        return jnp.expand_dims(regular, others) + offsets[..., axis]  # [H', W', E, kh, kw]
+
+    y, x = positions(0), positions(1)
+    height, width = shape[:2]
+    inside = (y > -1) & (y < height) & (x > -1) & (x < width)
+    # Others go to the corner of the ring: value 0, and `where` keeps the gradient 0.
+    y, x = jnp.where(inside, y + 1, 0), jnp.where(inside, x + 1, 0)
+    y, x = (v.reshape(-1, deform_groups, kh * kw).swapaxes(1, 2) for v in (y, x))
+    index, weight = sample.corners(y, x, height + 2, width + 2)
+    group = jnp.arange(deform_groups)[:, None]
+    return sample.Corners(index * deform_groups + group, weight)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _convolve(width, cells, index, weight, kernel):
+    """[P, Cout]: samples of `cells` times `kernel` [T, Q, Cin / Q, Cout / Q], summed over taps."""
+    return lax.platform_dependent(
+        cells,
+        index,
+        weight,
+        kernel,
+        cpu=custom_batching.sequential_vmap(functools.partial(_forward_rows, width)),
+        default=_forward_taps,
+    )
+
+
+def _convolve_forward(width, *arrays):
+    return _convolve(width, *arrays), arrays
+
+
+def _convolve_backward(width, residuals, dy):
+    d_cells, d_weight, d_kernel = lax.platform_dependent(
+        *residuals,
+        dy,
+        cpu=custom_batching.sequential_vmap(functools.partial(_backward_rows, width)),
+        default=_backward_taps,
+    )
+    return d_cells, None, d_weight, d_kernel
+
+
+_convolve.defvjp(_convolve_forward, _convolve_backward)
+
+
+def _forward_rows(width, cells, index, weight, kernel):
+    """One row of `width` output cells after another."""
+
+    def row(corners):
+        return _product(cells, *corners, kernel)
+
+    out = lax.map(row, (_rows(index, width), _rows(weight, width)))
+    return out.reshape(-1, out.shape[-1])
+
+
+def _backward_rows(width, cells, index, weight, kernel, dy):
+    def step(totals, row):
+        d_cells, d_kernel = totals
+        d_cells, d_weight, more = _gradients(d_cells, cells, *row, kernel, sequential=True)
+        return (d_cells, d_kernel + more), d_weight
+
+    accumulator = _accumulator(cells)
+    totals = jnp.zeros(cells.shape, accumulator), jnp.zeros(kernel.shape, accumulator)
+    rows = tuple(_rows(values, width) for values in (index, weight, dy))
+    (d_cells, d_kernel), d_weight = lax.scan(step, totals, rows)
+    d_weight = d_weight.reshape(weight.shape)
+    return d_cells.astype(cells.dtype), d_weight, d_kernel.astype(kernel.dtype)
+
+
+def _forward_taps(cells, index, weight, kernel):
+    """One tap after another."""
+
+    def step(total, tap):
+        index, weight, kernel = tap
+        return total + _product(cells, index, weight, kernel), None
+
+    _, groups, _, depth = kernel.shape
+    total = jnp.zeros((len(index), groups * depth), _accumulator(cells))
+    return lax.scan(step, total, (*_taps(index, weight), kernel[:, None]))[0]
+
+
+def _backward_taps(cells, index, weight, kernel, dy):
+    def step(d_cells, tap):
+        index, weight, kernel = tap
+        d_cells, d_weight, d_kernel = _gradients(
+            d_cells, cells, index, weight, dy, kernel, sequential=False
+        )
+        return d_cells, (d_weight[:, 0], d_kernel[0])
+
+    start = jnp.zeros(cells.shape, _accumulator(cells))
+    d_cells, (d_weight, d_kernel) = lax.scan(step, start, (*_taps(index, weight), kernel[:, None]))
+    return d_cells.astype(cells.dtype), d_weight.swapaxes(0, 1), d_kernel.astype(kernel.dtype)
+
+
+def _rows(values, width):
+    """[P, ...] -> [H', W', ...]."""
+    return values.reshape(-1, width, *values.shape[1:])
+
+
+def _taps(*values):
+    """[P, T, ...] -> [T, P, 1, ...]."""
+    return tuple(v.swapaxes(0, 1)[:, :, None] for v in values)
+
+
+def _product(cells, index, weight, kernel):
+    """[P, Cout], P and T being those of a part."""
+    columns = _columns(cells, index, weight, kernel)
+    out = _each_group(_multiply, columns, _matrix(kernel))  # [Q, P, Cout / Q]
+    return jnp.moveaxis(out, 0, 1).reshape(len(index), -1)
+
+
+def _gradients(d_cells, cells, index, weight, dy, kernel, sequential):
+    """`d_cells` plus the share of a part, d_weight [P, T, E, 4], d_kernel, for `dy` [P, Cout]."""
+    corners = sample.Corners(index, weight)
+    taps, groups, depth, _ = kernel.shape
+    dy = jnp.moveaxis(dy.reshape(len(dy), groups, -1), 1, 0)  # [Q, P, Cout / Q]
+    columns = _columns(cells, index, weight, kernel)
+    d_kernel = _each_group(lambda a, b: _multiply(a.T, b), columns, dy)
+    d_columns = _each_group(lambda a, b: _multiply(a, b.T), dy, _matrix(kernel))
+    d_samples = d_columns.reshape(groups, len(index), taps, depth)
+    d_samples = jnp.moveaxis(d_samples, 0, 2).reshape(*index.shape[:3], -1)  # [P, T, E, Cin / E]
+    d_weight = sample.weight_gradient(cells, corners, d_samples, sequential)
+    d_cells = sample.scatter_add(d_cells, corners, d_samples, sequential)
+    d_kernel = d_kernel.reshape(groups, taps, depth, -1).swapaxes(0, 1)
+    return d_cells, d_weight.astype(weight.dtype), d_kernel
+
+
+def _columns(cells, index, weight, kernel):
+    """[Q, P, T Cin / Q]: the samples that each output cell is made of.
+
+    Tap by tap: one gather of all, with an axis for the tap, takes XLA:CPU three times as long.
+    """
+    taps, groups, depth, _ = kernel.shape
+    columns = []
+    for tap in range(taps):
+        samples = sample.gather(cells, sample.Corners(index[:, tap], weight[:, tap]))
+        columns.append(samples.astype(kernel.dtype).reshape(len(index), groups, depth))
+    return jnp.moveaxis(jnp.concatenate(columns, -1), 1, 0)
+
+
+def _matrix(kernel):
+    """[T, Q, Cin / Q, Cout / Q] -> [Q, T Cin / Q, Cout / Q]."""
+    return kernel.swapaxes(0, 1).reshape(kernel.shape[1], -1, kernel.shape[3])
+
+
+def _multiply(a, b):
+    return jnp.matmul(a, b, preferred_element_type=_accumulator(a))
+
+
+def _each_group(product, *arrays):
+    """`product` for each group, the first axis.  XLA:CPU is slower at a batch of one product."""
+    if len(arrays[0]) == 1:
+        return product(*(array[0] for array in arrays))[None]
+    return jax.vmap(product)(*arrays)
+
+
+def _accumulator(x):
+    return jnp.promote_types(x.dtype, jnp.float32)

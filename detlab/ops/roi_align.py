@@ -1,0 +1,344 @@
+"""RoIAlign (Mask R-CNN, arXiv:1703.06870, section 3) on one map or on a feature pyramid.
+
+Each RoI is cut into bins, a bin is the mean of bilinear samples.  "Aligned", as mmcv's RoIAlign
+and detectron2's ROIAlignV2: the value of cell (i, j) belongs to its centre, (i + 0.5, j + 0.5)
+cells, so coordinates are moved by -0.5.  Samples more than one cell outside the map are 0, others
+are moved to its border.
+
+`sampling_ratio` is the number of samples of a bin along each axis.  2 is the default.  0 takes
+ceil(bin size in cells) for each RoI, as mmdetection's models were trained: exactly that number, by
+a loop whose length depends on the data, so that it takes no more memory than a fixed number.
+
+RoIs get no gradient, as in the reference code.  Differentiable in reverse mode only.
+
+Letters: R RoIs, L levels, D channels, S bins along one side.
+"""
+
+import functools
+from typing import NamedTuple, Sequence
+
+import jax
+import jax.numpy as jnp
+from jax import custom_batching
+from jax import lax
+
+from detlab.ops import sample
+
+
+def roi_align(features, rois, output_size, spatial_scale, sampling_ratio=2, max_samples=None):
+    """RoIs cut out of one map.
+
+    Args:
+      features: [H, W, D], of one image.
+      rois: [R, 4] xyxy px; need not lie inside the image.
+      output_size: S, or (bins along y, bins along x).
+      spatial_scale: cells per px: 1 / stride.
+      sampling_ratio: samples of a bin along each axis; 0: ceil(bin size in cells), and none, so
+        that the result is 0, for a RoI without height or width.
+      max_samples: the most samples of a bin along one axis with sampling_ratio 0.  Larger RoIs
+        than that allows get `max_samples`, evenly spread.  By default those of a RoI twice as long
+        as the longer side of the map, ceil(2 max(H, W) / S), which no RoI inside the image needs.
+    Returns:
+      [R, Sy, Sx, D], dtype of the features.  Made on the way: as in `multilevel`.
+    Raises:
+      ValueError: shapes, sizes or ratio that do not fit.
+    """
+    valid = jnp.ones(len(rois), bool)
+    level = jnp.zeros(len(rois), jnp.int32)
+    return _multilevel(
+        (features,), rois, valid, level, (spatial_scale,), output_size, sampling_ratio, max_samples
+    )
+
+
+def multilevel(
+    features: Sequence[jax.Array],
+    rois,
+    valid,
+    strides: Sequence[int],
+    output_size=7,
+    sampling_ratio=2,
+    finest_scale=56,
+    max_samples=None,
+):
+    """RoIs cut out of the level of a pyramid that suits their size (see `levels`).
+
+    Args:
+      features: L maps [Hl, Wl, D] of one image, finest first.
+      rois: [R, 4] xyxy px.
+      valid: [R] bool; the rows of other RoIs are 0 and give no gradient, whatever they hold.
+      strides: of the L levels, px.
+      output_size, sampling_ratio, max_samples: as in `roi_align`, where the map of the default
+        bound is the largest level.
+      finest_scale: as in `levels`.
+    Returns:
+      [R, Sy, Sx, D], dtype of the features.  On CPU nothing else as large is made; elsewhere the
+      pyramid is copied once, and the samples of one position in all bins are as large as the
+      result.
+    Raises:
+      ValueError: shapes, sizes or ratio that do not fit.
+
+    Call it per device where the batch is sharded: on a CPU images are taken one by one, and with
+    sampling_ratio 0 the devices would agree on the length of the loop.
+    """
+    if len(features) != len(strides):
+        raise ValueError(f"{len(features)} levels of features, but strides {tuple(strides)}")
+    level = levels(rois, len(features), finest_scale)
+    scales = tuple(1 / stride for stride in strides)
+    return _multilevel(
+        features, rois, valid, level, scales, output_size, sampling_ratio, max_samples
+    )
+
+
+def levels(rois, num_levels, finest_scale=56):
+    """Level [R] int32 of RoIs [R, 4] (Feature Pyramid Networks, arXiv:1612.03144, eq. 1).
+
+    A RoI of sqrt(area) below 2 * finest_scale px belongs to level 0, and each doubling is one level
+    more.  The equation has k0 = 4 for 224 px: finest_scale 56 with P2 as level 0.  A RoI without
+    area is of level 0.  mmdetection adds 1e-6 inside the logarithm, which is followed.
+    """
+    rois = jnp.asarray(rois)
+    size = rois[:, 2:] - rois[:, :2]
+    side = jnp.sqrt(jnp.maximum(size[:, 0] * size[:, 1], 0))
+    level = jnp.floor(jnp.log2(side / finest_scale + 1e-6))
+    return jnp.clip(level, 0, num_levels - 1).astype(jnp.int32)
+
+
+class _Grid(NamedTuple):
+    """Where the samples of each RoI lie, in cells of its level; y before x."""
+
+    start: jax.Array  # [R, 2] upper left corner
+    bin_size: jax.Array  # [R, 2]
+    count: jax.Array  # [R, 2] int32 samples of a bin
+    size: jax.Array  # [R, 2] int32 cells of the map
+    base: jax.Array  # [R] int32 row of the map's first cell in the matrix of cells
+
+
+class _Static(NamedTuple):
+    """What a program is compiled for."""
+
+    output: tuple[int, int]
+    ratio: int
+    shapes: tuple[tuple[int, int, int], ...]
+    dtype: jnp.dtype  # of the features
+
+    @property
+    def accumulator(self):
+        return jnp.promote_types(self.dtype, jnp.float32)
+
+
+def _multilevel(features, rois, valid, level, scales, output_size, ratio, max_samples):
+    output = (output_size,) * 2 if isinstance(output_size, int) else tuple(output_size)
+    features = tuple(jnp.asarray(f) for f in features)
+    rois, valid = jnp.asarray(rois), jnp.asarray(valid)
+    shapes = tuple(f.shape for f in features)
+    if any(len(s) != 3 or s[2] != shapes[0][2] for s in shapes):
+        raise ValueError(f"features must be [H, W, D] of one D, not {shapes}")
+    if rois.ndim != 2 or rois.shape[1] != 4 or valid.shape != rois.shape[:1]:
+        raise ValueError(f"rois must be [R, 4] and valid [R], not {rois.shape} and {valid.shape}")
+    if len(output) != 2 or min(output) < 1 or ratio < 0:
+        raise ValueError(f"bad output_size {output_size} or sampling_ratio {ratio}")
+    if max_samples is None:
+        max_samples = -(-2 * max(max(s[:2]) for s in shapes) // min(output))
+    static = _Static(output, ratio, shapes, jnp.result_type(*features))
+    if len(rois) == 0 or min(map(min, shapes)) == 0:
+        return jnp.zeros((len(rois), *output, shapes[0][2]), static.dtype)
+
+    dtype = jnp.promote_types(rois.dtype, jnp.float32)
+    rois = lax.stop_gradient(jnp.where(valid[:, None], rois, 0).astype(dtype))
+    scale = jnp.array(scales, dtype)[level][:, None]
+    start, end = rois[:, 1::-1] * scale - 0.5, rois[:, :1:-1] * scale - 0.5  # [R, 2] y, x
+    bin_size = (end - start) / jnp.array(output, dtype)
+    if ratio:
+        count = jnp.full(bin_size.shape, ratio, jnp.int32)
+    else:
+        count = jnp.clip(jnp.ceil(bin_size).astype(jnp.int32), 0, max_samples)
+    cells = [height * width for height, width, _ in shapes]
+    grid = _Grid(
+        start,
+        bin_size,
+        count,
+        size=jnp.array([s[:2] for s in shapes], jnp.int32)[level],
+        base=jnp.array([sum(cells[:i]) for i in range(len(cells))], jnp.int32)[level],
+    )
+    level = jnp.where(valid, level, len(features))  # a level without a map: no samples
+    return _pool(static, tuple(f.astype(static.dtype) for f in features), level, grid)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _pool(static, features, level, grid):
+    return lax.platform_dependent(
+        features,
+        level,
+        grid,
+        cpu=_images_together(functools.partial(_forward_loops, static)),
+        default=functools.partial(_forward_whole, static),
+    )
+
+
+def _pool_forward(static, features, level, grid):
+    return _pool(static, features, level, grid), (level, grid)
+
+
+def _pool_backward(static, residuals, dy):
+    d_features = lax.platform_dependent(
+        *residuals,
+        dy,
+        cpu=_images_together(functools.partial(_backward_loops, static)),
+        default=functools.partial(_backward_whole, static),
+    )
+    return d_features, None, None
+
+
+_pool.defvjp(_pool_forward, _pool_backward)
+
+
+def _forward_whole(static, features, level, grid):
+    """[R, Sy, Sx, D]: all RoIs at once, from a flat copy of the pyramid."""
+    cells = jnp.concatenate([f.reshape(-1, f.shape[-1]) for f in features])
+    pooled = _average(static, cells, grid)
+    return jnp.where(_column(level < len(features)), pooled, 0).astype(static.dtype)
+
+
+def _backward_whole(static, level, grid, dy):
+    """Gradients of the L maps [Hl, Wl, D], adjoint to `_forward_whole`."""
+    counts = [height * width for height, width, _ in static.shapes]
+    total = jnp.zeros((sum(counts), dy.shape[-1]), static.accumulator)
+    dy = jnp.where(_column(level < len(counts)), dy, 0)
+    total = _spread(static, total, grid, dy, sequential=False)
+    totals = jnp.split(total, [sum(counts[:i]) for i in range(1, len(counts))])
+    return tuple(t.reshape(s).astype(static.dtype) for t, s in zip(totals, static.shapes))
+
+
+def _forward_loops(static, features, level, grid):
+    """[B, R, Sy, Sx, D]: RoI by RoI in the order of levels, each level read where it is.
+
+    Arguments have an image axis; the maps of a level are one map with the images under each other.
+    """
+    order, starts = _by_level(static, level)
+    out = jnp.zeros((level.size, *static.output, static.shapes[0][2]), static.dtype)
+    for first, last, maps in zip(starts, starts[1:], features):
+        cells = maps.reshape(-1, maps.shape[-1])
+
+        def step(i, out, cells=cells):
+            pooled = _average(static, cells, _one(grid, order[i], len(cells)))
+            return lax.dynamic_update_slice_in_dim(out, pooled.astype(out.dtype), order[i], 0)
+
+        out = lax.fori_loop(first, last, step, out)
+    return out.reshape(*level.shape, *out.shape[1:])
+
+
+def _backward_loops(static, level, grid, dy):
+    """Gradients of the L maps [B, Hl, Wl, D], adjoint to `_forward_loops`."""
+    order, starts = _by_level(static, level)
+    flat = dy.reshape(-1, *dy.shape[2:])
+
+    def step(i, total):
+        one = lax.dynamic_slice_in_dim(flat, order[i], 1)
+        return _spread(static, total, _one(grid, order[i], len(total)), one, sequential=True)
+
+    gradients = []
+    for first, last, (height, width, depth) in zip(starts, starts[1:], static.shapes):
+        total = jnp.zeros((len(level) * height * width, depth), static.accumulator)
+        total = lax.fori_loop(first, last, step, total).astype(static.dtype)
+        gradients.append(total.reshape(-1, height, width, depth))
+    return tuple(gradients)
+
+
+def _images_together(function):
+    """For one image, `function` of arrays with an image axis; under `vmap`, one call for the batch.
+
+    Loops over the images would copy their maps, and `vmap` of a loop what it changes in place.
+    """
+
+    @custom_batching.custom_vmap
+    def call(*arrays):
+        out = function(*jax.tree.map(lambda x: x[None], arrays))
+        return jax.tree.map(lambda x: x[0], out)
+
+    @call.def_vmap
+    def call_batch(size, batched, *arrays):
+        def fill(x, is_batched):
+            return x if is_batched else jnp.broadcast_to(x, (size, *x.shape))
+
+        out = function(*jax.tree.map(fill, arrays, tuple(batched)))
+        return out, jax.tree.map(lambda _: True, out)
+
+    return call
+
+
+def _average(static, cells, grid):
+    """Mean [R, Sy, Sx, D] over the samples of each bin."""
+
+    def step(k, total):
+        return total + sample.gather(cells, _corners(static, grid, k))
+
+    shape = (len(grid.base), *static.output, cells.shape[-1])
+    return lax.fori_loop(0, _steps(static, grid), step, jnp.zeros(shape, static.accumulator))
+
+
+def _spread(static, total, grid, dy, sequential):
+    """`total` [N, D] plus the adjoint of `_average` for `dy` [R, Sy, Sx, D]."""
+
+    def step(k, total):
+        return sample.scatter_add(total, _corners(static, grid, k), dy, sequential)
+
+    return lax.fori_loop(0, _steps(static, grid), step, total)
+
+
+def _steps(static, grid):
+    """Samples in a bin: a constant, or the most that one of these RoIs has."""
+    return static.ratio**2 if static.ratio else _most(grid.count[:, 0] * grid.count[:, 1])
+
+
+@custom_batching.custom_vmap
+def _most(counts):
+    return jnp.max(counts)
+
+
+@_most.def_vmap
+def _most_of_batch(axis_size, batched, counts):
+    """One length for the images of a batch: a loop with a length each would copy its carry."""
+    return _most(counts), False
+
+
+def _corners(static, grid, k):
+    """Sample number `k` of all bins: `Corners` [R, Sy, Sx, 4], weights divided by the count."""
+    count = jnp.maximum(grid.count, 1)
+    number = jnp.stack([k // count[:, 1], k % count[:, 1]], -1)  # [R, 2] of the sample, y and x
+    inside_bin = (number + 0.5) * grid.bin_size / count
+
+    def positions(axis):
+        bins = jnp.arange(static.output[axis], dtype=grid.start.dtype)
+        at = grid.start[:, axis, None] + bins * grid.bin_size[:, axis, None]
+        at += inside_bin[:, axis, None]  # [R, S]
+        size = grid.size[:, axis, None]
+        return jnp.clip(at, 0, size - 1), (at >= -1) & (at <= size)
+
+    (y, y_counts), (x, x_counts) = positions(0), positions(1)
+    height, width = grid.size[:, 0, None, None], grid.size[:, 1, None, None]
+    index, weight = sample.corners(y[:, :, None], x[:, None, :], height, width)
+    samples = grid.count[:, 0] * grid.count[:, 1]
+    counts = y_counts[:, :, None] & x_counts[:, None, :] & (k < samples)[:, None, None]
+    weight = jnp.where(counts[..., None], weight / _column(jnp.maximum(samples, 1)), 0)
+    return sample.Corners(index + _column(grid.base), weight.astype(static.accumulator))
+
+
+def _by_level(static, level):
+    """(Flat RoIs sorted by level [B, R], where each level begins in them, and the last ends)."""
+    order = jnp.argsort(level.ravel())
+    return order, jnp.searchsorted(level.ravel()[order], jnp.arange(len(static.shapes) + 1))
+
+
+def _one(grid, number, cells):
+    """RoI `number` of the batch, [B, R] flat, in maps that have `cells` cells together."""
+    images, rois = grid.base.shape
+    row = [
+        lax.dynamic_slice_in_dim(values.reshape(-1, *values.shape[2:]), number, 1)
+        for values in grid
+    ]
+    base = number // rois * (cells // images)
+    return _Grid(*row)._replace(base=base.astype(jnp.int32)[None])
+
+
+def _column(values):
+    return values[:, None, None, None]

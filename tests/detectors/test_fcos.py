@@ -1,0 +1,329 @@
+"""FCOS, built tiny: contract, targets, loss, detections."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import traverse_util
+
+from detlab import checkpoint
+from detlab import detector as detector_lib
+from detlab import types
+from detlab.detectors import fcos
+
+TINY = dict(
+    num_classes=3,
+    depth=18,
+    backbone_width=8,
+    backbone_stages=(1, 1, 1, 1),
+    backbone_norm="batch",
+    frozen_stages=0,
+    neck_width=16,
+    head_width=16,
+    head_convs=1,
+    norm_groups=4,
+    level_limits=(24.0, 48.0, 96.0, 192.0),
+    pixel_std=(58.395, 57.12, 57.375),
+)
+IMPROVED = dict(
+    center_radius=1.5,
+    distances_in_strides=True,
+    centerness_on_box=True,
+    box_loss="giou",
+    conv_bias=True,
+)
+KEY = jax.random.key(0)
+
+
+def make_batch(num_images=2, size=(64, 96), slots=4, seed=0):
+    rng = np.random.default_rng(seed)
+    corner = rng.uniform(0, (size[1] - 40, size[0] - 40), (num_images, slots, 2))
+    boxes = np.concatenate([corner, corner + rng.uniform(16, 40, corner.shape)], -1)
+    valid = np.arange(slots) < slots - 1
+    valid = np.broadcast_to(valid, (num_images, slots)).copy()
+    return types.Batch(
+        images=rng.integers(0, 256, (num_images, *size, 3), np.uint8),
+        boxes=np.float32(boxes * valid[..., None]),
+        labels=rng.integers(0, 3, (num_images, slots), np.int32),
+        valid=valid,
+        ignore=np.zeros_like(valid),
+        image_size=np.tile(np.int32(size), (num_images, 1)),
+        placement=np.tile(np.float32([1, 1, 0, 0]), (num_images, 1)),
+        index=np.arange(num_images, dtype=np.int32),
+        real=np.ones(num_images, bool),
+    )
+
+
+@pytest.fixture(scope="module")
+def detector():
+    return detector_lib.from_module(fcos.FCOS(**TINY, **IMPROVED))
+
+
+@pytest.fixture(scope="module")
+def variables(detector):
+    return jax.jit(detector.init)(KEY, jnp.zeros((1, 64, 96, 3), jnp.uint8))
+
+
+@pytest.fixture(scope="module")
+def targets(detector):
+    return jax.jit(lambda *args: detector.targets(*args)["main"])
+
+
+@pytest.fixture(scope="module")
+def predict(detector):
+    return jax.jit(detector.predict)
+
+
+@pytest.fixture(scope="module")
+def loss(detector):
+    return jax.jit(jax.value_and_grad(detector.loss, has_aux=True))
+
+
+@pytest.mark.parametrize("size", [(64, 96), (65, 127)])
+def test_raw_maps_have_one_cell_a_stride(detector, variables, size):
+    images = jax.ShapeDtypeStruct((2, *size, 3), jnp.uint8)
+    outputs = jax.eval_shape(detector.forward, *variables, images)
+    for level, stride in enumerate((8, 16, 32, 64, 128)):
+        cells = (2, -(-size[0] // stride), -(-size[1] // stride))
+        assert outputs.features[level].shape == (*cells, 16)
+        assert outputs.cls_logits[level].shape == (*cells, 3)
+        assert outputs.box_distances[level].shape == (*cells, 4)
+        assert outputs.centerness[level].shape == (*cells, 1)
+        assert outputs.cls_logits[level].dtype == jnp.float32
+
+
+def test_only_the_improved_form_has_biases_in_its_towers():
+    def paths(**fields):
+        detector = detector_lib.from_module(fcos.FCOS(**TINY, **fields))
+        params, _ = jax.eval_shape(detector.init, KEY, jax.ShapeDtypeStruct((1, 64, 64, 3), "u1"))
+        return set(traverse_util.flatten_dict(params, sep="/"))
+
+    plain, improved = paths(), paths(**IMPROVED)
+    biases = {"head/cls_conv0/conv/bias", "head/box_conv0/conv/bias"}
+    assert improved - plain == biases and not plain - improved
+    assert {f"box_scales/scale{i}" for i in range(5)} < plain
+
+
+def test_centerness_reads_the_tower_that_is_asked_for():
+    for on_box in (True, False):
+        head = fcos.FCOS(**TINY, centerness_on_box=on_box).bind({}).head
+        assert ("centerness" in head.box_outputs) == on_box
+        assert ("centerness" in head.cls_outputs) == (not on_box)
+
+
+def test_loss_terms_add_up_and_state_keeps_its_tree(loss, variables):
+    (value, (metrics, state)), grads = loss(*variables, make_batch(), KEY)
+    terms = [v for k, v in metrics.items() if k.startswith("loss/")]
+    assert len(terms) == 3
+    assert value == pytest.approx(float(sum(terms)), rel=1e-6)
+    assert jax.tree.structure(state) == jax.tree.structure(variables[1])
+    assert jax.tree.structure(grads) == jax.tree.structure(variables[0])
+    assert all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
+    assert any(np.any(grads["box_scales"][f"scale{i}"]) for i in range(5))
+
+
+def test_overfitting_one_batch_lowers_the_loss_and_finds_its_objects(detector, predict, variables):
+    batch = make_batch()
+    optimizer = optax.adam(3e-3)
+    params, state = variables
+
+    @jax.jit
+    def run(params, state):
+        def update(carry, _):
+            params, state, opt_state = carry
+            grad = jax.value_and_grad(detector.loss, has_aux=True)
+            (value, (_, state)), grads = grad(params, state, batch, KEY)
+            updates, opt_state = optimizer.update(grads, opt_state)
+            return (optax.apply_updates(params, updates), state, opt_state), value
+
+        carry = params, state, optimizer.init(params)
+        return jax.lax.scan(update, carry, length=200)
+
+    (params, state, _), values = run(params, state)
+    assert values[-1] < 0.5 * values[0]  # the cross entropy of centerness ends above 0
+    found = predict(params, state, batch.images, batch.image_size)
+    for i in range(2):
+        for box, label in zip(batch.boxes[i, :3], batch.labels[i, :3]):
+            same = np.asarray(found.valid[i] & (found.labels[i] == label))
+            distance = np.abs(np.asarray(found.boxes[i])[same] - box).max(1)
+            assert distance.min() < 8, "a detection of its class within 8 px"
+
+
+def test_loss_uses_targets(detector, variables, monkeypatch):
+    """Another assignment changes both, so the targets that tools show are those that train."""
+    batch = make_batch()
+
+    def run():  # functions of their own, as jit would not trace known ones again
+        targets = jax.jit(lambda *args: detector.targets(*args)["main"])
+        loss = jax.jit(lambda *args: detector.loss(*args))
+        return targets(*variables, batch, KEY), loss(*variables, batch, KEY)
+
+    before, (value, _) = run()
+    assign = fcos.points_lib.assign
+
+    def everything_negative(*args, **kwargs):
+        assigned = assign(*args, **kwargs)
+        return assigned._replace(status=jnp.zeros_like(assigned.status))
+
+    monkeypatch.setattr(fcos.points_lib, "assign", everything_negative)
+    after, (changed, (metrics, _)) = run()
+    assert (before.status == 1).any() and not (after.status == 1).any()
+    assert changed != value and metrics["loss/box"] == 0 and metrics["loss/centerness"] == 0
+
+
+def test_targets_are_the_distances_from_the_middles_of_cells(targets, variables):
+    batch = make_batch()
+    found = jax.device_get(targets(*variables, batch, KEY))
+    for i, n in np.argwhere(found.status == 1):
+        stride = 8 * 2 ** found.level[i, n]
+        x1, y1, x2, y2 = found.boxes[i, n]
+        assert x2 - x1 == y2 - y1 == stride
+        left, top, right, bottom = found.values["distances"][i, n] * stride
+        x, y = (x1 + x2) / 2, (y1 + y2) / 2
+        box = batch.boxes[i, found.matched[i, n]]
+        np.testing.assert_allclose([x - left, y - top, x + right, y + bottom], box, atol=1e-4)
+
+
+def test_padding_changes_nothing(variables, loss, targets):
+    """More slots, and a larger canvas around the content, leave targets and loss as they are."""
+    batch = make_batch(slots=4)
+    wide = batch._replace(
+        boxes=np.pad(batch.boxes, ((0, 0), (0, 3), (0, 0))),
+        labels=np.pad(batch.labels, ((0, 0), (0, 3))),
+        valid=np.pad(batch.valid, ((0, 0), (0, 3))),
+        ignore=np.pad(batch.ignore, ((0, 0), (0, 3))),
+    )
+    (value, _), grads = loss(*variables, batch, KEY)
+    (wide_value, _), wide_grads = loss(*variables, wide, KEY)
+    assert wide_value == pytest.approx(float(value), rel=1e-6)
+    for a, b in zip(jax.tree.leaves(grads), jax.tree.leaves(wide_grads)):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+    canvas = np.zeros((2, 128, 128, 3), np.uint8)
+    canvas[:, :64, :96] = batch.images
+    padded = targets(*variables, batch._replace(images=canvas), KEY)
+    exact = targets(*variables, batch, KEY)
+    assert (padded.status == 1).sum() == (exact.status == 1).sum() > 0
+    corner = np.asarray(padded.boxes[0, :, :2])  # of the cell
+    outside = (corner[:, 0] >= 96) | (corner[:, 1] >= 64)
+    assert (np.asarray(padded.status[0]) == -1).tolist() == outside.tolist()
+
+
+def test_a_full_set_of_slots_and_images_without_objects_train(loss, variables):
+    batch = make_batch()
+    boxes = make_batch(seed=1).boxes
+    boxes[:, 3] = [[10, 10, 50, 60], [0, 0, 96, 64]]
+    full = batch._replace(valid=np.ones_like(batch.valid), boxes=boxes)
+    (value, (metrics, _)), grads = loss(*variables, full, KEY)
+    assert np.isfinite(value) and metrics["positives"] > 0
+    assert all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
+
+    empty = batch._replace(valid=np.zeros_like(batch.valid), boxes=np.zeros_like(batch.boxes))
+    (value, (metrics, _)), grads = loss(*variables, empty, KEY)
+    assert metrics["loss/box"] == metrics["loss/centerness"] == metrics["positives"] == 0
+    assert np.isfinite(value) and metrics["normaliser"] == 1
+    assert all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
+
+
+def test_detections_are_sorted_clipped_and_padded_with_zeros(predict, variables):
+    params, state = variables
+    params = jax.tree.map(lambda x: x, params)
+    params["head"]["cls_logits"]["bias"] = jnp.zeros_like(params["head"]["cls_logits"]["bias"])
+    params["head"]["box_distances"]["bias"] = jnp.ones(4)
+    size = np.int32([[64, 96], [40, 50]])
+    found = jax.device_get(predict(params, state, make_batch().images, size))
+    for i in range(2):
+        valid, scores, boxes = found.valid[i], found.scores[i], found.boxes[i]
+        count = int(valid.sum())
+        assert valid[:count].all() and count > 0
+        assert (np.diff(scores[:count]) <= 0).all()
+        assert (boxes[:count, 2:] > boxes[:count, :2]).all()
+        assert (boxes >= 0).all() and (boxes[:, 2:] <= size[i][::-1]).all()
+        assert not boxes[count:].any() and not scores[count:].any()
+        assert not found.labels[i][count:].any()
+
+
+def test_the_threshold_is_of_class_scores_and_the_score_has_the_centerness(detector, variables):
+    images, size = make_batch().images, make_batch().image_size
+    params, state = jax.tree.map(lambda x: x, variables)
+    params["head"]["cls_logits"] = jax.tree.map(jnp.zeros_like, params["head"]["cls_logits"])
+    params["head"]["centerness"] = jax.tree.map(jnp.zeros_like, params["head"]["centerness"])
+    params["head"]["centerness"]["bias"] -= 5.0
+    params["head"]["box_distances"]["bias"] = jnp.ones(4)
+    found = jax.jit(detector.candidates)(params, state, images, size)
+    assert found.valid.any()
+    score = 0.5 / (1 + np.exp(5.0))  # below the threshold of 0.05
+    np.testing.assert_allclose(found.scores[found.valid], score, rtol=1e-5)
+
+
+def test_bfloat16_computes_in_16_bits_and_reduces_in_32(variables, loss):
+    low = detector_lib.from_module(fcos.FCOS(**TINY, **IMPROVED, dtype="bfloat16"))
+    batch = make_batch()
+    lowered = jax.jit(jax.value_and_grad(low.loss, has_aux=True)).lower(*variables, batch, KEY)
+    # The program as the compiler gets it: XLA's CPU backend emulates 16 bits in 32.
+    convolutions = re.findall(r"stablehlo\.convolution.*-> tensor<\S*x(\w+)>", lowered.as_text())
+    assert len(convolutions) > 20 and set(convolutions) == {"bf16"}
+
+    (value, (metrics, state)), grads = lowered.compile()(*variables, batch, KEY)
+    floats = jax.tree.leaves((value, metrics["loss/box"], state, grads))
+    assert {x.dtype for x in floats} == {jnp.dtype(jnp.float32)}
+    (expected, _), _ = loss(*variables, batch, KEY)
+    assert value == pytest.approx(float(expected), rel=0.02)
+    assert value != expected, "fewer bits are seen"
+    outputs = jax.eval_shape(low.forward, *variables, batch.images)
+    found = jax.eval_shape(low.predict, *variables, batch.images, batch.image_size)
+    in_32_bits = outputs.cls_logits, outputs.box_distances, outputs.centerness
+    assert {x.dtype for x in jax.tree.leaves((in_32_bits, found.boxes, found.scores))} == {
+        jnp.dtype(jnp.float32)
+    }
+
+
+def test_rematerialisation_keeps_the_paths(detector, variables):
+    again = detector_lib.from_module(fcos.FCOS(**TINY, **IMPROVED, remat=True))
+    images = jax.ShapeDtypeStruct((1, 64, 96, 3), jnp.uint8)
+    found = jax.eval_shape(again.init, KEY, images)
+    assert jax.tree.structure(found) == jax.tree.structure(variables)
+
+
+def test_the_loss_is_the_same_after_a_checkpoint(loss, variables, tmp_path):
+    batch = make_batch()
+    (_, (_, state)), _ = loss(*variables, batch, KEY)
+    (expected, _), _ = loss(variables[0], state, batch, KEY)
+    checkpoint.save_weights(tmp_path / "weights", variables[0], state, {})
+    weights = checkpoint.load_weights(tmp_path / "weights")
+    (value, _), _ = loss(weights.params, weights.state, batch, KEY)
+    assert value == expected
+
+
+def test_frozen_paths_are_those_of_a_caffe_backbone():
+    module = fcos.FCOS()
+    patterns = module.frozen_paths()
+
+    def is_frozen(path):
+        return any(re.fullmatch(p, path) for p in patterns)
+
+    assert is_frozen("params/backbone/stem/conv/kernel")
+    assert is_frozen("params/backbone/stage4_block0/conv1/norm/scale")
+    assert not is_frozen("params/backbone/stage4_block0/conv1/conv/kernel")
+    assert not is_frozen("params/head/cls_conv0/norm/scale")
+
+
+@pytest.mark.parametrize(
+    "fields, sentence",
+    [
+        (dict(box_loss="l1"), "box_loss is 'l1'; it must be iou or giou"),
+        (dict(level_limits=(64, 32)), "level_limits is .*; it must be 4 rising numbers above 0"),
+        (dict(level_limits=(64, 32, 8, 4)), "level_limits is .* 4 rising numbers above 0"),
+        (dict(norm_groups=3), "norm_groups is 3; it must be a divisor of head_width, 256"),
+        (dict(center_radius=-1.0), "center_radius is -1.0; it must be at least 0"),
+        (dict(pixel_std=(0.0, 1.0, 1.0)), "pixel_std is .*; it must be three numbers above 0"),
+        (dict(strides=(4, 8)), "strides is .* those of P3 upward"),
+    ],
+)
+def test_values_that_cannot_be_are_refused(fields, sentence):
+    fcos.FCOS().check()
+    with pytest.raises(ValueError, match=f"^{sentence}"):
+        fcos.FCOS(**fields).check()

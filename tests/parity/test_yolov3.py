@@ -1,0 +1,110 @@
+"""YOLOv3 is the reference's, and parity notices what is changed in what is new in it.
+
+The gradients of this case are worse conditioned than the tolerances of a recorded case suppose:
+where a live norm has few values to average, rounding of the forward pass moves units across the
+kink of the leaky ReLU.  With its input changed by one part in a million the very same program has
+gradients that differ by 0.4 to 1.3 %, and PyTorch with the same weights, in single or in double
+precision, misses about a hundred of the recorded 444 figures too.  So gradients are asked to be no
+further off than what that change makes.
+"""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import parity_runs
+import pytest
+
+from benchmarks import parity
+from converters import mapping
+
+CASE = "yolov3_d53"
+MAPS = {f"{kind}_{level}" for kind in ("neck fpn", "map pred_map") for level in range(3)}
+
+
+@pytest.fixture
+def nudged(monkeypatch):
+    """Fills itself with (tensors, gradients as run, gradients of nudged inputs) of the case."""
+    found = {}
+
+    def run(case, detector, converted):
+        compute = parity.program(detector, with_gradients=True)
+        batch = case.batch()
+
+        def results(seed):
+            noise = np.random.default_rng(seed).standard_normal(batch.images.shape)
+            images = batch.images * (1 + 1e-6 * noise if seed else 1)
+            batch_of_seed = batch._replace(images=images.astype(np.float32))
+            return jax.device_get(compute(converted.params, converted.state, batch_of_seed))
+
+        whole, *others = (results(seed) for seed in range(4))
+        found["tensors"] = converted.tensors
+        found["gradients"], *found["nudged"] = (
+            mapping.reverse({"params": r.gradients}, converted.table) for r in (whole, *others)
+        )
+        return whole
+
+    monkeypatch.setattr(parity, "run", run)
+    return found
+
+
+@pytest.mark.slow
+def test_the_shared_case_passes_and_gradients_to_within_their_own_drift(shared_dir, capsys, nudged):
+    run = parity_runs.run(capsys, shared_dir / "parity", "--case", CASE)
+    others = [line for line in run.missed if not line.startswith(("gradient norm", "gradient dot"))]
+    assert not others, run.text
+    assert MAPS < set(run.passed) and len(run.passed) + len(run.missed) == 511
+    # The norms of neck and head are live, those of the backbone are not.
+    assert sum(line.startswith("buffer") for line in run.passed) == 2 * 20
+
+    info = json.loads((shared_dir / "parity" / f"{CASE}.json").read_text())
+    largest = max(info["grad_norms"].values())
+    for key, norm in info["grad_norms"].items():
+        gradient = nudged["gradients"][key].astype(np.float64)
+        weight = nudged["tensors"][key].astype(np.float64)
+        drift = max(np.linalg.norm(other[key] - gradient) for other in nudged["nudged"])
+        assert drift < 0.03 * norm, key  # or a wrong gradient might be excused
+        assert abs(np.linalg.norm(gradient) - norm) < max(drift, 1e-3 * norm, 1e-6 * largest), key
+        assert abs((gradient * weight).sum() - info["grad_dots"][key]) < (
+            max(drift, 1e-3 * norm) * np.linalg.norm(weight)
+        ), key
+
+
+CONTROLS = {
+    "weight of the sizes": (
+        ("model_cfg", "bbox_head", "loss_wh", "loss_weight", 2.01),
+        {"loss loss_wh"},
+        ("neck", "map", "assignment", "targets", "detections", "loss loss_cls", "loss loss_xy"),
+    ),
+    "threshold of the assignment": (
+        ("train_cfg", "assigner", "neg_iou_thr", 0.4),
+        {"assignment train_assign.bbox_head.assigner.0.gt_inds", "loss loss_conf"},
+        ("neck", "map", "detections", "loss loss_cls", "loss loss_wh"),
+    ),
+    "number of candidates": (
+        ("test_cfg", "nms_pre", 60),
+        {"detections count"},
+        ("neck", "map", "assignment", "targets", "loss"),
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CONTROLS)
+def test_another_configuration_is_noticed(name, shared_dir, capsys, tmp_path):
+    """Without gradients, which take most of the time to compile."""
+    (*path, key, value), touched, untouched = CONTROLS[name]
+    info = json.loads((shared_dir / "parity" / f"{CASE}.json").read_text())
+    info.update(grad_norms={}, grad_dots={})
+    part = info
+    for step in path:
+        part = part[step]
+    assert part[key] != value
+    part[key] = value
+    (tmp_path / f"{CASE}.json").write_text(json.dumps(info))
+    shutil.copy(shared_dir / "parity" / f"{CASE}.npz", tmp_path)
+    run = parity_runs.run(capsys, tmp_path)
+    assert run.status == 1
+    assert touched <= set(run.missed)
+    assert not any(line.startswith(untouched) for line in run.missed)
