@@ -459,6 +459,7 @@ def mutated(text, rng):
     return "\n".join(lines)
 
 
+@pytest.mark.slow
 def test_mutated_texts_raise_nothing_but_a_cfg_error_and_need_little_time_and_memory(
     tmp_path, peak_memory
 ):

@@ -221,7 +221,14 @@ def every_kind(folder, pth):
     return read, contents.ReadError, write
 
 
-@pytest.mark.parametrize("kind", [torch_zip, torch_legacy, safetensors, npz, every_kind])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *(pytest.param(k, marks=pytest.mark.slow) for k in (torch_zip, torch_legacy, safetensors)),
+        pytest.param(npz, marks=pytest.mark.slow),
+        every_kind,
+    ],
+)
 def test_two_thousand_mutated_files_raise_nothing_but_the_readers_own_error(
     kind, folder, pth, tmp_path, recwarn
 ):

@@ -17,7 +17,7 @@ PROGRAMS = ("rows", "taps")
 CLOSE = dict(rtol=2e-5, atol=2e-5)
 
 
-@pytest.fixture(params=PROGRAMS)
+@pytest.fixture(params=[PROGRAMS[0], pytest.param(PROGRAMS[1], marks=pytest.mark.slow)])
 def program(request, monkeypatch):
     """Each test runs the program of CPUs and that of all other platforms."""
     branch = "cpu" if request.param == "rows" else "default"

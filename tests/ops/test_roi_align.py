@@ -18,7 +18,7 @@ STRIDES = (4, 8)
 CLOSE = dict(rtol=1e-5, atol=3e-5)
 
 
-@pytest.fixture(params=PROGRAMS)
+@pytest.fixture(params=[PROGRAMS[0], pytest.param(PROGRAMS[1], marks=pytest.mark.slow)])
 def program(request, monkeypatch):
     """Each test runs the program of CPUs and that of all other platforms."""
     choose_program(monkeypatch, request.param)

@@ -19,6 +19,7 @@ def test_a_finished_run_is_summarised_without_paths(tiny_run):
     assert str(tiny_run) not in json.dumps(result)
 
 
+@pytest.mark.slow
 def test_the_training_step_is_compared_with_xlas_own_gradients(tiny_config, tmp_path):
     output = tmp_path / "result.json"
     train_step.main(["--config", tiny_config, "--repeats", "1", "--output", str(output)])
@@ -26,6 +27,7 @@ def test_the_training_step_is_compared_with_xlas_own_gradients(tiny_config, tmp_
     assert result["ratio_median_s"] > 0 and result["native"]["median_s"] > 0
 
 
+@pytest.mark.slow
 def test_memory_of_a_run_is_sampled_tabulated_and_drawn(tiny_config, tmp_path, capsys):
     output, picture = tmp_path / "memory.json", tmp_path / "memory.png"
     arguments = ["--config", tiny_config, "--config.eval.pictures=0", "--every", "0.05"]

@@ -6,6 +6,8 @@ import pytest
 
 from benchmarks import ops
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def cases(tmp_path_factory):

@@ -212,7 +212,8 @@ def test_a_signal_to_one_stops_both_at_the_same_step_and_one_alone_resumes(confi
     assert_same_run(tmp_path, alone)
 
 
-@pytest.mark.parametrize("victim", [pytest.param(0, marks=pytest.mark.slow), 1])
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
 def test_a_process_that_dies_ends_the_other_with_a_sentence_and_both_resume(
     victim, config, alone, tmp_path
 ):

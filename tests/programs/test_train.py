@@ -349,7 +349,14 @@ def test_an_error_ends_the_program_with_status_2_and_no_traceback():
     assert done.stderr.startswith("error: ") and "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("name", ["voc_mini", "coco_mini", "bccd", "wider_mini", "tfds"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("voc_mini", "coco_mini", "bccd")),
+        "wider_mini",
+        "tfds",
+    ],
+)
 def test_two_steps_evaluation_and_demo_on_real_pictures(name, shared_dir, tmp_path):
     root = tmp_path / "tfds" if name == "tfds" else shared_dir / "data" / name
     small = ["depth=18", "backbone_width=8", "backbone_stages=(1,1,1,1)", "neck_width=16"]
