@@ -125,6 +125,7 @@ def test_loss_terms_add_up_and_state_keeps_its_tree(loss, variables):
     assert any(np.any(grads["box_scales"][f"scale{i}"]) for i in range(5))
 
 
+@pytest.mark.slow
 def test_overfitting_one_batch_lowers_the_loss_and_finds_its_objects(detector, predict, variables):
     batch = make_batch()
     optimizer = optax.adam(3e-3)
@@ -187,6 +188,7 @@ def test_targets_are_the_distances_from_the_middles_of_cells(targets, variables)
         np.testing.assert_allclose([x - left, y - top, x + right, y + bottom], box, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_padding_changes_nothing(variables, loss, targets):
     """More slots, and a larger canvas around the content, leave targets and loss as they are."""
     batch = make_batch(slots=4)
@@ -259,6 +261,7 @@ def test_the_threshold_is_of_class_scores_and_the_score_has_the_centerness(detec
     np.testing.assert_allclose(found.scores[found.valid], score, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_bfloat16_computes_in_16_bits_and_reduces_in_32(variables, loss):
     low = detector_lib.from_module(fcos.FCOS(**TINY, **IMPROVED, dtype="bfloat16"))
     batch = make_batch()
@@ -281,6 +284,7 @@ def test_bfloat16_computes_in_16_bits_and_reduces_in_32(variables, loss):
     }
 
 
+@pytest.mark.slow
 def test_rematerialisation_keeps_the_paths(detector, variables):
     again = detector_lib.from_module(fcos.FCOS(**TINY, **IMPROVED, remat=True))
     images = jax.ShapeDtypeStruct((1, 64, 96, 3), jnp.uint8)

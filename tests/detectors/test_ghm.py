@@ -168,6 +168,7 @@ def test_training_goes_on_from_a_checkpoint_as_if_it_had_not_stopped(loss, varia
     assert fresh[0] != expected, "the counts matter"
 
 
+@pytest.mark.slow
 def test_bfloat16_keeps_losses_and_counts_in_32_bits(variables):
     low = detector_lib.from_module(ghm.GHM(**TINY, dtype="bfloat16"))
     value, (metrics, state) = jax.eval_shape(low.loss, *variables, make_batch(), KEY)

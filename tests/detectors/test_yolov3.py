@@ -141,6 +141,7 @@ def test_loss_is_the_formula_on_recorded_rows(detector, variables, targets, monk
     assert value == pytest.approx(4 * sum(sums), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_loss_of_a_batch_is_the_mean_of_its_parts(variables):
     """With norms that do not depend on the batch, as accumulation needs it."""
     batch = make_batch()
@@ -160,6 +161,7 @@ def test_loss_of_a_batch_is_the_mean_of_its_parts(variables):
     assert whole == pytest.approx(float(sum(parts)) / 2, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_overfitting_one_batch_lowers_the_loss_and_finds_its_objects(detector, predict, variables):
     batch = make_batch()
     optimizer = optax.adam(5e-3)
@@ -202,6 +204,7 @@ def test_targets_of_an_object_are_its_place_in_the_cell_and_its_size(variables, 
     np.testing.assert_array_equal(centre[:, 1] // stride, 19 // stride)
 
 
+@pytest.mark.slow
 def test_padding_changes_nothing(variables, loss, targets):
     """More slots, and a larger canvas around the content, leave targets and loss as they are."""
     batch = make_batch(slots=3)
@@ -343,6 +346,7 @@ def test_predict_is_suppress_of_candidates(detector, predict, variables):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_bfloat16_computes_in_16_bits_and_reduces_in_32(variables, loss):
     low = detector_lib.from_module(module(dtype="bfloat16"))
     batch = make_batch()
@@ -371,6 +375,7 @@ def test_bfloat16_keeps_raw_maps_targets_and_boxes_in_32_bits(variables):
     assert {x.dtype for x in outputs.features} == {jnp.dtype(jnp.bfloat16)}
 
 
+@pytest.mark.slow
 def test_rematerialisation_changes_neither_values_nor_paths(variables, loss):
     again = detector_lib.from_module(module(remat=True))
     batch = make_batch()
@@ -389,6 +394,7 @@ def test_rematerialisation_changes_neither_values_nor_paths(variables, loss):
         np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_stored_norms_of_the_backbone_keep_their_statistics_and_learn():
     stored = detector_lib.from_module(module(backbone_norm="stored"))
     assert stored.frozen == ("batch_stats/backbone/.*",)

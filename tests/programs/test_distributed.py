@@ -171,6 +171,7 @@ def assert_same_run(workdir, other):
         assert row["num_detections"] == row_other["num_detections"] > 0
 
 
+@pytest.mark.slow
 def test_two_processes_train_evaluate_and_save_as_one_does(config, alone, tmp_path):
     (status, output, problems), (status_1, output_1, problems_1) = Pair(
         "detlab.train", ["--config", config, "--workdir", str(tmp_path)]

@@ -353,7 +353,7 @@ def test_an_error_ends_the_program_with_status_2_and_no_traceback():
     "name",
     [
         *(pytest.param(n, marks=pytest.mark.slow) for n in ("voc_mini", "coco_mini", "bccd")),
-        "wider_mini",
+        pytest.param("wider_mini", marks=pytest.mark.slow),
         "tfds",
     ],
 )
