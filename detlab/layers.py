@@ -82,8 +82,7 @@ class Norm(nn.Module):
         else:
             mean, var = running_mean.value, running_var.value
         factor = scale * lax.rsqrt(var + self.epsilon)
-        # Centred first: x * factor + (bias - mean * factor) loses digits in the gradient of scale.
-        return ((x.astype(jnp.float32) - mean) * factor + bias).astype(self.dtype)
+        return x * factor.astype(self.dtype) + (bias - mean * factor).astype(self.dtype)
 
     def _group_norm(self, x, scale, bias):
         b, h, w, c = x.shape

@@ -47,7 +47,7 @@ def main(arguments: Sequence[str]) -> None:
     config = config_lib.load(args.config, overrides)
     checks.check_config(config)
     workdir = pathlib.Path(args.workdir or pathlib.Path("runs") / config_lib.stem(args.config))
-    resuming = check_workdir(workdir, config)
+    resuming = not args.dry_run and check_workdir(workdir, config)
     distributed.check_same(
         config=config_lib.to_json(config),
         workdir=[checkpoint.latest_step(workdir), (workdir / FINISHED).exists()],
