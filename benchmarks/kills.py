@@ -175,6 +175,9 @@ def torture(runs: Runs, number: int, rng: random.Random) -> tuple[list[Kill], in
             if process.returncode != 0:
                 violations.append(f"a start failed after kill {len(kills)}: {text[-500:]}")
                 break
+            for i in range(len(kills) - unresumed, len(kills)):  # the run had been over
+                kills[i] = kills[i]._replace(resumed=kills[i].complete)
+            unresumed = 0
             violations += [f"{workdir.name}: {text}" for text in different_runs(whole, workdir)]
             finished += 1
             if enough:
