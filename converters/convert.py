@@ -98,9 +98,11 @@ FAMILIES = tuple(dict.fromkeys(source.family for source in SOURCES))
 
 def main(arguments: Sequence[str]) -> None:
     """The command line; raises `UserError` for whatever a user can mend."""
-    flags, overrides = config_lib.parse(arguments, _parser())
+    parser = _parser()
+    flags, overrides = config_lib.parse(arguments, parser)
     mode = "--inspect" if flags.inspect else "--reverse" if flags.reverse else "--input"
-    _check_flags(mode, flags, overrides)
+    given = {name for name, value in vars(flags).items() if value != parser.get_default(name)}
+    _check_flags(mode, given, overrides)
     if mode == "--inspect":
         network = darknet_cfg.read(flags.cfg) if flags.cfg else None
         print(inspect_file.describe(_local(flags.inspect, flags.sha256), network))
@@ -118,9 +120,8 @@ _MODES = {
 }
 
 
-def _check_flags(mode: str, flags: argparse.Namespace, overrides: Mapping[str, str]) -> None:
+def _check_flags(mode: str, given: set[str], overrides: Mapping[str, str]) -> None:
     """Refuses what a mode lacks, and what it would ignore."""
-    given = {name for name, value in vars(flags).items() if value != _parser().get_default(name)}
     needed, optional = _MODES[mode]
     for name in needed:
         if name not in given:
@@ -350,11 +351,11 @@ def _table_back(
     ]
     if not fitting:
         raise errors.UserError(f"--source {family} has no table for detector {config.detector}.")
-    missing = {}
+    missing, shapes = {}, target_shapes(config)
     for table in fitting:
         missing[table.name] = [
             leaf
-            for leaf, shape in target_shapes(config).items()
+            for leaf, shape in shapes.items()
             if mapping.inside(leaf, table.subtrees)
             and (leaf not in leaves or leaves[leaf].shape != shape)
         ]

@@ -118,7 +118,7 @@ class Checkpoints:
             )
             raise errors.UserError(
                 f"checkpoint {self.workdir / 'checkpoints' / str(step)} cannot be read"
-                f" ({_first_line(error)}); {remedy}."
+                f" ({errors.first_line(error)}); {remedy}."
             ) from error
         # A step that is to be made again, after its checkpoints were deleted, is not the best yet.
         for later in [s for s in self._best.all_steps() if s > step]:
@@ -373,12 +373,8 @@ def _read_info(folder: pathlib.Path) -> dict:
         return reader.restore(folder / "config")
     except (ValueError, FileNotFoundError) as error:
         raise errors.UserError(
-            f"checkpoint {folder} has no readable config ({_first_line(error)})."
+            f"checkpoint {folder} has no readable config ({errors.first_line(error)})."
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def listed(items: Sequence[str], limit: int = 12) -> str:

@@ -84,10 +84,10 @@ def join(args: argparse.Namespace) -> None:
     except ValueError as error:  # jax finds no cluster
         raise errors.UserError(
             "--distributed finds neither Slurm nor Open MPI nor a TPU pod here; give --coordinator"
-            f" host:port, --num_processes and --process_id ({_first_line(error)})."
+            f" host:port, --num_processes and --process_id ({errors.first_line(error)})."
         ) from error
     except RuntimeError as error:
-        raise errors.UserError(f"{_NOT_ALL_CAME} ({_first_line(error)}).") from error
+        raise errors.UserError(f"{_NOT_ALL_CAME} ({errors.first_line(error)}).") from error
     _on_abort(f"{_PEER_ENDED}.  Where it is this process that failed, the lines above say so.")
     if jax.process_index() > 0:
         # One voice: what is printed here, in C too, goes nowhere.  Errors still reach stderr.
@@ -151,7 +151,7 @@ def _translated(main):
         except (ValueError, RuntimeError) as error:  # gloo raises the first, NCCL the second
             text = str(error)
             if jax.distributed.is_initialized() and any(word in text for word in _BROKEN):
-                raise errors.UserError(f"{_PEER_ENDED} ({_first_line(error)}).") from error
+                raise errors.UserError(f"{_PEER_ENDED} ({errors.first_line(error)}).") from error
             raise
 
     return run
@@ -259,7 +259,3 @@ class StopSignals:
     def _handle(self, number, frame):
         self._wanted, self.name = True, signal.Signals(number).name
         signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

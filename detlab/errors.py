@@ -10,6 +10,11 @@ class UserError(Exception):
     """One clear sentence that names the file or key and says what to do."""
 
 
+def first_line(error: BaseException) -> str:
+    """What an error of a library says, short enough for a sentence."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
 def run_main(main: Callable[[list[str]], None]) -> None:
     """Runs a program's `main(arguments)`; a `UserError` ends it without a traceback."""
     # orbax warns of what is as it should be.  After a write that failed it, asyncio and tensorstore

@@ -54,11 +54,8 @@ def main(arguments: Sequence[str]) -> None:
         print(f"evaluating the predictions in {args.predictions}")
     else:
         programs.check_class_names(weights.info.get("class_names"), source.class_names)
-        distributed.check_same(
-            config=config_lib.to_json(config),
-            checkpoint=str(weights.path),
-            data=programs.fingerprint(source),
-        )
+        distributed.check_same(config=config_lib.to_json(config), checkpoint=str(weights.path))
+        programs.check_same_images(data=source)
         print(f"evaluating {weights.path} on {len(source)} images")
         mesh = sharding.make_mesh()
         programs.check_batch_size("eval.batch_size", config.eval.batch_size)

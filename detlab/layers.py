@@ -8,6 +8,7 @@ Norm modes, with the same parameter paths in all of them:
   none    no norm; the convolution has a bias instead
 """
 
+import functools
 import math
 from typing import Callable
 
@@ -19,6 +20,8 @@ from jax import lax
 from detlab.ops import conv as conv_lib
 
 NORMS = ("batch", "stored", "frozen", "group", "none")
+
+leaky_relu = functools.partial(nn.leaky_relu, negative_slope=0.1)  # darknet's
 
 # The two initialisers of mmdetection's backbones and heads.
 he_normal_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")

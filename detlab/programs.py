@@ -15,6 +15,7 @@ from detlab import checkpoint
 from detlab import checks
 from detlab import config as config_lib
 from detlab import detector as detector_lib
+from detlab import distributed
 from detlab import errors
 from detlab import sharding
 from detlab.data import records
@@ -97,6 +98,12 @@ def open_source(config, part: str):
     if len(source.problems) > 5:
         print(f"{part} data: and {len(source.problems) - 5} more such problems")
     return source
+
+
+def check_same_images(**named_sources) -> None:
+    """Every process must have opened the same images, in the same order."""
+    if jax.process_count() > 1:  # else there is nothing to walk through all images for
+        distributed.check_same(**{name: fingerprint(s) for name, s in named_sources.items()})
 
 
 def fingerprint(source) -> list[int]:

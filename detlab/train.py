@@ -66,10 +66,7 @@ def main(arguments: Sequence[str]) -> None:
     train_source = programs.open_source(config, "train")
     eval_source = programs.open_source(config, "eval")
     programs.check_class_names(train_source.class_names, eval_source.class_names)
-    distributed.check_same(
-        training_data=programs.fingerprint(train_source),
-        evaluation_data=programs.fingerprint(eval_source),
-    )
+    programs.check_same_images(training_data=train_source, evaluation_data=eval_source)
     sizes = loader.source_sizes(train_source)
     per_epoch = loader.steps_per_epoch(sizes, config.train.batch_size, config.data.canvases)
     length = run_length(config, per_epoch)

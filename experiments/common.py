@@ -128,15 +128,40 @@ def schedule_1x(config: ConfigDict) -> None:
     )
 
 
-def from_imagenet(config: ConfigDict, name: str, depth: int, file: str, scratch: str) -> None:
-    """Starts the backbone from torchvision's ImageNet weights, as published results do."""
-    folder = f"weights/resnet{depth}_torchvision"
+def coco_files(config: ConfigDict) -> None:
+    """COCO 2017 as it unpacks: train2017, val2017 and annotations under one root."""
+    config.data.update(
+        source="coco",
+        root="data/coco",
+        train_images="train2017",
+        train_annotations="annotations/instances_train2017.json",
+        eval_images="val2017",
+        eval_annotations="annotations/instances_val2017.json",
+    )
+
+
+def voc_files(config: ConfigDict) -> None:
+    """PASCAL VOC 07+12 for training, the test split of 07 for evaluation."""
+    config.data.update(
+        source="voc",
+        root="data/VOCdevkit",
+        train_splits=("2007_trainval", "2012_trainval"),
+        eval_splits=("2007_test",),
+    )
+
+
+def from_imagenet(config: ConfigDict, name: str) -> None:
+    """Starts a ResNet-50 from torchvision's ImageNet weights, as published results do.
+
+    `name` is the path of the experiment, which has a variant `scratch`.
+    """
+    file, folder = "resnet50-0676ba61.pth", "weights/resnet50_torchvision"
     config.init_from = folder
     config.init_skip = ("params/(neck|head)/.*",)
     config.init_help = (
         f"download torchvision's {file}, convert it with `python -m converters.convert --source"
         f" torchvision --config {name} --input {file} --output {folder}`, or train from random"
-        f" weights with `--config {scratch}`"
+        f" weights with `--config {name}:scratch`"
     )
 
 
@@ -173,4 +198,37 @@ def small_from_scratch(config: ConfigDict, num_classes: int, warmup_steps: int) 
         warmup_steps=warmup_steps,
         warmup_factor=0.01,
         clip_norm=10.0,
+    )
+
+
+def yolov3_training(config: ConfigDict, epochs: int, milestones: tuple, warmup_steps: int) -> None:
+    """Augmentation and optimizer of mmdetection's YOLOv3."""
+    config.data.augment.update(
+        photometric=1.0,
+        expand=0.5,
+        expand_ratio=2.0,
+        crop="min_iou",
+        crop_min_ious=(0.4, 0.5, 0.6, 0.7, 0.8, 0.9),
+    )
+    config.train.update(batch_size=64, epochs=epochs)
+    config.optim.update(
+        lr=0.001,
+        lr_batch_size=64,
+        weight_decay=5e-4,
+        clip_norm=35.0,
+        milestones=milestones,
+        warmup_steps=warmup_steps,
+        warmup_factor=0.1,
+    )
+
+
+def from_darknet53(config: ConfigDict, name: str) -> None:
+    """Starts YOLOv3's backbone from mmdetection's ImageNet weights; `name` as above."""
+    file, folder = "darknet53-a628ea1b.pth", "weights/darknet53_mmdet"
+    config.init_from = folder
+    config.init_skip = (r"\w+/(neck|head)/.*",)
+    config.init_help = (
+        f"download mmdetection's {file}, convert it with `python -m converters.convert --source"
+        f" mmdet --config {name} --input {file} --output {folder}`, or train from random weights"
+        f" with `--config {name}:scratch`"
     )

@@ -20,13 +20,8 @@ def get_config(variant: str = "") -> ConfigDict:
     config.model = ConfigDict(
         dict(num_classes=80, depth=50, backbone_norm="frozen", frozen_stages=1, dtype="float32")
     )
+    common.coco_files(config)
     config.data.update(
-        source="coco",
-        root="data/coco",
-        train_images="train2017",
-        train_annotations="annotations/instances_train2017.json",
-        eval_images="val2017",
-        eval_annotations="annotations/instances_val2017.json",
         canvases=((800, 1344), (1344, 800)),
         size_limits=(1333, 800),
         pad_value=(123, 116, 103),

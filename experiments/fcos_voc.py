@@ -34,11 +34,8 @@ def get_config(variant: str = "") -> ConfigDict:
             dtype="float32",
         )
     )
+    common.voc_files(config)
     config.data.update(
-        source="voc",
-        root="data/VOCdevkit",
-        train_splits=("2007_trainval", "2012_trainval"),
-        eval_splits=("2007_test",),
         canvases=((608, 1024), (1024, 608)),
         size_limits=(1000, 600),
         max_boxes=64,
@@ -48,13 +45,7 @@ def get_config(variant: str = "") -> ConfigDict:
         milestones=(9, 11), no_decay=(r"params/.*(?<!/norm)/bias",), warmup_factor=1 / 3
     )
     config.eval.update(best_by="mAP07")
-    common.from_imagenet(
-        config,
-        "experiments/fcos_voc.py",
-        50,
-        "resnet50-0676ba61.pth",
-        "experiments/fcos_voc.py:scratch",
-    )
+    common.from_imagenet(config, "experiments/fcos_voc.py")
     config.init_skip = ("params/(neck|head|box_scales)/.*",)
     if variant == "scratch":
         common.from_scratch(config)

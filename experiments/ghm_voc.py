@@ -18,11 +18,8 @@ def get_config(variant: str = "") -> ConfigDict:
     config.model = ConfigDict(
         dict(num_classes=20, depth=50, backbone_norm="stored", frozen_stages=1, dtype="float32")
     )
+    common.voc_files(config)
     config.data.update(
-        source="voc",
-        root="data/VOCdevkit",
-        train_splits=("2007_trainval", "2012_trainval"),
-        eval_splits=("2007_test",),
         canvases=((608, 1024), (1024, 608)),
         size_limits=(1000, 600),
         max_boxes=64,
@@ -30,13 +27,7 @@ def get_config(variant: str = "") -> ConfigDict:
     common.schedule_1x(config)
     config.optim.update(milestones=(9, 11), clip_norm=35.0)
     config.eval.update(best_by="mAP07")
-    common.from_imagenet(
-        config,
-        "experiments/ghm_voc.py",
-        50,
-        "resnet50-0676ba61.pth",
-        "experiments/ghm_voc.py:scratch",
-    )
+    common.from_imagenet(config, "experiments/ghm_voc.py")
     config.init_skip = ("params/(neck|head)/.*", "loss_state/.*")
     if variant == "scratch":
         common.from_scratch(config)

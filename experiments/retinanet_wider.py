@@ -38,13 +38,7 @@ def get_config(variant: str = "") -> ConfigDict:
     )
     common.schedule_1x(config)
     config.eval.update(best_by="mAP12")
-    common.from_imagenet(
-        config,
-        "experiments/retinanet_wider.py",
-        50,
-        "resnet50-0676ba61.pth",
-        "experiments/retinanet_wider.py:scratch",
-    )
+    common.from_imagenet(config, "experiments/retinanet_wider.py")
     if variant == "scratch":
         common.from_scratch(config)
     return config

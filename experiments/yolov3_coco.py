@@ -20,44 +20,16 @@ def get_config(variant: str = "") -> ConfigDict:
     config = common.base("yolov3")
     config.model = ConfigDict(dict(num_classes=80, backbone_norm="stored", dtype="float32"))
     side = SIDES[variant]
+    common.coco_files(config)
     config.data.update(
-        source="coco",
-        root="data/coco",
-        train_images="train2017",
-        train_annotations="annotations/instances_train2017.json",
-        eval_images="val2017",
-        eval_annotations="annotations/instances_val2017.json",
         canvases=((side, side),),
         pad_value=(0, 0, 0),
     )
     if side > 320:
         config.data.update(multiscale_limits=((320, 320), (side, side)), multiscale="range")
-    config.data.augment.update(
-        photometric=1.0,
-        expand=0.5,
-        expand_ratio=2.0,
-        crop="min_iou",
-        crop_min_ious=(0.4, 0.5, 0.6, 0.7, 0.8, 0.9),
-    )
-    config.train.update(batch_size=64, epochs=273)
-    config.optim.update(
-        lr=0.001,
-        lr_batch_size=64,
-        weight_decay=5e-4,
-        clip_norm=35.0,
-        milestones=(218, 246),
-        warmup_steps=2000,
-        warmup_factor=0.1,
-    )
+    common.yolov3_training(config, epochs=273, milestones=(218, 246), warmup_steps=2000)
     if variant == "scratch":
         config.model.backbone_norm = "batch"
         return config
-    config.init_from = "weights/darknet53_mmdet"
-    config.init_skip = (r"\w+/(neck|head)/.*",)
-    config.init_help = (
-        "download mmdetection's darknet53-a628ea1b.pth, convert it with `python -m"
-        " converters.convert --source mmdet --config experiments/yolov3_coco.py --input"
-        f" darknet53-a628ea1b.pth --output {config.init_from}`, or train from random weights with"
-        " `--config experiments/yolov3_coco.py:scratch`"
-    )
+    common.from_darknet53(config, "experiments/yolov3_coco.py")
     return config

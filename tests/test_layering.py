@@ -11,7 +11,11 @@ REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 OPS = {"types", "ops"}
 LEAVES = OPS | {"assign", "losses"}
 PARTS = OPS | {"layers"}
-MODELS = LEAVES | PARTS | {"backbones", "necks", "heads", "detectors", "sharding", "darknet_cfg"}
+MODELS = (
+    LEAVES
+    | PARTS
+    | {"fields", "backbones", "necks", "heads", "detectors", "sharding", "darknet_cfg"}
+)
 DATA = {"types", "data"}
 PROGRAMS = (
     MODELS
@@ -38,6 +42,7 @@ PROGRAMS = (
 ALLOWED = {
     "types": set(),
     "errors": set(),
+    "fields": set(),
     "darknet_cfg": {"errors"},
     "ops": OPS,
     "assign": OPS | {"assign"},
@@ -66,7 +71,7 @@ ALLOWED = {
     "demo": PROGRAMS,
     "tools": PROGRAMS | {"tools"},
 }
-NO_JAX = {"types", "errors", "checks", "config", "darknet_cfg", "data", "metrics", "viz"}
+NO_JAX = {"types", "errors", "fields", "checks", "config", "darknet_cfg", "data", "metrics", "viz"}
 NO_FLAX = NO_JAX | {"ops", "assign", "losses", "sharding"}
 
 

@@ -4,15 +4,12 @@ Parameter paths: `stem/{conv,norm}`, `stage1_down/{conv,norm}`, `stage1_block0/c
 `stage1_block0/conv2/{conv,norm}`, ...; stage s has stride 2^s.
 """
 
-import functools
 from typing import Sequence
 
 import jax.numpy as jnp
 from flax import linen as nn
 
 from detlab import layers
-
-leaky_relu = functools.partial(nn.leaky_relu, negative_slope=0.1)
 
 
 class Residual(nn.Module):
@@ -24,7 +21,7 @@ class Residual(nn.Module):
     @nn.compact
     def __call__(self, x, train: bool):
         width = x.shape[-1]
-        common = dict(norm=self.norm, activation=leaky_relu, dtype=self.dtype)
+        common = dict(norm=self.norm, activation=layers.leaky_relu, dtype=self.dtype)
         y = layers.ConvNorm(width // 2, 1, name="conv1", **common)(x, train)
         y = layers.ConvNorm(width, 3, name="conv2", **common)(y, train)
         return x + y  # no activation after the sum, unlike ResNet
@@ -50,11 +47,13 @@ class Darknet(nn.Module):
         if self.remat:  # `train`, argument 2 counted from self, stays a Python value
             conv, block = (nn.remat(part, static_argnums=(2,)) for part in (conv, block))
         common = dict(norm=self.norm, dtype=self.dtype)
-        x = conv(self.width, 3, activation=leaky_relu, name="stem", **common)(images, train)
+        x = conv(self.width, 3, activation=layers.leaky_relu, name="stem", **common)(images, train)
         features = []
         for stage, blocks in enumerate(self.blocks, start=1):
             width = self.width * 2**stage
-            down = conv(width, 3, 2, activation=leaky_relu, name=f"stage{stage}_down", **common)
+            down = conv(
+                width, 3, 2, activation=layers.leaky_relu, name=f"stage{stage}_down", **common
+            )
             x = down(x, train)
             for i in range(blocks):
                 x = block(name=f"stage{stage}_block{i}", **common)(x, train)

@@ -16,6 +16,7 @@ reference).
 
 import jax.numpy as jnp
 
+from detlab import fields
 from detlab import types
 from detlab.detectors import retinanet
 from detlab.losses import cross_entropy
@@ -45,9 +46,7 @@ class GHM(retinanet.RetinaNet):
             ("focal_alpha", self.focal_alpha == retinanet.RetinaNet.focal_alpha, unused),
             ("focal_gamma", self.focal_gamma == retinanet.RetinaNet.focal_gamma, unused),
         )
-        for field, fits, words in rules:
-            if not fits:
-                raise ValueError(f"{field} is {getattr(self, field)!r}; it must be {words}")
+        fields.check(self, rules)
 
     def setup(self):
         super().setup()

@@ -17,10 +17,10 @@ from typing import NamedTuple, Sequence
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 from jax import lax
 
+from detlab import fields
 from detlab import layers
 from detlab import types
 from detlab.assign import max_iou
@@ -108,7 +108,11 @@ class RetinaNet(nn.Module):
             ("frozen_stages", 0 <= self.frozen_stages <= 4, "0 to 4"),
             ("backbone_width", self.backbone_width >= 1, "at least 1"),
             ("backbone_width", divisible, "divisible by 32 where backbone_norm is group"),
-            ("backbone_stages", stages is None or positive(stages, 4, int), "four block counts"),
+            (
+                "backbone_stages",
+                stages is None or fields.positive(stages, 4, int),
+                "four block counts",
+            ),
             ("neck_width", self.neck_width >= 1, "at least 1"),
             ("head_convs", self.head_convs >= 0, "at least 0"),
             ("head_width", self.head_width >= 1, "at least 1"),
@@ -116,8 +120,8 @@ class RetinaNet(nn.Module):
             ("strides", doubling, "8, 16, 32 and so on, those of P3 upward"),
             ("octave_base_scale", self.octave_base_scale > 0, "above 0"),
             ("scales_per_octave", self.scales_per_octave >= 1, "at least 1"),
-            ("aspect_ratios", positive(self.aspect_ratios), "one or more numbers above 0"),
-            ("delta_stds", positive(self.delta_stds, 4), "four numbers above 0"),
+            ("aspect_ratios", fields.positive(self.aspect_ratios), "one or more numbers above 0"),
+            ("delta_stds", fields.positive(self.delta_stds, 4), "four numbers above 0"),
             ("positive_iou", 0 < self.positive_iou <= 1, "above 0 and at most 1"),
             ("negative_iou", 0 <= self.negative_iou <= self.positive_iou, "0 to positive_iou"),
             ("focal_alpha", 0 <= self.focal_alpha <= 1, "0 to 1"),
@@ -127,13 +131,11 @@ class RetinaNet(nn.Module):
             ("score_threshold", 0 <= self.score_threshold <= 1, "0 to 1"),
             ("nms_iou", 0 <= self.nms_iou <= 1, "0 to 1"),
             ("max_detections", self.max_detections >= 1, "at least 1"),
-            ("pixel_mean", numbers(self.pixel_mean, 3), "three numbers"),
-            ("pixel_std", positive(self.pixel_std, 3), "three numbers above 0"),
+            ("pixel_mean", fields.numbers(self.pixel_mean, 3), "three numbers"),
+            ("pixel_std", fields.positive(self.pixel_std, 3), "three numbers above 0"),
             ("dtype", self.dtype in dtypes, f"one of {', '.join(dtypes)}"),
         )
-        for field, fits, words in rules:
-            if not fits:
-                raise ValueError(f"{field} is {getattr(self, field)!r}; it must be {words}")
+        fields.check(self, rules)
 
     def setup(self):
         anchors_per_cell = self.scales_per_octave * len(self.aspect_ratios)
@@ -179,8 +181,7 @@ class RetinaNet(nn.Module):
         """Where the anchors of each level lie among the N of a canvas."""
         shapes = anchors_lib.feature_shapes(canvas, self.strides)
         per_cell = self.scales_per_octave * len(self.aspect_ratios)
-        ends = np.cumsum([0] + [rows * columns * per_cell for rows, columns in shapes])
-        return [slice(start, end) for start, end in zip(ends, ends[1:])]
+        return anchors_lib.level_slices(shapes, per_cell)
 
     def inside(self, canvas: tuple[int, int], image_size: jax.Array) -> jax.Array:
         """[N] bool: anchors of cells that touch the content of one image."""
@@ -288,27 +289,11 @@ class RetinaNet(nn.Module):
 
     def suppress(self, candidates: types.Detections) -> types.Detections:
         """Greedy suppression within each class; the best `max_detections` of an image stay."""
-
-        def one_image(boxes, scores, labels, valid):
-            return nms_lib.suppress(boxes, scores, labels, valid, self.nms_iou, self.max_detections)
-
-        return types.Detections(*jax.vmap(one_image)(*candidates))
+        return nms_lib.suppress_images(candidates, self.nms_iou, self.max_detections)
 
     def frozen_paths(self) -> tuple[str, ...]:
         """Regexes of the leaves that training never changes."""
         return resnet.frozen_paths("backbone", self.backbone_norm, self.frozen_stages)
-
-
-def numbers(values, length: int | None = None, kind=(int, float)) -> bool:
-    """Whether values is a tuple of one or more numbers, `length` of them where it is given."""
-    if not isinstance(values, tuple) or not values or length not in (None, len(values)):
-        return False
-    return all(isinstance(v, kind) for v in values)
-
-
-def positive(values, length: int | None = None, kind=(int, float)) -> bool:
-    """Whether they are `numbers` above 0."""
-    return numbers(values, length, kind) and min(values) > 0
 
 
 MODULE = RetinaNet

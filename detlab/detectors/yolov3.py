@@ -29,6 +29,7 @@ import numpy as np
 from flax import linen as nn
 from jax import lax
 
+from detlab import fields
 from detlab import layers
 from detlab import types
 from detlab.assign import yolo as grid
@@ -70,7 +71,7 @@ class Head(nn.Module):
             x = layers.ConvNorm(
                 self.width * 2 ** (level - 3),
                 norm="batch",
-                activation=darknet.leaky_relu,
+                activation=layers.leaky_relu,
                 kernel_init=layers.normal_001,
                 dtype=self.dtype,
                 name=f"bridge{level}",
@@ -135,7 +136,7 @@ class YOLOv3(nn.Module):
             ("num_classes", self.num_classes >= 1, "at least 1"),
             ("backbone_norm", self.backbone_norm in norms, f"one of {', '.join(norms)}"),
             ("backbone_width", self.backbone_width >= 1, "at least 1"),
-            ("backbone_blocks", counts(blocks, 5), "five counts of blocks"),
+            ("backbone_blocks", fields.positive(blocks, 5, int), "five counts of blocks"),
             ("neck_width", self.neck_width >= 1, "at least 1"),
             ("head_width", self.head_width >= 1, "at least 1"),
             ("prior_objects", 0 < objects < of_a_map, f"above 0 and below {of_a_map}"),
@@ -158,17 +159,11 @@ class YOLOv3(nn.Module):
             ("num_candidates", self.num_candidates >= 1, "at least 1"),
             ("nms_iou", 0 <= self.nms_iou <= 1, "0 to 1"),
             ("max_detections", self.max_detections >= 1, "at least 1"),
-            ("pixel_mean", numbers(self.pixel_mean, 3), "three numbers"),
-            (
-                "pixel_std",
-                numbers(self.pixel_std, 3) and min(self.pixel_std) > 0,
-                "three numbers above 0",
-            ),
+            ("pixel_mean", fields.numbers(self.pixel_mean, 3), "three numbers"),
+            ("pixel_std", fields.positive(self.pixel_std, 3), "three numbers above 0"),
             ("dtype", self.dtype in dtypes, f"one of {', '.join(dtypes)}"),
         )
-        for field, fits, words in rules:
-            if not fits:
-                raise ValueError(f"{field} is {getattr(self, field)!r}; it must be {words}")
+        fields.check(self, rules)
 
     @property
     def anchors_per_cell(self) -> int:
@@ -308,11 +303,7 @@ class YOLOv3(nn.Module):
 
     def suppress(self, candidates: types.Detections) -> types.Detections:
         """Greedy suppression within each class; the best `max_detections` of an image stay."""
-
-        def one_image(boxes, scores, labels, valid):
-            return nms_lib.suppress(boxes, scores, labels, valid, self.nms_iou, self.max_detections)
-
-        return types.Detections(*jax.vmap(one_image)(*candidates))
+        return nms_lib.suppress_images(candidates, self.nms_iou, self.max_detections)
 
     def frozen_paths(self) -> tuple[str, ...]:
         """Regexes of the leaves that training never changes."""
@@ -336,18 +327,6 @@ def prior_bias(anchors: int, num_classes: int, objectness: float, class_score: f
     return init
 
 
-def numbers(values, length: int) -> bool:
-    """Whether values is a tuple of that many numbers."""
-    if not isinstance(values, tuple) or len(values) != length:
-        return False
-    return all(isinstance(v, (int, float)) for v in values)
-
-
-def counts(values, length: int) -> bool:
-    """Whether values is a tuple of that many integers above 0."""
-    return numbers(values, length) and all(isinstance(v, int) and v > 0 for v in values)
-
-
 def sizes(levels, length: int) -> bool:
     """Whether levels is a tuple of that many, each of the same number of (width, height)."""
     if not isinstance(levels, tuple) or len(levels) != length:
@@ -356,7 +335,7 @@ def sizes(levels, length: int) -> bool:
         return False
     pairs = [pair for level in levels for pair in level]
     same = len({len(level) for level in levels}) == 1
-    return same and all(numbers(pair, 2) and min(pair) > 0 for pair in pairs)
+    return same and all(fields.positive(pair, 2) for pair in pairs)
 
 
 MODULE = YOLOv3

@@ -4,15 +4,11 @@ Parameter paths: `block5/conv1/{conv,norm}`, ..., `block5/conv5/{conv,norm}`,
 `reduce5/{conv,norm}`, `block4/...`; the number is the pyramid level, level l having stride 2^l.
 """
 
-import functools
-
 import jax.numpy as jnp
 from flax import linen as nn
 
 from detlab import layers
 from detlab.necks import fpn
-
-leaky_relu = functools.partial(nn.leaky_relu, negative_slope=0.1)
 
 
 class DetectionBlock(nn.Module):
@@ -30,7 +26,7 @@ class DetectionBlock(nn.Module):
                 self.width if narrow else 2 * self.width,
                 1 if narrow else 3,
                 norm=self.norm,
-                activation=leaky_relu,
+                activation=layers.leaky_relu,
                 dtype=self.dtype,
                 name=f"conv{i}",
             )(x, train)
@@ -56,7 +52,7 @@ class YOLONeck(nn.Module):
                 above = layers.ConvNorm(
                     width,
                     1,
-                    activation=leaky_relu,
+                    activation=layers.leaky_relu,
                     name=f"reduce{level + 1}",
                     **common,
                 )(outputs[level + 1], train)

@@ -138,6 +138,17 @@ def feature_shapes(canvas, strides):
     return tuple((-(-canvas[0] // stride), -(-canvas[1] // stride)) for stride in strides)
 
 
+def level_slices(shapes, per_cell):
+    """Where the anchors or points of each level lie among those of all levels: a list of slices.
+
+    Args:
+      shapes: cells of each level, see `feature_shapes`.
+      per_cell: anchors of a cell; 1 for points.
+    """
+    ends = np.cumsum([0] + [rows * columns * per_cell for rows, columns in shapes])
+    return [slice(start, end) for start, end in zip(ends, ends[1:])]
+
+
 def _level_numbers(lengths):
     return jnp.concatenate(
         [jnp.full(length, level, jnp.int32) for level, length in enumerate(lengths)]

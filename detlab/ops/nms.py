@@ -9,9 +9,11 @@ Two programs compute the same keep mask.  CPUs take one IoU row per step of a lo
 accelerators, for which every step costs a launch, take tiles of boxes.
 """
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 
+from detlab import types
 from detlab.ops import boxes as boxes_lib
 
 _TILE = 256
@@ -74,6 +76,15 @@ def suppress(boxes, scores, labels, valid, iou_threshold, max_outputs):
     """
     indices, keep = nms(boxes, scores, valid, iou_threshold, max_outputs, labels)
     return (*(take(values, indices, keep) for values in (boxes, scores, labels)), keep)
+
+
+def suppress_images(candidates, iou_threshold, max_outputs):
+    """`suppress` for every image of `types.Detections`: the best `max_outputs` of each stay."""
+
+    def one_image(boxes, scores, labels, valid):
+        return suppress(boxes, scores, labels, valid, iou_threshold, max_outputs)
+
+    return types.Detections(*jax.vmap(one_image)(*candidates))
 
 
 def take(values, indices, keep):

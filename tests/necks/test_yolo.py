@@ -9,6 +9,7 @@ import pytest
 from flax import traverse_util
 
 from detlab.necks import fpn
+from detlab import layers
 from detlab.necks import yolo
 
 
@@ -65,7 +66,7 @@ def test_each_level_sees_its_own_map_and_the_level_above(sizes):
 
         def reduced(level, x):
             conv = params[f"reduce{level}"]["conv"]
-            return yolo.leaky_relu(x @ conv["kernel"][0, 0] + conv["bias"])
+            return layers.leaky_relu(x @ conv["kernel"][0, 0] + conv["bias"])
 
         c3, c4, c5 = features
         p5 = block(5, c5)
