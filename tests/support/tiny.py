@@ -1,0 +1,103 @@
+"""Every detector built tiny, and batches for it: what the tests of the contract run on.
+
+A new detector adds its entry to `TINY`; `tests/detectors/test_contract.py` then asks of it what
+every detector must do.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from detlab import types
+
+NUM_CLASSES = 3
+_RESNET = dict(
+    num_classes=NUM_CLASSES,
+    depth=18,
+    backbone_width=8,
+    backbone_stages=(1, 1, 1, 1),
+    backbone_norm="batch",
+    frozen_stages=0,
+    neck_width=16,
+)
+_DENSE = dict(**_RESNET, head_width=16, head_convs=1)
+
+
+class Tiny(NamedTuple):
+    """A detector that compiles in seconds."""
+
+    detector: str
+    fields: dict
+    canvas: tuple[int, int] = (64, 96)  # height, width px
+
+
+TINY = {
+    "retinanet": Tiny("retinanet", dict(**_DENSE, octave_base_scale=3.0)),
+    "ghm": Tiny("ghm", dict(**_DENSE, octave_base_scale=3.0)),
+    "fcos": Tiny(
+        "fcos",
+        dict(
+            **_DENSE,
+            norm_groups=4,
+            level_limits=(24.0, 48.0, 96.0, 192.0),
+            pixel_std=(58.395, 57.12, 57.375),
+            center_radius=1.5,
+            distances_in_strides=True,
+            centerness_on_box=True,
+            box_loss="giou",
+            conv_bias=True,
+        ),
+    ),
+    "yolov3": Tiny(
+        "yolov3",
+        dict(
+            num_classes=NUM_CLASSES,
+            backbone_norm="batch",
+            backbone_width=4,
+            backbone_blocks=(1, 1, 1, 1, 1),
+            neck_width=8,
+            head_width=16,
+            anchor_sizes=(
+                ((18, 18), (18, 26), (26, 18)),
+                ((18, 36), (26, 26), (36, 18)),
+                ((26, 36), (36, 26), (36, 36)),
+            ),
+        ),
+    ),
+}
+
+
+def make_batch(
+    canvas: tuple[int, int] = (64, 96),
+    objects: tuple[int, ...] = (3, 3),
+    slots: int = 4,
+    num_classes: int = NUM_CLASSES,
+    seed: int = 0,
+) -> types.Batch:
+    """Noise with boxes of 16 to 40 px, `objects[i]` of them on image i."""
+    rng = np.random.default_rng(seed)
+    images = len(objects)
+    corner = rng.uniform(0, (canvas[1] - 40, canvas[0] - 40), (images, slots, 2))
+    boxes = np.concatenate([corner, corner + rng.uniform(16, 40, corner.shape)], -1)
+    valid = np.arange(slots) < np.array(objects)[:, None]
+    return types.Batch(
+        images=rng.integers(0, 256, (images, *canvas, 3), np.uint8),
+        boxes=np.float32(boxes * valid[..., None]),
+        labels=rng.integers(0, num_classes, (images, slots), np.int32),
+        valid=valid,
+        ignore=np.zeros_like(valid),
+        image_size=np.tile(np.int32(canvas), (images, 1)),
+        placement=np.tile(np.float32([1, 1, 0, 0]), (images, 1)),
+        index=np.arange(images, dtype=np.int32),
+        real=np.ones(images, bool),
+    )
+
+
+def with_more_slots(batch: types.Batch, more: int) -> types.Batch:
+    """The same objects in front of so many empty slots."""
+    return batch._replace(
+        boxes=np.pad(batch.boxes, ((0, 0), (0, more), (0, 0))),
+        labels=np.pad(batch.labels, ((0, 0), (0, more))),
+        valid=np.pad(batch.valid, ((0, 0), (0, more))),
+        ignore=np.pad(batch.ignore, ((0, 0), (0, more))),
+    )
