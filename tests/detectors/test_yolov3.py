@@ -1,4 +1,4 @@
-"""YOLOv3, built tiny: contract, targets, loss, detections."""
+"""YOLOv3, built tiny: targets, loss, detections, table."""
 
 import re
 
@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import tiny
 
 from converters import mapping
 from converters.tables import mmdet_yolov3
@@ -14,41 +15,11 @@ from detlab import detector as detector_lib
 from detlab import types
 from detlab.detectors import yolov3
 
-TINY = dict(
-    num_classes=3,
-    backbone_norm="batch",
-    backbone_width=4,
-    backbone_blocks=(1, 1, 1, 1, 1),
-    neck_width=8,
-    head_width=16,
-    anchor_sizes=(
-        ((18, 18), (18, 26), (26, 18)),
-        ((18, 36), (26, 26), (36, 18)),
-        ((26, 36), (36, 26), (36, 36)),
-    ),
-)
+TINY = tiny.TINY["yolov3"].fields
 CANVAS = (64, 96)
 CELLS = 8 * 12 + 4 * 6 + 2 * 3
 KEY = jax.random.key(0)
 TERMS = ("loss/cls", "loss/objectness", "loss/xy", "loss/wh")
-
-
-def make_batch(num_images=2, size=CANVAS, slots=4, objects=3, seed=0):
-    rng = np.random.default_rng(seed)
-    corner = rng.uniform(0, (size[1] - 40, size[0] - 40), (num_images, slots, 2))
-    boxes = np.concatenate([corner, corner + rng.uniform(16, 40, corner.shape)], -1)
-    valid = np.broadcast_to(np.arange(slots) < objects, (num_images, slots)).copy()
-    return types.Batch(
-        images=rng.integers(0, 256, (num_images, *size, 3), np.uint8),
-        boxes=np.float32(boxes * valid[..., None]),
-        labels=rng.integers(0, 3, (num_images, slots), np.int32),
-        valid=valid,
-        ignore=np.zeros_like(valid),
-        image_size=np.tile(np.int32(size), (num_images, 1)),
-        placement=np.tile(np.float32([1, 1, 0, 0]), (num_images, 1)),
-        index=np.arange(num_images, dtype=np.int32),
-        real=np.ones(num_images, bool),
-    )
 
 
 def module(**fields):
@@ -92,26 +63,21 @@ def test_raw_maps_have_one_cell_a_stride_and_three_anchors_a_cell(detector, vari
 
 
 def test_initial_scores_are_the_priors(detector, variables):
-    outputs = jax.jit(detector.forward)(*variables, make_batch().images)
+    outputs = jax.jit(detector.forward)(*variables, tiny.make_batch().images)
     for stride, maps in zip((8, 16, 32), outputs.predictions):
         scores = jax.nn.sigmoid(maps.reshape(-1, 8))
         assert scores[:, 4].mean() == pytest.approx(8 / (608 / stride) ** 2, rel=0.2)
         assert scores[:, 5:].mean() == pytest.approx(0.01, rel=0.2)
 
 
-def test_loss_terms_add_up_and_state_keeps_its_tree(loss, variables):
-    (value, (metrics, state)), grads = loss(*variables, make_batch(), KEY)
-    assert value == pytest.approx(float(sum(metrics[name] for name in TERMS)), rel=1e-6)
-    assert jax.tree.structure(state) == jax.tree.structure(variables[1])
-    assert jax.tree.structure(grads) == jax.tree.structure(variables[0])
-    assert all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
-    moved = jax.tree.map(lambda a, b: bool((a != b).any()), state, variables[1])
-    assert all(jax.tree.leaves(moved)), "live norms update all their statistics"
+def test_the_terms_are_four(loss, variables):
+    (_, (metrics, _)), _ = loss(*variables, tiny.make_batch(), KEY)
+    assert {name for name in metrics if name.startswith("loss/")} == set(TERMS)
 
 
 def test_loss_is_the_formula_on_recorded_rows(detector, variables, targets, monkeypatch):
     """Every term by hand, from made-up raw maps in place of the network's."""
-    batch = make_batch()
+    batch = tiny.make_batch()
     rng = np.random.default_rng(3)
     maps = tuple(
         rng.standard_normal((2, 64 // s, 96 // s, 24)).astype(np.float32) for s in (8, 16, 32)
@@ -144,7 +110,7 @@ def test_loss_is_the_formula_on_recorded_rows(detector, variables, targets, monk
 @pytest.mark.slow
 def test_loss_of_a_batch_is_the_mean_of_its_parts(variables):
     """With norms that do not depend on the batch, as accumulation needs it."""
-    batch = make_batch()
+    batch = tiny.make_batch()
     maps = [jnp.zeros((1, 64 // s, 96 // s, 24)) + s for s in (8, 16, 32)]
 
     class Fixed(yolov3.YOLOv3):
@@ -163,7 +129,7 @@ def test_loss_of_a_batch_is_the_mean_of_its_parts(variables):
 
 @pytest.mark.slow
 def test_overfitting_one_batch_lowers_the_loss_and_finds_its_objects(detector, predict, variables):
-    batch = make_batch()
+    batch = tiny.make_batch()
     optimizer = optax.adam(5e-3)
     params, state = variables
 
@@ -190,7 +156,7 @@ def test_overfitting_one_batch_lowers_the_loss_and_finds_its_objects(detector, p
 
 
 def test_targets_of_an_object_are_its_place_in_the_cell_and_its_size(variables, targets):
-    batch = make_batch(num_images=1, slots=1, objects=1)
+    batch = tiny.make_batch(objects=(1,), slots=1)
     box = np.float32([[[30.0, 10.0, 56.0, 28.0]]])  # 26x18 around (43, 19)
     found = targets(*variables, batch._replace(boxes=box), KEY)["main"]
     positive = np.flatnonzero(found.status[0] == 1)
@@ -204,23 +170,8 @@ def test_targets_of_an_object_are_its_place_in_the_cell_and_its_size(variables, 
     np.testing.assert_array_equal(centre[:, 1] // stride, 19 // stride)
 
 
-@pytest.mark.slow
-def test_padding_changes_nothing(variables, loss, targets):
-    """More slots, and a larger canvas around the content, leave targets and loss as they are."""
-    batch = make_batch(slots=3)
-    wide = batch._replace(
-        boxes=np.pad(batch.boxes, ((0, 0), (0, 1), (0, 0))),
-        labels=np.pad(batch.labels, ((0, 0), (0, 1))),
-        valid=np.pad(batch.valid, ((0, 0), (0, 1))),
-        ignore=np.pad(batch.ignore, ((0, 0), (0, 1))),
-    )
-    assert batch.valid.all(), "all slots are taken"
-    (value, _), grads = loss(*variables, batch, KEY)
-    (wide_value, _), wide_grads = loss(*variables, wide, KEY)
-    assert wide_value == pytest.approx(float(value), rel=1e-6)
-    for a, b in zip(jax.tree.leaves(grads), jax.tree.leaves(wide_grads)):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * np.abs(a).max())
-
+def test_a_larger_canvas_around_the_content_changes_no_target(variables, targets):
+    batch = tiny.make_batch()
     canvas = np.zeros((2, 128, 128, 3), np.uint8)
     canvas[:, :64, :96] = batch.images
     padded = targets(*variables, batch._replace(images=canvas), KEY)["main"]
@@ -234,7 +185,7 @@ def test_padding_changes_nothing(variables, loss, targets):
 
 
 def test_an_image_without_objects_trains_on_background_alone(loss, variables):
-    batch = make_batch()
+    batch = tiny.make_batch()
     empty = batch._replace(valid=np.zeros_like(batch.valid), boxes=np.zeros_like(batch.boxes))
     (value, (metrics, _)), grads = loss(*variables, empty, KEY)
     assert metrics["loss/cls"] == metrics["loss/xy"] == metrics["loss/wh"] == 0
@@ -311,7 +262,7 @@ def test_cells_of_padding_give_no_candidates(detector, variables):
         bias = params["head"][f"predict{level}"]["bias"]
         params["head"][f"predict{level}"]["bias"] = jnp.full_like(bias, 3.0)
     size = np.int32([[64, 96], [40, 50]])
-    found = jax.jit(detector.candidates)(params, variables[1], make_batch().images, size)
+    found = jax.jit(detector.candidates)(params, variables[1], tiny.make_batch().images, size)
     centre = (found.boxes[..., :2] + found.boxes[..., 2:]) / 2
     for i, (height, width) in enumerate(size):
         reach = -(-np.array([width, height]) // 32) * 32  # of the coarsest cell with content
@@ -319,66 +270,10 @@ def test_cells_of_padding_give_no_candidates(detector, variables):
         assert (np.asarray(centre[i])[np.asarray(found.valid[i])] < reach).all()
 
 
-def test_detections_are_sorted_and_padded_with_zeros(predict, variables):
-    params = jax.tree.map(lambda x: x, variables[0])
-    for level in yolov3.LEVELS:
-        bias = params["head"][f"predict{level}"]["bias"]
-        params["head"][f"predict{level}"]["bias"] = jnp.zeros_like(bias)
-    size = np.int32([[64, 96], [8, 8]])
-    found = predict(params, variables[1], make_batch().images, size)
-    for i in range(2):
-        valid = np.asarray(found.valid[i])
-        count = int(valid.sum())
-        scores, boxes = np.asarray(found.scores[i]), np.asarray(found.boxes[i])
-        assert valid[:count].all() and count > 0 and boxes.shape == (100, 4)
-        assert (np.diff(scores[:count]) <= 0).all()
-        assert (boxes[:count, 2:] > boxes[:count, :2]).all()
-        assert not boxes[count:].any() and not scores[count:].any()
-        assert not np.asarray(found.labels[i])[count:].any()
-    assert not found.valid[1].all(), "an image of one cell a level leaves slots empty"
-
-
-def test_predict_is_suppress_of_candidates(detector, predict, variables):
-    images, size = make_batch().images, make_batch().image_size
-    candidates = jax.jit(detector.candidates)(*variables, images, size)
-    predicted = predict(*variables, images, size)
-    for a, b in zip(jax.jit(detector.suppress)(candidates), predicted):
-        np.testing.assert_array_equal(a, b)
-
-
-@pytest.mark.slow
-def test_bfloat16_computes_in_16_bits_and_reduces_in_32(variables, loss):
-    low = detector_lib.from_module(module(dtype="bfloat16"))
-    batch = make_batch()
-    lowered = jax.jit(jax.value_and_grad(low.loss, has_aux=True)).lower(*variables, batch, KEY)
-    # The program as the compiler gets it: XLA's CPU backend emulates 16 bits in 32.
-    convolutions = re.findall(r"stablehlo\.convolution.*-> tensor<\S*x(\w+)>", lowered.as_text())
-    assert len(convolutions) > 20 and set(convolutions) == {"bf16"}
-
-    (value, (metrics, state)), grads = lowered.compile()(*variables, batch, KEY)
-    floats = jax.tree.leaves((value, metrics, state, grads))
-    assert {x.dtype for x in floats} == {jnp.dtype(jnp.float32)}
-    (expected, (terms, _)), _ = loss(*variables, batch, KEY)
-    assert value != expected, "fewer bits are seen"
-    for name in TERMS:
-        assert metrics[name] == pytest.approx(float(terms[name]), rel=0.02)
-
-
-def test_bfloat16_keeps_raw_maps_targets_and_boxes_in_32_bits(variables):
-    low = detector_lib.from_module(module(dtype="bfloat16"))
-    batch = make_batch()
-    outputs = jax.eval_shape(low.forward, *variables, batch.images)
-    targets = jax.eval_shape(low.targets, *variables, batch, KEY)["main"]
-    found = jax.eval_shape(low.predict, *variables, batch.images, batch.image_size)
-    in_32_bits = outputs.predictions, targets.boxes, targets.values, found.boxes, found.scores
-    assert {x.dtype for x in jax.tree.leaves(in_32_bits)} == {jnp.dtype(jnp.float32)}
-    assert {x.dtype for x in outputs.features} == {jnp.dtype(jnp.bfloat16)}
-
-
 @pytest.mark.slow
 def test_rematerialisation_changes_neither_values_nor_paths(variables, loss):
     again = detector_lib.from_module(module(remat=True))
-    batch = make_batch()
+    batch = tiny.make_batch()
     images = jax.ShapeDtypeStruct((1, *CANVAS, 3), jnp.uint8)
     shapes = jax.eval_shape(again.init, KEY, images)
     assert jax.tree.structure(shapes) == jax.tree.structure(variables)
@@ -404,7 +299,7 @@ def test_stored_norms_of_the_backbone_keep_their_statistics_and_learn():
     )
     params, state = jax.jit(stored.init)(KEY, jnp.zeros((1, *CANVAS, 3), jnp.uint8))
     grads, (_, new_state) = jax.jit(jax.grad(stored.loss, has_aux=True))(
-        params, state, make_batch(), KEY
+        params, state, tiny.make_batch(), KEY
     )
     before, after = state["batch_stats"], new_state["batch_stats"]
     for a, b in zip(jax.tree.leaves(before["backbone"]), jax.tree.leaves(after["backbone"])):

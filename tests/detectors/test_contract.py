@@ -1,0 +1,177 @@
+"""What every detector does, asked of each in its tiny form (tests/support/tiny.py).
+
+The everyday tests compile two programs a detector: loss with gradients, and predict.
+"""
+
+import functools
+import pathlib
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from ml_collections import ConfigDict
+
+from detlab import checkpoint
+from detlab import detector as detector_lib
+from detlab import optim
+from detlab import update
+from experiments import common
+
+KEY = jax.random.key(0)
+FLOAT32 = jnp.dtype(jnp.float32)
+
+
+class Subject:
+    """One detector with its weights and its compiled programs, each made when it is first used."""
+
+    def __init__(self, name: str):
+        self.entry = tiny.TINY[name]
+        self.detector = self.build()
+        self.batch = tiny.make_batch(self.entry.canvas, objects=(4, 0))  # all slots; no object
+        self.loss = jax.jit(jax.value_and_grad(self.detector.loss, has_aux=True))
+        self.predict = jax.jit(self.detector.predict)
+
+    def build(self, **fields) -> detector_lib.Detector:
+        config = ConfigDict(dict(detector=self.entry.detector, model=self.entry.fields | fields))
+        return detector_lib.build(config)
+
+    @functools.cached_property
+    def variables(self):
+        return jax.jit(self.detector.init)(KEY, self.batch.images[:1])
+
+    @functools.cached_property
+    def step(self):
+        return jax.device_get(self.loss(*self.variables, self.batch, KEY))
+
+
+@pytest.fixture(scope="module", params=tiny.TINY)
+def subject(request):
+    return Subject(request.param)
+
+
+def terms(metrics):
+    return {k: v for k, v in metrics.items() if k.startswith("loss/")}
+
+
+def test_every_detector_is_asked():
+    folder = pathlib.Path(detector_lib.__file__).parent / "detectors"
+    there = {path.stem for path in folder.glob("*.py")} - {"__init__"}
+    assert {entry.detector for entry in tiny.TINY.values()} == there
+
+
+def test_loss_terms_add_up_and_every_tree_keeps_its_structure(subject):
+    (value, (metrics, state)), grads = subject.step
+    assert value.dtype == np.float32 and value.shape == ()
+    assert len(terms(metrics)) > 1 and value > 0
+    assert value == pytest.approx(float(sum(terms(metrics).values())), rel=1e-5)
+    params, old_state = subject.variables
+    assert jax.tree.structure(state) == jax.tree.structure(old_state)
+    assert jax.tree.structure(grads) == jax.tree.structure(params)
+    assert metrics.get("normaliser", np.float32(1)).dtype == np.float32
+
+
+def test_an_image_without_objects_beside_one_with_all_slots_taken_gives_finite_gradients(subject):
+    (value, (metrics, state)), grads = subject.step
+    for leaf in jax.tree.leaves((value, metrics, state, grads)):
+        assert np.isfinite(leaf).all()
+    # What is all zero has no way to learn.
+    assert all(any(map(np.any, jax.tree.leaves(part))) for part in grads.values())
+
+
+def test_live_norms_update_all_their_statistics(subject):
+    (_, (_, state)), _ = subject.step
+    before = subject.variables[1]["batch_stats"]
+    moved = jax.tree.map(lambda a, b: bool((a != b).any()), state["batch_stats"], before)
+    assert all(jax.tree.leaves(moved))
+
+
+def test_detections_are_sorted_and_padded_with_zeros(subject):
+    found = jax.device_get(
+        subject.predict(*subject.variables, subject.batch.images, subject.batch.image_size)
+    )
+    images, slots = found.scores.shape
+    assert images == 2 and found.boxes.shape == (2, slots, 4)
+    assert found.boxes.dtype == found.scores.dtype == np.float32
+    assert found.labels.dtype == np.int32 and found.valid.dtype == bool
+    for boxes, scores, labels, valid in zip(*found):
+        count = int(valid.sum())
+        assert valid[:count].all()
+        assert (np.diff(scores[:count]) <= 0).all() and (scores[:count] > 0).all()
+        assert (boxes[:count, 2:] > boxes[:count, :2]).all()
+        assert (labels >= 0).all() and (labels < tiny.NUM_CLASSES).all()
+        assert not boxes[count:].any() and not scores[count:].any() and not labels[count:].any()
+
+
+def test_bfloat16_convolves_in_16_bits_and_gives_32(subject):
+    """The program as the compiler gets it: XLA's CPU backend emulates 16 bits in 32."""
+    low = subject.build(dtype="bfloat16")
+    batch, (params, state) = subject.batch, subject.variables
+    step = jax.jit(jax.value_and_grad(low.loss, has_aux=True))
+    lowered = step.lower(params, state, batch, KEY).as_text()
+    convolutions = re.findall(r"stablehlo\.convolution.*-> tensor<\S*x(\w+)>", lowered)
+    assert len(convolutions) > 5 and set(convolutions) == {"bf16"}
+    (value, (metrics, new_state)), grads = jax.eval_shape(step, params, state, batch, KEY)
+    outputs = jax.eval_shape(low.forward, params, state, batch.images)
+    assert {x.dtype for x in jax.tree.leaves(outputs.features)} <= {jnp.dtype(jnp.bfloat16)}
+    maps = outputs._replace(features=())
+    targets = jax.eval_shape(low.targets, params, state, batch, KEY)
+    found = jax.eval_shape(low.predict, params, state, batch.images, batch.image_size)
+    for leaf in jax.tree.leaves((value, metrics, new_state, grads, maps, targets, found)):
+        assert leaf.dtype == FLOAT32 or not jnp.issubdtype(leaf.dtype, jnp.floating)
+
+
+def test_state_is_restored_exactly(subject, tmp_path):
+    """Whatever a run of this detector keeps, with random values in all of it."""
+    config = common.base(subject.entry.detector)
+    config.optim.update(name="adamw", ema_decay=0.9)
+    params, state = subject.variables
+    optimizer = optim.build(config.optim, params, 1000, 2, 1, subject.detector.frozen)
+    shapes = jax.eval_shape(lambda p, s: update.initial(p, s, optimizer, config), params, state)
+    rng = np.random.default_rng(0)
+    train_state = jax.tree.map(
+        lambda x: jax.device_put(rng.uniform(0, 100, x.shape).astype(x.dtype)), shapes
+    )
+    checkpoints = checkpoint.Checkpoints(tmp_path)
+    checkpoints.save(train_state, {})
+    restored = checkpoints.restore(shapes)
+    checkpoints.close()
+    assert jax.tree.structure(restored) == jax.tree.structure(train_state)
+    for a, b in zip(jax.tree.leaves(restored), jax.tree.leaves(train_state), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.slow
+def test_more_slots_change_nothing(subject):
+    more = tiny.with_more_slots(subject.batch, 3)
+    (value, (metrics, state)), grads = subject.loss(*subject.variables, more, KEY)
+    (expected, (expected_metrics, expected_state)), expected_grads = subject.step
+    assert value == pytest.approx(float(expected), rel=1e-5)
+    for name, term in terms(metrics).items():
+        np.testing.assert_allclose(term, expected_metrics[name], rtol=1e-5, atol=1e-7)
+    for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(expected_state), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    for a, b in zip(jax.tree.leaves(grads), jax.tree.leaves(expected_grads), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * np.abs(b).max() + 1e-9)
+
+
+@pytest.mark.slow
+def test_bfloat16_is_near_float32(subject):
+    low = subject.build(dtype="bfloat16")
+    value, (metrics, _) = jax.jit(low.loss)(*subject.variables, subject.batch, KEY)
+    (expected, (expected_metrics, _)), _ = subject.step
+    assert value != expected, "fewer bits are seen"
+    assert value == pytest.approx(float(expected), rel=0.02)
+    for name, term in terms(metrics).items():
+        assert term == pytest.approx(float(expected_metrics[name]), rel=0.02, abs=0.02 * expected)
+
+
+@pytest.mark.slow
+def test_predict_is_suppress_of_candidates(subject):
+    images, size = subject.batch.images, subject.batch.image_size
+    candidates = jax.jit(subject.detector.candidates)(*subject.variables, images, size)
+    predicted = subject.predict(*subject.variables, images, size)
+    for a, b in zip(jax.jit(subject.detector.suppress)(candidates), predicted):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
