@@ -47,7 +47,12 @@ def run_on_devices():
         result = subprocess.run(
             [sys.executable, "-c", program, *map(str, arguments)],
             cwd=REPOSITORY,
-            env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags},
+            env={
+                **os.environ,
+                "JAX_PLATFORMS": "cpu",
+                "XLA_FLAGS": flags,
+                "PYTHONPATH": str(REPOSITORY / "tests" / "support"),
+            },
             capture_output=True,
             text=True,
             timeout=600,

@@ -1,7 +1,10 @@
 """Four devices compute what one does: losses, gradients, detections and random numbers."""
 
+from concurrent import futures
+
 import numpy as np
 import pytest
+import tiny
 
 pytestmark = pytest.mark.slow
 
@@ -146,3 +149,74 @@ def test_random_numbers_are_equal_bit_by_bit(results):
     ((_, one, four),) = pairs(results, "random")
     np.testing.assert_array_equal(one, four)
     assert len(np.unique(one)) > 0.99 * one.size
+
+
+EVERY_DETECTOR = """
+import sys
+
+import jax
+import numpy as np
+import tiny
+from flax import traverse_util
+from ml_collections import ConfigDict
+
+from detlab import detector as detector_lib
+from detlab import eval as eval_lib
+from detlab import optim
+from detlab import sharding
+from detlab import step as step_lib
+from detlab import train
+from detlab.data import loader
+from experiments import common
+
+mesh = sharding.make_mesh()
+assert mesh.size == int(sys.argv[1])
+found = {}
+for name, entry in tiny.TINY.items():
+    config = common.base(entry.detector)
+    config.model = ConfigDict(entry.fields)
+    config.data.canvases = (entry.canvas,)
+    config.optim.update(name="sgd", lr=1e-4, lr_batch_size=0, schedule="constant", warmup_steps=0)
+    detector = detector_lib.build(config)
+    batch = tiny.make_batch(entry.canvas, objects=(4, 0, 2, 3))
+    params, state = jax.jit(detector.init)(jax.random.key(0), batch.images[:1])
+    predictor = eval_lib.Predictor(detector, mesh)
+    whole = jax.device_put((params, state), sharding.replicated(mesh))
+    detections = predictor(*whole, *sharding.put_batch((batch.images, batch.image_size), mesh))
+    found |= {f"{name} detections {k}": v for k, v in detections._asdict().items()}
+    optimizer = optim.build(config.optim, params, 10, 4, 1, detector.frozen)
+    train_state = train.initial_state(detector, optimizer, config, mesh)
+    step = step_lib.TrainStep(detector, optimizer, config, mesh)
+    after, metrics, _ = step(train_state, loader.Loaded(batch, 0, ()))
+    found |= {f"{name} metric {k}": v for k, v in metrics.items()}
+    for kind, tree in (("params", after.params), ("state", after.state)):
+        for path, leaf in traverse_util.flatten_dict(tree, sep="/").items():
+            found[f"{name} {kind} {path}"] = leaf
+np.savez(sys.argv[2], **jax.device_get(found))
+"""
+
+
+@pytest.fixture(scope="module")
+def every_detector(tmp_path_factory, run_on_devices):
+    """{1: arrays, 4: arrays} of a training step and of predictions of all tiny detectors."""
+    folder = tmp_path_factory.mktemp("every_detector")
+    files = {count: folder / f"{count}.npz" for count in (1, 4)}
+    with futures.ThreadPoolExecutor() as pool:
+        list(pool.map(lambda n: run_on_devices(n, EVERY_DETECTOR, n, files[n]), files))
+    found = {}
+    for count, file in files.items():
+        with np.load(file) as arrays:
+            found[count] = dict(arrays)
+    return found
+
+
+@pytest.mark.parametrize("name", tiny.TINY)
+def test_a_step_and_the_detections_of_every_detector_are_equal(every_detector, name):
+    for quantity, one, four in pairs(every_detector, f"{name} metric "):
+        np.testing.assert_allclose(four, one, rtol=1e-4, atol=1e-6, err_msg=quantity)
+    for kind in ("params", "state"):
+        for quantity, one, four in pairs(every_detector, f"{name} {kind} "):
+            error = np.linalg.norm(one - four)
+            assert error <= 1e-5 * np.linalg.norm(one) + 1e-6, quantity
+    for quantity, one, four in pairs(every_detector, f"{name} detections "):
+        np.testing.assert_allclose(four, one, rtol=1e-4, atol=1e-3, err_msg=quantity)
