@@ -31,8 +31,8 @@ class Subject:
         self.entry = tiny.TINY[name]
         self.detector = self.build()
         self.batch = tiny.make_batch(self.entry.canvas, objects=(4, 0))  # all slots; no object
-        self.loss = jax.jit(jax.value_and_grad(self.detector.loss, has_aux=True))
-        self.predict = jax.jit(self.detector.predict)
+        self.loss = tiny.jit(jax.value_and_grad(self.detector.loss, has_aux=True))
+        self.predict = tiny.jit(self.detector.predict)
 
     def build(self, **fields) -> detector_lib.Detector:
         config = ConfigDict(dict(detector=self.entry.detector, model=self.entry.fields | fields))
@@ -40,7 +40,7 @@ class Subject:
 
     @functools.cached_property
     def variables(self):
-        return jax.jit(self.detector.init)(KEY, self.batch.images[:1])
+        return tiny.jit(self.detector.init)(KEY, self.batch.images[:1])
 
     @functools.cached_property
     def step(self):
@@ -109,7 +109,7 @@ def test_bfloat16_convolves_in_16_bits_and_gives_32(subject):
     """The program as the compiler gets it: XLA's CPU backend emulates 16 bits in 32."""
     low = subject.build(dtype="bfloat16")
     batch, (params, state) = subject.batch, subject.variables
-    step = jax.jit(jax.value_and_grad(low.loss, has_aux=True))
+    step = tiny.jit(jax.value_and_grad(low.loss, has_aux=True))
     lowered = step.lower(params, state, batch, KEY).as_text()
     convolutions = re.findall(r"stablehlo\.convolution.*-> tensor<\S*x(\w+)>", lowered)
     assert len(convolutions) > 5 and set(convolutions) == {"bf16"}
@@ -160,7 +160,7 @@ def test_more_slots_change_nothing(subject):
 @pytest.mark.slow
 def test_bfloat16_is_near_float32(subject):
     low = subject.build(dtype="bfloat16")
-    value, (metrics, _) = jax.jit(low.loss)(*subject.variables, subject.batch, KEY)
+    value, (metrics, _) = tiny.jit(low.loss)(*subject.variables, subject.batch, KEY)
     (expected, (expected_metrics, _)), _ = subject.step
     assert value != expected, "fewer bits are seen"
     assert value == pytest.approx(float(expected), rel=0.02)
@@ -171,7 +171,7 @@ def test_bfloat16_is_near_float32(subject):
 @pytest.mark.slow
 def test_predict_is_suppress_of_candidates(subject):
     images, size = subject.batch.images, subject.batch.image_size
-    candidates = jax.jit(subject.detector.candidates)(*subject.variables, images, size)
+    candidates = tiny.jit(subject.detector.candidates)(*subject.variables, images, size)
     predicted = subject.predict(*subject.variables, images, size)
-    for a, b in zip(jax.jit(subject.detector.suppress)(candidates), predicted):
+    for a, b in zip(tiny.jit(subject.detector.suppress)(candidates), predicted):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)

@@ -31,22 +31,22 @@ def detector():
 
 @pytest.fixture(scope="module")
 def variables(detector):
-    return jax.jit(detector.init)(KEY, jnp.zeros((1, 64, 96, 3), jnp.uint8))
+    return tiny.jit(detector.init)(KEY, jnp.zeros((1, 64, 96, 3), jnp.uint8))
 
 
 @pytest.fixture(scope="module")
 def targets(detector):
-    return jax.jit(lambda *args: detector.targets(*args)["main"])
+    return tiny.jit(lambda *args: detector.targets(*args)["main"])
 
 
 @pytest.fixture(scope="module")
 def predict(detector):
-    return jax.jit(detector.predict)
+    return tiny.jit(detector.predict)
 
 
 @pytest.fixture(scope="module")
 def loss(detector):
-    return jax.jit(jax.value_and_grad(detector.loss, has_aux=True))
+    return tiny.jit(jax.value_and_grad(detector.loss, has_aux=True))
 
 
 @pytest.mark.parametrize("size", [(64, 96), (65, 127)])
@@ -114,8 +114,8 @@ def test_loss_uses_targets(detector, variables, monkeypatch):
     batch = tiny.make_batch()
 
     def run():  # functions of their own, as jit would not trace known ones again
-        targets = jax.jit(lambda *args: detector.targets(*args)["main"])
-        loss = jax.jit(lambda *args: detector.loss(*args))
+        targets = tiny.jit(lambda *args: detector.targets(*args)["main"])
+        loss = tiny.jit(lambda *args: detector.loss(*args))
         return targets(*variables, batch, KEY), loss(*variables, batch, KEY)
 
     before, (value, _) = run()
@@ -186,7 +186,7 @@ def test_the_threshold_is_of_class_scores_and_the_score_has_the_centerness(detec
     params["head"]["centerness"] = jax.tree.map(jnp.zeros_like, params["head"]["centerness"])
     params["head"]["centerness"]["bias"] -= 5.0
     params["head"]["box_distances"]["bias"] = jnp.ones(4)
-    found = jax.jit(detector.candidates)(params, state, images, size)
+    found = tiny.jit(detector.candidates)(params, state, images, size)
     assert found.valid.any()
     score = 0.5 / (1 + np.exp(5.0))  # below the threshold of 0.05
     np.testing.assert_allclose(found.scores[found.valid], score, rtol=1e-5)

@@ -22,12 +22,12 @@ def detector():
 
 @pytest.fixture(scope="module")
 def variables(detector):
-    return jax.jit(detector.init)(KEY, jnp.zeros((1, 64, 96, 3), jnp.uint8))
+    return tiny.jit(detector.init)(KEY, jnp.zeros((1, 64, 96, 3), jnp.uint8))
 
 
 @pytest.fixture(scope="module")
 def loss(detector):
-    return jax.jit(jax.value_and_grad(detector.loss, has_aux=True))
+    return tiny.jit(jax.value_and_grad(detector.loss, has_aux=True))
 
 
 @pytest.mark.parametrize("size", [(64, 96), (65, 127)])
@@ -58,7 +58,7 @@ def test_every_level_is_counted_in_turn(detector, variables, loss):
     module = ghm.GHM(**{**TINY, "backbone_norm": "stored"})  # so training has the same maps
     stored = detector_lib.from_module(module)
 
-    @jax.jit
+    @tiny.jit
     def everything(params, state, batch):
         _, (_, new_state) = stored.loss(params, state, batch, KEY)
         targets = stored.targets(params, state, batch, KEY)["main"]

@@ -21,22 +21,22 @@ def detector():
 
 @pytest.fixture(scope="module")
 def variables(detector):
-    return jax.jit(detector.init)(KEY, jnp.zeros((1, 64, 96, 3), jnp.uint8))
+    return tiny.jit(detector.init)(KEY, jnp.zeros((1, 64, 96, 3), jnp.uint8))
 
 
 @pytest.fixture(scope="module")
 def targets(detector):
-    return jax.jit(detector.targets)
+    return tiny.jit(detector.targets)
 
 
 @pytest.fixture(scope="module")
 def predict(detector):
-    return jax.jit(detector.predict)
+    return tiny.jit(detector.predict)
 
 
 @pytest.fixture(scope="module")
 def loss(detector):
-    return jax.jit(jax.value_and_grad(detector.loss, has_aux=True))
+    return tiny.jit(jax.value_and_grad(detector.loss, has_aux=True))
 
 
 @pytest.mark.parametrize("size", [(64, 96), (65, 127)])
@@ -53,7 +53,7 @@ def test_raw_maps_have_one_cell_a_stride_and_nine_anchors_a_cell(detector, varia
 
 def test_initial_scores_are_the_prior(detector, variables):
     images = tiny.make_batch().images
-    outputs = jax.jit(detector.forward)(*variables, images)
+    outputs = tiny.jit(detector.forward)(*variables, images)
     scores = np.concatenate([np.ravel(jax.nn.sigmoid(x)) for x in outputs.cls_logits])
     assert 0.005 < scores.mean() < 0.02  # pi = 0.01
 
@@ -90,8 +90,8 @@ def test_loss_uses_targets(detector, variables, monkeypatch):
     batch = tiny.make_batch()
 
     def run():  # functions of their own, as jit would not trace known ones again
-        targets = jax.jit(lambda *args: detector.targets(*args)["main"])
-        loss = jax.jit(lambda *args: detector.loss(*args))
+        targets = tiny.jit(lambda *args: detector.targets(*args)["main"])
+        loss = tiny.jit(lambda *args: detector.loss(*args))
         return targets(*variables, batch, KEY), loss(*variables, batch, KEY)
 
     before, (value, _) = run()
@@ -143,12 +143,12 @@ def test_detections_are_clipped_to_the_content(predict, variables):
 
 def test_taps_return_the_maps_that_a_pattern_names(detector, variables):
     images = tiny.make_batch().images
-    taps = jax.jit(detector.taps, static_argnums=3)
+    taps = tiny.jit(detector.taps, static_argnums=3)
     found = taps(*variables, images, r"neck/output\d|head/cls_conv0")
     outputs = [f"neck/output{level}" for level in range(3, 8)]
     shared = [f"head/cls_conv0:{call}" for call in range(5)]
     assert sorted(found) == sorted(outputs + shared)
-    features = jax.jit(detector.forward)(*variables, images).features
+    features = tiny.jit(detector.forward)(*variables, images).features
     np.testing.assert_allclose(found["neck/output3"], features[0], rtol=1e-5, atol=1e-6)
 
 
@@ -160,7 +160,7 @@ def test_rematerialisation_changes_neither_values_nor_paths(detector, variables,
     assert jax.tree.structure(jax.eval_shape(again.init, KEY, images)) == jax.tree.structure(
         variables
     )
-    compute = jax.jit(jax.value_and_grad(again.loss, has_aux=True))
+    compute = tiny.jit(jax.value_and_grad(again.loss, has_aux=True))
     (value, (_, state)), grads = compute(*variables, batch, KEY)
     (expected, (_, expected_state)), expected_grads = loss(*variables, batch, KEY)
     # The same float32 operations, which XLA may fuse and so round in another way.
@@ -208,8 +208,8 @@ def test_normaliser_is_the_sum_of_positives_with_one_at_least_an_image(loss, tar
 def test_frozen_parts_get_no_gradient():
     module = retinanet.RetinaNet(**{**TINY, "backbone_norm": "stored", "frozen_stages": 1})
     frozen = detector_lib.from_module(module)
-    params, state = jax.jit(frozen.init)(KEY, jnp.zeros((1, 64, 96, 3), jnp.uint8))
-    grads, (_, new_state) = jax.jit(jax.grad(frozen.loss, has_aux=True))(
+    params, state = tiny.jit(frozen.init)(KEY, jnp.zeros((1, 64, 96, 3), jnp.uint8))
+    grads, (_, new_state) = tiny.jit(jax.grad(frozen.loss, has_aux=True))(
         params, state, tiny.make_batch(), KEY
     )
     for name in ("stem", "stage1_block0"):

@@ -33,22 +33,22 @@ def detector():
 
 @pytest.fixture(scope="module")
 def variables(detector):
-    return jax.jit(detector.init)(KEY, jnp.zeros((1, *CANVAS, 3), jnp.uint8))
+    return tiny.jit(detector.init)(KEY, jnp.zeros((1, *CANVAS, 3), jnp.uint8))
 
 
 @pytest.fixture(scope="module")
 def targets(detector):
-    return jax.jit(detector.targets)
+    return tiny.jit(detector.targets)
 
 
 @pytest.fixture(scope="module")
 def predict(detector):
-    return jax.jit(detector.predict)
+    return tiny.jit(detector.predict)
 
 
 @pytest.fixture(scope="module")
 def loss(detector):
-    return jax.jit(jax.value_and_grad(detector.loss, has_aux=True))
+    return tiny.jit(jax.value_and_grad(detector.loss, has_aux=True))
 
 
 @pytest.mark.parametrize("size", [(64, 96), (65, 127)])
@@ -63,7 +63,7 @@ def test_raw_maps_have_one_cell_a_stride_and_three_anchors_a_cell(detector, vari
 
 
 def test_initial_scores_are_the_priors(detector, variables):
-    outputs = jax.jit(detector.forward)(*variables, tiny.make_batch().images)
+    outputs = tiny.jit(detector.forward)(*variables, tiny.make_batch().images)
     for stride, maps in zip((8, 16, 32), outputs.predictions):
         scores = jax.nn.sigmoid(maps.reshape(-1, 8))
         assert scores[:, 4].mean() == pytest.approx(8 / (608 / stride) ** 2, rel=0.2)
@@ -83,7 +83,8 @@ def test_loss_is_the_formula_on_recorded_rows(detector, variables, targets, monk
         rng.standard_normal((2, 64 // s, 96 // s, 24)).astype(np.float32) for s in (8, 16, 32)
     )
     monkeypatch.setattr(yolov3.YOLOv3, "forward", lambda *_, **__: yolov3.Outputs((), maps))
-    value, (metrics, _) = detector.loss(*variables, batch, KEY)
+    loss = tiny.jit(lambda *args: detector.loss(*args))  # its own trace, with these maps
+    value, (metrics, _) = loss(*variables, batch, KEY)
 
     found = targets(*variables, batch, KEY)["main"]
     rows = np.concatenate([m.reshape(2, -1, 8) for m in maps], axis=1).astype(np.float64)
@@ -202,7 +203,8 @@ def of_maps(maps, **fields):
 
     fixed = detector_lib.from_module(Fixed(**{**TINY, **fields}))
     images, size = jnp.zeros((1, *CANVAS, 3), jnp.uint8), jnp.array([CANVAS])
-    return jax.tree.map(lambda x: np.asarray(x[0]), fixed.candidates({}, {}, images, size))
+    found = tiny.jit(fixed.candidates)({}, {}, images, size)
+    return jax.tree.map(lambda x: np.asarray(x[0]), found)
 
 
 def quiet_maps():
@@ -262,7 +264,7 @@ def test_cells_of_padding_give_no_candidates(detector, variables):
         bias = params["head"][f"predict{level}"]["bias"]
         params["head"][f"predict{level}"]["bias"] = jnp.full_like(bias, 3.0)
     size = np.int32([[64, 96], [40, 50]])
-    found = jax.jit(detector.candidates)(params, variables[1], tiny.make_batch().images, size)
+    found = tiny.jit(detector.candidates)(params, variables[1], tiny.make_batch().images, size)
     centre = (found.boxes[..., :2] + found.boxes[..., 2:]) / 2
     for i, (height, width) in enumerate(size):
         reach = -(-np.array([width, height]) // 32) * 32  # of the coarsest cell with content
@@ -277,7 +279,7 @@ def test_rematerialisation_changes_neither_values_nor_paths(variables, loss):
     images = jax.ShapeDtypeStruct((1, *CANVAS, 3), jnp.uint8)
     shapes = jax.eval_shape(again.init, KEY, images)
     assert jax.tree.structure(shapes) == jax.tree.structure(variables)
-    compute = jax.jit(jax.value_and_grad(again.loss, has_aux=True))
+    compute = tiny.jit(jax.value_and_grad(again.loss, has_aux=True))
     (value, (_, state)), grads = compute(*variables, batch, KEY)
     (expected, (_, expected_state)), expected_grads = loss(*variables, batch, KEY)
     # The same float32 operations, which XLA may fuse and so round in another way.
@@ -297,8 +299,8 @@ def test_stored_norms_of_the_backbone_keep_their_statistics_and_learn():
         "batch_stats/backbone/.*",
         "params/backbone/.*norm/.*",
     )
-    params, state = jax.jit(stored.init)(KEY, jnp.zeros((1, *CANVAS, 3), jnp.uint8))
-    grads, (_, new_state) = jax.jit(jax.grad(stored.loss, has_aux=True))(
+    params, state = tiny.jit(stored.init)(KEY, jnp.zeros((1, *CANVAS, 3), jnp.uint8))
+    grads, (_, new_state) = tiny.jit(jax.grad(stored.loss, has_aux=True))(
         params, state, tiny.make_batch(), KEY
     )
     before, after = state["batch_stats"], new_state["batch_stats"]

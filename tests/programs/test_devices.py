@@ -179,7 +179,7 @@ for name, entry in tiny.TINY.items():
     config.optim.update(name="sgd", lr=1e-4, lr_batch_size=0, schedule="constant", warmup_steps=0)
     detector = detector_lib.build(config)
     batch = tiny.make_batch(entry.canvas, objects=(4, 0, 2, 3))
-    params, state = jax.jit(detector.init)(jax.random.key(0), batch.images[:1])
+    params, state = tiny.jit(detector.init)(jax.random.key(0), batch.images[:1])
     predictor = eval_lib.Predictor(detector, mesh)
     whole = jax.device_put((params, state), sharding.replicated(mesh))
     detections = predictor(*whole, *sharding.put_batch((batch.images, batch.image_size), mesh))

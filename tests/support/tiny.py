@@ -6,11 +6,16 @@ every detector must do.
 
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from detlab import types
 
 NUM_CLASSES = 3
+
+# A third of the time to compile, and slower programs: right for what runs a few times.
+_QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+
 _RESNET = dict(
     num_classes=NUM_CLASSES,
     depth=18,
@@ -101,3 +106,8 @@ def with_more_slots(batch: types.Batch, more: int) -> types.Batch:
         valid=np.pad(batch.valid, ((0, 0), (0, more))),
         ignore=np.pad(batch.ignore, ((0, 0), (0, more))),
     )
+
+
+def jit(function, **options):
+    """`jax.jit` for programs that run a few times."""
+    return jax.jit(function, compiler_options=_QUICK, **options)
