@@ -108,6 +108,8 @@ class ConvNorm(nn.Module):
     activation: Callable | None = None
     kernel_init: Callable = he_normal_out
     norm_groups: int = 32
+    norm_momentum: float = 0.9
+    norm_epsilon: float = 1e-5
     use_bias: bool | None = None
     dtype: jnp.dtype = jnp.float32
 
@@ -123,7 +125,14 @@ class ConvNorm(nn.Module):
             name="conv",
         )(x)
         if self.norm != "none":
-            x = Norm(self.norm, groups=self.norm_groups, dtype=self.dtype, name="norm")(x, train)
+            x = Norm(
+                self.norm,
+                self.norm_momentum,
+                self.norm_epsilon,
+                self.norm_groups,
+                dtype=self.dtype,
+                name="norm",
+            )(x, train)
         return x if self.activation is None else self.activation(x)
 
 

@@ -98,18 +98,18 @@ def diou(a, b):
     return iou(a, b) - (dx**2 + dy**2) / diagonal
 
 
-def ciou(a, b):
+def ciou(a, b, ratio_above=0.5):
     """Complete IoU (arXiv:1911.08287, eq. 8-11): DIoU less a term for the aspect ratio.
 
     As in the authors' code the ratio counts only where IoU > 0.5, and its weight alpha is a
-    constant for the gradient.
+    constant for the gradient.  In YOLOv5 it counts everywhere, `ratio_above` -1.
     """
     v = (4 / jnp.pi**2) * (_aspect_angle(b) - _aspect_angle(a)) ** 2
     overlap = jax.lax.stop_gradient(iou(a, b))
     constant_v = jax.lax.stop_gradient(v)
     # Identical boxes make this 0 / 0 without the maximum.
     alpha = constant_v / jnp.maximum(1 - overlap + constant_v, EPS)
-    return diou(a, b) - jnp.where(overlap > 0.5, alpha, 0.0) * v
+    return diou(a, b) - jnp.where(overlap > ratio_above, alpha, 0.0) * v
 
 
 def pairwise(measure, a, b):

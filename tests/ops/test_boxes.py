@@ -82,6 +82,15 @@ def test_ciou_adds_the_aspect_ratio_above_half_overlap():
     np.testing.assert_allclose(boxes_lib.ciou(a, b), expected, rtol=1e-5)
 
 
+def test_ciou_of_yolov5_adds_the_aspect_ratio_below_half_overlap_too():
+    a = jnp.array([0.0, 0.0, 10.0, 10.0])
+    b = jnp.array([0.0, 0.0, 10.0, 4.0])
+    np.testing.assert_array_equal(boxes_lib.ciou(a, b), boxes_lib.diou(a, b))
+    v = 4 / np.pi**2 * (np.arctan(10 / 4) - np.arctan(1)) ** 2
+    expected = boxes_lib.diou(a, b) - v * v / (1 - 0.4 + v)
+    np.testing.assert_allclose(boxes_lib.ciou(a, b, ratio_above=-1.0), expected, rtol=1e-5)
+
+
 def test_pairwise_iou_equals_a_slow_loop():
     a, b = random_boxes((2, 9)), random_boxes((2, 6), seed=SEED + 1)
     out = jax.jit(boxes_lib.pairwise_iou)(a, b)
