@@ -1,0 +1,194 @@
+"""Which anchors learn which objects in darknet's YOLOv3 and YOLOv4 (AlexeyAB's `yolo_layer.c`).
+
+An object is learned in the cell of its centre.  Of all anchors of the network, in whatever head,
+the one nearest to its width and height learns it.  With `iou_thresh` below 1 (YOLOv4 has 0.213)
+so does every other one that fits it better than that.  Each head looks at the objects by itself
+and takes those that came to the anchors of its `mask`: an object whose anchor no head has is not
+learned (anchor 0 of tiny YOLOv4).
+
+Objects may meet in one anchor of one cell, a *row* of the head's output.  Darknet writes one after
+another; `meet` says what stands there in the end.  It shuffles the objects of an image before;
+here they come in the order of their slots.
+
+Darknet reads labels as they are, and warns of those that cannot be.  Here `learnable` leaves out
+what darknet's reader leaves out, and objects whose centre is on no cell, for which it writes
+outside of the map.
+"""
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from detlab.ops import boxes as boxes_lib
+
+Array = Any
+
+
+class Entries(NamedTuple):
+    """What the anchors of a head may learn of an image: one entry an anchor and object slot."""
+
+    row: Array  # [A, G] int32 in 0..Hl*Wl*A-1, by rows, columns and anchors of a cell
+    positive: Array  # [A, G] bool: the anchor learns the object there
+
+
+class Rows(NamedTuple):
+    """What objects have written into the N rows of a head; labels are -1 where none has."""
+
+    first: Array  # [N] int32 label of the object that came first
+    last: Array  # [N] int32 label of the last object that was assigned
+    later: Array  # [N, C] bool: classes of objects that came to a row which was taken
+
+
+def learnable(gt_boxes, gt_valid, canvas):
+    """[G] bool: objects of 1 px and more along both sides, with their centre on the canvas.
+
+    Args:
+      gt_boxes: [G, 4] xyxy px, padded.
+      gt_valid: [G] bool, the real objects.
+      canvas: (height, width) px.
+    """
+    x, y, width, height = jnp.moveaxis(boxes_lib.xyxy_to_cxcywh(gt_boxes), -1, 0)
+    on_canvas = (x > 0) & (y > 0) & (x < canvas[1]) & (y < canvas[0])
+    return gt_valid & on_canvas & (width >= 1) & (height >= 1)
+
+
+def shape_overlap(a, b, kind="iou"):
+    """Overlap of boxes around one centre, `iou_thresh_kind` of the cfg.
+
+    Args:
+      a, b: [..., 2] width and height, > 0 each, that broadcast.
+      kind: "iou", "giou", "diou" (here the same as "iou") or "ciou", whose aspect term counts at
+        any IoU, unlike that of `boxes.ciou`.
+    Returns:
+      [...].
+    Raises:
+      ValueError: another kind.
+    """
+    if kind not in ("iou", "giou", "diou", "ciou"):
+        raise ValueError(f"kind must be 'iou', 'giou', 'diou' or 'ciou', not {kind!r}")
+    inner = jnp.minimum(a, b).prod(-1)
+    union = a.prod(-1) + b.prod(-1) - inner
+    iou = inner / jnp.maximum(union, jnp.finfo(jnp.float32).tiny)
+    if kind == "giou":
+        outer = jnp.maximum(a, b).prod(-1)
+        return iou - (outer - union) / outer
+    if kind == "ciou":
+        angle = jnp.arctan(b[..., 0] / b[..., 1]) - jnp.arctan(a[..., 0] / a[..., 1])
+        v = (4 / jnp.pi**2) * angle**2
+        return iou - v * v / (1 - iou + v + 1e-6)
+    return iou
+
+
+def assign(sizes, mask, shape, canvas, gt_boxes, gt_valid, iou_thresh=1.0, iou_kind="iou"):
+    """The entries of one head and one image.
+
+    Args:
+      sizes: [K, 2] width and height of all anchors of the network, px, static.
+      mask: the numbers of this head's A anchors, static.
+      shape: (Hl, Wl) cells of the head.
+      canvas: (height, width) px.
+      gt_boxes: [G, 4] xyxy px, padded.
+      gt_valid: [G] bool, those that are `learnable`.
+      iou_thresh: anchors of a larger overlap with an object learn it besides the best; from 1
+        there are none.
+      iou_kind: the overlap that `iou_thresh` is one of, see `shape_overlap`.
+    Returns:
+      Entries.
+    """
+    unit = np.array([canvas[1], canvas[0]], np.float32)  # relative, as in darknet: only ciou cares
+    anchors = jnp.asarray(sizes, jnp.float32) / unit  # [K, 2]
+    center, extent = jnp.split(boxes_lib.xyxy_to_cxcywh(gt_boxes) / np.tile(unit, 2), 2, axis=-1)
+    extent = jnp.where(gt_valid[:, None], extent, 1.0)  # [G, 2]
+    best = jnp.argmax(shape_overlap(anchors[:, None], extent), axis=0)  # [G], the first of equals
+    numbers = np.asarray(mask)[:, None]  # [A, 1]
+    positive = numbers == best  # [A, G]
+    if iou_thresh < 1:
+        own = anchors[np.asarray(mask)]
+        positive |= shape_overlap(own[:, None], extent, iou_kind) > iou_thresh
+    cells = np.array([shape[1], shape[0]])
+    column, row = jnp.moveaxis(jnp.floor(center * cells).astype(jnp.int32), -1, 0)  # [G] each
+    column, row = jnp.clip(column, 0, shape[1] - 1), jnp.clip(row, 0, shape[0] - 1)
+    number = (row * shape[1] + column) * len(mask) + np.arange(len(mask))[:, None]  # [A, G]
+    return Entries(number.astype(jnp.int32), positive & gt_valid)
+
+
+def best_overlap(boxes, gt_boxes, gt_valid):
+    """The object that each predicted box overlaps best; objects are scanned one after another.
+
+    Args:
+      boxes: [N, 4] xyxy px; one that is not finite overlaps nothing.
+      gt_boxes: [G, 4] xyxy px, padded.
+      gt_valid: [G] bool.
+    Returns:
+      (IoU [N], 0 where there is none; slot [N] int32, the first of equals).
+    """
+
+    def step(carry, gt):
+        best, matched = carry
+        slot, box, valid = gt
+        iou = boxes_lib.iou(boxes, box)
+        better = valid & (iou > best)  # False for NaN
+        return (jnp.where(better, iou, best), jnp.where(better, slot, matched)), None
+
+    start = jnp.zeros(len(boxes)), jnp.zeros(len(boxes), jnp.int32)
+    gts = (jnp.arange(len(gt_boxes), dtype=jnp.int32), gt_boxes, gt_valid)
+    return lax.scan(step, start, gts)[0]
+
+
+def meet(entries, labels, num_rows, num_classes, predicted=None):
+    """What a row learns where several objects are written into it.
+
+    Args:
+      entries: of `assign`.
+      labels: [G] int32.
+      num_rows: N of the head.
+      num_classes: C.
+      predicted: [N] int32 slot of the object that a row learns because it predicts it
+        (`truth_thresh`), which is written before all others; -1 for none, None for none at all.
+    Returns:
+      Rows.
+    """
+    row, positive = entries
+    slots = jnp.broadcast_to(jnp.arange(len(labels)), row.shape)
+    first = jnp.full(num_rows, len(labels)).at[row].min(jnp.where(positive, slots, len(labels)))
+    last = jnp.full(num_rows, -1).at[row].max(jnp.where(positive, slots, -1))
+    if predicted is not None:
+        first = jnp.where(predicted >= 0, -1, first)  # before any slot
+    is_later = positive & (slots > first[row])
+    columns = jnp.broadcast_to(labels, row.shape)
+    later = jnp.zeros((num_rows, num_classes), bool).at[row, columns].max(is_later)
+    label_of = jnp.append(labels, -1)  # slots -1 and G have none
+    first_label = label_of[first]
+    if predicted is not None:
+        first_label = jnp.where(predicted >= 0, label_of[predicted], first_label)
+    return Rows(first_label, label_of[last], later)
+
+
+def objectness(
+    best_iou, confident, positive, weight, ignore_thresh, truth_thresh=1.0, smooth=False
+):
+    """What the objectness of each row learns, and how much it counts.
+
+    A row that no object was assigned to is background, unless its box overlaps an object by more
+    than `ignore_thresh`: then it does not count, and by more than `truth_thresh` it learns to be an
+    object.  With `smooth` the former learns its IoU, the latter its square, and assignments
+    change nothing: darknet writes theirs only where what stands there is exactly 0.
+
+    Args:
+      best_iou: [N] of `best_overlap`.
+      confident: [N] bool: rows with a class score high enough for `ignore_thresh`.
+      positive: [N] bool: some object was assigned.
+      weight: [N] of the positive ones.
+      ignore_thresh, truth_thresh: see above.
+      smooth: `objectness_smooth`.
+    Returns:
+      (target [N] in 0..1, weight [N], 1 for background).
+    """
+    near, predicted = confident & (best_iou > ignore_thresh), best_iou > truth_thresh
+    if smooth:
+        target = jnp.where(predicted, best_iou**2, jnp.where(near, best_iou, 0.0))
+        return target, jnp.ones_like(best_iou)
+    others = jnp.where(near & ~predicted, 0.0, 1.0)
+    return (positive | predicted).astype(jnp.float32), jnp.where(positive, weight, others)

@@ -1,0 +1,199 @@
+"""Darknet's losses: values, and deltas as the descent of each."""
+
+import functools
+
+import darknet_deltas
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from detlab.losses import darknet
+from detlab.ops import boxes as boxes_lib
+
+SEED = 2
+NUM_CLASSES = 4
+
+
+ROWS = 60
+
+
+@functools.cache
+def overlap(kind):
+    """(boxes, targets, growth, weight, max_delta) -> (losses, their gradient by raw)."""
+
+    def compute(boxes, targets, growth, weight, max_delta):
+        def loss(raw):
+            return darknet.overlap(raw, boxes, targets, growth, kind, weight, max_delta)
+
+        values, pull = jax.vjp(loss, jnp.zeros_like(boxes))
+        return values, pull(jnp.ones_like(values))[0]
+
+    return tiny.jit(compute)
+
+
+def pairs(count=ROWS):
+    """Boxes that meet, that miss each other along one axis, and along both."""
+    rng = np.random.default_rng(SEED)
+    truths = np.concatenate(
+        [rng.uniform(0.2, 0.8, (count, 2)), rng.uniform(0.05, 0.4, (count, 2))], 1
+    )
+    boxes = truths.copy()
+    boxes[:, :2] += rng.normal(0, 0.15, (count, 2))
+    boxes[:, 2:] *= np.exp(rng.normal(0, 0.4, (count, 2)))
+    growth = np.exp(rng.normal(0, 1, (count, 2)))
+    return np.float32(boxes), np.float32(truths), np.float32(growth)
+
+
+def deltas(boxes, truths, growth, kind):
+    rows = [
+        darknet_deltas.overlap_direction(tuple(map(float, b)), tuple(map(float, t)), kind)
+        for b, t in zip(boxes, truths)
+    ]
+    return np.array(rows) * np.concatenate([np.ones_like(growth), growth], axis=1)
+
+
+@pytest.mark.parametrize("kind", darknet.KINDS[1:])
+def test_the_descent_of_the_overlap_is_darknets_delta(kind):
+    boxes, truths, growth = pairs()
+    inner = np.array([darknet_deltas.spans(b, t)[0] for b, t in zip(boxes, truths)])
+    apart = (inner <= 0).sum(axis=1)
+    assert {0, 1, 2} == set(apart), "all cases are there"
+    weight = np.linspace(0.5, 2, ROWS, dtype=np.float32)
+    _, gradient = overlap(kind)(boxes, truths, growth, weight, np.inf)
+    expected = weight[:, None] * deltas(boxes, truths, growth, kind)
+    # Float32 against float64: differences of nearly equal terms lose some digits.
+    np.testing.assert_allclose(-gradient, expected, rtol=2e-4, atol=2e-5 * np.abs(expected).max())
+    if kind != "iou":
+        assert expected.any(axis=1).all(), "boxes that do not meet have a slope"
+
+
+def test_deltas_are_bounded_one_by_one_after_the_weight():
+    boxes, truths, growth = pairs()
+    weight = np.full(ROWS, 0.5, np.float32)
+    _, gradient = overlap("ciou")(boxes, truths, growth, weight, 1.5)
+    expected = 0.5 * deltas(boxes, truths, growth, "ciou")
+    assert (np.abs(expected) > 1.5).any() and (np.abs(expected) < 1).any()
+    expected = np.clip(expected, -1.5, 1.5)
+    np.testing.assert_allclose(-gradient, expected, rtol=2e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", darknet.KINDS[1:])
+def test_the_value_is_one_minus_the_overlap(kind):
+    boxes, truths, growth = pairs()
+    weight = np.linspace(0.5, 2, ROWS, dtype=np.float32)
+    values, _ = overlap(kind)(boxes, truths, growth, weight, np.inf)
+    measures = {"iou": boxes_lib.iou, "giou": boxes_lib.giou}
+    measures |= {"diou": boxes_lib.diou, "ciou": lambda a, b: boxes_lib.ciou(a, b, -1.0)}
+    # Ten thousand times larger: the smallest area that these know is far away.
+    corners = [boxes_lib.cxcywh_to_xyxy(jnp.asarray(x) * 1e4) for x in (boxes, truths)]
+    np.testing.assert_allclose(
+        values, weight * (1 - tiny.jit(measures[kind])(*corners)), rtol=1e-4, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("kind", darknet.KINDS[1:])
+def test_degenerate_boxes_have_finite_values_and_slopes(kind):
+    """Equal boxes, no width, no size at all, infinite and undefined ones, padding."""
+    truth = np.tile(np.float32([0.5, 0.5, 0.2, 0.1]), (ROWS, 1))
+    boxes, growth = truth.copy(), np.ones((ROWS, 2), np.float32)
+    boxes[1, 2], growth[1, 0] = 0, 0
+    boxes[2, 2:], growth[2] = 0, 0
+    boxes[3, 2], growth[3, 0] = np.inf, np.inf
+    boxes[4, 2:], growth[4] = np.inf, np.inf
+    boxes[5] = np.nan
+    truth[6] = 1.0  # what stands for no object
+    values, gradient = overlap(kind)(boxes, truth, growth, np.ones(ROWS, np.float32), np.inf)
+    assert np.isfinite(values).all() and np.isfinite(gradient).all()
+    assert values[0] == pytest.approx(0, abs=1e-5)
+    np.testing.assert_allclose(values[3:6], 1, rtol=1e-5)
+    np.testing.assert_array_equal(gradient[3:6], 0)
+    usable = np.array([0, 1, 2, 6])
+    expected = deltas(boxes[usable], truth[usable], growth[usable], kind)
+    # Of equal boxes, terms of about 20 cancel.
+    np.testing.assert_allclose(-np.asarray(gradient)[usable], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_an_unknown_kind_raises():
+    with pytest.raises(ValueError, match="'mse'"):
+        darknet.overlap_deltas(jnp.ones(4), jnp.ones(4), jnp.ones(2), "mse")
+
+
+@pytest.mark.parametrize("scale", [1.0, 1.2])
+def test_place_is_a_cross_entropy_whose_descent_is_the_distance_to_the_target(scale):
+    rng = np.random.default_rng(SEED)
+    raw = np.float32(rng.normal(0, 2, (20, 2)))
+    targets = np.float32(rng.uniform(0, 1, (20, 2)))
+    compute = tiny.jit(jax.value_and_grad(lambda x: darknet.place(x, targets, scale).sum()))
+    value, gradient = compute(raw)
+    sigmoid = darknet_deltas.sigmoid(raw)
+    there = scale * sigmoid - (scale - 1) / 2
+    np.testing.assert_allclose(-gradient, targets - there, rtol=1e-4, atol=1e-6)
+    wanted = (targets + (scale - 1) / 2) / scale
+    entropy = -(wanted * np.log(sigmoid) + (1 - wanted) * np.log(1 - sigmoid))
+    assert value == pytest.approx(scale * entropy.sum(), rel=1e-5)
+
+
+def test_size_is_half_a_square():
+    raw, target = jnp.array([1.0, -2.0]), jnp.array([0.5, -1.0])
+    np.testing.assert_allclose(darknet.size(raw, target), [0.125, 0.5])
+    np.testing.assert_allclose(jax.grad(lambda x: darknet.size(x, target).sum())(raw), [0.5, -1.0])
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        dict(),
+        dict(label_smooth_eps=0.2),
+        dict(counters_per_class=(10, 40, 0, 20), cls_normalizer=0.5, max_delta=30.0),
+        dict(focal_loss=True),
+        dict(focal_loss=True, counters_per_class=(10, 40, 0, 20), label_smooth_eps=0.2),
+    ],
+)
+def test_classes_learn_what_objects_write_one_after_another(keys):
+    head = darknet_deltas.Head((), (), **keys)
+    rng = np.random.default_rng(SEED)
+    rows = [[0], [2, 1], [1, 1], [3, 0, 3, 0], [1, 2, 3, 0], []]  # labels, in their order
+    logits = np.float32(rng.normal(0, 1.5, (len(rows), NUM_CLASSES)))
+    scores = darknet_deltas.sigmoid(logits)
+    expected = np.zeros_like(scores)
+    for i, labels in enumerate(rows):
+        for label in labels:
+            darknet_deltas.write_class(expected[i], scores[i], label, head)
+    first = np.array([labels[0] if labels else -1 for labels in rows])
+    later = np.array([[c in labels[1:] for c in range(NUM_CLASSES)] for labels in rows])
+    rules = (
+        darknet.class_multipliers(head.counters_per_class, head.max_delta),
+        head.cls_normalizer,
+        head.label_smooth_eps,
+        head.focal_loss,
+    )
+    found = tiny.jit(lambda *args: darknet.class_targets(*args, *rules))
+    targets, weights = found(np.float32(scores), first, later)
+    found = weights * (targets - np.float32(scores))
+    np.testing.assert_allclose(found[:-1], expected[:-1], rtol=1e-5, atol=1e-6)
+
+
+def test_an_own_score_takes_the_place_of_the_first_objects_one():
+    scores, first = jnp.full((2, 3), 0.5), jnp.array([1, 1])
+    later = jnp.zeros((2, 3), bool)
+    targets, weights = darknet.class_targets(
+        scores, first, later, jnp.array([1.0, 4.0, 1.0]), 0.5, own_score=jnp.array([0.25, 0.0])
+    )
+    np.testing.assert_array_equal(targets, [[0, 0.25, 0], [0, 1, 0]])
+    np.testing.assert_array_equal(weights, [[1, 4, 1], [1, 2, 1]])
+
+
+def test_rare_classes_count_more_up_to_a_bound():
+    np.testing.assert_array_equal(darknet.class_multipliers((10, 40, 0, 20), 30), [4, 1, 30, 2])
+    assert darknet.class_multipliers((), 5.0) is None
+
+
+def test_a_given_slope_is_the_derivative_and_the_value_stays():
+    slope = jnp.array([[2.0, -3.0]])
+    value, gradient = jax.value_and_grad(
+        lambda x: darknet.with_slope((x**3).sum(-1), x, slope).sum()
+    )(jnp.array([[1.0, 2.0]]))
+    assert value == 9
+    np.testing.assert_array_equal(gradient, slope)
