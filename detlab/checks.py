@@ -192,6 +192,7 @@ RULES = {
     "optim.milestone_factor": POSITIVE,
     "optim.warmup_steps": _integer(0),
     "optim.warmup_factor": FRACTION,
+    "optim.warmup_power": POSITIVE,
     "optim.final_factor": FRACTION,
     "optim.ema_decay": Rule(lambda v: _is_number(v) and 0 <= v < 1, "a number from 0 to below 1"),
     "optim.ema_warmup": _integer(0),

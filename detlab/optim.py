@@ -71,10 +71,10 @@ def build(
 
 
 def learning_rate(optim, total_steps: int, batch_size: int, steps_per_unit: int) -> optax.Schedule:
-    """Step -> learning rate: linear warm-up, then steps or a half cosine.
+    """Step -> learning rate: warm-up, then steps or a half cosine.
 
-    Warm-up multiplies what the schedule gives, as in mmdetection; the cosine is SGDR's
-    (arXiv:1608.03983, eq. 5) without restarts.
+    Warm-up multiplies what the schedule gives, as in mmdetection; it is linear there, and a fourth
+    power in darknet's `burn_in`.  The cosine is SGDR's (arXiv:1608.03983, eq. 5) without restarts.
     """
     scale = batch_size / optim.lr_batch_size if optim.lr_batch_size else 1.0
     peak = optim.lr * scale
@@ -109,7 +109,8 @@ def learning_rate(optim, total_steps: int, batch_size: int, steps_per_unit: int)
 
     def schedule(step):
         step = jnp.asarray(step, jnp.float32)
-        factor = 1 - (1 - step / max(warmup, 1)) * (1 - optim.warmup_factor)
+        progress = (step / max(warmup, 1)) ** optim.warmup_power
+        factor = 1 - (1 - progress) * (1 - optim.warmup_factor)
         return after(step) * jnp.where(step < warmup, factor, 1.0)
 
     return schedule

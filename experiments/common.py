@@ -95,6 +95,7 @@ def base(detector: str) -> ConfigDict:
                 milestone_factor=0.1,
                 warmup_steps=500,
                 warmup_factor=0.001,
+                warmup_power=1.0,  # 1: linear; 4: darknet's burn_in
                 final_factor=0.0,  # cosine ends at this part of lr
                 ema_decay=0.0,  # of the averaged weights that are evaluated; 0: no averaging
                 ema_warmup=0,  # steps; the decay begins at 0 and nears ema_decay as in YOLOv5

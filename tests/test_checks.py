@@ -198,6 +198,7 @@ NOT_FRACTIONS = (-0.1, 1.1, float("nan"), True, "0.5", None)
         *values("optim__milestone_factor", "a number above 0", 0.0, -1),
         *values("optim__warmup_steps", "an integer, at least 0", -1, *NOT_INTEGERS),
         *values("optim__warmup_factor", "a number from 0 to 1", *NOT_FRACTIONS),
+        *values("optim__warmup_power", "a number above 0", 0.0, -1),
         *values("optim__final_factor", "a number from 0 to 1", *NOT_FRACTIONS),
         *values("eval__batch_size", "an integer, at least 1", 0, *NOT_INTEGERS),
         *values("eval__best_by", "one of AP, AP50, AP75, mAP07, mAP12", "ap", None),

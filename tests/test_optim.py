@@ -33,6 +33,7 @@ def block(**changes):
         milestone_factor=0.1,
         warmup_steps=0,
         warmup_factor=0.001,
+        warmup_power=1.0,
         final_factor=0.0,
     )
     assert changes.keys() <= values.keys()
@@ -150,6 +151,11 @@ def test_warm_up_is_linear_from_its_factor_and_ends_at_its_last_step():
     # lr * (1 - (1 - step / 4) (1 - 0.2)): 0.2, 0.4, 0.6, 0.8 of the rate, then the rate.
     found = rates(at=(0, 1, 2, 3, 4, 5), warmup_steps=4, warmup_factor=0.2)
     np.testing.assert_allclose(found, [0.02, 0.04, 0.06, 0.08, 0.1, 0.1], rtol=1e-5)
+
+
+def test_a_warm_up_of_the_fourth_power_is_darknets_burn_in():
+    found = rates(at=(0, 1, 5, 9, 10), warmup_steps=10, warmup_factor=0.0, warmup_power=4.0)
+    np.testing.assert_allclose(found, [0, 0.1e-4, 0.1 / 16, 0.1 * 0.9**4, 0.1], rtol=1e-5)
 
 
 def test_without_warm_up_the_first_step_has_the_full_rate():
