@@ -110,7 +110,7 @@ def learning_rate(optim, total_steps: int, batch_size: int, steps_per_unit: int)
     def schedule(step):
         step = jnp.asarray(step, jnp.float32)
         progress = (step / max(warmup, 1)) ** optim.warmup_power
-        factor = 1 - (1 - progress) * (1 - optim.warmup_factor)
+        factor = optim.warmup_factor + (1 - optim.warmup_factor) * progress
         return after(step) * jnp.where(step < warmup, factor, 1.0)
 
     return schedule
