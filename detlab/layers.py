@@ -18,6 +18,7 @@ from flax import linen as nn
 from jax import lax
 
 from detlab.ops import conv as conv_lib
+from detlab.ops import deform_conv as deform_conv_lib
 
 NORMS = ("batch", "stored", "frozen", "group", "none")
 
@@ -134,6 +135,39 @@ class ConvNorm(nn.Module):
                 name="norm",
             )(x, train)
         return x if self.activation is None else self.activation(x)
+
+
+class DeformConv(nn.Module):
+    """Deformable convolution without bias of all levels of a pyramid, of stride 1.
+
+    Padded by (k - 1) // 2 on every side.  A single map is a pyramid of one level.
+    """
+
+    features: int
+    kernel_size: int = 3
+    deform_groups: int = 1  # blocks of input channels, each with offsets of its own
+    kernel_init: Callable = he_normal_out
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, maps, offsets):
+        """([B, Hl, Wl, Cin], ...) and offsets -> ([B, Hl, Wl, features], ...).
+
+        Offsets are [B, Hl, Wl, deform_groups * k * k * 2]: dy, dx of each tap in cells, by rows.
+        """
+        shape = (self.kernel_size, self.kernel_size, maps[0].shape[-1], self.features)
+        kernel = self.param("kernel", self.kernel_init, shape).astype(self.dtype)
+
+        def one_image(maps, offsets):
+            return deform_conv_lib.deform_conv_levels(
+                maps,
+                offsets,
+                kernel,
+                padding=(self.kernel_size - 1) // 2,
+                deform_groups=self.deform_groups,
+            )
+
+        return jax.vmap(one_image)(tuple(x.astype(self.dtype) for x in maps), tuple(offsets))
 
 
 class LevelScales(nn.Module):

@@ -50,6 +50,20 @@ def test_conv_without_bias_has_only_a_kernel():
     assert {k: v.shape for k, v in tree["params"].items()} == {"kernel": (7, 7, 3, 8)}
 
 
+def test_a_deformable_convolution_without_offsets_is_the_convolution_of_each_level():
+    maps = example(shape=(2, 3, 5, 4)), example(shape=(2, 2, 3, 4))
+    module = layers.DeformConv(6, deform_groups=2)
+    still = tuple(np.zeros((*x.shape[:3], 36), np.float32) for x in maps)
+    tree = jax.eval_shape(module.init, jax.random.key(0), maps, still)
+    assert {k: v.shape for k, v in tree["params"].items()} == {"kernel": (3, 3, 4, 6)}
+    kernel = np.random.default_rng(1).normal(size=(3, 3, 4, 6)).astype(np.float32)
+    variables = {"params": {"kernel": kernel}}
+    found = jax.jit(module.apply)(variables, maps, still)
+    for x, y in zip(maps, found, strict=True):
+        expected = layers.Conv(6, use_bias=False).apply(variables, x)
+        np.testing.assert_allclose(y, expected, rtol=1e-5, atol=2e-5)
+
+
 def test_parameter_paths_are_the_same_in_all_norm_modes():
     def paths(mode):
         module = layers.ConvNorm(4, norm=mode, norm_groups=2)

@@ -53,34 +53,93 @@ def deform_conv(
 
     Gradients go to x, offsets, kernel and mask.
     """
-    x, offsets, kernel = jnp.asarray(x), jnp.asarray(offsets), jnp.asarray(kernel)
+    masks = None if mask is None else (mask,)
+    return deform_conv_levels(
+        (x,), (offsets,), kernel, masks, stride, padding, dilation, groups, deform_groups
+    )[0]
+
+
+def deform_conv_levels(
+    maps,
+    offsets,
+    kernel,
+    masks=None,
+    stride=1,
+    padding=1,
+    dilation=1,
+    groups=1,
+    deform_groups=1,
+):
+    """`deform_conv` of the maps of a pyramid by one kernel, in one loop over all their cells.
+
+    Level by level the results are the same, but XLA compiles the loop and its gradient once a
+    level, a second or two each.
+
+    Args:
+      maps: for each level what `deform_conv` calls x.
+      offsets: for each level.
+      kernel: of all levels.
+      masks: for each level, or None.
+      stride, padding, dilation, groups, deform_groups: see there; of all levels.
+    Returns:
+      [H', W', Cout] of each level, dtype of its map.  What is made on the way is that of all
+      levels together; on a CPU W' is that of the first.
+    Raises:
+      ValueError: shapes, groups or numbers of levels that do not fit.
+    """
+    maps, offsets = (tuple(map(jnp.asarray, values)) for values in (maps, offsets))
+    masks = (None,) * len(maps) if masks is None else masks
+    if not len(maps) == len(offsets) == len(masks):
+        raise ValueError(f"{len(maps)} maps, {len(offsets)} offsets and {len(masks)} masks")
+    kernel = jnp.asarray(kernel)
     kh, kw, depth, cout = kernel.shape
     taps = kh * kw
-    if x.ndim != 3 or x.shape[2] != depth * groups or cout % groups or x.shape[2] % deform_groups:
-        raise ValueError(
-            f"x {x.shape} and kernel {kernel.shape} do not fit with groups {groups} and "
-            f"deform_groups {deform_groups}"
+    sizes, cells, corners, start = [], [], [], 0
+    for x, level_offsets, mask in zip(maps, offsets, masks):
+        fits = x.ndim == 3 and x.shape[2] == depth * groups and x.shape[2] % deform_groups == 0
+        if not fits or cout % groups:
+            raise ValueError(
+                f"x {x.shape} and kernel {kernel.shape} do not fit with groups {groups} and "
+                f"deform_groups {deform_groups}"
+            )
+        size = tuple(
+            (s + 2 * padding - dilation * (k - 1) - 1) // stride + 1
+            for s, k in zip(x.shape[:2], (kh, kw))
         )
-    size = tuple(
-        (s + 2 * padding - dilation * (k - 1) - 1) // stride + 1
-        for s, k in zip(x.shape[:2], (kh, kw))
-    )
-    for name, array, per_tap in (("offsets", offsets, 2), ("mask", mask, 1)):
-        if array is not None and array.shape != (*size, deform_groups * taps * per_tap):
+        for name, array, per_tap in (("offsets", level_offsets, 2), ("mask", mask, 1)):
             expected = (*size, deform_groups * taps * per_tap)
-            raise ValueError(f"{name} must be {expected}, not {array.shape}")
-    if 0 in size:
-        return jnp.zeros((*size, cout), x.dtype)
+            if array is not None and array.shape != expected:
+                raise ValueError(f"{name} must be {expected}, not {array.shape}")
+        sizes.append(size)
+        if 0 in size:
+            continue
+        index, weight = _corners(
+            x.shape, level_offsets, (kh, kw), size, stride, padding, dilation, deform_groups
+        )
+        if mask is not None:
+            mask = mask.reshape(-1, deform_groups, taps).swapaxes(1, 2)  # [P, T, E]
+            weight *= mask[..., None]
+        corners.append((start + index, weight))
+        # A ring of zeros: no sample reads beyond it.
+        padded = jnp.pad(x, ((1, 1), (1, 1), (0, 0))).reshape(-1, x.shape[2] // deform_groups)
+        cells.append(padded)
+        start += len(padded)
+    if not cells:
+        return tuple(jnp.zeros((*size, cout), x.dtype) for size, x in zip(sizes, maps))
 
-    corners = _corners(x.shape, offsets, (kh, kw), size, stride, padding, dilation, deform_groups)
-    if mask is not None:
-        mask = mask.reshape(-1, deform_groups, taps).swapaxes(1, 2)  # [P, T, E]
-        corners = corners._replace(weight=corners.weight * mask[..., None])
-    # A ring of zeros: no sample reads beyond it.
-    cells = jnp.pad(x, ((1, 1), (1, 1), (0, 0))).reshape(-1, x.shape[2] // deform_groups)
+    width = next(size[1] for size in sizes if 0 not in size)
+    index, weight = (jnp.concatenate(parts) for parts in zip(*corners))  # [P, T, E, 4]
+    fill = ((0, -len(index) % width), (0, 0), (0, 0), (0, 0))  # the last row is a whole one
     kernel = kernel.reshape(taps, depth, groups, cout // groups).swapaxes(1, 2)
-    out = _convolve(size[1], cells, *corners, kernel)  # [P, Cout]
-    return out.reshape(*size, cout).astype(x.dtype)
+    out = _convolve(
+        width, jnp.concatenate(cells), jnp.pad(index, fill), jnp.pad(weight, fill), kernel
+    )  # [P, Cout]
+    results, start = [], 0
+    for size, x in zip(sizes, maps):
+        end = start + size[0] * size[1]
+        results.append(out[start:end].reshape(*size, cout).astype(x.dtype))
+        start = end
+    return tuple(results)
 
 
 def _corners(shape, offsets, kernel_size, size, stride, padding, dilation, deform_groups):

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 from jax import lax
 
 from detlab import sharding
@@ -249,6 +250,33 @@ def test_a_batch_equals_its_images_also_inside_shard_map(program):
         np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6)
 
 
+def test_the_levels_of_a_pyramid_equal_each_alone_in_value_and_gradient(program):
+    sizes = [(6, 7), (2, 0), (3, 4)]  # 42 + 12 cells do not fill rows of 7
+    levels = [inputs(size, deform_groups=2, seed=i) for i, size in enumerate(sizes)]
+    maps, offsets, kernels, masks = zip(*levels)
+
+    def alone(maps, offsets, kernel, masks):
+        one = functools.partial(deform_conv_lib.deform_conv, deform_groups=2)
+        return tuple(one(x, o, kernel, m) for x, o, m in zip(maps, offsets, masks))
+
+    def together(*arrays):
+        return deform_conv_lib.deform_conv_levels(*arrays, deform_groups=2)
+
+    dy = tuple(np.float32(np.cos(np.indices((*size, 6)).sum(0))) for size in sizes)
+
+    def value_and_gradients(function):
+        def run(*arrays):
+            out, vjp = jax.vjp(function, *arrays)
+            return out, vjp(dy)
+
+        return tiny.jit(run)(maps, offsets, kernels[0], masks)
+
+    expected, found = value_and_gradients(alone), value_and_gradients(together)
+    assert [x.shape for x in found[0]] == [(*size, 6) for size in sizes]
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
 def test_an_empty_result_has_no_cells():
     x, _, kernel, _ = inputs()
     out = deform_conv_lib.deform_conv(x[:0], np.zeros((0, 7, 18), np.float32), kernel)
@@ -303,3 +331,5 @@ def test_bad_arguments_raise():
         deform_conv_lib.deform_conv(x, mask, kernel)
     with pytest.raises(ValueError, match=r"mask must be \(6, 7, 9\)"):
         deform_conv_lib.deform_conv(x, offsets, kernel, offsets)
+    with pytest.raises(ValueError, match="2 maps, 1 offsets and 2 masks"):
+        deform_conv_lib.deform_conv_levels((x, x), (offsets,), kernel)
