@@ -190,3 +190,8 @@ def prior_bias(probability: float) -> Callable:
 def max_pool_3x3(x: jax.Array) -> jax.Array:
     """3x3 max pooling of stride 2, padded by 1 on every side as in PyTorch."""
     return nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+
+
+def normalise(images: jax.Array, mean, std, dtype) -> jax.Array:
+    """[B, H, W, 3] pixels, uint8 or float, less the mean and over the deviation of each channel."""
+    return ((images.astype(jnp.float32) - jnp.array(mean)) / jnp.array(std)).astype(dtype)

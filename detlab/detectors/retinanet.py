@@ -94,25 +94,11 @@ class RetinaNet(nn.Module):
 
     def check(self) -> None:
         """Raises ValueError for a value that no RetinaNet can have, before anything is built."""
-        depths, norms = resnet.STAGES, layers.NORMS
-        dtypes = ("float32", "bfloat16", "float16")
-        stages, strides = self.backbone_stages, tuple(self.strides)
-        # Groups of 32: every width of a ResNet is a multiple of the first.
-        divisible = self.backbone_norm != "group" or self.backbone_width % 32 == 0
+        strides = tuple(self.strides)
         doubling = strides and strides == tuple(8 * 2**i for i in range(len(strides)))
         rules = (
             ("num_classes", self.num_classes >= 1, "at least 1"),
-            ("depth", self.depth in depths, f"one of {', '.join(map(str, depths))}"),
-            ("style", self.style in ("pytorch", "caffe"), "pytorch or caffe"),
-            ("backbone_norm", self.backbone_norm in norms, f"one of {', '.join(norms)}"),
-            ("frozen_stages", 0 <= self.frozen_stages <= 4, "0 to 4"),
-            ("backbone_width", self.backbone_width >= 1, "at least 1"),
-            ("backbone_width", divisible, "divisible by 32 where backbone_norm is group"),
-            (
-                "backbone_stages",
-                stages is None or fields.positive(stages, 4, int),
-                "four block counts",
-            ),
+            *fields.of_resnet(self, resnet.STAGES, layers.NORMS),
             ("neck_width", self.neck_width >= 1, "at least 1"),
             ("head_convs", self.head_convs >= 0, "at least 0"),
             ("head_width", self.head_width >= 1, "at least 1"),
@@ -128,12 +114,8 @@ class RetinaNet(nn.Module):
             ("focal_gamma", self.focal_gamma >= 0, "at least 0"),
             ("box_weight", self.box_weight >= 0, "at least 0"),
             ("candidates_per_level", self.candidates_per_level >= 1, "at least 1"),
-            ("score_threshold", 0 <= self.score_threshold <= 1, "0 to 1"),
-            ("nms_iou", 0 <= self.nms_iou <= 1, "0 to 1"),
-            ("max_detections", self.max_detections >= 1, "at least 1"),
-            ("pixel_mean", fields.numbers(self.pixel_mean, 3), "three numbers"),
-            ("pixel_std", fields.positive(self.pixel_std, 3), "three numbers above 0"),
-            ("dtype", self.dtype in dtypes, f"one of {', '.join(dtypes)}"),
+            *fields.of_suppression(self),
+            *fields.of_input(self),
         )
         fields.check(self, rules)
 
@@ -165,8 +147,8 @@ class RetinaNet(nn.Module):
 
     def forward(self, images: jax.Array, train: bool) -> Outputs:
         """[B, H, W, 3] RGB, uint8 or float32 in 0..255 -> raw maps of every level."""
-        x = (images.astype(jnp.float32) - jnp.array(self.pixel_mean)) / jnp.array(self.pixel_std)
-        features = self.neck(self.backbone(x.astype(self.dtype), train), train)
+        x = layers.normalise(images, self.pixel_mean, self.pixel_std, self.dtype)
+        features = self.neck(self.backbone(x, train), train)
         maps = self.head(features, train)
         return Outputs(features, maps["cls_logits"], maps["box_deltas"])
 

@@ -129,7 +129,7 @@ class YOLOv3(nn.Module):
 
     def check(self) -> None:
         """Raises ValueError for a value that no YOLOv3 can have, before anything is built."""
-        norms, dtypes = ("batch", "stored", "frozen"), ("float32", "bfloat16", "float16")
+        norms = ("batch", "stored", "frozen")
         blocks, objects = self.backbone_blocks, self.prior_objects
         of_a_map = (608 // max(STRIDES)) ** 2  # cells
         rules = (
@@ -155,13 +155,9 @@ class YOLOv3(nn.Module):
             ("wh_weight", self.wh_weight >= 0, "at least 0"),
             ("summed_images", self.summed_images > 0, "above 0"),
             ("objectness_threshold", 0 <= self.objectness_threshold <= 1, "0 to 1"),
-            ("score_threshold", 0 <= self.score_threshold <= 1, "0 to 1"),
             ("num_candidates", self.num_candidates >= 1, "at least 1"),
-            ("nms_iou", 0 <= self.nms_iou <= 1, "0 to 1"),
-            ("max_detections", self.max_detections >= 1, "at least 1"),
-            ("pixel_mean", fields.numbers(self.pixel_mean, 3), "three numbers"),
-            ("pixel_std", fields.positive(self.pixel_std, 3), "three numbers above 0"),
-            ("dtype", self.dtype in dtypes, f"one of {', '.join(dtypes)}"),
+            *fields.of_suppression(self),
+            *fields.of_input(self),
         )
         fields.check(self, rules)
 
@@ -197,8 +193,8 @@ class YOLOv3(nn.Module):
 
     def forward(self, images: jax.Array, train: bool) -> Outputs:
         """[B, H, W, 3] RGB, uint8 or float32 in 0..255 -> raw maps of every level."""
-        x = (images.astype(jnp.float32) - jnp.array(self.pixel_mean)) / jnp.array(self.pixel_std)
-        features = self.neck(self.backbone(x.astype(self.dtype), train), train)
+        x = layers.normalise(images, self.pixel_mean, self.pixel_std, self.dtype)
+        features = self.neck(self.backbone(x, train), train)
         return Outputs(features, self.head(features, train))
 
     def anchors(self, canvas: tuple[int, int]) -> tuple[jax.Array, jax.Array, jax.Array]:
