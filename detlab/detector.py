@@ -69,9 +69,15 @@ def from_module(module: nn.Module) -> Detector:
         return value, (metrics, {**state, **new_state})
 
     def targets(params, state, batch: types.Batch, rng: jax.Array):
-        return module.apply(
-            {"params": params, **state}, batch, method="targets", rngs={"sample": rng}
+        # Where they depend on the network, its live norms update what `loss` returns as new state.
+        found, _ = module.apply(
+            {"params": params, **state},
+            batch,
+            method="targets",
+            mutable=list(state),
+            rngs={"sample": rng},
         )
+        return found
 
     def candidates(params, state, images: jax.Array, image_size: jax.Array):
         return module.apply({"params": params, **state}, images, image_size, method="candidates")
