@@ -1,7 +1,7 @@
-"""Assignment of points to the objects around them (FCOS, arXiv:1904.01355, section 3).
+"""Assignment of points to objects: around them (FCOS) or near their centres (RepPoints).
 
-Objects are scanned one after another with a running minimum of the area over the points, so that
-memory is a few vectors of N points, whatever the number of objects.
+Objects are scanned one after another with a running minimum of the area, or of the distance, over
+the points, so that memory is a few vectors of N points, whatever the number of objects.
 """
 
 from typing import Any, NamedTuple
@@ -15,7 +15,7 @@ from detlab.ops import coders
 Array = Any
 
 
-class Inside(NamedTuple):
+class Assigned(NamedTuple):
     """What each point of an image learns."""
 
     status: Array  # [N] int32: -1 ignored, 0 negative, 1 positive
@@ -34,8 +34,9 @@ def assign(
 ):
     """Positive points: those strictly inside an object whose sides lie within the level's reach.
 
-    The reach is compared with the largest of the four distances, both ends included as in the
-    reference.  Of several objects a point learns that of the smallest area, the first of equals.
+    FCOS, arXiv:1904.01355, section 3.  The reach is compared with the largest of the four
+    distances, both ends included as in the reference.  Of several objects a point learns that of
+    the smallest area, the first of equals.
 
     Args:
       points: [N, 2] x, y px.
@@ -46,7 +47,7 @@ def assign(
         along both axes ("center sampling", arXiv:2006.09214).  None: anywhere inside.
       point_valid: [N] bool; other points are ignored.
     Returns:
-      Inside.
+      Assigned.
     """
 
     def step(carry, gt):
@@ -68,7 +69,63 @@ def assign(
     status = jnp.isfinite(smallest).astype(jnp.int32)
     if point_valid is not None:
         status = jnp.where(point_valid, status, -1)
-    return Inside(status, matched)
+    return Assigned(status, matched)
+
+
+def assign_nearest(
+    points,
+    level,
+    strides,
+    gt_boxes,
+    gt_valid,
+    *,
+    scale=4.0,
+    num_positive=1,
+    point_valid=None,
+):
+    """Positive points: the nearest to the centre of each object, on the level of its size.
+
+    RepPoints, arXiv:1904.11490, section 3.3: a box of w x h px belongs to the level of stride
+    2^floor(log2(sqrt(w h) / scale)), or to the first or last there is.  Distances are parts of the
+    sides of the object, as in the reference.  A point that several objects take learns the nearest,
+    the first of equals.
+
+    Args:
+      points: [N, 2] x, y px.
+      level: [N] int32 of each point.
+      strides: px of each level, static, rising.
+      gt_boxes: [G, 4] xyxy px, padded.
+      gt_valid: [G] bool, the real objects; no other box is ever matched.
+      scale: see above.
+      num_positive: static; points that an object takes, or all of its level where it has fewer.
+      point_valid: [N] bool; other points are ignored.
+    Returns:
+      Assigned.
+    """
+    takes_part = jnp.ones(len(points), bool) if point_valid is None else point_valid
+    gts = boxes_lib.xyxy_to_cxcywh(gt_boxes)
+    center, size = gts[:, :2], jnp.maximum(gts[:, 2:], 1e-6)
+    # Products of powers of two, where a logarithm would round to the wrong side of a level.
+    least_area = jnp.square(scale * jnp.asarray(strides[1:], jnp.float32))  # [L - 1]
+    gt_level = (size.prod(-1)[:, None] >= least_area).sum(-1)  # [G]
+
+    def step(carry, gt):
+        nearest, matched = carry
+        slot, center, size, own_level, valid = gt
+        distance = jnp.square((points - center) / size).sum(-1)
+        distance = jnp.where(takes_part & (level == own_level), distance, jnp.inf)
+        negative, index = lax.top_k(-distance, min(num_positive, len(points)))
+        before = nearest[index]
+        takes = valid & (-negative < before)
+        nearest = nearest.at[index].set(jnp.where(takes, -negative, before))
+        matched = matched.at[index].set(jnp.where(takes, slot, matched[index]))
+        return (nearest, matched), None
+
+    start = jnp.full(len(points), jnp.inf), jnp.zeros(len(points), jnp.int32)
+    slots = jnp.arange(len(gt_boxes), dtype=jnp.int32)
+    (nearest, matched), _ = lax.scan(step, start, (slots, center, size, gt_level, gt_valid))
+    status = jnp.where(takes_part, jnp.isfinite(nearest).astype(jnp.int32), -1)
+    return Assigned(status, matched)
 
 
 def centerness(distances):

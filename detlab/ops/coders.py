@@ -12,11 +12,14 @@ import jax
 import jax.numpy as jnp
 
 from detlab.ops import boxes as boxes_lib
+from detlab.ops import gradient
 
 Array = Any
 
 # A 16 px anchor can grow to 1000 px, or the other way round, and no further (Detectron).
 MAX_LOG_RATIO = abs(math.log(16 / 1000))
+
+POINT_TRANSFORMS = ("moment", "minmax", "partial_minmax")
 
 
 def encode_deltas(anchors, boxes, stds=(1.0, 1.0, 1.0, 1.0), means=(0.0, 0.0, 0.0, 0.0)):
@@ -195,6 +198,58 @@ def decode_buckets(rois, logits, offsets, num_buckets, scale_factor, max_size=No
         boxes = boxes_lib.clip(boxes, max_size[0] - 1, max_size[1] - 1)
     confidence = top + jnp.where(jnp.abs(best - other) == 1, second, 0.0)
     return boxes, jnp.mean(confidence, axis=-1)
+
+
+def points_to_boxes(points, transform, transfer=None, transfer_gradient=0.01):
+    """The box that a set of points stands for (RepPoints, arXiv:1904.11490, section 3.2).
+
+    Args:
+      points: [..., T, 2] x, y.
+      transform:
+        minmax          T1: from the least to the largest coordinate;
+        partial_minmax  T2: the same of the first four points;
+        moment          T3: from the mean, a multiple of the standard deviation (that of T - 1) to
+                        either side.  Points without extent have no gradient through it.
+      transfer: [2] logarithms of the multiples along x and y; of moment only.
+      transfer_gradient: the gradient of `transfer` is multiplied by this, as in the reference.
+    Returns:
+      [..., 4] xyxy, in the unit of the points.
+    Raises:
+      ValueError: another transform, or moment without transfer or of a single point.
+    """
+    if transform not in POINT_TRANSFORMS:
+        names = ", ".join(POINT_TRANSFORMS)
+        raise ValueError(f"transform {transform!r} is not one of {names}")
+    if transform == "moment":
+        count = points.shape[-2]
+        if transfer is None or count < 2:
+            raise ValueError(f"moment needs transfer and two points or more, not {count}")
+        mean = points.mean(-2)
+        variance = jnp.square(points - mean[..., None, :]).sum(-2) / (count - 1)
+        spread = variance > 0
+        deviation = jnp.where(spread, jnp.sqrt(jnp.where(spread, variance, 1.0)), 0.0)
+        half = deviation * jnp.exp(gradient.scale(transfer, transfer_gradient))
+        low, high = mean - half, mean + half
+    else:
+        chosen = points[..., :4, :] if transform == "partial_minmax" else points
+        low, high = chosen.min(-2), chosen.max(-2)
+    return jnp.concatenate([low, high], axis=-1)
+
+
+def boxes_to_grid(boxes, side):
+    """Points spread evenly over boxes, corners and sides included.
+
+    Args:
+      boxes: [..., 4] xyxy.
+      side: points along each axis, 2 or more.
+    Returns:
+      [..., side * side, 2] x, y by rows, in the unit of the boxes.
+    """
+    steps = jnp.linspace(0.0, 1.0, side, dtype=boxes.dtype)
+    low, size = boxes[..., None, :2], (boxes[..., 2:] - boxes[..., :2])[..., None, :]
+    x, y = (low[..., i] + size[..., i] * steps for i in range(2))  # [..., side] each
+    x, y = jnp.broadcast_arrays(x[..., None, :], y[..., :, None])  # [..., side, side] each
+    return jnp.stack([x, y], axis=-1).reshape(*boxes.shape[:-1], side * side, 2)
 
 
 def _bucket_centers(rois, num_buckets, scale_factor):

@@ -1,4 +1,4 @@
-"""Assignment of points to the objects around them."""
+"""Assignment of points to the objects around them, or near them."""
 
 import functools
 
@@ -158,6 +158,105 @@ def test_points_outside_the_content_are_ignored():
     )
     expected = assign(points, low, high, random_boxes(6), np.ones(6, bool))
     np.testing.assert_array_equal(found.status, np.where(inside, expected.status, -1))
+
+
+def nearest_args(strides, priors):
+    """The arguments of a unit case: points and level, of [N, 4] x, y, stride, stride."""
+    return priors[:, :2], np.searchsorted(strides, priors[:, 2]).astype(np.int32), strides
+
+
+def slow_nearest(points, level, strides, boxes, scale, count):
+    """Object after object, each with all distances of its level: (status, matched)."""
+    nearest, matched = np.full(len(points), np.inf), np.zeros(len(points), int)
+    for slot, (x1, y1, x2, y2) in enumerate(np.float64(boxes)):
+        w, h = max(x2 - x1, 1e-6), max(y2 - y1, 1e-6)
+        own = np.floor((np.log2(w / scale) + np.log2(h / scale)) / 2)
+        own = np.clip(own, np.log2(strides[0]), np.log2(strides[-1])) - np.log2(strides[0])
+        here = np.flatnonzero(level == own)
+        offset = (points[here] - [(x1 + x2) / 2, (y1 + y2) / 2]) / [w, h]
+        distance = np.hypot(*offset.T)
+        for n in np.argsort(distance, kind="stable")[:count]:
+            if distance[n] < nearest[here[n]]:
+                nearest[here[n]], matched[here[n]] = distance[n], slot
+    return np.isfinite(nearest).astype(int), matched
+
+
+@pytest.mark.parametrize("name", ["point_4_1", "point_4_3", "point_2_5", "point_none"])
+def test_nearest_points_equal_the_reference(unit_cases, name):
+    case, arrays = unit_cases("assign")[name]
+    boxes, scale, count = arrays["gt_boxes"], case["args"]["scale"], case["args"]["pos_num"]
+    strides = tuple(np.unique(arrays["priors"][:, 2]))
+    options = dict(scale=scale, num_positive=count)
+    points, level, strides = nearest_args(strides, arrays["priors"])
+    valid = np.ones(len(boxes), bool)
+    found = points_lib.assign_nearest(points, level, strides, boxes, valid, **options)
+    inds = np.where(found.status == 1, found.matched + 1, found.status)
+    np.testing.assert_array_equal(inds, arrays["gt_inds"])
+    if len(boxes):
+        labels = np.where(inds > 0, arrays["gt_labels"][found.matched], -1)
+        np.testing.assert_array_equal(labels, arrays["labels"])
+
+
+@functools.partial(jax.jit, static_argnums=(2, 5))
+def assign_nearest(points, level, strides, boxes, valid, count, point_valid):
+    return points_lib.assign_nearest(
+        points, level, strides, boxes, valid, num_positive=count, point_valid=point_valid
+    )
+
+
+def nearest_pyramid(extent=96, strides=(4, 8, 16)):
+    shapes = anchors_lib.feature_shapes((extent, extent), strides)
+    points, level = anchors_lib.pyramid_points(strides, shapes)
+    return np.asarray(points), np.asarray(level), strides
+
+
+def test_nearest_points_equal_a_slow_loop():
+    points, level, strides = nearest_pyramid()
+    everywhere = np.ones(len(points), bool)
+    shared = 0
+    for seed in range(5):
+        boxes = random_boxes(9, seed)
+        found = assign_nearest(points, level, strides, boxes, np.ones(9, bool), 3, everywhere)
+        status, matched = slow_nearest(points, level, strides, boxes, 4.0, 3)
+        np.testing.assert_array_equal(found.status, status, err_msg=f"seed {seed}")
+        np.testing.assert_array_equal(found.matched, matched, err_msg=f"seed {seed}")
+        shared += 27 - status.sum()
+    assert shared > 0, "objects compete for points"
+
+
+def test_the_level_of_an_object_begins_at_its_exact_size():
+    points, level, strides = nearest_pyramid()
+    everywhere = np.ones(len(points), bool)
+    sides = (1, 31.9, 32, 63.9, 64, 1000)
+    boxes = np.float32([[40 - s / 2, 40 - s / 2, 40 + s / 2, 40 + s / 2] for s in sides])
+    for box, own in zip(boxes, (0, 0, 1, 1, 2, 2), strict=True):
+        found = assign_nearest(points, level, strides, box[None], np.array([True]), 1, everywhere)
+        assert level[np.flatnonzero(found.status == 1)].tolist() == [own]
+
+
+def test_padded_slots_take_no_point_and_points_outside_the_content_are_ignored():
+    points, level, strides = nearest_pyramid()
+    boxes = random_boxes(6)
+    inside = points[:, 0] < 50
+    expected = assign_nearest(points, level, strides, boxes, np.ones(6, bool), 3, inside)
+    assert (np.asarray(expected.status) == -1).tolist() == (~inside).tolist()
+    alone = points_lib.assign_nearest(
+        points[inside], level[inside], strides, boxes, np.ones(6, bool), num_positive=3
+    )
+    for a, b in zip(expected, alone):
+        np.testing.assert_array_equal(np.asarray(a)[inside], b)
+    for filler in (np.zeros((3, 4)), [[0, 0, 40, 40]] * 3):
+        padded = np.concatenate([boxes, np.float32(filler)])
+        found = assign_nearest(points, level, strides, padded, np.arange(9) < 6, 3, inside)
+        for a, b in zip(found, expected):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_a_level_of_fewer_points_gives_all_it_has():
+    points, level = np.float32([[0, 0], [8, 0], [0, 0]]), np.int32([0, 0, 1])
+    box = np.float32([[0, 0, 8, 8]])
+    found = points_lib.assign_nearest(points, level, (8, 16), box, np.array([True]), num_positive=9)
+    assert found.status.tolist() == [1, 1, 0]
 
 
 def test_centerness_is_one_in_the_middle_and_zero_on_a_side_and_outside():

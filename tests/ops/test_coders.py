@@ -1,5 +1,7 @@
 """Box coders."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -156,6 +158,75 @@ def test_decode_buckets_equals_the_reference(unit_cases, name):
     )
     np.testing.assert_allclose(boxes, arrays["boxes"], **case["tolerance"])
     np.testing.assert_allclose(confidence, arrays["confidence"], **case["tolerance"])
+
+
+@pytest.mark.parametrize("transform", coders.POINT_TRANSFORMS)
+@pytest.mark.parametrize("order", ["yx", "xy"])
+def test_boxes_of_points_equal_the_reference(unit_cases, transform, order):
+    case, arrays = unit_cases("priors")[f"points2bbox_{transform}_{order}"]
+
+    def boxes(pts, *transfer):
+        pairs = jnp.moveaxis(pts, 1, -1).reshape(2, 4, 5, 9, 2)
+        pairs = pairs[..., ::-1] if order == "yx" else pairs
+        out = coders.points_to_boxes(pairs, transform, *transfer, case["args"]["moment_mul"])
+        return jnp.moveaxis(out, -1, 1)
+
+    if transform != "moment":
+        return check(case, arrays, lambda pts: boxes(pts, None), ("pts",))
+    check(case, arrays, boxes, ("pts", "transfer"))
+
+
+def test_boxes_of_points_by_hand():
+    """Nine points on a line of slope 2 whose first four end at x = 3."""
+    x = np.arange(9, dtype=np.float32)
+    points = np.stack([x, 2 * x], -1)
+    boxes = functools.partial(coders.points_to_boxes, points)
+    np.testing.assert_array_equal(boxes("minmax"), [0, 0, 8, 16])
+    np.testing.assert_array_equal(boxes("partial_minmax"), [0, 0, 3, 6])
+    half = np.sqrt(7.5) * np.float32([3, 2])  # variance of 0..8 with n - 1, times 3 and 2
+    expected = [4 - half[0], 8 - 2 * half[1], 4 + half[0], 8 + 2 * half[1]]
+    np.testing.assert_allclose(boxes("moment", np.log([3.0, 2.0])), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("transform", coders.POINT_TRANSFORMS)
+def test_boxes_of_points_move_and_grow_with_them(transform):
+    points = np.random.default_rng(SEED).normal(size=(5, 9, 2)).astype(np.float32)
+    transfer = np.float32([0.3, -0.2])
+    box = coders.points_to_boxes(points, transform, transfer)
+    moved = coders.points_to_boxes(4 * points + np.float32([10, 20]), transform, transfer)
+    np.testing.assert_allclose(moved, 4 * box + np.float32([10, 20, 10, 20]), rtol=1e-5)
+
+
+def test_points_in_one_place_have_a_finite_gradient():
+    def total(points, transfer):
+        return coders.points_to_boxes(points, "moment", transfer)[..., 2:].sum()
+
+    place, zeros = np.full((3, 9, 2), 0.1, np.float32), np.zeros(2, np.float32)
+    run = jax.jit(jax.value_and_grad(total, (0, 1)))
+    value, gradients = run(place, zeros)
+    np.testing.assert_allclose(value, 0.6, rtol=1e-5)
+    assert all(np.isfinite(gradient).all() for gradient in gradients)
+    _, (still, _) = run(np.zeros_like(place), zeros)
+    np.testing.assert_allclose(still, 1 / 9, rtol=1e-6)  # that of the mean alone
+
+
+def test_bad_points_are_refused():
+    points = np.zeros((9, 2), np.float32)
+    with pytest.raises(ValueError, match="transform 'median' is not one of moment, minmax"):
+        coders.points_to_boxes(points, "median")
+    with pytest.raises(ValueError, match="moment needs transfer and two points or more, not 9"):
+        coders.points_to_boxes(points, "moment")
+    with pytest.raises(ValueError, match="not 1"):
+        coders.points_to_boxes(points[:1], "moment", np.zeros(2))
+
+
+def test_a_grid_goes_by_rows_from_corner_to_corner():
+    found = coders.boxes_to_grid(jnp.array([[0.0, 10.0, 4.0, 30.0], [1.0, 1.0, 1.0, 1.0]]), 3)
+    rows = [[x, y] for y in (10, 20, 30) for x in (0, 2, 4)]
+    np.testing.assert_array_equal(found, [rows, [[1, 1]] * 9])
+    boxes = random_boxes(20)
+    around = coders.points_to_boxes(coders.boxes_to_grid(jnp.asarray(boxes), 5), "minmax")
+    np.testing.assert_allclose(around, boxes, rtol=1e-6)
 
 
 def test_deltas_by_hand():

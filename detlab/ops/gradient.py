@@ -1,0 +1,9 @@
+"""Gradients that differ from those of the values."""
+
+from jax import lax
+
+
+def scale(x, factor):
+    """x, the value exactly, with `factor` times its gradient."""
+    still = lax.stop_gradient(x)
+    return still + factor * (x - still)
