@@ -25,6 +25,7 @@ from converters import mapping
 from converters.readers import contents
 from converters.readers import files
 from converters.tables import mmdet_fcos
+from converters.tables import mmdet_reppoints
 from converters.tables import mmdet_retinanet
 from converters.tables import mmdet_yolov3
 from converters.tables import torchvision_resnet
@@ -77,6 +78,13 @@ SOURCES = (
         ("backbone.conv1.weight", "bbox_head.conv_centerness.weight", "bbox_head.scales.0.scale"),
         mmdet_fcos.table,
         "fcos",
+    ),
+    Source(
+        "mmdet",
+        "an mmdet RepPoints",
+        ("backbone.conv1.weight", "bbox_head.reppoints_pts_refine_out.weight"),
+        mmdet_reppoints.table,
+        "reppoints",
     ),
     Source(
         "mmdet",

@@ -1,0 +1,152 @@
+"""mmdet's RepPoints in its forms: RepPointsHead over an FPN, with group norms or without."""
+
+import numpy as np
+
+from benchmarks import reference_configs
+from benchmarks.parity_adapters import adapter
+from converters.tables import mmdet_reppoints
+from detlab import errors
+
+_GROUP_NORM = {"type": "GN", "num_groups": 32, "requires_grad": True}
+
+
+def fields(info: dict) -> dict:
+    """Fields of `detectors.reppoints.RepPoints`."""
+    model, train, test = reference_configs.readers(info)
+    model.expect("type", "RepPointsDetector")
+    head, neck = model.child("bbox_head"), model.child("neck")
+    head.expect("type", "RepPointsHead")
+    head.expect("num_classes", info["num_classes"])
+    head.expect("center_init", True)
+    head.expect("moment_mul", 0.01)
+    head.expect("conv_bias", "auto")
+    head.skip("in_channels", "init_cfg")  # the first follows from the neck
+    norms = [part.take("norm_cfg", None) for part in (neck, head)]
+    if norms not in ([None] * 2, [_GROUP_NORM] * 2):
+        raise errors.UserError(
+            f"{head.path}.norm_cfg and that of the neck are {norms}; detlab has {_GROUP_NORM} or"
+            " none in both."
+        )
+    strides = tuple(head.take("point_strides", (8, 16, 32, 64, 128)))
+    found = {
+        "num_classes": info["num_classes"],
+        **reference_configs.preprocessor(model.child("data_preprocessor")),
+        **reference_configs.resnet(model.child("backbone")),
+        **reference_configs.fpn(neck, 1, "on_input", len(strides)),
+        "norm": "group" if norms[0] else "none",
+        "head_convs": head.take("stacked_convs", 4),
+        "head_width": head.take("feat_channels", 256),
+        "point_width": head.take("point_feat_channels", 256),
+        "num_points": head.take("num_points", 9),
+        "transform": head.take("transform_method", "moment"),
+        "use_grid_points": head.take("use_grid_points", False),
+        "offset_gradient": head.take("gradient_mul", 0.1),
+        "strides": strides,
+        "base_scale": head.take("point_base_scale", 4),
+        **reference_configs.focal_loss(head.child("loss_cls")),
+        **_box_losses(head.child("loss_bbox_init"), head.child("loss_bbox_refine")),
+        **_assigners(train.child("init"), train.child("refine")),
+        **reference_configs.dense_test(test),
+    }
+    for reader in (model, train, test):
+        reader.finish()
+    return found
+
+
+def _box_losses(init: reference_configs.Reader, refine: reference_configs.Reader) -> dict:
+    init.expect("type", "SmoothL1Loss")
+    refine.expect("type", "SmoothL1Loss")
+    beta = init.take("beta", 1.0)
+    refine.expect("beta", beta, default=1.0)
+    return {
+        "smooth_l1_beta": beta,
+        "init_weight": init.take("loss_weight", 1.0),
+        "refine_weight": refine.take("loss_weight", 1.0),
+    }
+
+
+def _assigners(init: reference_configs.Reader, refine: reference_configs.Reader) -> dict:
+    for stage in (init, refine):
+        stage.expect("allowed_border", -1)
+        stage.expect("pos_weight", -1)
+        stage.skip("debug")
+    found = reference_configs.max_iou(refine.child("assigner"))
+    assigner = init.child("assigner")
+    kind = assigner.take("type")
+    if kind == "PointAssigner":
+        return found | {
+            "init_assigner": "point",
+            "point_scale": assigner.take("scale", 4),
+            "points_per_object": assigner.take("pos_num", 3),
+        }
+    if kind != "MaxIoUAssigner":
+        raise errors.UserError(f"{assigner.path}.type is {kind!r}; detlab has no such assigner.")
+    if reference_configs.max_iou(assigner) != found:
+        raise errors.UserError(f"{assigner.path} and that of refine differ; detlab has one.")
+    return found | {"init_assigner": "max_iou"}
+
+
+def arrays(case, results: adapter.Results) -> dict[str, np.ndarray]:
+    """Feature maps, raw maps, and assignment and items of `get_targets` of both rounds."""
+    outputs = results.outputs
+    found = adapter.maps("fpn", outputs.features)
+    found |= adapter.maps("cls_out", outputs.cls_logits)
+    found |= adapter.maps("bbox_out_refine", outputs.refine_boxes)
+    # All norms are those of prediction, so training has the same maps; but mmdet's head gives
+    # boxes in prediction alone, and points in training.
+    found |= adapter.maps("train_cls_out", outputs.cls_logits)
+    found |= adapter.maps("train_pts_out_init", outputs.init_points)
+    found |= adapter.maps("train_pts_out_refine", outputs.refine_points)
+    # What the first round compares: points with their strides, or squares.
+    kind = case.info["train_cfg"]["init"]["assigner"]["type"]
+    strides = np.array(case.info["model_cfg"]["bbox_head"]["point_strides"], np.float32)
+    for call, (stage, targets) in enumerate(results.targets.items()):
+        proposals = targets.boxes
+        if stage == "init" and kind == "PointAssigner":
+            center = (proposals[..., :2] + proposals[..., 2:]) / 2
+            stride = np.repeat(strides[targets.level][..., None], 2, axis=-1)
+            proposals = np.concatenate([center, stride], axis=-1)
+        found |= _targets(case, stage, call, targets, proposals)
+    return found
+
+
+def _targets(case, stage: str, call: int, targets, proposals) -> dict[str, np.ndarray]:
+    """Assignment and items of `get_targets` of one round."""
+    found = {}
+    gt_labels = np.take_along_axis(case.batch().labels, targets.matched, axis=1)  # [B, N]
+    positive = targets.status == 1
+    for i, gt_inds in enumerate(adapter.assigned(targets)):
+        name = f"train_assign.bbox_head.{stage}_assigner.{i}"
+        found[f"{name}.gt_inds"] = gt_inds
+        found[f"{name}.labels"] = np.where(positive[i], gt_labels[i], -1)
+    four = np.broadcast_to(positive[..., None], (*positive.shape, 4))
+    items = (
+        np.where(positive, gt_labels, case.info["num_classes"]),
+        (targets.status >= 0).astype(np.float32),
+        np.where(four, targets.values["boxes"], 0.0),
+        np.where(four, proposals, 0.0),
+        four.astype(np.float32),
+    )
+    name = f"train_targets.bbox_head.get_targets.{call}"
+    for item, values in enumerate(items):
+        found |= adapter.split_levels(f"{name}.{item}", values, targets.level[0])
+    found[f"{name}.{len(items)}"] = np.maximum(positive.sum(1), 1).sum().astype(np.float32)
+    return found
+
+
+ADAPTER = adapter.Adapter(
+    parts={
+        "model_cfg.type": "RepPointsDetector",
+        "model_cfg.bbox_head.type": "RepPointsHead",
+    },
+    detector="reppoints",
+    fields=fields,
+    table=mmdet_reppoints.table,
+    arrays=arrays,
+    losses={
+        "loss_cls": "loss/cls",
+        "loss_pts_init": "loss/init",
+        "loss_pts_refine": "loss/refine",
+    },
+    not_compared=(r"train_assign\..*\.max_overlaps",),  # `Targets` keeps what follows from them
+)

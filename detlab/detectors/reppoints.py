@@ -1,0 +1,359 @@
+"""RepPoints: Point Set Representation for Object Detection (arXiv:1904.11490).
+
+No anchors: every cell of a feature pyramid predicts a set of points, which move twice and stand
+for a box.  The first round starts at the point of the cell; a deformable convolution then looks at
+the points that it found, and so do the second round and the classes.
+
+Reference: mmdetection's `reppoints-moment_r50_fpn-gn_head-gn_1x_coco`, which the defaults are.
+Its other forms are fields: `norm` "none" for the plain one; `transform` "minmax" and
+"partial_minmax"; `use_grid_points` with "minmax" for the comparison with boxes in which a round
+regresses a box and the points are a grid in it (`reppoints-bbox_r50-center_fpn-gn_head-gn-grid`),
+and `init_assigner` "max_iou" where the first round of that learns as anchors do
+(`reppoints-bbox_r50_fpn-gn_head-gn-grid`).
+
+As there, the best box of an object is positive in the second round whatever its overlap.  Unlike
+there, log ratios of sizes are bounded in the form with grid points (`coders.decode_deltas`).
+The normalisers count positives in the global batch; the reference counts per GPU.
+
+Expected: COCO val2017 AP 38.1 with experiments/reppoints_coco.py, and with its variants 37.0
+(`plain`), 36.4 (`bbox_grid`) and 37.4 (`bbox_grid_center`): the published figures of the reference.
+"""
+
+from typing import NamedTuple, Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import lax
+
+from detlab import fields
+from detlab import layers
+from detlab import types
+from detlab.assign import max_iou
+from detlab.assign import points as points_lib
+from detlab.backbones import resnet
+from detlab.heads import reppoints as head_lib
+from detlab.losses import focal
+from detlab.losses import regression
+from detlab.necks import fpn
+from detlab.ops import anchors as anchors_lib
+from detlab.ops import boxes as boxes_lib
+from detlab.ops import coders
+from detlab.ops import nms as nms_lib
+
+INIT_ASSIGNERS = ("point", "max_iou")
+
+
+class Outputs(NamedTuple):
+    """One map a pyramid level, finest first.
+
+    Points and boxes are in strides of the level, from the point of the cell.
+    """
+
+    features: tuple  # [B, Hl, Wl, D]
+    cls_logits: tuple  # [B, Hl, Wl, C]
+    init_points: tuple  # [B, Hl, Wl, 2 T] y, x pairs
+    refine_points: tuple  # the same
+    init_boxes: tuple  # [B, Hl, Wl, 4] xyxy
+    refine_boxes: tuple  # the same
+
+
+class RepPoints(nn.Module):
+    """The detector; its fields are what a config's `model` may set."""
+
+    num_classes: int = 80
+    # Backbone and neck.
+    depth: int = 50
+    style: str = "pytorch"
+    backbone_norm: str = "stored"
+    frozen_stages: int = 1
+    backbone_width: int = 64
+    backbone_stages: Sequence[int] | None = None
+    neck_width: int = 256
+    norm: str = "group"  # of neck and head; or none
+    norm_groups: int = 32
+    # Head.
+    head_convs: int = 3
+    head_width: int = 256
+    point_width: int = 256  # of the convolutions that find and that read the points
+    num_points: int = 9
+    transform: str = "moment"  # what box points stand for: moment, minmax or partial_minmax
+    use_grid_points: bool = False  # rounds predict boxes, and points are a grid in them
+    offset_gradient: float = 0.1  # part of the gradient that reaches points as sampling places
+    prior_probability: float = 0.01
+    strides: Sequence[int] = (8, 16, 32, 64, 128)
+    # Side of the box at a point, strides: where grid points start, what max_iou compares in the
+    # first round, and the unit of both box losses.
+    base_scale: float = 4.0
+    # Targets: the nearest point on the level of the object's size (section 3.3), or the overlap.
+    init_assigner: str = "point"
+    point_scale: float = 4.0  # px of an object in the level of stride 1
+    points_per_object: int = 1
+    positive_iou: float = 0.5  # of the second round, and of the first with max_iou
+    negative_iou: float = 0.4
+    # Losses.
+    focal_alpha: float = 0.25
+    focal_gamma: float = 2.0
+    smooth_l1_beta: float = 0.11
+    init_weight: float = 0.5
+    refine_weight: float = 1.0
+    # Prediction.
+    candidates_per_level: int = 1000
+    score_threshold: float = 0.05
+    nms_iou: float = 0.5
+    max_detections: int = 100
+    # Input: RGB, 0..255.
+    pixel_mean: Sequence[float] = (123.675, 116.28, 103.53)
+    pixel_std: Sequence[float] = (58.395, 57.12, 57.375)
+    dtype: str = "float32"  # of computation; parameters, losses and boxes are float32
+    remat: bool = False  # the backbone is computed again for its gradient, to save memory
+
+    def check(self) -> None:
+        """Raises ValueError for a value that no RepPoints can have, before anything is built."""
+        strides = tuple(self.strides)
+        doubling = strides and strides == tuple(8 * 2**i for i in range(len(strides)))
+        transforms = coders.POINT_TRANSFORMS
+        grouped = self.norm == "none" or (
+            self.norm_groups >= 1
+            and self.neck_width % self.norm_groups == 0
+            and self.head_width % self.norm_groups == 0
+        )
+        kernels = tuple(side * side for side in (3, 5, 7, 9))
+        rules = (
+            ("num_classes", self.num_classes >= 1, "at least 1"),
+            *fields.of_resnet(self, resnet.STAGES, layers.NORMS),
+            ("neck_width", self.neck_width >= 1, "at least 1"),
+            ("norm", self.norm in ("group", "none"), "group or none"),
+            ("head_convs", self.head_convs >= 0, "at least 0"),
+            ("head_width", self.head_width >= 1, "at least 1"),
+            (
+                "norm_groups",
+                grouped,
+                f"a divisor of neck_width, {self.neck_width}, and head_width, {self.head_width}",
+            ),
+            ("point_width", self.point_width >= 1, "at least 1"),
+            ("num_points", self.num_points in kernels, f"one of {', '.join(map(str, kernels))}"),
+            ("transform", self.transform in transforms, f"one of {', '.join(transforms)}"),
+            (
+                "transform",
+                not self.use_grid_points or self.transform == "minmax",
+                "minmax where use_grid_points is set",
+            ),
+            ("offset_gradient", 0 <= self.offset_gradient <= 1, "0 to 1"),
+            ("prior_probability", 0 < self.prior_probability < 1, "between 0 and 1"),
+            ("strides", doubling, "8, 16, 32 and so on, those of P3 upward"),
+            ("base_scale", self.base_scale > 0, "above 0"),
+            ("init_assigner", self.init_assigner in INIT_ASSIGNERS, " or ".join(INIT_ASSIGNERS)),
+            ("point_scale", self.point_scale > 0, "above 0"),
+            ("points_per_object", self.points_per_object >= 1, "at least 1"),
+            ("positive_iou", 0 < self.positive_iou <= 1, "above 0, at most 1"),
+            (
+                "negative_iou",
+                0 <= self.negative_iou <= self.positive_iou,
+                f"0 to positive_iou, {self.positive_iou}",
+            ),
+            ("focal_alpha", 0 <= self.focal_alpha <= 1, "0 to 1"),
+            ("focal_gamma", self.focal_gamma >= 0, "at least 0"),
+            ("smooth_l1_beta", self.smooth_l1_beta > 0, "above 0"),
+            ("init_weight", self.init_weight >= 0, "at least 0"),
+            ("refine_weight", self.refine_weight >= 0, "at least 0"),
+            ("candidates_per_level", self.candidates_per_level >= 1, "at least 1"),
+            *fields.of_suppression(self),
+            *fields.of_input(self),
+        )
+        fields.check(self, rules)
+
+    def setup(self):
+        self.backbone = resnet.ResNet(
+            self.depth,
+            self.style,
+            self.backbone_norm,
+            self.frozen_stages,
+            self.backbone_width,
+            self.backbone_stages,
+            remat=self.remat,
+            dtype=self.dtype,
+        )
+        self.neck = fpn.FPN(
+            self.neck_width,
+            num_levels=len(self.strides),
+            norm=self.norm,
+            norm_groups=self.norm_groups,
+            dtype=self.dtype,
+        )
+        self.head = head_lib.RepPointsHead(
+            self.num_classes,
+            num_points=self.num_points,
+            num_convs=self.head_convs,
+            width=self.head_width,
+            point_width=self.point_width,
+            norm=self.norm,
+            norm_groups=self.norm_groups,
+            transform=self.transform,
+            use_grid_points=self.use_grid_points,
+            base_scale=self.base_scale,
+            offset_gradient=self.offset_gradient,
+            prior_probability=self.prior_probability,
+            dtype=self.dtype,
+        )
+
+    def forward(self, images: jax.Array, train: bool) -> Outputs:
+        """[B, H, W, 3] RGB, uint8 or float32 in 0..255 -> raw maps of every level."""
+        x = layers.normalise(images, self.pixel_mean, self.pixel_std, self.dtype)
+        features = self.neck(self.backbone(x, train), train)
+        return Outputs(features, **self.head(features, train))
+
+    def points(self, canvas: tuple[int, int]) -> tuple[jax.Array, jax.Array]:
+        """The N points of a canvas, corners of their cells: x, y [N, 2] px and level [N]."""
+        shapes = anchors_lib.feature_shapes(canvas, self.strides)
+        return anchors_lib.pyramid_points(self.strides, shapes)
+
+    def level_slices(self, canvas: tuple[int, int]) -> list[slice]:
+        """Where the points of each level lie among the N of a canvas."""
+        shapes = anchors_lib.feature_shapes(canvas, self.strides)
+        return anchors_lib.level_slices(shapes, 1)
+
+    def inside(self, canvas: tuple[int, int], image_size: jax.Array) -> jax.Array:
+        """[N] bool: points of cells that touch the content of one image."""
+        shapes = anchors_lib.feature_shapes(canvas, self.strides)
+        return anchors_lib.inside_content(shapes, self.strides, 1, image_size)
+
+    def boxes(self, canvas: tuple[int, int], maps: tuple) -> jax.Array:
+        """Boxes of all points from raw boxes of every level: [B, N, 4] px, not clipped."""
+        points, level = self.points(canvas)
+        stride = jnp.array(self.strides, jnp.float32)[level, None]  # [N, 1]
+        return jnp.tile(points, 2) + stride * anchors_lib.flatten_levels(maps, 4)
+
+    def targets(self, batch: types.Batch) -> dict[str, types.Targets]:
+        """What each round learns (section 3.3); `values` has the boxes of the objects, px."""
+        return self.targets_of(batch, self.forward(batch.images, train=True))
+
+    def targets_of(self, batch: types.Batch, outputs: Outputs) -> dict[str, types.Targets]:
+        """The targets for given outputs; classes have those of the second round.
+
+        The second round learns by the overlap of the boxes that the first has found.
+        """
+        canvas = batch.images.shape[1:3]
+        points, level = self.points(canvas)
+        half = self.base_scale / 2 * jnp.array(self.strides, jnp.float32)[level, None]  # [N, 1]
+        squares = jnp.concatenate([points - half, points + half], axis=-1)  # [N, 4]
+        num_images = batch.images.shape[0]
+
+        def by_overlap(candidates, boxes, valid, inside):
+            return max_iou.assign(
+                candidates,
+                boxes,
+                valid,
+                pos_iou=self.positive_iou,
+                neg_iou=self.negative_iou,
+                min_pos_iou=0.0,
+                anchor_valid=inside,
+            )
+
+        def one_image(init_boxes, boxes, valid, image_size):
+            inside = self.inside(canvas, image_size)
+            if self.init_assigner == "max_iou":
+                init = by_overlap(squares, boxes, valid, inside)
+            else:
+                init = points_lib.assign_nearest(
+                    points,
+                    level,
+                    self.strides,
+                    boxes,
+                    valid,
+                    scale=self.point_scale,
+                    num_positive=self.points_per_object,
+                    point_valid=inside,
+                )
+            refine = by_overlap(init_boxes, boxes, valid, inside)
+            return tuple((x.status, x.matched, boxes[x.matched]) for x in (init, refine))
+
+        init_boxes = self.boxes(canvas, lax.stop_gradient(outputs.init_boxes))
+        found = lax.stop_gradient(
+            jax.vmap(one_image)(init_boxes, batch.boxes, batch.valid, batch.image_size)
+        )
+        start = jnp.broadcast_to(squares, (num_images, *squares.shape))
+        return {
+            name: types.Targets(
+                boxes=boxes,
+                level=jnp.broadcast_to(level, (num_images, *level.shape)),
+                status=status,
+                matched=matched,
+                values={"boxes": wanted},
+            )
+            for name, boxes, (status, matched, wanted) in zip(
+                ("init", "refine"), (start, init_boxes), found
+            )
+        }
+
+    def loss(self, batch: types.Batch):
+        """Focal loss on classes, smooth L1 on the boxes of both rounds (section 3.3)."""
+        outputs = self.forward(batch.images, train=True)
+        targets = self.targets_of(batch, outputs)
+        canvas = batch.images.shape[1:3]
+        logits = anchors_lib.flatten_levels(outputs.cls_logits, self.num_classes)  # [B, N, C]
+        # At least one an image, as in the reference, so that empty images do not divide by zero.
+        normalisers = {
+            name: jnp.maximum((x.status == 1).sum(1), 1).sum().astype(jnp.float32)
+            for name, x in targets.items()
+        }
+
+        refine = targets["refine"]
+        labels = jnp.take_along_axis(batch.labels, refine.matched, axis=1)  # [B, N]
+        one_hot = focal.one_hot(labels, refine.status == 1, self.num_classes)  # [B, N, C]
+        cls = focal.sigmoid_focal(logits, one_hot, self.focal_alpha, self.focal_gamma)
+        cls = jnp.where(refine.status[..., None] >= 0, cls, 0.0).sum() / normalisers["refine"]
+
+        def box_loss(name, maps):
+            level, positive = targets[name].level, targets[name].status == 1  # [B, N]
+            unit = self.base_scale * jnp.array(self.strides, jnp.float32)[level, None]
+            pred, wanted = self.boxes(canvas, maps) / unit, targets[name].values["boxes"] / unit
+            terms = regression.smooth_l1(pred, wanted, self.smooth_l1_beta)
+            return jnp.where(positive[..., None], terms, 0.0).sum() / normalisers[name]
+
+        init = self.init_weight * box_loss("init", outputs.init_boxes)
+        refined = self.refine_weight * box_loss("refine", outputs.refine_boxes)
+        metrics = {
+            "loss/cls": cls,
+            "loss/init": init,
+            "loss/refine": refined,
+            "positives": (refine.status == 1).sum() / batch.images.shape[0],
+            "normaliser": normalisers["refine"],
+        }
+        return cls + init + refined, metrics
+
+    def candidates(self, images: jax.Array, image_size: jax.Array) -> types.Detections:
+        """The best (point, class) pairs of each level with the box of the second round."""
+        outputs = self.forward(images, train=False)
+        canvas = images.shape[1:3]
+        boxes = self.boxes(canvas, outputs.refine_boxes)  # [B, N, 4]
+        inside = jax.vmap(lambda size: self.inside(canvas, size))(image_size)  # [B, N]
+
+        def one_level(logits, boxes, inside, size):
+            """One image: [Nl, C], [Nl, 4] -> boxes, scores, labels, valid of K pairs."""
+            scores = jnp.where(inside[:, None], nn.sigmoid(logits), 0.0)
+            count = min(self.candidates_per_level, scores.size)
+            scores, pair = lax.top_k(scores.reshape(-1), count)
+            point, label = pair // self.num_classes, pair % self.num_classes
+            boxes = boxes_lib.clip(boxes[point], size[0], size[1])
+            has_area = (boxes[:, 2:] > boxes[:, :2]).all(-1)  # clipping can take it
+            valid = (scores > self.score_threshold) & has_area
+            return boxes, scores, label.astype(jnp.int32), valid
+
+        rows = []
+        for logits, part in zip(outputs.cls_logits, self.level_slices(canvas)):
+            logits = anchors_lib.flatten_levels((logits,), self.num_classes)  # [B, Nl, C]
+            rows.append(jax.vmap(one_level)(logits, boxes[:, part], inside[:, part], image_size))
+        boxes, scores, labels, valid = (jnp.concatenate(parts, axis=1) for parts in zip(*rows))
+        return types.Detections(boxes, scores, labels, valid)
+
+    def suppress(self, candidates: types.Detections) -> types.Detections:
+        """Greedy suppression within each class; the best `max_detections` of an image stay."""
+        return nms_lib.suppress_images(candidates, self.nms_iou, self.max_detections)
+
+    def frozen_paths(self) -> tuple[str, ...]:
+        """Regexes of the leaves that training never changes."""
+        return resnet.frozen_paths("backbone", self.backbone_norm, self.frozen_stages)
+
+
+MODULE = RepPoints

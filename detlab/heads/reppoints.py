@@ -1,0 +1,164 @@
+"""The head of RepPoints: points, points moved by what they see, and classes by what they see.
+
+Letters: T points of a cell, the taps of a kernel of sqrt(T) x sqrt(T).
+
+Points are y, x pairs, as the offsets of a deformable convolution are, in strides of their level
+from the point of the cell; boxes are xyxy in the same unit.
+"""
+
+import math
+
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jax import lax
+
+from detlab import layers
+from detlab.ops import coders
+from detlab.ops import gradient
+
+
+class RepPointsHead(nn.Module):
+    """Two towers shared by all levels, two rounds of points, and classes (section 3.3, figure 2).
+
+    Parameter paths: `cls_conv0/{conv,norm}`, ..., `point_conv0/...`, `init_conv`, `init_points`,
+    `refine_deform`, `refine_points`, `cls_deform`, `cls_logits`, and `moment_transfer` [2], the
+    logarithms by which deviations along x and y are multiplied.
+
+    Attributes:
+      transform: of `coders.points_to_boxes`.
+      use_grid_points: a round predicts the four deltas of a box instead of points, which then are a
+        grid in that box; with transform minmax.
+      base_scale: of use_grid_points: the side of the box that the first round moves, in strides.
+      offset_gradient: what part of the gradient through the sampling places goes to the points.
+    """
+
+    num_classes: int
+    num_points: int = 9
+    num_convs: int = 3
+    width: int = 256  # of the towers
+    point_width: int = 256  # of what follows them
+    norm: str = "group"
+    norm_groups: int = 32
+    transform: str = "moment"
+    use_grid_points: bool = False
+    base_scale: float = 4.0
+    offset_gradient: float = 0.1
+    prior_probability: float = 0.01
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, features, train: bool):
+        """(P3, ...) -> {name: tuple of maps [B, Hl, Wl, channels], float32}.
+
+        cls_logits has C channels, init_points and refine_points 2 T, and init_boxes and
+        refine_boxes 4.
+        """
+        side = math.isqrt(self.num_points)
+        channels = 4 if self.use_grid_points else 2 * self.num_points
+        if self.transform == "moment":
+            transfer = self.param("moment_transfer", nn.initializers.zeros, (2,))
+        else:
+            transfer = None
+
+        def deform_conv(name):
+            return layers.DeformConv(
+                self.point_width,
+                side,
+                kernel_init=layers.normal_001,
+                dtype=self.dtype,
+                name=name,
+            )
+
+        cls_features = self._tower("cls", features, train)
+        point_features = self._tower("point", features, train)
+        init_conv = self._conv("init_conv", self.point_width, 3)
+        hidden = tuple(map(init_conv, point_features))
+        predicted = self._outputs("init_points", hidden, channels)
+        if self.use_grid_points:
+            half = self.base_scale / 2
+            start = jnp.array([-half, -half, half, half])
+            init_boxes = tuple(coders.decode_deltas(start, x) for x in predicted)
+            init_points = tuple(grid(boxes, side) for boxes in init_boxes)
+        else:
+            init_points = predicted
+            init_boxes = tuple(boxes_around(x, self.transform, transfer) for x in init_points)
+
+        offsets = tuple(tap_offsets(x, self.offset_gradient) for x in init_points)
+        hidden = deform_conv("refine_deform")(point_features, offsets)
+        predicted = self._outputs("refine_points", hidden, channels)
+        if self.use_grid_points:
+            refine_boxes = tuple(
+                coders.decode_deltas(lax.stop_gradient(boxes), x)
+                for boxes, x in zip(init_boxes, predicted)
+            )
+            refine_points = tuple(grid(boxes, side) for boxes in refine_boxes)
+        else:
+            refine_points = tuple(
+                lax.stop_gradient(points) + x for points, x in zip(init_points, predicted)
+            )
+            refine_boxes = tuple(boxes_around(x, self.transform, transfer) for x in refine_points)
+
+        hidden = deform_conv("cls_deform")(cls_features, offsets)
+        bias = layers.prior_bias(self.prior_probability)
+        return {
+            "cls_logits": self._outputs("cls_logits", hidden, self.num_classes, bias),
+            "init_points": init_points,
+            "refine_points": refine_points,
+            "init_boxes": init_boxes,
+            "refine_boxes": refine_boxes,
+        }
+
+    def _tower(self, name, features, train):
+        convs = [
+            layers.ConvNorm(
+                self.width,
+                norm=self.norm,
+                norm_groups=self.norm_groups,
+                activation=nn.relu,
+                kernel_init=layers.normal_001,
+                dtype=self.dtype,
+                name=f"{name}_conv{i}",
+            )
+            for i in range(self.num_convs)
+        ]
+        for conv in convs:
+            features = tuple(conv(x, train) for x in features)
+        return features
+
+    def _conv(self, name, features, kernel_size, bias_init=nn.initializers.zeros):
+        return layers.Conv(
+            features,
+            kernel_size,
+            kernel_init=layers.normal_001,
+            bias_init=bias_init,
+            dtype=self.dtype,
+            name=name,
+        )
+
+    def _outputs(self, name, hidden, features, bias_init=nn.initializers.zeros):
+        conv = self._conv(name, features, 1, bias_init)
+        return tuple(conv(nn.relu(x)).astype(jnp.float32) for x in hidden)
+
+
+def kernel_grid(side):
+    """[2 side^2] float32 NumPy: y, x of the taps of a kernel from its middle, in cells, by rows."""
+    steps = np.arange(side, dtype=np.float32) - side // 2
+    return np.stack(np.meshgrid(steps, steps, indexing="ij"), axis=-1).ravel()
+
+
+def tap_offsets(points, offset_gradient):
+    """Offsets that bring the taps of a deformable convolution to points, both [..., 2 T]."""
+    taps = kernel_grid(math.isqrt(points.shape[-1] // 2))
+    return gradient.scale(points, offset_gradient) - taps
+
+
+def boxes_around(points, transform, transfer):
+    """Boxes [..., 4] xyxy of points [..., 2 T] y, x; see `coders.points_to_boxes`."""
+    pairs = points.reshape(*points.shape[:-1], -1, 2)
+    return coders.points_to_boxes(pairs[..., ::-1], transform, transfer)
+
+
+def grid(boxes, side):
+    """Points [..., 2 side^2] y, x, by rows, evenly in boxes [..., 4] xyxy."""
+    return coders.boxes_to_grid(boxes, side)[..., ::-1].reshape(*boxes.shape[:-1], -1)
