@@ -33,6 +33,7 @@ from benchmarks import machine
 from benchmarks import parity_cases
 from benchmarks import parity_checks
 from benchmarks.parity_adapters import adapter as adapter_lib
+from benchmarks.parity_adapters import faster_rcnn
 from benchmarks.parity_adapters import fcos
 from benchmarks.parity_adapters import ghm
 from benchmarks.parity_adapters import reppoints
@@ -44,7 +45,14 @@ from detlab import detector as detector_lib
 from detlab import errors
 from detlab import types
 
-ADAPTERS = (retinanet.ADAPTER, fcos.ADAPTER, ghm.ADAPTER, yolov3.ADAPTER, reppoints.ADAPTER)
+ADAPTERS = (
+    retinanet.ADAPTER,
+    fcos.ADAPTER,
+    ghm.ADAPTER,
+    yolov3.ADAPTER,
+    reppoints.ADAPTER,
+    faster_rcnn.ADAPTER,
+)
 
 # Arrays that a case is run on, and its detections, which have lines of their own.
 _NO_MAPS = re.compile(r"image|gt_.*|det_(boxes|scores|labels)_\d+")

@@ -24,6 +24,7 @@ from converters import inspect_file
 from converters import mapping
 from converters.readers import contents
 from converters.readers import files
+from converters.tables import mmdet_faster_rcnn
 from converters.tables import mmdet_fcos
 from converters.tables import mmdet_reppoints
 from converters.tables import mmdet_retinanet
@@ -85,6 +86,13 @@ SOURCES = (
         ("backbone.conv1.weight", "bbox_head.reppoints_pts_refine_out.weight"),
         mmdet_reppoints.table,
         "reppoints",
+    ),
+    Source(
+        "mmdet",
+        "an mmdet Faster R-CNN",
+        ("backbone.conv1.weight", "rpn_head.rpn_conv.weight", "roi_head.bbox_head.fc_reg.weight"),
+        mmdet_faster_rcnn.table,
+        "faster_rcnn",
     ),
     Source(
         "mmdet",

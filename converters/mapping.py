@@ -79,6 +79,12 @@ TRANSFORMS = {
         lambda x: x.transpose(2, 3, 1, 0), lambda x: x.transpose(3, 2, 0, 1)
     ),
     "linear_t": Transform(lambda x: x.T, lambda x: x.T),  # [out, in] -> [in, out]
+    # A linear layer on flattened 7x7 maps: [out, channel * row * column] -> [out, row * column *
+    # channel], before `linear_t`.
+    "chw_to_hwc_7x7": Transform(
+        lambda x: x.reshape(len(x), -1, 7, 7).transpose(0, 2, 3, 1).reshape(len(x), -1),
+        lambda x: x.reshape(len(x), 7, 7, -1).transpose(0, 3, 1, 2).reshape(len(x), -1),
+    ),
     # Input channels of an OIHW convolution, BGR -> RGB.
     "flip_bgr_in": Transform(lambda x: x[:, ::-1], lambda x: x[:, ::-1]),
 }

@@ -43,3 +43,16 @@ def per_image(function, mesh: jax.sharding.Mesh, constants: int):
         )
 
     return call
+
+
+def per_device(function):
+    """`function` of arrays of images with each device working on its own, inside a larger program.
+
+    It finds the mesh of `jax.set_mesh`, and is `function` itself where there is none, or where each
+    device already works alone.  All arguments and results have the image as their first axis.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if AXIS not in mesh.axis_names or AXIS in mesh.manual_axes:
+        return function
+    part = PartitionSpec(AXIS)
+    return jax.shard_map(function, in_specs=part, out_specs=part, check_vma=False)

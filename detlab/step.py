@@ -59,7 +59,8 @@ class TrainStep:
         canvas = images.shape[1:3]
         if canvas not in self.compiled:
             start = time.time()
-            self.compiled[canvas] = self._step.lower(state, batch, notes).compile()
+            with jax.set_mesh(self._mesh):  # for what works per device, see sharding.per_device
+                self.compiled[canvas] = self._step.lower(state, batch, notes).compile()
             seconds = time.time() - start
             self.compile_seconds += seconds
             if self._log is not None:
