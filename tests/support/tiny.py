@@ -69,6 +69,23 @@ TINY = {
             ),
         ),
     ),
+    "faster_rcnn": Tiny(
+        "faster_rcnn",
+        dict(
+            **_RESNET,
+            rpn_width=16,
+            strides=(4, 8, 16, 32),
+            anchor_scale=6.0,
+            rpn_samples=32,
+            train_proposals_per_level=60,
+            train_proposals=40,
+            proposals_per_level=40,
+            proposals=30,
+            box_width=16,
+            roi_scale=28.0,
+            box_samples=24,
+        ),
+    ),
 }
 
 

@@ -1,0 +1,65 @@
+"""Faster R-CNN is the reference's: proposals, samples, both heads and their gradients."""
+
+import json
+import shutil
+import types as python_types
+
+import numpy as np
+import parity_runs
+import pytest
+
+from converters import convert
+from converters import mapping
+from converters.tables import mmdet_faster_rcnn
+
+CASE = "faster_rcnn_r50_fpn"
+
+
+@pytest.mark.slow
+def test_the_shared_case_passes_in_full(shared_dir, capsys):
+    run = parity_runs.run(capsys, shared_dir / "parity", "--case", CASE)
+    assert run.status == 0, run.text
+    assert not run.missed and len(run.passed) == 394
+    assert {"map proposals_0", "map train_rois_0", "map roi_cls_score_0"} < set(run.passed)
+    for measure in ("norm", "dot"):
+        assert sum(line.startswith(f"gradient {measure}") for line in run.passed) == 169
+
+
+@pytest.mark.slow
+def test_the_samples_of_a_bin_are_noticed(shared_dir, capsys, tmp_path):
+    """Without gradients, which take most of the time to compile."""
+    info = json.loads((shared_dir / "parity" / f"{CASE}.json").read_text())
+    info.update(grad_norms={}, grad_dots={})
+    info["model_cfg"]["roi_head"]["bbox_roi_extractor"]["roi_layer"]["sampling_ratio"] = 2
+    (tmp_path / f"{CASE}.json").write_text(json.dumps(info))
+    shutil.copy(shared_dir / "parity" / f"{CASE}.npz", tmp_path)
+    run = parity_runs.run(capsys, tmp_path)
+    assert run.status == 1
+    assert {"map roi_cls_score_0", "map roi_bbox_pred_0", "detections scores"} <= set(run.missed)
+    assert not any(line.startswith(("neck", "assignment", "map rpn")) for line in run.missed)
+
+
+def test_the_table_fills_every_leaf_and_runs_backwards():
+    model = dict(depth=18, backbone_width=8, neck_width=16, rpn_width=16, box_width=8)
+    config = python_types.SimpleNamespace(detector="faster_rcnn", model=model)
+    shapes = convert.target_shapes(config)
+    rng = np.random.default_rng(0)
+    leaves = {path: rng.normal(size=shape).astype(np.float32) for path, shape in shapes.items()}
+    table = mmdet_faster_rcnn.table(bgr=True)
+    tensors = mapping.reverse(mapping.nest(leaves), table)
+    # Channel, row, column there; row, column, channel here.
+    fc = tensors["roi_head.bbox_head.shared_fcs.0.weight"].reshape(8, 16, 7, 7)
+    kernel = leaves["params/box_head/fc0/kernel"].reshape(7, 7, 16, 8)
+    np.testing.assert_array_equal(fc[5, 3, 2, 6], kernel[2, 6, 3, 5])
+    tree, _ = mapping.convert(tensors, table, shapes)
+    back = mapping.flatten(tree)
+    assert back.keys() == leaves.keys()
+    for path, value in leaves.items():
+        np.testing.assert_array_equal(back[path], value)
+    tree, _ = mapping.convert(tensors, table, shapes, reset_classes=True)
+    anew = leaves.keys() - mapping.flatten(tree).keys()
+    assert anew == {
+        f"params/box_head/{name}/{leaf}"
+        for name in ("cls_logits", "box_deltas")
+        for leaf in ("kernel", "bias")
+    }
