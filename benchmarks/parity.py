@@ -33,6 +33,7 @@ from benchmarks import machine
 from benchmarks import parity_cases
 from benchmarks import parity_checks
 from benchmarks.parity_adapters import adapter as adapter_lib
+from benchmarks.parity_adapters import cornernet
 from benchmarks.parity_adapters import faster_rcnn
 from benchmarks.parity_adapters import fcos
 from benchmarks.parity_adapters import ghm
@@ -52,6 +53,7 @@ ADAPTERS = (
     yolov3.ADAPTER,
     reppoints.ADAPTER,
     faster_rcnn.ADAPTER,
+    cornernet.ADAPTER,
 )
 
 # Arrays that a case is run on, and its detections, which have lines of their own.

@@ -24,6 +24,7 @@ from converters import inspect_file
 from converters import mapping
 from converters.readers import contents
 from converters.readers import files
+from converters.tables import mmdet_cornernet
 from converters.tables import mmdet_faster_rcnn
 from converters.tables import mmdet_fcos
 from converters.tables import mmdet_reppoints
@@ -93,6 +94,13 @@ SOURCES = (
         ("backbone.conv1.weight", "rpn_head.rpn_conv.weight", "roi_head.bbox_head.fc_reg.weight"),
         mmdet_faster_rcnn.table,
         "faster_rcnn",
+    ),
+    Source(
+        "mmdet",
+        "an mmdet CornerNet",
+        ("backbone.hourglass_modules.0.up1.0.conv1.weight", "bbox_head.tl_emb.0.1.conv.weight"),
+        mmdet_cornernet.table,
+        "cornernet",
     ),
     Source(
         "mmdet",

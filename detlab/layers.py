@@ -195,3 +195,13 @@ def max_pool_3x3(x: jax.Array) -> jax.Array:
 def normalise(images: jax.Array, mean, std, dtype) -> jax.Array:
     """[B, H, W, 3] pixels, uint8 or float, less the mean and over the deviation of each channel."""
     return ((images.astype(jnp.float32) - jnp.array(mean)) / jnp.array(std)).astype(dtype)
+
+
+def upsample(x, size):
+    """Nearest neighbour: cell i of the larger map shows cell floor(i * small / large)."""
+    height, width = x.shape[1:3]
+    if size == (2 * height, 2 * width):  # without a gather, whose gradient is a scatter
+        return x.repeat(2, axis=1).repeat(2, axis=2)
+    rows = jnp.arange(size[0]) * height // size[0]
+    columns = jnp.arange(size[1]) * width // size[1]
+    return x[:, rows][:, :, columns]

@@ -35,13 +35,14 @@ def rules(prefix: str = "", bgr: bool = False) -> tuple[mapping.Rule, ...]:
             rf"params/{target}/shortcut/conv/kernel",
             kernel,
         ),
-        *_norm(rf"{prefix}bn1", "backbone/stem/norm"),
-        *_norm(rf"{prefix}{block}\.bn(\d)", rf"{target}/conv\3/norm"),
-        *_norm(rf"{prefix}{block}\.downsample\.1", rf"{target}/shortcut/norm"),
+        *norm_rules(rf"{prefix}bn1", "backbone/stem/norm"),
+        *norm_rules(rf"{prefix}{block}\.bn(\d)", rf"{target}/conv\3/norm"),
+        *norm_rules(rf"{prefix}{block}\.downsample\.1", rf"{target}/shortcut/norm"),
     )
 
 
-def _norm(source: str, target: str) -> list[mapping.Rule]:
+def norm_rules(source: str, target: str) -> list[mapping.Rule]:
+    """Rules of a batch norm, from the name of its layer to its path."""
     return [
         mapping.Rule(rf"{source}\.{theirs}", f"{collection}/{target}/{ours}")
         for theirs, collection, ours in _NORM

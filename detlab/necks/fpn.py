@@ -54,7 +54,7 @@ class FPN(nn.Module):
         for level in reversed(used):
             merged[level] = conv(f"lateral{level}", 1)(features[level - 2], train)
             if level < 5:
-                merged[level] += upsample(merged[level + 1], merged[level].shape[1:3])
+                merged[level] += layers.upsample(merged[level + 1], merged[level].shape[1:3])
         outputs = [conv(f"output{level}")(merged[level], train) for level in used]
         top = features[-1] if self.extra == "input" else outputs[-1]
         for level in range(6, self.start_level + self.num_levels):
@@ -66,13 +66,3 @@ class FPN(nn.Module):
             top = conv(f"output{level}", stride=2)(top, train)
             outputs.append(top)
         return tuple(outputs[: self.num_levels])
-
-
-def upsample(x, size):
-    """Nearest neighbour: cell i of the larger map shows cell floor(i * small / large)."""
-    height, width = x.shape[1:3]
-    if size == (2 * height, 2 * width):  # without a gather, whose gradient is a scatter
-        return x.repeat(2, axis=1).repeat(2, axis=2)
-    rows = jnp.arange(size[0]) * height // size[0]
-    columns = jnp.arange(size[1]) * width // size[1]
-    return x[:, rows][:, :, columns]

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from detlab import layers
-from detlab.necks import fpn
 
 
 class DetectionBlock(nn.Module):
@@ -56,6 +55,6 @@ class YOLONeck(nn.Module):
                     name=f"reduce{level + 1}",
                     **common,
                 )(outputs[level + 1], train)
-                x = jnp.concatenate([fpn.upsample(above, x.shape[1:3]), x], axis=-1)
+                x = jnp.concatenate([layers.upsample(above, x.shape[1:3]), x], axis=-1)
             outputs[level] = DetectionBlock(width, name=f"block{level}", **common)(x, train)
         return outputs[3], outputs[4], outputs[5]

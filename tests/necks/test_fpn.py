@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
+from detlab import layers
 from detlab.necks import fpn
 
 WIDTH = 4
@@ -140,13 +141,13 @@ def test_group_norm_follows_every_convolution_and_replaces_its_bias():
 @pytest.mark.parametrize("size", [(3, 5), (4, 7), (5, 6), (6, 10), (2, 3)])
 def test_upsampling_repeats_the_nearest_cell_at_even_and_odd_sizes(size):
     x = np.random.default_rng(0).standard_normal((2, 3, 5, 2)).astype(np.float32)
-    np.testing.assert_array_equal(fpn.upsample(x, size), nearest(x, size).astype(np.float32))
+    np.testing.assert_array_equal(layers.upsample(x, size), nearest(x, size).astype(np.float32))
 
 
 def test_upsampling_5_cells_to_9_shows_the_same_cells_as_the_reference():
     # torch.nn.functional.interpolate(mode="nearest", size=9) of arange(5).
     x = np.arange(5.0).reshape(1, 1, 5, 1)
-    np.testing.assert_array_equal(fpn.upsample(x, (1, 9)).ravel(), [0, 0, 1, 1, 2, 2, 3, 3, 4])
+    np.testing.assert_array_equal(layers.upsample(x, (1, 9)).ravel(), [0, 0, 1, 1, 2, 2, 3, 3, 4])
 
 
 @pytest.mark.parametrize("num_levels", [1, 3, 4])

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from detlab.necks import fpn
 from detlab import layers
 from detlab.necks import yolo
 
@@ -70,9 +69,9 @@ def test_each_level_sees_its_own_map_and_the_level_above(sizes):
 
         c3, c4, c5 = features
         p5 = block(5, c5)
-        above = fpn.upsample(reduced(5, p5), c4.shape[1:3])
+        above = layers.upsample(reduced(5, p5), c4.shape[1:3])
         p4 = block(4, jnp.concatenate([above, c4], axis=-1))
-        above = fpn.upsample(reduced(4, p4), c3.shape[1:3])
+        above = layers.upsample(reduced(4, p4), c3.shape[1:3])
         p3 = block(3, jnp.concatenate([above, c3], axis=-1))
         return neck.apply({"params": params}, features, False), (p3, p4, p5)
 

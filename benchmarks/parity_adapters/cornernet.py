@@ -1,0 +1,109 @@
+"""mmdet's CornerNet: CornerHead on a stacked hourglass network."""
+
+import numpy as np
+
+from benchmarks import reference_configs
+from benchmarks.parity_adapters import adapter
+from converters.tables import mmdet_cornernet
+from detlab import errors
+
+_KINDS = {"tl": "top_left", "br": "bottom_right"}
+
+
+def fields(info: dict) -> dict:
+    """Fields of `detectors.cornernet.CornerNet`."""
+    model, _, test = reference_configs.readers(info)
+    model.expect("type", "CornerNet")
+    model.expect("neck", None)
+    head = model.child("bbox_head")
+    head.expect("type", "CornerHead")
+    head.expect("num_classes", info["num_classes"])
+    head.expect("corner_emb_channels", 1, default=1)
+    head.skip("in_channels")  # follows from the backbone
+    backbone = _hourglass(model.child("backbone"))
+    head.expect("num_feat_levels", backbone["stacks"])
+    heat, tags, offset = (head.child(f"loss_{name}") for name in ("heatmap", "embedding", "offset"))
+    heat.expect("type", "GaussianFocalLoss")
+    heat.expect("alpha", 2.0)
+    heat.expect("gamma", 4.0)
+    heat.expect("loss_weight", 1)
+    tags.expect("type", "AssociativeEmbeddingLoss")
+    offset.expect("type", "SmoothL1Loss")
+    offset.expect("beta", 1.0)
+    nms = test.child("nms")
+    nms.expect("type", "soft_nms")
+    nms.expect("method", "gaussian")
+    nms.skip("iou_threshold")  # of no effect on the gaussian form
+    test.skip("score_thr")  # unused there
+    found = {
+        "num_classes": info["num_classes"],
+        **reference_configs.preprocessor(model.child("data_preprocessor")),
+        **backbone,
+        "norm": "batch" if info["batch_norm_in_train"]["batch_statistics"] else "stored",
+        "pull_weight": tags.take("pull_weight"),
+        "push_weight": tags.take("push_weight"),
+        "offset_weight": float(offset.take("loss_weight")),
+        "max_corners": test.take("corner_topk"),
+        "peak_kernel": test.take("local_maximum_kernel"),
+        "max_tag_distance": test.take("distance_threshold"),
+        "max_detections": test.take("max_per_img"),
+    }
+    for reader in (model, test):
+        reader.finish()
+    return found
+
+
+def _hourglass(config: reference_configs.Reader) -> dict:
+    config.expect("type", "HourglassNet")
+    channels = tuple(config.take("stage_channels"))
+    config.expect("downsample_times", len(channels) - 1)
+    norm = config.child("norm_cfg")
+    norm.expect("type", "BN")
+    norm.expect("requires_grad", True)
+    stacks = config.take("num_stacks")
+    if stacks < 1:
+        raise errors.UserError(f"{config.path}.num_stacks is {stacks}; detlab needs one or more.")
+    return {"stacks": stacks, "channels": channels, "blocks": tuple(config.take("stage_blocks"))}
+
+
+def arrays(case, results: adapter.Results) -> dict[str, np.ndarray]:
+    """Raw maps of every stack, and the targets: heatmaps, offsets, and the cells of each pair."""
+    found = {}
+    for theirs, ours in _KINDS.items():
+        maps = getattr(results.outputs, ours)
+        for kind, name in (("heat", "heat"), ("emb", "tag"), ("off", "offset")):
+            found |= adapter.maps(f"{theirs}_{kind}", getattr(maps, name))
+    if not case.info["batch_norm_in_train"]["batch_statistics"]:  # so training has the same maps
+        found |= {f"train_{name}": values for name, values in found.items()}
+    values = results.targets["corner"].values
+    name = "train_targets.bbox_head.get_targets.0"
+    for theirs, ours in (("topleft", "top_left"), ("bottomright", "bottom_right")):
+        for kind, field in (("heatmap", "heat"), ("offset", "offset")):
+            found[f"{name}.{theirs}_{kind}"] = values[f"{ours}_{field}"].transpose(0, 3, 1, 2)
+    width = values["top_left_heat"].shape[2]
+    for i, count in enumerate(case.info["gt_counts"]):
+        for j in range(count):
+            for k, corner in enumerate(_KINDS.values()):
+                row_column = divmod(values[f"{corner}_cells"][i, j], width)
+                for axis, value in enumerate(row_column):
+                    found[f"{name}.corner_embedding_{i}_{j}_{k}_{axis}"] = np.asarray(value)
+    return found
+
+
+ADAPTER = adapter.Adapter(
+    parts={
+        "model_cfg.type": "CornerNet",
+        "model_cfg.backbone.type": "HourglassNet",
+        "model_cfg.bbox_head.type": "CornerHead",
+    },
+    detector="cornernet",
+    fields=fields,
+    table=mmdet_cornernet.table,
+    arrays=arrays,
+    losses={
+        "det_loss": "loss/heat",
+        "off_loss": "loss/offset",
+        "pull_loss": "loss/pull",
+        "push_loss": "loss/push",
+    },
+)

@@ -1,0 +1,263 @@
+"""CornerNet: Detecting Objects as Paired Keypoints (arXiv:1808.01244).
+
+Two heatmaps tell where top left and bottom right corners of each class are; an offset places a
+corner inside its cell; and a number at each corner, its tag, is alike for both corners of an object
+and unlike those of others.
+
+Reference: mmdetection's `cornernet_hourglass104`.  As there: tags have one dimension, the best 100
+corners of each kind are paired, and pairs are suppressed softly.  Peaks and normalisers are counted
+over the global batch, in the reference over a GPU; terms of tags are summed over the images, so
+that of them a batch of other size needs another weight.  The reference's test merges the
+detections of an image and of its mirror; this is prediction on the image alone.
+
+Expected: COCO val2017 AP 40.4 with experiments/cornernet_coco.py (the published figure of the
+reference, with its mirrored view).
+"""
+
+from typing import NamedTuple, Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import lax
+
+from detlab import fields
+from detlab import layers
+from detlab import types
+from detlab.assign import heatmap as heatmap_targets
+from detlab.backbones import hourglass
+from detlab.heads import corner
+from detlab.losses import embedding
+from detlab.losses import heatmap as heatmap_losses
+from detlab.losses import regression
+from detlab.ops import corner_groups
+from detlab.ops import soft_nms
+
+CORNERS = {"top_left": corner.TOP_LEFT, "bottom_right": corner.BOTTOM_RIGHT}
+
+
+class CornerMaps(NamedTuple):
+    """Raw maps of one kind of corner, one a stack; H, W are a quarter of the canvas."""
+
+    heat: tuple  # [B, H, W, C] logits
+    offset: tuple  # [B, H, W, 2] x, y in cells
+    tag: tuple  # [B, H, W, 1]
+
+
+class Outputs(NamedTuple):
+    features: tuple  # [B, H, W, D] of each stack
+    top_left: CornerMaps
+    bottom_right: CornerMaps
+
+
+class CornerNet(nn.Module):
+    """The detector; its fields are what a config's `model` may set."""
+
+    num_classes: int = 80
+    # Backbone: `channels` and `blocks` of each size of an hourglass, largest first.
+    stacks: int = 2
+    channels: Sequence[int] = (256, 256, 384, 384, 384, 512)
+    blocks: Sequence[int] = (2, 2, 2, 2, 2, 4)
+    norm: str = "batch"  # of the whole network; stored: running statistics
+    # Head.
+    pool_width: int = 128
+    prior_probability: float = 0.1
+    # Targets and losses (section 3.2, 3.3).
+    min_overlap: float = 0.3
+    pull_weight: float = 0.1
+    push_weight: float = 0.1
+    offset_weight: float = 1.0
+    # Prediction (section 4.2).
+    max_corners: int = 100  # of each kind
+    peak_kernel: int = 3
+    max_tag_distance: float = 0.5
+    num_candidates: int = 1000  # pairs
+    soft_nms_sigma: float = 0.5
+    min_score: float = 1e-3  # what suppression lowers below this goes
+    max_detections: int = 100
+    # Input: RGB, 0..255.
+    pixel_mean: Sequence[float] = (123.675, 116.28, 103.53)
+    pixel_std: Sequence[float] = (58.395, 57.12, 57.375)
+    dtype: str = "float32"  # of computation; parameters, losses and boxes are float32
+    remat: bool = False  # the hourglasses are computed again for their gradient, to save memory
+
+    def check(self) -> None:
+        """Raises ValueError for a value that no CornerNet can have, before anything is built."""
+        norms, channels, blocks = ("batch", "stored"), self.channels, self.blocks
+        sizes = fields.positive(channels, None, int) and len(channels) >= 2 and channels[0] >= 2
+        of_each = fields.positive(blocks, len(channels) if sizes else None, int)
+        odd = self.peak_kernel >= 1 and self.peak_kernel % 2 == 1
+        counts = ("num_classes", "stacks", "pool_width", "max_corners", "num_candidates")
+        weights = ("pull_weight", "push_weight", "offset_weight", "max_tag_distance", "min_score")
+        rules = (
+            *((name, getattr(self, name) >= 1, "at least 1") for name in counts),
+            *((name, getattr(self, name) >= 0, "at least 0") for name in weights),
+            ("channels", sizes, "two or more widths, the first at least 2"),
+            ("blocks", of_each, "a count of blocks for each of `channels`"),
+            ("norm", self.norm in norms, f"one of {', '.join(norms)}"),
+            ("prior_probability", 0 < self.prior_probability < 1, "between 0 and 1"),
+            ("min_overlap", 0 < self.min_overlap < 1, "between 0 and 1"),
+            ("peak_kernel", odd, "odd"),
+            ("soft_nms_sigma", self.soft_nms_sigma > 0, "above 0"),
+            ("max_detections", self.max_detections >= 1, "at least 1"),
+            *fields.of_input(self),
+        )
+        fields.check(self, rules)
+
+    def setup(self):
+        self.backbone = hourglass.HourglassNet(
+            self.stacks, self.channels, self.blocks, self.norm, self.remat, dtype=self.dtype
+        )
+        outputs = {
+            "heat": (self.num_classes, layers.prior_bias(self.prior_probability)),
+            "offset": (2, nn.initializers.zeros),
+            "tag": (1, nn.initializers.zeros),
+        }
+        self.branches = {  # Flax calls them branches_top_left0, ...
+            f"{name}{stack}": corner.CornerBranch(
+                directions, outputs, self.pool_width, self.norm, dtype=self.dtype
+            )
+            for name, directions in CORNERS.items()
+            for stack in range(self.stacks)
+        }
+
+    def forward(self, images: jax.Array, train: bool) -> Outputs:
+        """[B, H, W, 3] RGB, uint8 or float32 in 0..255 -> raw maps of every stack."""
+        x = layers.normalise(images, self.pixel_mean, self.pixel_std, self.dtype)
+        features = self.backbone(x, train)
+        found = {}
+        for name in CORNERS:
+            maps = [self.branches[f"{name}{i}"](x, train) for i, x in enumerate(features)]
+            found[name] = CornerMaps(
+                *(tuple(of_stack[kind] for of_stack in maps) for kind in CornerMaps._fields)
+            )
+        return Outputs(features, **found)
+
+    def map_shape(self, canvas: tuple[int, int]) -> tuple[int, int]:
+        """Cells (H, W) on a canvas (height, width): two padded strides of 2."""
+        return tuple(-(-(-(-side // 2)) // 2) for side in canvas)
+
+    def targets(self, batch: types.Batch) -> dict[str, types.Targets]:
+        """Of each object its corners; `values` holds cells, heatmaps and offsets of both kinds."""
+        canvas = batch.images.shape[1:3]
+        shape = self.map_shape(canvas)
+
+        def one_image(boxes, labels, valid):
+            both = heatmap_targets.corners(
+                boxes, labels, valid, shape, canvas, self.num_classes, self.min_overlap
+            )
+            return {
+                f"{name}_{field}": values
+                for name, found in zip(CORNERS, both)
+                for field, values in found._asdict().items()
+            }
+
+        values = jax.vmap(one_image)(batch.boxes, batch.labels, batch.valid)
+        slots = jnp.broadcast_to(jnp.arange(batch.valid.shape[1]), batch.valid.shape)
+        targets = types.Targets(
+            boxes=jnp.asarray(batch.boxes),
+            level=jnp.zeros(batch.valid.shape, jnp.int32),
+            status=jnp.where(batch.valid, 1, -1),
+            matched=slots,
+            values=values,
+        )
+        return {"corner": lax.stop_gradient(targets)}
+
+    def loss(self, batch: types.Batch):
+        """Heatmaps (eq. 1), offsets (eq. 3), pull and push of tags (eq. 4, 5), of every stack."""
+        outputs = self.forward(batch.images, train=True)
+        values = self.targets(batch)["corner"].values
+        terms = dict.fromkeys(("heat", "offset", "pull", "push"), 0.0)
+        peaks = []
+        for stack in range(self.stacks):
+            tags = []
+            for name in CORNERS:
+                maps = getattr(outputs, name)
+                heat, offset, cells = (
+                    values[f"{name}_{field}"] for field in ("heat", "offset", "cells")
+                )
+                is_peak = heat == 1
+                count = jnp.maximum(is_peak.sum(), 1).astype(jnp.float32)
+                peaks.append(count)
+                focal = heatmap_losses.gaussian_focal(nn.sigmoid(maps.heat[stack]), heat)
+                terms["heat"] += focal.sum() / count / 2
+                corner_cells = is_peak.any(-1, keepdims=True)
+                count = jnp.maximum(corner_cells.sum(), 1)
+                miss = regression.smooth_l1(maps.offset[stack], offset)
+                miss = jnp.where(corner_cells, miss, 0.0).sum() / count
+                terms["offset"] += self.offset_weight * miss / 2
+                flat = maps.tag[stack].reshape(len(cells), -1)  # [B, H * W]
+                tags.append(jnp.take_along_axis(flat, cells, axis=1))  # [B, G]
+            pull, push = jax.vmap(tag_losses)(*tags, batch.valid)
+            terms["pull"] += self.pull_weight * pull.sum()
+            terms["push"] += self.push_weight * push.sum()
+        terms = {f"loss/{name}": term for name, term in terms.items()}
+        metrics = {
+            **terms,
+            "positives": batch.valid.sum() / batch.images.shape[0],
+            "normaliser": sum(peaks) / len(peaks),
+        }
+        return sum(terms.values()), metrics
+
+    def candidates(self, images: jax.Array, image_size: jax.Array) -> types.Detections:
+        """Pairs of corners of one class, on the right sides of each other, with like tags.
+
+        Made on the way: [max_corners, max_corners] pairs an image.
+        """
+        outputs = self.forward(images, train=False)
+        canvas = images.shape[1:3]
+        height, width = self.map_shape(canvas)
+        cell = (canvas[1] / width, canvas[0] / height)  # px
+
+        def one_image(top_left, bottom_right, size):
+            inside = (jnp.arange(height) * cell[1] < size[0])[:, None] & (
+                jnp.arange(width) * cell[0] < size[1]
+            )
+
+            def find(maps):
+                scores = jnp.where(inside[..., None], nn.sigmoid(maps.heat), 0.0)
+                found = corner_groups.find_corners(
+                    scores, maps.offset, self.max_corners, cell, self.peak_kernel
+                )
+                found = found._replace(points=jnp.maximum(found.points, 0.0))
+                return found, maps.tag.reshape(-1)[found.cells]
+
+            (first, first_tags), (second, second_tags) = find(top_left), find(bottom_right)
+            agree = corner_groups.tags_agree(first_tags, second_tags, self.max_tag_distance)
+            return corner_groups.pair_corners(first, second, agree, self.num_candidates)
+
+        last = [CornerMaps(*(maps[-1] for maps in getattr(outputs, name))) for name in CORNERS]
+        return types.Detections(*jax.vmap(one_image)(*last, image_size))
+
+    def suppress(self, candidates: types.Detections) -> types.Detections:
+        """Soft suppression within each class (section 4.2); the best `max_detections` stay."""
+
+        def one_image(boxes, scores, labels, valid):
+            return soft_nms.suppress(
+                boxes,
+                scores,
+                labels,
+                valid,
+                self.max_detections,
+                method="gaussian",
+                sigma=self.soft_nms_sigma,
+                min_score=self.min_score,
+            )
+
+        return types.Detections(*jax.vmap(one_image)(*candidates))
+
+    def frozen_paths(self) -> tuple[str, ...]:
+        """Regexes of the leaves that training never changes."""
+        return ("batch_stats/.*",) if self.norm == "stored" else ()
+
+
+def tag_losses(top_left: jax.Array, bottom_right: jax.Array, valid: jax.Array):
+    """(pull, push) of one image, each a mean over its objects or pairs: [G], [G], [G] -> (), ()."""
+    count = valid.sum()
+    pull = jnp.where(valid, embedding.pull(top_left, bottom_right), 0.0).sum()
+    pairs = valid[:, None] & valid
+    push = jnp.where(pairs, embedding.push(top_left, bottom_right), 0.0).sum()
+    return pull / jnp.maximum(count, 1), push / jnp.maximum(count * (count - 1), 1)
+
+
+MODULE = CornerNet

@@ -1,0 +1,75 @@
+"""Heads of the corner detectors: corner pooling and what is read after it (arXiv:1808.01244, 3.4).
+
+Parameter paths of a corner: `pool/{first,second,pooled,shortcut,out}/{conv,norm}`, and for each
+map `heat_conv/conv`, `heat`, `offset_conv/conv`, `offset`, `tag_conv/conv`, `tag`.
+"""
+
+from typing import Callable, Mapping
+
+import jax.numpy as jnp
+from flax import linen as nn
+
+from detlab import layers
+from detlab.ops import corner_pool
+
+TOP_LEFT, BOTTOM_RIGHT = ("top", "left"), ("bottom", "right")
+
+
+class CornerPooling(nn.Module):
+    """Maxima along two directions, added up, in a residual block (figure 7 of the paper)."""
+
+    directions: tuple[str, str]
+    pool_width: int = 128
+    norm: str = "batch"
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x, train: bool):  # [B, H, W, D] -> the same shape
+        width = x.shape[-1]
+
+        def conv(name, width, kernel_size=3, activation=None):
+            return layers.ConvNorm(
+                width,
+                kernel_size,
+                norm=self.norm,
+                activation=activation,
+                dtype=self.dtype,
+                name=name,
+            )
+
+        pooled = sum(
+            corner_pool.corner_pool(conv(name, self.pool_width, 3, nn.relu)(x, train), direction)
+            for name, direction in zip(("first", "second"), self.directions)
+        )
+        y = conv("pooled", width)(pooled, train) + conv("shortcut", width, 1)(x, train)
+        return conv("out", width, activation=nn.relu)(nn.relu(y), train)
+
+
+class CornerBranch(nn.Module):
+    """One kind of corner: pooling, then a 3x3 and a 1x1 convolution for each map.
+
+    Attributes:
+      outputs: name of a map -> (channels, bias initialiser).
+    """
+
+    directions: tuple[str, str]
+    outputs: Mapping[str, tuple[int, Callable]]
+    pool_width: int = 128
+    norm: str = "batch"
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x, train: bool):
+        """[B, H, W, D] -> {name: [B, H, W, channels] float32}."""
+        pool = CornerPooling(
+            self.directions, self.pool_width, self.norm, dtype=self.dtype, name="pool"
+        )
+        x = pool(x, train)
+        maps = {}
+        for name, (channels, bias_init) in self.outputs.items():
+            conv = layers.ConvNorm(
+                x.shape[-1], activation=nn.relu, dtype=self.dtype, name=f"{name}_conv"
+            )
+            predict = layers.Conv(channels, 1, bias_init=bias_init, dtype=self.dtype, name=name)
+            maps[name] = predict(conv(x, train)).astype(jnp.float32)
+        return maps
