@@ -199,7 +199,8 @@ def compare(
         if path.startswith("params/")  # state may be detlab's own
     ]
     arrays = adapter.arrays(case, results)
-    array_lines, not_compared = _array_lines(case, arrays, adapter.not_compared)
+    absent, predicted = adapter.not_compared, adapter.predicted
+    array_lines, not_compared = _array_lines(case, arrays, absent, predicted)
     lines += array_lines
     lines += _loss_lines(case, adapter.losses, results)
     if results.gradients is not None:
@@ -211,7 +212,10 @@ def compare(
 
 
 def _array_lines(
-    case, mine: Mapping[str, np.ndarray], may_be_absent: tuple[str, ...]
+    case,
+    mine: Mapping[str, np.ndarray],
+    may_be_absent: tuple[str, ...],
+    predicted: tuple[str, ...] = (),
 ) -> tuple[list[parity_checks.Line], list[str]]:
     # `forward` is that of prediction; with live norms training has other maps, which show in the
     # losses alone.
@@ -226,7 +230,8 @@ def _array_lines(
             not_compared.append(name)
             continue
         kind = "assignment" if name.startswith("train_assign.") else "map"
-        kind = "targets" if name.startswith("train_targets.") else kind
+        is_map = any(re.fullmatch(pattern, name) for pattern in predicted)
+        kind = "targets" if name.startswith("train_targets.") and not is_map else kind
         kind = "neck" if re.match(r"(train_|image\d+_)?fpn_", name) else kind
         quantity = f"{kind} {name}"
         if name not in mine:

@@ -30,6 +30,9 @@ class Adapter(NamedTuple):
     arrays: Callable  # (case, results) -> {name in the case: the whole array, in its layout}
     losses: Mapping[str, str]  # loss of the case -> metric of the detector
     not_compared: tuple[str, ...] = ()  # regexes of recorded arrays that `arrays` may leave out
+    # Regexes of train_targets.* that the network puts out, such as the boxes that a second round
+    # starts from: compared as maps.
+    predicted: tuple[str, ...] = ()
 
 
 def maps(name: str, levels: Sequence) -> dict[str, np.ndarray]:

@@ -210,6 +210,18 @@ def test_only_what_the_adapter_names_may_be_absent_and_is_listed():
     assert not_compared == ["train_a.0.scores"]
 
 
+def test_targets_that_the_network_predicts_are_compared_as_maps():
+    made = case(True, [0, 0])
+    values = np.float32([0.01, 60.0])  # px; 3e-5 off is half a millionth of the largest
+    mine = {name: values + np.float32(3e-5) for name in ("train_targets.b.1.3", "train_targets.b.0")}
+    made.arrays.update({name: values for name in mine})
+    lines, _ = parity._array_lines(made, mine, (), (r"train_targets\.b\.1\.\d",))
+    assert {line.quantity: line.passed for line in lines} == {
+        "map train_targets.b.1.3": True,
+        "targets train_targets.b.0": False,
+    }
+
+
 def test_maps_of_training_may_be_absent_where_its_norms_are_live():
     made = case(True, [0, 0])
     made.arrays.update({name: np.zeros(3) for name in ("m_0", "train_m_0", "train_n_0")})
