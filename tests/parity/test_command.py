@@ -213,8 +213,8 @@ def test_only_what_the_adapter_names_may_be_absent_and_is_listed():
 def test_targets_that_the_network_predicts_are_compared_as_maps():
     made = case(True, [0, 0])
     values = np.float32([0.01, 60.0])  # px; 3e-5 off is half a millionth of the largest
-    mine = {name: values + np.float32(3e-5) for name in ("train_targets.b.1.3", "train_targets.b.0")}
-    made.arrays.update({name: values for name in mine})
+    mine = dict.fromkeys(("train_targets.b.1.3", "train_targets.b.0"), values + np.float32(3e-5))
+    made.arrays.update(dict.fromkeys(mine, values))
     lines, _ = parity._array_lines(made, mine, (), (r"train_targets\.b\.1\.\d",))
     assert {line.quantity: line.passed for line in lines} == {
         "map train_targets.b.1.3": True,

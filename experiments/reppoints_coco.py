@@ -1,0 +1,51 @@
+"""RepPoints-50 on COCO 2017, 1x schedule (mmdetection's `reppoints-moment_r50_fpn-gn_head-gn_1x`).
+
+    python -m detlab.train --config experiments/reppoints_coco.py --config.data.root=coco
+
+The root holds train2017, val2017 and annotations.  The reference publishes AP 38.1.  Its other
+forms are variants: `:plain`, without group norms, 37.0; `:minmax` and `:partial_minmax`, boxes by
+the extreme points; `:bbox_grid`, 36.4, and `:bbox_grid_center`, 37.4, regressed boxes with grids
+of points, whose first round learns by overlap or by the nearest point.  `:scratch` trains from
+random weights.
+"""
+
+from ml_collections import ConfigDict
+
+from experiments import common
+
+FORMS = {
+    "": dict(),
+    "plain": dict(norm="none"),
+    "minmax": dict(transform="minmax"),
+    "partial_minmax": dict(transform="partial_minmax"),
+    "bbox_grid": dict(transform="minmax", use_grid_points=True, init_assigner="max_iou"),
+    "bbox_grid_center": dict(transform="minmax", use_grid_points=True),
+    "scratch": dict(),
+}
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    if variant not in FORMS:
+        known = ", ".join(repr(form) for form in FORMS if form)
+        raise ValueError(f"variant {variant!r} is unknown; there are {known}.")
+    config = common.base("reppoints")
+    config.model = ConfigDict(
+        dict(
+            num_classes=80,
+            depth=50,
+            backbone_norm="stored",
+            frozen_stages=1,
+            dtype="float32",
+            **FORMS[variant],
+        )
+    )
+    common.coco_files(config)
+    config.data.update(
+        canvases=((800, 1344), (1344, 800)),
+        size_limits=(1333, 800),
+    )
+    common.schedule_1x(config)
+    common.from_imagenet(config, "experiments/reppoints_coco.py")
+    if variant == "scratch":
+        common.from_scratch(config)
+    return config
