@@ -10,6 +10,7 @@ target refers to the groups as `\\1`, `\\2`.  So a rule can also be read backwar
 
 import collections
 import difflib
+import functools
 import re
 from typing import Callable, Iterable, Mapping, NamedTuple
 
@@ -116,7 +117,9 @@ def convert(
     for given_name, tensor in tensors.items():
         name = contents.printable(given_name)
         reasons = [d.reason for d in table.dropped if re.fullmatch(d.source, name)]
-        matches = [(rule, m) for rule in table.rules if (m := re.fullmatch(rule.source, name))]
+        matches = [
+            (rule, m) for rule in table.rules if (m := _compiled(rule.source).fullmatch(name))
+        ]
         if len(matches) + bool(reasons) > 1:
             differences.append(f"{name} is claimed by several rules of table {table.name}")
         elif reasons:
@@ -280,16 +283,29 @@ def _sources(path: str, table: Table) -> list[tuple[str, Rule]]:
     """Every source name that a rule of the table sends to `path`."""
     found = []
     for rule in table.rules:
-        groups = re.findall(r"\(([^()]*)\)", rule.source)
-        parts = re.split(r"\\(\d)", rule.target)  # literal, number, literal, number, ...
-        pattern = "".join(
-            f"(?P<g{part}>{groups[int(part) - 1]})" if i % 2 else re.escape(part)
-            for i, part in enumerate(parts)
-        )
-        match = re.fullmatch(pattern, path)
+        pattern, literals = _backwards(rule)
+        match = pattern.fullmatch(path)
         if match:
-            literals = re.split(r"\([^()]*\)", rule.source.replace(r"\.", "."))
-            values = [match[f"g{i}"] for i in range(1, len(groups) + 1)]
+            values = [match[f"g{i}"] for i in range(1, len(literals))]
             name = "".join(a + b for a, b in zip(literals, [*values, ""]))
             found.append((name, rule))
     return found
+
+
+# Tables have more rules than the cache of `re` has places, and each is asked about every tensor.
+_compiled = functools.cache(re.compile)
+
+
+@functools.cache
+def _backwards(rule: Rule) -> tuple[re.Pattern, list[str]]:
+    """What a path that the rule fills looks like, and what stands around the groups of its source.
+
+    Group n of the source is called `gn` in the pattern.
+    """
+    groups = re.findall(r"\(([^()]*)\)", rule.source)
+    parts = re.split(r"\\(\d)", rule.target)  # literal, number, literal, number, ...
+    pattern = "".join(
+        f"(?P<g{part}>{groups[int(part) - 1]})" if i % 2 else re.escape(part)
+        for i, part in enumerate(parts)
+    )
+    return re.compile(pattern), re.split(r"\([^()]*\)", rule.source.replace(r"\.", "."))

@@ -146,12 +146,18 @@ RULES = {
     "data.augment.hue": NOT_NEGATIVE,
     "data.augment.expand": FRACTION,
     "data.augment.expand_ratio": Rule(lambda v: _is_number(v) and v >= 1, "a number from 1"),
-    "data.augment.crop": _one_of("none", "random", "min_iou"),
+    "data.augment.crop": _one_of("none", "random", "min_iou", "center"),
     "data.augment.crop_probability": FRACTION,
     "data.augment.crop_size": PARTS,
     "data.augment.crop_min_ious": Rule(
         lambda v: _is_tuple_of(v, _is_part) and v != (), "a tuple of numbers from 0 to 1"
     ),
+    "data.augment.crop_side": _integer(1),
+    "data.augment.crop_scales": Rule(
+        lambda v: _is_tuple_of(v, lambda x: _is_number(x) and x > 0) and v != (),
+        "a tuple of numbers above 0",
+    ),
+    "data.augment.crop_border": _integer(0),
     "data.augment.cutout": FRACTION,
     "data.augment.cutout_holes": Rule(
         lambda v: _is_tuple_of(v, _is_integer, 2) and 1 <= v[0] <= v[1],

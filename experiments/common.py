@@ -54,10 +54,13 @@ def base(detector: str) -> ConfigDict:
                     hue=18.0,  # degrees
                     expand=0.0,  # probability of a larger, mean-coloured picture around the image
                     expand_ratio=4.0,  # at most
-                    crop="none",  # none, random or min_iou (SSD)
+                    crop="none",  # none, random, min_iou (SSD) or center (CornerNet)
                     crop_probability=1.0,  # of random
                     crop_size=(0.3, 1.0),  # sides of the crop, least and largest part of the image
                     crop_min_ious=(0.1, 0.3, 0.5, 0.7, 0.9),  # min_iou draws one, or no condition
+                    crop_side=511,  # px of a square around a point; of center
+                    crop_scales=(0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3),  # of which one is drawn
+                    crop_border=128,  # px that the point keeps from the edges, less in small images
                     cutout=0.0,  # probability
                     cutout_holes=(1, 5),  # least and largest number
                     cutout_size=(0.05, 0.2),  # of the sides of a hole, part of the image

@@ -200,20 +200,20 @@ def _rpn_targets(rpn) -> dict[str, np.ndarray]:
 
 
 def _box_targets(case, targets) -> dict[str, np.ndarray]:
-    """The reference, which takes every candidate, has positives first, then negatives."""
+    """The reference, which samples all, has positives first, and objects before proposals."""
     batch, box, proposals = case.batch(), targets["box"], targets["proposals"]
-    slots = batch.boxes.shape[1]
+    count = targets["proposals"].boxes.shape[1] - batch.boxes.shape[1]  # objects come last
     found = {}
     for i, gt_inds in enumerate(adapter.assigned(proposals)):
         name = f"train_assign.roi_head.bbox_assigner.{i}"
-        there = proposals.boxes[i, slots:].any(-1)
+        there = proposals.boxes[i, :count].any(-1)
         labels = batch.labels[i][proposals.matched[i]]
-        found[f"{name}.gt_inds"] = gt_inds[slots:][there]
+        found[f"{name}.gt_inds"] = gt_inds[:count][there]
         labels = np.where(proposals.status[i] == 1, labels, -1)
-        found[f"{name}.labels"] = labels[slots:][there]
+        found[f"{name}.labels"] = labels[:count][there]
     rows = []
     for status, index in zip(box.status, box.values["index"]):
-        order = np.lexsort((index, -status))
+        order = np.lexsort((index, index < count, -status))
         rows.append(order[status[order] >= 0])
     labels = np.take_along_axis(batch.labels, box.matched, axis=1)
     positive = _rows(box.status, rows) == 1

@@ -53,10 +53,13 @@ class Augment(NamedTuple):
     hue: float = 18.0  # degrees
     expand: float = 0.0  # probability
     expand_ratio: float = 4.0  # at most
-    crop: str = "none"  # "none", "random" or "min_iou"
+    crop: str = "none"  # "none", "random", "min_iou" or "center"
     crop_probability: float = 1.0  # of "random"
     crop_size: tuple[float, float] = (0.3, 1.0)  # least and largest part of a side; "random"
     crop_min_ious: tuple[float, ...] = (0.1, 0.3, 0.5, 0.7, 0.9)
+    crop_side: int = 511  # px; "center"
+    crop_scales: tuple[float, ...] = (0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3)
+    crop_border: int = 128  # px
     cutout: float = 0.0  # probability
     cutout_holes: tuple[int, int] = (1, 5)  # least and largest number
     cutout_size: tuple[float, float] = (0.05, 0.2)  # least and largest part of a side
@@ -464,8 +467,12 @@ def augmentations(augment, pad_value):
         before.append(transforms.crop_random(augment.crop_probability, augment.crop_size))
     elif augment.crop == "min_iou":
         before.append(transforms.crop_min_iou(augment.crop_min_ious))
+    elif augment.crop == "center":
+        before.append(
+            transforms.crop_center(augment.crop_side, augment.crop_scales, augment.crop_border)
+        )
     elif augment.crop != "none":
-        raise ValueError(f'crop {augment.crop!r} is neither "none" nor "random" nor "min_iou"')
+        raise ValueError(f"crop {augment.crop!r} is not none, random, min_iou or center")
     if augment.cutout:
         after.append(
             transforms.cut_out(augment.cutout, augment.cutout_holes, augment.cutout_size, pad_value)

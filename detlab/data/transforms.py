@@ -213,6 +213,38 @@ def crop_min_iou(min_ious, min_size=0.3, max_ratio=2.0):
     return apply
 
 
+def crop_center(side, scales, border):
+    """(record, rng) -> record, cropped to a square around a point well inside the picture.
+
+    CornerNet's cropping (arXiv:1808.01244, section 4.1; mmdetection's `RandomCenterCropPad`): the
+    square may reach beyond the picture, and shows the padding there.  A square that shows no object
+    of a picture with objects is drawn anew; after `TRIES` squares the picture stays whole.
+
+    Args:
+      side: px of the image, before the resizing.
+      scales: of the side, one of which is drawn.
+      border: px that the centre keeps from every edge, halved until twice as much fits.
+    """
+
+    def apply(record, rng):
+        width, height = sides = _sides(record)
+        square = int(side * scales[rng.integers(len(scales))])
+        margins = np.array([_margin(border, width), _margin(border, height)])
+        centres = _window(record)[:2] + rng.integers(margins, sides - margins, (TRIES, 2))
+        corner = centres - square // 2
+        windows = np.concatenate([corner, corner + square], axis=1)
+        return _crop_to_first(record, windows) or record
+
+    return apply
+
+
+def _margin(border, side):
+    """The border, halved until twice as much is less than the side."""
+    while 2 * border >= side and border > 0:
+        border //= 2
+    return border
+
+
 def crop(record, window):
     """The record with this window, and the objects whose centre lies in it, clipped to it.
 

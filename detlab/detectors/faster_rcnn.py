@@ -231,7 +231,7 @@ class FasterRCNN(nn.Module):
     def targets(self, batch: types.Batch) -> dict[str, types.Targets]:
         """What the sampled anchors, all proposals, and the sampled RoIs learn.
 
-        `rpn` has all anchors, -1 where not sampled; `proposals` the objects, then the proposals,
+        `rpn` has all anchors, -1 where not sampled; `proposals` the proposals, then the objects,
         before sampling; `box` the RoIs that the box head learns from, -1 in empty slots, with
         `values["index"]`, their row among `proposals`.
         """
@@ -279,10 +279,11 @@ class FasterRCNN(nn.Module):
                 low_quality=False,
                 anchor_valid=proposals.valid,
             )
-            # The objects are proposals too, each its own.
-            rois = jnp.concatenate([boxes, proposals.boxes])
-            status = jnp.concatenate([jnp.where(valid, 1, -1), assigned.status])
-            matched = jnp.concatenate([jnp.arange(len(boxes)), assigned.matched])
+            # The objects are proposals too, each its own.  They come last: so more slots for them
+            # leave the random numbers of the others, and with them the draw, as they are.
+            rois = jnp.concatenate([proposals.boxes, boxes])
+            status = jnp.concatenate([assigned.status, jnp.where(valid, 1, -1)])
+            matched = jnp.concatenate([assigned.matched, jnp.arange(len(boxes))])
             drawn = sampling.sample(key, status, self.box_samples, self.box_positive_fraction)
             return rois, status, matched, drawn
 

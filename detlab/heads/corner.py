@@ -70,6 +70,13 @@ class CornerBranch(nn.Module):
             conv = layers.ConvNorm(
                 x.shape[-1], activation=nn.relu, dtype=self.dtype, name=f"{name}_conv"
             )
-            predict = layers.Conv(channels, 1, bias_init=bias_init, dtype=self.dtype, name=name)
+            predict = layers.Conv(
+                channels,
+                1,
+                kernel_init=layers.normal_001,
+                bias_init=bias_init,
+                dtype=self.dtype,
+                name=name,
+            )
             maps[name] = predict(conv(x, train)).astype(jnp.float32)
         return maps

@@ -108,7 +108,8 @@ def test_reverse_refuses_a_leaf_that_no_rule_fills():
 
 @pytest.mark.parametrize("name", list(mapping.TRANSFORMS))
 def test_inverse_of_a_transform_undoes_it(name):
-    x = np.arange(24).reshape((4, 6) if name == "linear_t" else (1, 2, 3, 4))
+    shape = {"linear_t": (4, 6), "chw_to_hwc_7x7": (2, 3 * 7 * 7)}.get(name, (1, 2, 3, 4))
+    x = np.arange(np.prod(shape)).reshape(shape)
     transform = mapping.TRANSFORMS[name]
     np.testing.assert_array_equal(transform.inverse(transform.forward(x)), x)
 

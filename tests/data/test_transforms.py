@@ -234,6 +234,7 @@ RANDOM = {
     "expand": transforms.expand(1.0, 4.0),
     "crop": transforms.crop_random(1.0, (0.3, 1.0)),
     "min-iou": transforms.crop_min_iou((0.1, 0.3, 0.5, 0.7, 0.9)),
+    "center": transforms.crop_center(90, (0.6, 1.0, 1.3), 40),
 }
 DRAWN = {
     "own": lambda r, rng: transforms.draw_window(r, 50),
@@ -256,7 +257,7 @@ DRAWN = {
 @pytest.mark.parametrize("drawn", DRAWN)
 @pytest.mark.parametrize(
     "names",
-    [["expand"], ["crop"], ["min-iou"], ["expand", "crop"], ["expand", "min-iou"]],
+    [["expand"], ["crop"], ["min-iou"], ["center"], ["expand", "crop"], ["expand", "min-iou"]],
     ids="+".join,
 )
 def test_windows_move_boxes_and_placement_with_the_pixels(names, drawn):
@@ -377,6 +378,21 @@ def test_random_crop_draws_sides_and_place_uniformly():
     assert place.min() >= 0 and place.max() <= 1 + 1e-9
 
 
+def test_center_crop_is_a_square_around_a_point_that_keeps_its_distance():
+    record = empty_record(200, 1000)  # twice the border does not fit into 200 px, so 64 px is kept
+    results = many(transforms.crop_center(100, (0.5, 3.0), 128), record)
+    windows = np.array([r["window"] for r in results])
+    sides = windows[:, 2:] - windows[:, :2]
+    assert set(map(tuple, sides)) == {(50, 50), (300, 300)}
+    assert abs((sides[:, 0] == 50).mean() - 0.5) < 0.045
+    centres = (windows[:, :2] + windows[:, 2:]) / 2
+    low, high = centres.min(axis=0), centres.max(axis=0)
+    assert (low >= [128, 64]).all() and (high <= [1000 - 128, 200 - 64]).all()
+    np.testing.assert_allclose(low, [128, 64], atol=4)  # uniform: the ends are met
+    np.testing.assert_allclose(high, [872, 136], atol=4)
+    assert (windows[:, 1] < 0).any(), "squares reach beyond the picture"
+
+
 def some_objects():
     """Three objects in a picture of 100 x 160 px; the second is not to be learnt."""
     return {
@@ -389,9 +405,9 @@ def some_objects():
     }
 
 
-@pytest.mark.parametrize("transform", [RANDOM["crop"], RANDOM["min-iou"]], ids=["crop", "min-iou"])
-def test_a_crop_keeps_what_has_its_centre_inside_and_shows_an_object_to_learn(transform):
-    record = some_objects()
+@pytest.mark.parametrize("name", ["crop", "min-iou", "center"])
+def test_a_crop_keeps_what_has_its_centre_inside_and_shows_an_object_to_learn(name):
+    transform, record = RANDOM[name], some_objects()
     centres = (record["boxes"][:, :2] + record["boxes"][:, 2:]) / 2
     ignored = 0
     for cropped in many(transform, record, 500):

@@ -165,7 +165,9 @@ def test_bfloat16_is_near_float32(subject):
     assert value != expected, "fewer bits are seen"
     assert value == pytest.approx(float(expected), rel=0.02)
     for name, term in terms(metrics).items():
-        assert term == pytest.approx(float(expected_metrics[name]), rel=0.02, abs=0.02 * expected)
+        assert term == pytest.approx(
+            float(expected_metrics[name]), rel=0.02, abs=0.02 * float(expected)
+        )
 
 
 @pytest.mark.slow

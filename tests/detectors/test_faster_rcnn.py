@@ -53,12 +53,12 @@ def test_objects_are_sampled_as_proposals_of_themselves(variables, targets):
     batch = tiny.make_batch(objects=(4, 2))
     found = jax.device_get(targets(*variables, batch, KEY))
     proposals, box = found["proposals"], found["box"]
-    slots = batch.valid.shape[1]
-    np.testing.assert_array_equal(proposals.boxes[:, :slots], batch.boxes)
-    np.testing.assert_array_equal(proposals.status[:, :slots] == 1, batch.valid)
+    count = FIELDS["train_proposals"]
+    np.testing.assert_array_equal(proposals.boxes[:, count:], batch.boxes)
+    np.testing.assert_array_equal(proposals.status[:, count:] == 1, batch.valid)
     for i in range(2):
-        own = (proposals.status[i, :slots] == 1).nonzero()[0]
-        np.testing.assert_array_equal(proposals.matched[i, own], own)
+        own = np.flatnonzero(batch.valid[i])
+        np.testing.assert_array_equal(proposals.matched[i, count + own], own)
         positive = box.status[i] == 1
         assert 0 < positive.sum() <= SAMPLES // 4
         # The deltas lead from a RoI to its object.

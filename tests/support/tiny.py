@@ -86,6 +86,18 @@ TINY = {
             box_samples=24,
         ),
     ),
+    "cornernet": Tiny(
+        "cornernet",
+        dict(
+            num_classes=NUM_CLASSES,
+            channels=(16, 16, 24),
+            blocks=(1, 1, 1),
+            pool_width=8,
+            max_corners=20,
+            num_candidates=50,
+            max_detections=20,
+        ),
+    ),
 }
 
 

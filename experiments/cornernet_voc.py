@@ -1,0 +1,31 @@
+"""CornerNet with Hourglass-104 on PASCAL VOC 07+12, evaluated on the test split of 07.
+
+    python -m detlab.train --config experiments/cornernet_voc.py --config.data.root=VOCdevkit
+
+Random weights and the schedule of COCO in steps: VOC has a seventh of its images.
+"""
+
+from ml_collections import ConfigDict
+
+from experiments import common
+
+
+def get_config() -> ConfigDict:
+    config = common.base("cornernet")
+    config.model = ConfigDict(dict(num_classes=20, dtype="float32"))
+    common.voc_files(config)
+    config.data.update(canvases=((511, 511),), resize="fit", max_boxes=64)
+    config.data.augment.update(photometric=1.0, crop="center", crop_probability=1.0)
+    config.train.update(batch_size=48, epochs=210)
+    config.optim.update(
+        name="adamw",
+        lr=5e-4,
+        lr_batch_size=48,
+        weight_decay=0.0,
+        clip_norm=35.0,
+        milestones=(180,),
+        warmup_steps=500,
+        warmup_factor=1 / 3,
+    )
+    config.eval.update(best_by="mAP07")
+    return config

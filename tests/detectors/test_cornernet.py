@@ -1,0 +1,153 @@
+"""CornerNet, built tiny: maps, tags, pairs, clipping; and its table."""
+
+import re
+import types as python_types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import tiny
+
+from converters import convert
+from converters import mapping
+from converters.tables import mmdet_cornernet
+from detlab import detector as detector_lib
+from detlab.detectors import cornernet
+
+FIELDS = tiny.TINY["cornernet"].fields
+KEY = jax.random.key(0)
+
+
+@pytest.fixture(scope="module")
+def detector():
+    return detector_lib.from_module(cornernet.CornerNet(**FIELDS))
+
+
+@pytest.fixture(scope="module")
+def variables(detector):
+    return tiny.jit(detector.init)(KEY, jnp.zeros((1, 64, 96, 3), jnp.uint8))
+
+
+@pytest.mark.parametrize("size, cells", [((64, 96), (16, 24)), ((511, 511), (128, 128))])
+def test_every_stack_has_maps_of_a_quarter_of_the_canvas(detector, variables, size, cells):
+    images = jax.ShapeDtypeStruct((2, *size, 3), jnp.uint8)
+    outputs = jax.eval_shape(detector.forward, *variables, images)
+    assert len(outputs.features) == 2
+    for maps in (outputs.top_left, outputs.bottom_right):
+        for kind, channels in (("heat", 3), ("offset", 2), ("tag", 1)):
+            found = [x.shape for x in getattr(maps, kind)]
+            assert found == [(2, *cells, channels)] * 2
+
+
+def test_initial_scores_are_the_prior(detector, variables):
+    outputs = tiny.jit(detector.forward)(*variables, tiny.make_batch().images)
+    assert jax.nn.sigmoid(outputs.top_left.heat[-1]).mean() == pytest.approx(0.1, rel=0.3)
+
+
+def test_tags_are_pulled_within_and_pushed_between_the_objects_of_an_image():
+    tags = jnp.array([0.0, 0.5, 9.0])
+    pull, push = cornernet.tag_losses(tags, tags + 1, jnp.array([True, True, False]))
+    # Each tag is 1/2 from the mean of its pair; the means are 1/2 apart.
+    assert pull == pytest.approx(0.5) and push == pytest.approx(0.5)
+    for valid in ([True, False, False], [False] * 3):
+        pull, push = cornernet.tag_losses(tags, tags, jnp.array(valid))
+        assert pull == push == 0
+
+
+def of_maps(**corners):
+    """Candidates of one image of 64 x 96 px from made-up maps: (row, column, class, tag)."""
+    maps = {}
+    for name, points in corners.items():
+        heat, tag = np.full((1, 16, 24, 3), -10, np.float32), np.zeros((1, 16, 24, 1), np.float32)
+        for row, column, label, value in points:
+            heat[0, row, column, label], tag[0, row, column] = 3, value
+        offset = np.full((1, 16, 24, 2), 0.5, np.float32)
+        maps[name] = cornernet.CornerMaps(*((jnp.array(x),) for x in (heat, offset, tag)))
+
+    class Fixed(cornernet.CornerNet):
+        def forward(self, images, train):
+            return cornernet.Outputs((), **maps)
+
+    fixed = detector_lib.from_module(Fixed(**FIELDS))
+    images, size = jnp.zeros((1, 64, 96, 3), jnp.uint8), jnp.array([[64, 96]])
+    found = tiny.jit(fixed.candidates)({}, {}, images, size)
+    high = np.asarray(found.scores[0]) > 0.5
+    return np.asarray(found.boxes[0])[high], np.asarray(found.labels[0])[high]
+
+
+def test_corners_of_one_class_with_like_tags_are_a_box():
+    boxes, labels = of_maps(
+        top_left=[(2, 3, 1, 0.0), (1, 1, 2, 5.0)], bottom_right=[(10, 12, 1, 0.4), (8, 9, 2, 4.8)]
+    )
+    assert sorted(labels) == [1, 2]
+    np.testing.assert_allclose(sorted(boxes.tolist()), [[6, 6, 38, 34], [14, 10, 50, 42]])
+
+
+@pytest.mark.parametrize(
+    "first, second",
+    [
+        ((2, 3, 1, 0.0), (10, 12, 2, 0.0)),  # of other classes
+        ((2, 3, 1, 0.0), (10, 12, 1, 0.6)),  # of unlike tags
+        ((10, 12, 1, 0.0), (2, 3, 1, 0.0)),  # on the wrong sides
+    ],
+)
+def test_other_pairs_are_none(first, second):
+    boxes, _ = of_maps(top_left=[first], bottom_right=[second])
+    assert not len(boxes)
+
+
+@pytest.mark.slow
+def test_overfitting_one_batch_lowers_the_loss(detector, variables):
+    batch = tiny.make_batch()
+    optimizer = optax.adam(3e-3)
+
+    @jax.jit
+    def run(params, state):
+        def update(carry, _):
+            params, state, opt_state = carry
+            grad = jax.value_and_grad(detector.loss, has_aux=True)
+            (value, (_, state)), grads = grad(params, state, batch, KEY)
+            updates, opt_state = optimizer.update(grads, opt_state)
+            return (optax.apply_updates(params, updates), state, opt_state), value
+
+        return jax.lax.scan(update, (params, state, optimizer.init(params)), length=80)
+
+    _, values = run(*variables)
+    assert values[-1] < 0.3 * values[0]
+
+
+def test_the_table_fills_every_leaf_and_runs_backwards():
+    config = python_types.SimpleNamespace(detector="cornernet", model=FIELDS)
+    shapes = convert.target_shapes(config)
+    rng = np.random.default_rng(0)
+    leaves = {path: rng.normal(size=shape).astype(np.float32) for path, shape in shapes.items()}
+    table = mmdet_cornernet.table(bgr=True)
+    tensors = mapping.reverse(mapping.nest(leaves), table)
+    assert tensors["backbone.hourglass_modules.1.low2.low2.0.conv1.weight"].shape == (24, 24, 3, 3)
+    tree, _ = mapping.convert(tensors, table, shapes)
+    back = mapping.flatten(tree)
+    assert back.keys() == leaves.keys()
+    for path, value in leaves.items():
+        np.testing.assert_array_equal(back[path], value)
+    tree, _ = mapping.convert(tensors, table, shapes, reset_classes=True)
+    anew = leaves.keys() - mapping.flatten(tree).keys()
+    assert len(anew) == 8 and all("/heat/" in path for path in anew)
+
+
+@pytest.mark.parametrize(
+    "fields, sentence",
+    [
+        (dict(channels=(16,)), "channels is .* two or more widths"),
+        (dict(blocks=(1, 1)), "blocks is .* a count of blocks for each of `channels`"),
+        (dict(norm="group"), "norm is 'group'; it must be one of batch, stored"),
+        (dict(peak_kernel=4), "peak_kernel is 4; it must be odd"),
+        (dict(max_corners=0), "max_corners is 0; it must be at least 1"),
+        (dict(min_overlap=1.0), "min_overlap is 1.0; it must be between 0 and 1"),
+    ],
+)
+def test_values_that_cannot_be_are_refused(fields, sentence):
+    cornernet.CornerNet().check()
+    with pytest.raises(ValueError, match=re.compile(f"^{sentence}")):
+        cornernet.CornerNet(**fields).check()
