@@ -86,6 +86,7 @@ TINY = {
             box_samples=24,
         ),
     ),
+    "reppoints": Tiny("reppoints", dict(**_DENSE, point_width=16, norm_groups=4)),
     "cornernet": Tiny(
         "cornernet",
         dict(
