@@ -32,6 +32,7 @@ from benchmarks import fixture_weights
 from benchmarks import machine
 from benchmarks import parity_cases
 from benchmarks import parity_checks
+from benchmarks import parity_darknet
 from benchmarks.parity_adapters import adapter as adapter_lib
 from benchmarks.parity_adapters import cornernet
 from benchmarks.parity_adapters import faster_rcnn
@@ -55,6 +56,9 @@ ADAPTERS = (
     faster_rcnn.ADAPTER,
     cornernet.ADAPTER,
 )
+
+# Cases of other references than mmdet, each a module with `knows(info)` and `run`.
+RUNNERS = (parity_darknet,)
 
 # Arrays that a case is run on, and its detections, which have lines of their own.
 _NO_MAPS = re.compile(r"image|gt_.*|det_(boxes|scores|labels)_\d+")
@@ -101,6 +105,11 @@ def main(arguments: list[str]) -> None:
             rows.append({"case": name, "status": "missing", "reason": reason})
             continue
         start = time.perf_counter()
+        if plans[name] in RUNNERS:
+            print(f"case {name}: {info.get('reference') or info['weights']}")
+            lines, not_compared = plans[name].run(args.fixtures, name, info, folders)
+            rows.append(_report(name, lines, not_compared, time.perf_counter() - start))
+            continue
         adapter, detector, config = plans[name]
         print(f"case {name}: {info['source']}, seed {info['seed']}, input {info['input_shape']}")
         case = parity_cases.read(args.fixtures, name, info, folders)
@@ -299,8 +308,11 @@ def _detections(case, found) -> tuple[list[types.Detections], list[types.Detecti
     return mine, theirs
 
 
-def _plan(info: dict) -> tuple[adapter_lib.Adapter, detector_lib.Detector, Any] | None:
-    """(adapter, detector, config) of a case; None where no adapter knows it."""
+def _plan(info: dict) -> Any:
+    """(adapter, detector, config) of a case of mmdet, one of RUNNERS; None where none knows it."""
+    for runner in RUNNERS:
+        if runner.knows(info):
+            return runner
     for adapter in ADAPTERS:
         if all(parity_cases.part(info, path) == value for path, value in adapter.parts.items()):
             fields = adapter.fields(info)

@@ -76,7 +76,11 @@ def gradient(
 
 
 def detections(
-    mine: list[types.Detections], theirs: list[types.Detections], drift: float = 0.0
+    mine: list[types.Detections],
+    theirs: list[types.Detections],
+    drift: float = 0.0,
+    boxes_px: float = BOXES_PX,
+    scores: float = SCORES,
 ) -> list[Line]:
     """Number, boxes, scores and labels; the worst image counts.
 
@@ -86,10 +90,11 @@ def detections(
     Args:
       mine, theirs: of each image its detections, [K, ...] without empty rows, best first.
       drift: of the case, a part of the largest value.
+      boxes_px, scores: the tolerances.
     """
     count = max(abs(len(a.scores) - len(b.scores)) for a, b in zip(mine, theirs, strict=True))
-    box_px, note = _with_drift(BOXES_PX, drift * max(_largest(b.boxes) for b in theirs))
-    score, score_note = _with_drift(SCORES, drift * max(_largest(b.scores) for b in theirs))
+    box_px, note = _with_drift(boxes_px, drift * max(_largest(b.boxes) for b in theirs))
+    score, score_note = _with_drift(scores, drift * max(_largest(b.scores) for b in theirs))
     worst = {"boxes": 0.0, "scores": 0.0, "labels": 0.0}
     for a, b in zip(mine, theirs):
         pairs = _pairs(a, b, score)

@@ -14,7 +14,8 @@ PARTS = OPS | {"layers"}
 MODELS = (
     LEAVES
     | PARTS
-    | {"fields", "backbones", "necks", "heads", "detectors", "sharding", "darknet_cfg"}
+    | {"fields", "backbones", "necks", "heads", "detectors", "sharding"}
+    | {"darknet_cfg", "darknet_networks"}
 )
 DATA = {"types", "data"}
 PROGRAMS = (
@@ -44,6 +45,7 @@ ALLOWED = {
     "errors": set(),
     "fields": set(),
     "darknet_cfg": {"errors"},
+    "darknet_networks": {"darknet_cfg"},
     "ops": OPS,
     "assign": OPS | {"assign"},
     "losses": OPS | {"losses"},
@@ -71,7 +73,8 @@ ALLOWED = {
     "demo": PROGRAMS,
     "tools": PROGRAMS | {"tools"},
 }
-NO_JAX = {"types", "errors", "fields", "checks", "config", "darknet_cfg", "data", "metrics", "viz"}
+NO_JAX = {"types", "errors", "fields", "checks", "config", "data", "metrics", "viz"}
+NO_JAX |= {"darknet_cfg", "darknet_networks"}
 NO_FLAX = NO_JAX | {"ops", "assign", "losses", "sharding"}
 
 

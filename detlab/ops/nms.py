@@ -9,6 +9,8 @@ Two programs compute the same keep mask.  CPUs take one IoU row per step of a lo
 accelerators, for which every step costs a launch, take tiles of boxes.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -19,7 +21,18 @@ from detlab.ops import boxes as boxes_lib
 _TILE = 256
 
 
-def nms(boxes, scores, valid, iou_threshold, max_outputs, labels=None):
+def _iou_less_distance(a, b):
+    centre = (a[..., :2] + a[..., 2:] - b[..., :2] - b[..., 2:]) / 2
+    outer = jnp.maximum(a[..., 2:], b[..., 2:]) - jnp.minimum(a[..., :2], b[..., :2])
+    diagonal = jnp.square(outer).sum(-1)
+    distance = jnp.square(centre).sum(-1) / jnp.where(diagonal > 0, diagonal, 1.0)
+    return boxes_lib.iou(a, b) - distance**0.6
+
+
+_MEASURES = {"iou": boxes_lib.iou, "iou_less_distance": _iou_less_distance}
+
+
+def nms(boxes, scores, valid, iou_threshold, max_outputs, labels=None, measure="iou"):
     """Indices of the boxes that survive, best first.
 
     Args:
@@ -29,11 +42,15 @@ def nms(boxes, scores, valid, iou_threshold, max_outputs, labels=None):
       iou_threshold: a box is dropped where IoU > iou_threshold.
       max_outputs: K, static; may be larger than N.
       labels: [N] int; if given, only boxes of the same class suppress each other.
+      measure: "iou", or "iou_less_distance": IoU - (d^2 / c^2)^0.6 with d the distance of the
+        centres and c the diagonal of the enclosing box, darknet's `greedynms`; static.
     Returns:
       (indices [K] int32, 0 in empty slots; keep [K] bool, the filled slots, which come first).
     Raises:
-      ValueError: `boxes` is not [N, 4], or `max_outputs` is below 1.
+      ValueError: `boxes` is not [N, 4], `max_outputs` is below 1, or another measure.
     """
+    if measure not in _MEASURES:
+        raise ValueError(f"measure must be one of {', '.join(_MEASURES)}, not {measure!r}")
     if boxes.ndim != 2 or boxes.shape[-1] != 4:
         raise ValueError(f"boxes must be [N, 4], not {boxes.shape}")
     if max_outputs < 1:
@@ -48,8 +65,8 @@ def nms(boxes, scores, valid, iou_threshold, max_outputs, labels=None):
         labels[order],
         valid[order],
         jnp.asarray(iou_threshold, jnp.float32),
-        cpu=_keep_sequential,
-        default=_keep_tiled,
+        cpu=functools.partial(_keep_sequential, measure=_MEASURES[measure]),
+        default=functools.partial(_keep_tiled, measure=_MEASURES[measure]),
     )
     # The first K kept positions: ranks fall along the sorted boxes and are 0 where not kept.
     ranks = jnp.where(keep, jnp.arange(len(boxes), 0, -1), 0)
@@ -60,7 +77,9 @@ def nms(boxes, scores, valid, iou_threshold, max_outputs, labels=None):
     return jnp.pad(indices, empty), jnp.pad(keep, empty)
 
 
-def suppress(boxes, scores, labels, valid, iou_threshold, max_outputs):
+def suppress(
+    boxes, scores, labels, valid, iou_threshold, max_outputs, measure="iou", by_class=True
+):
     """The detections of one image after class-aware NMS.
 
     Args:
@@ -70,19 +89,22 @@ def suppress(boxes, scores, labels, valid, iou_threshold, max_outputs):
       valid: [N] bool.
       iou_threshold: a box is dropped where its IoU with a kept box of its class is above.
       max_outputs: K, static.
+      measure: see `nms`.
+      by_class: static; if not, boxes of other classes suppress too.
     Returns:
       (boxes [K, 4], scores [K], labels [K], valid [K] bool), sorted by score; empty rows come
       last and hold zeros.
     """
-    indices, keep = nms(boxes, scores, valid, iou_threshold, max_outputs, labels)
+    of_class = labels if by_class else None
+    indices, keep = nms(boxes, scores, valid, iou_threshold, max_outputs, of_class, measure)
     return (*(take(values, indices, keep) for values in (boxes, scores, labels)), keep)
 
 
-def suppress_images(candidates, iou_threshold, max_outputs):
+def suppress_images(candidates, iou_threshold, max_outputs, **settings):
     """`suppress` for every image of `types.Detections`: the best `max_outputs` of each stay."""
 
     def one_image(boxes, scores, labels, valid):
-        return suppress(boxes, scores, labels, valid, iou_threshold, max_outputs)
+        return suppress(boxes, scores, labels, valid, iou_threshold, max_outputs, **settings)
 
     return types.Detections(*jax.vmap(one_image)(*candidates))
 
@@ -93,7 +115,7 @@ def take(values, indices, keep):
     return padded[jnp.where(keep, indices, -1)]  # empty slots take the row of zeros
 
 
-def _keep_sequential(boxes, labels, alive, iou_threshold):
+def _keep_sequential(boxes, labels, alive, iou_threshold, measure):
     """Keep mask [N] of boxes sorted by score: one IoU row per step.
 
     The number of steps is fixed: a data-dependent end would, vmapped over a batch sharded over
@@ -103,14 +125,14 @@ def _keep_sequential(boxes, labels, alive, iou_threshold):
     columns = boxes.T  # each coordinate contiguous: a third off the time of the loop
 
     def step(i, keep):
-        overlaps = boxes_lib.iou(columns[:, i], columns.T) > iou_threshold  # [N]
+        overlaps = measure(columns[:, i], columns.T) > iou_threshold  # [N]
         later = (positions > i) & (labels == labels[i])
         return keep & ~(keep[i] & later & overlaps)
 
     return lax.fori_loop(0, len(boxes), step, alive)
 
 
-def _keep_tiled(boxes, labels, alive, iou_threshold):
+def _keep_tiled(boxes, labels, alive, iou_threshold, measure):
     """Keep mask [N] of boxes sorted by score: tile by tile.
 
     Inside a tile, keep = alive and not suppressed by a kept box before it.  Iterating that rule
@@ -131,7 +153,7 @@ def _keep_tiled(boxes, labels, alive, iou_threshold):
         def part(values):
             return lax.dynamic_slice_in_dim(values, start, _TILE)
 
-        overlaps = boxes_lib.pairwise_iou(part(boxes), boxes) > iou_threshold  # [tile, N]
+        overlaps = measure(part(boxes)[:, None], boxes) > iou_threshold  # [tile, N]
         suppresses = (
             overlaps & (part(labels)[:, None] == labels) & (part(positions)[:, None] < positions)
         )

@@ -1,0 +1,259 @@
+"""Parity with darknet: raw heads, decoding, candidates and detections, and photographs.
+
+Cases are those of `parity/yolo` with a cfg: made-up weights by their rule, or published ones.  On a
+photograph darknet stretches the picture to the network's size, bilinearly with corners aligned;
+what it then detects is compared.
+"""
+
+import hashlib
+import pathlib
+import types as python_types
+import zlib
+from typing import Mapping
+
+import cv2
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks import parity_cases
+from benchmarks import parity_checks
+from converters import convert
+from converters import mapping
+from converters.readers import darknet as darknet_reader
+from converters.readers import npz_file
+from converters.tables import darknet as darknet_table
+from detlab import darknet_cfg
+from detlab import detector as detector_lib
+from detlab import errors
+from detlab import types
+from detlab.detectors import darknet
+
+# On photographs, whose JPEG files darknet decodes by stb_image and OpenCV by libjpeg: the pixels
+# differ by a few levels where colours change, and what is detected by this much.
+PHOTO_BOXES, PHOTO_SCORES = 1e-3, 0.01  # of the longer side; of 1
+
+
+def knows(info: Mapping) -> bool:
+    """Whether a case is of darknet."""
+    weights = info.get("weights")
+    made = isinstance(weights, Mapping) and "darknet" in weights.get("made_by", "")
+    return made or (isinstance(weights, str) and weights.endswith(".weights"))
+
+
+def run(folder: pathlib.Path, name: str, info: dict, folders: parity_cases.Folders):
+    """(lines, names of arrays that nothing is compared with)."""
+    model = _Model(folder, name, info, folders)
+    if "images" in info:
+        return _photographs(model, info, folders), []
+    arrays = npz_file.read(folder / f"{name}.npz").tensors
+    found = model(arrays["image"][None])
+    lines = []
+    for i, (head, raw) in enumerate(zip(info["heads"], found.raw)):
+        stride, name = head["raw_stride"], f"yolo{head['layer']}"
+        # [Hl, Wl, A, 5 + C] -> [A, 5 + C, Hl, Wl]
+        mine = raw[0].transpose(2, 3, 0, 1)
+        lines.append(
+            parity_checks.array_map(
+                f"map {name}_raw", mine[..., ::stride, ::stride], arrays[f"{name}_raw"]
+            )
+        )
+        mine = _decoded_as_darknet(mine, model.module.heads()[i].scale_x_y)
+        lines.append(parity_checks.array_map(f"map {name}_out", mine, arrays[f"{name}_out"]))
+    lines += _cells(found.raw, arrays, info["thresh"])
+    size = np.array(arrays["image"].shape[1::-1] * 2, np.float32)
+    for kind in ("candidates", "detections"):
+        theirs = _detections(arrays[kind], size)
+        mine = _rows(getattr(found, kind))
+        for line in parity_checks.detections([mine], [theirs]):
+            lines.append(line._replace(quantity=line.quantity.replace("detections", kind, 1)))
+    return lines, []
+
+
+class _Found(python_types.SimpleNamespace):
+    """raw: of each head [B, Hl, Wl, A, 5 + C]; candidates, detections: Detections."""
+
+
+class _Model:
+    """images [1, H, W, 3] in 0..255 -> _Found, by one compiled program."""
+
+    def __init__(self, folder, name, info, folders):
+        if isinstance(info["weights"], str):
+            path = folders.weights / info["weights"]
+            network = darknet_cfg.read(path.with_suffix(".cfg"))
+            _check_sha256(path, info.get("sha256") or info["weights_sha256"])
+            tensors = darknet_reader.read(path, network).tensors
+        else:
+            network = darknet_cfg.read((folder / name).with_name(info["cfg"]))
+            tensors = _made_up(info)
+        self.network = network
+        fields = dict(
+            cfg=darknet_cfg.format(network),
+            num_classes=network.layers[-1].classes,
+            score_threshold=info["thresh"],
+            nms_iou=info["nms"],
+            max_detections=1000,
+        )
+        self.module = darknet.Darknet(**fields)
+        config = python_types.SimpleNamespace(detector="darknet", model=fields)
+        shapes = convert.target_shapes(config)
+        tree, _ = mapping.convert(tensors, darknet_table.table(network), shapes)
+        self._params, self._state = tree.pop("params"), tree
+        detector = detector_lib.build(config)
+
+        def compute(params, state, images):
+            size = jnp.tile(jnp.array(images.shape[1:3]), (len(images), 1))
+            raw = detector.forward(params, state, images).predictions
+            candidates = detector.candidates(params, state, images, size)
+            return raw, candidates, detector.suppress(candidates)
+
+        self._compute = jax.jit(compute)
+
+    def __call__(self, images: np.ndarray) -> _Found:
+        raw, candidates, found = jax.device_get(self._compute(self._params, self._state, images))
+        heads = self.module.heads()
+        raw = [x.reshape(*x.shape[:3], len(head.mask), -1) for x, head in zip(raw, heads)]
+        return _Found(raw=raw, candidates=candidates, detections=found)
+
+
+def _check_sha256(path: pathlib.Path, wanted: str) -> None:
+    try:
+        found = hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise errors.UserError(f"{path} cannot be read: {error.strerror or error}.") from error
+    if found != wanted:
+        raise errors.UserError(f"{path} has SHA-256 {found}, and the case wants {wanted}.")
+
+
+def _made_up(info: dict) -> dict[str, np.ndarray]:
+    """Tensors by the rule of the fixtures, in the names of the reader."""
+    seed, tensors = info["weights"]["seed"], {}
+    digest = hashlib.sha256(np.array([0, 2, 5, 0, 0], "<i4").tobytes())
+    names = {"biases": "bias", "scales": "scale", "mean": "mean", "variance": "var"}
+    for number, layer in enumerate(info["layers"]):
+        if layer["type"] != "convolutional":
+            continue
+        kinds = ["biases"]
+        if layer.get("batch_normalize"):
+            kinds += ["scales", "mean", "variance"]
+        for kind in kinds:
+            value = _vector(f"{number}.{kind}", kind, layer, seed)
+            tensors[f"{number}.{names[kind]}"] = value
+            digest.update(value.astype("<f4").tobytes())
+        shape = (layer["filters"], layer["fan_in"] // layer["size"] ** 2, *(layer["size"],) * 2)
+        bound = np.sqrt(3.0 * layer["gain"] / layer["fan_in"])
+        count = layer["filters"] * layer["fan_in"]
+        value = uniform(f"{number}.weights", count, seed, -bound, bound)
+        tensors[f"{number}.weight"] = value.reshape(shape)
+        digest.update(value.astype("<f4").tobytes())
+    if digest.hexdigest() != info["weights_sha256"]:
+        raise errors.UserError(f"case {info['name']}: the rule makes other weights than recorded.")
+    return tensors
+
+
+def _vector(key: str, kind: str, layer: dict, seed: int) -> np.ndarray:
+    count = layer["filters"]
+    if kind == "biases" and layer["before_yolo"]:
+        value = uniform(key, count, seed, -0.5, 0.5).reshape(-1, 5 + layer["classes"])
+        value[:, 4] -= np.float32(4)
+        value[:, 5:] -= np.float32(2)
+        return value.reshape(-1)
+    damped = 0.12 if layer["before_shortcut"] else 1.0
+    low, high = {
+        "biases": (-0.1, 0.1),
+        "scales": (0.8 * damped, 1.2 * damped),
+        "mean": (-0.1, 0.1),
+        "variance": (0.5, 1.5),
+    }[kind]
+    return uniform(key, count, seed, low, high)
+
+
+def uniform(key: str, count: int, seed: int, low: float, high: float) -> np.ndarray:
+    """[count] float32 in low..high from 24 bits each of NumPy's Philox, by key and seed alone."""
+    generator = np.random.Philox(key=[zlib.crc32(key.encode()), seed])
+    raw = np.atleast_1d(generator.random_raw((count + 1) // 2)).astype("<u8").view("<u4")
+    unit = (raw[:count] >> 8).astype(np.float32) * np.float32(2**-24)
+    return np.float32(low) + np.float32(high - low) * unit
+
+
+def _sigmoid(x):
+    return 1 / (1 + np.exp(-x.astype(np.float64)))
+
+
+def _decoded_as_darknet(raw: np.ndarray, factor: float) -> np.ndarray:
+    """[A, 5 + C, Hl, Wl] -> x, y, w, h, objectness as the layer leaves them: w, h untouched."""
+    out = raw[:, :5].astype(np.float64)
+    out[:, :2] = factor * _sigmoid(raw[:, :2]) - 0.5 * (factor - 1)
+    out[:, 4] = _sigmoid(raw[:, 4])
+    return out
+
+
+def _cells(heads, arrays, threshold: float) -> list[parity_checks.Line]:
+    """Which cells hold an object, and its classes."""
+    cells, scores = [], []
+    for number, raw in enumerate(heads):
+        raw = raw[0].transpose(2, 0, 1, 3)  # [A, Hl, Wl, 5 + C]
+        for anchor, row, column in np.argwhere(_sigmoid(raw[..., 4]) > threshold):
+            cells.append((number, anchor, row, column))
+            scores.append(_sigmoid(raw[anchor, row, column, 5:]))
+    mine, theirs = np.array(cells), arrays["cells"]
+    same = mine.shape == theirs.shape
+    count = parity_checks.Line("cells count", float(abs(len(mine) - len(theirs))), 0.0)
+    if not same:
+        return [count]
+    return [
+        count,
+        parity_checks.decision("cells", mine, theirs),
+        parity_checks.array_map("cells scores", np.array(scores), arrays["cell_probs"]),
+    ]
+
+
+def _detections(rows: np.ndarray, size: np.ndarray) -> types.Detections:
+    """Rows of class, score, objectness, cx, cy, w, h relative to the image -> px, best first."""
+    rows = rows[np.argsort(-rows[:, 1], kind="stable")]
+    centre, half = rows[:, 3:5], rows[:, 5:7] / 2
+    boxes = np.concatenate([centre - half, centre + half], axis=1) * size
+    labels = rows[:, 0].astype(int)
+    return types.Detections(boxes, rows[:, 1], labels, np.ones(len(rows), bool))
+
+
+def _rows(found: types.Detections) -> types.Detections:
+    """Those of the first image, without empty rows."""
+    return types.Detections(*(values[0][found.valid[0]] for values in found))
+
+
+def stretched(image: np.ndarray, width: int, height: int) -> np.ndarray:
+    """Darknet's resize: bilinear with aligned corners, on floats; [h, w, 3] -> [height, width, 3].
+
+    One axis after the other, as darknet does it.
+    """
+
+    def along(x, size, axis):
+        length = x.shape[axis]
+        place = np.arange(size) * np.float32((length - 1) / (size - 1))
+        low = np.minimum(place.astype(int), length - 2)
+        part = (place - low).reshape([-1 if i == axis else 1 for i in range(3)])
+        return (1 - part) * x.take(low, axis) + part * x.take(low + 1, axis)
+
+    return along(along(image.astype(np.float32), width, 1), height, 0).astype(np.float32)
+
+
+def _photographs(model: _Model, info: dict, folders) -> list[parity_checks.Line]:
+    """Detections on each photograph, in px of the photograph."""
+    width, height = info["network_size_wh"]
+    lines = []
+    for name, recorded in info["images"].items():
+        path = folders.images / name
+        image = cv2.imread(str(path))
+        if image is None:
+            raise errors.UserError(f"{path} cannot be read; --images names the photographs.")
+        found = _rows(model(stretched(image[..., ::-1], width, height)[None]).detections)
+        size = np.array(recorded["size_wh"] * 2, np.float32)
+        unit = np.array([width, height] * 2, np.float32)
+        mine = found._replace(boxes=found.boxes / unit * size)
+        rows = [[d["class"], d["score"], d["objectness"], *d["xywh"]] for d in recorded["darknet"]]
+        theirs = _detections(np.array(rows, np.float64).reshape(-1, 7), size)
+        box_px = PHOTO_BOXES * max(recorded["size_wh"])
+        for line in parity_checks.detections([mine], [theirs], 0.0, box_px, PHOTO_SCORES):
+            lines.append(line._replace(quantity=f"{name} {line.quantity}"))
+    return lines

@@ -1,0 +1,37 @@
+"""Darknet's `.weights` -> detector `darknet`; the table follows from the cfg.
+
+`readers.darknet` names tensors "<number of the layer>.<bias | scale | mean | var | weight>".  The
+bias of a layer with a norm is that of the norm.
+"""
+
+from converters import mapping
+from detlab import darknet_cfg
+from detlab import darknet_networks
+
+_WITH_NORM = (
+    ("bias", "params", "norm/bias"),
+    ("scale", "params", "norm/scale"),
+    ("mean", "batch_stats", "norm/mean"),
+    ("var", "batch_stats", "norm/var"),
+)
+
+
+def table(network: darknet_cfg.Network, first_layers: int | None = None) -> mapping.Table:
+    """The table of a network, or of its first layers, which a cut-off file has."""
+    rules, subtrees = [], []
+    predicting = [number - 1 for number in darknet_networks.heads(network)]
+    for number, layer in enumerate(network.layers[:first_layers]):
+        if not isinstance(layer, darknet_cfg.Convolutional):
+            continue
+        path = f"layers/layer{number}"
+        subtrees.append(f"params/{path}")
+        vectors = (("bias", "params", "bias"),)
+        if layer.batch_normalize:
+            vectors = _WITH_NORM
+            subtrees.append(f"batch_stats/{path}")
+        for theirs, collection, ours in vectors:
+            rules.append(mapping.Rule(rf"{number}\.{theirs}", f"{collection}/{path}/{ours}"))
+        kernel = ("conv_oihw_to_hwio",)
+        rules.append(mapping.Rule(rf"{number}\.weight", f"params/{path}/kernel", kernel))
+    class_leaves = tuple(f"params/layers/layer{number}/.*" for number in predicting)
+    return mapping.Table("darknet", tuple(subtrees), tuple(rules), (), class_leaves)
