@@ -23,7 +23,9 @@ from converters import download
 from converters import inspect_file
 from converters import mapping
 from converters.readers import contents
+from converters.readers import darknet as darknet_reader
 from converters.readers import files
+from converters.tables import darknet as darknet_table
 from converters.tables import mmdet_cornernet
 from converters.tables import mmdet_faster_rcnn
 from converters.tables import mmdet_fcos
@@ -37,9 +39,11 @@ from detlab import checkpoint
 from detlab import checks
 from detlab import config as config_lib
 from detlab import darknet_cfg
+from detlab import darknet_networks
 from detlab import detector as detector_lib
 from detlab import errors
 from detlab import programs
+from detlab.detectors import darknet
 
 
 class Source(NamedTuple):
@@ -117,7 +121,8 @@ SOURCES = (
         "yolov3",
     ),
 )
-FAMILIES = tuple(dict.fromkeys(source.family for source in SOURCES))
+DARKNET = "darknet"  # whose files have no names: their tables follow from a cfg
+FAMILIES = (*dict.fromkeys(source.family for source in SOURCES), DARKNET)
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -140,7 +145,10 @@ def main(arguments: Sequence[str]) -> None:
 _MODES = {
     "--inspect": (("inspect",), ("cfg", "sha256")),
     "--reverse": (("input", "output"), ("reverse", "source", "config", "checkpoint", "bgr")),
-    "--input": (("input", "output", "config"), ("source", "sha256", "bgr", "reset_classes")),
+    "--input": (
+        ("input", "output", "config"),
+        ("source", "sha256", "bgr", "reset_classes", "cfg", "names"),
+    ),
 }
 
 
@@ -184,11 +192,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--reverse",
         action="store_true",
-        help="from detlab to a .pth or .safetensors: --input is a workdir or a weights folder",
+        help="from detlab to a .pth, .safetensors, or for detector darknet .weights and .cfg:"
+        " --input is a workdir or a weights folder",
     )
     parser.add_argument("--checkpoint", default="best", help="of --reverse: best, last or a step")
     parser.add_argument("--inspect", metavar="FILE", help="print what a weight file holds")
-    parser.add_argument("--cfg", help="of --inspect: the network of a darknet .weights file")
+    parser.add_argument("--cfg", help="the network of a darknet .weights file")
+    parser.add_argument("--names", help="of a darknet file: a text file, a line a class")
     return parser
 
 
@@ -211,6 +221,14 @@ def convert(flags: argparse.Namespace, overrides: Mapping[str, str]) -> None:
     checks.check_config(config)
     _check_output(flags.output)
     path = _local(flags.input, flags.sha256)
+    if _is_darknet(flags, path):
+        _convert_darknet(flags, config, path)
+        return
+    for flag in ("cfg", "names"):
+        if getattr(flags, flag):
+            raise errors.UserError(
+                f"--{flag} goes with a darknet .weights file, and {path} is none."
+            )
     file = files.read(path)
     source = _source(flags.source, path, file.tensors, flags.config, config.detector)
     _check_channel_order(path, file, flags.bgr)
@@ -228,26 +246,87 @@ def convert(flags: argparse.Namespace, overrides: Mapping[str, str]) -> None:
         )
     except mapping.ConversionError as error:
         raise errors.UserError(f"{path} and {flags.config}: {error}") from error
+    origin = {"file": path.name, "table": table.name, "bgr": flags.bgr}
+    _save(flags.output, config, tree, report, origin, class_names)
+    counts = collections.Counter(row.status for row in report)
+    print(f"{counts['matched']} tensors of {path} are in {flags.output}")
+
+
+def _save(output: pathlib.Path, config, tree: dict, report, origin: dict, class_names) -> None:
+    """Writes the weights folder with its report, and prints that."""
     params = tree.pop("params")
     info = {
         "config": config_lib.to_json(config),
-        "converted_from": {"file": path.name, "table": table.name, "bgr": flags.bgr},
+        "converted_from": origin,
         "anew": [row.target for row in report if row.status == mapping.ANEW],
     }
     if class_names:
         info["class_names"] = list(class_names)
     try:
-        checkpoint.save_weights(flags.output, params, tree, info)
+        checkpoint.save_weights(output, params, tree, info)
     except OSError as error:
-        raise errors.UserError(
-            f"{flags.output} cannot be written: {error.strerror or error}."
-        ) from error
+        raise errors.UserError(f"{output} cannot be written: {error.strerror or error}.") from error
     rows = [row._asdict() for row in report]
-    text = json.dumps({**info["converted_from"], "rows": rows}, indent=1)
-    programs.write_text(flags.output / "report.json", text + "\n")
+    programs.write_text(
+        output / "report.json", json.dumps({**origin, "rows": rows}, indent=1) + "\n"
+    )
     print(mapping.format_report(report))
-    counts = collections.Counter(row.status for row in report)
-    print(f"{counts['matched']} tensors of {path} are in {flags.output}")
+
+
+def _is_darknet(flags: argparse.Namespace, path: pathlib.Path) -> bool:
+    """Whether a file is one of darknet's, or is to be taken for one."""
+    if flags.source != "auto":
+        return flags.source == DARKNET
+    with contents.reading(path, "weight file", contents.ReadError), path.open("rb") as file:
+        head = file.read(512)
+    return contents.is_darknet(head) and not contents.looks_like(head).startswith("a Py")
+
+
+def _convert_darknet(flags: argparse.Namespace, config, path: pathlib.Path) -> None:
+    """From a `.weights` file of the network that --cfg or the config says."""
+    if config.detector != "darknet":
+        raise errors.UserError(
+            f"a darknet .weights file fits detector darknet only, and {flags.config} is of"
+            f" {config.detector}."
+        )
+    num_classes = detector_lib.num_classes(config)
+    if flags.cfg:
+        network = darknet_cfg.read(flags.cfg)
+        config.model.cfg = darknet_cfg.format(network)
+        config.data.canvases = ((network.net.height, network.net.width),)
+        config.data.multiscale_canvases = ()
+        last = network.layers[darknet_networks.heads(network)[-1]]
+        if not flags.reset_classes:
+            config.model.num_classes = num_classes = last.classes
+    else:
+        network = darknet_networks.resolve(detector_lib.field(config, "cfg"))
+        if not flags.reset_classes:
+            network = darknet_networks.with_classes(network, num_classes)
+    weights = darknet_reader.read(path, network)
+    layers = {int(name.partition(".")[0]) for name in weights.tensors}
+    table = darknet_table.table(network, max(layers) + 1)
+    try:
+        tree, report = mapping.convert(
+            weights.tensors, table, target_shapes(config), flags.reset_classes
+        )
+    except mapping.ConversionError as error:
+        raise errors.UserError(f"{path} and {flags.config}: {error}") from error
+    names = _names(flags.names, num_classes) if flags.names and not flags.reset_classes else ()
+    origin = {"file": path.name, "table": table.name, "header": weights.header._asdict()}
+    _save(flags.output, config, tree, report, origin, names)
+    print(f"{len(weights.tensors)} tensors of {len(layers)} layers of {path} are in {flags.output}")
+
+
+def _names(path: str, count: int) -> tuple[str, ...]:
+    """The class names of a text file, a line each."""
+    try:
+        lines = pathlib.Path(path).read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise errors.UserError(f"--names {path} cannot be read: {error}.") from error
+    names = tuple(line.strip() for line in lines if line.strip())
+    if len(names) != count:
+        raise errors.UserError(f"--names {path} has {len(names)} names, and the network {count}.")
+    return contents.as_class_names(names)
 
 
 def target_shapes(config) -> dict[str, tuple[int, ...]]:
@@ -331,8 +410,11 @@ def _class_names(path: pathlib.Path, file: contents.Contents, config) -> tuple[s
 
 def write_foreign(flags: argparse.Namespace, overrides: Mapping[str, str]) -> None:
     """Writes a checkpoint's weights under the names and in the layouts of their family."""
-    if flags.output.suffix not in (".pth", ".safetensors"):
-        raise errors.UserError(f"--output {flags.output} must end with .pth or .safetensors.")
+    if flags.output.suffix not in (".pth", ".safetensors", ".weights"):
+        raise errors.UserError(
+            f"--output {flags.output} must end with .pth or .safetensors, or with .weights for"
+            " detector darknet."
+        )
     if flags.output.exists():
         raise errors.UserError(f"{flags.output} exists already; name a new file.")
     weights = checkpoint.load_weights(flags.input, flags.checkpoint)
@@ -342,9 +424,17 @@ def write_foreign(flags: argparse.Namespace, overrides: Mapping[str, str]) -> No
         config = config_lib.from_json(weights.info["config"])
     else:
         raise errors.UserError(f"{weights.path} has no config; name its experiment with --config.")
+    leaves = mapping.flatten({"params": weights.params, **weights.state})
+    if (config.detector == "darknet") != (flags.output.suffix == ".weights"):
+        raise errors.UserError(
+            f"{weights.path} is of detector {config.detector}, and --output {flags.output};"
+            " darknet's is written as .weights, with its .cfg beside it, and no other."
+        )
+    if config.detector == "darknet":
+        _write_darknet(flags.output, config, weights, leaves)
+        return
     bgr = flags.bgr or weights.info.get("converted_from", {}).get("bgr", False)
     _check_style(config, bgr)
-    leaves = mapping.flatten({"params": weights.params, **weights.state})
     table = _table_back(flags.source, config, leaves, weights.path, bgr)
     try:
         tensors = mapping.reverse(mapping.nest(leaves), table)
@@ -362,6 +452,30 @@ def write_foreign(flags: argparse.Namespace, overrides: Mapping[str, str]) -> No
             f"{flags.output} cannot be written: {error.strerror or error}."
         ) from error
     print(f"{len(tensors)} tensors of {weights.path} are in {flags.output}, as {table.name}")
+
+
+def _write_darknet(output: pathlib.Path, config, weights: checkpoint.Weights, leaves) -> None:
+    """`.weights` and beside it `.cfg`; the header is that of the file they came from, if any."""
+    cfg = output.with_suffix(".cfg")
+    if cfg.exists():
+        raise errors.UserError(f"{cfg} exists already; name a new file.")
+    fields = {
+        k: v for k, v in config.model.items() if k in ("cfg", "num_classes", "width_multiple")
+    }
+    network = darknet.Darknet(**fields).network()
+    table = darknet_table.table(network)
+    shapes = target_shapes(config)
+    missing = [path for path in shapes if path not in leaves]
+    if missing:
+        raise errors.UserError(
+            f"{weights.path} lacks {checkpoint.listed(missing)}; only a whole network is written."
+        )
+    tensors = mapping.reverse(mapping.nest(leaves), table)
+    header = darknet_reader.Header(**weights.info.get("converted_from", {}).get("header", {}))
+    output.parent.mkdir(parents=True, exist_ok=True)
+    darknet_reader.write(output, network, darknet_reader.Weights(header, tensors))
+    programs.write_text(cfg, darknet_cfg.format(network))
+    print(f"{len(tensors)} tensors of {weights.path} are in {output}, their network in {cfg}")
 
 
 def _table_back(

@@ -226,6 +226,34 @@ def yolov3_training(config: ConfigDict, epochs: int, milestones: tuple, warmup_s
     )
 
 
+def darknet_training(config: ConfigDict, network: str) -> None:
+    """How darknet trains a standard network: its [net], in detlab's words.
+
+    Batches of 64 are worked through in parts (`subdivisions`), the learning rate burns in with the
+    fourth power, and every step has another size (`random=1`).
+    """
+    tiny = "tiny" in network
+    side = 416 if tiny else 608
+    config.data.update(canvases=((side, side),), resize="stretch", pad_value=(128, 128, 128))
+    if network != "yolov4-tiny":
+        sides = range(side - 96, side + 97, 32)
+        config.data.multiscale_canvases = tuple(((s, s),) for s in sides)
+    config.data.augment.update(photometric=1.0, crop="random", crop_size=(0.7, 1.0))
+    config.train.update(batch_size=64, accumulate=2 if tiny else 16, epochs=273)
+    config.optim.update(
+        name="sgd",
+        lr={"yolov4": 0.0013, "yolov4-tiny": 0.00261}.get(network, 0.001),
+        lr_batch_size=64,
+        momentum=0.949 if network == "yolov4" else 0.9,
+        weight_decay=5e-4,
+        no_decay=(r"params/.*/norm/.*", r"params/.*/bias"),
+        milestones=(218, 245),
+        warmup_steps=1000,
+        warmup_factor=0.0,
+        warmup_power=4.0,
+    )
+
+
 def from_darknet53(config: ConfigDict, name: str) -> None:
     """Starts YOLOv3's backbone from mmdetection's ImageNet weights; `name` as above."""
     file, folder = "darknet53-a628ea1b.pth", "weights/darknet53_mmdet"

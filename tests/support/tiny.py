@@ -86,6 +86,9 @@ TINY = {
             box_samples=24,
         ),
     ),
+    "darknet": Tiny(
+        "darknet", dict(cfg="yolov4-tiny", num_classes=NUM_CLASSES, width_multiple=0.125)
+    ),
     "reppoints": Tiny("reppoints", dict(**_DENSE, point_width=16, norm_groups=4)),
     "cornernet": Tiny(
         "cornernet",
