@@ -34,11 +34,22 @@ class Entries(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """What objects have written into the N rows of a head; labels are -1 where none has."""
+    """What objects have written into the N rows of a head; slots are -1 where none has."""
 
-    first: Array  # [N] int32 label of the object that came first
-    last: Array  # [N] int32 label of the last object that was assigned
+    first: Array  # [N] int32 slot of the object that came first
+    last: Array  # [N] int32 slot of the last object that was assigned
     later: Array  # [N, C] bool: classes of objects that came to a row which was taken
+
+
+class Learned(NamedTuple):
+    """What a head learns of an image, in its N rows."""
+
+    entries: Entries
+    rows: Rows
+    iou: Array  # [N] of the predicted box with the object that it overlaps best
+    predicted: Array  # [N] int32 that object's slot where iou > truth_thresh, else -1
+    objectness: Array  # [N] 0..1
+    counts: Array  # [N] bool: the objectness counts
 
 
 def learnable(gt_boxes, gt_valid, canvas):
@@ -137,7 +148,7 @@ def best_overlap(boxes, gt_boxes, gt_valid):
     return lax.scan(step, start, gts)[0]
 
 
-def meet(entries, labels, num_rows, num_classes, predicted=None):
+def meet(entries, labels, num_rows, num_classes, predicted):
     """What a row learns where several objects are written into it.
 
     Args:
@@ -146,30 +157,25 @@ def meet(entries, labels, num_rows, num_classes, predicted=None):
       num_rows: N of the head.
       num_classes: C.
       predicted: [N] int32 slot of the object that a row learns because it predicts it
-        (`truth_thresh`), which is written before all others; -1 for none, None for none at all.
+        (`truth_thresh`), which is written before all others; -1 for none.
     Returns:
       Rows.
     """
     row, positive = entries
+    predicted = jnp.asarray(predicted)
     slots = jnp.broadcast_to(jnp.arange(len(labels)), row.shape)
-    first = jnp.full(num_rows, len(labels)).at[row].min(jnp.where(positive, slots, len(labels)))
+    none = len(labels)  # a slot behind all others
+    first = jnp.full(num_rows, none).at[row].min(jnp.where(positive, slots, none))
     last = jnp.full(num_rows, -1).at[row].max(jnp.where(positive, slots, -1))
-    if predicted is not None:
-        first = jnp.where(predicted >= 0, -1, first)  # before any slot
-    is_later = positive & (slots > first[row])
+    is_later = positive & ((slots > first[row]) | (predicted[row] >= 0))
     columns = jnp.broadcast_to(labels, row.shape)
     later = jnp.zeros((num_rows, num_classes), bool).at[row, columns].max(is_later)
-    label_of = jnp.append(labels, -1)  # slots -1 and G have none
-    first_label = label_of[first]
-    if predicted is not None:
-        first_label = jnp.where(predicted >= 0, label_of[predicted], first_label)
-    return Rows(first_label, label_of[last], later)
+    first = jnp.where(predicted >= 0, predicted, jnp.where(first < none, first, -1))
+    return Rows(first.astype(jnp.int32), last.astype(jnp.int32), later)
 
 
-def objectness(
-    best_iou, confident, positive, weight, ignore_thresh, truth_thresh=1.0, smooth=False
-):
-    """What the objectness of each row learns, and how much it counts.
+def objectness(best_iou, confident, positive, ignore_thresh, truth_thresh=1.0, smooth=False):
+    """What the objectness of each row learns, and whether it counts.
 
     A row that no object was assigned to is background, unless its box overlaps an object by more
     than `ignore_thresh`: then it does not count, and by more than `truth_thresh` it learns to be an
@@ -180,15 +186,57 @@ def objectness(
       best_iou: [N] of `best_overlap`.
       confident: [N] bool: rows with a class score high enough for `ignore_thresh`.
       positive: [N] bool: some object was assigned.
-      weight: [N] of the positive ones.
       ignore_thresh, truth_thresh: see above.
       smooth: `objectness_smooth`.
     Returns:
-      (target [N] in 0..1, weight [N], 1 for background).
+      (target [N] in 0..1, counts [N] bool).
     """
     near, predicted = confident & (best_iou > ignore_thresh), best_iou > truth_thresh
     if smooth:
         target = jnp.where(predicted, best_iou**2, jnp.where(near, best_iou, 0.0))
-        return target, jnp.ones_like(best_iou)
-    others = jnp.where(near & ~predicted, 0.0, 1.0)
-    return (positive | predicted).astype(jnp.float32), jnp.where(positive, weight, others)
+        return target, jnp.ones_like(near)
+    learns = positive | predicted
+    return learns.astype(jnp.float32), learns | ~near
+
+
+def learn(head, boxes, scores, shape, canvas, gt_boxes, gt_labels, gt_valid, min_class_score=0.25):
+    """Everything that one head learns of one image.
+
+    Args:
+      head: has the fields of `darknet_cfg.Yolo`.
+      boxes: [N, 4] cxcywh that the rows predict, relative to the canvas.
+      scores: [N, C] sigmoids of the classes.
+      shape: (Hl, Wl) cells of the head.
+      canvas: (height, width) px.
+      gt_boxes: [G, 4] xyxy px, padded.
+      gt_labels: [G] int32.
+      gt_valid: [G] bool, the real objects.
+      min_class_score: `ignore_thresh` is for rows with a class above it, of whatever kind; any
+        below 0 is the rule of the original darknet, which does not look at classes.
+    Returns:
+      Learned.
+    """
+    gt_valid = learnable(gt_boxes, gt_valid, canvas)
+    entries = assign(
+        head.anchors,
+        head.mask,
+        shape,
+        canvas,
+        gt_boxes,
+        gt_valid,
+        head.iou_thresh,
+        head.iou_thresh_kind,
+    )
+    unit = np.array([canvas[1], canvas[0]] * 2, np.float32)
+    iou, slot = best_overlap(boxes_lib.cxcywh_to_xyxy(boxes) * unit, gt_boxes, gt_valid)
+    predicted = jnp.where(iou > head.truth_thresh, slot, -1)
+    rows = meet(entries, gt_labels, len(boxes), scores.shape[-1], predicted)
+    target, counts = objectness(
+        iou,
+        scores.max(-1) > min_class_score,
+        rows.last >= 0,
+        head.ignore_thresh,
+        head.truth_thresh,
+        head.objectness_smooth,
+    )
+    return Learned(entries, rows, iou, predicted, target, counts)

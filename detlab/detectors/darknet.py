@@ -18,6 +18,7 @@ divide; anchors stay px.
 Expected: the accuracy of the weights that are converted; docs/darknet.md tells what was checked.
 """
 
+import functools
 from typing import NamedTuple, Sequence
 
 import jax
@@ -32,8 +33,8 @@ from detlab import fields
 from detlab import layers
 from detlab import types
 from detlab.assign import darknet as grid
-from detlab.losses import cross_entropy
 from detlab.losses import darknet as darknet_losses
+from detlab.ops import anchors as anchors_lib
 from detlab.ops import boxes as boxes_lib
 from detlab.ops import conv as conv_lib
 from detlab.ops import nms as nms_lib
@@ -144,6 +145,8 @@ class Darknet(nn.Module):
     num_classes: int = 80
     width_multiple: float = 1.0  # of the channels
     norm: str = "batch"  # stored: running statistics in training too
+    # Targets: `ignore_thresh` is for boxes with a class score above this, of any class.
+    ignore_class_score: float = 0.25  # -1: as in the original darknet, whatever the class
     # Prediction.
     score_threshold: float = 0.005  # of objectness, and of objectness times probability
     nms_iou: float = 0.45
@@ -164,6 +167,7 @@ class Darknet(nn.Module):
             ("num_classes", self.num_classes >= 1, "at least 1"),
             ("width_multiple", self.width_multiple > 0, "above 0"),
             ("norm", self.norm in norms, f"one of {', '.join(norms)}"),
+            ("ignore_class_score", -1 <= self.ignore_class_score <= 1, "-1 to 1"),
             ("nms_kind", self.nms_kind in NMS_KINDS, f"one of {', '.join(NMS_KINDS[1:])}"),
             ("num_candidates", self.num_candidates >= 1, "at least 1"),
             *fields.of_suppression(self),
@@ -257,195 +261,117 @@ class Darknet(nn.Module):
     # --------------------------------------------------------------------------------------------
     # Training
 
-    def targets(self, batch: types.Batch) -> dict[str, types.Targets]:
-        """Entries (anchor of a head, object) of every head: `head0`, ...
+    def anchors(
+        self, head: darknet_cfg.Yolo, shape: tuple[int, int], canvas: tuple[int, int]
+    ) -> jax.Array:
+        """[N, 4] xyxy px: the anchors of a head's rows, around the middles of their cells."""
+        stride = np.array([canvas[1] / shape[1], canvas[0] / shape[0]], np.float32)
+        cell = anchors_lib.sized_anchors([head.anchors[i] for i in head.mask], stride)
+        return anchors_lib.grid_anchors(cell, stride, shape)
 
-        `boxes` are the anchors around the centres of their cells, `values["row"]` their rows in the
-        head's output, `values["boxes"]` the objects.
+    def learned(self, batch: types.Batch, outputs: Outputs) -> list[grid.Learned]:
+        """What every head learns of a batch that has these outputs; constants.
+
+        Rows of cells that hold padding alone do not count, where darknet has background: it has no
+        padding but that of `letter_box`, which belongs to the content here as well.
         """
-        canvas, found = batch.images.shape[1:3], {}
-        shapes = self.head_shapes(canvas)
-        for i, (head, shape) in enumerate(zip(self.heads(), shapes)):
-            anchors = np.array([head.anchors[k] for k in head.mask], np.float32)
+        canvas, found = batch.images.shape[1:3], []
+        for head, maps in zip(self.heads(), outputs.predictions):
+            raw = maps.reshape(*maps.shape[:3], len(head.mask), -1)
+            decoded = self.decode(raw, head, canvas).reshape(len(maps), -1, 4)
+            scores = nn.sigmoid(raw[..., 5:]).reshape(len(maps), -1, self.num_classes)
 
-            def one_image(boxes, valid, head=head, shape=shape, anchors=anchors):
-                valid = grid.learnable(boxes, valid, canvas)
-                entries = grid.assign(
-                    head.anchors,
-                    head.mask,
+            def one_image(boxes, scores, gt_boxes, labels, valid, size, head=head, maps=maps):
+                shape = maps.shape[1:3]
+                stride = canvas[0] // shape[0]
+                inside = anchors_lib.inside_content([shape], [stride], len(head.mask), size)
+                of_head = grid.learn(
+                    head,
+                    boxes,
+                    scores,
                     shape,
                     canvas,
-                    boxes,
+                    gt_boxes,
+                    labels,
                     valid,
-                    head.iou_thresh,
-                    head.iou_thresh_kind,
+                    self.ignore_class_score,
                 )
-                cell = entries.row // len(head.mask)
-                size = np.array([canvas[1] / shape[1], canvas[0] / shape[0]], np.float32)
-                centre = (jnp.stack([cell % shape[1], cell // shape[1]], -1) + 0.5) * size
-                half = anchors[:, None] / 2
-                around = jnp.concatenate([centre - half, centre + half], axis=-1)
-                slots = jnp.broadcast_to(jnp.arange(len(boxes)), entries.row.shape)
-                flat = (x.reshape(-1, *x.shape[2:]) for x in (around, entries.row, slots))
-                return *flat, entries.positive.reshape(-1)
+                return of_head._replace(counts=of_head.counts & inside)
 
-            around, row, slots, positive = jax.vmap(one_image)(batch.boxes, batch.valid)
-            gt = jnp.take_along_axis(batch.boxes, slots[..., None], axis=1)
-            found[f"head{i}"] = lax.stop_gradient(
-                types.Targets(
-                    boxes=around,
-                    level=jnp.full(slots.shape, i, jnp.int32),
-                    status=positive.astype(jnp.int32) * 2 - 1,
-                    matched=slots,
-                    values={"row": row, "boxes": gt},
-                )
-            )
+            objects = batch.boxes, batch.labels, batch.valid, batch.image_size
+            found.append(lax.stop_gradient(jax.vmap(one_image)(decoded, scores, *objects)))
         return found
 
-    def head_shapes(self, canvas: tuple[int, int]) -> list[tuple[int, int]]:
-        """(Hl, Wl) of every head on a canvas (height, width)."""
-        network = self.network()
-        shapes = darknet_cfg.shapes(network, *canvas)
-        return [(shapes[i].height, shapes[i].width) for i in darknet_networks.heads(network)]
+    def targets(self, batch: types.Batch) -> dict[str, types.Targets]:
+        """What `learned` gives to the loss, as entries of all heads together.
+
+        "main" has one entry a row, head by head: what its objectness learns, -1 where it does not count, and the
+        object that came first.  "entries" has one for each pair of anchor and object slot, positive
+        where the anchor learns the object; `values["row"]` is its row in "main".
+        """
+        outputs = self.forward(batch.images, train=True)
+        canvas, slots = batch.images.shape[1:3], batch.boxes.shape[1]
+        main, entries, start = [], [], 0
+        for i, learned in enumerate(self.learned(batch, outputs)):
+            head, maps = self.heads()[i], outputs.predictions[i]
+            level = sum(other.shape[1] > maps.shape[1] for other in outputs.predictions)
+            boxes = self.anchors(head, maps.shape[1:3], canvas)  # [N, 4]
+            rows = learned.rows
+            is_object = (rows.first >= 0).astype(jnp.int32)
+            main.append(
+                types.Targets(
+                    boxes=jnp.broadcast_to(boxes, (len(maps), *boxes.shape)),
+                    level=jnp.full(is_object.shape, level),
+                    status=jnp.where(learned.counts, is_object, -1),
+                    matched=jnp.maximum(rows.first, 0),
+                    values={"objectness": learned.objectness},
+                )
+            )
+            row = learned.entries.row.reshape(len(maps), -1)  # [B, A * G]
+            positive = learned.entries.positive.reshape(row.shape)
+            slot = jnp.broadcast_to(jnp.tile(jnp.arange(slots), len(head.mask)), row.shape)
+            entries.append(
+                types.Targets(
+                    boxes=boxes[row],
+                    level=jnp.full(row.shape, level),
+                    status=jnp.where(positive, 1, -1),
+                    matched=slot,
+                    values={"row": row + start},
+                )
+            )
+            start += boxes.shape[0]
+        together = functools.partial(jax.tree.map, lambda *x: jnp.concatenate(x, axis=1))
+        return {"main": together(*main), "entries": together(*entries)}
 
     def loss(self, batch: types.Batch):
-        """Deltas of darknet as descents: boxes, objectness and classes of every head."""
+        """Darknet's deltas as descents: boxes, objectness and classes of every head."""
         canvas = batch.images.shape[1:3]
         outputs = self.forward(batch.images, train=True)
-        targets = self.targets(batch)
-        terms = dict.fromkeys(("box", "objectness", "cls"), 0.0)
-        positives = 0
-        for i, (head, raw) in enumerate(zip(self.heads(), outputs.predictions)):
-            found, shape = targets[f"head{i}"], raw.shape[1:3]
-            rows = raw.reshape(len(raw), -1, 5 + self.num_classes)  # [B, N, 5 + C]
-            decoded = self.decode(raw.reshape(*raw.shape[:3], len(head.mask), -1), head, canvas)
-            decoded = decoded.reshape(len(raw), -1, 4)
+        terms = {"loss/box": 0.0, "loss/objectness": 0.0, "loss/cls": 0.0}
+        counts = {"positives": 0.0, "ignored": 0.0}
+        for i, learned in enumerate(self.learned(batch, outputs)):
+            head, maps = self.heads()[i], outputs.predictions[i]
+            shape = maps.shape[1:3]
+            raw = maps.reshape(*maps.shape[:3], len(head.mask), -1)
 
-            def one_image(
-                rows, decoded, row, positive, boxes, labels, valid, head=head, shape=shape
-            ):
-                entries = grid.Entries(
-                    row.reshape(len(head.mask), -1), positive.reshape(len(head.mask), -1)
+            def one_image(rows, decoded, *of_image, head=head, shape=shape):
+                anchors = self.anchors(head, shape, canvas)
+                found = darknet_losses.head_terms(
+                    head, rows, decoded, anchors, shape, canvas, *of_image
                 )
-                return head_loss(head, rows, decoded, entries, boxes, labels, valid, canvas, shape)
+                return [head.delta_normalizer * term.sum() for term in found]
 
-            of_head = jax.vmap(one_image)(
-                rows,
-                decoded,
-                found.values["row"],
-                found.status == 1,
-                batch.boxes,
-                batch.labels,
-                batch.valid,
-            )
-            for name, values in zip(terms, of_head):
-                terms[name] += values.mean()
-            positives += (found.status == 1).sum() / len(raw)
-        terms = {f"loss/{name}": term for name, term in terms.items()}
-        return sum(terms.values()), {**terms, "positives": positives}
+            rows = raw.reshape(len(maps), -1, raw.shape[-1])  # [B, N, 5 + C]
+            decoded = self.decode(raw, head, canvas).reshape(len(maps), -1, 4)
+            sums = jax.vmap(one_image)(rows, decoded, learned, batch.boxes, batch.labels)
+            terms = {name: term + x.mean() for (name, term), x in zip(terms.items(), sums)}
+            counts["positives"] += learned.entries.positive.sum() / len(maps)
+            counts["ignored"] += (~learned.counts).sum() / len(maps)
+        return sum(terms.values()), {**terms, **counts}
 
     def frozen_paths(self) -> tuple[str, ...]:
         """Regexes of the leaves that training never changes."""
         return ("batch_stats/.*",) if self.norm == "stored" else ()
-
-
-def head_loss(
-    head: darknet_cfg.Yolo,
-    rows: jax.Array,
-    decoded: jax.Array,
-    entries: grid.Entries,
-    gt_boxes: jax.Array,
-    gt_labels: jax.Array,
-    gt_valid: jax.Array,
-    canvas: tuple[int, int],
-    shape: tuple[int, int],
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """(box, objectness, class) losses of one head and one image, sums over its rows.
-
-    Args:
-      head: its [yolo] section.
-      rows: [N, 5 + C] raw outputs, by rows, columns and anchors of a cell.
-      decoded: [N, 4] their boxes, cxcywh relative to the canvas.
-      entries: of `assign.darknet`, [A, G].
-      gt_boxes, gt_labels, gt_valid: [G, 4] xyxy px, [G], [G].
-      canvas, shape: (height, width) px and cells.
-    """
-    unit = np.tile(np.array(canvas[::-1], np.float32), 2)
-    valid = grid.learnable(gt_boxes, gt_valid, canvas)
-    num_rows, num_classes = rows.shape[0], rows.shape[1] - 5
-    overlap, slot = lax.stop_gradient(
-        grid.best_overlap(boxes_lib.cxcywh_to_xyxy(decoded) * unit, gt_boxes, valid)
-    )
-    # With truth_thresh below 1 a box that hits an object well enough learns it where it is.
-    predicted = jnp.where(overlap > head.truth_thresh, slot, -1) if head.truth_thresh < 1 else None
-    meeting = grid.meet(entries, gt_labels, num_rows, num_classes, predicted)
-    multipliers = darknet_losses.class_multipliers(head.counters_per_class, head.max_delta)
-    factors = jnp.ones(num_classes) if multipliers is None else jnp.asarray(multipliers)
-
-    scores = nn.sigmoid(rows[:, 5:])
-    wanted, weight = grid.objectness(
-        overlap,
-        scores.max(-1) > 0.25,
-        meeting.last >= 0,
-        factors[meeting.last],
-        head.ignore_thresh,
-        head.truth_thresh,
-        head.objectness_smooth,
-    )
-    cross = cross_entropy.sigmoid_cross_entropy
-    objectness = head.obj_normalizer * weight * cross(rows[:, 4], wanted)
-
-    squared = None
-    if head.objectness_smooth and head.truth_thresh < 1:
-        squared = jnp.where(overlap > head.truth_thresh, overlap**2, 0.0)
-    wanted, weight = darknet_losses.class_targets(
-        scores,
-        meeting.first,
-        meeting.later,
-        multipliers,
-        head.cls_normalizer,
-        head.label_smooth_eps,
-        head.focal_loss,
-        squared,
-    )
-    learns = meeting.first >= 0
-    classes = jnp.where(learns[:, None], weight * cross(rows[:, 5:], wanted), 0.0)
-
-    # With several anchors an object, boxes share with the classes that their row learns.
-    parts = jnp.ones(num_rows)
-    if head.iou_thresh < 1:
-        rises = weight * (wanted - lax.stop_gradient(scores)) > 0
-        parts = jnp.maximum(rises.sum(-1), 1.0)
-
-    anchors = np.array([head.anchors[i] for i in head.mask], np.float32) / unit[:2]  # [A, 2]
-    truths = boxes_lib.xyxy_to_cxcywh(gt_boxes) / unit  # [G, 4]
-    cells = np.array(shape[::-1], np.float32)
-
-    def box(row, slot, positive):
-        """Losses of entries, each a row and an object."""
-        raw = rows[row, :4]
-        truth = jnp.where(positive[..., None], truths[slot], 1.0)
-        weight = head.iou_normalizer * factors[gt_labels[slot]]
-        if head.iou_loss == "mse":
-            cell = row // len(head.mask)
-            column_row = jnp.stack([cell % shape[1], cell // shape[1]], axis=-1)
-            place = truth[..., :2] * cells - column_row
-            growth = jnp.log(truth[..., 2:] / jnp.asarray(anchors)[row % len(head.mask)])
-            misses = darknet_losses.place(raw[..., :2], place, head.scale_x_y).sum(-1)
-            misses += darknet_losses.size(raw[..., 2:], growth).sum(-1)
-            values = weight * (2 - truth[..., 2:].prod(-1)) * misses  # small objects count more
-        else:
-            growth = jnp.exp(raw[..., 2:])
-            values = darknet_losses.overlap(
-                raw, decoded[row], truth, growth, head.iou_loss, weight, head.max_delta
-            )
-        return jnp.where(positive, values / parts[row], 0.0).sum()
-
-    slots = jnp.broadcast_to(jnp.arange(len(gt_labels)), entries.row.shape)
-    boxes = box(entries.row, slots, entries.positive)
-    if predicted is not None:
-        boxes += box(jnp.arange(num_rows), slot, predicted >= 0)
-    return boxes, objectness.sum(), classes.sum()
 
 
 MODULE = Darknet

@@ -13,6 +13,8 @@ Boxes are relative to the canvas here, as in darknet: centre x and y, width and 
 size of the deltas depends on that.
 """
 
+from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,7 +24,17 @@ from detlab.losses import cross_entropy
 from detlab.losses import iou as iou_losses
 from detlab.ops import boxes as boxes_lib
 
+Array = Any
+
 KINDS = ("mse", "iou", "giou", "diou", "ciou")
+
+
+class Terms(NamedTuple):
+    """The loss of one head and one image."""
+
+    box: Array  # [A * G] of each anchor and object slot, and [N] more with truth_thresh < 1
+    objectness: Array  # [N]
+    classes: Array  # [N, C]
 
 
 def with_slope(value, variables, slope):
@@ -213,6 +225,100 @@ def class_targets(
         targets = jnp.where(is_given, own_score[..., None], targets)
         weights = jnp.where(is_given, once_more, weights)
     return jnp.where(later, smooth(1.0), targets), jnp.where(later, once_more, weights)
+
+
+def head_terms(head, raw, boxes, anchors, shape, canvas, learned, gt_boxes, gt_labels):
+    """All terms of one head and one image, weighted as darknet weighs them.
+
+    With `iou_thresh` below 1 darknet divides the box deltas of a row, which are those of all its
+    objects together, by the number of its class deltas above 0: by the number of classes of its
+    objects, but with label smoothing also of classes whose score is already below the smoothed 0.
+    (Darknet does not divide where the delta of the objectness is exactly 0.)
+
+    Args:
+      head: has the fields of `darknet_cfg.Yolo`.
+      raw: [N, 5 + C] x, y, w, h, objectness, classes of each row, float32.
+      boxes: [N, 4] cxcywh that the rows predict, relative to the canvas.
+      anchors: [N, 4] xyxy px, around the middles of their cells.
+      shape: (Hl, Wl) cells of the head.
+      canvas: (height, width) px.
+      learned: `assign.darknet.Learned`, constants.
+      gt_boxes: [G, 4] xyxy px, padded.
+      gt_labels: [G] int32.
+    Returns:
+      Terms.
+    """
+    entries, rows = learned.entries, learned.rows
+    num_classes = raw.shape[-1] - 5
+    multipliers = class_multipliers(head.counters_per_class, head.max_delta)
+    factors = jnp.ones(num_classes) if multipliers is None else jnp.asarray(multipliers)
+
+    weight = jnp.where(learned.counts, head.obj_normalizer, 0.0)
+    if not head.objectness_smooth:
+        weight *= jnp.where(rows.last >= 0, factors[gt_labels[rows.last]], 1.0)
+    bce = cross_entropy.sigmoid_cross_entropy
+    objectness = weight * bce(raw[:, 4], learned.objectness)
+
+    scores = lax.stop_gradient(jax.nn.sigmoid(raw[:, 5:]))
+    own_score = jnp.where(learned.predicted >= 0, learned.iou**2, 0.0)
+    targets, weights = class_targets(
+        scores,
+        jnp.where(rows.first >= 0, gt_labels[rows.first], -1),
+        rows.later,
+        multipliers,
+        head.cls_normalizer,
+        head.label_smooth_eps,
+        head.focal_loss,
+        own_score if head.objectness_smooth else None,
+    )
+    weights = jnp.where(rows.first[:, None] >= 0, weights, 0.0)
+    classes = weights * bce(raw[:, 5:], targets)
+
+    divisor = jnp.ones(len(raw))
+    if head.iou_thresh < 1:
+        divisor = jnp.maximum((weights * (targets - scores) > 0).sum(-1), 1)
+
+    def box(row, slot, learns):
+        """[...] for rows [...] that learn the objects in these slots."""
+        truths = jnp.where(learns[..., None], gt_boxes[slot], anchors[row])
+        given = (raw[row, :4], boxes[row], anchors[row], shape, canvas, truths)
+        loss = box_loss(head, *given, factors[gt_labels[slot]])
+        return jnp.where(learns, loss / divisor[row], 0.0).ravel()
+
+    slots = jnp.broadcast_to(jnp.arange(len(gt_boxes)), entries.row.shape)
+    terms = [box(entries.row, slots, entries.positive)]
+    if head.truth_thresh < 1:
+        terms.append(box(jnp.arange(len(raw)), learned.predicted, learned.predicted >= 0))
+    return Terms(jnp.concatenate(terms), objectness, classes)
+
+
+def box_loss(head, raw, boxes, anchors, shape, canvas, truths, factor):
+    """The loss of boxes, of the kind `iou_loss`, times its normaliser and `factor`.
+
+    With "mse" small objects count more, up to twice: 2 - the part of the canvas.
+
+    Args:
+      head: has the fields of `darknet_cfg.Yolo`.
+      raw: [..., 4] x, y, w, h.
+      boxes: [..., 4] cxcywh that raw decodes to, relative to the canvas.
+      anchors, truths: [..., 4] xyxy px.
+      shape: (Hl, Wl) cells of the head.
+      canvas: (height, width) px.
+      factor: [...] of the object's class.
+    Returns:
+      [...].
+    """
+    unit = np.array([canvas[1], canvas[0]] * 2, np.float32)
+    anchors, truths = (boxes_lib.xyxy_to_cxcywh(x) / unit for x in (anchors, truths))
+    weight = head.iou_normalizer * factor
+    if head.iou_loss == "mse":
+        cells = np.array([shape[1], shape[0]], np.float32)
+        xy = (truths[..., :2] - anchors[..., :2]) * cells + 0.5
+        wh = jnp.log(truths[..., 2:] / anchors[..., 2:])
+        loss = place(raw[..., :2], xy, head.scale_x_y) + size(raw[..., 2:], wh)
+        return weight * (2 - truths[..., 2:].prod(-1)) * loss.sum(-1)
+    growth = jnp.exp(raw[..., 2:])
+    return overlap(raw, boxes, truths, growth, head.iou_loss, weight, head.max_delta)
 
 
 # Of two boxes cxcywh.  Comparisons, not minima: at equal sides nothing passes on to the first box.

@@ -23,9 +23,10 @@ def program(**rules):
 
 @functools.cache
 def meet(num_rows):
-    return tiny.jit(
-        lambda *args: darknet.meet(*args[:2], num_rows, num_classes=3, predicted=[*args, None][2])
-    )
+    def compute(entries, labels, predicted=np.full(num_rows, -1)):
+        return darknet.meet(entries, labels, num_rows, 3, predicted)
+
+    return tiny.jit(compute)
 
 
 def boxes_around(centers, extents):
@@ -118,15 +119,15 @@ def test_objects_that_meet_in_a_row_are_kept_in_their_order():
     positive = jnp.array([[True, True, True, True, False], [False] * 5])
     labels = jnp.array([2, 0, 1, 2, 1])
     rows = meet(6)(darknet.Entries(row, positive), labels)
-    np.testing.assert_array_equal(rows.first, [-1, 1, -1, -1, 2, -1])
-    np.testing.assert_array_equal(rows.last, [-1, 1, -1, -1, 2, -1])
+    np.testing.assert_array_equal(rows.first, [-1, 2, -1, -1, 0, -1])
+    np.testing.assert_array_equal(rows.last, [-1, 2, -1, -1, 3, -1])
     np.testing.assert_array_equal(rows.later[4], [True, False, True])
     assert rows.later.sum() == 2
 
     predicted = jnp.array([-1, -1, 4, -1, 1, -1])  # row 2 predicts slot 4, row 4 slot 1
     rows = meet(6)(darknet.Entries(row, positive), labels, predicted)
-    np.testing.assert_array_equal(rows.first, [-1, 1, 1, -1, 0, -1])
-    np.testing.assert_array_equal(rows.last, [-1, 1, -1, -1, 2, -1])
+    np.testing.assert_array_equal(rows.first, [-1, 2, 4, -1, 1, -1])
+    np.testing.assert_array_equal(rows.last, [-1, 2, -1, -1, 3, -1])
     np.testing.assert_array_equal(rows.later[4], [True, False, True])
     assert rows.later.sum() == 2
 
@@ -151,20 +152,19 @@ def test_objectness_of_objects_background_and_what_is_between():
     iou = jnp.array([0.9, 0.6, 0.6, 0.4, 0.6, 0.9])
     confident = jnp.array([True, True, False, True, True, False])
     positive = jnp.array([False, False, False, False, True, True])
-    weight = jnp.array([7.0, 7.0, 7.0, 7.0, 3.0, 5.0])  # matters where positive
 
     @tiny.jit
     def both(truth_thresh):
-        arguments = (iou, confident, positive, weight, 0.5, truth_thresh)
+        arguments = (iou, confident, positive, 0.5, truth_thresh)
         return darknet.objectness(*arguments), darknet.objectness(*arguments, smooth=True)
 
     (target, counts), (smooth_target, smooth_counts) = both(1.0)
     np.testing.assert_array_equal(target, [0, 0, 0, 0, 1, 1])
-    np.testing.assert_array_equal(counts, [0, 0, 1, 1, 3, 5])
+    np.testing.assert_array_equal(counts, [0, 0, 1, 1, 1, 1])
     np.testing.assert_allclose(smooth_target, [0.9, 0.6, 0, 0, 0.6, 0], rtol=1e-6)
     np.testing.assert_array_equal(smooth_counts, np.ones(6))
     # A good enough prediction is one without a class, too.
     (target, counts), (smooth_target, _) = both(0.8)
     np.testing.assert_array_equal(target, [1, 0, 0, 0, 1, 1])
-    np.testing.assert_array_equal(counts, [1, 0, 1, 1, 3, 5])
+    np.testing.assert_array_equal(counts, [1, 0, 1, 1, 1, 1])
     np.testing.assert_allclose(smooth_target, [0.81, 0.6, 0, 0, 0.6, 0.81], rtol=1e-6)

@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 import tiny
 
+from detlab.assign import darknet as assign
 from detlab.losses import darknet
+from detlab.ops import anchors as anchors_lib
 from detlab.ops import boxes as boxes_lib
+from detlab.ops import coders
 
 SEED = 2
 NUM_CLASSES = 4
@@ -197,3 +200,142 @@ def test_a_given_slope_is_the_derivative_and_the_value_stays():
     )(jnp.array([[1.0, 2.0]]))
     assert value == 9
     np.testing.assert_array_equal(gradient, slope)
+
+
+# ---- A whole head on random outputs. ----
+
+ANCHORS = ((3, 4), (6, 7), (9, 14), (20, 20), (34, 42), (86, 80))  # width, height px
+CANVAS, SHAPE = (96, 128), (6, 8)
+UNIT = np.array([128, 96])
+V4 = dict(scale_x_y=1.05, iou_loss="ciou", iou_normalizer=0.07, ignore_thresh=0.7)
+HEADS = {
+    "yolov3": dict(mask=(0, 1, 2), iou_normalizer=0.75),
+    "mse": dict(scale_x_y=1.2, iou_thresh=0.2),
+    "yolov4": dict(**V4, iou_thresh=0.213, max_delta=5.0),
+    "yolov4_tiny": V4,
+    "giou": dict(iou_loss="giou", iou_thresh=0.1, iou_thresh_kind="giou", obj_normalizer=0.4),
+    "counters": dict(
+        counters_per_class=(10, 200, 50), cls_normalizer=0.5, iou_thresh=0.2, max_delta=3.0
+    ),
+    "smoothed": dict(label_smooth_eps=0.1, iou_thresh=0.2),
+    "focal": dict(focal_loss=True, counters_per_class=(10, 200, 0), max_delta=30.0),
+    "objectness_smooth": dict(objectness_smooth=True, ignore_thresh=0.3),
+    "predicted": dict(truth_thresh=0.6, ignore_thresh=0.3, iou_loss="diou"),
+    "predicted_smooth": dict(
+        truth_thresh=0.6,
+        objectness_smooth=True,
+        counters_per_class=(10, 200, 50),
+        iou_thresh=0.2,
+        ignore_thresh=0.3,
+    ),
+}
+
+EVERYDAY = ("yolov3", "yolov4", "predicted_smooth")  # which have every branch but the focal one
+
+
+def make_head(name):
+    return darknet_deltas.Head(ANCHORS, **{"mask": (1, 2, 3), **HEADS[name]})
+
+
+def outputs_and_objects(head, slots=9, objects=7):
+    """Random outputs, of which those in the cells of objects are near to them."""
+    rng = np.random.default_rng(SEED)
+    centers = rng.uniform(0.05, 0.95, (slots, 2)) * UNIT
+    extents = np.array(ANCHORS)[rng.choice(head.mask, slots)] * rng.uniform(0.8, 1.25, (slots, 2))
+    # Three in one row: of two classes, and twice of one.
+    centers[1:3], extents[1:3] = centers[0] + 0.01, extents[0] * [[1.02], [0.97]]
+    labels = rng.integers(0, 3, slots, np.int32)
+    labels[1], labels[2] = (labels[0] + 1) % 3, labels[0]
+    valid = np.arange(slots) < objects
+    boxes = np.concatenate([centers - extents / 2, centers + extents / 2], axis=1)
+    raw = rng.normal(0, 1, (*SHAPE, 3, 8))
+    for center, extent in zip(centers[:objects], extents):
+        place = center / UNIT * SHAPE[::-1]
+        column, row = place.astype(int)
+        sigmoids = np.clip(place - [column, row], 0.05, 0.95)
+        for a, number in enumerate(head.mask):
+            near = [*np.log(sigmoids / (1 - sigmoids)), *np.log(extent / ANCHORS[number])]
+            raw[row, column, a, :4] = near + rng.normal(0, 0.2, 4)
+    return np.float32(raw), np.float32(boxes * valid[:, None]), labels, valid
+
+
+def head_program(head):
+    """(raw [Hl, Wl, A, 5 + C], boxes, labels, valid) -> (sum of each term, gradient by raw)."""
+    stride = 16
+    cell = anchors_lib.sized_anchors([ANCHORS[number] for number in head.mask], stride)
+    anchors = anchors_lib.grid_anchors(cell, stride, SHAPE)
+
+    def terms(raw, boxes, labels, valid):
+        rows = raw.reshape(len(anchors), -1)
+        xy = head.scale_x_y * (jax.nn.sigmoid(rows[:, :2]) - 0.5) + 0.5
+        encoded = jnp.concatenate([xy, rows[:, 2:4]], axis=-1)
+        predicted = coders.decode_yolo(anchors, encoded, jnp.full(len(anchors), stride))
+        predicted = boxes_lib.xyxy_to_cxcywh(predicted) / np.tile(np.float32(UNIT), 2)
+        scores = jax.nn.sigmoid(rows[:, 5:])
+        learned = jax.lax.stop_gradient(
+            assign.learn(head, predicted, scores, SHAPE, CANVAS, boxes, labels, valid)
+        )
+        found = darknet.head_terms(
+            head, rows, predicted, anchors, SHAPE, CANVAS, learned, boxes, labels
+        )
+        sums = [term.sum() for term in found]
+        return sum(sums), sums
+
+    @tiny.jit
+    def compute(raw, *objects):
+        (_, sums), gradient = jax.value_and_grad(terms, has_aux=True)(raw, *objects)
+        return sums, gradient
+
+    return compute
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *EVERYDAY,
+        *(pytest.param(name, marks=pytest.mark.slow) for name in HEADS if name not in EVERYDAY),
+    ],
+)
+def test_the_descent_of_a_head_is_what_darknet_writes(name):
+    head = make_head(name)
+    raw, boxes, labels, valid = outputs_and_objects(head)
+    compute = head_program(head)
+    sums, gradient = compute(raw, boxes, labels, valid)
+    corners = boxes[valid].reshape(-1, 2, 2).astype(np.float64)
+    truths = np.concatenate([corners.mean(1) / UNIT, (corners[:, 1] - corners[:, 0]) / UNIT], 1)
+    found = [*map(tuple, truths)], [*map(int, labels[valid])]
+    expected = darknet_deltas.head_deltas(head, raw, *found, CANVAS)
+    for part in (slice(0, 4), slice(4, 5), slice(5, 8)):
+        wanted = expected[..., part]
+        assert np.any(wanted > 0) and np.any(wanted < 0)
+        # Float32 against float64, where what is decoded and encoded again loses two digits.
+        np.testing.assert_allclose(
+            -gradient[..., part], wanted, rtol=1e-4, atol=1e-5 * np.abs(wanted).max()
+        )
+    assert np.isfinite(sums).all() and min(sums) > 0
+    # Without objects all that is there is background.
+    sums, gradient = compute(raw, boxes * 0, labels, valid & False)
+    assert sums[0] == sums[2] == 0 and sums[1] > 0
+    background = -head.obj_normalizer * darknet_deltas.sigmoid(raw[..., 4])
+    np.testing.assert_allclose(-gradient[..., 4], background, rtol=1e-5)
+    assert not gradient[..., :4].any() and not gradient[..., 5:].any()
+
+
+def test_values_of_a_head_by_hand():
+    """One object, one row: the terms that yolov3.cfg has, written down."""
+    head = make_head("yolov3")._replace(iou_normalizer=0.5, obj_normalizer=2.0)
+    raw = np.zeros((*SHAPE, 3, 8), np.float32)  # scores 1/2; boxes are anchors
+    raw[..., 5:] = -3.0  # no class is likely, so no background is left out
+    raw[2, 3, 1] = [0, 0, 0.1, -0.1, 1.0, -1.0, 0.5, 2.0]
+    box = np.float32([[52.0, 38.0, 58.0, 45.0]])  # anchor 1 around (55, 41.5) in cell (2, 3)
+    sums, _ = head_program(head)(raw, box, np.array([2]), np.array([True]))
+    place = np.array([55 / 16 - 3, 41.5 / 16 - 2])
+    xy = -(place * np.log(0.5) + (1 - place) * np.log(0.5)).sum()
+    wh = 0.5 * (0.1**2 + 0.1**2)
+    assert sums[0] == pytest.approx(0.5 * (2 - 42 / (128 * 96)) * (xy + wh), rel=1e-5)
+    sigmoid = darknet_deltas.sigmoid
+    others = (6 * 8 * 3 - 1) * -np.log(0.5)
+    assert sums[1] == pytest.approx(2 * (others - np.log(sigmoid(1.0))), rel=1e-5)
+    assert sums[2] == pytest.approx(
+        -np.log([sigmoid(1), sigmoid(-0.5), sigmoid(2)]).sum(), rel=1e-5
+    )

@@ -12,7 +12,7 @@ import numpy as np
 class Head(NamedTuple):
     """The keys of a `[yolo]` section that training reads, with darknet's defaults."""
 
-    sizes: tuple  # (width, height) px of all anchors
+    anchors: tuple  # (width, height) px, of all heads
     mask: tuple
     scale_x_y: float = 1.0
     iou_loss: str = "mse"
@@ -117,7 +117,7 @@ def multipliers(head, num_classes):
 def decode(head, raw, row, column, a, shape, canvas):
     """The predicted box of one row."""
     x, y, w, h = raw[row, column, a, :4]
-    aw, ah = head.sizes[head.mask[a]]
+    aw, ah = head.anchors[head.mask[a]]
     shift = (head.scale_x_y - 1) / 2
     return (
         (column + head.scale_x_y * sigmoid(x) - shift) / shape[1],
@@ -164,7 +164,7 @@ def head_deltas(head, raw, truths, labels, canvas):
     def write_box(at, truth, label):
         row, column, a = at
         weight = head.iou_normalizer * factors[label]
-        aw, ah = head.sizes[head.mask[a]]
+        aw, ah = head.anchors[head.mask[a]]
         if head.iou_loss == "mse":
             wanted = [
                 truth[0] * shape[1] - column,
@@ -206,7 +206,7 @@ def head_deltas(head, raw, truths, labels, canvas):
     for truth, label in zip(truths, labels):
         row, column = int(truth[1] * shape[0]), int(truth[0] * shape[1])
         centred = (0, 0, truth[2], truth[3])
-        anchors = [(0, 0, w / canvas[1], h / canvas[0]) for w, h in head.sizes]
+        anchors = [(0, 0, w / canvas[1], h / canvas[0]) for w, h in head.anchors]
         best = int(np.argmax([measure(anchor, centred) for anchor in anchors]))
         others = [
             n

@@ -28,6 +28,37 @@ _RESNET = dict(
 _DENSE = dict(**_RESNET, head_width=16, head_convs=1)
 
 
+def _section(name: str, **values) -> str:
+    return "\n".join([f"[{name}]", *(f"{key}={value}" for key, value in values.items()), ""])
+
+
+def _conv(filters: int, size: int = 3, activation: str = "leaky", **values) -> str:
+    values = dict(filters=filters, size=size, pad=1, activation=activation, **values)
+    return _section("convolutional", **values)
+
+
+def _head(mask: str, **values) -> str:
+    shapes = dict(anchors="18,18, 18,26, 26,18, 36,36", num=4, mask=mask, classes=NUM_CLASSES)
+    return _conv(2 * (5 + NUM_CLASSES), 1, "linear") + _section("yolo", **shapes, **values)
+
+
+# A network of darknet with a head of YOLOv4 at stride 16 and one of YOLOv3 at stride 8.
+_CFG = "".join(
+    [
+        _section("net", width=96, height=64, channels=3),
+        _conv(8, stride=2, batch_normalize=1),
+        _conv(8, activation="mish", stride=2, batch_normalize=1),
+        _section("maxpool", size=2, stride=2),
+        _conv(16, stride=2, batch_normalize=1, groups=2),
+        _head("2,3", iou_loss="ciou", iou_thresh=0.2, iou_normalizer=0.07, scale_x_y=1.05),
+        _section("route", layers=-3),
+        _section("upsample", stride=2),
+        _section("route", layers="-1,2"),
+        _head("0,1"),
+    ]
+)
+
+
 class Tiny(NamedTuple):
     """A detector that compiles in seconds."""
 
@@ -86,9 +117,7 @@ TINY = {
             box_samples=24,
         ),
     ),
-    "darknet": Tiny(
-        "darknet", dict(cfg="yolov4-tiny", num_classes=NUM_CLASSES, width_multiple=0.125)
-    ),
+    "darknet": Tiny("darknet", dict(cfg=_CFG, num_classes=NUM_CLASSES)),
     "reppoints": Tiny("reppoints", dict(**_DENSE, point_width=16, norm_groups=4)),
     "cornernet": Tiny(
         "cornernet",
