@@ -81,6 +81,7 @@ FLAG = Rule(lambda v: isinstance(v, bool), "True or False")
 POSITIVE = Rule(lambda v: _is_number(v) and v > 0, "a number above 0")
 NOT_NEGATIVE = Rule(lambda v: _is_number(v) and v >= 0, "a number, at least 0")
 FRACTION = Rule(_is_part, "a number from 0 to 1")
+BELOW_ONE = Rule(lambda v: _is_number(v) and 0 <= v < 1, "a number from 0 to below 1")
 PARTS = Rule(
     lambda v: _is_tuple_of(v, _is_part, 2) and 0 < v[0] <= v[1],
     "(least, largest) part of a side, above 0 and at most 1, such as (0.3, 1.0)",
@@ -146,7 +147,7 @@ RULES = {
     "data.augment.hue": NOT_NEGATIVE,
     "data.augment.expand": FRACTION,
     "data.augment.expand_ratio": Rule(lambda v: _is_number(v) and v >= 1, "a number from 1"),
-    "data.augment.crop": _one_of("none", "random", "min_iou", "center"),
+    "data.augment.crop": _one_of("none", "random", "min_iou", "center", "jitter"),
     "data.augment.crop_probability": FRACTION,
     "data.augment.crop_size": PARTS,
     "data.augment.crop_min_ious": Rule(
@@ -158,6 +159,30 @@ RULES = {
         "a tuple of numbers above 0",
     ),
     "data.augment.crop_border": _integer(0),
+    "data.augment.crop_jitter": Rule(
+        lambda v: _is_number(v) and 0 <= v < 0.5, "a number from 0 to below 0.5"
+    ),
+    "data.augment.mosaic": FRACTION,
+    "data.augment.mosaic_nine": FRACTION,
+    "data.augment.affine": FRACTION,
+    "data.augment.affine_degrees": NOT_NEGATIVE,
+    "data.augment.affine_translate": FRACTION,
+    "data.augment.affine_scale": BELOW_ONE,
+    "data.augment.affine_shear": Rule(
+        lambda v: _is_number(v) and 0 <= v < 45, "a number from 0 to below 45"
+    ),
+    "data.augment.affine_perspective": NOT_NEGATIVE,
+    "data.augment.box_min_side": NOT_NEGATIVE,
+    "data.augment.box_min_part": BELOW_ONE,
+    "data.augment.box_max_ratio": Rule(lambda v: _is_number(v) and v > 1, "a number above 1"),
+    "data.augment.mixup": FRACTION,
+    "data.augment.mixup_beta": POSITIVE,
+    "data.augment.hsv": FRACTION,
+    "data.augment.hsv_gains": Rule(
+        lambda v: _is_tuple_of(v, lambda x: _is_number(x) and x >= 0, 3),
+        "three numbers, at least 0, such as (0.015, 0.7, 0.4)",
+    ),
+    "data.augment.hsv_form": _one_of("yolov5", "darknet"),
     "data.augment.cutout": FRACTION,
     "data.augment.cutout_holes": Rule(
         lambda v: _is_tuple_of(v, _is_integer, 2) and 1 <= v[0] <= v[1],
@@ -185,13 +210,13 @@ RULES = {
     "optim.name": _one_of("sgd", "adamw"),
     "optim.lr": POSITIVE,
     "optim.lr_batch_size": _integer(0),
-    "optim.momentum": Rule(lambda v: _is_number(v) and 0 <= v < 1, "a number from 0 to below 1"),
+    "optim.momentum": BELOW_ONE,
     "optim.nesterov": FLAG,
     "optim.weight_decay": NOT_NEGATIVE,
     "optim.no_decay": REGEXES,
     "optim.freeze": REGEXES,
     "optim.clip_norm": NOT_NEGATIVE,
-    "optim.schedule": _one_of("step", "cosine", "constant"),
+    "optim.schedule": _one_of("step", "cosine", "linear", "constant"),
     "optim.milestones": Rule(
         _is_increasing, "a tuple of increasing numbers above 0, such as (8, 11)"
     ),
@@ -199,8 +224,12 @@ RULES = {
     "optim.warmup_steps": _integer(0),
     "optim.warmup_factor": FRACTION,
     "optim.warmup_power": POSITIVE,
+    "optim.warmup_momentum": BELOW_ONE,
+    "optim.warmup_bias_lr": NOT_NEGATIVE,
+    "optim.biases": REGEXES,
+    "optim.decay_from": _one_of("warmup", "start"),
     "optim.final_factor": FRACTION,
-    "optim.ema_decay": Rule(lambda v: _is_number(v) and 0 <= v < 1, "a number from 0 to below 1"),
+    "optim.ema_decay": BELOW_ONE,
     "optim.ema_warmup": _integer(0),
     "eval.batch_size": _integer(1),
     "eval.best_by": _one_of("AP", "AP50", "AP75", "mAP07", "mAP12"),
@@ -266,6 +295,18 @@ def check_config(config) -> None:
             "config.data.multiscale=range draws between config.data.multiscale_limits, of which"
             f" there are {len(config.data.multiscale_limits)}; give two or more."
         )
+    augment = config.data.augment
+    gains = augment.hsv_gains
+    if augment.hsv_form == "darknet" and min(gains[1:]) < 1:
+        raise errors.UserError(
+            f"config.data.augment.hsv_gains is {gains}; with hsv_form=darknet saturation and value"
+            " are multiplied or divided by at most the last two, so these must be at least 1."
+        )
+    if augment.hsv_form == "yolov5" and max(gains) > 1:
+        raise errors.UserError(
+            f"config.data.augment.hsv_gains is {gains}; with hsv_form=yolov5 the factors are up to"
+            " that far from 1, so it must be at most 1."
+        )
     alternatives = config.data.multiscale_canvases or (config.data.canvases,)
     for long, short in config.data.multiscale_limits:
         for canvas in {canvas for canvases in alternatives for canvas in canvases}:
@@ -279,6 +320,17 @@ def check_config(config) -> None:
             f"config.train.batch_size is {config.train.batch_size}, which cannot be divided into"
             f" config.train.accumulate = {config.train.accumulate} equal parts."
         )
+    if config.optim.warmup_momentum and config.optim.name != "sgd":
+        raise errors.UserError(
+            f"config.optim.warmup_momentum is {config.optim.warmup_momentum}, which goes only with"
+            " config.optim.name=sgd; set it to 0."
+        )
+    for key in ("warmup_momentum", "warmup_bias_lr"):
+        if config.optim[key] and not config.optim.warmup_steps:
+            raise errors.UserError(
+                f"config.optim.{key} is {config.optim[key]}, which does nothing while"
+                " config.optim.warmup_steps is 0; set one of them."
+            )
     if config.optim.ema_warmup and not config.optim.ema_decay:
         raise errors.UserError(
             f"config.optim.ema_warmup is {config.optim.ema_warmup}, which does nothing while"

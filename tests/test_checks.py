@@ -162,6 +162,33 @@ NOT_FRACTIONS = (-0.1, 1.1, float("nan"), True, "0.5", None)
             ("a", "b", "c"),
             True,
         ),
+        *values(
+            "data__augment__crop", "one of none, random, min_iou, center, jitter", "some", None
+        ),
+        *values("data__augment__crop_jitter", "a number from 0 to below 0.5", 0.5, -0.1, "0"),
+        *values("data__augment__mosaic", "a number from 0 to 1", *NOT_FRACTIONS),
+        *values("data__augment__mosaic_nine", "a number from 0 to 1", *NOT_FRACTIONS),
+        *values("data__augment__affine", "a number from 0 to 1", *NOT_FRACTIONS),
+        *values("data__augment__affine_degrees", "a number, at least 0", -1, "0"),
+        *values("data__augment__affine_translate", "a number from 0 to 1", *NOT_FRACTIONS),
+        *values("data__augment__affine_scale", "a number from 0 to below 1", 1, -0.1, None),
+        *values("data__augment__affine_shear", "a number from 0 to below 45", 45, -1),
+        *values("data__augment__affine_perspective", "a number, at least 0", -1e-3, None),
+        *values("data__augment__box_min_side", "a number, at least 0", -1, None),
+        *values("data__augment__box_min_part", "a number from 0 to below 1", 1.0, -0.1),
+        *values("data__augment__box_max_ratio", "a number above 1", 1, 0, float("inf")),
+        *values("data__augment__mixup", "a number from 0 to 1", *NOT_FRACTIONS),
+        *values("data__augment__mixup_beta", "a number above 0", 0, -1.0),
+        *values("data__augment__hsv", "a number from 0 to 1", *NOT_FRACTIONS),
+        *values(
+            "data__augment__hsv_gains",
+            "three numbers, at least 0",
+            0.1,
+            (0.1, 0.2),
+            (0.1, 0.2, -1),
+            [0.1, 0.2, 0.3],
+        ),
+        *values("data__augment__hsv_form", "one of yolov5, darknet", "ssd", None),
         *values("data__max_boxes", "an integer, at least 1", 0, -1, *NOT_INTEGERS),
         *values("data__min_side", "an integer, at least 0", -1, *NOT_INTEGERS),
         *values("data__read_threads", "an integer, at least 0", -1, *NOT_INTEGERS),
@@ -184,7 +211,7 @@ NOT_FRACTIONS = (-0.1, 1.1, float("nan"), True, "0.5", None)
         *values("optim__no_decay", "a tuple of regular expressions", ("*",), "params/.*"),
         *values("optim__freeze", "a tuple of regular expressions", ("(",), (None,)),
         *values("optim__clip_norm", "a number, at least 0", -1, None),
-        *values("optim__schedule", "one of step, cosine, constant", "linear"),
+        *values("optim__schedule", "one of step, cosine, linear, constant", "exponential"),
         *values(
             "optim__milestones",
             "a tuple of increasing numbers above 0",
@@ -199,7 +226,11 @@ NOT_FRACTIONS = (-0.1, 1.1, float("nan"), True, "0.5", None)
         *values("optim__warmup_steps", "an integer, at least 0", -1, *NOT_INTEGERS),
         *values("optim__warmup_factor", "a number from 0 to 1", *NOT_FRACTIONS),
         *values("optim__warmup_power", "a number above 0", 0.0, -1),
+        *values("optim__warmup_momentum", "a number from 0 to below 1", 1.0, -0.1, None),
+        *values("optim__warmup_bias_lr", "a number, at least 0", -0.1, None),
+        *values("optim__biases", "a tuple of regular expressions", "params/.*", ("[",)),
         *values("optim__final_factor", "a number from 0 to 1", *NOT_FRACTIONS),
+        *values("optim__decay_from", "one of warmup, start", "end", None),
         *values("eval__batch_size", "an integer, at least 1", 0, *NOT_INTEGERS),
         *values("eval__best_by", "one of AP, AP50, AP75, mAP07, mAP12", "ap", None),
         *values("eval__pictures", "an integer, at least 0", -1, *NOT_INTEGERS),
@@ -283,6 +314,27 @@ def test_values_at_the_edges_are_taken(changes):
             dict(train__batch_size=16, train__accumulate=3),
             "config.train.batch_size is 16, which cannot be divided into config.train.accumulate"
             " = 3 equal parts.",
+        ),
+        (
+            dict(data__augment__hsv_form="darknet"),
+            "config.data.augment.hsv_gains is (0.015, 0.7, 0.4); with hsv_form=darknet saturation"
+            " and value are multiplied or divided by at most the last two, so these must be at"
+            " least 1.",
+        ),
+        (
+            dict(data__augment__hsv_gains=(0.1, 1.5, 1.5)),
+            "config.data.augment.hsv_gains is (0.1, 1.5, 1.5); with hsv_form=yolov5 the factors"
+            " are up to that far from 1, so it must be at most 1.",
+        ),
+        (
+            dict(optim__name="adamw", optim__warmup_momentum=0.8),
+            "config.optim.warmup_momentum is 0.8, which goes only with config.optim.name=sgd;"
+            " set it to 0.",
+        ),
+        (
+            dict(optim__warmup_bias_lr=0.1, optim__warmup_steps=0),
+            "config.optim.warmup_bias_lr is 0.1, which does nothing while"
+            " config.optim.warmup_steps is 0; set one of them.",
         ),
         (
             dict(optim__ema_warmup=100),

@@ -53,13 +53,30 @@ class Augment(NamedTuple):
     hue: float = 18.0  # degrees
     expand: float = 0.0  # probability
     expand_ratio: float = 4.0  # at most
-    crop: str = "none"  # "none", "random", "min_iou" or "center"
+    crop: str = "none"  # "none", "random", "min_iou", "center" or "jitter"
     crop_probability: float = 1.0  # of "random"
     crop_size: tuple[float, float] = (0.3, 1.0)  # least and largest part of a side; "random"
     crop_min_ious: tuple[float, ...] = (0.1, 0.3, 0.5, 0.7, 0.9)
     crop_side: int = 511  # px; "center"
     crop_scales: tuple[float, ...] = (0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3)
     crop_border: int = 128  # px
+    crop_jitter: float = 0.3  # part of a side; "jitter"
+    mosaic: float = 0.0  # probability
+    mosaic_nine: float = 0.0  # part of the mosaics
+    affine: float = 0.0  # probability
+    affine_degrees: float = 0.0
+    affine_translate: float = 0.1  # part of a side
+    affine_scale: float = 0.5  # factor 1 - 0.5 .. 1 + 0.5
+    affine_shear: float = 0.0  # degrees
+    affine_perspective: float = 0.0
+    box_min_side: float = 2.0  # px
+    box_min_part: float = 0.1
+    box_max_ratio: float = 100.0
+    mixup: float = 0.0  # probability
+    mixup_beta: float = 32.0
+    hsv: float = 0.0  # probability
+    hsv_gains: tuple[float, float, float] = (0.015, 0.7, 0.4)
+    hsv_form: str = "yolov5"  # or "darknet"
     cutout: float = 0.0  # probability
     cutout_holes: tuple[int, int] = (1, 5)  # least and largest number
     cutout_size: tuple[float, float] = (0.05, 0.2)  # least and largest part of a side
@@ -472,7 +489,8 @@ def augmentations(augment, pad_value):
             transforms.crop_center(augment.crop_side, augment.crop_scales, augment.crop_border)
         )
     elif augment.crop != "none":
-        raise ValueError(f"crop {augment.crop!r} is not none, random, min_iou or center")
+        crops = "none, random, min_iou, center nor jitter"
+        raise ValueError(f"crop {augment.crop!r} is neither {crops}")
     if augment.cutout:
         after.append(
             transforms.cut_out(augment.cutout, augment.cutout_holes, augment.cutout_size, pad_value)
