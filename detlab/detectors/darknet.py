@@ -175,6 +175,13 @@ class Darknet(nn.Module):
         )
         fields.check(self, rules)
         darknet_cfg.shapes(self.network())
+        for head in self.heads():
+            counters = len(head.counters_per_class)
+            if counters not in (0, self.num_classes):
+                raise ValueError(
+                    f"num_classes is {self.num_classes}; the cfg has counters_per_class of"
+                    f" {counters} classes, which must be as many"
+                )
 
     def network(self) -> darknet_cfg.Network:
         """The cfg with this detector's classes and width.
@@ -305,9 +312,9 @@ class Darknet(nn.Module):
     def targets(self, batch: types.Batch) -> dict[str, types.Targets]:
         """What `learned` gives to the loss, as entries of all heads together.
 
-        "main" has one entry a row, head by head: what its objectness learns, -1 where it does not count, and the
-        object that came first.  "entries" has one for each pair of anchor and object slot, positive
-        where the anchor learns the object; `values["row"]` is its row in "main".
+        "main" has one entry a row, head by head: what its objectness learns, -1 where it does not
+        count, and the object that came first.  "entries" has one for each pair of anchor and object
+        slot, positive where the anchor learns the object; `values["row"]` is its row in "main".
         """
         outputs = self.forward(batch.images, train=True)
         canvas, slots = batch.images.shape[1:3], batch.boxes.shape[1]
@@ -345,8 +352,11 @@ class Darknet(nn.Module):
 
     def loss(self, batch: types.Batch):
         """Darknet's deltas as descents: boxes, objectness and classes of every head."""
+        return self.loss_of(batch, self.forward(batch.images, train=True))
+
+    def loss_of(self, batch: types.Batch, outputs: Outputs):
+        """The loss of given outputs."""
         canvas = batch.images.shape[1:3]
-        outputs = self.forward(batch.images, train=True)
         terms = {"loss/box": 0.0, "loss/objectness": 0.0, "loss/cls": 0.0}
         counts = {"positives": 0.0, "ignored": 0.0}
         for i, learned in enumerate(self.learned(batch, outputs)):

@@ -230,7 +230,7 @@ HEADS = {
     ),
 }
 
-EVERYDAY = ("yolov3", "yolov4", "predicted_smooth")  # which have every branch but the focal one
+EVERYDAY = ("yolov4", "predicted_smooth")  # which have every branch but the focal one
 
 
 def make_head(name):

@@ -1,0 +1,188 @@
+"""Darknet's detector in training: what all heads learn of a batch, and their loss."""
+
+import darknet_deltas
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from detlab import detector as detector_lib
+from detlab import types
+from detlab.detectors import darknet
+
+FIELDS = tiny.TINY["darknet"].fields
+CANVAS = (64, 96)
+SHAPES = ((4, 6), (8, 12))  # of the two heads, in their order
+ROWS = 2 * 4 * 6, 2 * 8 * 12
+SEED = 4
+
+
+def module(**changes):
+    return darknet.Darknet(**FIELDS | changes)
+
+
+def random_maps(images, channels=16):
+    rng = np.random.default_rng(SEED)
+    return tuple(np.float32(rng.normal(0, 1, (images, *s, channels))) for s in SHAPES)
+
+
+@pytest.fixture(scope="module")
+def batch():
+    """Three images: some objects, none, and one that fills the left upper quarter of its canvas."""
+    made = tiny.make_batch(CANVAS, objects=(4, 0, 2), slots=5, seed=SEED)
+    made.boxes[2] *= 0.5
+    made.image_size[2] = (32, 48)
+    return made
+
+
+@pytest.fixture(scope="module")
+def program():
+    """(maps, batch) -> (loss, metrics, gradient by the maps, what the heads learn)."""
+
+    @tiny.jit
+    def compute(maps, batch):
+        def loss(maps):
+            return module().loss_of(batch, darknet.Outputs((), maps))
+
+        (value, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(maps)
+        return value, metrics, gradient, module().learned(batch, darknet.Outputs((), maps))
+
+    return compute
+
+
+def relative(batch, image):
+    """(boxes, labels) of an image as lists of (x, y, w, h) relative to the canvas, and int."""
+    corners = batch.boxes[image][batch.valid[image]].astype(np.float64).reshape(-1, 2, 2)
+    unit = np.array([CANVAS[1], CANVAS[0]])
+    boxes = np.concatenate([corners.mean(1), corners[:, 1] - corners[:, 0]], axis=1)
+    labels = batch.labels[image][batch.valid[image]]
+    return [*map(tuple, boxes / np.tile(unit, 2))], [*map(int, labels)]
+
+
+def test_the_descent_of_the_loss_is_the_mean_of_what_darknet_writes_for_every_image(program, batch):
+    maps = random_maps(3)
+    value, metrics, gradient, _ = program(maps, batch)
+    inside = np.zeros((4, 6), bool)
+    inside[:2, :3] = True  # cells of the content of the third image
+    for head, raw, found in zip(module().heads(), maps, gradient):
+        raw = raw.reshape(*raw.shape[:3], 2, 8)
+        for image in range(3):
+            objects = relative(batch, image)
+            expected = darknet_deltas.head_deltas(head, raw[image], *objects, CANVAS)
+            if image == 2:
+                factor = raw.shape[1] // 4
+                outside = ~inside.repeat(factor, 0).repeat(factor, 1)
+                assert not expected[outside][..., :4].any(), "objects lie in the content"
+                expected[outside, :, 4] = 0  # padding is no background here
+            wanted = -expected.reshape(found[image].shape) / 3
+            np.testing.assert_allclose(
+                found[image], wanted, rtol=1e-4, atol=1e-5 * np.abs(wanted).max()
+            )
+    terms = [metrics[f"loss/{name}"] for name in ("box", "objectness", "cls")]
+    assert value == pytest.approx(float(sum(terms)), rel=1e-6) and min(terms) > 0
+
+
+def test_the_loss_of_a_batch_is_the_mean_of_its_images(program, batch):
+    """So parts of a batch count the same, and there is no normaliser."""
+    maps = random_maps(3)
+    whole, metrics, gradient, _ = program(maps, batch)
+    assert "normaliser" not in metrics
+    values, gradients = [], []
+    for i in range(3):
+        parts = [jax.tree.map(lambda x: x[[i, i, i]], x) for x in (maps, types.Batch(*batch))]
+        value, _, found, _ = program(*parts)
+        values.append(value)
+        gradients.append(found)
+    assert whole == pytest.approx(np.mean(values), rel=1e-5)
+    for level, expected in enumerate(gradient):
+        for i in range(3):  # each of the three equal images has a third of the part's gradient
+            np.testing.assert_allclose(gradients[i][level][0], expected[i], rtol=1e-4, atol=1e-7)
+
+
+def test_targets_are_what_the_loss_learns(program, batch):
+    maps = random_maps(3)
+    _, metrics, _, learned = program(maps, batch)
+
+    class Fixed(darknet.Darknet):
+        def forward(self, images, train):
+            return darknet.Outputs((), tuple(map(jnp.asarray, maps)))
+
+    targets = tiny.jit(lambda batch: Fixed(**FIELDS).targets(batch))(batch)
+    main, entries = targets["main"], targets["entries"]
+    assert main.status.shape == (3, sum(ROWS))
+    assert entries.status.shape == (3, 2 * 2 * 5)  # heads, anchors, slots
+    np.testing.assert_array_equal(main.level[0], np.repeat([1, 0], ROWS))
+
+    counts = np.concatenate([x.counts for x in learned], axis=1)
+    np.testing.assert_array_equal(main.status == -1, ~counts)
+    assert metrics["ignored"] == pytest.approx((~counts).sum() / 3)
+    positive = np.asarray(entries.status) == 1
+    assert metrics["positives"] == pytest.approx(positive.sum() / 3)
+    assert not positive[1].any() and not (main.status[1] == 1).any()
+    for image in (0, 2):
+        rows = entries.values["row"][image][positive[image]]
+        assert set(rows.tolist()) == set(np.flatnonzero(main.status[image] == 1).tolist())
+        assert (main.status[image][rows] == 1).all()
+        np.testing.assert_array_equal(
+            entries.boxes[image], main.boxes[image][entries.values["row"][image]]
+        )
+        # The object's centre is in the cell of the anchor that learns it.
+        boxes = batch.boxes[image][entries.matched[image][positive[image]]]
+        centers = (boxes[:, :2] + boxes[:, 2:]) / 2
+        cells = (entries.boxes[image][:, :2] + entries.boxes[image][:, 2:]) / 2
+        strides = np.where(entries.level[image] == 1, 16, 8)[positive[image]]
+        assert (np.abs(centers - cells[positive[image]]).max(1) <= strides / 2).all()
+
+
+@pytest.mark.slow
+def test_delta_normalizer_multiplies_every_delta(batch, program):
+    maps = random_maps(3)
+    value, *_ = program(maps, batch)
+    both = FIELDS["cfg"].replace("mask=", "delta_normalizer=0.25\nmask=")
+    halved, _ = tiny.jit(lambda maps: module(cfg=both).loss_of(batch, darknet.Outputs((), maps)))(
+        maps
+    )
+    assert halved == pytest.approx(0.25 * float(value), rel=1e-5)
+
+
+@pytest.mark.slow
+def test_the_class_score_of_ignored_rows_is_a_field(batch):
+    """The original darknet leaves out good boxes whatever their class scores are."""
+    maps = [np.zeros((3, *shape, 16), np.float32) for shape in SHAPES]
+    head = module().heads()[0]
+    left, top, right, bottom = batch.boxes[0, 0]
+    column, row = int((left + right) / 32), int((top + bottom) / 32)
+    place = np.array([(left + right) / 32 - column, (top + bottom) / 32 - row])
+    sigmoids = np.clip((place + 0.025) / 1.05, 0.01, 0.99)
+    anchors = np.array([head.anchors[i] for i in head.mask])
+    raw = maps[0].reshape(3, 4, 6, 2, 8)  # both anchors of the cell predict the object
+    raw[0, row, column, :, :2] = np.log(sigmoids / (1 - sigmoids))
+    raw[0, row, column, :, 2:4] = np.log(np.array([right - left, bottom - top]) / anchors)
+    raw[..., 5:] = -4.0  # no class
+    strict = FIELDS["cfg"].replace("iou_thresh=0.2", "iou_thresh=1")
+
+    def ignored(score):
+        detector = module(cfg=strict, ignore_class_score=score)
+        outputs = darknet.Outputs((), tuple(map(jnp.asarray, maps)))
+        learned = tiny.jit(lambda batch: detector.learned(batch, outputs))(batch)[0]
+        return int((~learned.counts[0]).sum())
+
+    assert ignored(0.25) == 0
+    assert ignored(-1.0) >= 1
+
+
+def test_counters_must_be_those_of_the_classes():
+    cfg = FIELDS["cfg"].replace("mask=", "counters_per_class=5,6\nmask=")
+    with pytest.raises(ValueError, match="num_classes is 3; the cfg has counters_per_class of 2"):
+        module(cfg=cfg).check()
+    module(cfg=cfg.replace("5,6", "5,6,7")).check()
+    with pytest.raises(ValueError, match="ignore_class_score is 2"):
+        module(ignore_class_score=2.0).check()
+
+
+def test_a_detector_of_another_number_of_classes_has_its_channels():
+    detector = detector_lib.from_module(module(num_classes=5))
+    shapes = jax.eval_shape(detector.init, jax.random.key(0), jnp.zeros((1, *CANVAS, 3), jnp.uint8))
+    outputs = jax.eval_shape(detector.forward, *shapes, jnp.zeros((1, *CANVAS, 3), jnp.uint8))
+    assert [x.shape for x in outputs.predictions] == [(1, *s, 20) for s in SHAPES]
