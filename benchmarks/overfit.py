@@ -41,6 +41,7 @@ class Entry(NamedTuple):
     model: dict
     steps: int = 300
     lr: float = 2e-3
+    canvas: int = SIDE  # px that the pictures are resized to
 
 
 _RESNET = dict(
@@ -52,6 +53,12 @@ _RESNET = dict(
     neck_width=48,
 )
 _DENSE = dict(**_RESNET, head_width=48, head_convs=2)
+
+
+def _darknet(cfg: str) -> Entry:
+    return Entry("darknet", dict(cfg=cfg, width_multiple=0.25), steps=400, canvas=160)
+
+
 # Anchors and grids for objects of 12 to 52 px.
 OVERFIT = {
     "retinanet": Entry("retinanet", dict(**_DENSE, octave_base_scale=2.5)),
@@ -107,6 +114,14 @@ OVERFIT = {
         dict(stacks=1, channels=(32, 32, 48, 64), blocks=(1, 1, 1, 1), pool_width=24),
         steps=400,
     ),
+    "reppoints": Entry(
+        "reppoints", dict(**_DENSE, point_width=48, norm_groups=16, point_scale=3.0)
+    ),
+    # The cfgs' own anchors, made for objects of 10 px and more on larger pictures.
+    "darknet_yolov3": _darknet("yolov3"),
+    "darknet_yolov3_tiny": _darknet("yolov3-tiny"),
+    "darknet_yolov4": _darknet("yolov4"),
+    "darknet_yolov4_tiny": _darknet("yolov4-tiny"),
 }
 
 CONFIG = """
@@ -125,7 +140,7 @@ def get_config():
         train_annotations="boxes.json",
         eval_images="images",
         eval_annotations="boxes.json",
-        canvases=(({side}, {side}),),
+        canvases=(({canvas}, {canvas}),),
         flip_horizontal=0.0,
         max_boxes=8,
     )
@@ -232,7 +247,7 @@ def run(name: str, entry: Entry, folder: pathlib.Path) -> dict:
         detector=entry.detector,
         model={"num_classes": len(shapes.CLASS_NAMES), **entry.model},
         root=str(folder),
-        side=SIDE,
+        canvas=entry.canvas,
         images=IMAGES,
         steps=entry.steps,
         eval_every=max(entry.steps // EVALUATIONS, 1),
@@ -265,6 +280,7 @@ def run(name: str, entry: Entry, folder: pathlib.Path) -> dict:
         },
         "steps": entry.steps,
         "lr": entry.lr,
+        "canvas": entry.canvas,
         "model": entry.model,
     }
 
