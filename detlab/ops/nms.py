@@ -115,7 +115,7 @@ def take(values, indices, keep):
     return padded[jnp.where(keep, indices, -1)]  # empty slots take the row of zeros
 
 
-def _keep_sequential(boxes, labels, alive, iou_threshold, measure):
+def _keep_sequential(boxes, labels, alive, iou_threshold, measure=boxes_lib.iou):
     """Keep mask [N] of boxes sorted by score: one IoU row per step.
 
     The number of steps is fixed: a data-dependent end would, vmapped over a batch sharded over
@@ -132,7 +132,7 @@ def _keep_sequential(boxes, labels, alive, iou_threshold, measure):
     return lax.fori_loop(0, len(boxes), step, alive)
 
 
-def _keep_tiled(boxes, labels, alive, iou_threshold, measure):
+def _keep_tiled(boxes, labels, alive, iou_threshold, measure=boxes_lib.iou):
     """Keep mask [N] of boxes sorted by score: tile by tile.
 
     Inside a tile, keep = alive and not suppressed by a kept box before it.  Iterating that rule

@@ -199,3 +199,28 @@ def test_bad_arguments_raise():
         nms_lib.nms(jnp.zeros((2, 3, 4)), jnp.zeros(3), jnp.ones(3, bool), 0.5, 3)
     with pytest.raises(ValueError, match="not 0"):
         nms_lib.nms(jnp.zeros((3, 4)), jnp.zeros(3), jnp.ones(3, bool), 0.5, 0)
+
+
+def test_distance_of_centres_saves_boxes_of_another_place():
+    """Darknet's greedynms: IoU - (d^2 / c^2)^0.6, by hand, in both forms of the algorithm."""
+    boxes = np.float32([[0, 0, 10, 10], [0, 3, 10, 13], [0, 0, 10, 11]])
+    # Of the first with the second: 70 / 130, centres 3 apart, an outer diagonal of sqrt(269).
+    measures = [70 / 130 - (9 / 269) ** 0.6, 100 / 110 - (0.25 / 221) ** 0.6]
+    assert 0.4 < measures[0] < 0.45 < 70 / 130 and measures[1] > 0.45
+    scores, labels = np.float32([0.9, 0.8, 0.7]), np.zeros(3, np.int32)
+    for measure, kept in (("iou", [0]), ("iou_less_distance", [0, 1])):
+        for keep in (nms_lib._keep_sequential, nms_lib._keep_tiled):
+            arrays = (jnp.array(x) for x in (boxes, labels, np.ones(3, bool)))
+            found = keep(*arrays, 0.45, nms_lib._MEASURES[measure])
+            np.testing.assert_array_equal(np.flatnonzero(found), kept)
+        indices, keep = nms_lib.nms(boxes, scores, np.ones(3, bool), 0.45, 3, measure=measure)
+        np.testing.assert_array_equal(indices[keep], kept)
+    with pytest.raises(ValueError, match="measure must be one of iou, iou_less_distance"):
+        nms_lib.nms(boxes, scores, np.ones(3, bool), 0.45, 3, measure="giou")
+
+
+def test_without_classes_boxes_of_others_suppress_too():
+    boxes = np.float32([[0, 0, 10, 10], [0, 0, 10, 11]])
+    arguments = boxes, np.float32([0.9, 0.8]), np.int32([0, 1]), np.ones(2, bool), 0.5, 2
+    assert nms_lib.suppress(*arguments)[3].sum() == 2
+    assert nms_lib.suppress(*arguments, by_class=False)[3].sum() == 1

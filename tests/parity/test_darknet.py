@@ -1,0 +1,40 @@
+"""Darknet's networks are darknet's: raw heads, decoding, candidates, detections, photographs."""
+
+import json
+import shutil
+
+import parity_runs
+import pytest
+
+CASES = {"yolov3-tiny": 15, "yolov4-tiny": 15, "yolov3": 17, "yolov4": 17, "yolo-fastest-1.1": 15}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
+def test_the_shared_case_passes_in_full(name, shared_dir, capsys):
+    run = parity_runs.run(capsys, shared_dir / "parity", "--case", f"yolo/{name}")
+    assert run.status == 0, run.text
+    assert not run.missed and len(run.passed) == CASES[name]
+
+
+@pytest.mark.slow
+def test_published_weights_find_the_recorded_objects_on_photographs(shared_dir, capsys):
+    run = parity_runs.run(capsys, shared_dir / "parity", "--case", "yolo/yolo-fastest-1.1-photos")
+    assert run.status == 0, run.text
+    assert not run.missed and len(run.passed) == 7 * 4
+
+
+@pytest.mark.slow
+def test_another_suppression_is_noticed(shared_dir, capsys, tmp_path):
+    folder = tmp_path / "yolo"
+    folder.mkdir()
+    for suffix in ("json", "npz"):
+        shutil.copy(shared_dir / "parity" / "yolo" / f"yolov4-tiny.{suffix}", folder)
+    cfg = (shared_dir / "parity" / "yolo" / "yolov4-tiny.cfg").read_text()
+    (folder / "yolov4-tiny.cfg").write_text(cfg.replace("scale_x_y=1.05", "scale_x_y=1.1"))
+    info = json.loads((folder / "yolov4-tiny.json").read_text())
+    (folder / "yolov4-tiny.json").write_text(json.dumps(info | {"nms": 0.2}))
+    run = parity_runs.run(capsys, tmp_path)
+    assert run.status == 1
+    assert {"map yolo30_out", "candidates boxes"} <= set(run.missed)
+    assert {"map yolo30_raw", "map yolo37_raw", "candidates scores"} <= set(run.passed)
