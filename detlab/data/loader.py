@@ -19,6 +19,8 @@ import numpy as np
 from absl import flags
 
 from detlab import types
+from detlab.data import affine
+from detlab.data import mosaic
 from detlab.data import records as records_lib
 from detlab.data import transforms
 
@@ -290,8 +292,10 @@ def train_batches(
         source=source,
         plan=_Epochs(sizes, seed, batch_size, canvases, multiscale),
         rows=_rows(batch_size, process_index, process_count),
+        augment=augment,
         before=before,
         resize=resizer(resize, pad_value),
+        resize_tile=resizer("fit" if resize == "letterbox" else resize, pad_value),
         after=(*flips, *after),
         max_boxes=max_boxes,
         pad_value=pad_value,
@@ -332,8 +336,10 @@ def eval_batches(
         source=source,
         plan=steps.__getitem__,
         rows=_rows(batch_size, process_index, process_count),
+        augment=Augment(),
         before=(),
         resize=resizer(resize, pad_value),
+        resize_tile=None,
         after=(),
         max_boxes=max_boxes,
         pad_value=pad_value,
@@ -376,8 +382,10 @@ class _MakeBatch(NamedTuple):
     source: object
     plan: object  # step number -> Step
     rows: slice  # of the global batch, for this process
+    augment: Augment
     before: tuple  # of (record, rng) -> record
     resize: object  # (record, height, width) -> record
+    resize_tile: object  # the same for a part of a mosaic
     after: tuple  # of (record, rng) -> record
     max_boxes: int
     pad_value: object
@@ -387,10 +395,8 @@ class _MakeBatch(NamedTuple):
     def __call__(self, step):
         planned = self.plan(step)
         skipped = []
-        records = [
-            self._transform(self._read(int(planned.index[row]), skipped), planned, row)
-            for row in range(len(planned.index))[self.rows]
-        ]
+        rows = range(len(planned.index))[self.rows]
+        records = [self._record(planned, row, skipped) for row in rows]
         batch = to_batch(records, planned.canvas, self.max_boxes, self.pad_value)
         return Loaded(batch, count_dropped(records, self.max_boxes), tuple(skipped))
 
@@ -426,17 +432,65 @@ class _MakeBatch(NamedTuple):
             if at < len(group) and group[at] == i:
                 yield from np.roll(group, -at)[1 : 1 + _REPLACEMENTS].tolist()
 
-    def _transform(self, record, planned, row):
+    def _record(self, planned, row, skipped):
+        """The transformed record of a row of the step; None where there is to be none."""
+        rng = np.random.default_rng(int(planned.seed[row]))
+        limits = {} if planned.limits is None else {"limits": planned.limits[row].tolist()}
+        at = _Row(planned.canvas, limits, rng, skipped)
+        record = self._picture(int(planned.index[row]), at)
         if record is None:
             return None
-        rng = np.random.default_rng(int(planned.seed[row]))
-        for change in self.before:
-            record = change(record, rng)
-        limits = {} if planned.limits is None else {"limits": planned.limits[row].tolist()}
-        record = self.resize(record, *planned.canvas, **limits)
+        augment = self.augment
+        if augment.mixup and rng.random() < augment.mixup:
+            part = rng.beta(augment.mixup_beta, augment.mixup_beta)
+            other = self._picture(self._any_image(rng), at)
+            record = mosaic.mix(record, other, part, self.pad_value)
         for change in self.after:
             record = change(record, rng)
         return record
+
+    def _picture(self, i, at):
+        """Image i resized or, by chance, in a mosaic; moved by the affine map, by chance too."""
+        augment = self.augment
+        if augment.mosaic and at.rng.random() < augment.mosaic:
+            return move(self._mosaic(i, at), at.canvas, augment, self.pad_value, at.rng)
+        record = self._small(i, self.resize, at)
+        if record is None:
+            return None
+        return move(record, record["image_size"], augment, self.pad_value, at.rng)
+
+    def _mosaic(self, i, at):
+        """The plane of a mosaic of image i, in any place of it, and others of the source."""
+        make, count = mosaic.four, 4
+        if self.augment.mosaic_nine and at.rng.random() < self.augment.mosaic_nine:
+            make, count = mosaic.nine, 9
+        place = int(at.rng.integers(count))
+        chosen = [self._any_image(at.rng) for _ in range(count)]
+        chosen[place] = i
+        tiles = [self._small(k, self.resize_tile, at) for k in chosen]
+        plane = make(tiles, at.canvas, at.rng, self.pad_value)
+        return {**plane, "index": tiles[place]["index"]}
+
+    def _any_image(self, rng):
+        return int(rng.integers(len(self.source)))
+
+    def _small(self, i, resize, at):
+        """Image i, changed and resized; nothing of its own size is kept."""
+        record = self._read(i, at.skipped)
+        if record is None:
+            return None
+        for change in self.before:
+            record = change(record, at.rng)
+        return resize(record, *at.canvas, **at.limits)
+
+
+class _Row(NamedTuple):
+    """What the pictures of one row of a step have in common."""
+
+    canvas: tuple[int, int]  # height, width px
+    limits: dict  # arguments of the resize
+    rng: np.random.Generator
+    skipped: list  # sentences on images that cannot be read
 
 
 def _rows(batch_size, process_index, process_count):
@@ -488,14 +542,41 @@ def augmentations(augment, pad_value):
         before.append(
             transforms.crop_center(augment.crop_side, augment.crop_scales, augment.crop_border)
         )
+    elif augment.crop == "jitter":
+        before.append(transforms.crop_jitter(augment.crop_jitter))
     elif augment.crop != "none":
         crops = "none, random, min_iou, center nor jitter"
         raise ValueError(f"crop {augment.crop!r} is neither {crops}")
+    if augment.hsv:
+        after.append(transforms.hsv(augment.hsv, augment.hsv_gains, augment.hsv_form))
     if augment.cutout:
         after.append(
             transforms.cut_out(augment.cutout, augment.cutout_holes, augment.cutout_size, pad_value)
         )
     return tuple(before), tuple(after)
+
+
+def move(record, target, augment, pad_value, rng):
+    """A resized picture or the plane of a mosaic in `target` (height, width) px, moved by chance.
+
+    What is not moved is the record itself or, of a plane, the middle.
+    """
+    size = record["image"].shape[:2]
+    if augment.affine and rng.random() < augment.affine:
+        ranges = affine.Ranges(
+            augment.affine_degrees,
+            augment.affine_translate,
+            augment.affine_scale,
+            augment.affine_shear,
+            augment.affine_perspective,
+        )
+        moved_by = affine.draw(ranges, size, target, rng)
+    elif size == tuple(target):
+        return record
+    else:
+        moved_by = affine.centred(size, target)
+    rule = affine.Rule(augment.box_min_side, augment.box_min_part, augment.box_max_ratio)
+    return affine.warp(record, moved_by, target, rule, pad_value)
 
 
 def _check_multiscale(multiscale, canvases, resize):

@@ -76,7 +76,25 @@ def select_objects(record, keep):
     return {k: v[keep] if k in _PER_OBJECT else v for k, v in record.items()}
 
 
+def joined_objects(records):
+    """The entries of the objects of several records, one record after the other.
+
+    Those that every record has: `flags` only where no source lacks them.
+    """
+    names = set.intersection(*(set(record) for record in records))
+    return {
+        name: np.concatenate([record[name] for record in records])
+        for name in _PER_OBJECT
+        if name in names
+    }
+
+
 _PER_OBJECT = ("boxes", "labels", "ignore", "area", "flags")
+
+
+def box_areas(boxes):
+    """[n] px^2 of boxes [n, 4]."""
+    return (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
 
 
 # ------------------------------------------------------------------------------------------------

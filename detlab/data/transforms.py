@@ -2,8 +2,8 @@
 
 Plain functions do one thing to a record; functions named after a probability or a range make
 functions (record, generator) -> record that act at random, by the generator alone.  No transform
-changes the record it is given.  The order of use is photometric, expand, crop, resize, flips,
-cut_out, pad.
+changes the record it is given.  The order of use is photometric, expand, crop, resize, flips, hsv,
+cut_out, pad; `detlab.data.mosaic` and `affine` come after the resize.
 
 **Expand and the crops move no pixels.**  They set the record's `window`, whole px (x1, y1, x2, y2)
 of its image that may reach beyond it: what is to be seen of the plane in which the image lies.
@@ -238,6 +238,22 @@ def crop_center(side, scales, border):
     return apply
 
 
+def crop_jitter(jitter):
+    """(record, rng) -> record, each side of the window moved in or out, by itself.
+
+    darknet's `jitter`, the part of width or height by which a side moves at most.  The window may
+    reach beyond the picture, and shows the padding there.  As in darknet every object stays that
+    shows at all, clipped; darknet leaves out those under 1 px of the network's input.
+    """
+
+    def apply(record, rng):
+        inwards = (np.tile(_sides(record), 2) * rng.uniform(-jitter, jitter, 4)).astype(int)
+        window = np.array(_window(record)) + inwards * [1, 1, -1, -1]
+        return crop(record, window, by_centre=False)
+
+    return apply
+
+
 def _margin(border, side):
     """The border, halved until twice as much is less than the side."""
     while 2 * border >= side and border > 0:
@@ -245,7 +261,7 @@ def _margin(border, side):
     return border
 
 
-def crop(record, window):
+def crop(record, window, by_centre=True):
     """The record with this window, and the objects whose centre lies in it, clipped to it.
 
     Objects that are not to be learnt (`ignore`) go by the same rule.  `area` is multiplied by the
@@ -253,11 +269,14 @@ def crop(record, window):
 
     Args:
       window: [4] whole px of the image, x1, y1, x2, y2.
+      by_centre: False keeps all objects of which anything lies in the window.
     """
     boxes = record["boxes"]
     clipped = np.clip(boxes, np.tile(window[:2], 2), np.tile(window[2:], 2)).astype(np.float32)
-    left, before = _area(clipped), _area(boxes)
-    keep = _centres_inside(boxes, np.asarray(window)[None])[0] & (left > 0)
+    left, before = records_lib.box_areas(clipped), records_lib.box_areas(boxes)
+    keep = left > 0
+    if by_centre:
+        keep &= _centres_inside(boxes, np.asarray(window)[None])[0]
     area = record["area"] * (left / np.where(before > 0, before, 1))
     cropped = {**record, "boxes": clipped, "area": area.astype(np.float32)}
     cropped["window"] = _whole(window[:2], window[2:])
@@ -291,11 +310,9 @@ def _iou(windows, boxes):
     low = np.maximum(windows[:, None, :2], boxes[:, :2])
     high = np.minimum(windows[:, None, 2:], boxes[:, 2:])
     overlap = np.maximum(high - low, 0).prod(axis=2)
-    return overlap / (_area(windows)[:, None] + _area(boxes) - overlap)
-
-
-def _area(boxes):
-    return (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
+    return overlap / (
+        records_lib.box_areas(windows)[:, None] + records_lib.box_areas(boxes) - overlap
+    )
 
 
 def _window(record):
@@ -384,6 +401,48 @@ def distort(
         colours *= np.float32(contrast)
     np.rint(np.clip(colours, 0, 255, out=colours), out=colours)
     return np.ascontiguousarray(colours.astype(np.uint8)[..., channels])
+
+
+def hsv(probability, gains, form):
+    """(record, rng) -> record, with this probability with other hue, saturation and value.
+
+    Computed by tables on OpenCV's HSV of 8 bits, whose hue is 0..179 and goes round, in one of two
+    forms:
+
+      "yolov5": each is multiplied by a factor uniform in 1 - gain..1 + gain; ultralytics'
+        `augment_hsv`, which cuts the fractions off.
+      "darknet": a part of the circle uniform in -gain..gain is added to the hue; saturation and
+        value are multiplied by a factor uniform in 1..gain or, by a coin each, divided by it
+        (`random_distort_image`).
+
+    Args:
+      gains: three numbers: of hue, saturation and value.
+    """
+
+    def apply(record, rng):
+        if rng.random() >= probability:
+            return record
+        u = rng.uniform(-1, 1, 3)
+        levels = np.arange(256.0)
+        if form == "yolov5":
+            factors = 1 + u * gains
+            tables = levels[:, None] * factors
+            tables[:, 0] %= 180
+        else:
+            factors = 1 + abs(u[1:]) * (np.array(gains[1:]) - 1)
+            factors = np.where(u[1:] < 0, 1 / factors, factors)
+            hue = (levels + np.rint(u[0] * gains[0] * 180)) % 180
+            tables = np.stack([hue, *np.rint(levels * factors[:, None])], axis=1)
+        return {**record, "image": recolour(record["image"], np.clip(tables, 0, 255))}
+
+    return apply
+
+
+def recolour(image, tables):
+    """uint8 [h, w, 3] RGB with HSV replaced by `tables` [256, 3]; fractions are cut off."""
+    converted = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
+    converted = cv2.LUT(converted, np.ascontiguousarray(tables[None].astype(np.uint8)))
+    return cv2.cvtColor(converted, cv2.COLOR_HSV2RGB)
 
 
 # ------------------------------------------------------------------------------------------------

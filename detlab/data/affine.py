@@ -1,0 +1,141 @@
+"""Random affine and perspective maps of a picture with its objects, as YOLOv5 draws them.
+
+Reference: `random_perspective` and `box_candidates` of ultralytics' YOLOv5.  Unlike there the map
+is exact to the pixel: pictures and boxes are moved in the same coordinates, in which pixel 0 lies
+between 0 and 1.  There a picture scaled by s lies (1 - s) / 2 px beside its boxes.
+"""
+
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+from detlab.data import records as records_lib
+
+_NEAREST = 0.5  # distance of the viewer of a perspective, where 1 is that of the picture's centre
+
+
+class Ranges(NamedTuple):
+    """How far a map may go, either way; each number is drawn uniformly and by itself."""
+
+    degrees: float = 0.0  # of the turn
+    translate: float = 0.0  # part of the sides of the result
+    scale: float = 0.0  # the factor is 1 - scale .. 1 + scale
+    shear: float = 0.0  # degrees, of each axis
+    perspective: float = 0.0  # growth of the distance from the viewer, per px, along each axis
+
+
+class Rule(NamedTuple):
+    """Which objects stay: those that are large enough afterwards, and enough of themselves."""
+
+    min_side: float = 2.0  # px, exclusive, as all three
+    min_part: float = 0.1  # of the area
+    max_ratio: float = 100.0  # of the longer to the shorter side
+
+
+class Map(NamedTuple):
+    matrix: np.ndarray  # [3, 3] float64: homogeneous x, y, px from the top left corner
+    scale: float = 1.0  # its factor of lengths, without shear and perspective
+
+
+def draw(ranges, size, target, rng):
+    """A random `Map`: perspective and turn about the centre, scale, shear, then translation.
+
+    Args:
+      ranges: `Ranges`.
+      size: (height, width) px of the picture.
+      target: (height, width) px of the result, whose centre gets that of the picture where nothing
+        is translated.
+      rng: generator, of which eight numbers are drawn whatever the ranges.
+    """
+    turn, grow, across, down, right, below, tilt_x, tilt_y = rng.uniform(-1, 1, 8)
+    scale = 1 + grow * ranges.scale
+    angle = np.radians(turn * ranges.degrees)
+    cos, sin = scale * np.cos(angle), scale * np.sin(angle)
+    rotation = np.array([[cos, sin, 0], [-sin, cos, 0], [0, 0, 1]])
+    tan_x, tan_y = np.tan(np.radians(np.array([across, down]) * ranges.shear))
+    shear = np.array([[1, tan_x, 0], [tan_y, 1, 0], [0, 0, 1]])
+    tilt = np.array([tilt_x, tilt_y]) * ranges.perspective
+    # Nothing of the picture may come too near the viewer, let alone behind; YOLOv5 leaves that to
+    # whoever sets the range.
+    nearest = (abs(tilt) * size[::-1]).sum() / 2
+    tilt *= min(1, _NEAREST / nearest) if nearest else 1
+    perspective = np.array([[1, 0, 0], [0, 1, 0], [*tilt, 1]])
+    from_centre = _shift(-size[1] / 2, -size[0] / 2)
+    middle = np.array([0.5, 0.5]) + np.array([right, below]) * ranges.translate
+    to_place = _shift(middle[0] * target[1], middle[1] * target[0])
+    return Map(to_place @ shear @ rotation @ perspective @ from_centre, scale)
+
+
+def centred(size, target):
+    """The `Map` that leaves everything as it is but puts centre on centre, by whole px."""
+    return Map(_shift((target[1] - size[1]) // 2, (target[0] - size[0]) // 2))
+
+
+def warp(record, moved_by, target, rule, pad_value):
+    """The record as a `Map` shows it in a picture of `target` (height, width) px.
+
+    A box becomes the smallest that holds its four corners, clipped to the picture; `rule` says
+    which objects stay, those to ignore as well.  What is left of an object is measured against
+    its box before times the square of the map's scale, as in YOLOv5.
+
+    `placement` starts anew: such a map is no scale and shift of the original.
+    """
+    matrix = moved_by.matrix
+    # OpenCV counts from the centres of pixels.
+    of_centres = _shift(-0.5, -0.5) @ matrix @ _shift(0.5, 0.5)
+    border = np.broadcast_to(pad_value, 3).tolist()
+    flat = (matrix[2] == [0, 0, 1]).all()
+    draw_picture, of_centres = (
+        (cv2.warpAffine, of_centres[:2]) if flat else (cv2.warpPerspective, of_centres)
+    )
+    image = draw_picture(
+        record["image"], of_centres, target[::-1], flags=cv2.INTER_LINEAR, borderValue=border
+    )
+
+    before = record["boxes"].astype(np.float64)
+    corners = before[:, [0, 1, 2, 1, 2, 3, 0, 3]].reshape(-1, 4, 2)
+    corners = corners @ matrix[:, :2].T + matrix[:, 2]  # [n, 4, 3]
+    corners = corners[..., :2] / corners[..., 2:]
+    around = np.concatenate([corners.min(axis=1), corners.max(axis=1)], axis=1)
+    boxes = np.clip(around, 0, np.tile(target[::-1], 2))
+    # The outline of an object fills as much of its four corners as before, of which a part shows.
+    growth = _ratio(_inside(corners), records_lib.box_areas(before)) * _ratio(
+        records_lib.box_areas(boxes), records_lib.box_areas(around)
+    )
+    moved = {
+        **record,
+        "image": image,
+        "boxes": boxes.astype(np.float32),
+        "area": (record["area"] * growth).astype(np.float32),
+        "placement": np.array([1, 1, 0, 0], np.float32),
+        "image_size": tuple(target),
+    }
+    return records_lib.select_objects(moved, stays(rule, before, boxes, moved_by.scale))
+
+
+def stays(rule, before, after, scale=1.0):
+    """bool [n]: which objects of boxes `before` [n, 4] stay as boxes `after` [n, 4].
+
+    `scale` is the factor by which lengths grew, so that what was cut off is told from what shrank.
+    """
+    sides = after[:, 2:] - after[:, :2]
+    part = _ratio(records_lib.box_areas(after), records_lib.box_areas(before) * scale**2)
+    ratio = _ratio(sides.max(axis=1), sides.min(axis=1))
+    return (sides > rule.min_side).all(axis=1) & (part > rule.min_part) & (ratio < rule.max_ratio)
+
+
+def _shift(x, y):
+    return np.array([[1.0, 0, x], [0, 1, y], [0, 0, 1]])
+
+
+def _inside(corners):
+    """[n] the area within four corners [n, 4, 2] in turn (the shoelace formula)."""
+    following = np.roll(corners, -1, axis=1)
+    cross = corners[..., 0] * following[..., 1] - corners[..., 1] * following[..., 0]
+    return abs(cross.sum(axis=1)) / 2
+
+
+def _ratio(upper, lower):
+    """upper / lower; 0 where there is nothing to divide by."""
+    return np.divide(upper, lower, out=np.zeros_like(upper), where=lower > 0)
