@@ -37,6 +37,8 @@ PHOTO_BOXES, PHOTO_SCORES = 1e-3, 0.01  # of the longer side; of 1
 def knows(info: Mapping) -> bool:
     """Whether a case is of darknet."""
     weights = info.get("weights")
+    if not {"thresh", "nms"} <= info.keys():
+        return False
     made = isinstance(weights, Mapping) and "darknet" in weights.get("made_by", "")
     return made or (isinstance(weights, str) and weights.endswith(".weights"))
 
