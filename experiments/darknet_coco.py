@@ -5,8 +5,8 @@
     python -m detlab.eval --config experiments/darknet_coco.py:yolov4_tiny \\
         --checkpoint weights/yolov4_tiny --config.data.root=coco
 
-Training is darknet's as far as its parts are here: burn-in, steps, momentum, decay, several sizes.
-Pictures are stretched to the canvas, as `darknet detector test` does.
+Training is darknet's, see `common.darknet_training`, and was not run at this length.  Pictures are
+stretched to the canvas, as `darknet detector test` does.
 """
 
 from ml_collections import ConfigDict

@@ -3,7 +3,8 @@
     python -m detlab.train --config experiments/darknet_voc.py:yolov4_tiny \\
         --config.data.root=VOCdevkit
 
-Training is darknet's as far as its parts are here, from random weights; to start from published
+Training is darknet's, see `common.darknet_training`, for 2000 batches a class as its authors
+advise, and was not run at this length.  It starts from random weights; to start from published
 ones, convert a cut-off file (`yolov4.conv.137`) or a whole one with --reset_classes, and name the
 folder with --config.init_from.
 """
@@ -30,7 +31,7 @@ def get_config(variant: str = "") -> ConfigDict:
     common.voc_files(config)
     common.darknet_training(config, VARIANTS[variant])
     config.data.max_boxes = 64
-    config.train.update(epochs=0, steps=40000)  # 2000 for each class
+    config.train.steps = 40000
     config.optim.milestones = (32000, 36000)
     config.eval.update(best_by="mAP07")
     return config
