@@ -2,9 +2,9 @@
 
     python -m detlab.train --config experiments/darknet_shapes.py
 
-`:yolov3_tiny`, `:yolov4_tiny` (the default) have half of their channels, `:yolov3` and `:yolov4` a
-quarter, at several times the cost.  Pictures of 128 px are drawn at 160, as the anchors of the cfgs are made for larger ones.  Optimizer
-and schedule are those of yolov3_shapes.py.
+`:yolov3_tiny` and `:yolov4_tiny` (the default) have half of their channels, `:yolov3` and `:yolov4`
+a quarter, at several times the cost.  Pictures of 128 px are drawn at 160, as the anchors of the
+cfgs are made for larger ones.  Optimizer and schedule are those of yolov3_shapes.py.
 """
 
 from ml_collections import ConfigDict
