@@ -4,44 +4,12 @@ import colorsys
 import tracemalloc
 
 import numpy as np
+import painted
 import pytest
 
 from detlab.data import records, transforms
 
 SIZES = [(64, 96), (65, 97), (37, 120)]
-BOX = (10, 4, 30, 28)
-
-
-def make_record(height, width, box=BOX):
-    """A black picture with the box white."""
-    image = np.zeros((height, width, 3), np.uint8)
-    x1, y1, x2, y2 = box
-    image[y1:y2, x1:x2] = 255
-    return {
-        "image": image,
-        "boxes": np.array([box], np.float32),
-        "labels": np.zeros(1, np.int32),
-        "ignore": np.zeros(1, bool),
-        "area": np.array([(x2 - x1) * (y2 - y1)], np.float32),
-        "index": 0,
-    }
-
-
-def assert_white_is_the_box(record):
-    """White are the columns and rows whose centre lies in the box.
-
-    Bilinear interpolation crosses half way between black and white on the edge of the box, so this
-    holds for any ratio; centres within 0.02 px of an edge are not looked at, as OpenCV rounds its
-    weights to 1/2048.
-    """
-    for axis, name in ((0, "columns"), (1, "rows")):
-        low, high = record["boxes"][0][axis::2]
-        profile = record["image"][..., 0].max(axis=axis) > 127
-        centre = np.arange(len(profile)) + 0.5
-        inside = (centre > low) & (centre < high)
-        near = np.minimum(abs(centre - low), abs(centre - high)) < 0.02
-        assert inside.any()
-        np.testing.assert_array_equal(profile | near, inside | near, err_msg=name)
 
 
 def assert_placement_maps_the_box(record, original):
@@ -76,9 +44,9 @@ def assert_placement_maps_the_box(record, original):
     + ["letterbox", "letterbox+h"],
 )
 def test_box_and_placement_follow_the_pixels(size, transform):
-    record = make_record(*size)
+    record = painted.record(*size)
     moved = transform(record)
-    assert_white_is_the_box(moved)
+    painted.assert_white_is_the_box(moved)
     assert_placement_maps_the_box(moved, record)
     assert moved["boxes"].dtype == moved["placement"].dtype == moved["area"].dtype == np.float32
     sx, sy = moved["placement"][:2]
@@ -86,26 +54,26 @@ def test_box_and_placement_follow_the_pixels(size, transform):
 
 
 def test_half_and_double_of_an_even_box_are_exact():
-    record = make_record(64, 96)
+    record = painted.record(64, 96)
     half = transforms.resize_fixed(record, 32, 48)
     np.testing.assert_array_equal(half["boxes"], [[5, 2, 15, 14]])
-    np.testing.assert_array_equal(half["image"], make_record(32, 48, (5, 2, 15, 14))["image"])
+    np.testing.assert_array_equal(half["image"], painted.record(32, 48, (5, 2, 15, 14))["image"])
     double = transforms.resize_fixed(record, 128, 192)
     np.testing.assert_array_equal(double["boxes"], [[20, 8, 60, 56]])
     np.testing.assert_array_equal(double["placement"], [2, 2, 0, 0])
 
 
 def test_flip_by_hand():
-    moved = transforms.mirror_horizontal(make_record(64, 96))
+    moved = transforms.mirror_horizontal(painted.record(64, 96))
     np.testing.assert_array_equal(moved["boxes"], [[66, 4, 86, 28]])
     np.testing.assert_array_equal(moved["placement"], [-1, 1, 96, 0])
-    moved = transforms.mirror_vertical(make_record(64, 96))
+    moved = transforms.mirror_vertical(painted.record(64, 96))
     np.testing.assert_array_equal(moved["boxes"], [[10, 36, 30, 60]])
     np.testing.assert_array_equal(moved["placement"], [1, -1, 0, 64])
 
 
 def test_two_flips_give_the_record_back():
-    record = make_record(37, 120)
+    record = painted.record(37, 120)
     for mirror in (transforms.mirror_horizontal, transforms.mirror_vertical):
         again = mirror(mirror(record))
         np.testing.assert_array_equal(again["image"], record["image"])
@@ -125,7 +93,7 @@ def test_two_flips_give_the_record_back():
     ],
 )
 def test_keep_ratio_rounds_as_the_reference(size, limits, expected):
-    record = make_record(*size, box=(0, 0, 1, 1))
+    record = painted.record(*size, box=(0, 0, 1, 1))
     moved = transforms.resize_keep_ratio(record, 800, 1344, limits)
     assert moved["image"].shape[:2] == moved["image_size"] == expected
     ratios = [expected[1] / size[1], expected[0] / size[0]]  # the actual ones, axis by axis
@@ -134,14 +102,14 @@ def test_keep_ratio_rounds_as_the_reference(size, limits, expected):
 
 def test_box_at_the_border_stays_inside():
     for width in range(50, 90):
-        record = make_record(41, width, box=(3, 3, width, 41))
+        record = painted.record(41, width, box=(3, 3, width, 41))
         moved = transforms.resize_keep_ratio(record, 77, 77)
         height, width = moved["image_size"]
         assert (moved["boxes"] <= [width, height, width, height]).all()
 
 
 def test_pad_fills_right_and_bottom():
-    record = make_record(37, 50)
+    record = painted.record(37, 50)
     moved = transforms.pad(record, (40, 64), (1, 2, 3))
     np.testing.assert_array_equal(moved["image"][:37, :50], record["image"])
     assert (moved["image"][37:] == [1, 2, 3]).all() and (moved["image"][:, 50:] == [1, 2, 3]).all()
@@ -152,7 +120,7 @@ def test_pad_fills_right_and_bottom():
 
 
 def test_flip_probability():
-    record = make_record(20, 40, box=(0, 0, 5, 5))
+    record = painted.record(20, 40, box=(0, 0, 5, 5))
     rng = np.random.default_rng(0)
     flipped = [
         (transforms.flip_horizontal(0.25)(record, rng)["boxes"][0, 0] > 0) for _ in range(2000)
@@ -164,7 +132,7 @@ def test_flip_probability():
 
 
 def test_the_given_record_is_not_changed():
-    record = make_record(37, 50)
+    record = painted.record(37, 50)
     before = {name: np.copy(value) for name, value in record.items()}
     moved = transforms.pad(transforms.mirror_horizontal(record), (40, 64), 0)
     moved["image"][:] = 9
@@ -174,7 +142,7 @@ def test_the_given_record_is_not_changed():
 
 
 def test_image_without_boxes_passes():
-    record = {**make_record(37, 50), "boxes": np.zeros((0, 4), np.float32), "area": np.zeros(0)}
+    record = {**painted.record(37, 50), "boxes": np.zeros((0, 4), np.float32), "area": np.zeros(0)}
     moved = transforms.mirror_horizontal(transforms.resize_keep_ratio(record, 80, 80))
     assert moved["boxes"].shape == (0, 4)
 
@@ -182,8 +150,10 @@ def test_image_without_boxes_passes():
 @pytest.mark.parametrize("size", [(37, 120), (120, 37), (64, 64), (1, 99), (101, 113)])
 def test_letterbox_halves_the_border_as_yolov5(size):
     canvas = (101, 113)
-    moved = transforms.letterbox(make_record(*size, box=(0, 0, 1, 1)), *canvas, pad_value=(1, 2, 3))
-    height, width = transforms.resize_keep_ratio(make_record(*size), *canvas)["image_size"]
+    moved = transforms.letterbox(
+        painted.record(*size, box=(0, 0, 1, 1)), *canvas, pad_value=(1, 2, 3)
+    )
+    height, width = transforms.resize_keep_ratio(painted.record(*size), *canvas)["image_size"]
     # yolov5/utils/augmentations.py: left, right = round(dw - 0.1), round(dw + 0.1), dw in halves.
     top, left = round((101 - height) / 2 - 0.1), round((113 - width) / 2 - 0.1)
     np.testing.assert_array_equal(moved["placement"][2:], [left, top])
@@ -195,15 +165,6 @@ def test_letterbox_halves_the_border_as_yolov5(size):
 
 # ------------------------------------------------------------------------------------------------
 # Expand and crops
-
-
-def gradient(record):
-    """The same record with pictures of coordinates: red 2x, green 2y at centres, blue all 255."""
-    height, width = record["image"].shape[:2]
-    image = np.full((height, width, 3), 255, np.uint8)
-    image[..., 0] = 2 * np.arange(width) + 1
-    image[..., 1] = 2 * np.arange(height)[:, None] + 1
-    return {**record, "image": image}
 
 
 def assert_placement_leads_to_the_origin(record, original):
@@ -264,14 +225,14 @@ def test_windows_move_boxes_and_placement_with_the_pixels(names, drawn):
     clipped = 0
     for seed in range(40):
         size = SIZES[seed % len(SIZES)]
-        original = make_record(*size, box=(10, 4, 30, 28) if seed % 2 else (40, 2, 70, 36))
+        original = painted.record(*size, box=(10, 4, 30, 28) if seed % 2 else (40, 2, 70, 36))
         results = []
-        for record in (original, gradient(original)):
+        for record in (original, painted.coordinates(original)):
             rng = np.random.default_rng(seed)
             for name in names:
                 record = RANDOM[name](record, rng)
             results.append(DRAWN[drawn](record, rng))
-        assert_white_is_the_box(results[0])
+        painted.assert_white_is_the_box(results[0])
         shown = assert_placement_leads_to_the_origin(results[1], original)
         # The box is the part that is shown of where the placement sends the annotated one.
         sx, sy, tx, ty = results[0]["placement"]
@@ -290,7 +251,7 @@ def test_windows_move_boxes_and_placement_with_the_pixels(names, drawn):
 
 
 def test_a_window_by_hand():
-    record = {**make_record(64, 96), "index": 3, "flags": np.array([[1, 2]], np.int32)}
+    record = {**painted.record(64, 96), "index": 3, "flags": np.array([[1, 2]], np.int32)}
     half = transforms.crop(record, (20, 0, 60, 16))  # the centre of 10..30 is on the edge
     assert half["boxes"].shape == (0, 4) and half["flags"].shape == (0, 2)
     cropped = transforms.draw_window(transforms.crop(record, (15, 8, 55, 64)), 0)
@@ -308,7 +269,7 @@ def test_a_window_by_hand():
 
 
 def test_a_window_must_be_drawn_before_anything_else_moves_the_pixels():
-    record = transforms.crop(make_record(64, 96), (0, 0, 50, 50))
+    record = transforms.crop(painted.record(64, 96), (0, 0, 50, 50))
     for transform in (
         transforms.mirror_horizontal,
         lambda r: transforms.pad(r, (64, 96), 0),
@@ -319,7 +280,7 @@ def test_a_window_must_be_drawn_before_anything_else_moves_the_pixels():
 
 
 def test_a_large_photograph_is_never_enlarged_in_memory():
-    record = make_record(3000, 4000)
+    record = painted.record(3000, 4000)
     rng = np.random.default_rng(0)
     tracemalloc.start()
     try:
@@ -339,7 +300,7 @@ def many(transform, record, count=2000):
 
 
 def empty_record(height, width):
-    record = make_record(height, width)
+    record = painted.record(height, width)
     keep = ("boxes", "labels", "ignore", "area")
     return {name: value[:0] if name in keep else value for name, value in record.items()}
 
@@ -396,7 +357,7 @@ def test_center_crop_is_a_square_around_a_point_that_keeps_its_distance():
 def some_objects():
     """Three objects in a picture of 100 x 160 px; the second is not to be learnt."""
     return {
-        **make_record(100, 160),
+        **painted.record(100, 160),
         "boxes": np.array([(10, 10, 40, 50), (50, 20, 150, 90), (100, 5, 120, 35)], np.float32),
         "labels": np.array([4, 5, 6], np.int32),
         "ignore": np.array([False, True, False]),
@@ -425,7 +386,7 @@ def test_a_crop_keeps_what_has_its_centre_inside_and_shows_an_object_to_learn(na
 
 
 def test_a_crop_that_finds_no_object_leaves_the_picture_whole():
-    record = make_record(1000, 1000, box=(0, 0, 2, 2))
+    record = painted.record(1000, 1000, box=(0, 0, 2, 2))
     assert transforms.crop_random(1.0, (0.01, 0.02))(record, np.random.default_rng(0)) is record
 
 
@@ -442,7 +403,7 @@ class Chooses(np.random.Generator):
 
 @pytest.mark.parametrize("choice, min_iou", [(1, 0.1), (2, 0.3), (3, 0.5), (4, 0.7), (5, 0.9)])
 def test_min_iou_crop_has_its_iou_with_every_object_to_learn(choice, min_iou):
-    record = make_record(100, 160, box=(10, 5, 140, 90))
+    record = painted.record(100, 160, box=(10, 5, 140, 90))
     record["boxes"] = np.array([(10, 5, 140, 90), (5, 8, 150, 95), (0, 0, 5, 5)], np.float32)
     record.update(labels=np.arange(3), area=np.ones(3), ignore=np.array([False, False, True]))
     for seed in range(20):
@@ -533,7 +494,7 @@ def test_dark_colours_do_not_turn_light():
 
 
 def test_photometric_draws_each_part_half_of_the_time():
-    record = {**make_record(2, 2), "image": np.full((2, 2, 3), 100, np.uint8)}
+    record = {**painted.record(2, 2), "image": np.full((2, 2, 3), 100, np.uint8)}
     half = 4 * np.sqrt(0.25 / 2000)  # four standard deviations
 
     def levels(*spread, probability=1.0, image=record["image"]):
@@ -564,7 +525,7 @@ def test_photometric_draws_each_part_half_of_the_time():
 
 
 def test_cut_out_fills_rectangles_of_the_given_sizes_and_keeps_the_boxes():
-    record = {**make_record(100, 200), "image": np.full((100, 200, 3), 9, np.uint8)}
+    record = {**painted.record(100, 200), "image": np.full((100, 200, 3), 9, np.uint8)}
     centres = []
     for moved in many(transforms.cut_out(1.0, (1, 1), (0.1, 0.3), (1, 2, 3)), record, 500):
         hole = (moved["image"] == [1, 2, 3]).all(axis=2)
@@ -581,7 +542,7 @@ def test_cut_out_fills_rectangles_of_the_given_sizes_and_keeps_the_boxes():
 
 
 def test_cut_out_draws_the_number_of_holes_and_whether_there_are_any():
-    record = make_record(200, 200)
+    record = painted.record(200, 200)
     moved = many(transforms.cut_out(0.5, (2, 3), (0.005, 0.005), 77), record, 400)
     counts = np.array([(r["image"] == 77).all(axis=2).sum() for r in moved])  # holes of 1 px
     assert set(counts) <= {0, 1, 2, 3}
