@@ -173,7 +173,7 @@ def arrays(case, results: adapter.Results) -> dict[str, np.ndarray]:
     found["roi_bbox_pred_0"] = _rows(outputs.box_deltas, kept)
     found |= {f"train_{name}": values for name, values in found.items() if "roi" not in name}
     found |= _rpn_targets(targets["rpn"])
-    found |= _box_targets(case, targets)
+    found |= _box_targets(case, targets["box"], kept)
     return found
 
 
@@ -199,23 +199,22 @@ def _rpn_targets(rpn) -> dict[str, np.ndarray]:
     return found
 
 
-def _box_targets(case, targets) -> dict[str, np.ndarray]:
+def _box_targets(case, box, kept) -> dict[str, np.ndarray]:
     """The reference, which samples all, has positives first, and objects before proposals."""
-    batch, box, proposals = case.batch(), targets["box"], targets["proposals"]
-    count = targets["proposals"].boxes.shape[1] - batch.boxes.shape[1]  # objects come last
-    found = {}
-    for i, gt_inds in enumerate(adapter.assigned(proposals)):
-        name = f"train_assign.roi_head.bbox_assigner.{i}"
-        there = proposals.boxes[i, :count].any(-1)
-        labels = batch.labels[i][proposals.matched[i]]
-        found[f"{name}.gt_inds"] = gt_inds[:count][there]
-        labels = np.where(proposals.status[i] == 1, labels, -1)
-        found[f"{name}.labels"] = labels[:count][there]
-    rows = []
-    for status, index in zip(box.status, box.values["index"]):
-        order = np.lexsort((index, index < count, -status))
-        rows.append(order[status[order] >= 0])
+    batch = case.batch()
+    count = box.boxes.shape[1] - batch.boxes.shape[1]  # of proposals; the objects come after them
     labels = np.take_along_axis(batch.labels, box.matched, axis=1)
+    found, rows = {}, []
+    for i, (gt_inds, index) in enumerate(zip(adapter.assigned(box), box.values["index"])):
+        order = np.lexsort((index, index < count, -box.status[i]))
+        rows.append(order[box.status[i, order] >= 0])
+        slot = np.full(count, -1)  # of each proposal; the last, which is empty, where not sampled
+        of_proposals = rows[i][index[rows[i]] < count]
+        slot[index[of_proposals]] = of_proposals
+        slot = slot[kept[i]]
+        name = f"train_assign.roi_head.bbox_assigner.{i}"
+        found[f"{name}.gt_inds"] = gt_inds[slot]
+        found[f"{name}.labels"] = np.where(box.status[i] == 1, labels[i], -1)[slot]
     positive = _rows(box.status, rows) == 1
     four = np.broadcast_to(positive[:, None], (len(positive), 4))
     found["train_rois_0"] = _rois(box.boxes, rows)

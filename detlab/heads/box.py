@@ -14,12 +14,11 @@ class BoxHead(nn.Module):
 
     num_classes: int
     width: int = 1024
-    class_agnostic: bool = False  # one set of deltas for all classes
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x):
-        """[..., S, S, D] -> logits [..., C + 1] and deltas [..., C * 4] (or 4), float32."""
+        """[..., S, S, D] -> logits [..., C + 1] and deltas [..., C * 4], float32."""
         x = x.astype(self.dtype).reshape(*x.shape[:-3], -1)  # row, column, channel
         for i in range(2):
             dense = nn.Dense(
@@ -33,7 +32,7 @@ class BoxHead(nn.Module):
             name="cls_logits",
         )
         box = nn.Dense(
-            4 if self.class_agnostic else 4 * self.num_classes,
+            4 * self.num_classes,
             kernel_init=nn.initializers.normal(0.001),
             dtype=self.dtype,
             name="box_deltas",
