@@ -279,7 +279,7 @@ def _is_darknet(flags: argparse.Namespace, path: pathlib.Path) -> bool:
         return flags.source == DARKNET
     with contents.reading(path, "weight file", contents.ReadError), path.open("rb") as file:
         head = file.read(512)
-    return contents.is_darknet(head) and not contents.looks_like(head).startswith("a Py")
+    return contents.looks_like(head) == "a darknet .weights file"
 
 
 def _convert_darknet(flags: argparse.Namespace, config, path: pathlib.Path) -> None:

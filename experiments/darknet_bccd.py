@@ -1,0 +1,62 @@
+"""A network of darknet on BCCD, 364 microscope pictures of blood cells, from weights or scratch.
+
+    python -m converters.convert --config experiments/darknet_bccd.py \\
+        --input yolo-fastest-1.1.weights --cfg yolo-fastest-1.1.cfg --reset_classes \\
+        --output weights/yolo_fastest
+    python -m detlab.train --config experiments/darknet_bccd.py:yolo-fastest-1.1.cfg \\
+        --config.data.root=BCCD --config.init_from=weights/yolo_fastest
+
+The variant is the path of a cfg, or the name of a standard network (tiny YOLOv4 where there is
+none).  Without --config.init_from it trains from random weights, by the same settings.
+docs/performance.md compares both.
+"""
+
+from ml_collections import ConfigDict
+
+from experiments import common
+
+STANDARD = {"": "yolov4-tiny", "yolov3_tiny": "yolov3-tiny", "yolov4_tiny": "yolov4-tiny"}
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    config = common.base("darknet")
+    cfg = STANDARD.get(variant) or read(variant)
+    config.model = ConfigDict(dict(cfg=cfg, num_classes=3))
+    config.data.update(
+        source="voc",
+        root="data/bccd",
+        class_names=("RBC", "WBC", "Platelets"),
+        train_splits=("trainval",),
+        eval_splits=("test",),
+        canvases=((320, 320),),
+        resize="stretch",
+        pad_value=(128, 128, 128),
+        flip_vertical=0.5,  # a slide has no upper side
+        max_boxes=48,
+    )
+    config.train.update(batch_size=8, epochs=15, log_every=10, eval_every=185)
+    config.optim.update(
+        name="adamw",
+        lr=1e-3,
+        lr_batch_size=8,
+        weight_decay=5e-4,
+        schedule="cosine",
+        warmup_steps=50,
+        warmup_factor=0.01,
+        clip_norm=35.0,
+    )
+    config.eval.update(best_by="AP50")
+    return config
+
+
+def read(path: str) -> str:
+    """The text of a cfg."""
+    try:
+        with open(path) as file:
+            return file.read()
+    except OSError as error:
+        known = ", ".join(f"'{name}'" for name in STANDARD if name)
+        raise ValueError(
+            f"variant {path!r} is unknown: there are {known}, or the path of a cfg"
+            f" ({error.strerror})."
+        ) from error
