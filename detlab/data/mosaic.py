@@ -87,8 +87,7 @@ def paste(tiles, corners, size, pad_value):
         tile = {**tile, "boxes": clipped, "area": area.astype(np.float32)}
         moved.append(records_lib.select_objects(tile, after > 0))
     return {
-        **moved[0],
-        **records_lib.joined_objects(moved),
+        **records_lib.join_objects(moved),
         "image": image,
         "image_size": (height, width),
         "placement": np.array([1, 1, 0, 0], np.float32),
@@ -105,8 +104,7 @@ def mix(record, other, part, pad_value):
     size = tuple(np.maximum(record["image"].shape[:2], other["image"].shape[:2]).tolist())
     first, second = (transforms.pad(r, size, pad_value)["image"] for r in (record, other))
     return {
-        **record,
-        **records_lib.joined_objects([record, other]),
+        **records_lib.join_objects([record, other]),
         "image": cv2.addWeighted(first, part, second, 1 - part, 0),
         "image_size": size,
     }

@@ -76,17 +76,14 @@ def select_objects(record, keep):
     return {k: v[keep] if k in _PER_OBJECT else v for k, v in record.items()}
 
 
-def joined_objects(records):
-    """The entries of the objects of several records, one record after the other.
+def join_objects(records):
+    """The first record with the objects of all records, one record after the other.
 
-    Those that every record has: `flags` only where no source lacks them.
+    They have the entries that all records have: `flags` only where none lacks them.
     """
-    names = set.intersection(*(set(record) for record in records))
-    return {
-        name: np.concatenate([record[name] for record in records])
-        for name in _PER_OBJECT
-        if name in names
-    }
+    names = [name for name in _PER_OBJECT if all(name in record for record in records)]
+    joined = {k: v for k, v in records[0].items() if k not in _PER_OBJECT}
+    return joined | {name: np.concatenate([record[name] for record in records]) for name in names}
 
 
 _PER_OBJECT = ("boxes", "labels", "ignore", "area", "flags")

@@ -196,6 +196,7 @@ RANDOM = {
     "crop": transforms.crop_random(1.0, (0.3, 1.0)),
     "min-iou": transforms.crop_min_iou((0.1, 0.3, 0.5, 0.7, 0.9)),
     "center": transforms.crop_center(90, (0.6, 1.0, 1.3), 40),
+    "jitter": transforms.crop_jitter(0.3),
 }
 DRAWN = {
     "own": lambda r, rng: transforms.draw_window(r, 50),
@@ -218,7 +219,8 @@ DRAWN = {
 @pytest.mark.parametrize("drawn", DRAWN)
 @pytest.mark.parametrize(
     "names",
-    [["expand"], ["crop"], ["min-iou"], ["center"], ["expand", "crop"], ["expand", "min-iou"]],
+    [["expand"], ["crop"], ["min-iou"], ["center"], ["jitter"]]
+    + [["expand", "crop"], ["expand", "min-iou"]],
     ids="+".join,
 )
 def test_windows_move_boxes_and_placement_with_the_pixels(names, drawn):
@@ -385,6 +387,27 @@ def test_a_crop_keeps_what_has_its_centre_inside_and_shows_an_object_to_learn(na
     assert 0 < ignored < 500
 
 
+def test_jitter_moves_each_side_by_itself_and_keeps_whatever_shows():
+    record = {
+        **some_objects(),
+        "boxes": np.array([(0, 0, 8, 8), (60, 40, 90, 60), (155, 0, 160, 9)]),
+    }
+    results = many(transforms.crop_jitter(0.2), record)
+    windows = np.array([r["window"] for r in results])
+    moved = (windows - [0, 0, 160, 100]) / [160, 100, 160, 100]
+    assert moved.min() >= -0.2 and moved.max() <= 0.2
+    # Four standard deviations of a mean of 2000, and of a correlation.
+    np.testing.assert_allclose(moved.mean(axis=0), 0, atol=4 * 0.4 / np.sqrt(12 * 2000))
+    assert abs(np.corrcoef(moved.T) - np.eye(4)).max() < 4 / np.sqrt(2000)
+    for cropped, (x1, y1, x2, y2) in zip(results, windows):
+        limits = np.clip(record["boxes"], [x1, y1, x1, y1], [x2, y2, x2, y2])
+        shows = records.box_areas(limits) > 0
+        np.testing.assert_array_equal(cropped["labels"], record["labels"][shows])
+        np.testing.assert_array_equal(cropped["boxes"], limits[shows])
+    counts = np.bincount([len(r["boxes"]) for r in results])
+    assert counts[2] > 200 and counts[3] > 200
+
+
 def test_a_crop_that_finds_no_object_leaves_the_picture_whole():
     record = painted.record(1000, 1000, box=(0, 0, 2, 2))
     assert transforms.crop_random(1.0, (0.01, 0.02))(record, np.random.default_rng(0)) is record
@@ -520,6 +543,82 @@ def test_photometric_draws_each_part_half_of_the_time():
     assert abs((spread[:, 1] == 100).mean() - 0.5 - 0.5 / 100) < half
 
 
+def reference_hsv(pixel):
+    """OpenCV's HSV of 8 bits of one pixel: hue in steps of 2 degrees."""
+    h, s, v = colorsys.rgb_to_hsv(*(int(x) / 255 for x in pixel))
+    return round(h * 180) % 180, round(s * 255), round(v * 255)
+
+
+def reference_rgb(h, s, v):
+    return [255 * x for x in colorsys.hsv_to_rgb(h / 180, s / 255, v / 255)]
+
+
+@pytest.mark.parametrize("form, gains", [("yolov5", (0.1, 0.7, 0.4)), ("darknet", (0.1, 1.5, 1.5))])
+def test_hsv_follows_the_formulas_of_its_original(form, gains):
+    image = colours()[:12]
+    wrong = np.zeros(2)
+    for seed in range(6):
+        moved = transforms.hsv(1.0, gains, form)({"image": image}, np.random.default_rng(seed))
+        rng = np.random.default_rng(seed)
+        rng.random()  # whether at all
+        u = rng.uniform(-1, 1, 3)
+        expected = []
+        for pixel in image.reshape(-1, 3):
+            h, s, v = reference_hsv(pixel)
+            if form == "yolov5":  # random_hsv: multiplied, cut off at 8 bits
+                h = int(h * (1 + u[0] * gains[0])) % 180
+                s = int(min(s * (1 + u[1] * gains[1]), 255))
+                v = int(min(v * (1 + u[2] * gains[2]), 255))
+            else:  # rand_scale: 1..s or its inverse
+                h = (h + round(u[0] * gains[0] * 180)) % 180
+                factors = [1 + abs(x) * (gain - 1) for x, gain in zip(u[1:], gains[1:])]
+                factors = [f if x >= 0 else 1 / f for f, x in zip(factors, u[1:])]
+                s, v = (min(round(x * f), 255) for x, f in zip((s, v), factors))
+            expected.append(reference_rgb(h, s, v))
+        error = abs(moved["image"].reshape(-1, 3) - np.array(expected))
+        # A level of rounding, in OpenCV's way back to RGB.  Of 40 pixels one has a hue or a
+        # saturation that OpenCV rounds to the neighbour: up to 255 / 30 levels, or twice as many
+        # where the factor parts the neighbours.
+        assert np.median(error) < 0.5 and error.max() < 18
+        wrong += [(error > 1.01).mean(), (error > 9).mean()]
+    assert (wrong / 6 < [0.03, 1e-3]).all()
+
+
+def test_hsv_by_hand():
+    rng = np.random.default_rng(0)
+    image = colours()
+    unchanged = transforms.recolour(image, np.repeat(np.arange(256.0)[:, None], 3, axis=1))
+    assert abs(unchanged.astype(int) - image).max() <= 5  # hue in steps of 2 degrees
+    for form in ("yolov5", "darknet"):
+        nothing = (0, 0, 0) if form == "yolov5" else (0, 1, 1)
+        moved = transforms.hsv(1.0, nothing, form)({"image": image}, rng)
+        np.testing.assert_array_equal(moved["image"], unchanged)
+        assert transforms.hsv(0.0, nothing, form)({"image": image}, rng)["image"] is image
+    grey = np.full((4, 4, 3), 100, np.uint8)
+    for moved in many(transforms.hsv(1.0, (1.0, 1.0, 0.0), "yolov5"), {"image": grey}, 20):
+        np.testing.assert_array_equal(moved["image"], grey)  # no hue, no saturation
+    levels = np.arange(256.0)
+    a_third_on = np.stack([(levels + 60) % 180, levels, levels / 2], axis=1)
+    red = np.array([[[201, 0, 0]]], np.uint8)
+    np.testing.assert_array_equal(transforms.recolour(red, a_third_on), [[[0, 100, 0]]])  # cut off
+
+
+def test_hsv_draws_its_factors_uniformly():
+    record = {"image": np.full((1, 1, 3), 100, np.uint8)}
+    grey = [r["image"][0, 0, 0] for r in many(transforms.hsv(0.5, (0, 0, 0.4), "yolov5"), record)]
+    grey = np.array(grey, float)
+    changed = grey[grey != 100]
+    # Four standard deviations: sqrt(.25 / 2000) = 0.011; 80 / sqrt(12 * 1000) = 0.73.
+    assert abs(len(changed) / 2000 - 0.5 + 0.5 / 80) < 0.045
+    assert grey.min() >= 60 and grey.max() < 140 and np.ptp(grey) > 76
+    assert abs(changed.mean() - 99.5) < 2.9  # half a level is cut off on the average
+    grey = [r["image"][0, 0, 0] for r in many(transforms.hsv(1, (0, 1, 1.5), "darknet"), record)]
+    grey = np.array(grey, float)
+    assert grey.min() >= 67 and grey.max() <= 150 and np.ptp(grey) > 80
+    assert abs((grey > 100).mean() - 0.5 + 0.5 / 50) < 0.045  # multiplied as often as divided
+    assert abs(grey[grey > 100].mean() - 125) < 4 * 50 / np.sqrt(12 * 950) + 0.5
+
+
 # ------------------------------------------------------------------------------------------------
 # Holes
 
@@ -557,6 +656,8 @@ def test_cut_out_draws_the_number_of_holes_and_whether_there_are_any():
 ALL = {
     **RANDOM,
     "photometric": transforms.photometric(1.0, 32, 0.5, 0.5, 18),
+    "hsv": transforms.hsv(1.0, (0.015, 0.7, 0.4), "yolov5"),
+    "hsv of darknet": transforms.hsv(1.0, (0.1, 1.5, 1.5), "darknet"),
     "cut-out": transforms.cut_out(1.0, (1, 5), (0.05, 0.2), 114),
     "flip": transforms.flip_horizontal(0.5),
 }
