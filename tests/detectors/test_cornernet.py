@@ -25,14 +25,10 @@ def detector():
     return detector_lib.from_module(cornernet.CornerNet(**FIELDS))
 
 
-@pytest.fixture(scope="module")
-def variables(detector):
-    return tiny.jit(detector.init)(KEY, jnp.zeros((1, 64, 96, 3), jnp.uint8))
-
-
 @pytest.mark.parametrize("size, cells", [((64, 96), (16, 24)), ((511, 511), (128, 128))])
-def test_every_stack_has_maps_of_a_quarter_of_the_canvas(detector, variables, size, cells):
+def test_every_stack_has_maps_of_a_quarter_of_the_canvas(detector, size, cells):
     images = jax.ShapeDtypeStruct((2, *size, 3), jnp.uint8)
+    variables = jax.eval_shape(detector.init, KEY, images)
     outputs = jax.eval_shape(detector.forward, *variables, images)
     assert len(outputs.features) == 2
     for maps in (outputs.top_left, outputs.bottom_right):
@@ -41,9 +37,14 @@ def test_every_stack_has_maps_of_a_quarter_of_the_canvas(detector, variables, si
             assert found == [(2, *cells, channels)] * 2
 
 
-def test_heatmaps_start_at_the_prior(variables):
-    for branch in ("top_left0", "top_left1", "bottom_right0", "bottom_right1"):
-        bias = variables[0][f"branches_{branch}"]["heat"]["bias"]
+def test_heatmaps_start_at_the_prior(detector):
+    branches = ("top_left0", "top_left1", "bottom_right0", "bottom_right1")
+
+    def biases(images):
+        params, _ = detector.init(KEY, images)
+        return [params[f"branches_{branch}"]["heat"]["bias"] for branch in branches]
+
+    for bias in tiny.jit(biases)(jnp.zeros((1, 64, 96, 3), jnp.uint8)):
         np.testing.assert_allclose(jax.nn.sigmoid(bias), 0.1, rtol=1e-5)
 
 
@@ -57,23 +58,23 @@ def test_tags_are_pulled_within_and_pushed_between_the_objects_of_an_image():
         assert pull == push == 0
 
 
-def of_maps(**corners):
-    """Candidates of one image of 64 x 96 px from made-up maps: (row, column, class, tag)."""
+def of_maps(size=(64, 96), offset=0.5, **corners):
+    """Candidates of one image on 64 x 96 px from made-up maps: (row, column, class, tag)."""
     maps = {}
     for name, points in corners.items():
         heat, tag = np.full((1, 16, 24, 3), -10, np.float32), np.zeros((1, 16, 24, 1), np.float32)
         for row, column, label, value in points:
             heat[0, row, column, label], tag[0, row, column] = 3, value
-        offset = np.full((1, 16, 24, 2), 0.5, np.float32)
-        maps[name] = cornernet.CornerMaps(*((jnp.array(x),) for x in (heat, offset, tag)))
+        offsets = np.full((1, 16, 24, 2), offset, np.float32)
+        maps[name] = cornernet.CornerMaps(*((jnp.array(x),) for x in (heat, offsets, tag)))
 
     class Fixed(cornernet.CornerNet):
         def forward(self, images, train):
             return cornernet.Outputs((), **maps)
 
     fixed = detector_lib.from_module(Fixed(**FIELDS))
-    images, size = jnp.zeros((1, 64, 96, 3), jnp.uint8), jnp.array([[64, 96]])
-    found = tiny.jit(fixed.candidates)({}, {}, images, size)
+    images = jnp.zeros((1, 64, 96, 3), jnp.uint8)
+    found = tiny.jit(fixed.candidates)({}, {}, images, jnp.array([size]))
     high = np.asarray(found.scores[0]) > 0.5
     return np.asarray(found.boxes[0])[high], np.asarray(found.labels[0])[high]
 
@@ -99,9 +100,65 @@ def test_other_pairs_are_none(first, second):
     assert not len(boxes)
 
 
+def test_boxes_are_moved_into_the_content_of_the_canvas():
+    boxes, _ = of_maps(
+        size=(40, 60),
+        offset=-0.5,
+        top_left=[(0, 0, 1, 0.0), (0, 14, 1, 9.0)],
+        bottom_right=[(9, 14, 1, 0.0), (9, 16, 1, 9.0)],  # column 16 is right of the content
+    )
+    np.testing.assert_allclose(boxes, [[0, 0, 54, 34]])
+    boxes, _ = of_maps(
+        size=(40, 60), offset=2.0, top_left=[(0, 0, 1, 0.0)], bottom_right=[(9, 14, 1, 0.0)]
+    )
+    np.testing.assert_allclose(boxes, [[8, 8, 60, 40]])
+
+
+class Colours(cornernet.CornerNet):
+    """Corners at red (top left) and green (bottom right) cells of a picture, with blue as tag."""
+
+    def forward(self, images, train):
+        seen = images[:, ::4, ::4].astype(jnp.float32)
+        nothing = jnp.zeros((*seen.shape[:3], 2))
+
+        def maps(channel):
+            heat = jnp.full((*seen.shape[:3], 3), -10.0).at[..., 0].set(seen[..., channel] / 25 - 5)
+            return cornernet.CornerMaps((heat,), (nothing,), (seen[..., 2:],))
+
+        return cornernet.Outputs((), maps(0), maps(1))
+
+
+def test_the_mirror_image_adds_its_pairs_where_they_lie_in_the_image():
+    images = np.zeros((2, 64, 96, 3), np.uint8)
+    sizes = np.int32([[64, 96], [48, 80]])
+    for image, (_, width) in zip(images, sizes):
+
+        def paint(row, column, colour):
+            image[4 * row : 4 * row + 4, 4 * column : 4 * column + 4] = colour
+
+        paint(2, 3, (255, 0, 0)), paint(9, 8, (0, 255, 0))  # a box from red to green
+        paint(4, 17, (255, 0, 9)), paint(10, 11, (0, 255, 9))  # another, in the mirror
+    found = {}
+    for flip_test in (False, True):
+        detector = detector_lib.from_module(Colours(**FIELDS, flip_test=flip_test))
+        found[flip_test] = jax.device_get(tiny.jit(detector.candidates)({}, {}, images, sizes))
+
+    def boxes(detections, i):
+        assert not detections.boxes[i][~detections.valid[i]].any()
+        return sorted(detections.boxes[i][detections.scores[i] > 0.9].tolist())
+
+    for i in range(2):
+        plain, more = boxes(found[False], i), boxes(found[True], i)
+        # In both views cells begin at whole multiples of 4 px; mirrored, corners are their right
+        # edges: the red cell at 68..72 px and the green one at 44..48.
+        assert plain == [[12, 8, 32, 36]]
+        assert more == [[12, 8, 32, 36], [48, 16, 72, 40]]
+
+
 @pytest.mark.slow
-def test_overfitting_one_batch_lowers_the_loss(detector, variables):
+def test_overfitting_one_batch_lowers_the_loss_and_finds_its_objects(detector):
     batch = tiny.make_batch()
+    variables = tiny.jit(detector.init)(KEY, batch.images[:1])
     optimizer = optax.adam(3e-3)
 
     @jax.jit
