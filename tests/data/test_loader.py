@@ -1,6 +1,7 @@
 """The plan is a pure function, and the stream is the plan carried out, however that is done."""
 
 import signal
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -321,6 +322,19 @@ def test_the_border_has_the_colour_of_the_config(resize):
 
 ALL = loader.Augment(photometric=0.8, expand=0.5, crop="min_iou", cutout=0.5)
 SSD = loader.Augment(expand=1.0, crop="random", crop_size=(0.8, 1.0))
+YOLO = loader.Augment(
+    crop="jitter",
+    crop_jitter=0.1,
+    mosaic=0.7,
+    mosaic_nine=0.4,
+    affine=0.8,
+    affine_degrees=10.0,
+    affine_shear=3.0,
+    affine_perspective=1e-3,
+    mixup=0.4,
+    mixup_beta=2.0,
+    hsv=0.9,
+)
 
 
 def test_the_keys_and_defaults_are_those_of_the_experiments():
@@ -331,6 +345,8 @@ def test_what_is_off_draws_nothing():
     assert loader.augmentations(loader.Augment(), 0) == ((), ())
     before, after = loader.augmentations(ALL, 0)
     assert len(before) == 3 and len(after) == 1
+    before, after = loader.augmentations(YOLO, 0)
+    assert len(before) == 1 and len(after) == 1
 
 
 def test_augmented_boxes_lie_on_their_picture():
@@ -348,12 +364,29 @@ def test_augmented_boxes_lie_on_their_picture():
     assert len(sizes) > 3
 
 
+class Kept:
+    """The records of another source, made once."""
+
+    def __init__(self, source):
+        self._records = [source[i] for i in range(len(source))]
+
+    def __len__(self):
+        return len(self._records)
+
+    def __getitem__(self, i):
+        return self._records[i]
+
+    def size(self, i):
+        return self._records[i]["image"].shape[:2]
+
+
 @pytest.mark.parametrize("threads", [0, 1, 2])
 @pytest.mark.parametrize("mode", ["list", "range"])
-def test_a_later_start_gives_the_tail_with_multi_scale_and_augmentation(threads, mode):
-    source = shapes.Shapes(num_images=10, size=64)
+@pytest.mark.parametrize("augment", [ALL, YOLO], ids=["ssd", "yolo"])
+def test_a_later_start_gives_the_tail_with_multi_scale_and_augmentation(threads, mode, augment):
+    source = Kept(shapes.Shapes(num_images=10, size=64))
     arguments = dict(
-        num_steps=9, canvases=((48, 48),), resize="fit", augment=ALL, read_threads=threads
+        num_steps=9, canvases=((48, 48),), resize="fit", augment=augment, read_threads=threads
     )
     arguments["multiscale"] = loader.MultiScale(
         (((48, 48),), ((40, 56),)), ((48, 48), (30, 20)), mode
@@ -384,7 +417,11 @@ def test_epochs_and_seeds_differ_and_images_are_flipped():
     assert set(map(tuple, np.sign(placements[:, :2]))) == {(1, 1), (1, -1), (-1, 1), (-1, -1)}
 
 
-@pytest.mark.parametrize("stream", [train, evaluate])
+def train_yolo(source, **changes):
+    return train(source, augment=YOLO, **changes)
+
+
+@pytest.mark.parametrize("stream", [train, train_yolo, evaluate])
 def test_rows_of_the_processes_make_the_global_batch(stream):
     whole = stream(Pictures())
     parts = [stream(Pictures(), process_index=p, process_count=2) for p in range(2)]
@@ -413,10 +450,154 @@ def test_worker_processes_do_not_change_the_stream():
     changes = dict(canvases=canvases, num_steps=5, augment=ALL)
     changes["multiscale"] = loader.MultiScale(limits=((128, 128), (90, 60)))
     assert_same(train(source, workers=2, **changes), train(source, **changes))
+    assert_same(train_yolo(source, workers=2), train_yolo(source))
+
+
+# ------------------------------------------------------------------------------------------------
+# Pictures of several images
+
+MOSAIC = loader.Augment(mosaic=1.0)
+GREY = np.array([(60, 60)] * 12)  # images that fill the canvas: number i has the colour i
+SQUARE = dict(canvases=((60, 60),), resize="letterbox", flip_horizontal=0.0, flip_vertical=0.0)
+
+
+def colours_of(image):
+    return set(np.unique(image).tolist()) - {114}
+
+
+def test_a_mosaic_shows_its_own_image_and_others_of_the_whole_source():
+    counts = np.zeros(len(GREY))
+    stream = train(Pictures(GREY), augment=MOSAIC, num_steps=60, **SQUARE)
+    for loaded in stream:
+        for image, i, size in zip(loaded.batch.images, loaded.batch.index, loaded.batch.image_size):
+            shown = colours_of(image)
+            assert 1 <= len(shown) <= 4
+            np.testing.assert_array_equal(size, [60, 60])
+            counts[list(shown - {int(i)})] += 1
+    # About 240 mosaics of three others, each of 12 images as often: 60 minus those that are twice
+    # in a mosaic or out of sight.  Four standard deviations of 50 are 28.
+    assert abs(counts - counts.mean()).max() < 28 and 35 < counts.mean() < 60
+    placements = np.concatenate([loaded.batch.placement for loaded in stream])
+    np.testing.assert_array_equal(placements, np.tile([1, 1, 0, 0], (240, 1)))
+
+
+def test_mosaics_are_as_frequent_as_asked_for_and_some_have_nine():
+    source = Pictures(np.array([(24, 24)] * 40))
+    augment = loader.Augment(mosaic=0.5, mosaic_nine=0.5)
+    arguments = dict(SQUARE, multiscale=loader.MultiScale(limits=((24, 24),)), resize="fit")
+    stream = train(source, augment=augment, num_steps=100, **arguments)
+    shown = np.array([len(colours_of(image)) for step in stream for image in step.batch.images])
+    # Tiles of 24 px: the middle 60 px show nine in a square of 72 px nearly whole.
+    half = 4 * np.sqrt(0.25 / 400)
+    assert abs((shown == 1).mean() - 0.5) < half
+    assert shown.max() == 9 and abs((shown >= 5).mean() - 0.25) < half
+
+
+def test_a_source_of_one_image_makes_mosaics_of_it_alone():
+    for nine in (0.0, 1.0):
+        augment = YOLO._replace(mosaic=1.0, mosaic_nine=nine, mixup=1.0, hsv=0.0, crop="none")
+        for loaded in train(
+            Pictures(GREY[:1]), augment=augment, num_steps=3, pad_value=0, **SQUARE
+        ):
+            assert (loaded.batch.images == 0).all() and (loaded.batch.index == 0).all()
+            assert loaded.batch.valid.any()
+
+
+@pytest.mark.parametrize("counts", [[0] * 12, [0, 1] * 6], ids=["none", "some"])
+def test_images_without_objects_go_into_mosaics(counts):
+    stream = train(Pictures(GREY, counts), augment=YOLO, num_steps=9, **SQUARE)
+    assert any(loaded.batch.valid.any() for loaded in stream) == any(counts)
+
+
+@pytest.mark.parametrize("resize", ["fit", "letterbox", "stretch", (40, 30)])
+def test_a_mosaic_fills_its_canvas_whatever_the_resize(resize):
+    augment = loader.Augment(mosaic=1.0, affine=1.0, affine_scale=0.2)
+    for loaded in train(Pictures(), augment=augment, resize=resize, max_boxes=9):
+        batch = loaded.batch
+        np.testing.assert_array_equal(batch.image_size, [batch.images.shape[1:3]] * 4)
+        height, width = batch.images.shape[1:3]
+        assert (batch.boxes >= 0).all() and (batch.boxes <= [width, height, width, height]).all()
+        sides = batch.boxes[..., 2:] - batch.boxes[..., :2]
+        assert (sides[batch.valid] > 2).all()
+
+
+def test_mixup_draws_its_part_and_its_second_image():
+    augment = loader.Augment(mixup=0.5, mixup_beta=2.0)
+    values, mixed = [], 0
+    for loaded in train(Bright(GREY, [1] * 12), augment=augment, num_steps=200, **SQUARE):
+        for image, valid in zip(loaded.batch.images, loaded.batch.valid):
+            assert len(np.unique(image)) == 1
+            if valid.sum() == 2:
+                mixed += 1
+                values.append(image[0, 0, 0] / 240)
+    assert abs(mixed / 800 - 0.5) < 4 * np.sqrt(0.25 / 800)
+    # Mixed are 0 and 240 half of the time, each alone with a quarter.
+    parts = np.array(values)
+    between = parts[(parts > 0) & (parts < 1)]
+    assert abs(len(between) / mixed - 0.5) < 4 * np.sqrt(0.25 / mixed)
+    assert abs(between.mean() - 0.5) < 4 * np.sqrt(0.05 / len(between))  # Beta(2, 2)
+    assert abs(between.var() - 0.05) < 0.02
+
+
+class Bright(Pictures):
+    """Every second image is black, the others are light."""
+
+    def __getitem__(self, i):
+        return {**super().__getitem__(i), "image": np.full((60, 60, 3), 240 * (i % 2), np.uint8)}
+
+
+def test_an_affine_map_alone_keeps_the_size_of_the_picture():
+    augment = loader.Augment(affine=1.0)
+    still = train(Pictures(), augment=loader.Augment())
+    for loaded, intact in zip(train(Pictures(), augment=augment), still, strict=True):
+        np.testing.assert_array_equal(loaded.batch.image_size, intact.batch.image_size)
+        np.testing.assert_array_equal(loaded.batch.index, intact.batch.index)
+    assert any(
+        (a.batch.boxes != b.batch.boxes).any() for a, b in zip(still, train_yolo(Pictures()))
+    )
+
+
+def test_one_photograph_of_a_mosaic_is_in_memory_at_a_time():
+    class Large(Pictures):
+        def __getitem__(self, i):
+            return {**self.annotation(i), "image": np.zeros((1500, 2000, 3), np.uint8)}
+
+    source = Large(np.array([(1500, 2000)] * 9))  # 9 MB each
+    augment = loader.Augment(mosaic=1.0, mosaic_nine=1.0, affine=1.0, mixup=1.0)
+    tracemalloc.start()
+    try:
+        train(source, augment=augment, canvases=((200, 200),), batch_size=1, num_steps=2)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    # Two photographs, as one is let go when the next is there; a plane of 400 x 400 px and tiles.
+    assert peak < 2 * 9e6 + 3e6
 
 
 # ------------------------------------------------------------------------------------------------
 # What can go wrong
+
+
+@pytest.mark.parametrize("threads", [0, 2])
+def test_broken_images_of_a_mosaic_are_replaced_and_told_each_time(threads):
+    whole = train(Pictures(GREY), augment=MOSAIC, num_steps=8, **SQUARE)
+    stream = train(
+        Pictures(GREY, broken=(4, 5)), augment=MOSAIC, num_steps=8, read_threads=threads, **SQUARE
+    )
+    told = []
+    for loaded, intact in zip(stream, whole, strict=True):
+        expected = np.where(np.isin(intact.batch.images, [4, 5]), 6, intact.batch.images)
+        np.testing.assert_array_equal(loaded.batch.images, expected)
+        index = np.where(np.isin(intact.batch.index, [4, 5]), 6, intact.batch.index)
+        np.testing.assert_array_equal(loaded.batch.index, index)
+        told += loaded.skipped
+    # 32 mosaics of four: 128 images, a sixth of which 5 takes the place of, or both.
+    assert set(told) == {"image 4 is broken", "image 5 is broken"}
+    assert told.count("image 5 is broken") > told.count("image 4 is broken") > 2
+    with pytest.raises(records.DataError, match="image [45] is broken"):
+        train(
+            Pictures(GREY, broken=(4, 5)), augment=MOSAIC, num_steps=8, skip_broken=False, **SQUARE
+        )
 
 
 def test_broken_image_is_replaced_by_the_next_of_its_canvas_and_told():
