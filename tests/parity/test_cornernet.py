@@ -1,7 +1,16 @@
 """CornerNet is the reference's: all maps of both stacks, targets, losses, gradients, pairs."""
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import parity_runs
 import pytest
+import tiny
+
+from benchmarks import parity_checks
+from detlab import detector as detector_lib
+from detlab import types
+from detlab.detectors import cornernet
 
 CASE = "cornernet_hourglass104"
 
@@ -13,3 +22,41 @@ def test_the_shared_case_passes_in_full(shared_dir, capsys):
     assert not run.missed and len(run.passed) == 1235
     kinds = {line.split()[0] for line in run.passed}
     assert kinds == {"map", "targets", "loss", "gradient", "detections"}
+    for measure in ("norm", "dot"):  # of the 588 tensors that the reference trains
+        assert sum(line.startswith(f"gradient {measure}") for line in run.passed) == 588
+
+
+OTHERS = {f"detections {what}" for what in ("boxes", "scores", "labels")}
+PAIRING = {
+    "as the reference": ({}, set()),
+    "fewer corners": (dict(max_corners=200), OTHERS),
+    # Tags of the case are at most 0.28 apart, so its own 0.5 lets all pairs through.
+    "more like tags": (dict(max_tag_distance=0.2), OTHERS),
+}
+
+
+@pytest.mark.parametrize("how", PAIRING)
+def test_recorded_maps_give_the_recorded_detections(how, shared_dir):
+    """The reference's raw maps, without a network; and what another choice would look like."""
+    changed, missed = PAIRING[how]
+    arrays = np.load(shared_dir / "parity" / f"{CASE}.npz")
+
+    class Recorded(cornernet.CornerNet):
+        def forward(self, images, train):
+            def maps(corner):
+                names = (f"{corner}_{kind}_1" for kind in ("heat", "off", "emb"))
+                return ((jnp.array(arrays[name].transpose(0, 2, 3, 1)),) for name in names)
+
+            corners = (cornernet.CornerMaps(*maps(corner)) for corner in ("tl", "br"))
+            return cornernet.Outputs((), *corners)
+
+    detector = detector_lib.from_module(Recorded(**dict(num_classes=5, max_corners=300) | changed))
+    images, size = np.zeros((2, 128, 128, 3), np.uint8), np.full((2, 2), 128)
+    found = jax.device_get(tiny.jit(detector.predict)({}, {}, images, size))
+    mine, theirs = [], []
+    for i, valid in enumerate(found.valid):
+        mine.append(types.Detections(*(values[i][valid] for values in found)))
+        boxes, scores, labels = (arrays[f"det_{x}_{i}"] for x in ("boxes", "scores", "labels"))
+        theirs.append(types.Detections(boxes, scores, labels, np.ones(len(scores), bool)))
+    lines = parity_checks.detections(mine, theirs)
+    assert {line.quantity for line in lines if not line.passed} == missed
