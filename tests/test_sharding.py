@@ -63,6 +63,24 @@ def collectives(function):
 assert collectives(sharding.per_image(doublings, mesh, constants=1)) == 0
 assert collectives(doublings) > 0  # the plain call would wait for the slowest image everywhere
 
+# per_device: the same inside a larger program, where a mesh is set; gradients pass through it.
+def loss_of_doublings(weight, limits):
+    powers = sharding.per_device(lambda limits: doublings(2.0, limits)["power"] * limits)(limits)
+    return (weight * powers).sum()
+
+
+outside = jax.jit(jax.value_and_grad(loss_of_doublings, (0, 1)))(weight, limits)
+assert sharding.per_device(len) is len  # there is no mesh
+with jax.set_mesh(mesh):
+    assert sharding.per_device(len) is not len
+    inside = jax.jit(jax.value_and_grad(loss_of_doublings, (0, 1)))
+    text = inside.lower(weight, placed).compile().as_text()
+    for a, b in zip(jax.tree.leaves(inside(weight, placed)), jax.tree.leaves(outside)):
+        np.testing.assert_allclose(a, b, rtol=1e-6)
+entry = text.partition("ENTRY ")[2]
+assert text.count("all-reduce(") == entry.count("all-reduce(") > 0  # of the sum, not of the loop
+
+
 # A loss of the global batch does not depend on the number of devices.
 loss = jax.jit(jax.value_and_grad(lambda w, x: jnp.square(w * x - x.mean()).mean()))
 for a, b in zip(loss(weight, placed), loss(2.0, limits)):

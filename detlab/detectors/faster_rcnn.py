@@ -281,10 +281,13 @@ class FasterRCNN(nn.Module):
                 {"deltas": deltas, "index": rois.index},
             )
 
+        def on_images(function):  # elsewhere a `top_k` brings all images to all devices
+            return sharding.per_device(jax.vmap(function))
+
         objects = batch.boxes, batch.valid
         targets = {
-            "rpn": jax.vmap(first)(keys[:, 0], *objects, batch.image_size),
-            "box": jax.vmap(second)(keys[:, 1], *objects, proposals),
+            "rpn": on_images(first)(keys[:, 0], *objects, batch.image_size),
+            "box": on_images(second)(keys[:, 1], *objects, proposals),
         }
         return lax.stop_gradient(targets)
 

@@ -202,6 +202,43 @@ def test_deltas_of_a_label_are_its_own_four():
     np.testing.assert_array_equal(picked, [deltas[0, 8:], deltas[1, :4]])
 
 
+ON_FOUR_DEVICES = """
+import re
+
+import jax
+import tiny
+from ml_collections import ConfigDict
+
+from detlab import detector as detector_lib
+from detlab import sharding
+
+entry = tiny.TINY["faster_rcnn"]
+config = ConfigDict(dict(detector=entry.detector, model=entry.fields))
+detector = detector_lib.build(config)
+mesh = sharding.make_mesh()
+batch = sharding.put_batch(tiny.make_batch(entry.canvas, objects=(4, 0, 2, 3)), mesh)
+weights = jax.eval_shape(detector.init, jax.random.key(0), batch.images[:1])
+everywhere = sharding.replicated(mesh)
+weights = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), weights
+)
+with jax.set_mesh(mesh):
+    step = tiny.jit(jax.value_and_grad(detector.loss, has_aux=True))
+    text = step.lower(*weights, batch, jax.random.key(0)).compile().as_text()
+found = re.findall(r" (all-[a-z-]+|collective-[a-z-]+|reduce-scatter)\\(", text)
+entry = text.partition("ENTRY ")[2]
+assert set(found) == {"all-reduce"}, set(found)
+assert entry.count(" all-reduce(") == len(found), "a loop talks to other devices"
+print("fine")
+"""
+
+
+@pytest.mark.slow
+def test_devices_share_sums_alone_and_none_in_a_loop(run_on_devices):
+    """Proposals, samples and RoIs of an image are the matter of its device."""
+    assert run_on_devices(4, ON_FOUR_DEVICES).endswith("fine\n")
+
+
 @pytest.mark.slow
 def test_overfitting_one_batch_lowers_the_loss(detector):
     batch = tiny.make_batch()

@@ -1,0 +1,36 @@
+"""The box head is two hidden layers and two outputs, of features by row, column and channel."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from detlab.heads import box
+
+CLASSES, WIDTH = 3, 5
+
+
+def test_outputs_are_those_of_the_plain_algorithm():
+    rng = np.random.default_rng(0)
+    x = np.float32(rng.normal(size=(2, 4, 3, 3, 2)))  # two images of four RoIs
+    module = box.BoxHead(CLASSES, WIDTH)
+    shapes = jax.eval_shape(module.init, jax.random.key(0), x)["params"]
+    params = jax.tree.map(lambda leaf: np.float32(rng.normal(size=leaf.shape)), shapes)
+    assert set(params) == {"fc0", "fc1", "cls_logits", "box_deltas"}
+    cls, deltas = module.apply({"params": params}, x)
+    assert cls.shape == (2, 4, CLASSES + 1) and deltas.shape == (2, 4, 4 * CLASSES)
+    for image in range(2):
+        for roi in range(4):
+            h = x[image, roi].astype(np.float64).ravel()
+            for name in ("fc0", "fc1"):
+                h = np.maximum(h @ params[name]["kernel"] + params[name]["bias"], 0)
+            for name, found in (("cls_logits", cls), ("box_deltas", deltas)):
+                expected = h @ params[name]["kernel"] + params[name]["bias"]
+                np.testing.assert_allclose(found[image, roi], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_outputs_are_float32_whatever_the_computation_dtype():
+    module = box.BoxHead(CLASSES, WIDTH, dtype=jnp.bfloat16)
+    x = jax.ShapeDtypeStruct((4, 3, 3, 2), jnp.bfloat16)
+    outputs, params = jax.eval_shape(module.init_with_output, jax.random.key(0), x)
+    for leaf in jax.tree.leaves((outputs, params)):
+        assert leaf.dtype == jnp.float32
