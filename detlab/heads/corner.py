@@ -14,6 +14,10 @@ from detlab.ops import corner_pool
 
 TOP_LEFT, BOTTOM_RIGHT = ("top", "left"), ("bottom", "right")
 
+# Of the last convolution of each map: uniform within the root of 1 / inputs, PyTorch's default.
+# The reference found it better by 0.2 AP than what it starts other layers with.
+_uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
 
 class CornerPooling(nn.Module):
     """Maxima along two directions, added up, in a residual block (figure 7 of the paper)."""
@@ -73,7 +77,7 @@ class CornerBranch(nn.Module):
             predict = layers.Conv(
                 channels,
                 1,
-                kernel_init=layers.normal_001,
+                kernel_init=_uniform,
                 bias_init=bias_init,
                 dtype=self.dtype,
                 name=name,

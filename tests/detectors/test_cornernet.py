@@ -40,12 +40,13 @@ def test_every_stack_has_maps_of_a_quarter_of_the_canvas(detector, size, cells):
 def test_heatmaps_start_at_the_prior(detector):
     branches = ("top_left0", "top_left1", "bottom_right0", "bottom_right1")
 
-    def biases(images):
+    def last(images):
         params, _ = detector.init(KEY, images)
-        return [params[f"branches_{branch}"]["heat"]["bias"] for branch in branches]
+        return [params[f"branches_{branch}"]["heat"] for branch in branches]
 
-    for bias in tiny.jit(biases)(jnp.zeros((1, 64, 96, 3), jnp.uint8)):
-        np.testing.assert_allclose(jax.nn.sigmoid(bias), 0.1, rtol=1e-5)
+    for conv in tiny.jit(last)(jnp.zeros((1, 64, 96, 3), jnp.uint8)):
+        np.testing.assert_allclose(jax.nn.sigmoid(conv["bias"]), 0.1, rtol=1e-5)
+        assert 0.2 < np.abs(conv["kernel"]).max() <= 0.25  # the root of 1 / 16 inputs
 
 
 def test_tags_are_pulled_within_and_pushed_between_the_objects_of_an_image():
