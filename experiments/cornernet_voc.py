@@ -1,8 +1,10 @@
-"""CornerNet with Hourglass-104 on PASCAL VOC 07+12, evaluated on the test split of 07.
+"""CornerNet with Hourglass-104 on PASCAL VOC 07+12, tested on 07.
 
     python -m detlab.train --config experiments/cornernet_voc.py --config.data.root=VOCdevkit
 
-Random weights and the schedule of COCO in steps: VOC has a seventh of its images.
+The root holds VOC2007 and VOC2012.  The reference has no such configuration: the model and its
+schedule, in epochs, are those of `cornernet_coco`.  Images, of at most 500 px, are tested on in
+their own size.
 """
 
 from ml_collections import ConfigDict
@@ -12,10 +14,15 @@ from experiments import common
 
 def get_config() -> ConfigDict:
     config = common.base("cornernet")
-    config.model = ConfigDict(dict(num_classes=20, dtype="float32"))
+    config.model = ConfigDict(dict(num_classes=20, flip_test=True, dtype="float32"))
     common.voc_files(config)
-    config.data.update(canvases=((511, 511),), resize="fit", max_boxes=64)
-    config.data.augment.update(photometric=1.0, crop="center", crop_probability=1.0)
+    config.data.update(
+        canvases=((511, 511),),
+        size_limits=(500, 500),
+        multiscale_limits=((511, 511),),  # of training: the crop fills the canvas
+        max_boxes=64,
+    )
+    config.data.augment.update(photometric=1.0, crop="center")
     config.train.update(batch_size=48, epochs=210)
     config.optim.update(
         name="adamw",
