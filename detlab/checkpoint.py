@@ -297,8 +297,8 @@ def merge(params: Any, state: Any, weights: Weights, skip: Sequence[str] | None)
     Raises:
       UserError: with the whole difference.
     """
-    target = _flat(params, state)
-    source = _flat(weights.params, weights.state)
+    target = flat_leaves(params, state)
+    source = flat_leaves(weights.params, weights.state)
     skipped = {p for p in {*target, *source} if any(re.fullmatch(s, p) for s in skip or ())}
     missing = [p for p in target if p not in source and p not in skipped]
     unknown = [p for p in source if p not in target and p not in skipped]
@@ -327,12 +327,19 @@ def merge(params: Any, state: Any, weights: Weights, skip: Sequence[str] | None)
     return Merged(tree.pop("params"), tree, tuple(loaded), initialised)
 
 
+def replaced(params: Any, state: Any, leaves: Mapping[str, Any]) -> tuple[Any, Any]:
+    """(params, state) with other leaves at some paths."""
+    tree = traverse_util.unflatten_dict({**flat_leaves(params, state), **leaves}, sep="/")
+    return tree.pop("params"), tree
+
+
 def flat_paths(params: Any, state: Any) -> list[str]:
     """Paths `params/...` and `<collection>/...` of all leaves."""
-    return list(_flat(params, state))
+    return list(flat_leaves(params, state))
 
 
-def _flat(params, state):
+def flat_leaves(params: Any, state: Any) -> dict[str, Any]:
+    """Path -> leaf, see `flat_paths`."""
     return traverse_util.flatten_dict({"params": params, **state}, sep="/")
 
 

@@ -270,11 +270,8 @@ def initial_weights(detector: detector_lib.Detector, config):
     Raises:
       UserError: leaves that training never changes would keep their random values.
     """
-    start = time.time()
-    key = jax.random.key(config.seed)
-    params, state = jax.jit(detector.init)(key, programs.example_images(config))
-    jax.block_until_ready(params)
-    print(f"initialised in {time.time() - start:.1f} s")
+    key, images = jax.random.key(config.seed), programs.example_images(config)
+    params, state = jax.eval_shape(detector.init, key, images)
     random = checkpoint.flat_paths(params, state)
     if config.init_from:
         weights = checkpoint.load_weights(config.init_from)
@@ -291,7 +288,20 @@ def initial_weights(detector: detector_lib.Detector, config):
             f" {constant[0]}: name weights in config.init_from, or train everything with"
             " --config.model.backbone_norm=batch --config.model.frozen_stages=0."
         )
-    return params, state
+    start = time.time()
+    drawn = jax.block_until_ready(initial_leaves(detector, key, images, random))
+    print(f"initialised in {time.time() - start:.1f} s")
+    return checkpoint.replaced(params, state, drawn)
+
+
+def initial_leaves(detector: detector_lib.Detector, key, images, paths: Sequence[str]):
+    """{path: value} of some leaves as the modules initialise them; no other is computed."""
+
+    def compute(key):
+        leaves = checkpoint.flat_leaves(*detector.init(key, images))
+        return {path: leaves[path] for path in paths}
+
+    return jax.jit(compute)(key)
 
 
 def describe(config, optimizer: optim.Optimizer, params, num_images: int) -> None:

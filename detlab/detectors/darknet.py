@@ -70,6 +70,8 @@ class Convolution(nn.Module):
         kernel = self.param("kernel", layers.he_normal_out, shape).astype(self.dtype)
         if layer.groups == 1:
             x = conv_lib.conv(x, kernel, layer.stride, (border, border))
+        elif layer.groups == layer.filters == x.shape[-1]:
+            x = conv_lib.depthwise(x, kernel, layer.stride, (border, border))
         else:
             x = lax.conv_general_dilated(
                 x,

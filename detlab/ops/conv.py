@@ -97,3 +97,47 @@ def _kernel_gradient(kernel_shape, stride, padding, x, dy):
         copies = jnp.concatenate([shifted(i, j) for j in range(kw)], axis=-1)
         gradient.append(jnp.einsum("bhwc,bhwd->cd", copies, dy).reshape(kw, cin, cout))
     return jnp.stack(gradient)
+
+
+def depthwise(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: Padding | None = None):
+    """Convolution of each channel with a kernel of its own, as a sum over the cells of the kernel.
+
+    XLA's CPU backend has no fast grouped convolution, least of all for its gradient
+    (docs/performance.md); on accelerators its own is compiled.
+
+    Args:
+      x: [B, H, W, D].
+      kernel: [kh, kw, 1, D].
+      stride, padding: as in `conv`.
+    Returns:
+      [B, H', W', D].
+    """
+    kh, kw, one, channels = kernel.shape
+    if x.ndim != 4 or x.shape[3] != channels or one != 1:
+        raise ValueError(f"depthwise needs x of [B, H, W, {channels}], kernel [kh, kw, 1, D]")
+    if padding is None:
+        padding = (((kh - 1) // 2,) * 2, ((kw - 1) // 2,) * 2)
+    padding = tuple(tuple(p) for p in padding)
+
+    def native(x, kernel):
+        return lax.conv_general_dilated(
+            x,
+            kernel,
+            (stride, stride),
+            padding,
+            dimension_numbers=_DIMENSIONS,
+            feature_group_count=channels,
+        )
+
+    def shifted(x, kernel):
+        x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+        height = (x.shape[1] - kh) // stride + 1
+        width = (x.shape[2] - kw) // stride + 1
+        rows, columns = (height - 1) * stride + 1, (width - 1) * stride + 1
+        return sum(
+            x[:, i : i + rows : stride, j : j + columns : stride] * kernel[i, j, 0]
+            for i in range(kh)
+            for j in range(kw)
+        )
+
+    return lax.platform_dependent(x, kernel, cpu=shifted, default=native)

@@ -190,3 +190,33 @@ def test_input_that_does_not_fit_the_kernel_is_refused():
         conv_lib.conv(np.zeros((1, 6, 6, 3), np.float32), kernel)
     with pytest.raises(ValueError, match=r"\[B, H, W, 4\].*\(6, 6, 4\)"):
         conv_lib.conv(np.zeros((6, 6, 4), np.float32), kernel)
+
+
+@pytest.mark.parametrize("stride, padding", [(1, None), (2, None), (2, ((0, 1), (0, 1)))])
+def test_depthwise_equals_xlas_grouped_convolution_and_its_gradients(stride, padding):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2, 7, 9, 5)).astype(np.float32)
+    kernel = rng.normal(size=(3, 3, 1, 5)).astype(np.float32)
+
+    def grouped(x, kernel):
+        around = ((1, 1), (1, 1)) if padding is None else padding
+        return jax.lax.conv_general_dilated(
+            x,
+            kernel,
+            (stride, stride),
+            around,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=5,
+        )
+
+    def own(x, kernel):
+        return conv_lib.depthwise(x, kernel, stride, padding)
+
+    expected, expected_grads = jax.vjp(grouped, x, kernel)
+    found, grads = jax.vjp(own, x, kernel)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    change = rng.normal(size=expected.shape).astype(np.float32)
+    for a, b in zip(grads(change), expected_grads(change)):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match="depthwise needs x of"):
+        conv_lib.depthwise(x, kernel[..., :4])
