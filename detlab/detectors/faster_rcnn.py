@@ -12,7 +12,12 @@ alone are not sampled and propose nothing.
 RoIAlign takes 2x2 samples of a bin.  The reference takes ceil(RoI side in cells / 7) squared, which
 `sampling_ratio` 0 does here, at the price of a loop whose length depends on the data; with it
 published weights give the reference's scores, and configs that load them predict so
-(`predict_sampling_ratio`).  On the parity case scores then move by 0.003 on average.
+(`predict_sampling_ratio`).  In the recorded case of the reference, whose RoIs have up to 42 px and
+take one or two samples, 2x2 samples move the scores of the 200 detections by 0.0021 on average and
+by 0.030 at most.
+
+Suppression sees the best `num_candidates` pairs of proposal and class; the reference's sees all
+above the threshold.  The two differ in images where more than `num_candidates` are above it.
 
 Expected: COCO val2017 AP 37.4 with experiments/faster_rcnn_coco.py (the published figure of the
 reference).
