@@ -30,6 +30,17 @@ def positive(values: Any, length: int | None = None, kind=(int, float)) -> bool:
     return numbers(values, length, kind) and min(values) > 0
 
 
+def sizes(levels: Any, length: int) -> bool:
+    """Whether levels is a tuple of that many, each of as many pairs (width, height) above 0."""
+    if not isinstance(levels, tuple) or len(levels) != length:
+        return False
+    if not all(isinstance(level, tuple) and level for level in levels):
+        return False
+    pairs = [pair for level in levels for pair in level]
+    same = len({len(level) for level in levels}) == 1
+    return same and all(positive(pair, 2) for pair in pairs)
+
+
 def of_suppression(module: Any) -> tuple:
     """Rules of the fields that every detector with greedy suppression has."""
     return (

@@ -143,7 +143,7 @@ class YOLOv3(nn.Module):
             ("prior_probability", 0 < self.prior_probability < 1, "between 0 and 1"),
             (
                 "anchor_sizes",
-                sizes(self.anchor_sizes, len(LEVELS)),
+                fields.sizes(self.anchor_sizes, len(LEVELS)),
                 "pairs (width, height) above 0 for each of three levels, as many for each",
             ),
             ("positive_iou", 0 < self.positive_iou <= 1, "above 0 and at most 1"),
@@ -321,17 +321,6 @@ def prior_bias(anchors: int, num_classes: int, objectness: float, class_score: f
         return jnp.array(np.tile(of_anchor, anchors))
 
     return init
-
-
-def sizes(levels, length: int) -> bool:
-    """Whether levels is a tuple of that many, each of the same number of (width, height)."""
-    if not isinstance(levels, tuple) or len(levels) != length:
-        return False
-    if not all(isinstance(level, tuple) and level for level in levels):
-        return False
-    pairs = [pair for level in levels for pair in level]
-    same = len({len(level) for level in levels}) == 1
-    return same and all(fields.positive(pair, 2) for pair in pairs)
 
 
 MODULE = YOLOv3

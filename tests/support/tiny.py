@@ -118,6 +118,20 @@ TINY = {
         ),
     ),
     "darknet": Tiny("darknet", dict(cfg=_CFG, num_classes=NUM_CLASSES)),
+    "yolov5": Tiny(
+        "yolov5",
+        dict(
+            num_classes=NUM_CLASSES,
+            width_multiple=0.0625,
+            repeats=(1, 1, 1, 1),
+            neck_repeats=1,
+            anchor_sizes=(
+                ((18, 18), (18, 26), (26, 18)),
+                ((18, 36), (26, 26), (36, 18)),
+                ((26, 36), (36, 26), (36, 36)),
+            ),
+        ),
+    ),
     "reppoints": Tiny("reppoints", dict(**_DENSE, point_width=16, norm_groups=4)),
     "cornernet": Tiny(
         "cornernet",

@@ -1,0 +1,84 @@
+"""Assignment of YOLOv5: by the ratio of sides, in a cell and two of its neighbours.
+
+Where YOLOv3 looks at overlaps, here an anchor may learn every object whose width and height it has
+to within a factor, in the cell of the object's centre and in the two neighbour cells that are
+nearest to it.  A cell may so learn several objects: an assignment is a list of *entries* (object,
+anchor, neighbour), not a choice for each cell.
+
+Reference: ultralytics/yolov5, `build_targets` of release 3.0, which is that of 7.0.
+"""
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from detlab.ops import boxes as boxes_lib
+
+Array = Any
+
+# The cell of the centre, then the neighbours left, above, right and below: (x, y) cells.
+NEIGHBOURS = ((0, 0), (-1, 0), (0, -1), (1, 0), (0, 1))
+
+
+class Entries(NamedTuple):
+    """What one level of an image learns; E = 5 * A * G, by neighbour, anchor and object."""
+
+    valid: Array  # [E] bool: the others are of no meaning
+    column: Array  # [E] int32
+    row: Array  # [E] int32
+    anchor: Array  # [E] int32 of the cell's
+    matched: Array  # [E] int32 slot of the object
+    xywh: Array  # [E, 4] centre from the corner of the cell, width and height, all in cells
+
+
+def assign(gt_boxes, gt_valid, anchor_sizes, stride, cells, max_ratio=4.0):
+    """The entries of one level of one image.
+
+    Where the centre of an object is nearer to the left side of its cell than to the right one, the
+    cell to the left learns it too, else the cell to the right; likewise above and below.  There is
+    none outside the map, nor on the other side of a centre in the middle.
+
+    Args:
+      gt_boxes: [G, 4] xyxy px, padded.
+      gt_valid: [G] bool, the real objects.
+      anchor_sizes: [A, 2] width, height, px.
+      stride: px of a cell.
+      cells: [2] (rows, columns) of the map, or of its part that holds content; may be traced.
+      max_ratio: of the sides of object and anchor, either way, exclusive.
+    Returns:
+      Entries.
+    """
+    cxcywh = boxes_lib.xyxy_to_cxcywh(gt_boxes) / stride
+    center, size = cxcywh[:, :2], cxcywh[:, 2:]  # [G, 2] cells
+    ratio = size / (jnp.asarray(anchor_sizes, jnp.float32) / stride)[:, None]  # [A, G, 2]
+    alike = jnp.maximum(ratio, 1 / ratio).max(-1) < max_ratio  # [A, G]
+    fits = alike & gt_valid
+
+    extent = jnp.asarray(cells, jnp.float32)[::-1]  # columns, rows
+    from_end = extent - center
+    low = (center % 1 < 0.5) & (center > 1)  # [G, 2] for left, above
+    high = (from_end % 1 < 0.5) & (from_end > 1)  # right, below
+    near = jnp.stack([jnp.ones_like(gt_valid), low[:, 0], low[:, 1], high[:, 0], high[:, 1]])
+    valid = near[:, None] & fits  # [5, A, G]
+
+    # Half a cell towards the neighbour: a centre on a border reaches its own cell once more.
+    shift = np.float32(NEIGHBOURS) / 2
+    last = extent - 1
+    cell = jnp.clip(jnp.floor(center + shift[:, None]), 0, last)  # [5, G, 2]
+    xywh = jnp.concatenate([center - cell, jnp.broadcast_to(size, cell.shape)], axis=-1)
+
+    def flat(values):  # which broadcast to [5, A, G, ...]
+        rest = values.shape[3:]
+        return jnp.broadcast_to(values, (*valid.shape, *rest)).reshape(-1, *rest)
+
+    _, num_anchors, slots = valid.shape
+    column, row = jnp.moveaxis(cell.astype(jnp.int32), -1, 0)  # [5, G]
+    return Entries(
+        valid=valid.reshape(-1),
+        column=flat(column[:, None]),
+        row=flat(row[:, None]),
+        anchor=flat(jnp.arange(num_anchors, dtype=jnp.int32)[None, :, None]),
+        matched=flat(jnp.arange(slots, dtype=jnp.int32)[None, None]),
+        xywh=flat(xywh[:, None]),
+    )

@@ -1,0 +1,436 @@
+"""YOLOv5 (ultralytics/yolov5; there is no paper), of the releases 3.0 to 7.0.
+
+A backbone of cross-stage-partial blocks, a pyramid that goes down and up again, and for every
+anchor of a cell a place up to half a cell outside of it, a size up to four times that of the
+anchor, objectness, and classes, each of them yes or no.
+
+Reference: the code of the releases; docs/yolov5.md has the commits and what changed between them.
+The defaults are YOLOv5s of releases 6.0 to 7.0.  Of release 3.0 are `block` "csp", `activation`
+"hard_swish", `stem` "focus", `pool` "spp" and `repeats` (3, 9, 9, 3); experiments/yolov5_coco.py
+has all as variants, and converters.convert finds out which one a file belongs to.
+
+As there: the box term is 1 - CIoU, also in release 3.0, which calls it giou; its ratio of sides
+counts at any IoU.  Objectness learns that CIoU, as a constant and at least 0.  A cell may learn
+several objects, see `assign.yolov5`: all of them count in boxes and classes, and objectness learns
+the last one.  Each level is a mean over its own entries or cells; levels are summed.
+
+The reference multiplies the sum by the images of a batch, and adds up batches until they have 64
+images.  Here the loss is the sum times `summed_images`, which is the same for any batch size; with
+accumulation, parts of a batch count the same.  Statistics of live norms are of the global batch.
+Cells that hold padding alone are left out; the border of a letterbox is content, as it is there.
+Boxes are not clipped to the image.
+
+Expected: COCO val2017 AP at 640 px, the published figures of the reference: 28.0 (n), 37.4 (s),
+45.4 (m), 49.0 (l), 50.7 (x) for release 7.0; 37.0, 44.3, 47.7, 49.2 (s to x) for 3.0.
+"""
+
+import functools
+import math
+from typing import Callable, NamedTuple, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jax import lax
+
+from detlab import fields
+from detlab import layers
+from detlab import types
+from detlab.assign import yolov5 as entries_lib
+from detlab.backbones import yolov5
+from detlab.losses import cross_entropy
+from detlab.necks import pan
+from detlab.ops import anchors as anchors_lib
+from detlab.ops import boxes as boxes_lib
+from detlab.ops import nms as nms_lib
+
+
+class Outputs(NamedTuple):
+    """One map a pyramid level, finest first."""
+
+    features: tuple  # [B, Hl, Wl, Dl]
+    predictions: tuple  # [B, Hl, Wl, A * (5 + C)]: x, y, w, h, objectness, classes
+
+
+class Head(nn.Module):
+    """The convolution that predicts, of each level its own: `predict3`, `predict4`, ..."""
+
+    channels: int  # A * (5 + C)
+    bias_inits: Sequence[Callable]  # of each level
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, features):
+        """(P3, P4, ...) -> maps [B, Hl, Wl, A * (5 + C)], float32."""
+        maps = []
+        for level, (x, bias_init) in enumerate(zip(features, self.bias_inits), start=3):
+            predictor = layers.Conv(
+                self.channels,
+                1,
+                kernel_init=yolov5.torch_uniform,
+                bias_init=bias_init,
+                dtype=self.dtype,
+                name=f"predict{level}",
+            )
+            maps.append(predictor(x).astype(jnp.float32))
+        return tuple(maps)
+
+
+class YOLOv5(nn.Module):
+    """The detector; its fields are what a config's `model` may set."""
+
+    num_classes: int = 80
+    # Network: what the sizes n, s, m, l and x differ in ...
+    depth_multiple: float = 0.33
+    width_multiple: float = 0.5
+    # ... what the releases differ in, see `backbones.yolov5` ...
+    block: str = "c3"
+    activation: str = "silu"
+    stem: str = "conv6"
+    pool: str = "sppf"
+    repeats: Sequence[int] = (3, 6, 9, 3)  # of each stage; five for the networks up to stride 64
+    # ... and what has been the same nearly always.
+    pool_size: int = 5
+    neck_repeats: int = 3
+    norm: str = "batch"
+    # Width and height of the anchors of each level, px, finest first.
+    anchor_sizes: Sequence[Sequence[Sequence[float]]] = (
+        ((10, 13), (16, 30), (33, 23)),
+        ((30, 61), (62, 45), (59, 119)),
+        ((116, 90), (156, 198), (373, 326)),
+    )
+    # Targets and losses: the reference's `hyp`, with its names.
+    anchor_ratio: float = 4.0  # anchor_t: of the sides of an object and an anchor that learns it
+    box_gain: float = 0.05  # box, giou; of three levels, as all gains
+    objectness_gain: float = 1.0  # obj; of images of 640 px ...
+    train_size: int = 640  # ... and it grows with the area of images of another size, px
+    class_gain: float = 0.5  # cls; of 80 classes, and it grows with their number
+    level_balance: Sequence[float] = (4.0, 1.0, 0.4)  # of objectness, finest level first
+    label_smoothing: float = 0.0
+    summed_images: float = 64.0  # the loss is a mean over the images times this
+    # Prediction.
+    score_threshold: float = 0.001  # of objectness times probability
+    nms_iou: float = 0.6
+    multi_label: bool = True  # a box may be of several classes; else of its best one
+    class_agnostic: bool = False  # boxes of other classes suppress too
+    num_candidates: int = 3000  # pairs (box, class) of the best scores
+    max_detections: int = 300
+    # Input: RGB, 0..255.
+    pixel_mean: Sequence[float] = (0.0, 0.0, 0.0)
+    pixel_std: Sequence[float] = (255.0, 255.0, 255.0)
+    dtype: str = "float32"  # of computation; parameters, losses and boxes are float32
+    remat: bool = False  # the backbone is computed again for its gradient, to save memory
+
+    def check(self) -> None:
+        """Raises ValueError for a value that no YOLOv5 can have, before anything is built."""
+        norms = ("batch", "stored", "frozen")
+        levels = len(self.repeats) - 1
+        as_many = f"for each of {levels} levels, which are one fewer than repeats"
+
+        def one_of(names):
+            return f"one of {', '.join(names)}"
+
+        rules = (
+            ("num_classes", self.num_classes >= 1, "at least 1"),
+            ("depth_multiple", self.depth_multiple > 0, "above 0"),
+            ("width_multiple", self.width_multiple > 0, "above 0"),
+            ("block", self.block in yolov5.BLOCKS, one_of(yolov5.BLOCKS)),
+            ("activation", self.activation in yolov5.ACTIVATIONS, one_of(yolov5.ACTIVATIONS)),
+            ("stem", self.stem in yolov5.STEMS, one_of(yolov5.STEMS)),
+            ("pool", self.pool in yolov5.POOLS, one_of(yolov5.POOLS)),
+            (
+                "repeats",
+                fields.positive(self.repeats, None, int) and levels in yolov5.CHANNELS,
+                "four or five counts of bottlenecks",
+            ),
+            ("pool_size", self.pool_size >= 1 and self.pool_size % 2 == 1, "odd, at least 1"),
+            ("neck_repeats", self.neck_repeats >= 1, "at least 1"),
+            ("norm", self.norm in norms, one_of(norms)),
+            (
+                "anchor_sizes",
+                fields.sizes(self.anchor_sizes, levels),
+                f"pairs (width, height) above 0, as many {as_many}",
+            ),
+            ("anchor_ratio", self.anchor_ratio > 1, "above 1"),
+            ("box_gain", self.box_gain >= 0, "at least 0"),
+            ("objectness_gain", self.objectness_gain >= 0, "at least 0"),
+            ("train_size", self.train_size >= 1, "at least 1"),
+            ("class_gain", self.class_gain >= 0, "at least 0"),
+            ("level_balance", fields.positive(self.level_balance, levels), f"a number {as_many}"),
+            ("label_smoothing", 0 <= self.label_smoothing < 1, "0 to below 1"),
+            ("summed_images", self.summed_images > 0, "above 0"),
+            ("num_candidates", self.num_candidates >= 1, "at least 1"),
+            *fields.of_suppression(self),
+            *fields.of_input(self),
+        )
+        fields.check(self, rules)
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """px between the cells of each level."""
+        return tuple(8 * 2**i for i in range(len(self.repeats) - 1))
+
+    @property
+    def anchors_per_cell(self) -> int:
+        return len(self.anchor_sizes[0])
+
+    @property
+    def channels_per_anchor(self) -> int:
+        """What is predicted for an anchor: x, y, w, h, objectness, classes."""
+        return 5 + self.num_classes
+
+    def setup(self):
+        activation = yolov5.ACTIVATIONS[self.activation]
+        common = dict(norm=self.norm, activation=activation, dtype=self.dtype)
+        self.backbone = yolov5.Backbone(
+            self.repeats,
+            self.depth_multiple,
+            self.width_multiple,
+            self.block,
+            self.stem,
+            self.pool,
+            self.pool_size,
+            remat=self.remat,
+            **common,
+        )
+        self.neck = pan.PAN(
+            conv=functools.partial(yolov5.conv_norm, **common),
+            block=functools.partial(
+                yolov5.Block,
+                depth=yolov5.scaled_depth(self.neck_repeats, self.depth_multiple),
+                shortcut=False,
+                kind=self.block,
+                **common,
+            ),
+        )
+        channels = self.anchors_per_cell * self.channels_per_anchor
+        widths = yolov5.widths_of(len(self.strides), self.width_multiple)[2:]
+        biases = [
+            prior_bias(self.anchors_per_cell, self.num_classes, width, stride)
+            for width, stride in zip(widths, self.strides)
+        ]
+        self.head = Head(channels, biases, dtype=self.dtype)
+
+    def forward(self, images: jax.Array, train: bool) -> Outputs:
+        """[B, H, W, 3] RGB, uint8 or float32 in 0..255 -> raw maps of every level.
+
+        Raises:
+          ValueError: the coarsest stride does not divide both sides.
+        """
+        coarsest = self.strides[-1]
+        if images.shape[1] % coarsest or images.shape[2] % coarsest:
+            raise ValueError(
+                f"images of {images.shape[1]}x{images.shape[2]} px: YOLOv5 needs sides that are"
+                f" multiples of {coarsest}"
+            )
+        x = layers.normalise(images, self.pixel_mean, self.pixel_std, self.dtype)
+        features = self.neck(self.backbone(x, train), train)
+        return Outputs(features, self.head(features))
+
+    # --------------------------------------------------------------------------------------------
+    # Targets and losses
+
+    def entries(self, batch: types.Batch) -> list[entries_lib.Entries]:
+        """What each level learns, [B, E, ...]; constants."""
+
+        def one_level(sizes, stride):
+            def one_image(boxes, valid, image_size):
+                cells = -(-image_size // stride)
+                return entries_lib.assign(boxes, valid, sizes, stride, cells, self.anchor_ratio)
+
+            return jax.vmap(one_image)(batch.boxes, batch.valid, batch.image_size)
+
+        levels = [one_level(*level) for level in zip(self.anchor_sizes, self.strides)]
+        return lax.stop_gradient(levels)
+
+    def targets(self, batch: types.Batch) -> dict[str, types.Targets]:
+        """Entries (object, anchor, neighbour) of all levels, -1 where there is none.
+
+        `boxes` are the anchors around the middles of the cells that learn; `values` has "xywh", the
+        centre from the corner of that cell, width and height, all in cells.
+        """
+        found = []
+        for level, entries in enumerate(self.entries(batch)):
+            stride = self.strides[level]
+            sizes = jnp.array(self.anchor_sizes[level], jnp.float32)[entries.anchor]  # [B, E, 2]
+            middles = (jnp.stack([entries.column, entries.row], axis=-1) + 0.5) * stride
+            found.append(
+                types.Targets(
+                    boxes=boxes_lib.cxcywh_to_xyxy(jnp.concatenate([middles, sizes], axis=-1)),
+                    level=jnp.full(entries.valid.shape, level, jnp.int32),
+                    status=jnp.where(entries.valid, 1, -1),
+                    matched=entries.matched,
+                    values={"xywh": entries.xywh},
+                )
+            )
+        return {"main": jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), *found)}
+
+    def loss(self, batch: types.Batch):
+        """Boxes by their overlap, and cross entropies of objectness and classes."""
+        return self.loss_of(batch, self.forward(batch.images, train=True).predictions)
+
+    def loss_of(self, batch: types.Batch, predictions: Sequence[jax.Array]):
+        """The loss of given raw maps."""
+        sums = {"loss/box": 0.0, "loss/objectness": 0.0, "loss/cls": 0.0}
+        num_entries = 0
+        for level, entries in enumerate(self.entries(batch)):
+            rows = predictions[level].reshape(
+                len(predictions[level]), -1, self.channels_per_anchor
+            )  # [B, N, 5 + C]
+            terms = self.level_terms(level, rows, entries, batch)
+            sums = {name: total + terms[name] for name, total in sums.items()}
+            num_entries += entries.valid.sum()
+        # The gains are of three levels, 640 px and 80 classes.
+        scale = self.summed_images * 3 / len(self.strides)
+        gains = {
+            "loss/box": self.box_gain,
+            "loss/objectness": self.objectness_gain * (self.train_size / 640) ** 2,
+            "loss/cls": self.class_gain * self.num_classes / 80,
+        }
+        terms = {name: scale * gains[name] * total for name, total in sums.items()}
+        return sum(terms.values()), {**terms, "positives": num_entries / len(batch.images)}
+
+    def level_terms(self, level: int, rows: jax.Array, entries, batch: types.Batch) -> dict:
+        """Means of one level, before the gains: rows [B, N, 5 + C] of its map, entries [B, E]."""
+        stride, anchors = self.strides[level], self.anchors_per_cell
+        columns = batch.images.shape[2] // stride
+        row = (entries.row * columns + entries.column) * anchors + entries.anchor  # [B, E]
+        learning = jnp.take_along_axis(rows, row[..., None], axis=1)  # [B, E, 5 + C]
+        count = jnp.maximum(entries.valid.sum(), 1).astype(jnp.float32)
+
+        def mean(values):  # [B, E] over the entries
+            return jnp.where(entries.valid, values, 0.0).sum() / count
+
+        sizes = jnp.array(self.anchor_sizes[level], jnp.float32)[entries.anchor] / stride
+        center, size = decode(learning[..., :4], sizes)
+        boxes = boxes_lib.cxcywh_to_xyxy(jnp.concatenate([center, size], axis=-1))
+        wanted = boxes_lib.cxcywh_to_xyxy(entries.xywh)
+        overlap = boxes_lib.ciou(boxes, wanted, ratio_above=-1.0)  # [B, E]
+
+        quality = self.objectness_targets(rows.shape[1], row, entries.valid, overlap)  # [B, N]
+        cells = jax.vmap(
+            lambda size: anchors_lib.inside_content(
+                [(rows.shape[1] // anchors // columns, columns)], [stride], anchors, size
+            )
+        )(batch.image_size)  # [B, N]
+        bce = cross_entropy.sigmoid_cross_entropy(rows[..., 4], quality)
+        objectness = jnp.where(cells, bce, 0.0).sum() / jnp.maximum(cells.sum(), 1)
+
+        labels = jnp.take_along_axis(batch.labels, entries.matched, axis=1)  # [B, E]
+        wanted = jax.nn.one_hot(labels, self.num_classes)
+        wanted = wanted * (1 - self.label_smoothing) + self.label_smoothing / 2
+        bce = cross_entropy.sigmoid_cross_entropy(learning[..., 5:], wanted).mean(-1)
+        return {
+            "loss/box": mean(1 - overlap),
+            "loss/objectness": self.level_balance[level] * objectness,
+            # One class alone is not learnt: objectness says all.
+            "loss/cls": mean(bce) if self.num_classes > 1 else 0.0,
+        }
+
+    def objectness_targets(self, length: int, row, valid, overlap) -> jax.Array:
+        """[B, N]: what objectness learns, the overlap of the last entry [B, E] of a cell or 0."""
+
+        def one_image(row, valid, overlap):
+            order = jnp.where(valid, jnp.arange(len(row)), -1)
+            last = jnp.full(length, -1).at[row].max(order)  # [N], in any order of writing
+            return jnp.where(last >= 0, overlap[last], 0.0)
+
+        return jax.vmap(one_image)(row, valid, jnp.maximum(lax.stop_gradient(overlap), 0.0))
+
+    # --------------------------------------------------------------------------------------------
+    # Prediction
+
+    def split(self, predictions: Sequence[jax.Array]) -> list[jax.Array]:
+        """Raw maps -> xywh [B, N, 4], objectness [B, N] and class logits [B, N, C]."""
+        rows = anchors_lib.flatten_levels(predictions, self.channels_per_anchor)  # [B, N, 5 + C]
+        return [rows[..., :4], rows[..., 4], rows[..., 5:]]
+
+    def boxes(self, xywh: jax.Array, canvas: tuple[int, int], which=slice(None)) -> jax.Array:
+        """xyxy px of predicted xywh [..., M, 4], of all rows of a canvas or `which` [M] of them."""
+        cells = [
+            anchors_lib.sized_anchors(*level) for level in zip(self.anchor_sizes, self.strides)
+        ]
+        shapes = anchors_lib.feature_shapes(canvas, self.strides)
+        anchors, level = anchors_lib.pyramid_anchors(cells, self.strides, shapes)
+        stride = jnp.array(self.strides, jnp.float32)[level][which][:, None]  # [M, 1] px
+        anchors = boxes_lib.xyxy_to_cxcywh(anchors)[which]  # around the middles of cells
+        offset, size = decode(xywh, anchors[:, 2:])
+        center = anchors[:, :2] + (offset - 0.5) * stride
+        return boxes_lib.cxcywh_to_xyxy(jnp.concatenate([center, size], axis=-1))
+
+    def candidates(self, images: jax.Array, image_size: jax.Array) -> types.Detections:
+        """The (box, class) pairs of the best scores, of all levels together."""
+        return self.candidates_of(self.forward(images, train=False).predictions, image_size)
+
+    def candidates_of(
+        self, predictions: Sequence[jax.Array], image_size: jax.Array
+    ) -> types.Detections:
+        """The candidates of given raw maps."""
+        shapes = [x.shape[1:3] for x in predictions]
+        canvas = tuple(side * self.strides[0] for side in shapes[0])
+
+        def one_image(xywh, objectness, logits, size):
+            inside = anchors_lib.inside_content(
+                shapes, self.strides, self.anchors_per_cell, size
+            )  # [N]
+            scores = nn.sigmoid(objectness)[:, None] * nn.sigmoid(logits)  # [N, C]
+            # The best K pairs are among the K rows of the best scores: far fewer to sort.
+            best = jnp.where(inside, scores.max(-1), 0.0)
+            best, row = lax.top_k(best, min(self.num_candidates, len(best)))
+            if self.multi_label:
+                pairs = jnp.where((best > 0)[:, None], scores[row], 0.0).reshape(-1)
+                best, pair = lax.top_k(pairs, min(self.num_candidates, pairs.size))
+                row, label = row[pair // self.num_classes], pair % self.num_classes
+            else:
+                label = scores[row].argmax(-1)
+            boxes = self.boxes(xywh[row], canvas, row)
+            usable = (boxes[:, 2:] > boxes[:, :2]).all(-1) & jnp.isfinite(boxes).all(-1)
+            valid = (best > self.score_threshold) & usable
+            return boxes, best, label.astype(jnp.int32), valid
+
+        rows = self.split(predictions)
+        return types.Detections(*jax.vmap(one_image)(*rows, image_size))
+
+    def suppress(self, candidates: types.Detections) -> types.Detections:
+        """Greedy suppression; the best `max_detections` of an image stay."""
+        return nms_lib.suppress_images(
+            candidates, self.nms_iou, self.max_detections, by_class=not self.class_agnostic
+        )
+
+    def frozen_paths(self) -> tuple[str, ...]:
+        """Regexes of the leaves that training never changes."""
+        paths = ("batch_stats/.*",) if self.norm in ("stored", "frozen") else ()
+        return (*paths, "params/.*norm/.*") if self.norm == "frozen" else paths
+
+
+def decode(xywh: jax.Array, sizes: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Centres [..., 2] from the corner of the cell, in cells, and sizes [..., 2] as the anchors'.
+
+    Args:
+      xywh: [..., 4] as predicted.
+      sizes: [..., 2] of the anchors, in any unit.
+    """
+    place = nn.sigmoid(xywh)
+    return 2 * place[..., :2] - 0.5, (2 * place[..., 2:]) ** 2 * sizes
+
+
+def prior_bias(anchors: int, num_classes: int, width: int, stride: int) -> Callable:
+    """Initialiser [A * (5 + C)] of a predictor that at first expects 8 objects in 640 x 640 px.
+
+    As in the reference PyTorch's own values, uniform in +-1 / sqrt(fan in), are what this is added
+    to; and 0.6 classes are expected of an object.
+    """
+    of_anchor = np.zeros(5 + num_classes, np.float32)
+    of_anchor[4] = math.log(8 / (640 / stride) ** 2)
+    of_anchor[5:] = math.log(0.6 / (num_classes - 0.99999))
+    prior = np.tile(of_anchor, anchors)
+
+    def init(key, shape):
+        bound = 1 / math.sqrt(width)
+        return jax.random.uniform(key, shape, minval=-bound, maxval=bound) + prior
+
+    return init
+
+
+MODULE = YOLOv5
