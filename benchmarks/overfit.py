@@ -122,6 +122,20 @@ OVERFIT = {
     "darknet_yolov3_tiny": _darknet("yolov3-tiny"),
     "darknet_yolov4": _darknet("yolov4"),
     "darknet_yolov4_tiny": _darknet("yolov4-tiny"),
+    "yolov5": Entry("yolov5", dict(width_multiple=0.25), steps=400, canvas=160),
+    "yolov5_release3": Entry(
+        "yolov5",
+        dict(
+            width_multiple=0.25,
+            block="csp",
+            activation="hard_swish",
+            stem="focus",
+            pool="spp",
+            repeats=(3, 9, 9, 3),
+        ),
+        steps=400,
+        canvas=160,
+    ),
 }
 
 CONFIG = """
