@@ -264,7 +264,7 @@ def test_the_forms_differ_in_their_norms_and_their_last_convolutions_alone(forms
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "fields", [TINY, PLAIN, TINY | GRID | dict(init_assigner="max_iou")], ids=["", "plain", "grid"]
+    "fields", [PLAIN, TINY | GRID | dict(init_assigner="max_iou")], ids=["plain", "grid"]
 )
 def test_overfitting_one_batch_lowers_the_loss_and_finds_its_objects(fields):
     detector = detector_lib.from_module(reppoints.RepPoints(**fields))
@@ -273,18 +273,17 @@ def test_overfitting_one_batch_lowers_the_loss_and_finds_its_objects(fields):
     params, state = tiny.jit(detector.init)(KEY, batch.images[:1])
 
     @tiny.jit
-    def run(params, state):
-        def update(carry, _):
-            params, state, opt_state = carry
-            grad = jax.value_and_grad(detector.loss, has_aux=True)
-            (value, (_, state)), grads = grad(params, state, batch, KEY)
-            updates, opt_state = optimizer.update(grads, opt_state)
-            return (optax.apply_updates(params, updates), state, opt_state), value
+    def update(params, state, opt_state):
+        grad = jax.value_and_grad(detector.loss, has_aux=True)
+        (value, (_, state)), grads = grad(params, state, batch, KEY)
+        updates, opt_state = optimizer.update(grads, opt_state)
+        return optax.apply_updates(params, updates), state, opt_state, value
 
-        carry = params, state, optimizer.init(params)
-        return jax.lax.scan(update, carry, length=300)
-
-    (params, state, _), values = run(params, state)
+    carry, values = (params, state, optimizer.init(params)), []
+    for _ in range(300):  # a loop inside the program compiles to slow convolutions on a CPU
+        *carry, value = update(*carry)
+        values.append(float(value))
+    params, state, _ = carry
     assert values[-1] < 0.25 * values[0]
     found = tiny.jit(detector.predict)(params, state, batch.images, batch.image_size)
     for i in range(2):

@@ -11,42 +11,12 @@ further off than what that change makes.
 import json
 import shutil
 
-import jax
 import numpy as np
 import parity_runs
 import pytest
 
-from benchmarks import parity
-from converters import mapping
-
 CASE = "yolov3_d53"
 MAPS = {f"{kind}_{level}" for kind in ("neck fpn", "map pred_map") for level in range(3)}
-
-
-@pytest.fixture
-def nudged(monkeypatch):
-    """Fills itself with (tensors, gradients as run, gradients of nudged inputs) of the case."""
-    found = {}
-
-    def run(case, detector, converted):
-        compute = parity.program(detector, with_gradients=True)
-        batch = case.batch()
-
-        def results(seed):
-            noise = np.random.default_rng(seed).standard_normal(batch.images.shape)
-            images = batch.images * (1 + 1e-6 * noise if seed else 1)
-            batch_of_seed = batch._replace(images=images.astype(np.float32))
-            return jax.device_get(compute(converted.params, converted.state, batch_of_seed))
-
-        whole, *others = (results(seed) for seed in range(4))
-        found["tensors"] = converted.tensors
-        found["gradients"], *found["nudged"] = (
-            mapping.reverse({"params": r.gradients}, converted.table) for r in (whole, *others)
-        )
-        return whole
-
-    monkeypatch.setattr(parity, "run", run)
-    return found
 
 
 @pytest.mark.slow

@@ -1,0 +1,96 @@
+"""RepPoints-50 is the reference's, by moments, by extreme points and by grids in boxes."""
+
+import json
+import shutil
+import types as python_types
+
+import numpy as np
+import parity_runs
+import pytest
+
+from benchmarks import parity_checks
+from converters import convert
+from converters import mapping
+from converters.tables import mmdet_reppoints
+
+CASES = {  # name -> (compared quantities, parameters that the reference trains)
+    "reppoints_moment_r50_fpn_gn": (458, 179),
+    "reppoints_minmax_r50_fpn_gn": (456, 178),
+    "reppoints_partial_minmax_r50_fpn_gn": (456, 178),
+}
+GRID = "reppoints_bbox_r50_grid_center_fpn_gn"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
+def test_the_shared_case_passes_in_full(name, shared_dir, capsys):
+    run = parity_runs.run(capsys, shared_dir / "parity", "--case", name)
+    assert run.status == 0, run.text
+    quantities, trained = CASES[name]
+    assert not run.missed and len(run.passed) == quantities
+    kinds = {line.split()[0] for line in run.passed}
+    assert kinds == {"neck", "map", "assignment", "targets", "loss", "gradient", "detections"}
+    for measure in ("norm", "dot"):
+        assert sum(line.startswith(f"gradient {measure}") for line in run.passed) == trained
+
+
+@pytest.mark.slow
+def test_the_shared_case_of_the_grid_passes_but_for_a_unit_on_its_kink(shared_dir, capsys, nudged):
+    """In float64 a unit behind the deformable convolution of the classes, on P5, is -1.6e-6.
+
+    Rounding of all that comes before it is as large, so that it opens in some programs and not in
+    others, and four gradients move by more than their tolerance.  Of the input as it is and three
+    that differ by one part in a million, some meet every recorded figure at once.
+    """
+    run = parity_runs.run(capsys, shared_dir / "parity", "--case", GRID)
+    others = [line for line in run.missed if not line.startswith(("gradient norm", "gradient dot"))]
+    assert not others, run.text
+    assert len(run.passed) + len(run.missed) == 456
+
+    info = json.loads((shared_dir / "parity" / f"{GRID}.json").read_text())
+    largest = max(info["grad_norms"].values())
+    missed = np.zeros(4, int)
+    for key, norm in info["grad_norms"].items():
+        weight, dot = nudged["tensors"][key], info["grad_dots"][key]
+        runs = [
+            parity_checks.gradient(key, gradients[key], weight, norm, dot, largest)
+            for gradients in (nudged["gradients"], *nudged["nudged"])
+        ]
+        missed += [sum(not line.passed for line in lines) for lines in runs]
+    assert missed[0] <= 8 and missed.min() == 0, missed  # of 356
+
+
+@pytest.mark.slow
+def test_another_box_of_the_points_is_noticed(shared_dir, capsys, tmp_path):
+    """Without gradients, which take most of the time to compile."""
+    name = "reppoints_minmax_r50_fpn_gn"
+    info = json.loads((shared_dir / "parity" / f"{name}.json").read_text())
+    info.update(grad_norms={}, grad_dots={})
+    info["model_cfg"]["bbox_head"]["transform_method"] = "partial_minmax"
+    (tmp_path / f"{name}.json").write_text(json.dumps(info))
+    shutil.copy(shared_dir / "parity" / f"{name}.npz", tmp_path)
+    run = parity_runs.run(capsys, tmp_path)
+    assert run.status == 1
+    touched = {"map bbox_out_refine_0", "loss loss_pts_init", "loss loss_pts_refine"}
+    assert touched | {"detections boxes"} <= set(run.missed)
+    same = ("neck", "map cls_out", "map train_", "assignment train_assign.bbox_head.init")
+    assert not any(line.startswith(same) for line in run.missed if "get_targets" not in line)
+
+
+@pytest.mark.parametrize("form", [dict(), dict(norm="none", transform="minmax")])
+def test_the_table_fills_every_leaf_and_runs_backwards(form):
+    model = dict(depth=18, backbone_width=8, neck_width=32, head_width=32, point_width=8, **form)
+    shapes = convert.target_shapes(python_types.SimpleNamespace(detector="reppoints", model=model))
+    rng = np.random.default_rng(0)
+    leaves = {path: rng.normal(size=shape).astype(np.float32) for path, shape in shapes.items()}
+    table = mmdet_reppoints.table(bgr=True)
+    tensors = mapping.reverse(mapping.nest(leaves), table)
+    assert tensors["bbox_head.reppoints_cls_conv.weight"].shape == (8, 32, 3, 3)
+    tree, _ = mapping.convert(tensors, table, shapes)
+    back = mapping.flatten(tree)
+    assert back.keys() == leaves.keys()
+    for path, value in leaves.items():
+        np.testing.assert_array_equal(back[path], value)
+    tree, _ = mapping.convert(tensors, table, shapes, reset_classes=True)
+    anew = leaves.keys() - mapping.flatten(tree).keys()
+    assert anew == {"params/head/cls_logits/kernel", "params/head/cls_logits/bias"}
