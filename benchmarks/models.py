@@ -193,9 +193,13 @@ def write_darknet(name: str, folder: pathlib.Path) -> None:
 
     network = darknet_networks.resolve(name)
     rng = np.random.default_rng(0)
+    shapes = darknet.tensor_shapes(network)
+    # Activations of order one: values that overflow or vanish would change the speed.
     tensors = {
-        key: np.abs(rng.normal(0.02, 0.02, shape)).astype(np.float32)
-        for key, shape in darknet.tensor_shapes(network).items()
+        key: np.ones(shape, np.float32)
+        if key.endswith((".scale", ".var"))
+        else rng.normal(0, 1 / np.sqrt(np.prod(shape[1:])), shape).astype(np.float32)
+        for key, shape in shapes.items()
     }
     header = darknet.Header()
     darknet.write(folder / "net.weights", network, darknet.Weights(header, tensors))
