@@ -86,10 +86,10 @@ def main(arguments: Sequence[str]) -> None:
         peer = MODELS[name].peer
         rows[name]["peer"] = measure_peer(peer, rows[name], args) if peer else None
         print(line(name, rows[name]), flush=True)
-    if args.output:
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        result = {"machine": machine.describe(), "batch": args.batch, "models": rows}
-        args.output.write_text(json.dumps(result, indent=1) + "\n")
+        if args.output:  # after each, as all of them take long
+            result = {"machine": machine.describe(), "batch": args.batch, "models": rows}
+            args.output.parent.mkdir(parents=True, exist_ok=True)
+            args.output.write_text(json.dumps(result, indent=1) + "\n")
 
 
 def choose(wanted: Sequence[str]) -> list[str]:
