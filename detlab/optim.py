@@ -1,7 +1,11 @@
-"""Optimizers from a config: schedule, clipping, weight decay and frozen leaves, in optax."""
+"""Optimizers from a config: schedules, clipping, weight decay and frozen leaves, in optax.
+
+There are three kinds of parameters besides the frozen ones, each by regexes of its paths: those
+that decay, those of `no_decay`, and the biases, whose learning rate may warm up by itself.
+"""
 
 import re
-from typing import Any, NamedTuple, Sequence
+from typing import Any, Mapping, NamedTuple, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -12,11 +16,12 @@ from detlab import errors
 
 
 class Optimizer(NamedTuple):
-    """The transformation, the schedule that it follows, and a tree of "train" or "frozen"."""
+    """The transformation, the schedules that it follows, and a tree of "train" or "frozen"."""
 
     transform: optax.GradientTransformation
     schedule: optax.Schedule
     labels: Any
+    warmups: Mapping[str, optax.Schedule] = {}  # of what else changes, by its name in the log
 
 
 def build(
@@ -30,8 +35,8 @@ def build(
     """The optimizer of `config.optim`.
 
     Args:
-      optim: the config's block; its `freeze` and `no_decay` are regexes of whole paths that start
-        with the collection, `params/...`, as everywhere.
+      optim: the config's block; its `freeze`, `no_decay` and `biases` are regexes of whole paths
+        that start with the collection, `params/...`, as everywhere.
       params: the parameters, for the masks.
       total_steps: length of the run in updates.
       batch_size: images of one update; `lr` is scaled by it over `lr_batch_size`.
@@ -47,34 +52,65 @@ def build(
     if "train" not in jax.tree.leaves(labels):
         raise errors.UserError("config.optim.freeze matches every parameter, nothing is trained.")
     schedule = learning_rate(optim, total_steps, batch_size, steps_per_unit)
-    decayed = traverse_util.path_aware_map(
-        lambda path, _: not _matches("/".join(("params", *path)), optim.no_decay), params
-    )
-    steps = []
+    decayed = jax.tree.map(lambda there: not there, _mask(params, optim.no_decay))
+    steps, warmups = [], {}
     if optim.clip_norm:
         steps.append(optax.clip_by_global_norm(optim.clip_norm))
     if optim.name == "sgd":
         # Weight decay enters before the momentum, as in PyTorch.
         steps.append(optax.add_decayed_weights(optim.weight_decay, decayed))
-        steps.append(optax.trace(optim.momentum, nesterov=optim.nesterov))
+        if optim.warmup_momentum:
+            constant = optax.constant_schedule(optim.momentum)
+            warmups["momentum"] = _warmed_up(optim, optim.warmup_momentum, constant)
+            trace = optax.inject_hyperparams(optax.trace, static_args="nesterov")
+            steps.append(trace(warmups["momentum"], nesterov=optim.nesterov))
+        else:
+            steps.append(optax.trace(optim.momentum, nesterov=optim.nesterov))
     elif optim.name == "adamw":
         steps.append(optax.scale_by_adam(b1=optim.momentum))
         steps.append(optax.add_decayed_weights(optim.weight_decay, decayed))
     else:
         raise errors.UserError(f"config.optim.name is {optim.name!r}: sgd or adamw.")
-    steps.append(optax.scale_by_learning_rate(schedule))
+    if optim.warmup_bias_lr:
+        _check_patterns(params, "biases", optim.biases)
+        settled = _settled_rate(optim, total_steps, batch_size, steps_per_unit)
+        warmups["lr_biases"] = _warmed_up(optim, optim.warmup_bias_lr, settled)
+        rates = {
+            "bias": optax.scale_by_learning_rate(warmups["lr_biases"]),
+            "other": optax.scale_by_learning_rate(schedule),
+        }
+        of_which = {True: "bias", False: "other"}.get
+        steps.append(optax.partition(rates, jax.tree.map(of_which, _mask(params, optim.biases))))
+    else:
+        steps.append(optax.scale_by_learning_rate(schedule))
     # Frozen leaves leave before the clipping norm and the weight decay see them.
     transform = optax.partition(
         {"train": optax.chain(*steps), "frozen": optax.set_to_zero()}, labels
     )
-    return Optimizer(transform, schedule, labels)
+    return Optimizer(transform, schedule, labels, warmups)
 
 
 def learning_rate(optim, total_steps: int, batch_size: int, steps_per_unit: int) -> optax.Schedule:
-    """Step -> learning rate: warm-up, then steps or a half cosine.
+    """Step -> learning rate: warm-up, then steps, a half cosine or a straight line.
 
     Warm-up multiplies what the schedule gives, as in mmdetection; it is linear there, and a fourth
-    power in darknet's `burn_in`.  The cosine is SGDR's (arXiv:1608.03983, eq. 5) without restarts.
+    power in darknet's `burn_in`.
+    """
+    settled = _settled_rate(optim, total_steps, batch_size, steps_per_unit)
+
+    def schedule(step):
+        step = jnp.asarray(step, jnp.float32)
+        factor = optim.warmup_factor + (1 - optim.warmup_factor) * _warmth(optim, step)
+        return settled(step) * jnp.where(step < optim.warmup_steps, factor, 1.0)
+
+    return schedule
+
+
+def _settled_rate(optim, total_steps, batch_size, steps_per_unit) -> optax.Schedule:
+    """The learning rate without its warm-up.
+
+    The cosine is SGDR's (arXiv:1608.03983, eq. 5) without restarts.  In YOLOv5 cosine and line fall
+    from the first step on (`decay_from="start"`), once an epoch there and with every step here.
     """
     scale = batch_size / optim.lr_batch_size if optim.lr_batch_size else 1.0
     peak = optim.lr * scale
@@ -84,36 +120,66 @@ def learning_rate(optim, total_steps: int, batch_size: int, steps_per_unit: int)
             f"config.optim.warmup_steps is {warmup}, but the run has {total_steps} steps:"
             " shorten the warm-up or train longer."
         )
+    first = 0 if optim.decay_from == "start" else warmup
+
+    def progress(step):
+        return jnp.clip((step - first) / max(total_steps - first, 1), 0.0, 1.0)
+
     if optim.schedule == "step":
         milestones = jnp.array([m * steps_per_unit for m in optim.milestones])
 
-        def after(step):
+        def settled(step):
             return peak * optim.milestone_factor ** (step >= milestones).sum()
 
     elif optim.schedule == "cosine":
 
-        def after(step):
-            progress = jnp.clip((step - warmup) / max(total_steps - warmup, 1), 0.0, 1.0)
-            low = optim.final_factor
-            return peak * (low + (1 - low) * 0.5 * (1 + jnp.cos(jnp.pi * progress)))
+        def settled(step):
+            left = 0.5 * (1 + jnp.cos(jnp.pi * progress(step)))
+            return peak * (optim.final_factor + (1 - optim.final_factor) * left)
+
+    elif optim.schedule == "linear":
+
+        def settled(step):
+            left = 1 - progress(step)
+            return peak * (optim.final_factor + (1 - optim.final_factor) * left)
 
     elif optim.schedule == "constant":
 
-        def after(step):
+        def settled(step):
             return jnp.full((), peak)
 
     else:
         raise errors.UserError(
-            f"config.optim.schedule is {optim.schedule!r}: step, cosine or constant."
+            f"config.optim.schedule is {optim.schedule!r}: step, cosine, linear or constant."
         )
+
+    return settled
+
+
+def _warmed_up(optim, first: float, settled: optax.Schedule) -> optax.Schedule:
+    """From the number `first` at step 0 to what `settled` gives from the end of the warm-up on.
+
+    YOLOv5's `np.interp(step, [0, warmup_steps], [first, settled])`.
+    """
 
     def schedule(step):
         step = jnp.asarray(step, jnp.float32)
-        progress = (step / max(warmup, 1)) ** optim.warmup_power
-        factor = optim.warmup_factor + (1 - optim.warmup_factor) * progress
-        return after(step) * jnp.where(step < warmup, factor, 1.0)
+        warm = first + (settled(step) - first) * _warmth(optim, step)
+        return jnp.where(step < optim.warmup_steps, warm, settled(step))
 
     return schedule
+
+
+def _warmth(optim, step: jax.Array) -> jax.Array:
+    """0 at step 0, 1 at the end of the warm-up."""
+    return (step / max(optim.warmup_steps, 1)) ** optim.warmup_power
+
+
+def _mask(params: Any, patterns: Sequence[str]) -> Any:
+    """A tree like `params`: whether a regex matches `params/...`."""
+    return traverse_util.path_aware_map(
+        lambda path, _: _matches("/".join(("params", *path)), patterns), params
+    )
 
 
 def path_labels(params: Any, frozen: Sequence[str]) -> Any:

@@ -36,7 +36,8 @@ def make(detector: detector_lib.Detector, optimizer: optim.Optimizer, config) ->
     """(TrainState, Batch) -> (TrainState, metrics), to be compiled.
 
     The metrics are float32 scalars: `loss`, its terms `loss/*`, what else the detector reports,
-    the norms of gradients and of trained parameters after the update, and `lr`.
+    the norms of gradients and of trained parameters after the update, `lr`, and `momentum` and
+    `lr_biases` where these warm up.
 
     With `config.train.accumulate` = k the batch is worked through in k parts, see `accumulated`;
     it stays one update, with one step of schedule, optimizer and averages.
@@ -55,6 +56,7 @@ def make(detector: detector_lib.Detector, optimizer: optim.Optimizer, config) ->
             "grad_norm": optax.tree.norm(trained_leaves(grads)),
             "param_norm": optax.tree.norm(trained_leaves(params)),
             "lr": optimizer.schedule(state.step),
+            **{name: warmup(state.step) for name, warmup in optimizer.warmups.items()},
         }
         step, ema = state.step + 1, None
         if state.ema is not None:

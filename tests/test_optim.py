@@ -7,10 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import traverse_util
 from ml_collections import ConfigDict
 
+from detlab import checkpoint
 from detlab import errors
 from detlab import optim
+from detlab import types
 
 # A float32 step for each operation; the references run in float64.
 CLOSE = dict(rtol=1e-5, atol=1e-7)
@@ -34,7 +37,11 @@ def block(**changes):
         warmup_steps=0,
         warmup_factor=0.001,
         warmup_power=1.0,
+        warmup_momentum=0.0,
+        warmup_bias_lr=0.0,
+        biases=("params/.*/bias",),
         final_factor=0.0,
+        decay_from="warmup",
     )
     assert changes.keys() <= values.keys()
     return ConfigDict(values | changes)
@@ -105,6 +112,8 @@ def rates(total_steps=100, batch_size=16, steps_per_unit=1, at=(), **changes):
         ("step", {0: 0.02, 1: 0.04, 3: 0.08, 4: 0.1, 7: 0.1, 8: 0.01, 11: 0.01, 12: 0.001}),
         # 0.1 + 0.9 (1 + cos x) / 2 of the rate at x = 0, 60, 90, 120, 180 degrees.
         ("cosine", {0: 0.02, 1: 0.04, 3: 0.08, 4: 0.1, 8: 0.0775, 10: 0.055, 12: 0.0325, 16: 0.01}),
+        # 1 - 0.9 of the way.
+        ("linear", {0: 0.02, 1: 0.04, 3: 0.08, 4: 0.1, 8: 0.07, 10: 0.055, 12: 0.04, 16: 0.01}),
     ],
 )
 def test_schedules_equal_a_table(schedule, expected):
@@ -147,6 +156,28 @@ def test_cosine_falls_from_the_end_of_warm_up_to_the_final_factor():
     np.testing.assert_allclose(found, 0.1 * np.array(expected), rtol=1e-5)
 
 
+@pytest.mark.parametrize("schedule, release", [("cosine", "3.0"), ("linear", "7.0")])
+def test_decay_from_the_start_is_yolov5s(schedule, release):
+    """Its `lf(x)` of the part x of the run, times np.interp over the warm-up from 0."""
+    steps, warmup, low = np.array([0, 3, 10, 55, 110, 200]), 10, 0.2
+    found = rates(
+        total_steps=110,
+        at=steps,
+        schedule=schedule,
+        warmup_steps=warmup,
+        warmup_factor=0.0,
+        final_factor=low,
+        decay_from="start",
+    )
+    x = np.minimum(steps / 110, 1)
+    lf = {
+        "3.0": ((1 + np.cos(x * np.pi)) / 2) * (1 - low) + low,
+        "7.0": (1 - x) * (1 - low) + low,
+    }[release]
+    expected = [np.interp(s, [0, warmup], [0, 0.1 * f]) for s, f in zip(steps, lf)]
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-9)
+
+
 def test_warm_up_is_linear_from_its_factor_and_ends_at_its_last_step():
     # lr * (1 - (1 - step / 4) (1 - 0.2)): 0.2, 0.4, 0.6, 0.8 of the rate, then the rate.
     found = rates(at=(0, 1, 2, 3, 4, 5), warmup_steps=4, warmup_factor=0.2)
@@ -177,7 +208,7 @@ def test_rate_is_taken_as_it_is_without_a_reference_batch():
     np.testing.assert_allclose(rates(batch_size=3, at=(0,)), [0.1], rtol=1e-6)
 
 
-@pytest.mark.parametrize("schedule", ["step", "cosine", "constant"])
+@pytest.mark.parametrize("schedule", ["step", "cosine", "linear", "constant"])
 def test_schedules_are_float32_under_jit(schedule):
     function = optim.learning_rate(
         block(schedule=schedule, milestones=(3,), warmup_steps=2), 10, 4, 1
@@ -212,6 +243,144 @@ def test_sgd_equals_pytorchs(nesterov):
             direction = jax.tree.map(lambda g, b: g + 0.9 * b, gradient, buffer)
         params = jax.tree.map(lambda p, d, lr=lr: p - lr * d, params, direction)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **CLOSE), result, params)
+
+
+YOLOV5 = dict(
+    nesterov=True,
+    weight_decay=0.05,
+    no_decay=("params/.*/(bias|scale)",),
+    schedule="linear",
+    decay_from="start",
+    final_factor=0.01,
+    warmup_steps=8,
+    warmup_factor=0.0,
+    warmup_momentum=0.8,
+    warmup_bias_lr=0.3,
+    momentum=0.937,
+)
+
+
+def yolov5_params():
+    rng = np.random.default_rng(2)
+
+    def values(*shape):
+        return rng.standard_normal(shape).astype(np.float32)
+
+    return {
+        "stem": {"conv": {"kernel": values(3, 2)}, "norm": {"scale": values(2), "bias": values(2)}},
+        "head": {"kernel": values(2, 4), "bias": values(4)},
+        "fixed": {"kernel": values(2), "bias": values(3)},
+    }
+
+
+def simulate_pytorch(params, gradients, total_steps):
+    """torch.optim.SGD with the three groups of YOLOv5's train loop, all numbers set every step."""
+    groups = {  # decay and the rate at step 0 of: weights, scales of norms, biases of all
+        "kernel": (0.05, 0.0),
+        "scale": (0.0, 0.0),
+        "bias": (0.0, 0.3),
+    }
+    params = {path: np.float64(x) for path, x in flat(params).items()}
+    buffers, history = {}, []
+    for step, gradient in enumerate(gradients):
+        base = 0.1 * ((1 - step / total_steps) * (1 - 0.01) + 0.01)
+        momentum = np.interp(step, [0, 8], [0.8, 0.937])
+        for path, g in flat(gradient).items():
+            if path.startswith("fixed/"):
+                continue
+            decay, first = groups[path.split("/")[-1]]
+            lr = np.interp(step, [0, 8], [first, base])
+            g = g + decay * params[path]
+            buffers[path] = momentum * buffers[path] + g if path in buffers else g
+            params[path] = params[path] - lr * (g + momentum * buffers[path])
+        history.append(dict(params))
+    return history
+
+
+def flat(tree):
+    return traverse_util.flatten_dict(tree, sep="/")
+
+
+@pytest.fixture(scope="module")
+def yolov5_run():
+    """(optimizer, gradients, states and parameters after 0, 1, ... updates, step function)"""
+    built = optim.build(block(**YOLOV5), yolov5_params(), 20, 4, 1, frozen=("params/fixed/.*",))
+    rng = np.random.default_rng(3)
+    gradients = [
+        jax.tree.map(lambda x: rng.standard_normal(x.shape).astype(np.float32), yolov5_params())
+        for _ in range(20)
+    ]
+
+    @jax.jit
+    def step(params, state, gradient):
+        updates, state = built.transform.update(gradient, state, params)
+        return optax.apply_updates(params, updates), state
+
+    history = [(yolov5_params(), jax.jit(built.transform.init)(yolov5_params()))]
+    for gradient in gradients:
+        history.append(step(*history[-1], gradient))
+    return built, gradients, history, step
+
+
+def test_three_groups_with_warm_up_equal_pytorchs_sgd(yolov5_run):
+    _, gradients, history, _ = yolov5_run
+    expected = simulate_pytorch(yolov5_params(), gradients, total_steps=20)
+    for (params, _), there in zip(history[1:], expected, strict=True):
+        for path, value in flat(params).items():
+            # 20 updates of float32, of values up to about 5.
+            np.testing.assert_allclose(value, there[path], rtol=1e-5, atol=1e-5, err_msg=path)
+    start = flat(yolov5_params())
+    for path, value in flat(history[-1][0]).items():
+        assert (value == start[path]).all() == path.startswith("fixed/"), path
+
+
+def test_what_warms_up_is_logged_as_it_is_followed(yolov5_run):
+    built, gradients, history, _ = yolov5_run
+    assert set(built.warmups) == {"momentum", "lr_biases"}
+    steps = [0, 1, 4, 7, 8, 9, 19]
+    base = 0.1 * (0.99 * (1 - np.array(steps) / 20) + 0.01)
+    momenta = [float(built.warmups["momentum"](step)) for step in steps]
+    np.testing.assert_allclose(momenta, np.interp(steps, [0, 8], [0.8, 0.937]), rtol=1e-6)
+    biases = [float(built.warmups["lr_biases"](step)) for step in steps]
+    expected = [np.interp(s, [0, 8], [0.3, b]) for s, b in zip(steps, base)]
+    np.testing.assert_allclose(biases, expected, rtol=1e-5)
+    weights = [float(built.schedule(step)) for step in steps]
+    expected = [np.interp(s, [0, 8], [0.0, b]) for s, b in zip(steps, base)]
+    np.testing.assert_allclose(weights, expected, rtol=1e-5)
+    assert built.schedule(8) == built.warmups["lr_biases"](8)
+
+
+def test_a_resumed_run_is_bit_equal_in_the_middle_of_its_warm_up(yolov5_run, tmp_path):
+    _, gradients, history, step = yolov5_run
+    params, opt_state = history[5]
+    saved = types.TrainState(jnp.int32(5), jax.tree.map(jnp.asarray, params), {}, opt_state, None)
+    checkpoints = checkpoint.Checkpoints(tmp_path)
+    checkpoints.save(saved, {"config": {}})
+    checkpoints.wait()
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), saved)
+    restored = checkpoints.restore(shapes)
+    checkpoints.close()
+    params, opt_state = restored.params, restored.opt_state
+    for gradient in gradients[5:]:
+        params, opt_state = step(params, opt_state, gradient)
+    pairs = zip(jax.tree.leaves((params, opt_state)), jax.tree.leaves(history[-1]), strict=True)
+    for a, b in pairs:
+        assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
+
+
+def test_without_warm_up_of_its_own_nothing_more_is_kept():
+    plain = build(block(weight_decay=0.1))
+    assert plain.warmups == {}
+    assert len(jax.tree.leaves(plain.transform.init(example_params()))) == 3 + 1  # and the step
+
+
+def test_biases_may_warm_up_with_adamw():
+    settings = block(name="adamw", lr=0.01, warmup_steps=4, warmup_factor=0.0, warmup_bias_lr=0.05)
+    ones = [jax.tree.map(np.ones_like, example_params())]
+    (after,) = run(build(settings).transform, ones)
+    before = example_params()
+    np.testing.assert_array_equal(after["head"]["kernel"], before["head"]["kernel"])
+    np.testing.assert_allclose(before["head"]["bias"] - after["head"]["bias"], 0.05, rtol=1e-4)
 
 
 def test_adamw_equals_optax():
@@ -291,7 +460,14 @@ def test_the_schedule_of_the_result_is_the_one_that_updates_follow():
     "changes, sentence",
     [
         (dict(name="lion"), "config.optim.name is 'lion': sgd or adamw"),
-        (dict(schedule="linear"), "config.optim.schedule is 'linear': step, cosine or constant"),
+        (
+            dict(schedule="poly"),
+            "config.optim.schedule is 'poly': step, cosine, linear or constant",
+        ),
+        (
+            dict(warmup_bias_lr=0.1, warmup_steps=5, biases=("params/.*/offset",)),
+            "config.optim.biases: 'params/.*/offset' matches no parameter",
+        ),
         (dict(warmup_steps=10), "config.optim.warmup_steps is 10, but the run has 10 steps"),
         (dict(freeze=(".*",)), "config.optim.freeze matches every parameter"),
         (

@@ -167,6 +167,16 @@ def test_clipping_and_norms_leave_out_frozen_leaves():
     )
 
 
+def test_what_warms_up_is_among_the_metrics_of_its_step():
+    warm = dict(warmup_steps=4, warmup_factor=0.0, warmup_momentum=0.5, warmup_bias_lr=3.0)
+    config = settings(momentum=0.9, biases=("params/trained",), **warm)
+    _, metrics = run_toy(config, steps=2)  # of which these are the second's, a quarter on
+    np.testing.assert_allclose(metrics["momentum"], 0.6, rtol=1e-6)
+    np.testing.assert_allclose(metrics["lr_biases"], 2.5, rtol=1e-6)
+    np.testing.assert_allclose(metrics["lr"], 0.25, rtol=1e-6)
+    assert not {"momentum", "lr_biases"} & run_toy(settings())[1].keys()
+
+
 @pytest.mark.parametrize(
     "warmup, decays",
     [
