@@ -17,10 +17,12 @@ import pth_writer
 import pytest
 
 from converters import mapping
+from converters.readers import darknet
 from converters.readers import files
 from converters.tables import mmdet_retinanet
 from converters.tables import torchvision_resnet
 from detlab import config as config_lib
+from detlab import darknet_networks
 from detlab import detector as detector_lib
 from detlab.data import shapes
 from detlab.viz import boxes
@@ -76,14 +78,19 @@ def test_every_command_is_run_somewhere():
         *(only(RUN + "train", words) for words in DATA_COMMANDS),
         only(RUN + "train", "--dry_run"),
         only(RUN + "train", "path/to/VOCdevkit"),
-        *(only(CONVERT, words) for words in ("torchvision", "mmdet", "--inspect", "--reverse")),
+        *(only(CONVERT, words) for words in ("torchvision", "mmdet", "--inspect", REVERSE)),
+        *DARKNET_COMMANDS,
         only(RUN + "demo", "retinanet_coco"),
     ]
     assert sorted(commands()) == sorted(by_ci + needs_gpu + tested)
 
 
+REVERSE = "--reverse --input runs"
+DARKNET_COMMANDS = [c for c in commands() if "yolov4_tiny" in c]
 SHAPES_COMMANDS = [
-    c for c in commands() if c.startswith((RUN + "eval", RUN + "demo")) and "_coco" not in c
+    c
+    for c in commands()
+    if c.startswith((RUN + "eval", RUN + "demo")) and "_coco" not in c and "yolov4" not in c
 ]
 
 
@@ -182,9 +189,28 @@ def test_from_a_file_of_mmdetection_to_predictions_and_back(shared_dir, tmp_path
 
     output = run(only(CONVERT, "--inspect").replace("yolov5n.pt", "retinanet.pth"), tmp_path)
     assert "bbox_head.retina_cls.weight" in output
-    command = only(CONVERT, "--reverse").replace("runs/retinanet_voc", "weights/retinanet_coco")
+    command = only(CONVERT, REVERSE).replace("runs/retinanet_voc", "weights/retinanet_coco")
     run(command, tmp_path)
     assert set(files.read(tmp_path / "retinanet_voc.pth").tensors) == set(tensors)
+
+
+@pytest.mark.slow
+def test_darknets_weights_go_in_predict_and_come_out(tmp_path):
+    """Made-up values in a file of the published one's size."""
+    network = darknet_networks.resolve("yolov4-tiny")
+    rng = np.random.default_rng(0)
+    tensors = {
+        name: rng.uniform(0.01, 0.02, shape).astype(np.float32)
+        for name, shape in darknet.tensor_shapes(network).items()
+    }
+    file = tmp_path / "yolov4-tiny.weights"
+    darknet.write(file, network, darknet.Weights(darknet.Header(), tensors))
+    (tmp_path / "coco.names").write_text("".join(f"class {i}\n" for i in range(80)))
+    boxes.save(tmp_path / "photos" / "a.png", shapes.Shapes("val")[0]["image"])
+    for command in DARKNET_COMMANDS:
+        run(command, tmp_path)
+    assert (tmp_path / "found" / "a.png").exists()
+    assert (tmp_path / "back.weights").read_bytes() == file.read_bytes()
 
 
 def random_tensors(config_name: str, table: mapping.Table) -> dict[str, np.ndarray]:

@@ -105,6 +105,7 @@ def test_detections_are_sorted_and_padded_with_zeros(subject):
         assert not boxes[count:].any() and not scores[count:].any() and not labels[count:].any()
 
 
+@pytest.mark.slow
 def test_bfloat16_convolves_in_16_bits_and_gives_32(subject):
     """The program as the compiler gets it: XLA's CPU backend emulates 16 bits in 32."""
     low = subject.build(dtype="bfloat16")
