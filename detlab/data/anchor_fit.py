@@ -1,0 +1,184 @@
+"""Anchors that fit the objects of a data set, and how well anchors fit, as in YOLOv5.
+
+Reference: ultralytics' `autoanchor`: k-means of widths and heights, then random changes of which
+those that fit better are kept.  An anchor fits an object as well as the worse of its sides does:
+the similarity of two boxes is the least of w / w', w' / w, h / h' and h' / h, and YOLOv5 lets an
+anchor learn an object where it is above 1 / 4.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from detlab.data import loader
+
+LEAST = 2.0  # px: no side of an anchor is smaller; objects with both sides smaller do not count
+_STARTS = 5  # of k-means, of which the best counts
+_ROUNDS = 30  # of each at most
+_MUTATED = 0.9  # probability that a number changes in a generation
+_SIGMA = 0.1  # of the change, relative
+_CHANGE = (0.3, 3.0)  # factor, at least and at most
+
+
+class Fit(NamedTuple):
+    """How well anchors fit objects."""
+
+    best_recall: float  # part of the objects that any anchor may learn: the best possible recall
+    anchors_per_object: float  # that may learn it, on the average
+    fitness: float  # mean similarity with the best anchor, 0 for objects that none may learn
+
+
+def object_sizes(source, canvases, resize="fit"):
+    """[n, 2] float64 width, height px of the objects to learn on the canvas of their image.
+
+    Reads annotations only.  Objects without an area are left out.
+
+    Args:
+      source: any source.
+      canvases: (height, width) px; each image goes to the one that suits it.
+      resize: as in `loader.train_batches`.
+    Raises:
+      DataError: the source has no images.
+      ValueError: `resize` is unknown.
+    """
+    loader.resizer(resize, 0)  # refuses what is unknown
+    sizes = loader.source_sizes(source)
+    found = [np.zeros((0, 2))]
+    for canvas, group in zip(canvases, loader.group_by_canvas(sizes, canvases), strict=True):
+        for i in group.tolist():
+            annotation = source.annotation(i)
+            boxes = annotation["boxes"][~annotation["ignore"]].astype(np.float64)
+            found.append((boxes[:, 2:] - boxes[:, :2]) * _scale(sizes[i], canvas, resize))
+    found = np.concatenate(found)
+    return found[(found > 0).all(axis=1)]
+
+
+def _scale(size, canvas, resize):
+    """[2] factors of width and height that bring an image onto its canvas."""
+    ratios = np.array(canvas) / size
+    if resize == "stretch":
+        return ratios[::-1]
+    if resize in ("fit", "letterbox"):
+        return np.full(2, ratios.min())
+    long, short = resize
+    return np.full(2, min(*ratios, long / size.max(), short / size.min()))
+
+
+def check(sizes, anchors, ratio=4.0):
+    """How well anchors [k, 2] fit objects [n, 2], both width and height in px: a `Fit`.
+
+    Args:
+      ratio: of sides, up to which an anchor may learn an object; 4 in YOLOv5.
+    Raises:
+      ValueError: there are no objects or no anchors, or a side is not above 0.
+    """
+    objects, anchors = _logs("object", sizes), _logs("anchor", anchors)
+    distances = np.stack([_distance(objects, anchor) for anchor in anchors])  # [k, n]
+    best = distances.min(axis=0)
+    near = np.log(ratio)
+    return Fit(
+        best_recall=float((best < near).mean()),
+        anchors_per_object=float((distances < near).sum(axis=0).mean()),
+        fitness=_fitness(best, near),
+    )
+
+
+def fit(sizes, num_anchors, rng, ratio=4.0, generations=1000):
+    """[k, 2] float64 anchors for objects [n, 2], by area: k-means, then `generations` of changes.
+
+    The same for the same generator; its fitness is never below that of `k_means`.
+
+    Raises:
+      ValueError: see `check`, or there are fewer objects than anchors.
+    """
+    _logs("object", sizes)
+    sizes = np.asarray(sizes, np.float64)
+    sizes = sizes[(sizes >= LEAST).any(axis=1)]
+    if len(sizes) < num_anchors:
+        raise ValueError(
+            f"{len(sizes)} objects are {LEAST:g} px or larger, too few for {num_anchors} anchors"
+        )
+    anchors = np.maximum(k_means(sizes, num_anchors, rng), LEAST)
+    objects, near = _logs("object", sizes), np.log(ratio)
+
+    def fitness(anchors):
+        best = np.full(len(objects), np.inf, np.float32)
+        for anchor in np.log(anchors).astype(np.float32):
+            np.minimum(best, _distance(objects, anchor), out=best)
+        return _fitness(best, near)
+
+    best = fitness(anchors)
+    for _ in range(generations):
+        factors = np.ones_like(anchors)
+        while (factors == 1).all():
+            changed = rng.random(anchors.shape) < _MUTATED
+            normal = rng.standard_normal(anchors.shape)
+            factors = np.clip(1 + changed * rng.random() * normal * _SIGMA, *_CHANGE)
+        candidate = np.maximum(anchors * factors, LEAST)
+        found = fitness(candidate)
+        if found > best:
+            anchors, best = candidate, found
+    return anchors[np.argsort(anchors.prod(axis=1))]
+
+
+def k_means(sizes, num_anchors, rng):
+    """[k, 2] centres of objects [n, 2], of which each width and height counts in its deviation.
+
+    Lloyd's rounds from k-means++ starts (Arthur and Vassilvitskii, 2007): the best of several.
+    """
+    spread = sizes.std(axis=0)
+    spread = np.where(spread > 0, spread, 1)
+    points = sizes / spread
+    runs = [_lloyd(points, _spread_out(points, num_anchors, rng)) for _ in range(_STARTS)]
+    centres, _ = min(runs, key=lambda run: run[1])
+    return centres * spread
+
+
+def _spread_out(points, count, rng):
+    """Points of `points`, each drawn in proportion to its squared distance from those before."""
+    centres = [points[rng.integers(len(points))]]
+    distance = ((points - centres[0]) ** 2).sum(axis=1)
+    while len(centres) < count:
+        total = distance.sum()
+        chances = distance / total if total > 0 else None  # all points are taken: any will do
+        centres.append(points[rng.choice(len(points), p=chances)])
+        distance = np.minimum(distance, ((points - centres[-1]) ** 2).sum(axis=1))
+    return np.array(centres)
+
+
+def _lloyd(points, centres):
+    """(centres, mean squared distance of the points from the nearest)"""
+    nearest = None
+    for _ in range(_ROUNDS):
+        squares = np.stack([((points - centre) ** 2).sum(axis=1) for centre in centres])  # [k, n]
+        before, nearest = nearest, squares.argmin(axis=0)
+        if before is not None and (nearest == before).all():
+            break
+        counts = np.bincount(nearest, minlength=len(centres))
+        sums = np.stack(
+            [np.bincount(nearest, points[:, axis], len(centres)) for axis in (0, 1)], axis=1
+        )
+        # A centre without points stays where it is.
+        centres = np.where(counts[:, None] > 0, sums / np.maximum(counts, 1)[:, None], centres)
+    return centres, squares.min(axis=0).mean()
+
+
+def _logs(what, sizes):
+    """[n, 2] float32 logarithms, in which similarity is the distance of the worse side."""
+    sizes = np.asarray(sizes, np.float64).reshape(-1, 2)
+    if not len(sizes):
+        raise ValueError(f"there are no {what}s")
+    if not (sizes > 0).all() or not np.isfinite(sizes).all():
+        bad = sizes[~((sizes > 0) & np.isfinite(sizes)).all(axis=1)][0]
+        raise ValueError(f"an {what} has the size {bad[0]:g} x {bad[1]:g} px; it must be above 0")
+    return np.log(sizes).astype(np.float32)
+
+
+def _distance(objects, anchor):
+    """[n] logarithm of one over the similarity of an anchor with each object."""
+    return np.abs(objects - anchor).max(axis=1)
+
+
+def _fitness(best, near):
+    """The fitness of anchors from the distance of each object to its nearest."""
+    return float(np.where(best < near, np.exp(-best), 0).mean(dtype=np.float64))

@@ -1,0 +1,1 @@
+"""Programs that look at data and detectors: `python -m detlab.tools.<name>`."""

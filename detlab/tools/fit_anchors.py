@@ -1,0 +1,109 @@
+"""Fits the anchors of an experiment's detector to the objects of its training data.
+
+    python -m detlab.tools.fit_anchors --config experiments/yolov5_voc.py --output anchors.json
+
+Prints how well the detector's own anchors and the fitted ones suit the objects, and the fitted ones
+as a value for the config, or as a line for a darknet cfg.  Objects are measured on the canvases of
+the config.
+"""
+
+import argparse
+import json
+import pathlib
+
+import numpy as np
+
+from detlab import checks
+from detlab import config as config_lib
+from detlab import darknet_networks
+from detlab import detector as detector_lib
+from detlab import errors
+from detlab import programs
+from detlab.data import anchor_fit
+
+
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m detlab.tools.fit_anchors",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--config",
+        required=True,
+        help="path of a config or name of a shipped experiment, `:variant` appended",
+    )
+    parser.add_argument("--anchors", type=int, help="number of all; by default as many as now")
+    parser.add_argument("--ratio", type=float, help="of sides, by default the detector's, or 4")
+    parser.add_argument("--generations", type=int, default=1000, help="of changes after k-means")
+    parser.add_argument("--output", type=pathlib.Path, help="JSON with the anchors and figures")
+    args, overrides = config_lib.parse(arguments, parser)
+    config = config_lib.load(args.config, overrides)
+    checks.check_config(config)
+    now, levels = current(config)
+    count = len(now) if args.anchors is None else args.anchors
+    ratio = args.ratio or detector_lib.field(config, "anchor_ratio") or 4.0
+    if count < 1 or count % (levels or 1):
+        raise errors.UserError(
+            f"--anchors is {count}; it must be a multiple of the {levels} levels of the detector."
+        )
+    if ratio <= 1 or args.generations < 0:
+        raise errors.UserError("--ratio must be above 1, and --generations at least 0.")
+
+    source = programs.open_source(config, "train")
+    sizes = anchor_fit.object_sizes(source, config.data.canvases, programs.resize_rule(config.data))
+    try:
+        fitted = anchor_fit.fit(
+            sizes, count, np.random.default_rng(config.seed), ratio, args.generations
+        )
+    except ValueError as error:
+        raise errors.UserError(f"train data: {error}.") from error
+    fitted = np.round(fitted, 1)  # as they are printed
+    width, height = np.median(sizes, axis=0)
+    print(f"{len(sizes)} objects in {len(source)} images, median {width:.0f} x {height:.0f} px")
+    before, after = (anchor_fit.check(sizes, anchors, ratio) for anchors in (now, fitted))
+    for name, quality in (("now", before), ("fitted", after)):
+        print(
+            f"{name + ':':8} best possible recall {quality.best_recall:.4f}, "
+            f"{quality.anchors_per_object:.2f} anchors an object, fitness {quality.fitness:.4f}"
+        )
+    print(as_config(fitted, levels))
+    if args.output:
+        result = {
+            "anchors": fitted.tolist(),
+            "ratio": ratio,
+            "objects": len(sizes),
+            "now": before._asdict(),
+            "fitted": after._asdict(),
+        }
+        programs.write_text(args.output, json.dumps(result, indent=1) + "\n")
+        print(f"written to {args.output}")
+
+
+def current(config) -> tuple[np.ndarray, int | None]:
+    """The detector's anchors [k, 2] width, height px; the number of its levels, None for a cfg."""
+    anchors = detector_lib.field(config, "anchor_sizes")
+    if anchors is not None:
+        return np.array([size for level in anchors for size in level], float), len(anchors)
+    cfg = detector_lib.field(config, "cfg")
+    if cfg is None:
+        raise errors.UserError(
+            f"detector {config.detector} has no anchors of given sizes; detectors with the field"
+            " anchor_sizes or cfg have, such as yolov3, yolov5 and darknet."
+        )
+    network = darknet_networks.resolve(cfg)
+    head = network.layers[darknet_networks.heads(network)[0]]
+    return np.array(head.anchors, float), None
+
+
+def as_config(anchors: np.ndarray, levels: int | None) -> str:
+    """What to write into a config, finest level first, or into each [yolo] section of a cfg."""
+    if levels is None:
+        pairs = ",  ".join(f"{w:g},{h:g}" for w, h in anchors)
+        return f"for each [yolo] section of the cfg:\nanchors = {pairs}"
+    value = tuple(tuple(map(tuple, level)) for level in anchors.reshape(levels, -1, 2).tolist())
+    return f'--config.model.anchor_sizes="{value}"'
+
+
+if __name__ == "__main__":
+    errors.run_main(main)
