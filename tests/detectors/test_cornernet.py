@@ -157,7 +157,7 @@ def test_the_mirror_image_adds_its_pairs_where_they_lie_in_the_image():
 
 
 @pytest.mark.slow
-def test_overfitting_one_batch_lowers_the_loss_and_finds_its_objects(detector):
+def test_overfitting_one_batch_lowers_the_loss(detector):
     batch = tiny.make_batch()
     variables = tiny.jit(detector.init)(KEY, batch.images[:1])
     optimizer = optax.adam(3e-3)
