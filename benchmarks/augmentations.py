@@ -3,8 +3,9 @@
     python -m benchmarks.augmentations --output DIR [--images FOLDER --annotations COCO_JSON]
 
 Each transform gets a sheet of one picture under several seeds, as the training stream gives it, and
-`augmentations.jpg` has a row for each.  Without --images the picture is one of the shapes; this
-made the picture of docs/data.md, with --image 3.
+`augmentations.jpg` has a row for each.  What is made of several pictures takes those that follow it
+in the source too.  Without --images the picture is one of the shapes; this made the picture of
+docs/data.md, with --image 3.
 """
 
 import argparse
@@ -22,9 +23,12 @@ CANVAS = (300, 400)  # height, width px
 PAD_VALUE = (124, 116, 104)
 CELL = (120, 160)  # height, width px of the pictures in the sheet of all
 IN_ALL = 5  # pictures of a transform there
+TOGETHER = 12  # pictures of which mosaics and mixup are made
 
 OFF = loader.Augment()
 SSD = OFF._replace(photometric=1.0, expand=0.5, crop="min_iou")
+TURNED = OFF._replace(affine=1.0, affine_degrees=30.0, affine_scale=0.3, affine_shear=10.0)
+YOLOV5 = OFF._replace(mosaic=1.0, affine=1.0, hsv=1.0)
 SHEETS = {  # name: what differs from a stream without anything random
     "fit": {},
     "letterbox": dict(resize="letterbox"),
@@ -36,28 +40,53 @@ SHEETS = {  # name: what differs from a stream without anything random
     "expand": dict(augment=OFF._replace(expand=1.0)),
     "random crop": dict(augment=OFF._replace(crop="random")),
     "min-IoU crop": dict(augment=OFF._replace(crop="min_iou")),
+    "jitter": dict(augment=OFF._replace(crop="jitter"), resize="stretch"),
+    "affine": dict(augment=OFF._replace(affine=1.0), resize="letterbox"),
+    "affine, turned": dict(augment=TURNED, resize="letterbox"),
+    "perspective": dict(
+        augment=OFF._replace(
+            affine=1.0, affine_scale=0.0, affine_translate=0.0, affine_perspective=2e-3
+        ),
+        resize="letterbox",
+    ),
+    "hsv, yolov5": dict(augment=OFF._replace(hsv=1.0)),
+    "hsv, darknet": dict(
+        augment=OFF._replace(hsv=1.0, hsv_form="darknet", hsv_gains=(0.1, 1.5, 1.5))
+    ),
     "cut-out": dict(augment=OFF._replace(cutout=1.0)),
+    "mosaic of 4": dict(augment=OFF._replace(mosaic=1.0), resize="letterbox"),
+    "mosaic of 9": dict(augment=YOLOV5._replace(mosaic_nine=1.0, hsv=0.0), resize="letterbox"),
+    "mixup": dict(augment=OFF._replace(mixup=1.0, mixup_beta=8.0), resize="letterbox"),
     "as SSD": dict(augment=SSD, resize="stretch", flip_horizontal=0.5),
     "all in letterbox": dict(
         augment=SSD._replace(cutout=1.0), resize="letterbox", flip_horizontal=0.5
     ),
+    "as YOLOv5": dict(augment=YOLOV5, resize="letterbox", flip_horizontal=0.5),
+    "YOLOv5, all on": dict(
+        augment=YOLOV5._replace(
+            affine_degrees=10.0, affine_shear=5.0, affine_perspective=3e-4, mixup=0.3
+        ),
+        resize="letterbox",
+        flip_horizontal=0.5,
+        flip_vertical=0.5,
+    ),
 }
 
 
-class Single:
-    """A source of one record."""
+class Some:
+    """A source of a few records."""
 
-    def __init__(self, record):
-        self._record = record
+    def __init__(self, records):
+        self._records = records
 
     def __len__(self):
-        return 1
+        return len(self._records)
 
     def __getitem__(self, i):
-        return self._record
+        return self._records[i]
 
     def size(self, i):
-        return self._record["image"].shape[:2]
+        return self._records[i]["image"].shape[:2]
 
 
 def main(arguments=None) -> None:
@@ -77,11 +106,15 @@ def main(arguments=None) -> None:
     else:
         source = coco.Coco(args.images, args.annotations)
 
+    following = [(args.image + k) % len(source) for k in range(min(TOGETHER, len(source)))]
+    records = [source[i] for i in following]
     rows = []
     for name, changes in SHEETS.items():
-        pictures = draw_stream(Single(source[args.image]), source.class_names, args.seeds, changes)
+        augment = changes.get("augment", OFF)
+        shown = Some(records if augment.mosaic or augment.mixup else records[:1])
+        pictures = draw_stream(shown, source.class_names, args.seeds, changes)
         sheet = draw_lib.contact_sheet(pictures, columns=4, cell=(480, 640))
-        draw_lib.save(args.output / f"{name.replace(' ', '_')}.png", sheet)
+        draw_lib.save(args.output / f"{name.replace(',', '').replace(' ', '_')}.png", sheet)
         rows += [heading(name), *pictures[:IN_ALL]]
     combined = draw_lib.contact_sheet(rows, columns=1 + IN_ALL, cell=CELL)
     # A picture of a page, not to measure anything on: a third of the bytes of OpenCV's 95.
@@ -91,7 +124,7 @@ def main(arguments=None) -> None:
 
 
 def draw_stream(source, class_names, count, changes):
-    """Pictures of one batch of the training stream: the source's record with `count` seeds."""
+    """Pictures of one batch of the training stream: `count` seeds, of the source's records."""
     arguments = dict(
         batch_size=count,
         canvases=(CANVAS,),

@@ -12,7 +12,8 @@
 A source may add `flags`, int32 [n, k] per-object flags of the data set (WIDER FACE's six).
 
 Transforms add `placement`, float32 [4] sx, sy, tx, ty with new xy = original xy * s + t, and
-`image_size`, the (height, width) of the content, which padding leaves as it is.
+`image_size`, the (height, width) of the content, which padding leaves as it is.  A mosaic and an
+affine map, which are no such thing, start the placement anew at the picture that they make.
 
 **A source** is anything with random access to records:
 
