@@ -6,7 +6,8 @@ detectors like any other; what [yolo] says of anchors, thresholds and losses cou
 
 Reference: AlexeyAB/darknet (docs/parity.md has the commit).  As there: width and height are
 multiples of anchors, a class counts by objectness times its own probability, and `greedynms`
-suppresses by IoU less a measure of distance.  Targets and losses: `assign/darknet.py` and
+suppresses by IoU less a measure of distance (here of px; there relative to the sides of the
+network, which differs where these do).  Targets and losses: `assign/darknet.py` and
 `losses/darknet.py`, whose docstrings say where darknet is not followed to the letter.
 
 Darknet sums deltas over a batch and divides the learning rate by its size.  So the loss here is the
@@ -177,6 +178,9 @@ class Darknet(nn.Module):
         )
         fields.check(self, rules)
         darknet_cfg.shapes(self.network())
+        head = self.heads()[-1]
+        if (self.nms_kind or head.nms_kind) == "diounms" and head.beta_nms != 0.6:
+            raise ValueError(f"cfg has beta_nms={head.beta_nms}; with diounms it must be 0.6")
         for head in self.heads():
             counters = len(head.counters_per_class)
             if counters not in (0, self.num_classes):
