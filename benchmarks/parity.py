@@ -33,6 +33,7 @@ from benchmarks import machine
 from benchmarks import parity_cases
 from benchmarks import parity_checks
 from benchmarks import parity_darknet
+from benchmarks import parity_yolov5
 from benchmarks.parity_adapters import adapter as adapter_lib
 from benchmarks.parity_adapters import cornernet
 from benchmarks.parity_adapters import faster_rcnn
@@ -58,7 +59,7 @@ ADAPTERS = (
 )
 
 # Cases of other references than mmdet, each a module with `knows(info)` and `run`.
-RUNNERS = (parity_darknet,)
+RUNNERS = (parity_darknet, parity_yolov5)
 
 # Arrays that a case is run on, and its detections, which have lines of their own.
 _NO_MAPS = re.compile(r"image|gt_.*|det_(boxes|scores|labels)_\d+")

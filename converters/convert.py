@@ -14,7 +14,7 @@ import argparse
 import collections
 import json
 import pathlib
-from typing import Callable, Mapping, NamedTuple, Sequence
+from typing import Any, Callable, Mapping, NamedTuple, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +33,7 @@ from converters.tables import mmdet_reppoints
 from converters.tables import mmdet_retinanet
 from converters.tables import mmdet_yolov3
 from converters.tables import torchvision_resnet
+from converters.tables import yolov5
 from converters.writers import safetensors_file
 from converters.writers import torch_file
 from detlab import checkpoint
@@ -52,8 +53,11 @@ class Source(NamedTuple):
     family: str  # what --source names
     description: str
     marks: tuple[str, ...]  # names that every such file has
-    table: Callable[[bool], mapping.Table]  # of `bgr`
+    table: Callable[[bool], mapping.Table] | None  # of `bgr`; None: see `networks`
     detector: str | None  # the only one that it fits; None: any with such a subtree
+    # Of a family whose files decide what network they are of: a module of tables with
+    # `fields(file)`, and `table` and `buffers` of the detector's fields.
+    networks: Any = None
 
 
 SOURCES = (
@@ -119,6 +123,22 @@ SOURCES = (
         ("conv_res_block1.conv.conv.weight", "conv_res_block5.res3.conv2.conv.weight"),
         mmdet_yolov3.backbone_table,
         "yolov3",
+    ),
+    Source(
+        "yolov5",
+        "a YOLOv5 of release 3",
+        ("model.1.conv.weight", "model.2.cv3.weight", "model.2.cv4.conv.weight"),
+        None,
+        "yolov5",
+        yolov5,
+    ),
+    Source(
+        "yolov5",
+        "a YOLOv5 of the releases 4 to 7",
+        ("model.1.conv.weight", "model.2.cv3.conv.weight", "model.2.m.0.cv1.conv.weight"),
+        None,
+        "yolov5",
+        yolov5,
     ),
 )
 DARKNET = "darknet"  # whose files have no names: their tables follow from a cfg
@@ -233,7 +253,9 @@ def convert(flags: argparse.Namespace, overrides: Mapping[str, str]) -> None:
     source = _source(flags.source, path, file.tensors, flags.config, config.detector)
     _check_channel_order(path, file, flags.bgr)
     _check_style(config, flags.bgr)
-    table = source.table(flags.bgr)
+    if source.networks:
+        _fill_in(config, overrides, source.networks, path, file, flags.reset_classes)
+    table = _table_of(source, config, flags.bgr)
     if flags.reset_classes and not table.class_leaves:
         raise errors.UserError(
             f"--reset_classes does nothing here: of {source.description} the class layers are left"
@@ -250,6 +272,52 @@ def convert(flags: argparse.Namespace, overrides: Mapping[str, str]) -> None:
     _save(flags.output, config, tree, report, origin, class_names)
     counts = collections.Counter(row.status for row in report)
     print(f"{counts['matched']} tensors of {path} are in {flags.output}")
+
+
+def _table_of(source: Source, config, bgr: bool) -> mapping.Table:
+    if not source.networks:
+        return source.table(bgr)
+    if bgr:
+        raise errors.UserError(f"--bgr does not go with {source.description}: all are of RGB.")
+    return source.networks.table(config.model)
+
+
+def _fill_in(config, overrides, networks, path, file: contents.Contents, reset: bool) -> None:
+    """Sets the fields of the detector that the file decides; what it does not tell is assumed.
+
+    Raises:
+      UserError: the command line says another value, or the file has other classes.
+    """
+    try:
+        found = networks.fields(file)
+    except errors.UserError as error:
+        raise errors.UserError(f"{path}: {error}.") from error
+    for name, value in found.certain.items():
+        now = detector_lib.field(config, name)
+        if f"model.{name}" in overrides and now != value:
+            raise errors.UserError(
+                f"--config.model.{name} is {now!r}, and the network of {path} has {value!r}; leave"
+                " it out."
+            )
+    expected = detector_lib.num_classes(config)
+    if not reset and found.num_classes != expected:
+        raise errors.UserError(
+            f"{path} predicts {found.num_classes} classes and config.model.num_classes is"
+            f" {expected}; add --config.model.num_classes={found.num_classes}, or, to train on"
+            " other classes, --reset_classes."
+        )
+    assumed = {k: v for k, v in found.assumed.items() if f"model.{k}" not in overrides}
+    fields = {**found.certain, **assumed}
+    changed = {k: v for k, v in fields.items() if detector_lib.field(config, k) != v}
+    config.model.update(changed)
+
+    def listed(values):
+        return ", ".join(f"{name} {value!r}" for name, value in values.items())
+
+    if changed:
+        print(f"set for the network of {path}: {listed(changed)}")
+    if assumed:
+        print(f"assumed, as {path} does not tell: {listed(assumed)}")
 
 
 def _save(output: pathlib.Path, config, tree: dict, report, origin: dict, class_names) -> None:
@@ -410,9 +478,9 @@ def _class_names(path: pathlib.Path, file: contents.Contents, config) -> tuple[s
 
 def write_foreign(flags: argparse.Namespace, overrides: Mapping[str, str]) -> None:
     """Writes a checkpoint's weights under the names and in the layouts of their family."""
-    if flags.output.suffix not in (".pth", ".safetensors", ".weights"):
+    if flags.output.suffix not in (".pth", ".pt", ".safetensors", ".weights"):
         raise errors.UserError(
-            f"--output {flags.output} must end with .pth or .safetensors, or with .weights for"
+            f"--output {flags.output} must end with .pth, .pt or .safetensors, or with .weights for"
             " detector darknet."
         )
     if flags.output.exists():
@@ -435,14 +503,16 @@ def write_foreign(flags: argparse.Namespace, overrides: Mapping[str, str]) -> No
         return
     bgr = flags.bgr or weights.info.get("converted_from", {}).get("bgr", False)
     _check_style(config, bgr)
-    table = _table_back(flags.source, config, leaves, weights.path, bgr)
+    source, table = _table_back(flags.source, config, leaves, weights.path, bgr)
     try:
         tensors = mapping.reverse(mapping.nest(leaves), table)
     except mapping.ConversionError as error:
         raise errors.UserError(f"{weights.path}: {error}") from error
+    if source.networks:
+        tensors |= source.networks.buffers(config.model)
     try:
         flags.output.parent.mkdir(parents=True, exist_ok=True)
-        if flags.output.suffix == ".pth":
+        if flags.output.suffix in (".pth", ".pt"):
             torch_file.write(flags.output, tensors)
         else:
             names = weights.info.get("class_names")
@@ -480,17 +550,17 @@ def _write_darknet(output: pathlib.Path, config, weights: checkpoint.Weights, le
 
 def _table_back(
     family: str, config, leaves: Mapping, path: pathlib.Path, bgr: bool
-) -> mapping.Table:
+) -> tuple[Source, mapping.Table]:
     """The table of the whole detector, else of a backbone, whose every leaf is there."""
     fitting = [
-        source.table(bgr)
+        (source, _table_of(source, config, bgr))
         for source in sorted(SOURCES, key=lambda source: source.detector is None)
         if family in ("auto", source.family) and source.detector in (None, config.detector)
     ]
     if not fitting:
         raise errors.UserError(f"--source {family} has no table for detector {config.detector}.")
     missing, shapes = {}, target_shapes(config)
-    for table in fitting:
+    for source, table in fitting:
         missing[table.name] = [
             leaf
             for leaf, shape in shapes.items()
@@ -498,7 +568,7 @@ def _table_back(
             and (leaf not in leaves or leaves[leaf].shape != shape)
         ]
         if not missing[table.name]:
-            return table
+            return source, table
     name, absent = next(iter(missing.items()))
     raise errors.UserError(
         f"{path} is no complete {name}: {len(absent)} leaves are not there in the shape of the"

@@ -24,6 +24,8 @@ class Contents(NamedTuple):
     tensors: dict[str, np.ndarray]  # names and layouts of the file; read-only or strided views
     class_names: tuple[str, ...] | None  # where the file tells them
     meta: dict[str, Any]  # the file's other entries, as JSON could hold them
+    # Of a pickled model: path of a module -> its "class" and its settings, as JSON could hold them.
+    modules: dict[str, dict[str, Any]] = {}
 
 
 @contextlib.contextmanager

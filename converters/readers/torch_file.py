@@ -12,7 +12,7 @@ import io
 import math
 import os
 import zipfile
-from typing import Any
+from typing import Any, Iterator
 
 import numpy as np
 
@@ -52,6 +52,8 @@ def read(path: str | os.PathLike) -> contents.Contents:
     counts): a dict of tensors, or a pickled module whose parameters and persistent buffers are
     collected.  A prefix "module." that all names share (DataParallel) is removed.
 
+    `modules` says of a pickled module what its parts are: `modules["model.1.act"]["class"]`.
+
     `meta` has the other entries.  One with tensors in it, such as an optimizer's, is only described
     ("dict with 5 tensors"), and so are objects of unknown classes.  `class_names` are those of
     mmdet (`meta`) or of a pickled YOLOv5 (`names` of the module).
@@ -84,6 +86,7 @@ def read(path: str | os.PathLike) -> contents.Contents:
                 _materialise(refs, load, size),
                 _class_names(root, weights),
                 _plain({**others, **rest}),
+                _plain(_settings(weights)),
             )
 
 
@@ -211,31 +214,63 @@ def _kind(value: Any) -> str:
 def _module_tensors(root: pickle_machine.Inert) -> dict[str, Any]:
     """Parameters and persistent buffers of a pickled torch.nn.Module, as its state_dict()."""
     tensors = {}
+    for path, module in _modules(root):
+        hidden = module.state.get("_non_persistent_buffers_set")
+        hidden = hidden if isinstance(hidden, set) else set()
+        buffers = _entries_of(module, "_buffers").items()
+        buffers = {name: value for name, value in buffers if name not in hidden}
+        for name, value in (*_entries_of(module, "_parameters").items(), *buffers.items()):
+            if value is not None:  # a parameter that the module does without, such as a bias
+                tensors[_dotted(*path, name)] = value
+    return tensors
+
+
+def _settings(weights: Any) -> dict[str, dict]:
+    """Path of each module of a pickled one -> its class, and its attributes that are plain."""
+    if not _is_module(weights):
+        return {}
+    children = _entries_of(weights, "_modules")
+    if list(children) == ["module"] and _is_module(children["module"]):  # DataParallel
+        weights = children["module"]
+
+    def is_plain(name: Any, value: Any) -> bool:
+        if not isinstance(name, str) or name.startswith("_"):
+            return False
+        kinds = (bool, int, float, str, tuple)
+        return isinstance(value, kinds) and not isinstance(value, pickle_machine.TensorRef)
+
+    return {
+        _dotted(*path): {
+            **{name: value for name, value in module.state.items() if is_plain(name, value)},
+            "class": module.name,
+        }
+        for path, module in _modules(weights)
+        if path
+    }
+
+
+def _modules(root: pickle_machine.Inert) -> Iterator[tuple[tuple, pickle_machine.Inert]]:
+    """(path, module) of a pickled torch.nn.Module and all modules in it."""
     num_entries = 0  # also of those that are seen again, and of those that are no tensors
 
-    def entries(module: pickle_machine.Inert, name: str) -> dict:
-        found = module.state.get(name)
-        return found if isinstance(found, dict) else {}
-
-    def collect(module: Any, path: tuple[str, ...]) -> None:
+    def walk(module: Any, path: tuple):
         nonlocal num_entries
         if not _is_module(module):
             return
         kinds = ("_parameters", "_buffers", "_modules")
-        num_entries += sum(len(entries(module, kind)) for kind in kinds)
+        num_entries += sum(len(_entries_of(module, kind)) for kind in kinds)
         if len(path) > _MAX_DEPTH or num_entries > _MAX_ENTRIES:
             raise TorchFileError("modules are nested without end")
-        hidden = module.state.get("_non_persistent_buffers_set")
-        hidden = hidden if isinstance(hidden, set) else set()
-        buffers = {k: v for k, v in entries(module, "_buffers").items() if k not in hidden}
-        for name, value in (*entries(module, "_parameters").items(), *buffers.items()):
-            if value is not None:  # a parameter that the module does without, such as a bias
-                tensors[_dotted(*path, name)] = value
-        for name, child in entries(module, "_modules").items():
-            collect(child, (*path, name))
+        yield path, module
+        for name, child in _entries_of(module, "_modules").items():
+            yield from walk(child, (*path, name))
 
-    collect(root, ())
-    return tensors
+    return walk(root, ())
+
+
+def _entries_of(module: pickle_machine.Inert, name: str) -> dict:
+    found = module.state.get(name)
+    return found if isinstance(found, dict) else {}
 
 
 def _dotted(*names: Any) -> str:

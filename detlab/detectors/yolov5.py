@@ -281,15 +281,17 @@ class YOLOv5(nn.Module):
             terms = self.level_terms(level, rows, entries, batch)
             sums = {name: total + terms[name] for name, total in sums.items()}
             num_entries += entries.valid.sum()
-        # The gains are of three levels, 640 px and 80 classes.
-        scale = self.summed_images * 3 / len(self.strides)
-        gains = {
-            "loss/box": self.box_gain,
-            "loss/objectness": self.objectness_gain * (self.train_size / 640) ** 2,
-            "loss/cls": self.class_gain * self.num_classes / 80,
-        }
-        terms = {name: scale * gains[name] * total for name, total in sums.items()}
+        terms = {name: gain * sums[name] for name, gain in self.gains().items()}
         return sum(terms.values()), {**terms, "positives": num_entries / len(batch.images)}
+
+    def gains(self) -> dict[str, float]:
+        """What multiplies each term, as the reference's train.py scales `hyp`."""
+        scale = self.summed_images * 3 / len(self.strides)
+        return {
+            "loss/box": scale * self.box_gain,
+            "loss/objectness": scale * self.objectness_gain * (self.train_size / 640) ** 2,
+            "loss/cls": scale * self.class_gain * self.num_classes / 80,
+        }
 
     def level_terms(self, level: int, rows: jax.Array, entries, batch: types.Batch) -> dict:
         """Means of one level, before the gains: rows [B, N, 5 + C] of its map, entries [B, E]."""

@@ -379,7 +379,7 @@ def test_number_of_classes_of_the_file_is_told(config_file, mmdet_file, tmp_path
     [
         (["--input", "a.pth"], "--output is missing: give --input FILE"),
         (["--input", "a.pth", "--output", "b"], "--config is missing"),
-        (["--reverse", "--input", "a", "--output", "b.onnx"], "must end with .pth or"),
+        (["--reverse", "--input", "a", "--output", "b.onnx"], "must end with .pth, .pt or"),
         (["--reverse", "--input", "absent", "--output", "b.pth"], "absent does not exist"),
         (
             ["--reverse", "--reset_classes", "--input", "a", "--output", "b.pth"],

@@ -1,0 +1,35 @@
+"""YOLOv5 on BCCD, 364 microscope pictures of blood cells in VOC layout: `:n` (default), `:s` ...
+
+    python -m detlab.train --config experiments/yolov5_bccd.py --config.data.root=BCCD \\
+        --config.init_from=weights/yolov5n
+
+From COCO weights, which experiments/yolov5_coco.py tells how to convert; the predictors, of other
+classes, are left out.  Without `init_from` training starts from random weights.  The root holds
+Annotations, ImageSets and JPEGImages.
+"""
+
+from ml_collections import ConfigDict
+
+from experiments import common
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    variant = variant or "n"
+    config = common.base("yolov5")
+    config.model = ConfigDict(dict(num_classes=3, dtype="float32"))
+    common.yolov5_network(config, variant)
+    common.yolov5_training(config, variant, side=416, warmup_steps=54)
+    config.data.update(
+        source="voc",
+        root="data/bccd",
+        class_names=("RBC", "WBC", "Platelets"),
+        train_splits=("trainval",),
+        eval_splits=("test",),
+        flip_vertical=0.5,  # a slide has no upper side
+        max_boxes=120,
+    )
+    config.train.update(batch_size=16, epochs=40, log_every=10, eval_every=90)
+    config.optim.update(ema_decay=0.999, ema_warmup=200)  # 730 updates in all
+    config.init_skip = ("params/head/.*",)
+    config.eval.update(best_by="AP50")
+    return config

@@ -1,0 +1,31 @@
+"""YOLOv5 on COCO 2017: `:n`, `:s` (default), `:m`, `:l`, `:x` of releases 6.0 to 7.0.
+
+    python -m converters.convert --source yolov5 --config experiments/yolov5_coco.py \\
+        --input yolov5s.pt --output weights/yolov5s
+    python -m detlab.eval --config experiments/yolov5_coco.py --checkpoint weights/yolov5s \\
+        --config.data.root=coco
+    python -m detlab.train --config experiments/yolov5_coco.py --config.data.root=coco
+
+`:s6` and its like have four levels, for 1280 px; `:s_v5` and `:s_v3` are of releases 4.0 to 5.0 and
+of 3.0.  The conversion finds out the size and release of a file by itself, and its folder keeps
+them: programs that are given the folder alone need no variant.
+
+The root holds train2017, val2017 and annotations.  The reference publishes AP 28.0, 37.4, 45.4,
+49.0 and 50.7 (release 7.0); it evaluates on letterboxes that are as small as each picture lets
+them be, here all are square.
+"""
+
+from ml_collections import ConfigDict
+
+from experiments import common
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    variant = variant or "s"
+    config = common.base("yolov5")
+    config.model = ConfigDict(dict(num_classes=80, dtype="float32"))
+    common.yolov5_network(config, variant)
+    common.coco_files(config)
+    side = 1280 if "6" in variant else 640
+    common.yolov5_training(config, variant, side, warmup_steps=5500)
+    return config
