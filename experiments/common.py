@@ -1,7 +1,5 @@
 """The blocks that every experiment fills in, with every key that a command line may override."""
 
-import re
-
 from ml_collections import ConfigDict
 
 # ImageNet's mean colour, about 0 after normalisation: what surrounds an image on its canvas.
@@ -335,21 +333,24 @@ def yolov5_network(config: ConfigDict, variant: str) -> None:
 
     "s6" has four levels of detection, for images of 1280 px.
     """
-    known = re.fullmatch("([nsmlx])(6?)(|_v5|_v3)", variant)
-    if not known or known[0] in ("n_v5", "n_v3", "n6_v5") or variant.endswith("6_v3"):
+    size, _, release = variant.partition("_")
+    letter, four_levels = size[:1], size.endswith("6")
+    known = letter in _YOLOV5_SIZES and size in (letter, f"{letter}6")
+    known &= variant in (size, f"{size}_v5", f"{size}_v3") and not (four_levels and release == "v3")
+    if not known or (letter == "n" and release):
         raise ValueError(
             f"variant {variant!r} is unknown; there are 'n', 's', 'm', 'l' and 'x', each also with"
             " 6 behind it for four levels, and from s on with _v5 or _v3 for older releases."
         )
-    depth, width = _YOLOV5_SIZES[known[1]]
+    depth, width = _YOLOV5_SIZES[letter]
     config.model.update(depth_multiple=depth, width_multiple=width)
-    if known[3]:
+    if release:
         config.model.update(stem="focus", pool="spp", repeats=(3, 9, 9, 3))
-    if known[3] == "_v3":
+    if release == "v3":
         config.model.update(block="csp", activation="hard_swish")
-    if known[2]:
-        last = (3, 9, 9, 3, 3) if known[3] else (3, 6, 9, 3, 3)
-        pool = dict(pool_size=3) if known[3] else {}
+    if four_levels:
+        last = (3, 9, 9, 3, 3) if release else (3, 6, 9, 3, 3)
+        pool = dict(pool_size=3) if release else {}
         config.model.update(repeats=last, **pool, **_YOLOV5_FOUR_LEVELS)
 
 
