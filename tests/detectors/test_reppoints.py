@@ -7,12 +7,10 @@ the forms that no recorded case has; tests/heads/test_reppoints.py does the same
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 import tiny
 from flax import traverse_util
 
-from detlab import detector as detector_lib
 from detlab.detectors import reppoints
 
 TINY = tiny.TINY["reppoints"].fields
@@ -260,37 +258,6 @@ def test_the_forms_differ_in_their_norms_and_their_last_convolutions_alone(forms
     assert groups.keys() - grid.keys() == {"head/moment_transfer"}
     for name in ("init_points", "refine_points"):
         assert groups[f"head/{name}/bias"] == (18,) and grid[f"head/{name}/bias"] == (4,)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "fields", [PLAIN, TINY | GRID | dict(init_assigner="max_iou")], ids=["plain", "grid"]
-)
-def test_overfitting_one_batch_lowers_the_loss_and_finds_its_objects(fields):
-    detector = detector_lib.from_module(reppoints.RepPoints(**fields))
-    batch = tiny.make_batch()
-    optimizer = optax.adam(3e-3)
-    params, state = tiny.jit(detector.init)(KEY, batch.images[:1])
-
-    @tiny.jit
-    def update(params, state, opt_state):
-        grad = jax.value_and_grad(detector.loss, has_aux=True)
-        (value, (_, state)), grads = grad(params, state, batch, KEY)
-        updates, opt_state = optimizer.update(grads, opt_state)
-        return optax.apply_updates(params, updates), state, opt_state, value
-
-    carry, values = (params, state, optimizer.init(params)), []
-    for _ in range(300):  # a loop inside the program compiles to slow convolutions on a CPU
-        *carry, value = update(*carry)
-        values.append(float(value))
-    params, state, _ = carry
-    assert values[-1] < 0.25 * values[0]
-    found = tiny.jit(detector.predict)(params, state, batch.images, batch.image_size)
-    for i in range(2):
-        for box, label in zip(batch.boxes[i, :3], batch.labels[i, :3]):
-            same = np.asarray(found.valid[i] & (found.labels[i] == label))
-            distance = np.abs(np.asarray(found.boxes[i])[same] - box).max(1)
-            assert distance.min() < 8, "a detection of its class within 8 px"
 
 
 @pytest.mark.parametrize(
