@@ -302,7 +302,7 @@ def _solid(boxes, labels, module: yolov5.YOLOv5, of=np):
     without area have the IoU 0 / 0, by which the first takes away all others, of any class, so
     these are compared on neither side.
     """
-    far = np.float32(_shift(module)) * labels + of.abs(boxes).max(-1)
+    far = (_shift(module) * labels + of.abs(boxes).max(-1)).astype(np.float32)
     spacing = of.nextafter(far, np.float32(np.inf)) - far
     return (boxes[..., 2:] - boxes[..., :2]).min(-1) >= spacing
 

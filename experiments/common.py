@@ -339,8 +339,9 @@ def yolov5_network(config: ConfigDict, variant: str) -> None:
     known &= variant in (size, f"{size}_v5", f"{size}_v3") and not (four_levels and release == "v3")
     if not known or (letter == "n" and release):
         raise ValueError(
-            f"variant {variant!r} is unknown; there are 'n', 's', 'm', 'l' and 'x', each also with"
-            " 6 behind it for four levels, and from s on with _v5 or _v3 for older releases."
+            f"variant {variant!r} is unknown; there are the sizes from 'n' over s, m and l to 'x',"
+            " also with 6 behind them for four levels, and from s on with _v5 or _v3 for older"
+            " releases."
         )
     depth, width = _YOLOV5_SIZES[letter]
     config.model.update(depth_multiple=depth, width_multiple=width)

@@ -2,13 +2,14 @@
 
     python -m converters.convert --source yolov5 --config experiments/yolov5_coco.py \\
         --input yolov5s.pt --output weights/yolov5s
-    python -m detlab.eval --config experiments/yolov5_coco.py --checkpoint weights/yolov5s \\
-        --config.data.root=coco
+    python -m detlab.demo --workdir weights/yolov5s --input photos --output found
+    python -m detlab.eval --workdir weights/yolov5s --config.data.root=coco
     python -m detlab.train --config experiments/yolov5_coco.py --config.data.root=coco
 
 `:s6` and its like have four levels, for 1280 px; `:s_v5` and `:s_v3` are of releases 4.0 to 5.0 and
 of 3.0.  The conversion finds out the size and release of a file by itself, and its folder keeps
-them: programs that are given the folder alone need no variant.
+them, so `--workdir` needs no variant.  Other thresholds are `--config.model.nms_iou=0.45` and, for
+one class a box, `--config.model.multi_label=False` (the reference's detect.py).
 
 The root holds train2017, val2017 and annotations.  The reference publishes AP 28.0, 37.4, 45.4,
 49.0 and 50.7 (release 7.0); it evaluates on letterboxes that are as small as each picture lets
