@@ -6,7 +6,6 @@ import types as python_types
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 import tiny
 
@@ -154,27 +153,6 @@ def test_the_mirror_image_adds_its_pairs_where_they_lie_in_the_image():
         # edges: the red cell at 68..72 px and the green one at 44..48.
         assert plain == [[12, 8, 32, 36]]
         assert more == [[12, 8, 32, 36], [48, 16, 72, 40]]
-
-
-@pytest.mark.slow
-def test_overfitting_one_batch_lowers_the_loss(detector):
-    batch = tiny.make_batch()
-    variables = tiny.jit(detector.init)(KEY, batch.images[:1])
-    optimizer = optax.adam(3e-3)
-
-    @jax.jit
-    def run(params, state):
-        def update(carry, _):
-            params, state, opt_state = carry
-            grad = jax.value_and_grad(detector.loss, has_aux=True)
-            (value, (_, state)), grads = grad(params, state, batch, KEY)
-            updates, opt_state = optimizer.update(grads, opt_state)
-            return (optax.apply_updates(params, updates), state, opt_state), value
-
-        return jax.lax.scan(update, (params, state, optimizer.init(params)), length=80)
-
-    _, values = run(*variables)
-    assert values[-1] < 0.3 * values[0]
 
 
 def test_the_table_fills_every_leaf_and_runs_backwards():

@@ -6,7 +6,6 @@ import re
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 import tiny
 
@@ -237,27 +236,6 @@ print("fine")
 def test_devices_share_sums_alone_and_none_in_a_loop(run_on_devices):
     """Proposals, samples and RoIs of an image are the matter of its device."""
     assert run_on_devices(4, ON_FOUR_DEVICES).endswith("fine\n")
-
-
-@pytest.mark.slow
-def test_overfitting_one_batch_lowers_the_loss(detector):
-    batch = tiny.make_batch()
-    optimizer = optax.adam(3e-3)
-
-    @jax.jit
-    def run(params, state):
-        def update(carry, key):
-            params, state, opt_state = carry
-            grad = jax.value_and_grad(detector.loss, has_aux=True)
-            (value, (_, state)), grads = grad(params, state, batch, key)
-            updates, opt_state = optimizer.update(grads, opt_state)
-            return (optax.apply_updates(params, updates), state, opt_state), value
-
-        carry = params, state, optimizer.init(params)
-        return jax.lax.scan(update, carry, jax.random.split(KEY, 60))
-
-    _, values = run(*tiny.jit(detector.init)(KEY, batch.images[:1]))
-    assert values[-5:].mean() < 0.5 * values[:5].mean()
 
 
 @pytest.mark.parametrize(
