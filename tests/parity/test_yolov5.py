@@ -1,0 +1,75 @@
+"""YOLOv5 is the reference's: made-up and published weights, photographs, targets and losses."""
+
+import json
+import shutil
+
+import numpy as np
+import parity_runs
+import pytest
+import tiny
+
+from benchmarks import parity_checks
+from benchmarks import parity_yolov5
+from converters.readers import files
+
+CASES = {  # name -> compared quantities
+    "yolov5s-v3.0": 105,
+    "yolov5s-v3.0-leaky": 105,
+    "yolov5m-v3.0": 105,
+    "yolov5l-v3.0": 105,
+    "yolov5x-v3.0": 105,
+    "yolov5s-v7.0": 105,
+    "yolov5n-v6-photos": 29,
+    "yolov5n-v6-coco_mini": 16,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
+def test_the_shared_case_passes_in_full(name, shared_dir, capsys):
+    run = parity_runs.run(capsys, shared_dir / "parity", "--case", f"yolo/{name}")
+    assert run.status == 0, run.text
+    assert not run.missed and len(run.passed) == CASES[name]
+    kinds = {line.split()[0] for line in run.passed}
+    if "v6" not in name:
+        assert kinds >= {"stage", "map", "decoded", "targets", "loss", "gradient"}
+
+
+def test_published_weights_find_on_a_photograph_what_the_reference_found(shared_dir):
+    """From the file of the photograph, through the letterbox and back."""
+    folder = shared_dir / "parity" / "yolo"
+    info = json.loads((folder / "yolov5n-v6-photos.json").read_text())
+    settings = dict(score_threshold=info["conf"], nms_iou=info["iou"], multi_label=False)
+    file = files.read(shared_dir / "weights" / info["weights"])
+    model = parity_yolov5._Model(file, "photos", **settings)
+    model._predict = tiny.jit(model._detect)
+    recorded = info["images"]["zidane.jpg"]
+    image = parity_yolov5._read(shared_dir / "images" / "zidane.jpg")
+    found, _ = model.on_picture(image, tuple(recorded["input_hw"]))
+    rows = [[*d["xyxy"], d["score"], d["class"]] for d in recorded["detections"]]
+    theirs = parity_yolov5._rows(np.array(rows))
+    assert len(theirs.scores) == 3
+    for line in parity_checks.detections([found], [theirs], scores=parity_yolov5.LISTED_SCORES):
+        assert line.passed, line
+
+
+def test_narrow_boxes_are_told_by_what_moving_leaves_of_them():
+    """Class 45 of release 3.0 is moved by 184320 px, where float32 has steps of 1/64 px."""
+    module = parity_yolov5.yolov5.YOLOv5(block="csp")
+    boxes = np.float32([[10, 10, 10.01, 40], [10, 10, 10.02, 40], [10, 10, 10.01, 40]])
+    labels = np.array([45, 45, 0])
+    np.testing.assert_array_equal(parity_yolov5._solid(boxes, labels, module), [False, True, True])
+
+
+@pytest.mark.slow
+def test_other_thresholds_are_noticed(shared_dir, capsys, tmp_path):
+    name, shared = "yolov5n-v6-photos", shared_dir / "parity" / "yolo"
+    info = json.loads((shared / f"{name}.json").read_text())
+    info.update(images={}, conf=0.3)
+    (tmp_path / f"{name}.json").write_text(json.dumps(info))
+    shutil.copy(shared / f"{name}.npz", tmp_path)
+    run = parity_runs.run(capsys, tmp_path, "--weights", str(shared_dir / "weights"))
+    assert run.status == 1 and run.missed == ["detections count"]
+    assert {line for line in run.passed if line.startswith("map")} == {
+        f"map raw{i}" for i in range(3)
+    }
