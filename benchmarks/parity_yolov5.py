@@ -430,7 +430,8 @@ def _targets(info, arrays, found, module) -> list[parity_checks.Line]:
     """The entries of every level in the order of `build_targets`, and their gradients."""
     rows = _object_rows(arrays["targets"], found["labels"].shape)
     lines = []
-    for level, entries in enumerate(found["entries"]):
+    for level in range(len(module.strides)):
+        entries = jax.tree.map(lambda x, level=level: x[:, level], found["entries"])
         sizes = np.array(module.anchor_sizes[level], np.float32) / module.strides[level]
         image, entry = np.nonzero(entries.valid)
         # By neighbour and anchor, and then in the order of the recorded objects.

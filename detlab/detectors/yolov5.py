@@ -231,18 +231,26 @@ class YOLOv5(nn.Module):
     # --------------------------------------------------------------------------------------------
     # Targets and losses
 
-    def entries(self, batch: types.Batch) -> list[entries_lib.Entries]:
-        """What each level learns, [B, E, ...]; constants."""
+    def entries(self, batch: types.Batch) -> entries_lib.Entries:
+        """What each level learns, [B, L, E, ...]; constants."""
+        strides = jnp.array(self.strides)
+        sizes = jnp.array(self.anchor_sizes, jnp.float32)  # [L, A, 2]
 
-        def one_level(sizes, stride):
-            def one_image(boxes, valid, image_size):
-                cells = -(-image_size // stride)
+        def one_image(boxes, valid, image_size):
+            cells = -(-image_size // strides[:, None])  # [L, 2] with content
+
+            def one_level(sizes, stride, cells):
                 return entries_lib.assign(boxes, valid, sizes, stride, cells, self.anchor_ratio)
 
-            return jax.vmap(one_image)(batch.boxes, batch.valid, batch.image_size)
+            return jax.vmap(one_level)(sizes, strides, cells)
 
-        levels = [one_level(*level) for level in zip(self.anchor_sizes, self.strides)]
-        return lax.stop_gradient(levels)
+        found = jax.vmap(one_image)(batch.boxes, batch.valid, batch.image_size)
+        return lax.stop_gradient(found)
+
+    def anchors_of(self, entries: entries_lib.Entries) -> jax.Array:
+        """[B, L, E, 2] width and height of the anchors of entries, px."""
+        sizes = jnp.array(self.anchor_sizes, jnp.float32)  # [L, A, 2]
+        return jax.vmap(lambda of_level, which: of_level[which], (0, 1), 1)(sizes, entries.anchor)
 
     def targets(self, batch: types.Batch) -> dict[str, types.Targets]:
         """Entries (object, anchor, neighbour) of all levels, -1 where there is none.
@@ -250,39 +258,69 @@ class YOLOv5(nn.Module):
         `boxes` are the anchors around the middles of the cells that learn; `values` has "xywh", the
         centre from the corner of that cell, width and height, all in cells.
         """
-        found = []
-        for level, entries in enumerate(self.entries(batch)):
-            stride = self.strides[level]
-            sizes = jnp.array(self.anchor_sizes[level], jnp.float32)[entries.anchor]  # [B, E, 2]
-            middles = (jnp.stack([entries.column, entries.row], axis=-1) + 0.5) * stride
-            found.append(
-                types.Targets(
-                    boxes=boxes_lib.cxcywh_to_xyxy(jnp.concatenate([middles, sizes], axis=-1)),
-                    level=jnp.full(entries.valid.shape, level, jnp.int32),
-                    status=jnp.where(entries.valid, 1, -1),
-                    matched=entries.matched,
-                    values={"xywh": entries.xywh},
-                )
-            )
-        return {"main": jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), *found)}
+        entries = self.entries(batch)
+        strides = jnp.array(self.strides, jnp.float32)[:, None]  # [L, 1] px
+        cells = jnp.stack([entries.column, entries.row], axis=-1)  # [B, L, E, 2]
+        middles = (cells + 0.5) * strides[..., None]
+        anchors = jnp.concatenate([middles, self.anchors_of(entries)], axis=-1)
+        level = jnp.broadcast_to(jnp.arange(len(self.strides))[:, None], entries.valid.shape)
+        targets = types.Targets(
+            boxes=boxes_lib.cxcywh_to_xyxy(anchors),
+            level=level,
+            status=jnp.where(entries.valid, 1, -1),
+            matched=entries.matched,
+            values={"xywh": entries.xywh},
+        )
+        flat = jax.tree.map(lambda x: x.reshape(x.shape[0], -1, *x.shape[3:]), targets)
+        return {"main": flat}
 
     def loss(self, batch: types.Batch):
         """Boxes by their overlap, and cross entropies of objectness and classes."""
         return self.loss_of(batch, self.forward(batch.images, train=True).predictions)
 
     def loss_of(self, batch: types.Batch, predictions: Sequence[jax.Array]):
-        """The loss of given raw maps."""
-        sums = {"loss/box": 0.0, "loss/objectness": 0.0, "loss/cls": 0.0}
-        num_entries = 0
-        for level, entries in enumerate(self.entries(batch)):
-            rows = predictions[level].reshape(
-                len(predictions[level]), -1, self.channels_per_anchor
-            )  # [B, N, 5 + C]
-            terms = self.level_terms(level, rows, entries, batch)
-            sums = {name: total + terms[name] for name, total in sums.items()}
-            num_entries += entries.valid.sum()
+        """The loss of given raw maps; M = L * E entries of an image."""
+        rows = anchors_lib.flatten_levels(predictions, self.channels_per_anchor)  # [B, N, 5 + C]
+        entries, shapes = self.entries(batch), [x.shape[1:3] for x in predictions]
+        slices = anchors_lib.level_slices(shapes, self.anchors_per_cell)
+        starts = np.array([part.start for part in slices])[:, None]  # [L, 1]
+        columns = np.array([width for _, width in shapes])[:, None]
+        row = (entries.row * columns + entries.column) * self.anchors_per_cell + entries.anchor
+        # Each level is a mean: weights of entries add up to one a level.
+        count = entries.valid.sum((0, 2))  # [L]
+        weight = jnp.where(entries.valid, 1 / jnp.maximum(count, 1)[:, None], 0.0)
+        unit = jnp.array(self.strides, jnp.float32)[:, None, None]
+        sizes = self.anchors_of(entries) / unit  # cells
+
+        def flat(values):  # [B, L, E, ...] -> [B, M, ...]
+            return values.reshape(values.shape[0], -1, *values.shape[3:])
+
+        row, weight, sizes = flat(starts + row), flat(weight), flat(sizes)
+        learning = jnp.take_along_axis(rows, row[..., None], axis=1)  # [B, M, 5 + C]
+
+        center, size = decode(learning[..., :4], sizes)
+        boxes = boxes_lib.cxcywh_to_xyxy(jnp.concatenate([center, size], axis=-1))
+        wanted = boxes_lib.cxcywh_to_xyxy(flat(entries.xywh))
+        overlap = boxes_lib.ciou(boxes, wanted, ratio_above=-1.0)  # [B, M]
+
+        valid = flat(entries.valid)
+        quality = self.objectness_targets(rows.shape[1], row, valid, overlap)  # [B, N]
+        of_rows = self.row_weights(shapes, batch.image_size)
+        objectness = cross_entropy.sigmoid_cross_entropy(rows[..., 4], quality)
+
+        labels = jnp.take_along_axis(batch.labels, flat(entries.matched), axis=1)  # [B, M]
+        one_hot = jax.nn.one_hot(labels, self.num_classes)
+        one_hot = one_hot * (1 - self.label_smoothing) + self.label_smoothing / 2
+        classes = cross_entropy.sigmoid_cross_entropy(learning[..., 5:], one_hot).mean(-1)
+
+        sums = {
+            "loss/box": (weight * jnp.where(valid, 1 - overlap, 0.0)).sum(),
+            "loss/objectness": (of_rows * objectness).sum(),
+            # One class alone is not learnt: objectness says all.
+            "loss/cls": (weight * classes).sum() if self.num_classes > 1 else 0.0,
+        }
         terms = {name: gain * sums[name] for name, gain in self.gains().items()}
-        return sum(terms.values()), {**terms, "positives": num_entries / len(batch.images)}
+        return sum(terms.values()), {**terms, "positives": count.sum() / len(batch.images)}
 
     def gains(self) -> dict[str, float]:
         """What multiplies each term, as the reference's train.py scales `hyp`."""
@@ -293,45 +331,22 @@ class YOLOv5(nn.Module):
             "loss/cls": scale * self.class_gain * self.num_classes / 80,
         }
 
-    def level_terms(self, level: int, rows: jax.Array, entries, batch: types.Batch) -> dict:
-        """Means of one level, before the gains: rows [B, N, 5 + C] of its map, entries [B, E]."""
-        stride, anchors = self.strides[level], self.anchors_per_cell
-        columns = batch.images.shape[2] // stride
-        row = (entries.row * columns + entries.column) * anchors + entries.anchor  # [B, E]
-        learning = jnp.take_along_axis(rows, row[..., None], axis=1)  # [B, E, 5 + C]
-        count = jnp.maximum(entries.valid.sum(), 1).astype(jnp.float32)
+    def row_weights(self, shapes: Sequence[tuple[int, int]], image_size: jax.Array) -> jax.Array:
+        """[B, N]: what objectness of each row counts: the level's balance, over its cells."""
 
-        def mean(values):  # [B, E] over the entries
-            return jnp.where(entries.valid, values, 0.0).sum() / count
+        def one_level(shape, stride, balance):
+            inside = jax.vmap(
+                lambda size: anchors_lib.inside_content(
+                    [shape], [stride], self.anchors_per_cell, size
+                )
+            )(image_size)  # [B, Nl]
+            return balance * inside / jnp.maximum(inside.sum(), 1)
 
-        sizes = jnp.array(self.anchor_sizes[level], jnp.float32)[entries.anchor] / stride
-        center, size = decode(learning[..., :4], sizes)
-        boxes = boxes_lib.cxcywh_to_xyxy(jnp.concatenate([center, size], axis=-1))
-        wanted = boxes_lib.cxcywh_to_xyxy(entries.xywh)
-        overlap = boxes_lib.ciou(boxes, wanted, ratio_above=-1.0)  # [B, E]
-
-        quality = self.objectness_targets(rows.shape[1], row, entries.valid, overlap)  # [B, N]
-        cells = jax.vmap(
-            lambda size: anchors_lib.inside_content(
-                [(rows.shape[1] // anchors // columns, columns)], [stride], anchors, size
-            )
-        )(batch.image_size)  # [B, N]
-        bce = cross_entropy.sigmoid_cross_entropy(rows[..., 4], quality)
-        objectness = jnp.where(cells, bce, 0.0).sum() / jnp.maximum(cells.sum(), 1)
-
-        labels = jnp.take_along_axis(batch.labels, entries.matched, axis=1)  # [B, E]
-        wanted = jax.nn.one_hot(labels, self.num_classes)
-        wanted = wanted * (1 - self.label_smoothing) + self.label_smoothing / 2
-        bce = cross_entropy.sigmoid_cross_entropy(learning[..., 5:], wanted).mean(-1)
-        return {
-            "loss/box": mean(1 - overlap),
-            "loss/objectness": self.level_balance[level] * objectness,
-            # One class alone is not learnt: objectness says all.
-            "loss/cls": mean(bce) if self.num_classes > 1 else 0.0,
-        }
+        levels = zip(shapes, self.strides, self.level_balance)
+        return jnp.concatenate([one_level(*level) for level in levels], axis=1)
 
     def objectness_targets(self, length: int, row, valid, overlap) -> jax.Array:
-        """[B, N]: what objectness learns, the overlap of the last entry [B, E] of a cell or 0."""
+        """[B, N]: what objectness learns, the overlap of the last entry [B, M] of a row or 0."""
 
         def one_image(row, valid, overlap):
             order = jnp.where(valid, jnp.arange(len(row)), -1)

@@ -50,7 +50,7 @@ def slow_terms(model, batch, maps, entries, smoothing):
         quality = np.zeros(raw.shape[:4])
         of_box, of_class = [], []
         for image in range(len(raw)):
-            of = jax.tree.map(lambda x, image=image: np.asarray(x[image]), entries[level])
+            of = jax.tree.map(lambda x, at=(image, level): x[at], entries)
             for k in np.flatnonzero(of.valid):
                 place = (image, of.row[k], of.column[k], of.anchor[k])
                 predicted = sigmoid(raw[place])
@@ -119,13 +119,12 @@ def found(run, batch, maps):
 def test_terms_equal_a_slow_loop(found, batch, maps):
     """With label smoothing, padding beside the content, and cells that learn two objects."""
     terms, _, entries, _ = found
-    cells = [(e.row[0] * 100 + e.column[0]) * 3 + e.anchor[0] for e in entries]
-    valid = [e.valid[0] for e in entries]
-    assert any(len(np.unique(c[v])) < v.sum() for c, v in zip(cells, valid))
+    cells = (entries.row[0] * 100 + entries.column[0]) * 3 + entries.anchor[0]  # [L, E]
+    assert any(len(np.unique(c[v])) < v.sum() for c, v in zip(cells, entries.valid[0]))
     expected = slow_terms(module(), batch, maps, entries, 0.1)
     for (name, gain), value in zip(module().gains().items(), expected, strict=True):
         np.testing.assert_allclose(terms[name], gain * value, rtol=1e-5)
-    assert terms["positives"] == sum(e.valid.sum() for e in entries) / 2
+    assert terms["positives"] == entries.valid.sum() / 2
     assert terms["total"] == pytest.approx(sum(terms[name] for name in module().gains()), rel=1e-6)
 
 
