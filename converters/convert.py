@@ -7,7 +7,8 @@
 
 The folder is what `config.init_from`, eval and demo read; its `report.json` says what became of
 every tensor of the file and every leaf of the detector.  A torchvision file fills the backbone
-alone, an mmdet file the whole detector.  `--input` may be a URL.
+alone, an mmdet file the whole detector, and a yolov5 file decides its size and release too.
+`--input` may be a URL.
 """
 
 import argparse
