@@ -66,6 +66,7 @@ class Convolutional(NamedTuple):
     pad: bool = False  # if True, `padding` does not count
     padding: int = 0
     groups: int = 1
+    dilation: int = 1  # cells between neighbours of the kernel; of the border too
     batch_normalize: bool = False
     activation: str = "logistic"
     other: tuple[tuple[str, str], ...] = ()
@@ -268,6 +269,7 @@ _KEYS = {
         "batch_normalize": _flag,
         "filters": _integer(1),
         "groups": _integer(1),
+        "dilation": _integer(1),
         "size": _integer(1),
         "stride": _integer(1),
         "pad": _flag,
@@ -314,7 +316,6 @@ _FIELDS = {"from": "layers", "max": "max_boxes"}
 _NEUTRAL = {
     Net: {},
     Convolutional: {
-        "dilation": "1",
         **dict.fromkeys(("stride_x", "stride_y", "share_index"), None),
         **dict.fromkeys(("antialiasing", "flipped", "binary", "xnor", "bin_output", "cbn"), "0"),
         **dict.fromkeys(("sway", "rotate", "stretch", "stretch_sway", "coordconv"), "0"),
@@ -580,6 +581,11 @@ def _shape(layer: Layer, before: Shape, earlier: Sequence[Shape]) -> Shape:
                 raise ValueError(
                     f"has groups={layer.groups}, into which {channels} channels and"
                     f" {layer.filters} filters cannot be divided"
+                )
+            if layer.dilation > 1 and 2 * layer.border != layer.size - 1:
+                # Darknet takes the size of the map from the kernel without its holes.
+                raise ValueError(
+                    f"has dilation={layer.dilation}, for which darknet needs an odd size and pad=1"
                 )
             sides = (_windows(side, 2 * layer.border, layer) for side in (height, width))
             return Shape(layer.filters, *sides)

@@ -355,7 +355,7 @@ def test_training_cfg_says_the_same_as_the_one_reduced_to_inference(shared_dir):
         ("layers=-1,4", "layers=-1,14", "numbers of layers before it, which is layer 13"),
         ("[dropout]", "[net]\nwidth=1\nheight=1\nchannels=1", "[net] must be the first section"),
         ("[net]", "[dropout]", "[net] must be the first section"),
-        ("groups=8", "dilation=2", "has dilation='2', an option that is not implemented"),
+        ("groups=8", "sway=1", "has sway='1', an option that is not implemented"),
         ("[upsample]\n", "[upsample]\nscale=2\n", "scale='2', an option that is not implemented"),
         ("nms_kind=greedynms", "new_coords=1", "an option that is not implemented"),
         ("# A small network", "width=3", "line 1: not a darknet cfg, which begins with [net]"),
@@ -373,6 +373,7 @@ def test_malformed_text_is_refused_with_line_section_and_key(old, new, message):
         ("layers = -1, -2", "layers = -1, 0", "joins layer 6, which gives 8 channels of 8x8, with"),
         ("groups=2", "groups=3", "line 66: layer 11 [route] has groups=3, into which the 16"),
         ("group_id=1", "group_id=2", "has group_id=2 of 2 groups"),
+        ("padding=1", "dilation=2", "layer 1 [convolutional] has dilation=2, for which darknet"),
         ("filters=14", "filters=15", "layer 9 [yolo] needs 14 channels, 2 anchors of 5 + 2"),
         ("height=32", "height=1", "layer 5 [maxpool] gives 8 channels of 0x8, which is too small"),
         ("[upsample]\nstride=2", "[upsample]\nstride=999999", "too small or too large"),
@@ -393,9 +394,9 @@ def test_network_made_by_hand_is_checked_too():
 
 
 def test_options_that_are_spelt_out_but_change_nothing_are_kept():
-    text = changed(("groups=8\n", "dilation=1\nantialiasing=0\nstopbackward=800\n"))
+    text = changed(("groups=8\n", "sway=0\nantialiasing=0\nstopbackward=800\n"))
     layer = darknet_cfg.parse(text).layers[1]
-    assert dict(layer.other) == {"dilation": "1", "antialiasing": "0", "stopbackward": "800"}
+    assert dict(layer.other) == {"sway": "0", "antialiasing": "0", "stopbackward": "800"}
 
 
 def test_files_that_are_no_cfg_are_refused_by_name(tmp_path):

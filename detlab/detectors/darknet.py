@@ -6,9 +6,9 @@ detectors like any other; what [yolo] says of anchors, thresholds and losses cou
 
 Reference: AlexeyAB/darknet (docs/parity.md has the commit).  As there: width and height are
 multiples of anchors, a class counts by objectness times its own probability, and `greedynms`
-suppresses by IoU less a measure of distance (here of px; there relative to the sides of the
-network, which differs where these do).  Targets and losses: `assign/darknet.py` and
-`losses/darknet.py`, whose docstrings say where darknet is not followed to the letter.
+suppresses by IoU less a measure of distance relative to the sides of the network.  Targets and
+losses: `assign/darknet.py` and `losses/darknet.py`, whose docstrings say where darknet is not
+followed to the letter.
 
 Darknet sums deltas over a batch and divides the learning rate by its size.  So the loss here is the
 mean over the images of the global batch; there is no other normaliser, and with accumulation
@@ -66,12 +66,14 @@ class Convolution(nn.Module):
 
     @nn.compact
     def __call__(self, x, train: bool):
-        layer, border = self.layer, (self.layer.border,) * 2
+        layer = self.layer
+        dilation = 1 if layer.size == 1 else layer.dilation
+        border = (layer.border * dilation,) * 2
         shape = (layer.size, layer.size, x.shape[-1] // layer.groups, layer.filters)
         kernel = self.param("kernel", layers.he_normal_out, shape).astype(self.dtype)
-        if layer.groups == 1:
+        if dilation == layer.groups == 1:
             x = conv_lib.conv(x, kernel, layer.stride, (border, border))
-        elif layer.groups == layer.filters == x.shape[-1]:
+        elif dilation == 1 and layer.groups == layer.filters == x.shape[-1]:
             x = conv_lib.depthwise(x, kernel, layer.stride, (border, border))
         else:
             x = lax.conv_general_dilated(
@@ -79,6 +81,7 @@ class Convolution(nn.Module):
                 kernel,
                 (layer.stride,) * 2,
                 (border, border),
+                rhs_dilation=(dilation,) * 2,
                 dimension_numbers=("NHWC", "HWIO", "NHWC"),
                 feature_group_count=layer.groups,
             )
@@ -153,7 +156,7 @@ class Darknet(nn.Module):
     # Prediction.
     score_threshold: float = 0.005  # of objectness, and of objectness times probability
     nms_iou: float = 0.45
-    nms_kind: str = ""  # default or greedynms; that of the last [yolo] where it is not given
+    nms_kind: str = ""  # default, greedynms or diounms; "": that of the last [yolo]
     multi_label: bool = True  # a box may be of several classes; else of its best one
     class_agnostic: bool = False  # boxes of other classes suppress too
     num_candidates: int = 2000  # pairs (box, class) of the best scores
@@ -178,9 +181,6 @@ class Darknet(nn.Module):
         )
         fields.check(self, rules)
         darknet_cfg.shapes(self.network())
-        head = self.heads()[-1]
-        if (self.nms_kind or head.nms_kind) == "diounms" and head.beta_nms != 0.6:
-            raise ValueError(f"cfg has beta_nms={head.beta_nms}; with diounms it must be 0.6")
         for head in self.heads():
             counters = len(head.counters_per_class)
             if counters not in (0, self.num_classes):
@@ -260,9 +260,18 @@ class Darknet(nn.Module):
         return types.Detections(*jax.vmap(one_image)(boxes, scores, image_size))
 
     def suppress(self, candidates: types.Detections) -> types.Detections:
-        """Greedy suppression; the best `max_detections` of an image stay."""
-        kind = self.nms_kind or self.heads()[-1].nms_kind
-        measure = "iou" if kind == "default" else "iou_less_distance"
+        """Greedy suppression; the best `max_detections` of an image stay.
+
+        A canvas is taken to have the aspect of the cfg's size, and the picture that of the canvas.
+        """
+        net, last = self.network().net, self.heads()[-1]
+        kind = self.nms_kind or last.nms_kind
+        power = last.beta_nms if kind == "diounms" else 0.6
+        measure = boxes_lib.iou
+        if kind != "default":
+            measure = functools.partial(
+                nms_lib.iou_less_distance, power=power, aspect=net.width / net.height
+            )
         return nms_lib.suppress_images(
             candidates,
             self.nms_iou,

@@ -21,18 +21,28 @@ from detlab.ops import boxes as boxes_lib
 _TILE = 256
 
 
-def _iou_less_distance(a, b):
-    centre = (a[..., :2] + a[..., 2:] - b[..., :2] - b[..., 2:]) / 2
+def iou_less_distance(a, b, power=0.6, aspect=1.0):
+    """IoU - (d^2 / c^2)^power: the measure of darknet's `greedynms` and `diounms`.
+
+    d is the distance of the centres and c the diagonal of the enclosing box.  Darknet measures both
+    relative to the picture, so on a canvas that is not square they are not those in px.
+
+    Args:
+      a, b: [..., 4] xyxy px, that broadcast.
+      power: static.
+      aspect: width / height of the canvas, static.
+    Returns:
+      [...].
+    """
+    unit = jnp.array([1.0, aspect], jnp.float32)
+    centre = unit * (a[..., :2] + a[..., 2:] - b[..., :2] - b[..., 2:]) / 2
     outer = jnp.maximum(a[..., 2:], b[..., 2:]) - jnp.minimum(a[..., :2], b[..., :2])
-    diagonal = jnp.square(outer).sum(-1)
+    diagonal = jnp.square(unit * outer).sum(-1)
     distance = jnp.square(centre).sum(-1) / jnp.where(diagonal > 0, diagonal, 1.0)
-    return boxes_lib.iou(a, b) - distance**0.6
+    return boxes_lib.iou(a, b) - distance**power
 
 
-_MEASURES = {"iou": boxes_lib.iou, "iou_less_distance": _iou_less_distance}
-
-
-def nms(boxes, scores, valid, iou_threshold, max_outputs, labels=None, measure="iou"):
+def nms(boxes, scores, valid, iou_threshold, max_outputs, labels=None, measure=boxes_lib.iou):
     """Indices of the boxes that survive, best first.
 
     Args:
@@ -42,15 +52,12 @@ def nms(boxes, scores, valid, iou_threshold, max_outputs, labels=None, measure="
       iou_threshold: a box is dropped where IoU > iou_threshold.
       max_outputs: K, static; may be larger than N.
       labels: [N] int; if given, only boxes of the same class suppress each other.
-      measure: "iou", or "iou_less_distance": IoU - (d^2 / c^2)^0.6 with d the distance of the
-        centres and c the diagonal of the enclosing box, darknet's `greedynms`; static.
+      measure: of two sets of boxes that broadcast, in the place of the IoU; static.
     Returns:
       (indices [K] int32, 0 in empty slots; keep [K] bool, the filled slots, which come first).
     Raises:
-      ValueError: `boxes` is not [N, 4], `max_outputs` is below 1, or another measure.
+      ValueError: `boxes` is not [N, 4], or `max_outputs` is below 1.
     """
-    if measure not in _MEASURES:
-        raise ValueError(f"measure must be one of {', '.join(_MEASURES)}, not {measure!r}")
     if boxes.ndim != 2 or boxes.shape[-1] != 4:
         raise ValueError(f"boxes must be [N, 4], not {boxes.shape}")
     if max_outputs < 1:
@@ -65,8 +72,8 @@ def nms(boxes, scores, valid, iou_threshold, max_outputs, labels=None, measure="
         labels[order],
         valid[order],
         jnp.asarray(iou_threshold, jnp.float32),
-        cpu=functools.partial(_keep_sequential, measure=_MEASURES[measure]),
-        default=functools.partial(_keep_tiled, measure=_MEASURES[measure]),
+        cpu=functools.partial(_keep_sequential, measure=measure),
+        default=functools.partial(_keep_tiled, measure=measure),
     )
     # The first K kept positions: ranks fall along the sorted boxes and are 0 where not kept.
     ranks = jnp.where(keep, jnp.arange(len(boxes), 0, -1), 0)
@@ -78,7 +85,14 @@ def nms(boxes, scores, valid, iou_threshold, max_outputs, labels=None, measure="
 
 
 def suppress(
-    boxes, scores, labels, valid, iou_threshold, max_outputs, measure="iou", by_class=True
+    boxes,
+    scores,
+    labels,
+    valid,
+    iou_threshold,
+    max_outputs,
+    measure=boxes_lib.iou,
+    by_class=True,
 ):
     """The detections of one image after class-aware NMS.
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from detlab.ops import boxes as boxes_lib
 from detlab.ops import nms as nms_lib
 
 SEED = 0
@@ -208,15 +209,23 @@ def test_distance_of_centres_saves_boxes_of_another_place():
     measures = [70 / 130 - (9 / 269) ** 0.6, 100 / 110 - (0.25 / 221) ** 0.6]
     assert 0.4 < measures[0] < 0.45 < 70 / 130 and measures[1] > 0.45
     scores, labels = np.float32([0.9, 0.8, 0.7]), np.zeros(3, np.int32)
-    for measure, kept in (("iou", [0]), ("iou_less_distance", [0, 1])):
+    for measure, kept in ((boxes_lib.iou, [0]), (nms_lib.iou_less_distance, [0, 1])):
         for keep in (nms_lib._keep_sequential, nms_lib._keep_tiled):
             arrays = (jnp.array(x) for x in (boxes, labels, np.ones(3, bool)))
-            found = keep(*arrays, 0.45, nms_lib._MEASURES[measure])
+            found = keep(*arrays, 0.45, measure)
             np.testing.assert_array_equal(np.flatnonzero(found), kept)
         indices, keep = nms_lib.nms(boxes, scores, np.ones(3, bool), 0.45, 3, measure=measure)
         np.testing.assert_array_equal(indices[keep], kept)
-    with pytest.raises(ValueError, match="measure must be one of iou, iou_less_distance"):
-        nms_lib.nms(boxes, scores, np.ones(3, bool), 0.45, 3, measure="giou")
+
+
+def test_distance_is_relative_to_a_canvas_that_is_not_square():
+    """On a canvas twice as wide as high a step along x counts half of one along y."""
+    first = np.float32([0, 0, 10, 10])
+    across, down = np.float32([3, 0, 13, 10]), np.float32([0, 3, 10, 13])
+    measured = nms_lib.iou_less_distance(first, np.stack([across, down]), power=0.7, aspect=2.0)
+    # In units of 1 px along x and 2 along y: 13 x 20 around both, then 10 x 26.
+    expected = 70 / 130 - np.array([9 / (13**2 + 20**2), 36 / (10**2 + 26**2)]) ** 0.7
+    np.testing.assert_allclose(measured, expected, rtol=1e-6)
 
 
 def test_without_classes_boxes_of_others_suppress_too():

@@ -221,15 +221,15 @@ def test_another_place_of_the_stride_is_noticed(compact, capsys, tmp_path):
     assert not any(line.startswith(("assignment", "targets")) for line in run.missed)
 
 
-class OtherNorm(layers.Norm):
+class OtherConvNorm(layers.ConvNorm):
     """With the epsilon of YOLOv5."""
 
-    epsilon: float = 1e-3
+    norm_epsilon: float = 1e-3
 
 
 @pytest.mark.slow
 def test_another_epsilon_of_the_norms_is_noticed(compact, capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr(layers, "Norm", OtherNorm)
+    monkeypatch.setattr(layers, "ConvNorm", OtherConvNorm)
     run = parity_runs.run(capsys, parity_runs.changed(compact, tmp_path, lambda info: None))
     assert run.status == 1
     assert NECK | BOXES < set(run.missed)

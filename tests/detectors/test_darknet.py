@@ -1,0 +1,210 @@
+"""What every section of a cfg computes, and how boxes are suppressed, against plain NumPy."""
+
+import jax
+import numpy as np
+import pytest
+import tiny
+
+from detlab import darknet_cfg
+from detlab import types
+from detlab.detectors import darknet
+
+# It needs 8 channels, which every section here gives.
+HEAD = "[yolo]\nanchors=4,6\nnum=1\nmask=0\nclasses=3\n"
+CONV = "[convolutional]\nfilters=8\nsize=3\npad=1\n"
+
+# A network of all sections, each with what comes before its head.  The first two are of 12x10.
+SECTIONS = {
+    "linear, a bias": CONV + "activation=linear\n",
+    "a norm": CONV + "batch_normalize=1\nactivation=linear\n",
+    "a residual": "[shortcut]\nfrom=-4\nactivation=leaky\n",
+    "groups": CONV + "groups=2\nactivation=leaky\n",
+    "depthwise": CONV + "groups=8\nstride=2\nactivation=relu\n",
+    "dilation": CONV + "dilation=2\nactivation=mish\n",
+    "no padding": "[convolutional]\nfilters=8\nsize=2\nactivation=swish\n",
+    "a size of 1 with dilation": "[convolutional]\nfilters=8\ndilation=2\nactivation=logistic\n",
+    "upsampling": "[upsample]\nstride=3\n",
+    "a pool of stride 2": "[maxpool]\nsize=2\nstride=2\n",
+    "a pool of stride 1 that keeps the size": "[maxpool]\nsize=2\nstride=1\n",
+    "a pool of SPP": "[maxpool]\nsize=5\nstride=1\n",
+    "a pool without padding": "[maxpool]\nsize=3\nstride=1\npadding=0\n",
+    "a route back": "[route]\nlayers=0\n",
+    "a part of a route": "[convolutional]\nfilters=16\nactivation=linear\n"
+    + "[route]\nlayers=-1\ngroups=2\ngroup_id=1\n",
+    "two parts joined": "[route]\nlayers=-2,-1\ngroups=2\ngroup_id=0\n"
+    + "[convolutional]\nfilters=8\nactivation=linear\n",
+    "a sum of three": "[shortcut]\nfrom=0,2\nactivation=linear\n",
+    "dropout": "[dropout]\nprobability=.25\n",
+}
+NETWORK = darknet_cfg.parse(
+    "[net]\nwidth=10\nheight=12\nchannels=3\n" + "".join(x + HEAD for x in SECTIONS.values())
+)
+
+
+def convolved(x, kernel, layer):
+    """One output cell after the other, as a sum over the cells of its window."""
+    size, groups = layer.size, layer.groups
+    dilation = layer.dilation if size > 1 else 1
+    border = (size // 2 if layer.pad else layer.padding) * dilation
+    x = np.pad(x, ((border, border), (border, border), (0, 0)))
+    reach = dilation * (size - 1) + 1
+    rows, columns = ((side - reach) // layer.stride + 1 for side in x.shape[:2])
+    inputs, filters = x.shape[2] // groups, layer.filters // groups
+    out = np.zeros((rows, columns, layer.filters))
+    for i, j, group in np.ndindex(rows, columns, groups):
+        of_group = slice(group * filters, (group + 1) * filters)
+        for ki, kj in np.ndindex(size, size):
+            cell = x[i * layer.stride + ki * dilation, j * layer.stride + kj * dilation]
+            seen = cell[group * inputs : (group + 1) * inputs]
+            out[i, j, of_group] += seen @ kernel[ki, kj, :, of_group]
+    return out
+
+
+def pooled(x, layer):
+    """Darknet's: the window of cell i begins at i * stride - padding // 2."""
+    height, width = x.shape[:2]
+    rows = (height + layer.padding - layer.size) // layer.stride + 1
+    columns = (width + layer.padding - layer.size) // layer.stride + 1
+    out = np.full((rows, columns, x.shape[2]), -np.inf)
+    for i, j, ki, kj in np.ndindex(rows, columns, layer.size, layer.size):
+        row = i * layer.stride + ki - layer.padding // 2
+        column = j * layer.stride + kj - layer.padding // 2
+        if 0 <= row < height and 0 <= column < width:
+            out[i, j] = np.maximum(out[i, j], x[row, column])
+    return out
+
+
+def activated(x, name):
+    sigmoid = 1 / (1 + np.exp(-x))
+    return {
+        "linear": x,
+        "leaky": np.where(x > 0, x, 0.1 * x),
+        "mish": x * np.tanh(np.log(1 + np.exp(x))),
+        "relu": np.maximum(x, 0),
+        "logistic": sigmoid,
+        "swish": x * sigmoid,
+    }[name]
+
+
+def layer_by_layer(image, variables):
+    """What every layer of `NETWORK` gives for an image, in float64."""
+    x, outputs = image.astype(np.float64), []
+    for number, layer in enumerate(NETWORK.layers):
+        match layer:
+            case darknet_cfg.Convolutional():
+                params = variables["params"][f"layer{number}"]
+                x = convolved(x, np.float64(params["kernel"]), layer)
+                if layer.batch_normalize:
+                    stats = variables["batch_stats"][f"layer{number}"]["norm"]
+                    x = (x - stats["mean"]) / np.sqrt(stats["var"] + 1e-5)
+                    x = x * params["norm"]["scale"] + params["norm"]["bias"]
+                else:
+                    x = x + params["bias"]
+                x = activated(x, layer.activation)
+            case darknet_cfg.Shortcut():
+                for source in layer.layers:
+                    x = x + outputs[source]
+                x = activated(x, layer.activation)
+            case darknet_cfg.Route():
+                parts = (np.split(outputs[i], layer.groups, -1) for i in layer.layers)
+                x = np.concatenate([part[layer.group_id] for part in parts], axis=-1)
+            case darknet_cfg.Upsample():
+                x = np.kron(x, np.ones((layer.stride, layer.stride, 1)))
+            case darknet_cfg.MaxPool():
+                x = pooled(x, layer)
+        outputs.append(x)
+    return outputs
+
+
+@pytest.fixture(scope="module")
+def network():
+    """(variables with random values, images, what stands before each head, per section)."""
+    module = darknet.Network(NETWORK)
+    rng = np.random.default_rng(0)
+    images = np.float32(rng.uniform(-1, 1, (2, 12, 10, 3)))
+    shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), images, train=False))
+    variables = jax.tree.map(lambda x: np.float32(rng.uniform(0.2, 0.6, x.shape)), shapes)
+    variables = jax.tree_util.tree_map_with_path(
+        lambda path, x: x if path[-1].key in ("var", "scale") else x - np.float32(0.4), variables
+    )
+    found = tiny.jit(lambda v, x: module.apply(v, x, train=False))(variables, images)
+    return variables, images, dict(zip(SECTIONS, found, strict=True))
+
+
+@pytest.fixture(scope="module")
+def expected(network):
+    """Of each section its outputs for the images."""
+    variables, images, _ = network
+    of_images = [layer_by_layer(image, variables) for image in images]
+    heads = [i for i, x in enumerate(NETWORK.layers) if isinstance(x, darknet_cfg.Yolo)]
+    return {
+        name: np.stack([outputs[head] for outputs in of_images])
+        for name, head in zip(SECTIONS, heads, strict=True)
+    }
+
+
+@pytest.mark.parametrize("name", SECTIONS)
+def test_a_section_computes_what_plain_loops_do(name, network, expected):
+    found = network[2][name]
+    assert found.shape == expected[name].shape and np.ptp(expected[name]) > 0.01
+    np.testing.assert_allclose(found, expected[name], rtol=1e-4, atol=1e-5)
+
+
+def test_the_shapes_that_a_cfg_is_checked_by_are_those_of_the_network(network):
+    shapes = darknet_cfg.shapes(NETWORK)
+    heads = [s for s, x in zip(shapes, NETWORK.layers) if isinstance(x, darknet_cfg.Yolo)]
+    for shape, found in zip(heads, network[2].values(), strict=True):
+        assert found.shape[1:] == (shape.height, shape.width, shape.channels)
+
+
+def test_dropout_in_training_keeps_the_mean():
+    cfg = "[net]\nwidth=64\nheight=64\nchannels=8\n[dropout]\nprobability=.25\n" + HEAD
+    module = darknet.Network(darknet_cfg.parse(cfg))
+    ones = np.ones((1, 64, 64, 8), np.float32)
+    (found,) = module.apply({}, ones, train=True, rngs={"sample": jax.random.key(0)})
+    np.testing.assert_allclose(np.unique(found), [0, 4 / 3], rtol=1e-6)
+    assert np.mean(found) == pytest.approx(1, abs=0.02)
+    np.testing.assert_array_equal(module.apply({}, ones, train=False)[0], ones)
+
+
+def greedy(boxes, scores, labels, threshold, measure, by_class):
+    """Indices of what stays, best first."""
+    stays = []
+    for i in np.argsort(-scores, kind="stable"):
+        rivals = [j for j in stays if labels[j] == labels[i] or not by_class]
+        if all(measure(boxes[j], boxes[i]) <= threshold for j in rivals):
+            stays.append(i)
+    return stays
+
+
+def measure_of(kind, beta, sides):
+    def measure(a, b):
+        inner = np.clip(np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2]), 0, None).prod()
+        iou = inner / ((a[2:] - a[:2]).prod() + (b[2:] - b[:2]).prod() - inner)
+        apart = ((a[:2] + a[2:] - b[:2] - b[2:]) / 2 / sides) ** 2
+        outer = ((np.maximum(a[2:], b[2:]) - np.minimum(a[:2], b[:2])) / sides) ** 2
+        power = {"default": None, "greedynms": 0.6, "diounms": beta}[kind]
+        return iou if power is None else iou - (apart.sum() / outer.sum()) ** power
+
+    return measure
+
+
+@pytest.mark.parametrize("by_class", [True, False])
+@pytest.mark.parametrize("kind", ["default", "greedynms", "diounms"])
+def test_suppression_equals_plain_loops(kind, by_class):
+    """On a network twice as wide as high, with the power that the cfg gives to `diounms`."""
+    rng = np.random.default_rng(3)
+    corner = rng.uniform(0, 40, (60, 2))
+    boxes = np.float32(np.concatenate([corner, corner + rng.uniform(15, 30, (60, 2))], axis=1))
+    scores, labels = np.float32(rng.permutation(60) / 60 + 0.01), rng.integers(0, 2, 60)
+    head = "[yolo]\nanchors=4,6\nnum=1\nmask=0\nclasses=2\nbeta_nms=0.9\n"
+    conv = "[convolutional]\nfilters=7\nactivation=linear\n"
+    cfg = "[net]\nwidth=128\nheight=64\nchannels=3\n" + conv + head + f"nms_kind={kind}\n"
+    module = darknet.Darknet(cfg=cfg, num_classes=2, class_agnostic=not by_class, nms_iou=0.3)
+    candidates = types.Detections(boxes, scores, np.int32(labels), np.ones(60, bool))
+    found = module.suppress(jax.tree.map(lambda x: x[None], candidates))
+    measure = measure_of(kind, 0.9, np.array([128, 64]))
+    stays = greedy(boxes, scores, labels, 0.3, measure, by_class)
+    assert 3 < len(stays) < 50
+    np.testing.assert_allclose(found.scores[0][found.valid[0]], scores[stays], rtol=1e-6)
+    np.testing.assert_allclose(found.boxes[0][found.valid[0]], boxes[stays], rtol=1e-6)
