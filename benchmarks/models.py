@@ -3,37 +3,44 @@
     python -m benchmarks.models --output benchmarks/results/models_cpu.json
     python -m benchmarks.models --only retinanet --only fcos --side 640 --batch 2
 
-Each detector is built from its COCO experiment and measured in a process of its own, with an empty
-compilation cache: seconds to compile prediction and training step, ms an image of both (the median
-of the repeats, after one that warms up), and the peak memory of the process, or of the device where
-it is an accelerator.  The canvas is 320 x 320 (CornerNet 256 x 256) on a CPU, else 800 x 1344.
+Each detector is built from its COCO experiment.  Prediction (with suppression) and training step
+(losses, gradients, update by the config's optimizer; no averaging of weights) run in a process
+each, compiled there with an empty cache: seconds to compile, ms an image (the median of the
+repeats, after one that warms up), and the peak memory from the warm-up on, of the process, or of
+the device where it is an accelerator.  The canvas is 320 x 320 (CornerNet 256 x 256) on a CPU, else
+800 x 1344.
 
 Peers are measured in the same run where they are installed and otherwise named as absent:
-torchvision's RetinaNet, FCOS and Faster R-CNN, and OpenCV's dnn module before version 5 for
-darknet's networks.  --peer_python names another Python that has them.  Ratios are detlab / peer.
+torchvision's RetinaNet, FCOS and Faster R-CNN, the PyTorch package yolov5, and OpenCV's dnn module
+before version 5 for darknet's networks.  --peer_python names another Python that has them.  Peer
+and detlab take turns, so that whatever else the machine does meets both; ratios are detlab / peer.
 """
 
 import argparse
 import difflib
 import json
-import math
 import pathlib
-import resource
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from typing import Callable, NamedTuple, Sequence
+from typing import Any, Callable, Mapping, NamedTuple, Sequence
 
 import jax
 import numpy as np
 
 from benchmarks import machine
+from benchmarks import peers
 from benchmarks import train_step
+from benchmarks import turns
+from converters.readers import darknet
 from detlab import config as config_lib
+from detlab import darknet_cfg
+from detlab import darknet_networks
 from detlab import detector as detector_lib
 from detlab import errors
+from detlab import optim
+from detlab import update as update_lib
 
 
 class Model(NamedTuple):
@@ -56,8 +63,22 @@ MODELS = {
     "darknet_yolov3_tiny": Model("darknet_coco:yolov3_tiny", peer="opencv/yolov3-tiny"),
     "darknet_yolov4": Model("darknet_coco:yolov4", peer="opencv/yolov4"),
     "darknet_yolov4_tiny": Model("darknet_coco:yolov4_tiny", peer="opencv/yolov4-tiny"),
+    "yolov5n": Model("yolov5_coco:n", peer="yolov5/yolov5n"),
+    "yolov5s": Model("yolov5_coco:s", peer="yolov5/yolov5s"),
+    "yolov5m": Model("yolov5_coco:m", peer="yolov5/yolov5m"),
+    "yolov5l": Model("yolov5_coco:l", peer="yolov5/yolov5l"),
+    "yolov5x": Model("yolov5_coco:x", peer="yolov5/yolov5x"),
 }
-FIGURES = ("compile_predict_s", "compile_train_s", "predict_ms", "train_ms", "peak_mib")
+PROGRAMS = ("predict", "train")
+
+
+class Task(NamedTuple):
+    """What a process of `--serve` measures."""
+
+    model: str  # of MODELS
+    program: str  # of PROGRAMS
+    side: int | None
+    batch: int
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -73,19 +94,17 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--output", type=pathlib.Path, help="JSON of the figures")
     parser.add_argument("--peer_python", default=sys.executable, help="that has the peers")
-    parser.add_argument("--measure", help=argparse.SUPPRESS)  # a process of one model
+    parser.add_argument("--serve", help=argparse.SUPPRESS)  # a process of one program
     args, overrides = config_lib.parse(arguments, parser)
     if args.batch < 1 or args.repeats < 1:
         raise errors.UserError("--batch and --repeats must be at least 1.")
-    if args.measure:
-        print(json.dumps(measure(args.measure, args.side, args.batch, args.repeats, overrides)))
+    if args.serve:
+        turns.serve(*program(Task(**json.loads(args.serve)), overrides))
         return
     rows = {}
     print(header())
     for name in choose(args.only):
-        rows[name] = in_process(name, args, overrides)
-        peer = MODELS[name].peer
-        rows[name]["peer"] = measure_peer(peer, rows[name], args) if peer else None
+        rows[name] = measure(name, args, overrides)
         print(line(name, rows[name]), flush=True)
         if args.output:  # after each, as all of them take long
             result = {"machine": machine.describe(), "batch": args.batch, "models": rows}
@@ -103,49 +122,103 @@ def choose(wanted: Sequence[str]) -> list[str]:
     return list(wanted) or list(MODELS)
 
 
-def in_process(name: str, args, overrides) -> dict:
-    """`measure` in a process whose memory and compilations are the model's alone."""
-    command = [sys.executable, "-m", "benchmarks.models", "--measure", name]
-    command += ["--batch", str(args.batch), "--repeats", str(args.repeats)]
-    command += ["--side", str(args.side)] if args.side else []
-    command += [f"--config.{key}={value}" for key, value in overrides.items()]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise errors.UserError(f"measuring {name} failed:\n{done.stderr[-3000:]}")
-    return json.loads(done.stdout.splitlines()[-1])
+def measure(name: str, args, overrides: Mapping[str, Any]) -> dict:
+    """A row of the table: what is known of the model, and the figures of each program."""
+    row: dict[str, Any] = {"peer": MODELS[name].peer or None}
+    for kind in PROGRAMS:
+        task = Task(name, kind, args.side, args.batch)
+        command = [sys.executable, "-m", "benchmarks.models", "--serve", json.dumps(task._asdict())]
+        command += [f"--config.{key}={value}" for key, value in overrides.items()]
+        try:
+            with turns.Worker(command) as own, tempfile.TemporaryDirectory() as folder:
+                ready = own.ready
+                row |= {key: ready.pop(key) for key in ("canvas", "parameters_m")}
+                peer = start_peer(name, task, row["canvas"], args.peer_python, pathlib.Path(folder))
+                row[kind] = ready | in_turns(own, peer, args.repeats, args.batch)
+        except turns.Failed as error:
+            raise errors.UserError(f"measuring {name} failed: {error}") from None
+    return row
 
 
-def measure(name: str, side: int | None, batch: int, repeats: int, overrides) -> dict:
-    """The figures of one model, in this process."""
+def start_peer(
+    name: str, task: Task, canvas: Sequence[int], python: str, folder: pathlib.Path
+) -> turns.Worker | dict | None:
+    """The peer's process, {"absent": why}, or None where there is no such peer."""
+    peer = MODELS[name].peer
+    package, _, network = peer.partition("/")
+    if not peer or task.program not in peers.PEERS[package].programs:
+        return None
+    if package == "opencv":
+        write_darknet(network, folder)
+    asked = peers.Task(peer, task.program, canvas, task.batch, str(folder))
+    try:
+        return turns.Worker([python, "-m", "benchmarks.peers", json.dumps(asked._asdict())])
+    except turns.Failed as error:
+        return {"absent": f"{error} (pip install {peers.PEERS[package].install})"[:200]}
+    except OSError as error:
+        raise errors.UserError(f"--peer_python {python} cannot be run: {error.strerror}.") from None
+
+
+def in_turns(own: turns.Worker, peer: turns.Worker | dict | None, repeats: int, batch: int):
+    """Figures of detlab's program and, as "peer", of the other one; their ratio."""
+    if not isinstance(peer, turns.Worker):
+        return figures(own, [own.run() for _ in range(repeats)], batch) | {"peer": peer}
+    with peer:
+        pairs = [(own.run(), peer.run()) for _ in range(repeats)]
+        mine, theirs = zip(*pairs)
+        ratio = statistics.median(a / b for a, b in pairs)
+        other = peer.ready | figures(peer, theirs, batch)
+        return figures(own, mine, batch) | {"peer": other, "ratio": round(ratio, 3)}
+
+
+def figures(worker: turns.Worker, milliseconds: Sequence[float], batch: int) -> dict:
+    """Of a program after its last turn."""
+    last = worker.close()
+    peak = last.get("device_peak_mib") or last["peak_mib"]
+    median = statistics.median(milliseconds) / batch
+    return {"ms": round(median, 1), "peak_mib": peak and round(peak, 1)}
+
+
+def program(task: Task, overrides: Mapping[str, Any]):
+    """What `turns.serve` takes, of one of detlab's programs: compiled, and its inputs there."""
     jax.config.update("jax_enable_compilation_cache", False)
-    model = MODELS[name]
+    model = MODELS[task.model]
     config = config_lib.load(model.config, overrides)
     on_cpu = jax.default_backend() == "cpu"
-    square = side or (model.side if on_cpu else None)
+    square = task.side or (model.side if on_cpu else None)
     config.data.canvases = ((square, square) if square else (800, 1344),)
-    config.train.batch_size = batch
-    inputs = train_step.make_batch(config)
+    config.train.update(batch_size=task.batch, accumulate=1)
+    config.optim.ema_decay = 0.0
+    batch = train_step.make_batch(config)
     detector = detector_lib.build(config)
-    key = jax.random.key(0)
-    params, state = made_up(jax.eval_shape(detector.init, key, inputs.images[:1]))
+    shapes = jax.eval_shape(detector.init, jax.random.key(0), batch.images[:1])
+    params, state = made_up(shapes)
+    if task.program == "predict":
+        inputs = params, state, batch.images, batch.image_size
+        compiled, seconds = timed(jax.jit(detector.predict).lower(*inputs).compile)
+        inputs = jax.device_put(inputs)
 
-    def step(params, state, inputs):
-        return jax.value_and_grad(detector.loss, has_aux=True)(params, state, inputs, key)
+        def run():
+            jax.block_until_ready(compiled(*inputs))
 
-    predict = jax.jit(detector.predict).lower(params, state, inputs.images, inputs.image_size)
-    predict, predict_seconds = timed(predict.compile)
-    train, train_seconds = timed(jax.jit(step).lower(params, state, inputs).compile)
-    images = jax.device_put(inputs.images), jax.device_put(inputs.image_size)
-    inputs = jax.device_put(inputs)
-    return {
+    else:
+        optimizer = optim.build(config.optim, params, 1000, task.batch, 1, detector.frozen)
+        train_state = update_lib.initial(params, state, optimizer, config)
+        update = jax.jit(update_lib.make(detector, optimizer, config), donate_argnums=0)
+        compiled, seconds = timed(update.lower(train_state, batch).compile)
+        batch = jax.device_put(batch)
+
+        def run():
+            nonlocal train_state
+            train_state, metrics = compiled(train_state, batch)
+            jax.block_until_ready((train_state, metrics))
+
+    ready = {
         "canvas": list(config.data.canvases[0]),
-        "parameters_m": round(sum(x.size for x in jax.tree.leaves(params)) / 1e6, 2),
-        "compile_predict_s": round(predict_seconds, 1),
-        "compile_train_s": round(train_seconds, 1),
-        "predict_ms": milliseconds(lambda: predict(params, state, *images), repeats) / batch,
-        "train_ms": milliseconds(lambda: train(params, state, inputs), repeats) / batch,
-        "peak_mib": peak_mib(),
+        "parameters_m": round(sum(x.size for x in jax.tree.leaves(shapes[0])) / 1e6, 2),
+        "compile_s": round(seconds, 1),
     }
+    return run, ready, device_memory
 
 
 def made_up(shapes):
@@ -169,41 +242,16 @@ def timed(function: Callable):
     return result, time.perf_counter() - start
 
 
-def milliseconds(function: Callable, repeats: int) -> float:
-    """The median of the repeats after one that warms up."""
-    jax.block_until_ready(function())
-    seconds = [timed(lambda: jax.block_until_ready(function()))[1] for _ in range(repeats)]
-    return round(1000 * statistics.median(seconds), 1)
-
-
-def peak_mib() -> float:
-    """Of the device's allocator, else of this process."""
+def device_memory() -> dict:
+    """The peak of an accelerator; nothing on a CPU."""
     memory = jax.local_devices()[0].memory_stats()
-    if memory and "peak_bytes_in_use" in memory:
-        return round(memory["peak_bytes_in_use"] / 2**20, 1)
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10, 1)  # KiB on Linux
-
-
-def measure_peer(peer: str, row: dict, args) -> dict:
-    """Figures of a peer on the same canvas, or {"absent": why}."""
-    script = pathlib.Path(__file__).with_name("peers.py")
-    with tempfile.TemporaryDirectory(prefix="peer") as folder:
-        if peer.startswith("opencv/"):
-            write_darknet(peer.partition("/")[2], pathlib.Path(folder))
-        command = [args.peer_python, str(script), peer, *map(str, row["canvas"])]
-        command += [str(args.batch), str(args.repeats), folder]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        return {"absent": (done.stderr.strip().splitlines() or ["it failed"])[-1][:200]}
-    return json.loads(done.stdout.splitlines()[-1])
+    if not memory or "peak_bytes_in_use" not in memory:
+        return {}
+    return {"device_peak_mib": memory["peak_bytes_in_use"] / 2**20}
 
 
 def write_darknet(name: str, folder: pathlib.Path) -> None:
     """A standard network with random weights, as the files that OpenCV reads."""
-    from converters.readers import darknet
-    from detlab import darknet_cfg
-    from detlab import darknet_networks
-
     network = darknet_networks.resolve(name)
     rng = np.random.default_rng(0)
     shapes = darknet.tensor_shapes(network)
@@ -222,28 +270,28 @@ def write_darknet(name: str, folder: pathlib.Path) -> None:
 def header() -> str:
     return (
         f"{'model':20} {'canvas':>9} {'M par.':>7} {'compile s':>13} {'predict':>10} {'train':>10}"
-        f" {'peak':>9}  ratio to the peer: predict, train"
+        f" {'peak MiB':>13}  ratio to the peer: predict, train"
     )
 
 
-def line(name: str, row: dict) -> str:
+def line(name: str, row: Mapping[str, Any]) -> str:
     """One line of the table."""
     canvas = "x".join(map(str, row["canvas"]))
-    compiled = f"{row['compile_predict_s']:.0f} + {row['compile_train_s']:.0f}"
+    of = [row[kind] for kind in PROGRAMS]
+    compiled, peak = (
+        " + ".join(f"{x[key] or 0:.0f}" for x in of) for key in ("compile_s", "peak_mib")
+    )
     text = (
         f"{name:20} {canvas:>9} {row['parameters_m']:7.1f} {compiled:>13}"
-        f" {row['predict_ms']:7.0f} ms {row['train_ms']:7.0f} ms {row['peak_mib']:5.0f} MiB"
+        f" {of[0]['ms']:7.0f} ms {of[1]['ms']:7.0f} ms {peak:>13}"
     )
-    peer = row.get("peer")
-    if not peer:
+    if not row["peer"]:
         return text
-    if "absent" in peer:
-        return f"{text}  {MODELS[name].peer}: {peer['absent']}"
-    ratios = [
-        f"{row[key] / peer[key]:.2f}" if peer.get(key) and math.isfinite(peer[key]) else "-"
-        for key in ("predict_ms", "train_ms")
-    ]
-    return f"{text}  {MODELS[name].peer} {', '.join(ratios)}"
+    absent = [x["peer"]["absent"] for x in of if x["peer"] and "absent" in x["peer"]]
+    if absent:
+        return f"{text}  {row['peer']}: {absent[0]}"
+    ratios = [f"{x['ratio']:.2f}" if "ratio" in x else "-" for x in of]
+    return f"{text}  {row['peer']} {', '.join(ratios)}"
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ moved when its input was changed by one part in a million; where that is more th
 it takes its place, and the line says so.  NaN misses everything.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, Sequence
 
 import numpy as np
 
@@ -15,6 +15,7 @@ MAPS = 1e-4  # of the largest value of the map
 TARGETS = 1e-4  # of the value, and 1e-5
 LOSSES = 1e-3  # of the value, and 1e-6
 GRADIENTS = 1e-3  # of the value; see gradient()
+OWN_DRIFT = 0.03  # of a gradient's norm: what moves more by itself is no measure
 BOXES_PX = 0.1
 SCORES = 1e-4
 
@@ -54,7 +55,13 @@ def loss(quantity: str, mine: float, theirs: float, drift: float = 0.0) -> Line:
 
 
 def gradient(
-    key: str, mine: np.ndarray, weight: np.ndarray, norm: float, dot: float, largest: float
+    key: str,
+    mine: np.ndarray,
+    weight: np.ndarray,
+    norm: float,
+    dot: float,
+    largest: float,
+    nudged: Sequence[np.ndarray] = (),
 ) -> list[Line]:
     """Norm of a parameter's gradient, and the sum of gradient times parameter.
 
@@ -64,14 +71,24 @@ def gradient(
       weight: its value there.
       norm, dot: what the reference had.
       largest: norm of any parameter of the case.
+      nudged: the same gradient where the input is changed by one part in a million.  As far as that
+        moves it, and no further than OWN_DRIFT, it may be off.
     """
     mine, weight = mine.astype(np.float64), weight.astype(np.float64)
+    drift = max((float(np.linalg.norm(other - mine)) for other in nudged), default=0.0)
+    drift = drift if drift <= OWN_DRIFT * abs(norm) else 0.0
     norm_error = abs(np.linalg.norm(mine) - norm)
     dot_error = abs((mine * weight).sum() - dot)
     dot_floor = 1e-5 * norm * np.linalg.norm(weight)
-    return [
+    lines = [
         Line(f"gradient norm {key}", float(norm_error), GRADIENTS * max(abs(norm), 1e-3 * largest)),
         Line(f"gradient dot {key}", float(dot_error), float(GRADIENTS * abs(dot) + dot_floor)),
+    ]
+    return [
+        line
+        if line.passed or line.error > bound
+        else line._replace(tolerance=bound, note=f"own drift instead of {line.tolerance:.1e}")
+        for line, bound in zip(lines, (drift, drift * float(np.linalg.norm(weight))))
     ]
 
 

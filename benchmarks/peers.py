@@ -1,90 +1,224 @@
-"""One peer, measured in a Python that has it; `benchmarks.models` runs this file as a script.
+"""The peers of `benchmarks.models`: other code for the same networks, where it is installed.
 
-    python benchmarks/peers.py torchvision/fcos_resnet50_fpn HEIGHT WIDTH BATCH REPEATS FOLDER
+    python -m benchmarks.peers '{"peer": "torchvision/fcos_resnet50_fpn", "program": "train",
+        "canvas": [320, 320], "batch": 2}'
 
-Prints a JSON line of ms an image.  A missing package ends it with one line.  Weights are random; a
-torchvision model normalises as detlab's does, and neither resizes.
+Runs one program of one peer as `benchmarks.turns` says; a package that is missing ends it with one
+line.  Nothing of detlab is imported, so any Python will do that has the packages; none is needed.
+
+All weights are random, and biased as at the beginning of training, so that next to nothing is
+found and a peer has nothing to suppress; detlab's suppression takes the same time whatever is
+found.  Training is a whole step: losses, gradients, and SGD with momentum.  As in the configs that
+detlab follows, ResNets have their stem and first stage frozen and use running statistics.
 """
 
 import importlib
 import json
-import statistics
+import pathlib
 import sys
-import time
+from typing import Any, Callable, NamedTuple, Sequence
 
 import numpy as np
 
+from benchmarks import turns
 
-def main(peer, height, width, batch, repeats, folder):
-    """The figures of a peer as a dict."""
-    package, _, name = peer.partition("/")
-    height, width, batch, repeats = map(int, (height, width, batch, repeats))
-    if package == "torchvision":
-        return torchvision(name, height, width, batch, repeats)
-    return opencv(height, width, batch, repeats, folder)
+NUM_CLASSES, OBJECTS = 80, 8
 
 
-def torchvision(name, height, width, batch, repeats):
-    torch, vision = load("torch"), load("torchvision")
-    build = getattr(vision.models.detection, name)
-    sizes = dict(min_size=min(height, width), max_size=max(height, width))
-    model = build(weights=None, weights_backbone=None, num_classes=81, **sizes)
-    images = list(torch.rand(batch, 3, height, width))
-    rng = np.random.default_rng(0)
-    targets = []
-    for _ in range(batch):
-        corner = rng.uniform(0, 0.6, (8, 2)) * (width, height)
-        boxes = np.concatenate(
-            [corner, corner + rng.uniform(0.1, 0.4, (8, 2)) * (width, height)], 1
-        )
-        labels = torch.from_numpy(rng.integers(1, 81, 8))
-        targets.append({"boxes": torch.from_numpy(boxes).float(), "labels": labels})
-    model.eval()
-    with torch.no_grad():
-        predict = milliseconds(lambda: model(images), repeats)
-    model.train()
+class Task(NamedTuple):
+    """What is asked of a peer."""
 
-    def step():
-        model.zero_grad()
-        sum(model(images, targets).values()).backward()
-
-    versions = {"torch": torch.__version__, "torchvision": vision.__version__}
-    train = milliseconds(step, repeats)
-    return {"predict_ms": predict / batch, "train_ms": train / batch, **versions}
+    peer: str  # package/model
+    program: str  # predict or train
+    canvas: Sequence[int]  # height, width px
+    batch: int
+    files: str = ""  # folder with net.cfg and net.weights, for OpenCV
 
 
-def opencv(height, width, batch, repeats, folder):
-    cv2 = load("cv2")
-    if not hasattr(cv2.dnn, "readNetFromDarknet") or int(cv2.__version__.split(".")[0]) >= 5:
-        sys.exit(f"OpenCV {cv2.__version__} reads no darknet networks; versions before 5 do")
-    net = cv2.dnn.readNetFromDarknet(f"{folder}/net.cfg", f"{folder}/net.weights")
-    outputs = net.getUnconnectedOutLayersNames()
-    images = np.random.default_rng(0).integers(0, 256, (batch, height, width, 3), np.uint8)
+class Peer(NamedTuple):
+    """A package that has models."""
 
-    def predict():
-        net.setInput(cv2.dnn.blobFromImages(list(images), 1 / 255, (width, height)))
-        net.forward(outputs)
-
-    return {"predict_ms": milliseconds(predict, repeats) / batch, "opencv": cv2.__version__}
+    make: Callable  # (Task, name of the model) -> (run, figures, last figures)
+    install: str  # what to install
+    programs: tuple[str, ...] = ("predict", "train")
 
 
-def load(name):
+def main(arguments: Sequence[str]) -> None:
+    task = Task(**json.loads(arguments[0]))
+    package, _, name = task.peer.partition("/")
+    turns.serve(*PEERS[package].make(task, name))
+
+
+def load(name: str) -> Any:
+    """A package; one that is missing ends the program with a line."""
     try:
         return importlib.import_module(name)
-    except ImportError:
-        sys.exit(f"{name} is not installed")
+    except ImportError as error:
+        sys.exit(f"{name} cannot be imported: {error}")
 
 
-def milliseconds(function, repeats):
-    """The median of the repeats after one that warms up."""
-    function()
-    seconds = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        function()
-        seconds.append(time.perf_counter() - start)
-    return round(1000 * statistics.median(seconds), 1)
+def images_and_boxes(task: Task):
+    """uint8 [B, H, W, 3], and for each image float32 [8, 4] xyxy px and int64 [8] labels."""
+    rng = np.random.default_rng(0)
+    height, width = task.canvas
+    images = rng.integers(0, 256, (task.batch, height, width, 3), np.uint8)
+    corner = rng.uniform(0, 0.6, (task.batch, OBJECTS, 2)) * (width, height)
+    size = rng.uniform(0.1, 0.4, (task.batch, OBJECTS, 2)) * (width, height)
+    boxes = np.concatenate([corner, corner + size], -1).astype(np.float32)
+    return images, boxes, rng.integers(0, NUM_CLASSES, (task.batch, OBJECTS))
+
+
+# ------------------------------------------------------------------------------------------------
+# torchvision: RetinaNet, FCOS and Faster R-CNN
+
+
+def torchvision(task: Task, name: str):
+    torch, vision = load("torch"), load("torchvision")
+    device = _device(torch)
+    height, width = task.canvas
+    sizes = dict(min_size=min(height, width), max_size=max(height, width))
+    if name.startswith("fasterrcnn"):  # its class 0 is the background
+        classes, sizes["rpn_post_nms_top_n_train"] = NUM_CLASSES + 1, 1000
+    else:
+        classes = NUM_CLASSES
+    build = getattr(vision.models.detection, name)
+    model = build(weights=None, weights_backbone=None, num_classes=classes, **sizes).to(device)
+    first = 1 if name.startswith("fasterrcnn") else 0
+    pictures, boxes, labels = images_and_boxes(task)
+    images = [_nchw(torch, picture[None])[0].to(device) for picture in pictures]
+    targets = [
+        {"boxes": torch.from_numpy(b).to(device), "labels": torch.from_numpy(c + first).to(device)}
+        for b, c in zip(boxes, labels)
+    ]
+    versions = {"version": f"torchvision {vision.__version__}, PyTorch {torch.__version__}"}
+    if task.program == "predict":
+        return _predict(torch, model, lambda: model(images), versions)
+    model.train()
+    body = model.backbone.body
+    for part in (body.conv1, body.bn1, body.layer1):
+        part.requires_grad_(False)
+    for module in body.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.eval()
+    return _train(torch, model, lambda: sum(model(images, targets).values()), versions)
+
+
+# ------------------------------------------------------------------------------------------------
+# The package yolov5
+
+
+def yolov5(task: Task, name: str):
+    torch, package = load("torch"), load("yolov5")
+    yolo, general = load("yolov5.models.yolo"), load("yolov5.utils.general")
+    device = _device(torch)
+    cfg = pathlib.Path(package.__file__).parent / "models" / f"{name}.yaml"
+    model = yolo.Model(str(cfg), ch=3, nc=NUM_CLASSES).to(device)
+    pictures, boxes, labels = images_and_boxes(task)
+    images = _nchw(torch, pictures).to(device)
+    versions = {"version": f"yolov5 {package.__version__}, PyTorch {torch.__version__}"}
+    if task.program == "predict":
+        model.fuse()  # norms go into the convolutions, as the package predicts
+        return _predict(
+            torch,
+            model,
+            lambda: general.non_max_suppression(model(images)[0], 0.001, 0.6, multi_label=True),
+            versions,
+        )
+    gains = dict(box=0.05, cls=0.5, obj=1.0, cls_pw=1.0, obj_pw=1.0, fl_gamma=0.0, anchor_t=4.0)
+    model.hyp = gains
+    loss = load("yolov5.utils.loss").ComputeLoss(model)
+    size = np.tile(np.float32(task.canvas[::-1]), 2)
+    rows = [  # image, class, centre and size relative to the image
+        (i, c, *(b[:2] + b[2:]) / 2, *(b[2:] - b[:2]))
+        for i in range(task.batch)
+        for b, c in zip(boxes[i] / size, labels[i])
+    ]
+    targets = torch.tensor(np.array(rows, np.float32), device=device)
+    model.train()
+    return _train(torch, model, lambda: loss(model(images), targets)[0].sum(), versions)
+
+
+# ------------------------------------------------------------------------------------------------
+# OpenCV: networks of darknet, on the CPU
+
+
+def opencv(task: Task, name: str):
+    del name  # the files are of it
+    cv2 = load("cv2")
+    if not hasattr(cv2.dnn, "readNetFromDarknet"):
+        sys.exit(f"OpenCV {cv2.__version__} reads no darknet networks")
+    files = pathlib.Path(task.files)
+    net = cv2.dnn.readNetFromDarknet(str(files / "net.cfg"), str(files / "net.weights"))
+    model = cv2.dnn.DetectionModel(net)
+    height, width = task.canvas
+    model.setInputParams(scale=1 / 255, size=(width, height))
+    pictures, _, _ = images_and_boxes(task)
+
+    def run():
+        for picture in pictures:
+            model.detect(picture, confThreshold=0.25, nmsThreshold=0.45)
+
+    return run, {"version": f"OpenCV {cv2.__version__}"}
+
+
+PEERS = {
+    "torchvision": Peer(torchvision, "torch torchvision"),
+    "yolov5": Peer(yolov5, "torch yolov5"),
+    "opencv": Peer(opencv, '"opencv-python-headless<5"', ("predict",)),
+}
+
+
+# ------------------------------------------------------------------------------------------------
+# What the peers on PyTorch share
+
+
+def _device(torch) -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _nchw(torch, pictures: np.ndarray):
+    """uint8 [B, H, W, 3] -> float32 [B, 3, H, W] in 0..1."""
+    return torch.from_numpy(pictures).permute(0, 3, 1, 2).float().contiguous() / 255
+
+
+def _predict(torch, model, predict: Callable, versions: dict):
+    model.eval()
+
+    def run():
+        with torch.inference_mode():
+            predict()
+        _wait(torch)
+
+    return run, {**versions, **_size(model)}, lambda: _memory(torch)
+
+
+def _train(torch, model, loss: Callable, versions: dict):
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(trained, lr=1e-5, momentum=0.9, weight_decay=1e-4)
+
+    def run():
+        optimizer.zero_grad()
+        loss().backward()
+        optimizer.step()
+        _wait(torch)
+
+    return run, {**versions, **_size(model)}, lambda: _memory(torch)
+
+
+def _wait(torch) -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def _size(model) -> dict:
+    return {"parameters_m": round(sum(p.numel() for p in model.parameters()) / 1e6, 3)}
+
+
+def _memory(torch) -> dict:
+    if not torch.cuda.is_available():
+        return {}
+    return {"device_peak_mib": torch.cuda.max_memory_allocated() / 2**20}
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(*sys.argv[1:])))
+    main(sys.argv[1:])

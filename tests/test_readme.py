@@ -70,7 +70,8 @@ CONVERT = "python -m converters.convert"
 
 
 def test_every_command_is_run_somewhere():
-    by_ci = ['pip install -e ".[test]" && python -m pytest -m "not slow"']
+    tests = 'python -m pytest -m "not slow" -n 2 --dist worksteal'
+    by_ci = [f'pip install -e ".[test]" && {tests}']
     needs_gpu = ['pip install -e ".[cuda]"']
     tested = [
         only("pip install -e . &&"),

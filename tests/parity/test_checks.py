@@ -57,6 +57,20 @@ def test_a_vanishing_gradient_is_measured_by_the_largest_of_the_case():
     assert not norm_line.passed
 
 
+def test_a_gradient_may_be_as_far_off_as_it_moves_by_itself_up_to_3_percent():
+    weight = theirs = np.ones(4, np.float32)
+    mine = theirs * np.float32(1.005)
+
+    def lines(*moves):
+        nudged = [mine * np.float32(1 + move) for move in moves]
+        return checks.gradient("g", mine, weight, 2.0, 4.0, largest=2.0, nudged=nudged)
+
+    assert not any(line.passed for line in lines()), "no move, no excuse"
+    assert not any(line.passed for line in lines(0.002, -0.003))
+    assert all(line.passed and "own drift" in line.note for line in lines(0.002, -0.006))
+    assert not any(line.passed for line in lines(0.04)), "too far to be a measure"
+
+
 def detections(boxes, scores, labels):
     count = len(scores)
     boxes = np.float32(boxes).reshape(count, 4)

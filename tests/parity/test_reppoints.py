@@ -8,7 +8,6 @@ import numpy as np
 import parity_runs
 import pytest
 
-from benchmarks import parity_checks
 from converters import convert
 from converters import mapping
 from converters.tables import mmdet_reppoints
@@ -35,29 +34,16 @@ def test_the_shared_case_passes_in_full(name, shared_dir, capsys):
 
 
 @pytest.mark.slow
-def test_the_shared_case_of_the_grid_passes_but_for_a_unit_on_its_kink(shared_dir, capsys, nudged):
+def test_the_shared_case_of_the_grid_passes_but_for_a_unit_on_its_kink(shared_dir, capsys):
     """In float64 a unit behind the deformable convolution of the classes, on P5, is -1.6e-6.
 
     Rounding of all that comes before it is as large, so that it opens in some programs and not in
-    others, and four gradients move by more than their tolerance.  Of the input as it is and three
-    that differ by one part in a million, some meet every recorded figure at once.
+    others, and a few gradients move by more than their tolerance.
     """
-    run = parity_runs.run(capsys, shared_dir / "parity", "--case", GRID)
-    others = [line for line in run.missed if not line.startswith(("gradient norm", "gradient dot"))]
-    assert not others, run.text
-    assert len(run.passed) + len(run.missed) == 456
-
-    info = json.loads((shared_dir / "parity" / f"{GRID}.json").read_text())
-    largest = max(info["grad_norms"].values())
-    missed = np.zeros(4, int)
-    for key, norm in info["grad_norms"].items():
-        weight, dot = nudged["tensors"][key], info["grad_dots"][key]
-        runs = [
-            parity_checks.gradient(key, gradients[key], weight, norm, dot, largest)
-            for gradients in (nudged["gradients"], *nudged["nudged"])
-        ]
-        missed += [sum(not line.passed for line in lines) for lines in runs]
-    assert missed[0] <= 8 and missed.min() == 0, missed  # of 356
+    run = parity_runs.run(capsys, shared_dir / "parity", "--case", GRID, "--nudge", "3")
+    assert run.status == 0, run.text
+    assert len(run.passed) == 456
+    assert run.text.count("own drift instead of") <= 8  # of 356
 
 
 @pytest.mark.slow

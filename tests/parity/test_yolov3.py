@@ -11,7 +11,6 @@ further off than what that change makes.
 import json
 import shutil
 
-import numpy as np
 import parity_runs
 import pytest
 
@@ -20,25 +19,13 @@ MAPS = {f"{kind}_{level}" for kind in ("neck fpn", "map pred_map") for level in 
 
 
 @pytest.mark.slow
-def test_the_shared_case_passes_and_gradients_to_within_their_own_drift(shared_dir, capsys, nudged):
-    run = parity_runs.run(capsys, shared_dir / "parity", "--case", CASE)
-    others = [line for line in run.missed if not line.startswith(("gradient norm", "gradient dot"))]
-    assert not others, run.text
-    assert MAPS < set(run.passed) and len(run.passed) + len(run.missed) == 511
+def test_the_shared_case_passes_and_gradients_to_within_their_own_drift(shared_dir, capsys):
+    run = parity_runs.run(capsys, shared_dir / "parity", "--case", CASE, "--nudge", "3")
+    assert run.status == 0, run.text
+    assert MAPS < set(run.passed) and len(run.passed) == 511
+    assert run.text.count("own drift instead of") < 200  # of 444
     # The norms of neck and head are live, those of the backbone are not.
     assert sum(line.startswith("buffer") for line in run.passed) == 2 * 20
-
-    info = json.loads((shared_dir / "parity" / f"{CASE}.json").read_text())
-    largest = max(info["grad_norms"].values())
-    for key, norm in info["grad_norms"].items():
-        gradient = nudged["gradients"][key].astype(np.float64)
-        weight = nudged["tensors"][key].astype(np.float64)
-        drift = max(np.linalg.norm(other[key] - gradient) for other in nudged["nudged"])
-        assert drift < 0.03 * norm, key  # or a wrong gradient might be excused
-        assert abs(np.linalg.norm(gradient) - norm) < max(drift, 1e-3 * norm, 1e-6 * largest), key
-        assert abs((gradient * weight).sum() - info["grad_dots"][key]) < (
-            max(drift, 1e-3 * norm) * np.linalg.norm(weight)
-        ), key
 
 
 CONTROLS = {

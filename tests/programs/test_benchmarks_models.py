@@ -1,12 +1,14 @@
 """The benchmarks of detectors run and tell what is missing; their figures are not tested."""
 
 import json
+import sys
 
 import pytest
 
 from benchmarks import models
 from benchmarks import overfit
 from benchmarks import peers
+from benchmarks import turns
 from detlab import errors
 
 
@@ -18,15 +20,49 @@ def test_a_misspelt_model_is_named_with_the_nearest():
     assert models.choose([]) == list(models.MODELS) and overfit.choose(["fcos"]) == ["fcos"]
 
 
-def test_a_missing_peer_is_one_line(monkeypatch):
-    with pytest.raises(SystemExit, match="no_such_package is not installed"):
+def test_a_missing_peer_is_one_line():
+    with pytest.raises(SystemExit, match="no_such_package cannot be imported"):
         peers.load("no_such_package")
-    row = dict(canvas=[64, 64], parameters_m=1.0, compile_predict_s=1.0, compile_train_s=1.0)
-    row |= dict(predict_ms=10.0, train_ms=20.0, peak_mib=1.0)
-    absent = models.line("fcos", {**row, "peer": {"absent": "torch is not installed"}})
-    assert absent.endswith("torch is not installed") and "nan" not in absent
-    there = models.line("fcos", {**row, "peer": {"predict_ms": 5.0, "train_ms": None}})
-    assert there.endswith("2.00, -")
+    figures = dict(compile_s=1.0, ms=10.0, peak_mib=1.0)
+    row = dict(canvas=[64, 64], parameters_m=1.0, peer="opencv/yolov3")
+    absent = {**figures, "peer": {"absent": "cv2 cannot be imported"}}
+    line = models.line(
+        "darknet_yolov3", {**row, "predict": absent, "train": figures | {"peer": None}}
+    )
+    assert line.endswith("opencv/yolov3: cv2 cannot be imported")
+    there = {**figures, "peer": {"ms": 5.0}, "ratio": 2.0}
+    line = models.line(
+        "darknet_yolov3", {**row, "predict": there, "train": figures | {"peer": None}}
+    )
+    assert line.endswith("2.00, -")
+
+
+def test_a_python_that_has_no_peers_or_is_none_is_said(tmp_path):
+    task = models.Task("retinanet", "predict", 64, 1)
+    found = models.start_peer("retinanet", task, [64, 64], sys.executable, tmp_path)
+    if isinstance(found, turns.Worker):
+        pytest.skip("torchvision is installed")
+    assert "cannot be imported" in found["absent"] and "pip install torch" in found["absent"]
+    assert models.start_peer("ghm", task, [64, 64], sys.executable, tmp_path) is None
+    with pytest.raises(errors.UserError, match="--peer_python .*nowhere cannot be run"):
+        models.start_peer("retinanet", task, [64, 64], str(tmp_path / "nowhere"), tmp_path)
+
+
+PROGRAM = """
+import sys
+from benchmarks import turns
+turns.serve(lambda: print("noise"), {"known": 1}, lambda: {"after": 2})
+"""
+
+
+def test_two_programs_take_turns():
+    with turns.Worker([sys.executable, "-c", PROGRAM]) as a:
+        with turns.Worker([sys.executable, "-c", PROGRAM]) as b:
+            assert a.ready == b.ready == {"known": 1}
+            assert all(worker.run() >= 0 for worker in (a, b, a, b))
+            assert a.close()["after"] == 2
+    with pytest.raises(turns.Failed, match="ValueError: broken"):
+        turns.Worker([sys.executable, "-c", "raise ValueError('broken')"])
 
 
 @pytest.mark.slow
@@ -38,7 +74,8 @@ def test_a_model_is_measured(capsys, tmp_path):
     common = ["--only", "ghm", "--side", "64", "--repeats", "1", "--output", str(output)]
     models.main([*common, *arguments])
     row = json.loads(output.read_text())["models"]["ghm"]
-    assert all(row[figure] > 0 for figure in models.FIGURES)
+    for program in models.PROGRAMS:
+        assert all(row[program][figure] > 0 for figure in ("compile_s", "ms", "peak_mib"))
     assert row["canvas"] == [64, 64] and row["peer"] is None
     assert "ghm" in capsys.readouterr().out
 

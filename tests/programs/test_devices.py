@@ -5,6 +5,7 @@ from concurrent import futures
 
 import numpy as np
 import pytest
+import tiny
 
 pytestmark = pytest.mark.slow
 
@@ -171,58 +172,45 @@ from experiments import common
 
 mesh = sharding.make_mesh()
 assert mesh.size == int(sys.argv[1])
-found = {}
-for name in sys.argv[3:]:
-    entry = tiny.TINY[name]
-    config = common.base(entry.detector)
-    config.model = ConfigDict(entry.fields)
-    config.data.canvases = (entry.canvas,)
-    config.optim.update(name="sgd", lr=1e-4, lr_batch_size=0, schedule="constant", warmup_steps=0)
-    detector = detector_lib.build(config)
-    batch = tiny.make_batch(entry.canvas, objects=(4, 0, 2, 3))
-    params, state = tiny.jit(detector.init)(jax.random.key(0), batch.images[:1])
-    predictor = eval_lib.Predictor(detector, mesh)
-    whole = jax.device_put((params, state), sharding.replicated(mesh))
-    detections = predictor(*whole, *sharding.put_batch((batch.images, batch.image_size), mesh))
-    found |= {f"{name} detections {k}": v for k, v in detections._asdict().items()}
-    optimizer = optim.build(config.optim, params, 10, 4, 1, detector.frozen)
-    train_state = train.initial_state(detector, optimizer, config, mesh)
-    step = step_lib.TrainStep(detector, optimizer, config, mesh)
-    after, metrics, _ = step(train_state, loader.Loaded(batch, 0, ()))
-    found |= {f"{name} metric {k}": v for k, v in metrics.items()}
-    for kind, tree in (("params", after.params), ("state", after.state)):
-        for path, leaf in traverse_util.flatten_dict(tree, sep="/").items():
-            found[f"{name} {kind} {path}"] = leaf
+entry = tiny.TINY[sys.argv[3]]
+config = common.base(entry.detector)
+config.model = ConfigDict(entry.fields)
+config.data.canvases = (entry.canvas,)
+config.optim.update(name="sgd", lr=1e-4, lr_batch_size=0, schedule="constant", warmup_steps=0)
+detector = detector_lib.build(config)
+batch = tiny.make_batch(entry.canvas, objects=(4, 0, 2, 3))
+params, state = tiny.jit(detector.init)(jax.random.key(0), batch.images[:1])
+predictor = eval_lib.Predictor(detector, mesh)
+whole = jax.device_put((params, state), sharding.replicated(mesh))
+detections = predictor(*whole, *sharding.put_batch((batch.images, batch.image_size), mesh))
+found = {f"detections {k}": v for k, v in detections._asdict().items()}
+optimizer = optim.build(config.optim, params, 10, 4, 1, detector.frozen)
+train_state = train.initial_state(detector, optimizer, config, mesh)
+step = step_lib.TrainStep(detector, optimizer, config, mesh)
+after, metrics, _ = step(train_state, loader.Loaded(batch, 0, ()))
+found |= {f"metric {k}": v for k, v in metrics.items()}
+for kind, tree in (("params", after.params), ("state", after.state)):
+    for path, leaf in traverse_util.flatten_dict(tree, sep="/").items():
+        found[f"{kind} {path}"] = leaf
 np.savez(sys.argv[2], **jax.device_get(found))
 """
 
 
-# One of each kind: anchors, a loss with state, points, a grid.
-KINDS = ("retinanet", "ghm", "fcos", "yolov3")
-
-
-@pytest.fixture(scope="module")
-def every_detector(tmp_path_factory, run_on_devices):
-    """{1: arrays, 4: arrays} of a training step and of predictions of all tiny detectors."""
-    folder = tmp_path_factory.mktemp("every_detector")
-    files = {count: folder / f"{count}.npz" for count in (1, 4)}
+@pytest.mark.parametrize("name", tiny.TINY)
+def test_a_step_and_the_detections_of_every_detector_are_equal(name, tmp_path, run_on_devices):
+    files = {count: tmp_path / f"{count}.npz" for count in (1, 4)}
     with futures.ThreadPoolExecutor() as pool:
         run = functools.partial(run_on_devices, quick=True)
-        list(pool.map(lambda n: run(n, EVERY_DETECTOR, n, files[n], *KINDS), files))
-    found = {}
+        list(pool.map(lambda n: run(n, EVERY_DETECTOR, n, files[n], name), files))
+    results = {}
     for count, file in files.items():
         with np.load(file) as arrays:
-            found[count] = dict(arrays)
-    return found
-
-
-@pytest.mark.parametrize("name", KINDS)
-def test_a_step_and_the_detections_of_every_detector_are_equal(every_detector, name):
-    for quantity, one, four in pairs(every_detector, f"{name} metric "):
+            results[count] = dict(arrays)
+    for quantity, one, four in pairs(results, "metric "):
         np.testing.assert_allclose(four, one, rtol=1e-4, atol=1e-6, err_msg=quantity)
     for kind in ("params", "state"):
-        for quantity, one, four in pairs(every_detector, f"{name} {kind} "):
+        for quantity, one, four in pairs(results, f"{kind} "):
             error = np.linalg.norm(one - four)
             assert error <= 1e-5 * np.linalg.norm(one) + 1e-6, quantity
-    for quantity, one, four in pairs(every_detector, f"{name} detections "):
+    for quantity, one, four in pairs(results, "detections "):
         np.testing.assert_allclose(four, one, rtol=1e-4, atol=1e-3, err_msg=quantity)

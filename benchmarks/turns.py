@@ -1,0 +1,128 @@
+"""Programs in processes of their own that run once whenever they are told to.
+
+So each has its memory to itself, and several can take turns: their ratios do not depend on what
+else the machine does.  `Worker` is the side that tells, `serve` the side that runs; a line on the
+standard input asks for a run, and its end for the last figures.  Needs Python alone, as peers may
+run in another one than detlab.
+"""
+
+import contextlib
+import ctypes
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+import time
+from typing import Callable, Sequence
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+_MARK = "turns: "  # before an answer; whatever else a program prints is none
+_STATUS, _CLEAR = pathlib.Path("/proc/self/status"), pathlib.Path("/proc/self/clear_refs")
+
+
+class Failed(Exception):
+    """The process ended before its time; says the last line of its errors."""
+
+
+class Worker:
+    """A process that runs `serve`.
+
+    Attributes:
+      ready: what its program had to say before the first turn.
+    """
+
+    def __init__(self, command: Sequence[str], environment: dict[str, str] | None = None):
+        path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+        self._errors = tempfile.TemporaryFile("w+")
+        self._process = subprocess.Popen(
+            command,
+            env={**os.environ, "PYTHONPATH": path, **(environment or {})},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
+        )
+        try:
+            self.ready = self._answer()
+        except BaseException:
+            self._end()
+            raise
+
+    def run(self) -> float:
+        """One turn; milliseconds."""
+        self._process.stdin.write("\n")
+        with contextlib.suppress(BrokenPipeError):  # the answer tells why
+            self._process.stdin.flush()
+        return self._answer()["ms"]
+
+    def close(self) -> dict:
+        """The last figures; the process is over."""
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
+        try:
+            return self._answer()
+        finally:
+            self._end()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._end()
+
+    def _answer(self) -> dict:
+        for line in self._process.stdout:
+            if line.startswith(_MARK):
+                return json.loads(line.removeprefix(_MARK))
+        self._process.wait()
+        self._errors.seek(0)
+        lines = self._errors.read().strip().splitlines()
+        raise Failed(lines[-1] if lines else f"it ended with {self._process.returncode}")
+
+    def _end(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        for file in (self._process.stdout, self._errors):
+            file.close()
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
+
+
+def serve(run: Callable[[], None], ready: dict, last: Callable[[], dict] = dict) -> None:
+    """Runs whenever it is told to, once before as a warm-up.
+
+    Args:
+      run: returns when all is computed.
+      ready: figures that are known now.
+      last: gives figures after the last run.  `peak_mib` is added: of the memory of this process
+        since the warm-up, without what compilation took; None where the system does not tell.
+    """
+    run()
+    _forget_peak()
+    _say(ready)
+    for _ in sys.stdin:
+        start = time.perf_counter()
+        run()
+        _say({"ms": 1000 * (time.perf_counter() - start)})
+    _say({"peak_mib": peak_mib(), **last()})
+
+
+def peak_mib() -> float | None:
+    """Most resident memory of this process so far; on Linux."""
+    if not _STATUS.exists():
+        return None
+    fields = dict(line.split(":", 1) for line in _STATUS.read_text().splitlines() if ":" in line)
+    return int(fields["VmHWM"].split()[0]) / 1024  # kB
+
+
+def _forget_peak() -> None:
+    """Gives freed memory back to the system, and has it count the peak from now on."""
+    with contextlib.suppress(OSError, AttributeError):  # another system or C library
+        ctypes.CDLL(None).malloc_trim(0)
+        _CLEAR.write_text("5")
+
+
+def _say(figures: dict) -> None:
+    print(f"{_MARK}{json.dumps(figures, allow_nan=False)}", flush=True)
