@@ -270,6 +270,7 @@ def run_retina(config, detector, steps):
     return states, metrics
 
 
+@pytest.mark.slow
 def test_parts_equal_one_batch():
     """Norms that are the same in training and inference; parts of 3 and of 12 objects."""
     detector = retina(backbone_norm="stored")

@@ -47,7 +47,15 @@ class Subject:
         return jax.device_get(self.loss(*self.variables, self.batch, KEY))
 
 
-@pytest.fixture(scope="module", params=tiny.TINY)
+# Half of the time of all of them; the others are asked every day.
+LONG_TO_COMPILE = {"reppoints", "cornernet"}
+PARAMS = [
+    pytest.param(name, marks=[pytest.mark.slow] if name in LONG_TO_COMPILE else [])
+    for name in tiny.TINY
+]
+
+
+@pytest.fixture(scope="module", params=PARAMS)
 def subject(request):
     return Subject(request.param)
 

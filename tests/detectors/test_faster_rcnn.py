@@ -182,6 +182,7 @@ def test_samples_depend_on_the_key_and_the_number_of_the_image(targets):
     assert (first != other).any()
 
 
+@pytest.mark.slow
 def test_without_objects_everything_is_background(second_stage, variables):
     metrics, _ = second_stage(*variables, tiny.make_batch(objects=(0, 0)))
     assert metrics["loss/rpn_box"] == metrics["loss/box"] == metrics["positives"] == 0

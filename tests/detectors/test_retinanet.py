@@ -58,6 +58,7 @@ def test_initial_scores_are_the_prior(detector, variables):
     assert 0.005 < scores.mean() < 0.02  # pi = 0.01
 
 
+@pytest.mark.slow
 def test_overfitting_one_batch_lowers_the_loss_and_finds_its_objects(detector, predict, variables):
     batch = tiny.make_batch()
     optimizer = optax.adam(3e-3)
@@ -152,6 +153,7 @@ def test_taps_return_the_maps_that_a_pattern_names(detector, variables):
     np.testing.assert_allclose(found["neck/output3"], features[0], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_rematerialisation_changes_neither_values_nor_paths(detector, variables, loss):
     module = retinanet.RetinaNet(**TINY, remat=True)
     again = detector_lib.from_module(module)

@@ -203,6 +203,7 @@ def given_maps(compact, compiled, capsys, monkeypatch):
     monkeypatch.setattr(parity, "convert_weights", convert_weights)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BEHIND_THE_MAPS)
 def test_another_configuration_is_noticed(name, compact, capsys, tmp_path, given_maps):
     change, touched, untouched = BEHIND_THE_MAPS[name]

@@ -61,6 +61,7 @@ def test_memory_is_flat_where_it_grows_little_and_nothing_is_compiled(growth, co
     assert ("NOT flat" in memory.verdict(result)) is not flat
 
 
+@pytest.mark.slow
 def test_a_run_that_was_tampered_with_is_a_violation(tiny_run, tmp_path):
     """What `kills` compares with the unbroken run, and that it does see differences."""
     workdir = tmp_path / "run"

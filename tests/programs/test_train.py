@@ -123,6 +123,7 @@ def test_a_signal_at_any_place_of_the_loop_saves_the_step_that_was_reached(
     assert [row["step"] for row in run_log.read_rows(tmp_path / "metrics.jsonl")] == [1, 2, 3]
 
 
+@pytest.mark.slow
 def test_a_resumed_run_does_not_need_the_weights_that_it_began_with(
     tiny_run, tiny_config, tmp_path, monkeypatch
 ):
@@ -232,6 +233,7 @@ def test_a_dry_run_draws_the_images_as_the_detector_gets_them(tiny_config, tmp_p
     )
 
 
+@pytest.mark.slow
 def test_the_learning_rate_is_scaled_by_the_batch_and_the_log_says_so(tiny_config, capsys):
     train.main(["--config", tiny_config, "--dry_run", "--config.optim.lr_batch_size=16"])
     assert "learning rate 0.001 is for 16 images a step; with 4 it is 0.00025" in (
@@ -274,6 +276,7 @@ def backbone_weights(small_voc_config, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_no_frozen_leaf_or_used_statistic_keeps_its_initial_value(
     small_voc_config, backbone_weights
 ):
@@ -352,9 +355,8 @@ def test_an_error_ends_the_program_with_status_2_and_no_traceback():
 @pytest.mark.parametrize(
     "name",
     [
-        *(pytest.param(n, marks=pytest.mark.slow) for n in ("voc_mini", "coco_mini", "bccd")),
-        pytest.param("wider_mini", marks=pytest.mark.slow),
-        "tfds",
+        pytest.param(name, marks=pytest.mark.slow)
+        for name in ("voc_mini", "coco_mini", "bccd", "wider_mini", "tfds")
     ],
 )
 def test_two_steps_evaluation_and_demo_on_real_pictures(name, shared_dir, tmp_path):
