@@ -104,7 +104,9 @@ def source_sizes(source):
 
 
 def group_by_canvas(sizes, canvases):
-    """For each canvas, the images it suits best: where they can be largest; the first of equals.
+    """For each canvas, the images it suits best.
+
+    That is where they can be largest; of equals the smallest canvas, and of these the first.
 
     Args:
       sizes: [n, 2] height, width of the images.
@@ -113,7 +115,9 @@ def group_by_canvas(sizes, canvases):
       list of increasing int64 arrays, one a canvas, that hold each of 0..n-1 once.
     """
     scale = (np.asarray(canvases)[None] / np.asarray(sizes)[:, None]).min(axis=2)  # [n, canvases]
-    best = scale.argmax(axis=1)
+    enough = scale >= (1 - 1e-6) * scale.max(axis=1, keepdims=True)
+    area = np.asarray(canvases).prod(axis=1)
+    best = np.where(enough, area, np.inf).argmin(axis=1)
     return [np.flatnonzero(best == c) for c in range(len(canvases))]
 
 

@@ -78,6 +78,12 @@ def test_images_go_to_the_canvas_that_shows_them_largest():
     wide, tall = loader.group_by_canvas(SIZES[:7], CANVASES)
     np.testing.assert_array_equal(wide, [0, 2, 3, 5])  # 2 is square: the first of equals
     np.testing.assert_array_equal(tall, [1, 4, 6])
+    # A canvas that leaves less empty is better where the picture is no larger on another.
+    square, upright = loader.group_by_canvas(
+        [(1080, 810), (1080, 810), (90, 90)], [(64, 64), (64, 48)]
+    )
+    np.testing.assert_array_equal(square, [2])
+    np.testing.assert_array_equal(upright, [0, 1])
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 4, 5, 16])
