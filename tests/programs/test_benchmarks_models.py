@@ -1,10 +1,12 @@
 """The benchmarks of detectors run and tell what is missing; their figures are not tested."""
 
 import json
+import shutil
 import sys
 
 import pytest
 
+from benchmarks import fine_tuning
 from benchmarks import models
 from benchmarks import overfit
 from benchmarks import peers
@@ -17,6 +19,10 @@ def test_a_misspelt_model_is_named_with_the_nearest():
         models.choose(["retinanett"])
     with pytest.raises(errors.UserError, match="--only fcoss: no such detector; did you mean fcos"):
         overfit.choose(["fcoss"])
+    with pytest.raises(
+        errors.UserError, match="--only yolov5: no such network; did you mean yolov5n"
+    ):
+        fine_tuning.choose(["yolov5"])
     assert models.choose([]) == list(models.MODELS) and overfit.choose(["fcos"]) == ["fcos"]
 
 
@@ -109,3 +115,35 @@ def test_the_eight_images_have_three_objects_and_more(tmp_path):
         sum(a["image_id"] == i["id"] for a in content["annotations"]) for i in content["images"]
     ]
     assert min(counts) >= 3
+
+
+def test_fine_tuning_trains_by_equal_settings_and_says_where_weights_do_not_help(
+    tiny_run, tmp_path, monkeypatch, capsys
+):
+    """Both runs are the same finished one here, so neither is better."""
+    calls = []
+
+    def call(module, *arguments):
+        calls.append(
+            (module, [a for a in arguments if not a.startswith(("--workdir", "--output"))])
+        )
+        if module == "detlab.train":
+            shutil.copytree(tiny_run, arguments[-1].removeprefix("--workdir="))
+
+    monkeypatch.setattr(fine_tuning, "call", call)
+    picture = tmp_path / "curves.png"
+    with pytest.raises(SystemExit) as ended:
+        fine_tuning.main(
+            ["--weights=files", "--data=bccd", "--only=yolo_fastest", f"--output={tmp_path}"]
+            + [f"--picture={picture}", "--config.train.epochs=2"]
+        )
+    assert ended.value.code == 1
+    assert "no better from weights: yolo_fastest" in capsys.readouterr().out
+    (_, convert), (_, tuned), (_, scratch) = calls
+    assert "--reset_classes" in convert and "--cfg=files/yolo-fastest-1.1.cfg" in convert
+    assert [a for a in tuned if a not in scratch][0].startswith("--config.init_from=")
+    assert [a for a in tuned if not a.startswith("--config.init_from")] == scratch
+    assert {"--config.data.root=bccd", "--config.train.epochs=2"} < set(scratch)
+    result = json.loads((tmp_path / "fine_tuning_yolo_fastest.json").read_text())
+    assert result["weights"]["curve"]["eval"] == result["scratch"]["curve"]["eval"] != []
+    assert str(tmp_path) not in json.dumps(result) and picture.stat().st_size > 1000

@@ -1,0 +1,140 @@
+"""What do real weights help on another data set, against the same network from scratch?
+
+    python -m benchmarks.fine_tuning --weights ../shared/weights --data ../shared/data/bccd \\
+        --output benchmarks/results --picture docs/images/fine_tuning.png
+
+Published COCO weights of YOLOv5n (PyTorch) and of yolo-fastest (darknet) are converted without the
+layers that predict classes and trained on BCCD, and so is the same network from random weights, by
+the same settings: those of the experiment and whatever --config.KEY=VALUE says.  Of each network
+both curves go to OUTPUT/fine_tuning_NAME.json, and --picture draws all that lie there.  Exit status
+1 where the weights did not help.
+"""
+
+import argparse
+import difflib
+import json
+import pathlib
+import subprocess
+import sys
+import tempfile
+from typing import NamedTuple, Sequence
+
+from matplotlib import figure as figure_lib
+
+from benchmarks import experiment
+from detlab import config as config_lib
+from detlab import errors
+
+
+class Network(NamedTuple):
+    """Where weights come from, and how they are trained; {weights} is the folder of files."""
+
+    config: str
+    convert: tuple[str, ...]
+
+
+NETWORKS = {
+    "yolov5n": Network(
+        "yolov5_bccd:n",
+        ("--source=yolov5", "--config=yolov5_coco:n", "--input={weights}/yolov5n-v6.pt"),
+    ),
+    "yolo_fastest": Network(
+        "darknet_bccd:{weights}/yolo-fastest-1.1.cfg",
+        (
+            "--config=darknet_bccd",
+            "--input={weights}/yolo-fastest-1.1.weights",
+            "--cfg={weights}/yolo-fastest-1.1.cfg",
+            "--reset_classes",
+        ),
+    ),
+}
+
+
+def main(arguments: Sequence[str]) -> None:
+    """The command line; raises `UserError` for whatever a user can mend."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.fine_tuning",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--weights", required=True, help="folder of published weights")
+    parser.add_argument("--data", required=True, help="BCCD")
+    parser.add_argument("--only", action="append", default=[], help="a name; may be repeated")
+    parser.add_argument("--output", type=pathlib.Path, required=True, help="folder of results")
+    parser.add_argument("--picture", type=pathlib.Path, help="PNG of all curves in that folder")
+    args, overrides = config_lib.parse(arguments, parser)
+    failed = []
+    for name in choose(args.only):
+        with tempfile.TemporaryDirectory(prefix="fine_tuning") as folder:
+            result = run(name, args.weights, args.data, pathlib.Path(folder), overrides)
+        args.output.mkdir(parents=True, exist_ok=True)
+        path = args.output / f"fine_tuning_{name}.json"
+        path.write_text(json.dumps(result, indent=1) + "\n")
+        reached = {start: result[start]["figures"] for start in ("weights", "scratch")}
+        print(name, *(f"{s}: AP {f['AP']:.3f}, AP50 {f['AP50']:.3f};" for s, f in reached.items()))
+        if reached["weights"]["AP"] <= reached["scratch"]["AP"]:
+            failed.append(name)
+    if args.picture:
+        draw(args.output, args.picture)
+    if failed:
+        print(f"no better from weights: {', '.join(failed)}")
+        sys.exit(1)
+
+
+def choose(wanted: Sequence[str]) -> list[str]:
+    """The named networks, or all where none is named."""
+    for name in wanted:
+        if name not in NETWORKS:
+            close = difflib.get_close_matches(name, NETWORKS, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"there are: {', '.join(NETWORKS)}."
+            raise errors.UserError(f"--only {name}: no such network; {hint}")
+    return list(wanted) or list(NETWORKS)
+
+
+def run(name: str, weights: str, data: str, folder: pathlib.Path, overrides) -> dict:
+    """{"weights": ..., "scratch": ...}, each what `experiment.summarise` gives."""
+    network = NETWORKS[name]
+    converted = folder / "converted"
+    words = [word.format(weights=weights) for word in network.convert]
+    call("converters.convert", *words, f"--output={converted}")
+    settings = [f"--config={network.config.format(weights=weights)}", f"--config.data.root={data}"]
+    settings += [f"--config.{key}={value}" for key, value in overrides.items()]
+    result = {"name": name}
+    for start, more in (("weights", [f"--config.init_from={converted}"]), ("scratch", [])):
+        call("detlab.train", *settings, *more, f"--workdir={folder / start}")
+        result[start] = experiment.summarise(folder / start)
+        result[start]["config"]["init_from"] = name if more else ""  # not where it lay
+    return result
+
+
+def call(module: str, *arguments: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", module, *arguments], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise errors.UserError(f"{module} failed:\n{done.stderr[-3000:]}")
+
+
+def draw(folder: pathlib.Path, picture: pathlib.Path) -> None:
+    """AP and AP50 of every result in a folder, by steps."""
+    results = [json.loads(path.read_text()) for path in sorted(folder.glob("fine_tuning_*.json"))]
+    figure = figure_lib.Figure(figsize=(5 * len(results), 4), layout="constrained")
+    for axis, result in zip(figure.subplots(1, len(results), squeeze=False)[0], results):
+        for start, color in (("weights", "C0"), ("scratch", "C1")):
+            rows = result[start]["curve"]["eval"]
+            steps = [row["step"] for row in rows]
+            for key, line in (("eval/AP50", "-"), ("eval/AP", "--")):
+                values = [row[key] for row in rows]
+                label = f"{key.removeprefix('eval/')}, from {start}"
+                axis.plot(steps, values, line, color=color, marker="o", markersize=3, label=label)
+        axis.set_title(f"{result['name']} on BCCD", loc="left", fontsize=10)
+        axis.set_xlabel("step")
+        axis.set_ylim(0, 1)
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=8)
+    picture.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(picture, dpi=110)
+
+
+if __name__ == "__main__":
+    errors.run_main(main)
