@@ -202,7 +202,7 @@ def program(task: Task, overrides: Mapping[str, Any]):
             jax.block_until_ready(compiled(*inputs))
 
     else:
-        optimizer = optim.build(config.optim, params, 1000, task.batch, 1, detector.frozen)
+        optimizer = optim.build(config.optim, params, 100_000, task.batch, 1, detector.frozen)
         train_state = update_lib.initial(params, state, optimizer, config)
         update = jax.jit(update_lib.make(detector, optimizer, config), donate_argnums=0)
         compiled, seconds = timed(update.lower(train_state, batch).compile)
