@@ -74,7 +74,7 @@ def killed(config, tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("before, after", [(0, 2), (1, 1), (2, 2), (2, 1)])
+@pytest.mark.parametrize("before, after", [(0, 2), (0, 0), (1, 1), (2, 2), (2, 1)])
 def test_a_killed_run_comes_to_the_same_bits_with_any_number_of_read_threads(
     before, after, killed, unbroken, config, tmp_path, capsys
 ):
