@@ -17,6 +17,7 @@ import time
 
 import jax
 
+from benchmarks import command
 from benchmarks import machine
 from detlab import checks
 from detlab import config as config_lib
@@ -50,9 +51,9 @@ def main(arguments: list[str]) -> None:
     results = []
     for count in args.devices:
         flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={count}"
-        command = [sys.executable, "-m", "benchmarks.devices", *arguments, "--one"]
+        words = [sys.executable, "-m", "benchmarks.devices", *arguments, "--one"]
         environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
-        run = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True)
+        run = subprocess.run(words, env=environment, stdout=subprocess.PIPE, text=True)
         if run.returncode:
             raise errors.UserError(f"the measurement on {count} devices failed, see above.")
         results.append(json.loads(run.stdout.splitlines()[-1]))
@@ -68,8 +69,7 @@ def main(arguments: list[str]) -> None:
         )
     if args.output:
         result = {"machine": machine.describe(), "config": args.config, "rows": results}
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        args.output.write_text(json.dumps(result, indent=1) + "\n")
+        command.write_json(args.output, result)
 
 
 def measure(config, steps: int) -> dict:

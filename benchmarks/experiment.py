@@ -13,11 +13,13 @@ import pathlib
 import subprocess
 import sys
 
+from benchmarks import command
 from benchmarks import machine
+from detlab import errors
 from detlab import run_log
 
 
-def main() -> None:
+def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.experiment",
         description=__doc__,
@@ -26,13 +28,12 @@ def main() -> None:
     parser.add_argument("--workdir", type=pathlib.Path, required=True)
     parser.add_argument("--output", type=pathlib.Path, required=True)
     parser.add_argument("--note", default="", help="anything a reader should know of the run")
-    args, rest = parser.parse_known_args()
+    args, rest = parser.parse_known_args(arguments)
     if not (args.workdir / "eval.json").exists():
-        command = [sys.executable, "-m", "detlab.train", "--workdir", str(args.workdir), *rest]
-        subprocess.run(command, check=True)
+        words = [sys.executable, "-m", "detlab.train", "--workdir", str(args.workdir), *rest]
+        subprocess.run(words, check=True)
     result = {**summarise(args.workdir), "note": args.note}
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    args.output.write_text(json.dumps(result, indent=1) + "\n")
+    command.write_json(args.output, result)
     figures = result["figures"]
     print(f"AP {figures['AP']:.3f}  AP50 {figures['AP50']:.3f}  in {result['seconds']:.0f} s")
     print(f"written: {args.output}")
@@ -71,4 +72,4 @@ def _short(row: dict, *keys: str) -> dict:
 
 
 if __name__ == "__main__":
-    main()
+    errors.run_main(main)

@@ -11,16 +11,15 @@ both curves go to OUTPUT/fine_tuning_NAME.json, and --picture draws all that lie
 """
 
 import argparse
-import difflib
 import json
 import pathlib
-import subprocess
 import sys
 import tempfile
 from typing import NamedTuple, Sequence
 
 from matplotlib import figure as figure_lib
 
+from benchmarks import command
 from benchmarks import experiment
 from detlab import config as config_lib
 from detlab import errors
@@ -63,13 +62,13 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--output", type=pathlib.Path, required=True, help="folder of results")
     parser.add_argument("--picture", type=pathlib.Path, help="PNG of all curves in that folder")
     args, overrides = config_lib.parse(arguments, parser)
+    names = command.choose(args.only, NETWORKS, "network")
+    command.make_folder(args.output)
     failed = []
-    for name in choose(args.only):
+    for name in names:
         with tempfile.TemporaryDirectory(prefix="fine_tuning") as folder:
             result = run(name, args.weights, args.data, pathlib.Path(folder), overrides)
-        args.output.mkdir(parents=True, exist_ok=True)
-        path = args.output / f"fine_tuning_{name}.json"
-        path.write_text(json.dumps(result, indent=1) + "\n")
+        command.write_json(args.output / f"fine_tuning_{name}.json", result)
         reached = {start: result[start]["figures"] for start in ("weights", "scratch")}
         print(name, *(f"{s}: AP {f['AP']:.3f}, AP50 {f['AP50']:.3f};" for s, f in reached.items()))
         if reached["weights"]["AP"] <= reached["scratch"]["AP"]:
@@ -81,38 +80,20 @@ def main(arguments: Sequence[str]) -> None:
         sys.exit(1)
 
 
-def choose(wanted: Sequence[str]) -> list[str]:
-    """The named networks, or all where none is named."""
-    for name in wanted:
-        if name not in NETWORKS:
-            close = difflib.get_close_matches(name, NETWORKS, n=1)
-            hint = f"did you mean {close[0]}?" if close else f"there are: {', '.join(NETWORKS)}."
-            raise errors.UserError(f"--only {name}: no such network; {hint}")
-    return list(wanted) or list(NETWORKS)
-
-
 def run(name: str, weights: str, data: str, folder: pathlib.Path, overrides) -> dict:
     """{"weights": ..., "scratch": ...}, each what `experiment.summarise` gives."""
     network = NETWORKS[name]
     converted = folder / "converted"
     words = [word.format(weights=weights) for word in network.convert]
-    call("converters.convert", *words, f"--output={converted}")
+    command.run_module("converters.convert", *words, f"--output={converted}")
     settings = [f"--config={network.config.format(weights=weights)}", f"--config.data.root={data}"]
     settings += [f"--config.{key}={value}" for key, value in overrides.items()]
     result = {"name": name}
     for start, more in (("weights", [f"--config.init_from={converted}"]), ("scratch", [])):
-        call("detlab.train", *settings, *more, f"--workdir={folder / start}")
+        command.run_module("detlab.train", *settings, *more, f"--workdir={folder / start}")
         result[start] = experiment.summarise(folder / start)
         result[start]["config"]["init_from"] = name if more else ""  # not where it lay
     return result
-
-
-def call(module: str, *arguments: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", module, *arguments], capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        raise errors.UserError(f"{module} failed:\n{done.stderr[-3000:]}")
 
 
 def draw(folder: pathlib.Path, picture: pathlib.Path) -> None:
@@ -132,7 +113,7 @@ def draw(folder: pathlib.Path, picture: pathlib.Path) -> None:
         axis.set_ylim(0, 1)
         axis.grid(alpha=0.3)
         axis.legend(fontsize=8)
-    picture.parent.mkdir(parents=True, exist_ok=True)
+    command.make_folder(picture.parent)
     figure.savefig(picture, dpi=110)
 
 

@@ -28,6 +28,7 @@ from typing import Iterator, NamedTuple
 import jax
 import numpy as np
 
+from benchmarks import command
 from benchmarks import machine
 from detlab import checkpoint
 from detlab import config as config_lib
@@ -99,8 +100,7 @@ def main(arguments) -> None:
             "finished_runs": finished,
             "violations": violations,
         }
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(result, indent=1) + "\n")
+        command.write_json(args.json, result)
     if violations:
         sys.exit(1)
 

@@ -12,7 +12,6 @@ evaluations take for a while is in the samples too.  Reads Linux's /proc.
 """
 
 import argparse
-import json
 import os
 import pathlib
 import tempfile
@@ -24,6 +23,7 @@ import jax
 import numpy as np
 from matplotlib import figure as figure_lib
 
+from benchmarks import command
 from benchmarks import machine
 from detlab import config as config_lib
 from detlab import errors
@@ -69,10 +69,10 @@ def main(arguments) -> None:
     config = config_lib.load(args.config, overrides)
     warm, total = warm_step(config)
     with tempfile.TemporaryDirectory(prefix="memory") as workdir:
-        command = ["--config", args.config, "--workdir", workdir]
-        command += [f"--config.{key}={value}" for key, value in overrides.items()]
+        words = ["--config", args.config, "--workdir", workdir]
+        words += [f"--config.{key}={value}" for key, value in overrides.items()]
         with Sampler(pathlib.Path(workdir) / "metrics.jsonl", args.every) as sampler:
-            train.main(command)
+            train.main(words)
     samples = sampler.samples
     result = summarise(samples, warm, total)
     print(table(samples))
@@ -82,8 +82,7 @@ def main(arguments) -> None:
     if args.json:
         report = {"machine": machine.describe(), "config": args.config, "overrides": overrides}
         report |= {**result, "samples": [sample._asdict() for sample in samples]}
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(report, indent=1) + "\n")
+        command.write_json(args.json, report)
 
 
 def warm_step(config) -> tuple[int, int]:

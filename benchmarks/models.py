@@ -17,7 +17,6 @@ and detlab take turns, so that whatever else the machine does meets both; ratios
 """
 
 import argparse
-import difflib
 import json
 import pathlib
 import statistics
@@ -29,6 +28,7 @@ from typing import Any, Callable, Mapping, NamedTuple, Sequence
 import jax
 import numpy as np
 
+from benchmarks import command
 from benchmarks import machine
 from benchmarks import peers
 from benchmarks import train_step
@@ -101,25 +101,17 @@ def main(arguments: Sequence[str]) -> None:
     if args.serve:
         turns.serve(*program(Task(**json.loads(args.serve)), overrides))
         return
+    names = command.choose(args.only, MODELS, "model")
+    if args.output:
+        command.make_folder(args.output.parent)
     rows = {}
     print(header())
-    for name in choose(args.only):
+    for name in names:
         rows[name] = measure(name, args, overrides)
         print(line(name, rows[name]), flush=True)
         if args.output:  # after each, as all of them take long
             result = {"machine": machine.describe(), "batch": args.batch, "models": rows}
-            args.output.parent.mkdir(parents=True, exist_ok=True)
-            args.output.write_text(json.dumps(result, indent=1) + "\n")
-
-
-def choose(wanted: Sequence[str]) -> list[str]:
-    """The named models, or all where none is named."""
-    for name in wanted:
-        if name not in MODELS:
-            close = difflib.get_close_matches(name, MODELS, n=1)
-            hint = f"did you mean {close[0]}?" if close else f"there are: {', '.join(MODELS)}."
-            raise errors.UserError(f"--only {name}: no such model; {hint}")
-    return list(wanted) or list(MODELS)
+            command.write_json(args.output, result)
 
 
 def measure(name: str, args, overrides: Mapping[str, Any]) -> dict:
@@ -127,10 +119,10 @@ def measure(name: str, args, overrides: Mapping[str, Any]) -> dict:
     row: dict[str, Any] = {"peer": MODELS[name].peer or None}
     for kind in PROGRAMS:
         task = Task(name, kind, args.side, args.batch)
-        command = [sys.executable, "-m", "benchmarks.models", "--serve", json.dumps(task._asdict())]
-        command += [f"--config.{key}={value}" for key, value in overrides.items()]
+        words = [sys.executable, "-m", "benchmarks.models", "--serve", json.dumps(task._asdict())]
+        words += [f"--config.{key}={value}" for key, value in overrides.items()]
         try:
-            with turns.Worker(command) as own, tempfile.TemporaryDirectory() as folder:
+            with turns.Worker(words) as own, tempfile.TemporaryDirectory() as folder:
                 ready = own.ready
                 row |= {key: ready.pop(key) for key in ("canvas", "parameters_m")}
                 peer = start_peer(name, task, row["canvas"], args.peer_python, pathlib.Path(folder))

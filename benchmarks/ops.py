@@ -13,7 +13,6 @@ To add an operation, write a function that yields a `Case` per size and put it i
 import argparse
 import functools
 import importlib
-import json
 import pathlib
 import statistics
 import time
@@ -25,6 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks import command
 from benchmarks import machine
 from detlab import errors
 from detlab.ops import deform_conv as deform_conv_lib
@@ -62,8 +62,7 @@ def main(arguments) -> None:
             result["cases"][case.name] = figures
             print(table(case.name, figures), flush=True)
     if args.output:
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        args.output.write_text(json.dumps(result, indent=1) + "\n")
+        command.write_json(args.output, result)
 
 
 def measure(case: Case, repeats: int) -> dict[str, dict]:

@@ -11,11 +11,9 @@ Of each detector the curve is written to OUTPUT/overfit_NAME.json, with the proc
 """
 
 import argparse
-import difflib
 import json
 import pathlib
 import resource
-import subprocess
 import sys
 import tempfile
 import time
@@ -24,6 +22,7 @@ from typing import NamedTuple, Sequence
 import cv2
 from matplotlib import figure as figure_lib
 
+from benchmarks import command
 from benchmarks import machine
 from detlab import errors
 from detlab import run_log
@@ -192,7 +191,8 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--output", type=pathlib.Path, required=True, help="folder of results")
     parser.add_argument("--picture", type=pathlib.Path, help="PNG of all curves in that folder")
     args = parser.parse_args(arguments)
-    names = choose(args.only)
+    names = command.choose(args.only, OVERFIT, "detector")
+    command.make_folder(args.output)
     rows = []
     for name in names:
         entry = OVERFIT[name]
@@ -201,8 +201,7 @@ def main(arguments: Sequence[str]) -> None:
         with tempfile.TemporaryDirectory(prefix="overfit") as folder:
             result = run(name, entry, pathlib.Path(folder))
         path = args.output / f"overfit_{name}_{result['platform']}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(result, indent=1) + "\n")
+        command.write_json(path, result)
         rows.append(result)
         print(line(result), flush=True)
     if args.picture:
@@ -212,16 +211,6 @@ def main(arguments: Sequence[str]) -> None:
     if missed:
         print(f"missed: {', '.join(missed)}")
         sys.exit(1)
-
-
-def choose(wanted: Sequence[str]) -> list[str]:
-    """The named entries, or all where none is named."""
-    for name in wanted:
-        if name not in OVERFIT:
-            close = difflib.get_close_matches(name, OVERFIT, n=1)
-            hint = f"did you mean {close[0]}?" if close else f"there are: {', '.join(OVERFIT)}."
-            raise errors.UserError(f"--only {name}: no such detector; {hint}")
-    return list(wanted) or list(OVERFIT)
 
 
 def write_images(folder: pathlib.Path) -> None:
@@ -269,13 +258,9 @@ def run(name: str, entry: Entry, folder: pathlib.Path) -> dict:
         lr=entry.lr,
     )
     (folder / "overfit.py").write_text(config)
-    command = [sys.executable, "-m", "detlab.train", "--config", str(folder / "overfit.py")]
     before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    done = subprocess.run(
-        [*command, "--workdir", str(folder / "run")], capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        raise errors.UserError(f"training {name} failed:\n{done.stderr[-3000:]}")
+    files = ["--config", str(folder / "overfit.py"), "--workdir", str(folder / "run")]
+    command.run_module("detlab.train", *files)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     rows = run_log.read_rows(folder / "run" / "metrics.jsonl")
@@ -328,7 +313,7 @@ def draw(folder: pathlib.Path, picture: pathlib.Path) -> None:
         axis.set_xlabel("step")
         axis.grid(alpha=0.3)
     right.legend(fontsize=8)
-    picture.parent.mkdir(parents=True, exist_ok=True)
+    command.make_folder(picture.parent)
     figure.savefig(picture, dpi=110)
 
 

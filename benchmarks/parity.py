@@ -18,7 +18,6 @@ status 1 where a quantity misses its tolerance, or a case that was asked for has
 """
 
 import argparse
-import json
 import math
 import os
 import pathlib
@@ -32,6 +31,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks import command
 from benchmarks import fixture_weights
 from benchmarks import machine
 from benchmarks import parity_cases
@@ -98,6 +98,8 @@ def main(arguments: list[str]) -> None:
             help=f"of cases with published weights; default: `{name}` beside the folder `parity`",
         )
     args = parser.parse_args(arguments)
+    if args.nudge < 0:
+        raise errors.UserError(f"--nudge is {args.nudge}; it must be at least 0.")
     folders = _folders(args)
     chosen = parity_cases.choose(parity_cases.find(args.fixtures), args.case)
     # What cannot be mapped is found before the first program is compiled.
@@ -128,11 +130,7 @@ def main(arguments: list[str]) -> None:
     print(f"{len(rows)} cases: " + ", ".join(f"{n} {status}" for status, n in counts.items()))
     if args.json:
         result = {"machine": machine.describe(), "cases": rows}
-        try:
-            args.json.parent.mkdir(parents=True, exist_ok=True)
-            args.json.write_text(json.dumps(result, indent=1) + "\n")
-        except OSError as error:
-            raise errors.UserError(f"--json {args.json}: {error.strerror or error}.") from error
+        command.write_json(args.json, result)
     if counts["failed"] or (counts["missing"] and (args.all or args.case)):
         sys.exit(1)
 

@@ -5,13 +5,13 @@ folders in it; those are called `folder/NAME`.  Other JSON files there, such as 
 are no cases.
 """
 
-import difflib
 import json
 import pathlib
 from typing import Any, Mapping, NamedTuple
 
 import numpy as np
 
+from benchmarks import command
 from converters.readers import npz_file
 from detlab import errors
 from detlab import types
@@ -120,12 +120,7 @@ def choose(found: Mapping[str, dict], wanted: list[str]) -> dict[str, dict]:
     Raises:
       UserError: no case of that name.
     """
-    for name in wanted:
-        if name not in found:
-            close = difflib.get_close_matches(name, found, n=1)
-            hint = f"did you mean {close[0]}?" if close else f"there are: {', '.join(found)}."
-            raise errors.UserError(f"--case {name}: no such case; {hint}")
-    return {name: found[name] for name in wanted or found}
+    return {name: found[name] for name in command.choose(wanted, found, "case", "--case")}
 
 
 def read(folder: pathlib.Path, name: str, info: dict, folders: Folders) -> Case:

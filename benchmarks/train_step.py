@@ -7,7 +7,6 @@ machine does; times are the median and the minimum.
 """
 
 import argparse
-import json
 import pathlib
 import statistics
 import time
@@ -15,6 +14,7 @@ import time
 import jax
 import numpy as np
 
+from benchmarks import command
 from benchmarks import machine
 from detlab import config as config_lib
 from detlab import detector as detector_lib
@@ -76,8 +76,7 @@ def main(arguments) -> None:
         result[f"ratio_{kind}"] = result["detlab"][kind] / result["native"][kind]
     print(f"ratio detlab / native: {result['ratio_median_s']:.2f} by median")
     if args.output:
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        args.output.write_text(json.dumps(result, indent=1) + "\n")
+        command.write_json(args.output, result)
 
 
 def native_conv(x, kernel, stride=1, padding=None):

@@ -33,12 +33,12 @@ class Worker:
       ready: what its program had to say before the first turn.
     """
 
-    def __init__(self, command: Sequence[str], environment: dict[str, str] | None = None):
+    def __init__(self, command: Sequence[str]):
         path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
         self._errors = tempfile.TemporaryFile("w+")
         self._process = subprocess.Popen(
             command,
-            env={**os.environ, "PYTHONPATH": path, **(environment or {})},
+            env={**os.environ, "PYTHONPATH": path},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
@@ -79,7 +79,8 @@ class Worker:
         self._process.wait()
         self._errors.seek(0)
         lines = self._errors.read().strip().splitlines()
-        raise Failed(lines[-1] if lines else f"it ended with {self._process.returncode}")
+        last = lines[-1].removeprefix("error: ") if lines else ""
+        raise Failed(last or f"it ended with {self._process.returncode}")
 
     def _end(self) -> None:
         self._process.kill()

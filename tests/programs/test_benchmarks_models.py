@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from benchmarks import command
 from benchmarks import fine_tuning
 from benchmarks import models
 from benchmarks import overfit
@@ -16,14 +17,15 @@ from detlab import errors
 
 def test_a_misspelt_model_is_named_with_the_nearest():
     with pytest.raises(errors.UserError, match="--only retinanett: .* did you mean retinanet?"):
-        models.choose(["retinanett"])
+        command.choose(["retinanett"], models.MODELS, "model")
     with pytest.raises(errors.UserError, match="--only fcoss: no such detector; did you mean fcos"):
-        overfit.choose(["fcoss"])
+        command.choose(["fcoss"], overfit.OVERFIT, "detector")
     with pytest.raises(
         errors.UserError, match="--only yolov5: no such network; did you mean yolov5n"
     ):
-        fine_tuning.choose(["yolov5"])
-    assert models.choose([]) == list(models.MODELS) and overfit.choose(["fcos"]) == ["fcos"]
+        command.choose(["yolov5"], fine_tuning.NETWORKS, "network")
+    assert command.choose([], models.MODELS, "model") == list(models.MODELS)
+    assert command.choose(["fcos"], overfit.OVERFIT, "detector") == ["fcos"]
 
 
 def test_a_missing_peer_is_one_line():
@@ -43,15 +45,29 @@ def test_a_missing_peer_is_one_line():
     assert line.endswith("2.00, -")
 
 
-def test_a_python_that_has_no_peers_or_is_none_is_said(tmp_path):
+def test_a_python_that_has_no_peers_or_is_none_is_said(tmp_path, monkeypatch):
+    (tmp_path / "torch.py").write_text("raise ImportError('none here')")  # also where it is
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     task = models.Task("retinanet", "predict", 64, 1)
     found = models.start_peer("retinanet", task, [64, 64], sys.executable, tmp_path)
-    if isinstance(found, turns.Worker):
-        pytest.skip("torchvision is installed")
     assert "cannot be imported" in found["absent"] and "pip install torch" in found["absent"]
     assert models.start_peer("ghm", task, [64, 64], sys.executable, tmp_path) is None
     with pytest.raises(errors.UserError, match="--peer_python .*nowhere cannot be run"):
         models.start_peer("retinanet", task, [64, 64], str(tmp_path / "nowhere"), tmp_path)
+
+
+def test_a_program_that_fails_and_files_that_cannot_be_are_one_sentence(tmp_path):
+    with pytest.raises(errors.UserError, match="^python -m detlab.train: no config file nowhere"):
+        command.run_module("detlab.train", "--config", "nowhere")
+    (tmp_path / "file").touch()
+    for arguments in (
+        ["--weights=w", "--data=d", f"--output={tmp_path / 'file'}"],
+        ["--weights=w", "--data=d", f"--output={tmp_path / 'file' / 'more'}"],
+    ):
+        with pytest.raises(errors.UserError, match="cannot be made a folder"):
+            fine_tuning.main(arguments)
+    with pytest.raises(errors.UserError, match="cannot be written: Is a directory"):
+        command.write_json(tmp_path, {})
 
 
 PROGRAM = """
@@ -130,7 +146,7 @@ def test_fine_tuning_trains_by_equal_settings_and_says_where_weights_do_not_help
         if module == "detlab.train":
             shutil.copytree(tiny_run, arguments[-1].removeprefix("--workdir="))
 
-    monkeypatch.setattr(fine_tuning, "call", call)
+    monkeypatch.setattr(command, "run_module", call)
     picture = tmp_path / "curves.png"
     with pytest.raises(SystemExit) as ended:
         fine_tuning.main(

@@ -1,0 +1,64 @@
+"""What the benchmarks' command lines share: names to choose, programs to run, files to write."""
+
+import difflib
+import json
+import pathlib
+import subprocess
+import sys
+from typing import Any, Collection, Sequence
+
+from detlab import errors
+
+
+def choose(wanted: Sequence[str], known: Collection[str], kind: str, flag: str = "--only"):
+    """The wanted names, or all that are known where none is wanted.
+
+    Raises:
+      UserError: a name is not known.
+    """
+    for name in wanted:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"there are: {', '.join(known)}."
+            raise errors.UserError(f"{flag} {name}: no such {kind}; {hint}")
+    return list(wanted or known)
+
+
+def run_module(module: str, *arguments: str) -> None:
+    """`python -m MODULE ARGUMENTS`, silently.
+
+    Raises:
+      UserError: it failed; what it said.
+    """
+    done = subprocess.run(
+        [sys.executable, "-m", module, *arguments], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        said = [x for x in done.stderr.splitlines() if x.startswith("error: ")]
+        why = said[-1].removeprefix("error: ") if said else f"it failed:\n{done.stderr[-3000:]}"
+        raise errors.UserError(f"python -m {module}: {why}")
+
+
+def make_folder(folder: pathlib.Path) -> None:
+    """Makes the folder of results, before any work is done for them.
+
+    Raises:
+      UserError: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise errors.UserError(f"{folder} cannot be made a folder: {error.strerror}.") from None
+
+
+def write_json(path: pathlib.Path, result: Any) -> None:
+    """Writes a result, and its folder.
+
+    Raises:
+      UserError: the system refuses.
+    """
+    make_folder(path.parent)
+    try:
+        path.write_text(json.dumps(result, indent=1) + "\n")
+    except OSError as error:
+        raise errors.UserError(f"{path} cannot be written: {error.strerror}.") from None
