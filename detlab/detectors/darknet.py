@@ -208,7 +208,19 @@ class Darknet(nn.Module):
         self.layers = Network(self.network(), self.norm, self.dtype)
 
     def forward(self, images: jax.Array, train: bool) -> Outputs:
-        """[B, H, W, 3] RGB, uint8 or float32 in 0..255 -> raw maps of every head."""
+        """[B, H, W, 3] RGB, uint8 or float32 in 0..255 -> raw maps of every head.
+
+        Raises:
+          CfgError: layers do not fit together on images of this size.
+        """
+        height, width = images.shape[1:3]
+        try:
+            darknet_cfg.shapes(self.network(), height, width)
+        except darknet_cfg.CfgError as error:
+            raise darknet_cfg.CfgError(
+                f"images of {height}x{width} px: {error} Change config.data.canvases; sides that"
+                " are multiples of the network's largest stride, often 32, fit."
+            ) from None
         x = layers.normalise(images, self.pixel_mean, self.pixel_std, self.dtype)
         return Outputs((), self.layers(x, train))
 

@@ -6,6 +6,7 @@ import pytest
 import tiny
 
 from detlab import darknet_cfg
+from detlab import detector as detector_lib
 from detlab import types
 from detlab.detectors import darknet
 
@@ -155,6 +156,13 @@ def test_the_shapes_that_a_cfg_is_checked_by_are_those_of_the_network(network):
     heads = [s for s, x in zip(shapes, NETWORK.layers) if isinstance(x, darknet_cfg.Yolo)]
     for shape, found in zip(heads, network[2].values(), strict=True):
         assert found.shape[1:] == (shape.height, shape.width, shape.channels)
+
+
+def test_images_on_which_layers_do_not_fit_are_refused_with_a_sentence():
+    module = darknet.Darknet(**tiny.TINY["darknet"].fields)
+    images = jax.ShapeDtypeStruct((1, 72, 96, 3), np.uint8)
+    with pytest.raises(darknet_cfg.CfgError, match="images of 72x96 px: .*canvases"):
+        jax.eval_shape(detector_lib.from_module(module).init, jax.random.key(0), images)
 
 
 def test_dropout_in_training_keeps_the_mean():
