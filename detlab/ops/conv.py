@@ -1,12 +1,14 @@
 """Convolution in NHWC with a weight gradient that is fast on every platform.
 
 XLA's CPU backend computes the weight gradient of a wide convolution slower than the convolution
-itself (docs/performance.md).  Two rewrites avoid that without changing parameters: a 1x1
-convolution is a matrix product, and the weight gradient of a wide 3x3 one is three of them.
+itself (docs/performance.md).  Rewrites avoid that on CPUs without changing parameters: a 1x1
+convolution is a matrix product, the weight gradient of a wide 3x3 one is three of them, and a
+depthwise convolution is a sum over the cells of its kernel.  Every other platform compiles XLA's
+own convolution and its own gradients.
 """
 
 import functools
-from typing import Sequence
+from typing import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -32,50 +34,101 @@ def conv(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: Padding | No
     Returns:
       [B, H', W', Cout] with H' = (H + top + bottom - kh) // stride + 1.
 
-    Reverse-mode differentiable; a wide 3x3 one has a gradient of its own and no forward mode.
+    Reverse-mode differentiable.  A 1x1 and a wide 3x3 convolution have no forward mode.
     """
     kh, kw, cin, cout = kernel.shape
     if x.ndim != 4 or x.shape[3] != cin:
         raise ValueError(f"conv needs x of [B, H, W, {cin}] for kernel {kernel.shape}: {x.shape}")
-    if padding is None:
-        padding = (((kh - 1) // 2,) * 2, ((kw - 1) // 2,) * 2)
-    padding = tuple(tuple(p) for p in padding)
+    padding = _sides(kernel, padding)
+    native = functools.partial(_native, stride, padding)
     if (kh, kw) == (1, 1) and padding == ((0, 0), (0, 0)):
-        return jnp.einsum("bhwc,cd->bhwd", x[:, ::stride, ::stride], kernel[0, 0])
+        product = functools.partial(_product, stride)
+        return _by_platform(product, _gradients_of(product), native, x, kernel)
     if (kh, kw) == (3, 3) and cin * cout >= _WIDE:
-        return _conv3x3(x, kernel, stride, padding)
-    return _plain(x, kernel, stride, padding)
+        gradients = functools.partial(_gradients_3x3, stride, padding)
+        return _by_platform(native, gradients, native, x, kernel)
+    return native(x, kernel)
 
 
-def _plain(x, kernel, stride, padding):
+def depthwise(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: Padding | None = None):
+    """Convolution of each channel with a kernel of its own.
+
+    XLA's CPU backend has no fast grouped convolution, least of all for its gradient
+    (docs/performance.md).
+
+    Args:
+      x: [B, H, W, D].
+      kernel: [kh, kw, 1, D].
+      stride, padding: as in `conv`.
+    Returns:
+      [B, H', W', D].  Reverse-mode differentiable.
+    """
+    channels = kernel.shape[3]
+    if x.ndim != 4 or x.shape[3] != channels or kernel.shape[2] != 1:
+        raise ValueError(f"depthwise needs x of [B, H, W, {channels}], kernel [kh, kw, 1, D]")
+    padding = _sides(kernel, padding)
+    native = functools.partial(_native, stride, padding)
+    by_cell = functools.partial(_depthwise_by_cell, stride, padding)
+    return _by_platform(by_cell, _gradients_of(by_cell), native, x, kernel)
+
+
+def _sides(kernel, padding):
+    """The padding as tuples, by default (k - 1) // 2 on every side."""
+    if padding is None:
+        padding = [((k - 1) // 2,) * 2 for k in kernel.shape[:2]]
+    return tuple(tuple(p) for p in padding)
+
+
+def _gradients_of(function: Callable) -> Callable:
+    """(x, kernel, dy) -> (dx, dkernel) of `function(x, kernel)`."""
+
+    def gradients(x, kernel, dy):
+        return jax.vjp(function, x, kernel)[1](dy)
+
+    return gradients
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _by_platform(cpu, cpu_gradients, native, x, kernel):
+    """`cpu(x, kernel)` with its gradients on a CPU, `native(x, kernel)` with its own elsewhere.
+
+    The choice is made in each direction anew: the gradient of one choice would keep the
+    intermediate values of both programs.
+    """
+    return lax.platform_dependent(x, kernel, cpu=cpu, default=native)
+
+
+def _by_platform_forward(cpu, cpu_gradients, native, x, kernel):
+    return _by_platform(cpu, cpu_gradients, native, x, kernel), (x, kernel)
+
+
+def _by_platform_backward(cpu, cpu_gradients, native, inputs, dy):
+    elsewhere = _gradients_of(native)
+    return lax.platform_dependent(*inputs, dy, cpu=cpu_gradients, default=elsewhere)
+
+
+_by_platform.defvjp(_by_platform_forward, _by_platform_backward)
+
+
+def _native(stride, padding, x, kernel):
+    """XLA's convolution, in as many groups as `kernel` [kh, kw, Cin / groups, Cout] leaves."""
     return lax.conv_general_dilated(
-        x, kernel, (stride, stride), padding, dimension_numbers=_DIMENSIONS
+        x,
+        kernel,
+        (stride, stride),
+        padding,
+        dimension_numbers=_DIMENSIONS,
+        feature_group_count=x.shape[3] // kernel.shape[2],
     )
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _conv3x3(x, kernel, stride, padding):
-    return _plain(x, kernel, stride, padding)
+def _product(stride, x, kernel):
+    return jnp.einsum("bhwc,cd->bhwd", x[:, ::stride, ::stride], kernel[0, 0])
 
 
-def _conv3x3_forward(x, kernel, stride, padding):
-    return _plain(x, kernel, stride, padding), (x, kernel)
-
-
-def _conv3x3_backward(stride, padding, residuals, dy):
-    x, kernel = residuals
-    _, vjp_x = jax.vjp(lambda x: _plain(x, kernel, stride, padding), x)
-
-    def native(x, dy):
-        _, vjp_kernel = jax.vjp(lambda k: _plain(x, k, stride, padding), kernel)
-        return vjp_kernel(dy)[0]
-
-    products = functools.partial(_kernel_gradient, kernel.shape, stride, padding)
-    d_kernel = lax.platform_dependent(x, dy, cpu=products, default=native)
-    return vjp_x(dy)[0], d_kernel
-
-
-_conv3x3.defvjp(_conv3x3_forward, _conv3x3_backward)
+def _gradients_3x3(stride, padding, x, kernel, dy):
+    _, vjp_x = jax.vjp(lambda x: _native(stride, padding, x, kernel), x)
+    return vjp_x(dy)[0], _kernel_gradient(kernel.shape, stride, padding, x, dy)
 
 
 def _kernel_gradient(kernel_shape, stride, padding, x, dy):
@@ -86,58 +139,28 @@ def _kernel_gradient(kernel_shape, stride, padding, x, dy):
     kh, kw, cin, cout = kernel_shape
     height, width = dy.shape[1:3]
     x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
-
-    def shifted(i, j):
-        rows = slice(i, i + stride * (height - 1) + 1, stride)
-        columns = slice(j, j + stride * (width - 1) + 1, stride)
-        return x[:, rows, columns]  # [B, H', W', Cin]
-
     gradient = []
     for i in range(kh):
-        copies = jnp.concatenate([shifted(i, j) for j in range(kw)], axis=-1)
+        copies = [_shifted(x, i, j, stride, height, width) for j in range(kw)]
+        copies = jnp.concatenate(copies, axis=-1)  # [B, H', W', kw Cin]
         gradient.append(jnp.einsum("bhwc,bhwd->cd", copies, dy).reshape(kw, cin, cout))
     return jnp.stack(gradient)
 
 
-def depthwise(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: Padding | None = None):
-    """Convolution of each channel with a kernel of its own, as a sum over the cells of the kernel.
+def _depthwise_by_cell(stride, padding, x, kernel):
+    kh, kw = kernel.shape[:2]
+    x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+    height = (x.shape[1] - kh) // stride + 1
+    width = (x.shape[2] - kw) // stride + 1
+    return sum(
+        _shifted(x, i, j, stride, height, width) * kernel[i, j, 0]
+        for i in range(kh)
+        for j in range(kw)
+    )
 
-    XLA's CPU backend has no fast grouped convolution, least of all for its gradient
-    (docs/performance.md); on accelerators its own is compiled.
 
-    Args:
-      x: [B, H, W, D].
-      kernel: [kh, kw, 1, D].
-      stride, padding: as in `conv`.
-    Returns:
-      [B, H', W', D].
-    """
-    kh, kw, one, channels = kernel.shape
-    if x.ndim != 4 or x.shape[3] != channels or one != 1:
-        raise ValueError(f"depthwise needs x of [B, H, W, {channels}], kernel [kh, kw, 1, D]")
-    if padding is None:
-        padding = (((kh - 1) // 2,) * 2, ((kw - 1) // 2,) * 2)
-    padding = tuple(tuple(p) for p in padding)
-
-    def native(x, kernel):
-        return lax.conv_general_dilated(
-            x,
-            kernel,
-            (stride, stride),
-            padding,
-            dimension_numbers=_DIMENSIONS,
-            feature_group_count=channels,
-        )
-
-    def shifted(x, kernel):
-        x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
-        height = (x.shape[1] - kh) // stride + 1
-        width = (x.shape[2] - kw) // stride + 1
-        rows, columns = (height - 1) * stride + 1, (width - 1) * stride + 1
-        return sum(
-            x[:, i : i + rows : stride, j : j + columns : stride] * kernel[i, j, 0]
-            for i in range(kh)
-            for j in range(kw)
-        )
-
-    return lax.platform_dependent(x, kernel, cpu=shifted, default=native)
+def _shifted(x, i, j, stride, height, width):
+    """[B, H', W', C]: what cell (i, j) of the kernel meets at each position of padded `x`."""
+    rows = slice(i, i + stride * (height - 1) + 1, stride)
+    columns = slice(j, j + stride * (width - 1) + 1, stride)
+    return x[:, rows, columns]

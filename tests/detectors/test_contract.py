@@ -18,6 +18,7 @@ from detlab import checkpoint
 from detlab import detector as detector_lib
 from detlab import optim
 from detlab import update
+from detlab.ops import conv as conv_lib
 from experiments import common
 
 KEY = jax.random.key(0)
@@ -186,3 +187,33 @@ def test_predict_is_suppress_of_candidates(subject):
     predicted = subject.predict(*subject.variables, images, size)
     for a, b in zip(tiny.jit(subject.detector.suppress)(candidates), predicted):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+def operations(traced, *platforms: str) -> tuple[int, list[str]]:
+    """(number of convolutions, products with a map) of a program as compilers get it.
+
+    A product with a map has an operand of four axes, [B, H, W, D]; those of linear layers, RoIs and
+    deformed samples have fewer.
+    """
+    text = traced.lower(lowering_platforms=platforms).as_text()
+    products = re.findall(r"stablehlo\.dot_general.*", text)
+    with_map = [p for p in products if re.search(r"tensor<\d+x\d+x\d+x\d+x", p)]
+    return text.count("stablehlo.convolution"), with_map
+
+
+def test_a_cpu_is_given_products_that_operations_finds():
+    x, kernel = np.ones((1, 4, 4, 8), np.float32), np.ones((1, 1, 8, 8), np.float32)
+    traced = jax.jit(conv_lib.conv).trace(x, kernel)
+    convolutions, products = operations(traced, "cpu")
+    assert (convolutions, len(products)) == (0, 1)
+    assert operations(traced, "cuda", "tpu") == (2, [])  # a branch for each
+
+
+def test_accelerators_are_given_native_convolutions_alone(subject):
+    """A 1x1 convolution as a product, right for CPUs, ends XLA's compiler for GPUs in jax 0.10."""
+    batch = subject.batch
+    training = subject.loss.trace(*subject.variables, batch, KEY)
+    prediction = subject.predict.trace(*subject.variables, batch.images, batch.image_size)
+    for traced in (training, prediction):
+        convolutions, products = operations(traced, "cuda", "tpu")
+        assert convolutions > 5 and not products

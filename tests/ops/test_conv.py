@@ -147,23 +147,53 @@ def test_padding_may_differ_on_each_side(kernel_size):
 @pytest.mark.parametrize("padding", [((1, 1), (1, 1)), ((0, 2), (1, 0))])
 def test_the_two_weight_gradients_agree(stride, padding):
     x, kernel = inputs(3, (8, 9))
-    out, vjp = jax.vjp(lambda k: conv_lib._plain(x, k, stride, padding), kernel)
+    out, vjp = jax.vjp(lambda k: conv_lib._native(stride, padding, x, k), kernel)
     dy = np.random.default_rng(3).standard_normal(out.shape).astype(np.float32)
     shifted = conv_lib._kernel_gradient(kernel.shape, stride, padding, x, dy)
     np.testing.assert_allclose(shifted, vjp(dy)[0], **CLOSE)
 
 
-def test_each_platform_is_given_its_own_weight_gradient():
-    x, kernel = inputs(3, (8, 8))
-    gradient = jax.jit(jax.grad(lambda kernel: conv_lib.conv(x, kernel).sum()))
+def operations(function, platform, *arguments):
+    """(products, convolutions) in the program of a function as a platform's compiler gets it."""
+    lowered = jax.jit(function).trace(*arguments).lower(lowering_platforms=(platform,))
+    text = lowered.as_text()
+    return tuple(text.count(f"stablehlo.{name}") for name in ("dot_general", "convolution"))
 
-    def count(platform, operation):
-        lowered = gradient.trace(kernel).lower(lowering_platforms=(platform,))
-        return lowered.as_text().count(f"stablehlo.{operation}")
 
-    assert count("cpu", "dot_general") == 3
-    assert count("cuda", "dot_general") == 0
-    assert count("cuda", "convolution") == count("cpu", "convolution") + 1
+# Convolution, size of its kernel -> products on a CPU: forward, and in the two gradients.
+FORMS = {"1x1": (conv_lib.conv, 1, 1, 2), "wide 3x3": (conv_lib.conv, 3, 0, 3)}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_cpu_gets_products_and_every_other_platform_its_own_convolutions(form, stride):
+    function, kernel_size, forward_products, gradient_products = FORMS[form]
+    x, kernel = inputs(kernel_size, (8, 8))
+    forward = functools.partial(function, stride=stride)
+
+    def backward(x, kernel, dy):
+        return jax.vjp(forward, x, kernel)[1](dy)
+
+    dy = cotangent(kernel_size, stride, (8, 8))
+    assert operations(forward, "cpu", x, kernel)[0] == forward_products
+    assert operations(backward, "cpu", x, kernel, dy)[0] >= gradient_products
+    for platform in ("cuda", "tpu"):
+        assert operations(forward, platform, x, kernel) == (0, 1)
+        products, convolutions = operations(backward, platform, x, kernel, dy)
+        assert products == 0 and convolutions >= 2
+
+
+def test_a_depthwise_convolution_is_one_only_where_the_platform_has_a_fast_one():
+    x, kernel = np.ones((1, 6, 6, 4), np.float32), np.ones((3, 3, 1, 4), np.float32)
+
+    def gradients(x, kernel):
+        return jax.grad(lambda *a: conv_lib.depthwise(*a).sum(), (0, 1))(x, kernel)
+
+    for function in (conv_lib.depthwise, gradients):
+        assert operations(function, "cpu", x, kernel) == (0, 0)
+        for platform in ("cuda", "tpu"):
+            products, convolutions = operations(function, platform, x, kernel)
+            assert products == 0 and convolutions >= 1
 
 
 def test_only_wide_convolutions_have_a_gradient_of_their_own(monkeypatch):
