@@ -8,7 +8,7 @@ import difflib
 import importlib
 import pathlib
 import re
-from typing import Any, Callable, NamedTuple
+from typing import Any, Callable, Iterator, NamedTuple
 
 import jax
 from flax import linen as nn
@@ -48,7 +48,8 @@ def from_module(module: nn.Module) -> Detector:
     The module has `forward(images, train)`, `loss(batch)` -> (scalar, metrics),
     `targets(batch)`, `candidates(images, image_size)`, `suppress(detections)`, and
     `frozen_paths()`.  Its `loss` draws random numbers from the stream "sample".  A module in
-    `detectors/` also has `check()`, see `build`.
+    `detectors/` also has `check()`, and `check_canvas(height, width)` where not every size suits
+    it, see `build`.
     """
 
     def init(rng: jax.Array, images: jax.Array):
@@ -123,10 +124,12 @@ def build(config) -> Detector:
 
     The types of the fields are those of their defaults.  What else they must hold, the module says:
     its `check()` builds nothing and raises a ValueError that starts with the field's name, such as
-    "depth is 20; it must be one of 18, 34, 50, 101".
+    "depth is 20; it must be one of 18, 34, 50, 101".  Its `check_canvas(height, width)`, where it
+    has one, raises a ValueError for a canvas of `config.data` that the network cannot take.
 
     Raises:
-      UserError: no such detector, a field that it does not have, or a value that cannot be.
+      UserError: no such detector, a field that it does not have, a value that cannot be, or a
+        canvas that does not suit the network.
     """
     module_class = _module_class(config)
     fields = {
@@ -149,6 +152,13 @@ def build(config) -> Detector:
         module.check()
     except ValueError as error:
         raise errors.UserError(f"config.model.{error}.") from error
+    if hasattr(module, "check_canvas"):
+        for key, canvas in _canvases(config):
+            try:
+                module.check_canvas(*canvas)
+            except (ValueError, errors.UserError) as error:  # the latter of a darknet cfg
+                text = str(error).removesuffix(".")
+                raise errors.UserError(f"{key} has {canvas}: {text}.") from error
     return from_module(module)
 
 
@@ -177,6 +187,18 @@ def _module_class(config) -> type[nn.Module]:
             f"config.detector is {config.detector!r}, and there are: {', '.join(names)}."
         )
     return importlib.import_module(f"detlab.detectors.{config.detector}").MODULE
+
+
+def _canvases(config) -> Iterator[tuple[str, tuple[int, int]]]:
+    """(key, (height, width)) of each canvas; none where the config is of a model alone."""
+    data = getattr(config, "data", None)
+    if data is None:
+        return
+    for canvas in data.canvases:
+        yield "config.data.canvases", canvas
+    for canvases in data.multiscale_canvases:
+        for canvas in canvases:
+            yield "config.data.multiscale_canvases", canvas
 
 
 def _fits(value: Any, default: Any) -> bool:

@@ -185,6 +185,31 @@ def test_build_fills_the_fields_of_the_detector_that_the_file_name_selects():
     assert "stage4_block1" in params["backbone"] and "stage4_block2" not in params["backbone"]
 
 
+@pytest.mark.parametrize(
+    "detector, canvas, words",
+    [
+        (
+            "yolov5",
+            (100, 96),
+            "images of 100x96 px, and YOLOv5 needs sides that are multiples of 32.",
+        ),
+        ("darknet", (100, 100), "images of 100x100 px: yolov4, line "),
+    ],
+)
+@pytest.mark.parametrize("key", ["canvases", "multiscale_canvases"])
+def test_a_canvas_that_the_network_cannot_take_is_refused_before_anything_is_built(
+    detector, canvas, words, key
+):
+    of_data = dict(canvases=((64, 96), (96, 64)), multiscale_canvases=())
+    good = ConfigDict(dict(detector=detector, model={}, data=of_data))
+    detector_lib.build(good)
+    canvases = ((64, 64), canvas)
+    good.data[key] = (canvases,) if key == "multiscale_canvases" else canvases
+    with pytest.raises(errors.UserError) as caught:
+        detector_lib.build(good)
+    assert str(caught.value).startswith(f"config.data.{key} has {canvas}: {words}")
+
+
 def test_frozen_paths_follow_the_fields():
     assert r"\w+/backbone/stem/.*" in detector_lib.build(config()).frozen
 

@@ -189,6 +189,16 @@ class Darknet(nn.Module):
                     f" {counters} classes, which must be as many"
                 )
 
+    def check_canvas(self, height: int, width: int) -> None:
+        """Raises CfgError where layers do not fit together on images of this size."""
+        try:
+            darknet_cfg.shapes(self.network(), height, width)
+        except darknet_cfg.CfgError as error:
+            raise darknet_cfg.CfgError(
+                f"images of {height}x{width} px: {error} Sides that are multiples of the network's"
+                " largest stride, often 32, fit."
+            ) from None
+
     def network(self) -> darknet_cfg.Network:
         """The cfg with this detector's classes and width.
 
@@ -213,14 +223,7 @@ class Darknet(nn.Module):
         Raises:
           CfgError: layers do not fit together on images of this size.
         """
-        height, width = images.shape[1:3]
-        try:
-            darknet_cfg.shapes(self.network(), height, width)
-        except darknet_cfg.CfgError as error:
-            raise darknet_cfg.CfgError(
-                f"images of {height}x{width} px: {error} Change config.data.canvases; sides that"
-                " are multiples of the network's largest stride, often 32, fit."
-            ) from None
+        self.check_canvas(*images.shape[1:3])
         x = layers.normalise(images, self.pixel_mean, self.pixel_std, self.dtype)
         return Outputs((), self.layers(x, train))
 

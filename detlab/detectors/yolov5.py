@@ -166,6 +166,15 @@ class YOLOv5(nn.Module):
         )
         fields.check(self, rules)
 
+    def check_canvas(self, height: int, width: int) -> None:
+        """Raises ValueError where the coarsest stride does not divide both sides."""
+        coarsest = self.strides[-1]
+        if height % coarsest or width % coarsest:
+            raise ValueError(
+                f"images of {height}x{width} px, and YOLOv5 needs sides that are multiples of"
+                f" {coarsest}"
+            )
+
     @property
     def strides(self) -> tuple[int, ...]:
         """px between the cells of each level."""
@@ -218,12 +227,7 @@ class YOLOv5(nn.Module):
         Raises:
           ValueError: the coarsest stride does not divide both sides.
         """
-        coarsest = self.strides[-1]
-        if images.shape[1] % coarsest or images.shape[2] % coarsest:
-            raise ValueError(
-                f"images of {images.shape[1]}x{images.shape[2]} px: YOLOv5 needs sides that are"
-                f" multiples of {coarsest}"
-            )
+        self.check_canvas(*images.shape[1:3])
         x = layers.normalise(images, self.pixel_mean, self.pixel_std, self.dtype)
         features = self.neck(self.backbone(x, train), train)
         return Outputs(features, self.head(features))

@@ -161,7 +161,7 @@ def test_the_shapes_that_a_cfg_is_checked_by_are_those_of_the_network(network):
 def test_images_on_which_layers_do_not_fit_are_refused_with_a_sentence():
     module = darknet.Darknet(**tiny.TINY["darknet"].fields)
     images = jax.ShapeDtypeStruct((1, 72, 96, 3), np.uint8)
-    with pytest.raises(darknet_cfg.CfgError, match="images of 72x96 px: .*canvases"):
+    with pytest.raises(darknet_cfg.CfgError, match="images of 72x96 px: .*multiples of"):
         jax.eval_shape(detector_lib.from_module(module).init, jax.random.key(0), images)
 
 
