@@ -322,8 +322,10 @@ def different_runs(whole: pathlib.Path, workdir: pathlib.Path) -> list[str]:
     if max(steps[0]["best"]) != max(steps[1]["best"]):
         found.append(f"best is step {steps[1]['best']}, not {steps[0]['best']}")
     for name, kept in KEPT.items():
-        # Of one that newer ones replaced, a kill may have left a part.
-        for step in sorted(steps[1][name])[-kept:]:
+        there = sorted(steps[1][name])
+        if len(there) > kept:
+            found.append(f"{name}/{there[0]} was replaced and is left over")
+        for step in there[-kept:]:
             found += different_steps(whole, workdir, name, step)
     for name in ("eval.json", "predictions.json"):
         if (whole / name).read_bytes() != (workdir / name).read_bytes():

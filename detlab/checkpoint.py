@@ -52,6 +52,7 @@ class Checkpoints:
 
     def __init__(self, workdir: str | pathlib.Path, keep_last: int = 2):
         self.workdir = pathlib.Path(workdir).absolute()
+        self._keep_last = keep_last
         self._last = self._manager("checkpoints", keep_last, in_background=True)
         self._best = self._manager("best", 1, in_background=False)
 
@@ -123,6 +124,10 @@ class Checkpoints:
         # A step that is to be made again, after its checkpoints were deleted, is not the best yet.
         for later in [s for s in self._best.all_steps() if s > step]:
             self._best.delete(later)
+        # Steps that newer ones had replaced: a kill may have met their removal half-way.
+        for manager, kept in ((self._last, self._keep_last), (self._best, 1)):
+            for replaced_step in sorted(manager.all_steps())[:-kept]:
+                manager.delete(replaced_step)
         return _join(restored["weights"], restored["training"])
 
     def wait(self) -> None:

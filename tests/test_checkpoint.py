@@ -422,6 +422,30 @@ def test_what_a_kill_left_unfinished_is_cleared_away_and_the_step_is_written_aga
     checkpoints.close()
 
 
+def test_what_is_left_of_a_removal_that_a_kill_met_goes_when_the_run_is_resumed(copied):
+    """Also where the run had been over: no later save would remove it."""
+    for name, step in (("checkpoints", 2), ("best", 1)):
+        left = copied / name / str(step)
+        shutil.copytree(last(copied), left)
+        shutil.rmtree(left / "weights")
+    checkpoints = checkpoint.Checkpoints(copied, keep_last=2)
+    assert_bit_equal(checkpoints.restore(train_state(0)), train_state(4, seed=4))
+    checkpoints.close()
+    names = {
+        name: sorted(p.name for p in (copied / name).iterdir()) for name in ("checkpoints", "best")
+    }
+    assert names == {"checkpoints": ["3", "4"], "best": ["2"]}
+
+
+def test_a_damaged_step_costs_no_other_when_fewer_are_to_be_kept(copied):
+    shutil.rmtree(last(copied) / "training")
+    checkpoints = checkpoint.Checkpoints(copied, keep_last=1)
+    with pytest.raises(errors.UserError, match="delete that folder to resume from step 3"):
+        checkpoints.restore(train_state(0))
+    checkpoints.close()
+    assert checkpoint.find(copied, "3").is_dir()
+
+
 def test_a_folder_that_cannot_be_made_is_named_in_one_sentence():
     with pytest.raises(errors.UserError, match="there is none yet") as error:
         checkpoint.Checkpoints("/proc/run")  # takes no folders, not even from root
