@@ -17,7 +17,6 @@ import sys
 import tempfile
 from typing import NamedTuple, Sequence
 
-from matplotlib import figure as figure_lib
 
 from benchmarks import command
 from benchmarks import experiment
@@ -98,6 +97,8 @@ def run(name: str, weights: str, data: str, folder: pathlib.Path, overrides) -> 
 
 def draw(folder: pathlib.Path, picture: pathlib.Path) -> None:
     """AP and AP50 of every result in a folder, by steps."""
+    from matplotlib import figure as figure_lib  # here, so that programs start without it
+
     results = [json.loads(path.read_text()) for path in sorted(folder.glob("fine_tuning_*.json"))]
     figure = figure_lib.Figure(figsize=(5 * len(results), 4), layout="constrained")
     for axis, result in zip(figure.subplots(1, len(results), squeeze=False)[0], results):

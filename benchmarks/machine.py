@@ -5,11 +5,11 @@ import os
 import pathlib
 import platform
 
-import jax
-
 
 def describe() -> dict:
     """Processor, cores, device and versions; no host name and no path."""
+    import jax  # here, as some benchmarks need it for this alone
+
     return {
         "processor": _processor(),
         "cores": os.cpu_count(),

@@ -20,7 +20,6 @@ import time
 from typing import NamedTuple, Sequence
 
 import cv2
-from matplotlib import figure as figure_lib
 
 from benchmarks import command
 from benchmarks import machine
@@ -297,6 +296,8 @@ def line(result: dict) -> str:
 
 def draw(folder: pathlib.Path, picture: pathlib.Path) -> None:
     """AP50 and loss, as a part of the first, of every result in a folder."""
+    from matplotlib import figure as figure_lib  # here, so that programs start without it
+
     results = [json.loads(path.read_text()) for path in sorted(folder.glob("overfit_*.json"))]
     figure = figure_lib.Figure(figsize=(10, 5), layout="constrained")
     left, right = figure.subplots(1, 2)

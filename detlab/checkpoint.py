@@ -12,6 +12,8 @@ So whoever evaluates, or starts from a checkpoint, reads `weights` alone.  A wei
 
 A step has a longer name until all of it is written, and an older one goes only after that, so a
 kill or a full disk costs no complete checkpoint.
+
+Orbax is imported where it is used: programs start, and refuse a mistaken command, without it.
 """
 
 import contextlib
@@ -26,7 +28,6 @@ from typing import Any, Mapping, NamedTuple, Sequence
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 from flax import traverse_util
 
 from detlab import errors
@@ -56,7 +57,9 @@ class Checkpoints:
         self._last = self._manager("checkpoints", keep_last, in_background=True)
         self._best = self._manager("best", 1, in_background=False)
 
-    def _manager(self, name: str, keep: int, in_background: bool) -> ocp.CheckpointManager:
+    def _manager(self, name: str, keep: int, in_background: bool):
+        import orbax.checkpoint as ocp
+
         folder = self.workdir / name
         with self._writing(name):
             folder.mkdir(parents=True, exist_ok=True)
@@ -100,6 +103,8 @@ class Checkpoints:
 
     def restore(self, state: types.TrainState) -> types.TrainState:
         """The latest checkpoint, laid out on devices as `state`, arrays or shapes, says."""
+        import orbax.checkpoint as ocp
+
         weights, training = _split(state)
         step = self._last.latest_step()
         try:
@@ -259,6 +264,8 @@ def load_weights(path: str | pathlib.Path, which: str = "best") -> Weights:
 
 def read_arrays(item: pathlib.Path) -> Any:
     """The tree of an item of a step, `weights` or `training`, as NumPy arrays."""
+    import orbax.checkpoint as ocp
+
     reader = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
     tree = reader.metadata(item).item_metadata.tree
     as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
@@ -272,6 +279,8 @@ def save_weights(
 
     `params` and `state` may be a part of a detector's tree, such as a backbone alone.
     """
+    import orbax.checkpoint as ocp
+
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as writer:
         writer.save(
             pathlib.Path(directory).absolute(),
@@ -364,6 +373,8 @@ def _join(weights, training) -> types.TrainState:
 
 
 def _items(state: types.TrainState, info):
+    import orbax.checkpoint as ocp
+
     weights, training = _split(state)
     return ocp.args.Composite(
         weights=ocp.args.StandardSave(weights),
@@ -380,6 +391,8 @@ def _steps(folder: pathlib.Path) -> dict[int, pathlib.Path]:
 
 
 def _read_info(folder: pathlib.Path) -> dict:
+    import orbax.checkpoint as ocp
+
     reader = ocp.Checkpointer(ocp.JsonCheckpointHandler())
     try:
         return reader.restore(folder / "config")

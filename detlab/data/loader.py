@@ -14,7 +14,6 @@ import signal
 from typing import NamedTuple
 
 import cv2
-import grain
 import numpy as np
 from absl import flags
 
@@ -593,6 +592,8 @@ def _check_multiscale(multiscale, canvases, resize):
 
 
 def _stream(make, steps, read_threads, prefetch, workers):
+    import grain  # here, so that programs start without it
+
     cv2.setNumThreads(1)  # OpenCV's own threads get in the way of those that share the work here
     options = grain.ReadOptions(
         num_threads=read_threads, prefetch_buffer_size=max(prefetch, read_threads)

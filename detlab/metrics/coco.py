@@ -10,8 +10,6 @@ import functools
 import io
 
 import numpy as np
-from pycocotools import coco as coco_lib
-from pycocotools import cocoeval
 
 from detlab.metrics import inputs
 
@@ -39,6 +37,8 @@ def evaluate(ground_truth, predictions, class_names):
     Raises:
       ValueError: inputs that do not fit together; see `inputs.flatten`.
     """
+    from pycocotools import cocoeval  # here, so that programs start without it and matplotlib
+
     objects, detected = inputs.flatten(ground_truth, predictions, len(class_names))
     index = functools.partial(_index, num_images=len(ground_truth), num_classes=len(class_names))
     # pycocotools reports on its progress with bare prints.
@@ -78,6 +78,8 @@ def _index(boxes, num_images, num_classes, **columns):
     Every id starts at 1: pycocotools takes a match with the id 0 for none.  Detections are indexed
     as objects are, not by `loadRes`, which fails where there are none.
     """
+    from pycocotools import coco as coco_lib
+
     xyxy = boxes.boxes.astype(np.float64)
     columns = {
         "id": np.arange(1, len(xyxy) + 1),

@@ -3,7 +3,6 @@
 import pathlib
 
 import numpy as np
-from matplotlib import figure as figure_lib
 
 
 def plot_run(rows, output_png):
@@ -17,6 +16,8 @@ def plot_run(rows, output_png):
     Raises:
       ValueError: rows without any of these values.
     """
+    from matplotlib import figure as figure_lib  # here, so that programs start without it
+
     names = sorted({name for row in rows for name in row})
     terms = [name for name in names if name.startswith("train/loss/")]
     panels = {
