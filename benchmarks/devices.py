@@ -6,21 +6,24 @@ Without several accelerators the devices are virtual: parts of the same processo
 say what dividing the work costs, not what more hardware brings.
 """
 
-import argparse
 import json
 import os
-import pathlib
 import statistics
 import subprocess
 import sys
 import time
+
+from benchmarks import flags
+from detlab import config as config_lib
+
+if __name__ == "__main__":
+    config_lib.answer_first(flags.devices(__doc__))  # --help needs no import below
 
 import jax
 
 from benchmarks import command
 from benchmarks import machine
 from detlab import checks
-from detlab import config as config_lib
 from detlab import detector as detector_lib
 from detlab import errors
 from detlab import eval as eval_lib
@@ -32,17 +35,7 @@ from detlab import train
 
 
 def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.devices",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--config", required=True)
-    parser.add_argument("--devices", type=int, nargs="+", default=(1, 2, 4))
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--output", type=pathlib.Path)
-    parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
-    args, overrides = config_lib.parse(arguments, parser)
+    args, overrides = config_lib.parse(arguments, flags.devices(__doc__))
     config = config_lib.load(args.config, overrides)
     checks.check_config(config)
     if args.one:
@@ -50,9 +43,11 @@ def main(arguments: list[str]) -> None:
         return
     results = []
     for count in args.devices:
-        flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={count}"
+        xla_flags = (
+            f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={count}"
+        )
         words = [sys.executable, "-m", "benchmarks.devices", *arguments, "--one"]
-        environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+        environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": xla_flags}
         run = subprocess.run(words, env=environment, stdout=subprocess.PIPE, text=True)
         if run.returncode:
             raise errors.UserError(f"the measurement on {count} devices failed, see above.")

@@ -11,7 +11,6 @@ be those of the unbroken run.  Exit status 1 where anything differs.
 The run is a small RetinaNet on shapes with averaged weights; `--config` and `--config.*` change it.
 """
 
-import argparse
 import itertools
 import json
 import math
@@ -25,13 +24,18 @@ import tempfile
 import time
 from typing import Iterator, NamedTuple
 
+from benchmarks import flags
+from detlab import config as config_lib
+
+if __name__ == "__main__":
+    config_lib.answer_first(flags.kills(__doc__))  # --help needs no import below
+
 import jax
 import numpy as np
 
 from benchmarks import command
 from benchmarks import machine
 from detlab import checkpoint
-from detlab import config as config_lib
 from detlab import errors
 from detlab import run_log
 
@@ -67,16 +71,7 @@ class Kill(NamedTuple):
 
 
 def main(arguments) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.kills",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--config", default="retinanet_shapes")
-    parser.add_argument("--kills", type=int, default=24)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=pathlib.Path, help="file for the table and the counts")
-    args, overrides = config_lib.parse(arguments, parser)
+    args, overrides = config_lib.parse(arguments, flags.kills(__doc__))
     with tempfile.TemporaryDirectory(prefix="kills") as folder:
         runs = Runs(pathlib.Path(folder), args.config, {**SMALL, **overrides})
         kills, finished, violations = torture(runs, args.kills, random.Random(args.seed))

@@ -11,7 +11,6 @@ through all samples says, grows by less than 2 % of its mean, or 1 MiB, in 1000 
 evaluations take for a while is in the samples too.  Reads Linux's /proc.
 """
 
-import argparse
 import os
 import pathlib
 import tempfile
@@ -19,13 +18,17 @@ import threading
 import time
 from typing import NamedTuple
 
+from benchmarks import flags
+from detlab import config as config_lib
+
+if __name__ == "__main__":
+    config_lib.answer_first(flags.memory(__doc__))  # --help needs no import below
+
 import jax
 import numpy as np
-from matplotlib import figure as figure_lib
 
 from benchmarks import command
 from benchmarks import machine
-from detlab import config as config_lib
 from detlab import errors
 from detlab import programs
 from detlab import run_log
@@ -56,16 +59,7 @@ MEMORY = {
 
 
 def main(arguments) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.memory",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--config", required=True)
-    parser.add_argument("--every", type=float, default=2.0, help="seconds between samples")
-    parser.add_argument("--json", type=pathlib.Path, help="file for figures and samples")
-    parser.add_argument("--picture", type=pathlib.Path, help="PNG of the curves")
-    args, overrides = config_lib.parse(arguments, parser)
+    args, overrides = config_lib.parse(arguments, flags.memory(__doc__))
     config = config_lib.load(args.config, overrides)
     warm, total = warm_step(config)
     with tempfile.TemporaryDirectory(prefix="memory") as workdir:
@@ -196,6 +190,8 @@ def verdict(result: dict) -> str:
 
 def draw(samples: list[Sample], warm: int, path: pathlib.Path) -> None:
     """Memory over steps; what is left of the dashed line is warming up."""
+    from matplotlib import figure as figure_lib  # here, so that programs start without it
+
     kinds = [kind for kind in MEMORY if getattr(samples[-1], kind) is not None]
     figure = figure_lib.Figure(figsize=(8, 2.2 * len(kinds) + 2.2), layout="constrained")
     axes = figure.subplots(len(kinds) + 1, sharex=True)

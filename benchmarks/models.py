@@ -16,7 +16,6 @@ before version 5 for darknet's networks.  --peer_python names another Python tha
 and detlab take turns, so that whatever else the machine does meets both; ratios are detlab / peer.
 """
 
-import argparse
 import json
 import pathlib
 import statistics
@@ -24,6 +23,12 @@ import sys
 import tempfile
 import time
 from typing import Any, Callable, Mapping, NamedTuple, Sequence
+
+from benchmarks import flags
+from detlab import config as config_lib
+
+if __name__ == "__main__":
+    config_lib.answer_first(flags.models(__doc__))  # --help needs no import below
 
 import jax
 import numpy as np
@@ -34,7 +39,6 @@ from benchmarks import peers
 from benchmarks import train_step
 from benchmarks import turns
 from converters.readers import darknet
-from detlab import config as config_lib
 from detlab import darknet_cfg
 from detlab import darknet_networks
 from detlab import detector as detector_lib
@@ -83,19 +87,7 @@ class Task(NamedTuple):
 
 def main(arguments: Sequence[str]) -> None:
     """The command line; raises `UserError` for whatever a user can mend."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.models",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--only", action="append", default=[], help="a name; may be repeated")
-    parser.add_argument("--side", type=int, help="px of a square canvas instead of the default")
-    parser.add_argument("--batch", type=int, default=1, help="images of a step")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--output", type=pathlib.Path, help="JSON of the figures")
-    parser.add_argument("--peer_python", default=sys.executable, help="that has the peers")
-    parser.add_argument("--serve", help=argparse.SUPPRESS)  # a process of one program
-    args, overrides = config_lib.parse(arguments, parser)
+    args, overrides = config_lib.parse(arguments, flags.models(__doc__))
     if args.batch < 1 or args.repeats < 1:
         raise errors.UserError("--batch and --repeats must be at least 1.")
     if args.serve:

@@ -6,17 +6,20 @@ Both programs run in turns in one process, so that the ratio does not depend on 
 machine does; times are the median and the minimum.
 """
 
-import argparse
-import pathlib
 import statistics
 import time
+
+from benchmarks import flags
+from detlab import config as config_lib
+
+if __name__ == "__main__":
+    config_lib.answer_first(flags.train_step(__doc__))  # --help needs no import below
 
 import jax
 import numpy as np
 
 from benchmarks import command
 from benchmarks import machine
-from detlab import config as config_lib
 from detlab import detector as detector_lib
 from detlab import errors
 from detlab import types
@@ -24,11 +27,7 @@ from detlab.ops import conv as conv_lib
 
 
 def main(arguments) -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.train_step", description=__doc__)
-    parser.add_argument("--config", required=True)
-    parser.add_argument("--output", type=pathlib.Path)
-    parser.add_argument("--repeats", type=int, default=9)
-    args, overrides = config_lib.parse(arguments, parser)
+    args, overrides = config_lib.parse(arguments, flags.train_step(__doc__))
     config = config_lib.load(args.config, overrides)
     batch = make_batch(config)
     detector = detector_lib.build(config)

@@ -17,6 +17,12 @@ import json
 import pathlib
 from typing import Any, Callable, Mapping, NamedTuple, Sequence
 
+from converters import flags as flags_lib
+from detlab import config as config_lib
+
+if __name__ == "__main__":
+    config_lib.answer_first(flags_lib.convert(__doc__))  # --help needs no import below
+
 import jax
 import jax.numpy as jnp
 
@@ -39,7 +45,6 @@ from converters.writers import safetensors_file
 from converters.writers import torch_file
 from detlab import checkpoint
 from detlab import checks
-from detlab import config as config_lib
 from detlab import darknet_cfg
 from detlab import darknet_networks
 from detlab import detector as detector_lib
@@ -143,12 +148,11 @@ SOURCES = (
     ),
 )
 DARKNET = "darknet"  # whose files have no names: their tables follow from a cfg
-FAMILIES = (*dict.fromkeys(source.family for source in SOURCES), DARKNET)
 
 
 def main(arguments: Sequence[str]) -> None:
     """The command line; raises `UserError` for whatever a user can mend."""
-    parser = _parser()
+    parser = flags_lib.convert(__doc__)
     flags, overrides = config_lib.parse(arguments, parser)
     mode = "--inspect" if flags.inspect else "--reverse" if flags.reverse else "--input"
     given = {name for name, value in vars(flags).items() if value != parser.get_default(name)}
@@ -186,41 +190,6 @@ def _check_flags(mode: str, given: set[str], overrides: Mapping[str, str]) -> No
         raise errors.UserError(f"--{name} does not go with {mode}.")
     if overrides and "config" not in given:
         raise errors.UserError(f"--config.{next(iter(overrides))} needs --config.")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m converters.convert",
-        description=__doc__,
-        epilog="Any key of the config is overridden by --config.key=value.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--source", choices=("auto", *FAMILIES), default="auto")
-    parser.add_argument("--config", help="experiment file or name")
-    parser.add_argument("--input", help="a weight file (.pth, .pt, .safetensors, .npz) or its URL")
-    parser.add_argument("--sha256", default="", help="of a URL whose name does not have it")
-    parser.add_argument("--output", type=pathlib.Path, help="a folder to be made")
-    parser.add_argument(
-        "--bgr",
-        action="store_true",
-        help="the network was trained on BGR images (caffe-style ResNets): flip its stem to RGB",
-    )
-    parser.add_argument(
-        "--reset_classes",
-        action="store_true",
-        help="leave the class layers out: to train on other classes than those of the file",
-    )
-    parser.add_argument(
-        "--reverse",
-        action="store_true",
-        help="from detlab to a .pth, .safetensors, or for detector darknet .weights and .cfg:"
-        " --input is a workdir or a weights folder",
-    )
-    parser.add_argument("--checkpoint", default="best", help="of --reverse: best, last or a step")
-    parser.add_argument("--inspect", metavar="FILE", help="print what a weight file holds")
-    parser.add_argument("--cfg", help="the network of a darknet .weights file")
-    parser.add_argument("--names", help="of a darknet file: a text file, a line a class")
-    return parser
 
 
 def _local(file: str, sha256: str) -> pathlib.Path:

@@ -134,6 +134,14 @@ def parse(
     return parser.parse_args(own), overrides
 
 
+def answer_first(parser: argparse.ArgumentParser) -> None:
+    """Ends the process if its command line asks for --help or has a mistaken flag.
+
+    A program calls this above the imports that it computes with: jax alone takes a second.
+    """
+    errors.run_main(lambda arguments: parse(arguments, parser))
+
+
 def _check_flags(words: Sequence[str], parser: argparse.ArgumentParser) -> None:
     """Unknown flags come first: argparse would rather name the required one that is missing."""
     known = [option for action in parser._actions for option in action.option_strings]

@@ -10,18 +10,22 @@ Photos are turned upright as their EXIF orientation says; boxes count the pixels
 picture.
 """
 
-import argparse
 import collections
 import glob
 import json
 import pathlib
 from typing import Any, Callable, NamedTuple, Sequence
 
+from detlab import config as config_lib
+from detlab import flags
+
+if __name__ == "__main__":
+    config_lib.answer_first(flags.demo(__doc__))  # --help needs no import below
+
 import cv2
 import jax
 import numpy as np
 
-from detlab import config as config_lib
 from detlab import detector as detector_lib
 from detlab import errors
 from detlab import eval as eval_lib
@@ -84,7 +88,7 @@ class Detect(NamedTuple):
 
 
 def main(arguments: Sequence[str]) -> None:
-    args, overrides = config_lib.parse(arguments, _parser())
+    args, overrides = config_lib.parse(arguments, flags.demo(__doc__))
     eval_lib.check_threshold(args.threshold)
     if args.top_k < 1:
         raise errors.UserError(f"--top_k is {args.top_k}; at least 1 object an image is shown.")
@@ -251,20 +255,6 @@ def names_of(saved: Sequence[str] | None, config) -> tuple[str, ...]:
 def _canvas_of(image, canvases):
     groups = loader.group_by_canvas([image.shape[:2]], canvases)
     return next(i for i, group in enumerate(groups) if len(group))
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m detlab.demo",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    programs.add_model_flags(parser)
-    parser.add_argument("--input", required=True, help="image, folder, 'glob' or video")
-    parser.add_argument("--output", required=True, help="folder for pictures and JSON")
-    parser.add_argument("--threshold", type=float, default=0.3, help="lowest score that is shown")
-    parser.add_argument("--top_k", type=int, default=100, help="objects an image at the most")
-    return parser
 
 
 if __name__ == "__main__":

@@ -39,18 +39,6 @@ _PEER_ENDED = (
 _BROKEN = ("Gloo", "gloo", "NCCL", "UNAVAILABLE", "DEADLINE_EXCEEDED", "coordination service")
 
 
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    """--distributed, and what it needs where no cluster is recognised."""
-    parser.add_argument(
-        "--distributed",
-        action="store_true",
-        help="join the other processes of this run (docs/scaling.md)",
-    )
-    parser.add_argument("--coordinator", help="host:port of the first process")
-    parser.add_argument("--num_processes", type=int, help="of the whole run")
-    parser.add_argument("--process_id", type=int, help="0 is the first, which writes all files")
-
-
 def join(args: argparse.Namespace) -> None:
     """Joins the processes of the run; nothing without `--distributed`.
 

@@ -11,7 +11,6 @@ figure.  An image that cannot be read ends the evaluation, or with
 `--config.data.eval_skip_broken=True` counts as one without detections.
 """
 
-import argparse
 import json
 import os
 import pathlib
@@ -20,10 +19,15 @@ import tempfile
 import time
 from typing import Any, Iterable, NamedTuple, Sequence
 
+from detlab import config as config_lib
+from detlab import flags
+
+if __name__ == "__main__":
+    config_lib.answer_first(flags.evaluation(__doc__))  # --help needs no import below
+
 import jax
 import numpy as np
 
-from detlab import config as config_lib
 from detlab import detector as detector_lib
 from detlab import distributed
 from detlab import errors
@@ -423,19 +427,7 @@ def check_threshold(threshold: float) -> None:
 
 
 def _read_arguments(arguments):
-    parser = argparse.ArgumentParser(
-        prog="python -m detlab.eval",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    programs.add_model_flags(parser)
-    parser.add_argument("--predictions", help="write predictions here; without a model, read them")
-    parser.add_argument("--json", help="write the figures here")
-    parser.add_argument("--draw", help="draw pictures into this folder")
-    parser.add_argument("--draw_limit", type=int, default=0, help="number of pictures; 0: all")
-    parser.add_argument("--threshold", type=float, default=0.3, help="lowest score that is drawn")
-    distributed.add_flags(parser)
-    args, overrides = config_lib.parse(arguments, parser)
+    args, overrides = config_lib.parse(arguments, flags.evaluation(__doc__))
     distributed.join(args)
     if args.config and not args.checkpoint and args.predictions:
         return args, config_lib.load(args.config, overrides), None

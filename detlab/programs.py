@@ -22,18 +22,6 @@ from detlab.data import records
 from detlab.data import sources
 
 
-def add_model_flags(parser: argparse.ArgumentParser) -> None:
-    """--workdir, or --config with --checkpoint: where the detector comes from."""
-    parser.add_argument("--workdir", help="folder of a training run")
-    parser.add_argument(
-        "--config", help="path of a config or name of a shipped experiment, `:variant` appended"
-    )
-    parser.add_argument(
-        "--checkpoint",
-        help="with --workdir best (default), last or a step; with --config the folder of weights",
-    )
-
-
 def load_model(args: argparse.Namespace, overrides: Mapping[str, str]):
     """(config, weights) of --workdir, or of --config and --checkpoint."""
     if args.workdir and args.config:

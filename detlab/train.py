@@ -7,7 +7,6 @@ lives in its workdir; starting it again resumes it.  With --distributed this is 
 processes that train as one.
 """
 
-import argparse
 import contextlib
 import json
 import pathlib
@@ -15,12 +14,17 @@ import re
 import time
 from typing import NamedTuple, Sequence
 
+from detlab import config as config_lib
+from detlab import flags
+
+if __name__ == "__main__":
+    config_lib.answer_first(flags.train(__doc__))  # --help needs no import below
+
 import jax
 import tqdm
 
 from detlab import checkpoint
 from detlab import checks
-from detlab import config as config_lib
 from detlab import detector as detector_lib
 from detlab import distributed
 from detlab import errors
@@ -40,7 +44,7 @@ from detlab.viz import curves
 
 def main(arguments: Sequence[str]) -> None:
     # Config and workdir.  A run in it must have the same config; one that is finished stays.
-    args, overrides = config_lib.parse(arguments, _parser())
+    args, overrides = config_lib.parse(arguments, flags.train(__doc__))
     distributed.join(args)
     if args.draw and not args.dry_run:
         raise errors.UserError("--draw goes with --dry_run; a run draws into its workdir.")
@@ -471,28 +475,6 @@ def draw_batches(folder: pathlib.Path, source, config, limit: int = 16) -> None:
 def summary(figures: dict[str, float]) -> str:
     keys = ("AP", "AP50", "AP75", "mAP07", "mAP12")
     return "  ".join(f"{k} {figures[k]:.3f}" for k in keys)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m detlab.train",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "--config",
-        required=True,
-        help="path of a config or name of a shipped experiment, `:variant` appended",
-    )
-    parser.add_argument("--workdir", help="folder of the run; default runs/<config name>")
-    parser.add_argument(
-        "--dry_run", action="store_true", help="build everything, run two steps, write no run"
-    )
-    parser.add_argument(
-        "--draw", help="with --dry_run: draw the first training images into this folder"
-    )
-    distributed.add_flags(parser)
-    return parser
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ PROGRAMS = (
         "optim",
         "metrics",
         "viz",
+        "flags",
         "programs",
         "run_log",
         "update",
@@ -59,6 +60,7 @@ ALLOWED = {
     "metrics": {"types", "metrics"},
     "viz": {"types", "viz"},
     "sharding": {"types"},
+    "flags": set(),
     "checks": {"errors"},
     "config": {"errors", "checks"},
     "checkpoint": {"types", "detector", "errors"},
@@ -73,7 +75,7 @@ ALLOWED = {
     "demo": PROGRAMS,
     "tools": PROGRAMS | {"tools"},
 }
-NO_JAX = {"types", "errors", "fields", "checks", "config", "data", "metrics", "viz"}
+NO_JAX = {"types", "errors", "fields", "flags", "checks", "config", "data", "metrics", "viz"}
 NO_JAX |= {"darknet_cfg", "darknet_networks"}
 NO_FLAX = NO_JAX | {"ops", "assign", "losses", "sharding"}
 

@@ -7,14 +7,17 @@ as a value for the config, or as a line for a darknet cfg.  Objects are measured
 the config.
 """
 
-import argparse
 import json
-import pathlib
+
+from detlab import config as config_lib
+from detlab import flags
+
+if __name__ == "__main__":
+    config_lib.answer_first(flags.fit_anchors(__doc__))  # --help needs no import below
 
 import numpy as np
 
 from detlab import checks
-from detlab import config as config_lib
 from detlab import darknet_networks
 from detlab import detector as detector_lib
 from detlab import errors
@@ -23,21 +26,7 @@ from detlab.data import anchor_fit
 
 
 def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m detlab.tools.fit_anchors",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "--config",
-        required=True,
-        help="path of a config or name of a shipped experiment, `:variant` appended",
-    )
-    parser.add_argument("--anchors", type=int, help="number of all; by default as many as now")
-    parser.add_argument("--ratio", type=float, help="of sides, by default the detector's, or 4")
-    parser.add_argument("--generations", type=int, default=1000, help="of changes after k-means")
-    parser.add_argument("--output", type=pathlib.Path, help="JSON with the anchors and figures")
-    args, overrides = config_lib.parse(arguments, parser)
+    args, overrides = config_lib.parse(arguments, flags.fit_anchors(__doc__))
     config = config_lib.load(args.config, overrides)
     checks.check_config(config)
     now, levels = current(config)

@@ -11,6 +11,7 @@ import pytest
 
 from converters import convert
 from converters import download
+from converters import flags as flags_lib
 from converters import mapping
 from converters.readers import files
 from converters.tables import mmdet_retinanet
@@ -419,3 +420,9 @@ def test_command_line_prints_one_sentence_and_exits_with_2(config_file, reposito
         )
         assert done.returncode == 2 and not done.stdout and "Traceback" not in done.stderr
         assert ("invalid choice: 'keras'" if more else "error: ") in done.stderr
+
+
+def test_source_can_name_the_family_of_every_source():
+    assert {source.family for source in convert.SOURCES} | {convert.DARKNET} == {
+        *flags_lib.FAMILIES
+    }

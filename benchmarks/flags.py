@@ -1,0 +1,69 @@
+"""The flags of the benchmarks that import jax, apart from them: --help is printed without it.
+
+Each function takes the docstring of its program, which --help shows above the flags.
+"""
+
+import argparse
+import pathlib
+import sys
+
+
+def devices(docstring: str) -> argparse.ArgumentParser:
+    """The flags of `python -m benchmarks.devices`."""
+    parser = _parser("benchmarks.devices", docstring)
+    parser.add_argument("--config", required=True)
+    parser.add_argument("--devices", type=int, nargs="+", default=(1, 2, 4))
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--output", type=pathlib.Path)
+    parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
+    return parser
+
+
+def kills(docstring: str) -> argparse.ArgumentParser:
+    """The flags of `python -m benchmarks.kills`."""
+    parser = _parser("benchmarks.kills", docstring)
+    parser.add_argument("--config", default="retinanet_shapes")
+    parser.add_argument("--kills", type=int, default=24)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=pathlib.Path, help="file for the table and the counts")
+    return parser
+
+
+def memory(docstring: str) -> argparse.ArgumentParser:
+    """The flags of `python -m benchmarks.memory`."""
+    parser = _parser("benchmarks.memory", docstring)
+    parser.add_argument("--config", required=True)
+    parser.add_argument("--every", type=float, default=2.0, help="seconds between samples")
+    parser.add_argument("--json", type=pathlib.Path, help="file for figures and samples")
+    parser.add_argument("--picture", type=pathlib.Path, help="PNG of the curves")
+    return parser
+
+
+def models(docstring: str) -> argparse.ArgumentParser:
+    """The flags of `python -m benchmarks.models`."""
+    parser = _parser("benchmarks.models", docstring)
+    parser.add_argument("--only", action="append", default=[], help="a name; may be repeated")
+    parser.add_argument("--side", type=int, help="px of a square canvas instead of the default")
+    parser.add_argument("--batch", type=int, default=1, help="images of a step")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--output", type=pathlib.Path, help="JSON of the figures")
+    parser.add_argument("--peer_python", default=sys.executable, help="that has the peers")
+    parser.add_argument("--serve", help=argparse.SUPPRESS)  # a process of one program
+    return parser
+
+
+def train_step(docstring: str) -> argparse.ArgumentParser:
+    """The flags of `python -m benchmarks.train_step`."""
+    parser = _parser("benchmarks.train_step", docstring)
+    parser.add_argument("--config", required=True)
+    parser.add_argument("--output", type=pathlib.Path)
+    parser.add_argument("--repeats", type=int, default=9)
+    return parser
+
+
+def _parser(module: str, docstring: str) -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(
+        prog=f"python -m {module}",
+        description=docstring,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )

@@ -1,0 +1,68 @@
+"""Programs start fast: what takes long to import is imported where it is used."""
+
+import json
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
+MAIN = re.compile(r'^if __name__ == "__main__":', re.MULTILINE)
+PROGRAMS = sorted(
+    ".".join(path.relative_to(REPOSITORY).with_suffix("").parts)
+    for folder in ("detlab", "converters", "benchmarks")
+    for path in (REPOSITORY / folder).rglob("*.py")
+    if MAIN.search(path.read_text())
+)
+# A table of ops and a table of parity compute with jax alone; peers answers benchmarks.models.
+WITH_JAX = ("benchmarks.ops", "benchmarks.parity", "benchmarks.peers")
+SLOW = ("tensorflow_datasets", "tensorflow", "matplotlib", "orbax", "grain", "pycocotools", "torch")
+
+# One process does all: first --help of each program, as jax must not be there yet.
+SCRIPT = """
+import contextlib, importlib, io, json, runpy, sys
+
+programs, with_jax = json.loads(sys.argv[1])
+helps = {}
+for program in programs:
+    if program in with_jax:
+        continue
+    sys.argv = [program, "--help"]
+    text = io.StringIO()
+    with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
+        runpy.run_module(program, run_name="__main__", alter_sys=True)
+    helps[program] = text.getvalue(), "jax" in sys.modules
+for program in programs:
+    importlib.import_module(program)
+print(json.dumps([helps, sorted({name.partition(".")[0] for name in sys.modules})]))
+"""
+
+
+@pytest.fixture(scope="module")
+def started():
+    """({program: (its help, whether jax was there after it)}, modules that all import)."""
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, json.dumps([PROGRAMS, WITH_JAX])],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_help_is_printed_without_importing_jax(started):
+    helps, _ = started
+    assert {"detlab.train", "detlab.eval", "detlab.demo", "converters.convert"} < set(helps)
+    for program, (text, with_jax) in helps.items():
+        assert text.startswith(f"usage: python -m {program} ")
+        assert not with_jax, f"{program} imports jax before it answers --help"
+
+
+def test_importing_the_programs_imports_nothing_that_is_slow(started):
+    _, modules = started
+    assert "jax" in modules
+    assert not set(SLOW) & set(modules)
