@@ -1,0 +1,438 @@
+"""What only a release needs, by one command that runs unattended and goes on where it stopped.
+
+    python -m benchmarks.release --list
+    python -m benchmarks.release
+    python -m benchmarks.release --only parity --only overfit/fcos
+
+Four steps, each with a row for each thing that it checks; a row is named STEP/NAME:
+
+    parity   every case of the shared folder, compiled at full optimisation -> release_parity.json
+    kills    24 kills of a training run, by benchmarks.kills -> kills_cpu.json
+    overfit  eight images by heart, by benchmarks.overfit -> overfit_NAME_cpu.json
+    models   compile time, speed and memory, by benchmarks.models -> models_cpu.json
+
+A row runs in a process of its own, on CPUs, and is written as soon as it is over.  The next start
+skips it where the result says that it passed with the jax that is installed; `--again` runs it all
+the same.  A row that fails is recorded, told and does not stop the others.  One that ends without a
+result, by an error, leaves none: an older result is removed, as it is true no more.  Cases of
+detectors that detlab does not have are recorded as missing.  Exit status 1 where a row failed that
+is not in NOT_YET.
+
+`tests/programs/test_release.py` says which row is missing or failed in the committed results.
+"""
+
+import argparse
+import functools
+import importlib.metadata
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from typing import Any, Callable, Mapping, NamedTuple, Sequence
+
+from benchmarks import command
+from benchmarks import models
+from benchmarks import overfit
+from benchmarks import parity
+from benchmarks import parity_cases
+from detlab import errors
+from detlab import programs
+
+KILLS = 24
+KILLED = "retinanet_shapes"  # the experiment that is killed
+
+# Cases whose recorded gradients are noise at their tolerance (docs/parity.md says why) -> --nudge.
+NUDGES = {"yolov3_d53": 3, "reppoints_bbox_r50_grid_center_fpn_gn": 3}
+
+# Names of parity cases that detlab refuses to build, so that nothing is compared -> why.  A case
+# that is compared and misses a quantity is never excused by this table.
+NOT_YET: dict[str, str] = {}
+
+
+class Settings(NamedTuple):
+    """What the command line says."""
+
+    fixtures: pathlib.Path
+    output: pathlib.Path
+    kills: int = KILLS
+    peer_python: str = sys.executable
+
+
+class Row(NamedTuple):
+    """What is known of one row."""
+
+    status: str  # passed, failed or missing
+    note: str = ""  # a figure, or why not
+    jax: str = ""  # version that it was run with
+    compared: bool = True  # False where it ended without figures
+
+
+class Step(NamedTuple):
+    """A kind of rows."""
+
+    kind: str  # what a row is called in messages
+    names: Callable[[Settings], Sequence[str]]
+    found: Callable[[Settings], Mapping[str, Row]]  # what the results hold
+    run: Callable[[Settings, str], None]  # runs a row and writes its result, or removes it
+
+
+class Ended(NamedTuple):
+    """A process that is over."""
+
+    why: str  # in one line, for a row without figures
+    seconds: float
+
+
+def main(arguments: Sequence[str]) -> None:
+    """The command line; raises `UserError` for whatever a user can mend."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.release",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--only", action="append", default=[], help="STEP or STEP/NAME; repeatable")
+    parser.add_argument("--again", action="append", default=[], help="the same, though it passed")
+    parser.add_argument("--list", action="store_true", help="say what is there and what would run")
+    parser.add_argument(
+        "--fixtures", type=pathlib.Path, default=pathlib.Path("../shared/parity"), help="of parity"
+    )
+    parser.add_argument(
+        "--output", type=pathlib.Path, default=pathlib.Path("benchmarks/results"), help="folder"
+    )
+    parser.add_argument("--kills", type=int, default=KILLS, help=f"at least {KILLS}")
+    parser.add_argument("--peer_python", default=sys.executable, help="see benchmarks.models")
+    args = parser.parse_args(arguments)
+    if args.kills < KILLS:
+        raise errors.UserError(f"--kills is {args.kills}; a release needs at least {KILLS}.")
+    settings = Settings(args.fixtures, args.output, args.kills, args.peer_python)
+    wanted = choose(args.only or args.again or list(STEPS), settings, "--only")
+    again = set(choose(args.again, settings, "--again"))
+    wanted = list(dict.fromkeys([*wanted, *again]))
+    command.make_folder(settings.output)
+
+    rows = {step: STEPS[step].found(settings) for step in dict(wanted)}
+    reasons = {
+        (step, name): "asked for again"
+        if (step, name) in again
+        else why_run(settings, step, name, rows[step].get(name))
+        for step, name in wanted
+    }
+    to_run = [row for row in wanted if reasons[row]]
+    if args.list:
+        for step, name in wanted:
+            row, reason = rows[step].get(name), reasons[step, name]
+            print(
+                f"run      {step}/{name}: {reason}" if reason else f"{row.status:8} {step}/{name}"
+            )
+        print(f"{len(wanted)} rows, {len(to_run)} to run")
+        return
+    for number, (step, name) in enumerate(to_run, start=1):
+        began = time.perf_counter()
+        print(f"{time.strftime('%H:%M:%S')}  [{number}/{len(to_run)}] {step}/{name}", flush=True)
+        STEPS[step].run(settings, name)
+        row = STEPS[step].found(settings).get(name, Row("failed", "it ended without a result"))
+        note = f": {row.note}" if row.note else ""
+        print(f"          {row.status}{note} ({time.perf_counter() - began:.0f} s)", flush=True)
+    failures = [text for step, name in wanted for text in wanting(settings, step, [name])]
+    print(f"{len(wanted)} rows, {len(to_run)} run now, {len(failures)} missing or failed")
+    for text in failures:
+        print(text)
+    if failures:
+        sys.exit(1)
+
+
+def choose(words: Sequence[str], settings: Settings, flag: str) -> list[tuple[str, str]]:
+    """(step, name) of every row that the words, each STEP or STEP/NAME, stand for.
+
+    Raises:
+      UserError: no such step or name.
+    """
+    chosen = []
+    for word in words:
+        step, slash, name = word.partition("/")
+        command.choose([step], STEPS, "step", flag)
+        names = STEPS[step].names(settings)
+        if slash:
+            known = [f"{step}/{known}" for known in names]
+            command.choose([word], known, STEPS[step].kind, flag)
+            names = [name]
+        chosen += [(step, name) for name in names]
+    return list(dict.fromkeys(chosen))
+
+
+def why_run(settings: Settings, step: str, name: str, row: Row | None) -> str:
+    """Why a row has to run; empty where it passed with this jax, or still has no model."""
+    if row is None:
+        return "no result"
+    if row.status == "missing" and not can_run(settings, step, name):
+        return ""
+    if row.status != "passed":
+        return f"{row.status}: {row.note}"
+    installed = jax_version()
+    return "" if row.jax == installed else f"passed with jax {row.jax}, not {installed}"
+
+
+def wanting(settings: Settings, step: str, names: Sequence[str] | None = None) -> list[str]:
+    """A line for each row of a step that is missing or failed in the results, but for NOT_YET."""
+    rows, lines = STEPS[step].found(settings), []
+    for name in STEPS[step].names(settings) if names is None else names:
+        row = rows.get(name)
+        if row is None:
+            lines.append(f"{step}/{name} is missing: python -m benchmarks.release --only {step}")
+            continue
+        not_yet = step == "parity" and name in NOT_YET
+        if row.status == "failed" and not (not_yet and not row.compared):
+            lines.append(f"{step}/{name} failed: {row.note}")
+        elif row.status == "missing" and can_run(settings, step, name):
+            lines.append(f"{step}/{name} has a model now and no result")
+        elif row.status == "passed" and not_yet:
+            lines.append(f"{step}/{name} passed; take it out of NOT_YET of benchmarks/release.py")
+    return lines
+
+
+def start(module: str, *arguments: str) -> Ended:
+    """`python -m MODULE ARGUMENTS` on CPUs, silently; ends with all that it started."""
+    began = time.perf_counter()
+    with tempfile.TemporaryFile("w+") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", module, *arguments],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "JAX_PLATFORMS": "cpu"},
+            start_new_session=True,  # so that what it has started can be ended too
+        )
+        try:
+            status = process.wait()
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+        output.seek(0)
+        lines = [line for line in output.read().splitlines() if line.strip()]
+    said = [line for line in lines if line.startswith("error: ")] or lines or [""]
+    last = said[-1].removeprefix("error: ")[:500]
+    text = last if status == 2 else f"{module} ended with status {status}: {last}"
+    return Ended(text, time.perf_counter() - began)
+
+
+def read(path: pathlib.Path, *keys: str) -> Any:
+    """A file of results with these keys, None where it is not there.
+
+    Raises:
+      UserError: it cannot be read, is not JSON, or is no such file.
+    """
+    try:
+        content = json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise errors.UserError(f"{path} cannot be read: {error.strerror}.") from error
+    except ValueError as error:
+        text = f"{path} is not JSON ({error}); restore or delete it, and its rows run again."
+        raise errors.UserError(text) from error
+    absent = [key for key in keys if not isinstance(content, dict) or key not in content]
+    if absent:
+        raise errors.UserError(
+            f"{path} has no {', '.join(absent)}; restore or delete it, and its rows run again."
+        )
+    return content
+
+
+def write(path: pathlib.Path, result: Any) -> None:
+    """A file of results, whole or not at all, as this command may be killed at any time."""
+    programs.write_text(path, json.dumps(result, indent=1) + "\n")
+
+
+def jax_version() -> str:
+    return importlib.metadata.version("jax")
+
+
+# Parity
+
+
+@functools.cache
+def _cases(folder: pathlib.Path) -> dict[str, dict]:
+    return parity_cases.find(folder)
+
+
+def can_run(settings: Settings, step: str, name: str) -> bool:
+    """Whether a row can run: all can but cases of detectors that detlab does not have."""
+    if step != "parity":
+        return True
+    info = _cases(settings.fixtures)[name]
+    return any(runner.knows(info) for runner in parity.RUNNERS) or any(
+        all(parity_cases.part(info, path) == value for path, value in adapter.parts.items())
+        for adapter in parity.ADAPTERS
+    )
+
+
+def _parity_file(settings: Settings) -> pathlib.Path:
+    return settings.output / "release_parity.json"
+
+
+def _parity_found(settings: Settings) -> dict[str, Row]:
+    content = read(_parity_file(settings), "cases") or {"cases": {}}
+    found = {}
+    for name, row in content["cases"].items():
+        missed = row.get("missed", [])
+        note = row.get("reason") or f"{row['quantities']} quantities"
+        if missed:
+            note += f", {len(missed)} missed: {', '.join(missed[:3])}"
+        found[name] = Row(row["status"], note, row["jax"], "quantities" in row)
+    return found
+
+
+def _parity_run(settings: Settings, name: str) -> None:
+    if can_run(settings, "parity", name):
+        row = _parity_row(settings, name)
+    else:
+        info = _cases(settings.fixtures)[name]
+        source = info.get("source") or info.get("reference") or "published weights"
+        row = {"status": "missing", "reason": f"no model for {source}"}
+    path = _parity_file(settings)
+    # Read again: another start of this command may have written rows meanwhile.
+    cases = (read(path, "cases") or {"cases": {}})["cases"] | {name: row | {"jax": jax_version()}}
+    write(path, {"cases": dict(sorted(cases.items()))})
+
+
+def _parity_row(settings: Settings, name: str) -> dict:
+    nudge = NUDGES.get(name, 0)
+    with tempfile.TemporaryDirectory(prefix="release") as folder:
+        output = pathlib.Path(folder) / "case.json"
+        words = ["--fixtures", str(settings.fixtures), "--case", name, "--json", str(output)]
+        ended = start("benchmarks.parity", *words, *(["--nudge", str(nudge)] if nudge else []))
+        content = read(output, "cases")
+    seconds = {"seconds": round(ended.seconds, 1)}
+    if content is None:
+        return {"status": "failed", "reason": ended.why} | seconds
+    (found,) = content["cases"]
+    drifted = [x["quantity"] for x in found["lines"] if x["note"].startswith("own drift")]
+    return {
+        "status": found["status"],
+        "quantities": len(found["lines"]),
+        "missed": found["missed"],
+        "by_own_drift": len(set(drifted) - set(found["missed"])),
+        **({"nudge": nudge} if nudge else {}),
+        **seconds,
+    }
+
+
+# Kills
+
+
+def _kills_file(settings: Settings) -> pathlib.Path:
+    return settings.output / "kills_cpu.json"
+
+
+def _kills_found(settings: Settings) -> dict[str, Row]:
+    result = read(_kills_file(settings), "machine", "config", "kills", "violations")
+    if result is None:
+        return {}
+    number, violations = len(result["kills"]), result["violations"]
+    if violations:
+        row = Row("failed", "; ".join(violations), result["machine"]["jax"])
+    elif number < settings.kills:
+        row = Row("failed", f"{number} kills of {settings.kills}", result["machine"]["jax"])
+    else:
+        row = Row("passed", f"{number} kills", result["machine"]["jax"])
+    return {result["config"]: row}
+
+
+def _kills_run(settings: Settings, name: str) -> None:
+    words = ["--config", name, "--kills", str(settings.kills), "--seed", "0"]
+    _run_into("benchmarks.kills", words, "--json", "kills.json", _kills_file(settings))
+
+
+# Overfit
+
+
+def _overfit_file(settings: Settings, name: str) -> pathlib.Path:
+    return settings.output / f"overfit_{name}_cpu.json"
+
+
+def _overfit_found(settings: Settings) -> dict[str, Row]:
+    found = {}
+    for name in overfit.OVERFIT:
+        result = read(_overfit_file(settings, name), "machine", "AP50")
+        if result is not None:
+            status = "passed" if result["AP50"] >= overfit.WANTED else "failed"
+            note = f"AP50 {result['AP50']:.3f}, {overfit.WANTED} is asked"
+            found[name] = Row(status, note, result["machine"]["jax"])
+    return found
+
+
+def _overfit_run(settings: Settings, name: str) -> None:
+    file = _overfit_file(settings, name)
+    _run_into("benchmarks.overfit", ["--only", name], "--output", file.name, file)
+
+
+def _run_into(module: str, words: list[str], flag: str, name: str, target: pathlib.Path) -> None:
+    """Runs a module whose flag takes the file `name`, or its folder, and puts that in its place."""
+    with tempfile.TemporaryDirectory(prefix="release") as folder:
+        made = pathlib.Path(folder) / name
+        ended = start(module, *words, flag, str(made if flag == "--json" else folder))
+        result = read(made)
+    if result is None:
+        target.unlink(missing_ok=True)
+        print(f"          {ended.why}")
+    else:
+        write(target, result)
+
+
+# Models
+
+
+def _models_file(settings: Settings) -> pathlib.Path:
+    return settings.output / "models_cpu.json"
+
+
+def _models_found(settings: Settings) -> dict[str, Row]:
+    content = read(_models_file(settings), "machine", "models")
+    if content is None:
+        return {}
+    return {
+        name: Row("passed", "", row.get("machine", content["machine"])["jax"])
+        for name, row in content["models"].items()
+    }
+
+
+def _models_run(settings: Settings, name: str) -> None:
+    """A row that another machine measured than the first rows names its own."""
+    with tempfile.TemporaryDirectory(prefix="release") as folder:
+        output = pathlib.Path(folder) / "models.json"
+        words = ["--only", name, "--peer_python", settings.peer_python, "--output", str(output)]
+        ended = start("benchmarks.models", *words)
+        made = read(output, "machine", "models")
+    path = _models_file(settings)
+    content = read(path, "machine", "models")
+    if made is None:
+        print(f"          {ended.why}")
+        if content is None:
+            return
+        content["models"].pop(name, None)
+    else:
+        content = content or {**made, "models": {}}
+        row = made["models"][name]
+        if made["machine"] != content["machine"]:
+            row["machine"] = made["machine"]
+        content["models"][name] = row
+    write(path, content)
+
+
+STEPS = {
+    "parity": Step(
+        "case", lambda settings: list(_cases(settings.fixtures)), _parity_found, _parity_run
+    ),
+    "kills": Step("experiment", lambda _: [KILLED], _kills_found, _kills_run),
+    "overfit": Step("detector", lambda _: list(overfit.OVERFIT), _overfit_found, _overfit_run),
+    "models": Step("model", lambda _: list(models.MODELS), _models_found, _models_run),
+}
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as by Ctrl-C
+    errors.run_main(main)
