@@ -114,34 +114,30 @@ def main(arguments: Sequence[str]) -> None:
     wanted = list(dict.fromkeys([*wanted, *again]))
     command.make_folder(settings.output)
 
-    rows = {step: STEPS[step].found(settings) for step in dict(wanted)}
-    reasons = {
-        (step, name): "asked for again"
-        if (step, name) in again
-        else why_run(settings, step, name, rows[step].get(name))
-        for step, name in wanted
-    }
-    to_run = [row for row in wanted if reasons[row]]
+    there = {step: results(settings, step) for step in dict(wanted)}
+    reasons = {}
+    for step, name in wanted:
+        reason = why_run(settings, step, name, there[step].get(name))
+        reasons[step, name] = "asked for again" if (step, name) in again else reason
+    to_run = [row for row, reason in reasons.items() if reason]
     if args.list:
-        for step, name in wanted:
-            row, reason = rows[step].get(name), reasons[step, name]
-            print(
-                f"run      {step}/{name}: {reason}" if reason else f"{row.status:8} {step}/{name}"
-            )
+        for (step, name), reason in reasons.items():
+            text = f"run      {step}/{name}: {reason}"
+            print(text if reason else f"{there[step][name].status:8} {step}/{name}")
         print(f"{len(wanted)} rows, {len(to_run)} to run")
         return
+
     for number, (step, name) in enumerate(to_run, start=1):
         began = time.perf_counter()
         print(f"{time.strftime('%H:%M:%S')}  [{number}/{len(to_run)}] {step}/{name}", flush=True)
         STEPS[step].run(settings, name)
-        row = STEPS[step].found(settings).get(name, Row("failed", "it ended without a result"))
+        row = results(settings, step).get(name, Row("failed", "no result"))
         note = f": {row.note}" if row.note else ""
         print(f"          {row.status}{note} ({time.perf_counter() - began:.0f} s)", flush=True)
-    failures = [text for step, name in wanted for text in wanting(settings, step, [name])]
-    print(f"{len(wanted)} rows, {len(to_run)} run now, {len(failures)} missing or failed")
-    for text in failures:
-        print(text)
-    if failures:
+    lines = [text for step, name in wanted for text in wanting(settings, step, [name])]
+    print(f"{len(wanted)} rows, {len(to_run)} run now, {len(lines)} missing or failed")
+    print(*lines, sep="\n", end="\n" if lines else "")
+    if lines:
         sys.exit(1)
 
 
@@ -164,6 +160,21 @@ def choose(words: Sequence[str], settings: Settings, flag: str) -> list[tuple[st
     return list(dict.fromkeys(chosen))
 
 
+def results(settings: Settings, step: str) -> Mapping[str, Row]:
+    """What the results hold of a step.
+
+    Raises:
+      UserError: a file of results is damaged.
+    """
+    try:
+        return STEPS[step].found(settings)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise errors.UserError(
+            f"the results of {step} in {settings.output} are not as this command writes them"
+            f" ({type(error).__name__}: {error}); restore or delete them, and their rows run again."
+        ) from error
+
+
 def why_run(settings: Settings, step: str, name: str, row: Row | None) -> str:
     """Why a row has to run; empty where it passed with this jax, or still has no model."""
     if row is None:
@@ -178,7 +189,7 @@ def why_run(settings: Settings, step: str, name: str, row: Row | None) -> str:
 
 def wanting(settings: Settings, step: str, names: Sequence[str] | None = None) -> list[str]:
     """A line for each row of a step that is missing or failed in the results, but for NOT_YET."""
-    rows, lines = STEPS[step].found(settings), []
+    rows, lines = results(settings, step), []
     for name in STEPS[step].names(settings) if names is None else names:
         row = rows.get(name)
         if row is None:
@@ -255,7 +266,8 @@ def jax_version() -> str:
 
 
 @functools.cache
-def _cases(folder: pathlib.Path) -> dict[str, dict]:
+def find_cases(folder: pathlib.Path) -> dict[str, dict]:
+    """`parity_cases.find`, once: the files are large."""
     return parity_cases.find(folder)
 
 
@@ -263,7 +275,7 @@ def can_run(settings: Settings, step: str, name: str) -> bool:
     """Whether a row can run: all can but cases of detectors that detlab does not have."""
     if step != "parity":
         return True
-    info = _cases(settings.fixtures)[name]
+    info = find_cases(settings.fixtures)[name]
     return any(runner.knows(info) for runner in parity.RUNNERS) or any(
         all(parity_cases.part(info, path) == value for path, value in adapter.parts.items())
         for adapter in parity.ADAPTERS
@@ -278,10 +290,10 @@ def _parity_found(settings: Settings) -> dict[str, Row]:
     content = read(_parity_file(settings), "cases") or {"cases": {}}
     found = {}
     for name, row in content["cases"].items():
-        missed = row.get("missed", [])
+        missed = [f"{name} {error}" for name, error in row.get("missed", {}).items()]
         note = row.get("reason") or f"{row['quantities']} quantities"
         if missed:
-            note += f", {len(missed)} missed: {', '.join(missed[:3])}"
+            note += f", {len(missed)} missed: {'; '.join(missed[:3])}"
         found[name] = Row(row["status"], note, row["jax"], "quantities" in row)
     return found
 
@@ -290,7 +302,7 @@ def _parity_run(settings: Settings, name: str) -> None:
     if can_run(settings, "parity", name):
         row = _parity_row(settings, name)
     else:
-        info = _cases(settings.fixtures)[name]
+        info = find_cases(settings.fixtures)[name]
         source = info.get("source") or info.get("reference") or "published weights"
         row = {"status": "missing", "reason": f"no model for {source}"}
     path = _parity_file(settings)
@@ -310,12 +322,19 @@ def _parity_row(settings: Settings, name: str) -> dict:
     if content is None:
         return {"status": "failed", "reason": ended.why} | seconds
     (found,) = content["cases"]
-    drifted = [x["quantity"] for x in found["lines"] if x["note"].startswith("own drift")]
+    missed = {
+        x["quantity"]: "not finite"
+        if x["error"] is None
+        else f"{x['error']:.1e} > {x['tolerance']:.1e}"
+        for x in found["lines"]
+        if x["quantity"] in found["missed"]
+    }
+    drifted = sum(x["note"].startswith("own drift") for x in found["lines"])
     return {
         "status": found["status"],
         "quantities": len(found["lines"]),
-        "missed": found["missed"],
-        "by_own_drift": len(set(drifted) - set(found["missed"])),
+        "missed": missed,
+        "by_own_drift": drifted,
         **({"nudge": nudge} if nudge else {}),
         **seconds,
     }
@@ -425,7 +444,7 @@ def _models_run(settings: Settings, name: str) -> None:
 
 STEPS = {
     "parity": Step(
-        "case", lambda settings: list(_cases(settings.fixtures)), _parity_found, _parity_run
+        "case", lambda settings: list(find_cases(settings.fixtures)), _parity_found, _parity_run
     ),
     "kills": Step("experiment", lambda _: [KILLED], _kills_found, _kills_run),
     "overfit": Step("detector", lambda _: list(overfit.OVERFIT), _overfit_found, _overfit_run),

@@ -1,0 +1,242 @@
+"""Where the time of the tests goes: by folder, by detector, and the slowest tests.
+
+    python -m pytest -m "not slow" -n 2 --dist worksteal --junitxml everyday.xml
+    python -m pytest -m slow -n 2 --dist worksteal --junitxml slow.xml
+    python -m benchmarks.test_times --everyday everyday.xml --slow slow.xml \\
+        --output benchmarks/results/tests_cpu.json --page docs/performance.md
+
+Reads pytest's own reports; either part may be left out.  `.ci/run` prints the tables and, with
+--compare, where they differ from the committed ones by more than a tenth.
+
+Times of tests are worker-seconds: two processes that test side by side for a minute spend two.
+They are set-up, test and teardown together, so what a fixture of a module or a session takes is in
+the time of the first test that uses it, once a process.  The wall time of a part also has what is
+no test: imports, collection, the end of the slowest process.
+
+A test costs a detector where its file is called after one (`test_darknet_training.py`), or else a
+parameter begins with its name (`test_contract.py::test_x[retinanet]`); the others are of all.
+"""
+
+import argparse
+import collections
+import json
+import pathlib
+import re
+from typing import Any, Iterable, Mapping, NamedTuple, Sequence
+from xml.etree import ElementTree
+
+from benchmarks import command
+from benchmarks import machine
+from detlab import errors
+from detlab import programs
+
+PARTS = ("everyday", "slow")
+MOVED = 0.1  # a part of the committed time
+MOVED_S = 5.0  # less than that is no move: a folder of few seconds differs from run to run
+BEGIN, END = "<!-- test times: begin -->", "<!-- test times: end -->"
+
+_DETECTORS = pathlib.Path(__file__).resolve().parent.parent / "detlab" / "detectors"
+
+
+class Test(NamedTuple):
+    """A test of a report."""
+
+    file: str  # tests/ops/test_nms.py
+    name: str  # test_x[parameters]
+    seconds: float
+
+
+class Part(NamedTuple):
+    """A report."""
+
+    tests: list[Test]
+    wall_s: float
+
+
+def main(arguments: Sequence[str]) -> None:
+    """The command line; raises `UserError` for whatever a user can mend."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.test_times",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    for part in PARTS:
+        parser.add_argument(f"--{part}", type=pathlib.Path, help="pytest's XML report of that part")
+    parser.add_argument("--slowest", type=int, default=60, help="tests to list of each part")
+    parser.add_argument("--compare", type=pathlib.Path, help="JSON of an earlier --output")
+    parser.add_argument("--output", type=pathlib.Path, help="JSON of the figures")
+    parser.add_argument("--page", type=pathlib.Path, help="page between whose marks tables go")
+    args = parser.parse_args(arguments)
+    parts = {name: read(path) for name in PARTS if (path := getattr(args, name))}
+    if not parts:
+        raise errors.UserError("there is no report: give --everyday, --slow, or both.")
+    page = args.page and read_page(args.page)
+    figures = {"machine": machine.describe()}
+    figures |= {name: summarise(part) for name, part in parts.items()}
+    print(tables(figures), flush=True)
+    for name, part in parts.items():
+        print(f"\nThe slowest of the {name} tests, s:")
+        for test in sorted(part.tests, key=lambda test: -test.seconds)[: args.slowest]:
+            print(f"{test.seconds:8.1f}  {test.file}::{test.name}")
+    if args.compare:  # after the tables, which are wanted whatever is in that file
+        print("", *moved(read_figures(args.compare), figures, args.compare), sep="\n", flush=True)
+    if args.output:
+        command.write_json(args.output, figures)
+    if page:
+        before, _, after = page
+        text = f"{before}{BEGIN}\n\n{tables(figures)}\n\n{END}{after}"
+        programs.write_text(args.page, text)
+
+
+def read(path: pathlib.Path) -> Part:
+    """The tests of a report of pytest.
+
+    Raises:
+      UserError: it cannot be read, or is no such report.
+    """
+    try:
+        root = ElementTree.parse(path).getroot()
+    except OSError as error:
+        raise errors.UserError(f"{path} cannot be read: {error.strerror}.") from error
+    except ElementTree.ParseError as error:
+        text = f"{path} is no report of pytest ({error}); pytest writes one with --junitxml."
+        raise errors.UserError(text) from error
+    tests = []
+    for case in root.iter("testcase"):
+        # tests.ops.test_nms, where the test is in a class with .TestClass after it
+        *folders, module = re.match(r".*?\btest_\w+|.*", case.get("classname", ""))[0].split(".")
+        file = "/".join([*folders, f"{module}.py"])
+        tests.append(Test(file, case.get("name", ""), float(case.get("time", 0))))
+    if not tests:
+        raise errors.UserError(f"{path} has no test; pytest writes a report with --junitxml.")
+    return Part(tests, sum(float(suite.get("time", 0)) for suite in root.iter("testsuite")))
+
+
+def summarise(part: Part) -> dict[str, Any]:
+    """The figures of a part: of all tests, and of those of each folder and each detector."""
+    known = detectors()
+    return {
+        "wall_s": round(part.wall_s),
+        **_sums((("all", test) for test in part.tests))["all"],
+        "folders": _sums(
+            (pathlib.PurePath(test.file).parent.as_posix(), test) for test in part.tests
+        ),
+        "detectors": _sums(
+            (name, test) for test in part.tests if (name := detector_of(test, known))
+        ),
+    }
+
+
+def _sums(named: Iterable[tuple[str, Test]]) -> dict[str, dict]:
+    found = collections.defaultdict(list)
+    for name, test in named:
+        found[name].append(test.seconds)
+    return {
+        name: {"tests": len(seconds), "worker_s": round(sum(seconds), 1)}
+        for name, seconds in sorted(found.items())
+    }
+
+
+def detectors() -> list[str]:
+    """The files of detectors."""
+    return sorted(path.stem for path in _DETECTORS.glob("*.py") if path.stem != "__init__")
+
+
+def detector_of(test: Test, known: Sequence[str]) -> str:
+    """The detector that a test is about by the name of its file or else of a parameter, or ""."""
+    parameters = test.name.partition("[")[2].removesuffix("]").split("-")
+    for text in (pathlib.PurePath(test.file).stem.removeprefix("test_"), *parameters):
+        for name in sorted(known, key=len, reverse=True):
+            if re.match(rf"{name}(?![a-zA-Z0-9])", text):
+                return name
+    return ""
+
+
+def tables(figures: Mapping[str, Any]) -> str:
+    """The figures in Markdown: a table of folders and one of detectors."""
+    parts = [name for name in PARTS if name in figures]
+    lines = []
+    for name in parts:
+        part = figures[name]
+        lines.append(
+            f"- {name}: {part['tests']} tests, {part['worker_s']:.0f} worker-seconds,"
+            f" {part['wall_s'] / 60:.1f} minutes"
+        )
+    for kind in ("folders", "detectors"):
+        head = [kind[:-1]] + [f"{name} {unit}" for name in parts for unit in ("tests", "s")]
+        lines += ["", f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+        for row in sorted({row for name in parts for row in figures[name][kind]}):
+            cells = [row]
+            for name in parts:
+                found = figures[name][kind].get(row)
+                cells += [str(found["tests"]), f"{found['worker_s']:.0f}"] if found else ["", ""]
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def moved(before: Mapping[str, Any], now: Mapping[str, Any], file: pathlib.Path) -> list[str]:
+    """A line for each time that is another by more than a tenth, and what to do then."""
+    lines = []
+    for name in PARTS:
+        if name not in now:
+            continue
+        if name not in before:
+            lines.append(f"{name}: not there yet")
+            continue
+        pairs = {f"{name}": (before[name], now[name])}
+        for kind in ("folders", "detectors"):
+            old, new = before[name][kind], now[name][kind]
+            for row in sorted(old.keys() | new.keys()):
+                pairs[f"{name} {row}"] = old.get(row, _NOTHING), new.get(row, _NOTHING)
+        for what, (old, new) in pairs.items():
+            change = new["worker_s"] - old["worker_s"]
+            if abs(change) > max(MOVED * old["worker_s"], MOVED_S):
+                lines.append(
+                    f"{what}: {old['worker_s']:.0f} -> {new['worker_s']:.0f} worker-seconds,"
+                    f" {old['tests']} -> {new['tests']} tests"
+                )
+    if not lines:
+        return [f"No time differs from {file} by more than a tenth."]
+    where = f"Times that differ from {file} by more than a tenth, on this machine"
+    return [f"{where}; if it was quiet, renew that file:", *lines]
+
+
+_NOTHING = {"tests": 0, "worker_s": 0.0}
+
+
+def read_figures(path: pathlib.Path) -> dict[str, Any]:
+    """What --output wrote.
+
+    Raises:
+      UserError: it is not there or something else.
+    """
+    try:
+        figures = json.loads(path.read_text())
+    except OSError as error:
+        raise errors.UserError(f"{path} cannot be read: {error.strerror}.") from error
+    except ValueError as error:
+        raise errors.UserError(f"{path} is not JSON: {error}; write it with --output.") from error
+    if not isinstance(figures, dict) or not set(PARTS) & figures.keys():
+        raise errors.UserError(f"{path} has no figures of tests; write it with --output.")
+    return figures
+
+
+def read_page(path: pathlib.Path) -> tuple[str, str, str]:
+    """(text before the marks, between them, after them).
+
+    Raises:
+      UserError: it cannot be read or lacks the marks.
+    """
+    try:
+        text = path.read_text()
+    except OSError as error:
+        raise errors.UserError(f"{path} cannot be read: {error.strerror}.") from error
+    before, begin, rest = text.partition(BEGIN)
+    between, end, after = rest.partition(END)
+    if not begin or not end:
+        raise errors.UserError(f"{path} lacks the marks {BEGIN} and {END}; put them in it.")
+    return before, between, after
+
+
+if __name__ == "__main__":
+    errors.run_main(main)

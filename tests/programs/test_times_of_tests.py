@@ -1,0 +1,144 @@
+"""Reports of pytest become tables by folder and detector, which the page shows as committed."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from benchmarks import test_times
+from detlab import errors
+
+EVERYDAY = """<?xml version="1.0" encoding="utf-8"?>
+<testsuites name="pytest tests"><testsuite name="pytest" tests="6" time="75.5">
+<testcase classname="tests.test_config" name="test_a" time="1.0" />
+<testcase classname="tests.ops.test_nms" name="test_b[0.5-retina]" time="2.0" />
+<testcase classname="tests.ops.test_nms.TestMany" name="test_c" time="3.0"><failure /></testcase>
+<testcase classname="tests.detectors.test_contract" name="test_d[fcos]" time="40.0" />
+<testcase classname="tests.detectors.test_darknet_training" name="test_e[yolov3-1]" time="10.0" />
+<testcase classname="tests.detectors.test_darknet" name="test_f" time="30.0" />
+</testsuite></testsuites>
+"""
+SLOW = """<testsuites><testsuite time="600">
+<testcase classname="tests.programs.test_devices" name="test_g[yolov3]" time="500.0" />
+</testsuite></testsuites>
+"""
+
+
+@pytest.fixture
+def reports(tmp_path):
+    (tmp_path / "everyday.xml").write_text(EVERYDAY)
+    (tmp_path / "slow.xml").write_text(SLOW)
+    return tmp_path
+
+
+def test_seconds_are_summed_by_folder_and_by_detector(reports):
+    part = test_times.summarise(test_times.read(reports / "everyday.xml"))
+    assert (part["wall_s"], part["tests"], part["worker_s"]) == (76, 6, 86.0)
+    assert part["folders"] == {
+        "tests": {"tests": 1, "worker_s": 1.0},
+        "tests/detectors": {"tests": 3, "worker_s": 80.0},
+        "tests/ops": {"tests": 2, "worker_s": 5.0},
+    }
+    assert part["detectors"] == {
+        "darknet": {"tests": 2, "worker_s": 40.0},
+        "fcos": {"tests": 1, "worker_s": 40.0},
+    }
+
+
+@pytest.mark.parametrize(
+    "file, name, detector",
+    [
+        ("tests/parity/test_faster_rcnn.py", "test_x", "faster_rcnn"),
+        ("tests/parity/test_darknet.py", "test_x[yolov3]", "darknet"),
+        ("tests/detectors/test_contract.py", "test_x[float32-yolov5]", "yolov5"),
+        ("tests/experiments/test_configs.py", "test_x[fcos_coco:scratch]", "fcos"),
+        ("tests/experiments/test_configs.py", "test_x[retinanets]", ""),
+        ("tests/ops/test_nms.py", "test_fcos", ""),
+    ],
+)
+def test_a_test_costs_the_detector_of_its_file_or_else_of_a_parameter(file, name, detector):
+    known = test_times.detectors()
+    assert {"retinanet", "yolov3", "yolov5"} <= set(known)
+    assert test_times.detector_of(test_times.Test(file, name, 1.0), known) == detector
+
+
+def test_tables_the_slowest_tests_and_the_files_are_written(reports, capsys):
+    page = reports / "page.md"
+    page.write_text(f"before\n\n{test_times.BEGIN}\nan old table\n{test_times.END}\n\nafter\n")
+    words = ["--everyday", str(reports / "everyday.xml"), "--slow", str(reports / "slow.xml")]
+    output = reports / "times.json"
+    test_times.main([*words, "--slowest", "2", "--output", str(output), "--page", str(page)])
+    printed = capsys.readouterr().out
+    assert "| tests/detectors | 3 | 80 |  |  |" in printed
+    assert "| yolov3 |  |  | 1 | 500 |" in printed
+    listed = [line.split()[1] for line in printed.splitlines() if "::" in line]
+    assert listed == [
+        "tests/detectors/test_contract.py::test_d[fcos]",
+        "tests/detectors/test_darknet.py::test_f",
+        "tests/programs/test_devices.py::test_g[yolov3]",
+    ]
+    figures = json.loads(output.read_text())
+    assert figures["slow"]["wall_s"] == 600 and figures["machine"]["cores"] > 0
+    text = page.read_text()
+    assert text.startswith("before\n") and text.endswith("\n\nafter\n") and "an old table" not in text
+    assert test_times.read_page(page)[1].strip() == test_times.tables(figures)
+
+
+def test_what_moved_by_more_than_a_tenth_is_told(reports, capsys):
+    """And by more than five seconds."""
+    output = str(reports / "times.json")
+    words = ["--everyday", str(reports / "everyday.xml")]
+    test_times.main([*words, "--output", output])
+    capsys.readouterr()
+    test_times.main([*words, "--compare", output])
+    assert "No time differs from" in capsys.readouterr().out
+    text = EVERYDAY.replace('time="40.0"', 'time="46.0"').replace('time="2.0"', 'time="4.0"')
+    (reports / "everyday.xml").write_text(text)
+    test_times.main([*words, "--slow", str(reports / "slow.xml"), "--compare", output])
+    _, _, told = capsys.readouterr().out.partition("Times that differ from")
+    assert told.splitlines()[1:] == [
+        "everyday fcos: 40 -> 46 worker-seconds, 1 -> 1 tests",
+        "slow: not there yet",
+    ]
+
+
+def test_what_is_no_report_no_figures_or_no_page_is_one_sentence(reports):
+    """The tables are printed before what to compare them with is read."""
+    report = ["--everyday", str(reports / "everyday.xml")]
+    damaged = reports / "damaged"
+    damaged.write_text("{<")
+    empty = reports / "empty.xml"
+    empty.write_text("<testsuites />")
+    for words, sentence in [
+        ([], "there is no report: give --everyday, --slow, or both."),
+        (["--slow", "nowhere.xml"], "nowhere.xml cannot be read: No such file"),
+        (["--slow", str(damaged)], "damaged is no report of pytest"),
+        (["--slow", str(empty)], "empty.xml has no test"),
+        ([*report, "--compare", "nowhere.json"], "nowhere.json cannot be read"),
+        ([*report, "--compare", str(damaged)], "damaged is not JSON"),
+        ([*report, "--page", str(damaged)], "damaged lacks the marks"),
+    ]:
+        with pytest.raises(errors.UserError, match=sentence):
+            test_times.main(words)
+
+
+def test_a_real_report_is_read(tmp_path):
+    folder = tmp_path / "tests" / "ops"
+    folder.mkdir(parents=True)
+    (folder / "test_a.py").write_text("class TestX:\n    def test_y(self):\n        pass\n")
+    (tmp_path / "pytest.ini").write_text("[pytest]\n")
+    report = tmp_path / "report.xml"
+    words = [sys.executable, "-m", "pytest", "--import-mode=importlib", "--junitxml", str(report)]
+    environment = {key: x for key, x in os.environ.items() if key != "PYTEST_ADDOPTS"}
+    subprocess.run(words, cwd=tmp_path, env=environment, check=True, capture_output=True)
+    part = test_times.read(report)
+    assert [test[:2] for test in part.tests] == [("tests/ops/test_a.py", "test_y")]
+    assert part.wall_s > 0
+
+
+def test_the_page_shows_the_committed_figures(repository):
+    figures = test_times.read_figures(repository / "benchmarks" / "results" / "tests_cpu.json")
+    _, between, _ = test_times.read_page(repository / "docs" / "performance.md")
+    assert between.strip() == test_times.tables(figures)
