@@ -134,7 +134,9 @@ def main(arguments: Sequence[str]) -> None:
         row = results(settings, step).get(name, Row("failed", "no result"))
         note = f": {row.note}" if row.note else ""
         print(f"          {row.status}{note} ({time.perf_counter() - began:.0f} s)", flush=True)
-    lines = [text for step, name in wanted for text in wanting(settings, step, [name])]
+    lines = []
+    for step in there:
+        lines += wanting(settings, step, [name for of, name in wanted if of == step])
     print(f"{len(wanted)} rows, {len(to_run)} run now, {len(lines)} missing or failed")
     print(*lines, sep="\n", end="\n" if lines else "")
     if lines:
@@ -193,13 +195,13 @@ def wanting(settings: Settings, step: str, names: Sequence[str] | None = None) -
     for name in STEPS[step].names(settings) if names is None else names:
         row = rows.get(name)
         if row is None:
-            lines.append(f"{step}/{name} is missing: python -m benchmarks.release --only {step}")
+            lines.append(f"{step}/{name} has no result: benchmarks.release --only {step}/{name}")
             continue
         not_yet = step == "parity" and name in NOT_YET
         if row.status == "failed" and not (not_yet and not row.compared):
             lines.append(f"{step}/{name} failed: {row.note}")
         elif row.status == "missing" and can_run(settings, step, name):
-            lines.append(f"{step}/{name} has a model now and no result")
+            lines.append(f"{step}/{name} has a model now: benchmarks.release --only {step}/{name}")
         elif row.status == "passed" and not_yet:
             lines.append(f"{step}/{name} passed; take it out of NOT_YET of benchmarks/release.py")
     return lines

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 
@@ -82,7 +84,9 @@ def test_tables_the_slowest_tests_and_the_files_are_written(reports, capsys):
     figures = json.loads(output.read_text())
     assert figures["slow"]["wall_s"] == 600 and figures["machine"]["cores"] > 0
     text = page.read_text()
-    assert text.startswith("before\n") and text.endswith("\n\nafter\n") and "an old table" not in text
+    assert (
+        text.startswith("before\n") and text.endswith("\n\nafter\n") and "an old table" not in text
+    )
     assert test_times.read_page(page)[1].strip() == test_times.tables(figures)
 
 
@@ -142,3 +146,51 @@ def test_the_page_shows_the_committed_figures(repository):
     figures = test_times.read_figures(repository / "benchmarks" / "results" / "tests_cpu.json")
     _, between, _ = test_times.read_page(repository / "docs" / "performance.md")
     assert between.strip() == test_times.tables(figures)
+
+
+# Stands for Python and pip: writes down how it was called; as pytest it writes a report and ends
+# with a given status.
+STUB = """#!/bin/sh
+echo "$(basename "$0") $*" >> "$CALLS"
+case "$*" in
+  "-m venv "*) mkdir -p "$3/bin" && touch "$3/bin/activate" ;;
+  "-m pytest "*)
+    for word in $PYTEST_ADDOPTS; do
+      case "$word" in --junitxml=*) echo report > "${word#--junitxml=}" ;; esac
+    done
+    case "$*" in *"not slow"*) exit "$EVERYDAY" ;; *) exit "$SLOW" ;; esac ;;
+esac
+"""
+TESTS = ["python -m pytest -m not slow -n 2 --dist worksteal"]
+TESTS += ["python -m pytest -m slow -n 2 --dist worksteal"]
+
+
+@pytest.mark.parametrize(
+    "everyday, slow, status, ran", [(0, 0, 0, 2), (0, 1, 1, 2), (1, 0, 1, 1), (5, 0, 5, 1)]
+)
+def test_the_check_runs_the_readmes_command_and_tells_times_whatever_failed(
+    everyday, slow, status, ran, repository, tmp_path
+):
+    (tmp_path / "bin").mkdir()
+    for name in ("python", "python3", "pip"):
+        stub = tmp_path / "bin" / name
+        stub.write_text(STUB)
+        stub.chmod(0o755)
+    (tmp_path / ".ci").mkdir()
+    shutil.copy(repository / ".ci" / "run", tmp_path / ".ci")
+    shutil.copy(repository / "README.md", tmp_path)
+    calls = tmp_path / "calls"
+    environment = {**os.environ, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
+    environment |= {"CALLS": str(calls), "EVERYDAY": str(everyday), "SLOW": str(slow)}
+    environment |= {"TMPDIR": str(tmp_path)}
+    done = subprocess.run(
+        [tmp_path / ".ci" / "run"], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == status, done.stderr
+    *before, told = calls.read_text().splitlines()
+    assert [call for call in before if "-m pytest" in call] == TESTS[:ran]
+    assert "pip install -e .[test]" in before
+    assert told.startswith("python -m benchmarks.test_times --everyday ")
+    assert ("--slow " in told) is (ran == 2) and "--compare benchmarks/results/" in told
+    assert re.search(r"^installation: \d+ s; everything: \d+ s$", done.stdout, re.MULTILINE)
+    assert not list(tmp_path.glob("tmp.*")), "its folder is removed"
