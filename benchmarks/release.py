@@ -48,9 +48,33 @@ KILLED = "retinanet_shapes"  # the experiment that is killed
 # Cases whose recorded gradients are noise at their tolerance (docs/parity.md says why) -> --nudge.
 NUDGES = {"yolov3_d53": 3, "reppoints_bbox_r50_grid_center_fpn_gn": 3}
 
-# Names of parity cases that detlab refuses to build, so that nothing is compared -> why.  A case
+# Parity cases that are refused, so that nothing is compared -> what detlab lacks for them.  A case
 # that is compared and misses a quantity is never excused by this table.
-NOT_YET: dict[str, str] = {}
+_WIDTHS = "widths and groups of narrow forms are not mapped"
+_WEIGHTS = "the rule of its weights is not followed for its layers"
+_NEW_COORDS = "[yolo] with new_coords"
+NOT_YET = {
+    "small/cornernet_hourglass104_small": _WIDTHS,
+    "small/faster_rcnn_r50_fpn_small": _WIDTHS,
+    "small/fcos_r50_caffe_fpn_gn_head_small": _WIDTHS,
+    "small/fcos_r50_caffe_fpn_gn_head_center_normbbox_centeronreg_giou_small": _WIDTHS,
+    "small/reppoints_bbox_r50_grid_center_fpn_gn_small": _WIDTHS,
+    "small/reppoints_minmax_r50_fpn_gn_small": _WIDTHS,
+    "small/reppoints_moment_r50_fpn_gn_small": _WIDTHS,
+    "small/reppoints_partial_minmax_r50_fpn_gn_small": _WIDTHS,
+    "small/retinanet_ghm_r50_fpn_small": _WIDTHS,
+    "small/retinanet_r50_fpn_small": _WIDTHS,
+    "yolo/csresnext50-panet-spp": _WEIGHTS,
+    "yolo/yolov3-spp": _WEIGHTS,
+    "yolo/yolov3-tiny-prn": _WEIGHTS,
+    "yolo/gaussian-yolov3": "[Gaussian_yolo]",
+    "yolo/mixed": "a key twice in [net]",
+    "yolo/yolov2": "[reorg] and [region]",
+    "yolo/yolov2-tiny": "[region]",
+    "yolo/yolov4-csp": _NEW_COORDS,
+    "yolo/yolov4x-mish": _NEW_COORDS,
+    "yolo/yolov7-tiny": _NEW_COORDS,
+}
 
 
 class Settings(NamedTuple):
