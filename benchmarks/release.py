@@ -45,8 +45,14 @@ from detlab import programs
 KILLS = 24
 KILLED = "retinanet_shapes"  # the experiment that is killed
 
-# Cases whose recorded gradients are noise at their tolerance (docs/parity.md says why) -> --nudge.
-NUDGES = {"yolov3_d53": 3, "reppoints_bbox_r50_grid_center_fpn_gn": 3}
+# Cases of whose recorded gradients some are noise at their tolerance -> --nudge.
+NUDGES = {
+    "yolov3_d53": 3,  # live norms and kinks of the leaky ReLU; docs/parity.md
+    "reppoints_bbox_r50_grid_center_fpn_gn": 3,  # one unit on its kink; docs/parity.md
+    # On a Xeon with AVX-512 one dot of 1235 quantities is off by 9.1e-4 where 8.3e-4 are allowed,
+    # and an input changed by one part in a million moves it by ten times as much.
+    "cornernet_hourglass104": 3,
+}
 
 # Parity cases that are refused, so that nothing is compared -> what detlab lacks for them.  A case
 # that is compared and misses a quantity is never excused by this table.
