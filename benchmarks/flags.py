@@ -7,6 +7,8 @@ import argparse
 import pathlib
 import sys
 
+KILLS = 24  # of a run, by default and for a release
+
 
 def devices(docstring: str) -> argparse.ArgumentParser:
     """The flags of `python -m benchmarks.devices`."""
@@ -23,7 +25,7 @@ def kills(docstring: str) -> argparse.ArgumentParser:
     """The flags of `python -m benchmarks.kills`."""
     parser = _parser("benchmarks.kills", docstring)
     parser.add_argument("--config", default="retinanet_shapes")
-    parser.add_argument("--kills", type=int, default=24)
+    parser.add_argument("--kills", type=int, default=KILLS)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=pathlib.Path, help="file for the table and the counts")
     return parser
@@ -49,6 +51,23 @@ def models(docstring: str) -> argparse.ArgumentParser:
     parser.add_argument("--output", type=pathlib.Path, help="JSON of the figures")
     parser.add_argument("--peer_python", default=sys.executable, help="that has the peers")
     parser.add_argument("--serve", help=argparse.SUPPRESS)  # a process of one program
+    return parser
+
+
+def release(docstring: str) -> argparse.ArgumentParser:
+    """The flags of `python -m benchmarks.release`."""
+    parser = _parser("benchmarks.release", docstring)
+    parser.add_argument("--only", action="append", default=[], help="STEP or STEP/NAME; repeatable")
+    parser.add_argument("--again", action="append", default=[], help="the same, though it passed")
+    parser.add_argument("--list", action="store_true", help="say what is there and what would run")
+    parser.add_argument(
+        "--fixtures", type=pathlib.Path, default=pathlib.Path("../shared/parity"), help="of parity"
+    )
+    parser.add_argument(
+        "--output", type=pathlib.Path, default=pathlib.Path("benchmarks/results"), help="folder"
+    )
+    parser.add_argument("--kills", type=int, default=KILLS, help=f"at least {KILLS}")
+    parser.add_argument("--peer_python", default=sys.executable, help="see benchmarks.models")
     return parser
 
 

@@ -21,7 +21,6 @@ is not in NOT_YET.
 `tests/programs/test_release.py` says which row is missing or failed in the committed results.
 """
 
-import argparse
 import functools
 import importlib.metadata
 import json
@@ -34,6 +33,12 @@ import tempfile
 import time
 from typing import Any, Callable, Mapping, NamedTuple, Sequence
 
+from benchmarks import flags
+from detlab import config as config_lib
+
+if __name__ == "__main__":
+    config_lib.answer_first(flags.release(__doc__))  # --help needs no import below
+
 from benchmarks import command
 from benchmarks import models
 from benchmarks import overfit
@@ -42,7 +47,7 @@ from benchmarks import parity_cases
 from detlab import errors
 from detlab import programs
 
-KILLS = 24
+KILLS = flags.KILLS
 KILLED = "retinanet_shapes"  # the experiment that is killed
 
 # Cases of whose recorded gradients some are noise at their tolerance -> --nudge.
@@ -119,23 +124,7 @@ class Ended(NamedTuple):
 
 def main(arguments: Sequence[str]) -> None:
     """The command line; raises `UserError` for whatever a user can mend."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.release",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--only", action="append", default=[], help="STEP or STEP/NAME; repeatable")
-    parser.add_argument("--again", action="append", default=[], help="the same, though it passed")
-    parser.add_argument("--list", action="store_true", help="say what is there and what would run")
-    parser.add_argument(
-        "--fixtures", type=pathlib.Path, default=pathlib.Path("../shared/parity"), help="of parity"
-    )
-    parser.add_argument(
-        "--output", type=pathlib.Path, default=pathlib.Path("benchmarks/results"), help="folder"
-    )
-    parser.add_argument("--kills", type=int, default=KILLS, help=f"at least {KILLS}")
-    parser.add_argument("--peer_python", default=sys.executable, help="see benchmarks.models")
-    args = parser.parse_args(arguments)
+    args = flags.release(__doc__).parse_args(arguments)
     if args.kills < KILLS:
         raise errors.UserError(f"--kills is {args.kills}; a release needs at least {KILLS}.")
     settings = Settings(args.fixtures, args.output, args.kills, args.peer_python)
