@@ -28,7 +28,6 @@ from xml.etree import ElementTree
 from benchmarks import command
 from benchmarks import machine
 from detlab import errors
-from detlab import programs
 
 PARTS = ("everyday", "slow")
 MOVED = 0.1  # a part of the committed time
@@ -83,6 +82,8 @@ def main(arguments: Sequence[str]) -> None:
     if args.output:
         command.write_json(args.output, figures)
     if page:
+        from detlab import programs  # here, as it imports jax, which nothing else needs
+
         before, _, after = page
         text = f"{before}{BEGIN}\n\n{tables(figures)}\n\n{END}{after}"
         programs.write_text(args.page, text)
