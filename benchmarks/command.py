@@ -1,6 +1,7 @@
 """What the benchmarks' command lines share: names to choose, programs to run, files to write."""
 
 import difflib
+import importlib.metadata
 import json
 import pathlib
 import subprocess
@@ -8,6 +9,13 @@ import sys
 from typing import Any, Collection, Sequence
 
 from detlab import errors
+
+# Options of the compiler for programs that run a few times: they compile in a tenth of the time and
+# run slower.  The order in which sums are rounded is another.
+QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+if tuple(map(int, importlib.metadata.version("jax").split(".")[:2])) < (0, 11):
+    # Later compilers have this way of compiling fused loops no more.
+    QUICK["xla_cpu_use_fusion_emitters"] = False
 
 
 def choose(wanted: Sequence[str], known: Collection[str], kind: str, flag: str = "--only"):

@@ -13,6 +13,8 @@ Where rounding alone moves gradients by more than their tolerance (docs/parity.m
 --nudge 3 runs a case three more times with its input changed by one part in a million, and a
 gradient may be as far off as that moves it; the line says so.
 
+--quick compiles as the tests do, in a fraction of the time; a release is checked without it.
+
 Without --case every case that has a model is run and the others are listed as missing.  Exit
 status 1 where a quantity misses its tolerance, or a case that was asked for has no model.
 """
@@ -90,6 +92,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--case", action="append", default=[], help="a name; may be repeated")
     parser.add_argument("--all", action="store_true", help="a case without a model is a failure")
     parser.add_argument("--nudge", type=int, default=0, help="runs with a changed input; see above")
+    parser.add_argument("--quick", action="store_true", help="compile in a fraction of the time")
     parser.add_argument("--json", type=pathlib.Path, help="file for the lines")
     for name in parity_cases.Folders._fields:
         parser.add_argument(
@@ -101,6 +104,7 @@ def main(arguments: list[str]) -> None:
     if args.nudge < 0:
         raise errors.UserError(f"--nudge is {args.nudge}; it must be at least 0.")
     folders = _folders(args)
+    options = command.QUICK if args.quick else None
     chosen = parity_cases.choose(parity_cases.find(args.fixtures), args.case)
     # What cannot be mapped is found before the first program is compiled.
     plans = {name: _plan(info) for name, info in chosen.items()}
@@ -115,14 +119,14 @@ def main(arguments: list[str]) -> None:
         start = time.perf_counter()
         if plans[name] in RUNNERS:
             print(f"case {name}: {info.get('reference') or info['weights']}")
-            lines, not_compared = plans[name].run(args.fixtures, name, info, folders)
+            lines, not_compared = plans[name].run(args.fixtures, name, info, folders, options)
             rows.append(_report(name, lines, not_compared, time.perf_counter() - start))
             continue
         adapter, detector, config = plans[name]
         print(f"case {name}: {info['source']}, seed {info['seed']}, input {info['input_shape']}")
         case = parity_cases.read(args.fixtures, name, info, folders)
         converted = convert_weights(case, adapter, config)
-        results = run(case, detector, converted, args.nudge)
+        results = run(case, detector, converted, args.nudge, options)
         lines, not_compared = compare(case, adapter, converted, results)
         rows.append(_report(name, lines, not_compared, time.perf_counter() - start))
 
@@ -172,9 +176,10 @@ def run(
     detector: detector_lib.Detector,
     converted: Converted,
     nudges: int = 0,
+    compiler_options: Mapping | None = None,
 ) -> adapter_lib.Results:
     """Everything that the lines need, from one compiled program."""
-    compute = program(detector, with_gradients=bool(case.info["grad_norms"]))
+    compute = program(detector, bool(case.info["grad_norms"]), compiler_options)
     weights, batch = (converted.params, converted.state), case.batch()
     results = jax.device_get(compute(*weights, batch))
     nudged = []
@@ -185,7 +190,11 @@ def run(
     return results._replace(nudged=tuple(jax.device_get(nudged)))
 
 
-def program(detector: detector_lib.Detector, with_gradients: bool) -> Callable:
+def program(
+    detector: detector_lib.Detector,
+    with_gradients: bool,
+    compiler_options: Mapping | None = None,
+) -> Callable:
     """Jitted (params, state, batch) -> Results."""
 
     def compute(params, state, batch: types.Batch) -> adapter_lib.Results:
@@ -206,7 +215,7 @@ def program(detector: detector_lib.Detector, with_gradients: bool) -> Callable:
             detections=detector.predict(params, state, batch.images, batch.image_size),
         )
 
-    return jax.jit(compute)
+    return jax.jit(compute, compiler_options=compiler_options)
 
 
 def compare(

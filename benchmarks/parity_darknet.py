@@ -43,9 +43,15 @@ def knows(info: Mapping) -> bool:
     return made or (isinstance(weights, str) and weights.endswith(".weights"))
 
 
-def run(folder: pathlib.Path, name: str, info: dict, folders: parity_cases.Folders):
+def run(
+    folder: pathlib.Path,
+    name: str,
+    info: dict,
+    folders: parity_cases.Folders,
+    compiler_options: Mapping | None = None,
+):
     """(lines, names of arrays that nothing is compared with)."""
-    model = _Model(folder, name, info, folders)
+    model = _Model(folder, name, info, folders, compiler_options)
     if "images" in info:
         return _photographs(model, info, folders), []
     arrays = npz_file.read(folder / f"{name}.npz").tensors
@@ -82,7 +88,7 @@ class _Found(python_types.SimpleNamespace):
 class _Model:
     """images [1, H, W, 3] in 0..255 -> _Found, by one compiled program."""
 
-    def __init__(self, folder, name, info, folders):
+    def __init__(self, folder, name, info, folders, compiler_options):
         if isinstance(info["weights"], str):
             path = folders.weights / info["weights"]
             network = darknet_cfg.read(path.with_suffix(".cfg"))
@@ -112,7 +118,7 @@ class _Model:
             candidates = detector.candidates(params, state, images, size)
             return raw, candidates, detector.suppress(candidates)
 
-        self._compute = jax.jit(compute)
+        self._compute = jax.jit(compute, compiler_options=compiler_options)
 
     def __call__(self, images: np.ndarray) -> _Found:
         raw, candidates, found = jax.device_get(self._compute(self._params, self._state, images))

@@ -50,22 +50,34 @@ def knows(info: Mapping) -> bool:
     return named or "ultralytics/yolov5" in str(info.get("reference"))
 
 
-def run(folder: pathlib.Path, name: str, info: dict, folders: parity_cases.Folders):
+def run(
+    folder: pathlib.Path,
+    name: str,
+    info: dict,
+    folders: parity_cases.Folders,
+    compiler_options: Mapping | None = None,
+):
     """(lines, names of arrays that nothing is compared with)."""
     if "data" in info:  # as val.py does it ...
-        model = _published(info, folders, multi_label=True, max_detections=300)
+        model = _published(info, folders, compiler_options, multi_label=True, max_detections=300)
         return _data_set(model, info, folders), []
     arrays = npz_file.read(folder / f"{name}.npz").tensors
     if "images" in info:  # ... and as detect.py does it
-        model = _published(info, folders, multi_label=False, max_detections=1000)
+        model = _published(info, folders, compiler_options, multi_label=False, max_detections=1000)
         return _photographs(model, info, arrays, folders), []
-    return _made_up(info, arrays), []
+    return _made_up(info, arrays, compiler_options), []
 
 
 class _Model:
     """A detector, its weights, and what it detects on one canvas after the other."""
 
-    def __init__(self, file: contents.Contents, name: str, **settings):
+    def __init__(
+        self,
+        file: contents.Contents,
+        name: str,
+        compiler_options: Mapping | None = None,
+        **settings,
+    ):
         found = yolov5_table.fields(file)
         fields = dict(num_classes=found.num_classes, norm="stored")
         fields |= found.certain | found.assumed | settings
@@ -78,7 +90,7 @@ class _Model:
         except mapping.ConversionError as error:
             raise errors.UserError(f"case {name}: {error}") from error
         self.variables = tree
-        self._predict = jax.jit(self._detect)
+        self._predict = jax.jit(self._detect, compiler_options=compiler_options)
 
     def _detect(self, variables, images):
         size = jnp.tile(jnp.array(images.shape[1:3]), (len(images), 1))
@@ -149,7 +161,9 @@ def _shift(module: yolov5.YOLOv5) -> float:
 # Made-up weights
 
 
-def _made_up(info: dict, arrays: Mapping[str, np.ndarray]) -> list[parity_checks.Line]:
+def _made_up(
+    info: dict, arrays: Mapping[str, np.ndarray], compiler_options: Mapping | None
+) -> list[parity_checks.Line]:
     hyp = info["loss"]["hyp"]
     for key, only in (("cls_pw", 1.0), ("obj_pw", 1.0), ("fl_gamma", 0.0)):
         if hyp[key] != only:
@@ -180,7 +194,8 @@ def _made_up(info: dict, arrays: Mapping[str, np.ndarray]) -> list[parity_checks
         summed_images=float(len(images)),
     )
     thresholds = _thresholds(arrays)
-    found = jax.device_get(_program(model.module, thresholds)(model.variables, _batch(arrays)))
+    compute = _program(model.module, thresholds, compiler_options)
+    found = jax.device_get(compute(model.variables, _batch(arrays)))
 
     lines = _stages(info["stages"], found["stages"], model.module)
     for level, (raw, head) in enumerate(zip(found["raw"], info["heads"])):
@@ -307,7 +322,11 @@ def _solid(boxes, labels, module: yolov5.YOLOv5, of=np):
     return (boxes[..., 2:] - boxes[..., :2]).min(-1) >= spacing
 
 
-def _program(module: yolov5.YOLOv5, thresholds: Mapping[str, tuple[float, float]]):
+def _program(
+    module: yolov5.YOLOv5,
+    thresholds: Mapping[str, tuple[float, float]],
+    compiler_options: Mapping | None,
+):
     """Jitted (variables, batch) -> everything that is compared, in the reference's layouts."""
 
     def compute(variables, batch: types.Batch) -> dict[str, Any]:
@@ -354,7 +373,7 @@ def _program(module: yolov5.YOLOv5, thresholds: Mapping[str, tuple[float, float]
             **detections,
         }
 
-    return jax.jit(compute)
+    return jax.jit(compute, compiler_options=compiler_options)
 
 
 def _summary(x) -> dict:
@@ -482,7 +501,9 @@ def _losses(recorded: Mapping, found: Mapping) -> list[parity_checks.Line]:
 # Published weights
 
 
-def _published(info: dict, folders: parity_cases.Folders, **settings) -> _Model:
+def _published(
+    info: dict, folders: parity_cases.Folders, compiler_options: Mapping | None, **settings
+) -> _Model:
     path = folders.weights / info["weights"]
     try:
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -493,6 +514,7 @@ def _published(info: dict, folders: parity_cases.Folders, **settings) -> _Model:
     return _Model(
         files.read(path),
         info["weights"],
+        compiler_options,
         score_threshold=info["conf"],
         nms_iou=info.get("iou", info.get("nms_iou")),
         **settings,

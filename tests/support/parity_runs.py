@@ -21,10 +21,10 @@ class Run(NamedTuple):
 
 
 def run(capsys, fixtures: pathlib.Path, *more: str) -> Run:
-    """`python -m benchmarks.parity --fixtures FIXTURES ...` in this process."""
+    """`python -m benchmarks.parity --quick --fixtures FIXTURES ...` in this process."""
     capsys.readouterr()
     try:
-        parity.main(["--fixtures", str(fixtures), *more])
+        parity.main(["--quick", "--fixtures", str(fixtures), *more])
         status = 0
     except SystemExit as error:
         status = error.code

@@ -9,12 +9,10 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from benchmarks import command
 from detlab import types
 
 NUM_CLASSES = 3
-
-# A third of the time to compile, and slower programs: right for what runs a few times.
-_QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 _RESNET = dict(
     num_classes=NUM_CLASSES,
@@ -186,4 +184,4 @@ def with_more_slots(batch: types.Batch, more: int) -> types.Batch:
 
 def jit(function, **options):
     """`jax.jit` for programs that run a few times."""
-    return jax.jit(function, compiler_options=_QUICK, **options)
+    return jax.jit(function, compiler_options=command.QUICK, **options)
