@@ -1,8 +1,11 @@
 """What every test folder uses: the recorded reference numbers and the compilation cache."""
 
+import fcntl
+import functools
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -11,6 +14,15 @@ import pytest
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 SHARED = REPOSITORY.parent / "shared"
+
+# Programs are compiled quickly rather than well, as a test runs each a few times: those of a small
+# training in a tenth of the time.  XLA_FLAGS="" in the environment compiles as users do.  jax 0.12
+# has no second way to emit fusions and ignores the last option.
+QUICK = (
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    " --xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters"
+)
+os.environ.setdefault("XLA_FLAGS", QUICK)
 
 # Programs are compiled once, also where several tests or their subprocesses use them.  jax reads
 # this when it is imported, which no line above does.
@@ -36,17 +48,38 @@ def shared_dir():
 
 
 @pytest.fixture(scope="session")
+def made_once(tmp_path_factory):
+    """`made_once(name, make)` -> the folder that `make(folder)` fills, one for the whole session.
+
+    Of several workers the first that asks makes it, and the others wait for it.
+    """
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent  # each worker has a folder of its own below it
+
+    def made_once(name, make):
+        folder, done = root / f"once_{name}", root / f"once_{name}.done"
+        with (root / f"once_{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not done.exists():
+                shutil.rmtree(folder, ignore_errors=True)  # of one that failed
+                folder.mkdir()
+                make(folder)
+                done.touch()
+        return folder
+
+    return made_once
+
+
+@pytest.fixture(scope="session")
 def run_on_devices():
     """`run_on_devices(count, program, *arguments)` on virtual CPU devices -> its output.
 
-    A process of its own, as their number is fixed at the start; a failure shows its errors.  With
-    `quick` its programs are compiled in a third of the time and run slower.
+    A process of its own, as their number is fixed at the start; a failure shows its errors.
     """
 
-    def run(count, program, *arguments, quick=False):
-        flags = f"--xla_force_host_platform_device_count={count}"
-        if quick:
-            flags += " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    def run(count, program, *arguments, timeout=600):
+        flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={count}"
         result = subprocess.run(
             [sys.executable, "-c", program, *map(str, arguments)],
             cwd=REPOSITORY,
@@ -58,7 +91,7 @@ def run_on_devices():
             },
             capture_output=True,
             text=True,
-            timeout=600,
+            timeout=timeout,
             check=False,  # so that the assertion shows the output
         )
         assert result.returncode == 0, result.stderr
@@ -69,15 +102,19 @@ def run_on_devices():
 
 @pytest.fixture(scope="session")
 def unit_cases(shared_dir):
-    """`unit_cases(group)` -> {name: (description, arrays)} of parity/units."""
+    """`unit_cases(group)` -> {name: (description, arrays)} of parity/units, arrays read only."""
 
+    @functools.cache
     def load(group):
         folder = shared_dir / "parity" / "units"
         cases = json.loads((folder / f"{group}.json").read_text())["cases"]
         found = {}
         for case in cases:
-            with np.load(folder / f"{case['name']}.npz") as arrays:
-                found[case["name"]] = (case, dict(arrays))
+            with np.load(folder / f"{case['name']}.npz") as file:
+                arrays = dict(file)
+            for array in arrays.values():
+                array.flags.writeable = False  # many tests share them
+            found[case["name"]] = (case, arrays)
         return found
 
     return load

@@ -3,6 +3,9 @@
 A command without a test fails `test_every_command_is_run_somewhere`.
 """
 
+import contextlib
+import importlib
+import io
 import os
 import pathlib
 import re
@@ -54,7 +57,19 @@ def only(start: str, containing: str = "") -> str:
 
 
 def run(command: str, folder: pathlib.Path, *more: str) -> str:
-    """Runs a README command in `folder`, which is not the checkout; returns what it printed."""
+    """Runs a README command in `folder`, which is not the checkout; returns what it printed.
+
+    In this process, which has everything imported: `run_process` is the command itself.
+    """
+    words = shlex.split(command)
+    assert words[:2] == ["python", "-m"], command
+    main = importlib.import_module(words[2]).main
+    with contextlib.chdir(folder), contextlib.redirect_stdout(io.StringIO()) as output:
+        main([*words[3:], *more])
+    return output.getvalue()
+
+
+def run_process(command: str, folder: pathlib.Path, *more: str) -> str:
     words = shlex.split(command)
     assert words[:2] == ["python", "-m"], command
     done = subprocess.run(
@@ -100,7 +115,7 @@ def test_command_1_with_30_steps_then_evaluate_predict_and_resume(tmp_path):
     install, train = only("pip install -e . &&").split(" && ")
     assert install == "pip install -e ."  # what .ci/run does, with the test extra
     short = ["--config.train.steps=30", "--config.optim.warmup_steps=5"]
-    output = run(train, tmp_path, *short, "--config.train.eval_every=30")
+    output = run_process(train, tmp_path, *short, "--config.train.eval_every=30")
     workdir = tmp_path / "runs" / "retinanet_shapes"
     assert f"pictures:     {workdir.relative_to(tmp_path) / 'pictures'}" in output
     assert len(list((workdir / "pictures").glob("[0-9]*.png"))) == 16
@@ -156,7 +171,7 @@ def test_commands_with_own_data(words, shared_dir, tmp_path):
 def test_commands_that_start_from_weights(shared_dir, tmp_path):
     """With a file of torchvision's names and shapes: its own is 100 MB of download."""
     write_resnet50(tmp_path / "resnet50-0676ba61.pth")
-    output = run(only(CONVERT, "torchvision"), tmp_path)
+    output = run_process(only(CONVERT, "torchvision"), tmp_path)
     assert "fc.weight" in output and "dropped" in output
     train = only(RUN + "train", "path/to/VOCdevkit")
     data = str(shared_dir / "data" / "voc_mini")
@@ -185,7 +200,7 @@ def test_from_a_file_of_mmdetection_to_predictions_and_back(shared_dir, tmp_path
     photo = shared_dir / "data" / "voc_mini" / "VOC2007" / "JPEGImages"
     shutil.copy(sorted(photo.glob("*.jpg"))[0], tmp_path / "photos" / "a.jpg")
     small = ["--config.data.canvases=((96,128),)", "--config.data.size_limits=()"]
-    run(only(RUN + "demo", "retinanet_coco"), tmp_path, *small)
+    run_process(only(RUN + "demo", "retinanet_coco"), tmp_path, *small)
     assert (tmp_path / "found" / "a.png").exists()
 
     output = run(only(CONVERT, "--inspect").replace("yolov5n.pt", "retinanet.pth"), tmp_path)

@@ -1,5 +1,7 @@
 """`python -m detlab.eval`: figures, saved predictions, pictures, refusals."""
 
+import contextlib
+import io
 import json
 import types as python_types
 
@@ -52,53 +54,51 @@ def perfect(truth):
     ]
 
 
+@pytest.fixture(scope="module")
+def evaluated(tiny_run, tmp_path_factory):
+    """A folder with figures.json, predictions.json, pictures and what an evaluation printed."""
+    folder = tmp_path_factory.mktemp("evaluated")
+    with contextlib.redirect_stdout(io.StringIO()) as output:
+        eval_lib.main(
+            ["--workdir", str(tiny_run), "--checkpoint", "last", "--threshold", "0.01"]
+            + ["--json", str(folder / "figures.json")]
+            + ["--predictions", str(folder / "predictions.json")]
+            + ["--draw", str(folder / "pictures"), "--draw_limit", "3"]
+        )
+    (folder / "output.txt").write_text(output.getvalue())
+    return folder
+
+
 def test_figures_equal_those_of_training_and_those_of_saved_predictions(
-    tiny_run, tiny_config, tmp_path, capsys
+    evaluated, tiny_run, tiny_config, tmp_path
 ):
-    files = {k: str(tmp_path / f"{k}.json") for k in ("figures", "again", "predictions")}
-    eval_lib.main(["--workdir", str(tiny_run), "--checkpoint", "last", "--json", files["figures"]])
-    figures = json.loads(open(files["figures"]).read())
+    output = (evaluated / "output.txt").read_text()
+    assert "rectangle" in output and "AP50" in output and "mAP07" in output
+    assert "compiled prediction for 64x64 in" in output and "img/s after compilation" in output
+    figures = json.loads((evaluated / "figures.json").read_text())
     trained = json.loads((tiny_run / "eval.json").read_text())
     for key in eval_lib.scalars(figures):
         assert figures[key] == pytest.approx(trained[key], abs=1e-6)
 
-    # After six steps no score passes the detector's own threshold.
-    eval_lib.main(
-        ["--workdir", str(tiny_run), "--config.model.score_threshold=0.0"]
-        + ["--json", files["figures"], "--predictions", files["predictions"]]
-    )
-    output = capsys.readouterr().out
-    assert "rectangle" in output and "AP50" in output and "mAP07" in output
-    assert "compiled prediction for 64x64 in" in output and "img/s after compilation" in output
-    eval_lib.main(
-        ["--config", tiny_config, "--predictions", files["predictions"], "--json", files["again"]]
-    )
-    figures = json.loads(open(files["figures"]).read())
-    again = json.loads(open(files["again"]).read())
+    arguments = ["--config", tiny_config, "--predictions", str(evaluated / "predictions.json")]
+    eval_lib.main([*arguments, "--json", str(tmp_path / "again.json")])
+    again = json.loads((tmp_path / "again.json").read_text())
     assert figures["AR100"] > 0
     for key in eval_lib.scalars(figures):
         # Saved boxes are rounded to 0.001 px.
         assert again[key] == pytest.approx(figures[key], abs=1e-3)
 
 
-def test_every_image_is_predicted_once_though_the_last_batch_is_partial(tiny_run, tmp_path, capsys):
-    path = tmp_path / "predictions.json"
-    eval_lib.main(
-        ["--workdir", str(tiny_run), "--predictions", str(path), "--config.eval.batch_size=64"]
-    )
-    images = json.loads(path.read_text())["images"]
+def test_every_image_is_predicted_once_though_the_last_batch_is_partial(evaluated):
+    images = json.loads((evaluated / "predictions.json").read_text())["images"]
     assert sorted(p["image_id"] for p in images) == list(range(200))
 
 
-def test_pictures_are_drawn_for_as_many_images_as_asked(tiny_run, tmp_path):
-    eval_lib.main(
-        ["--workdir", str(tiny_run), "--draw", str(tmp_path / "pictures"), "--draw_limit", "3"]
-        + ["--threshold", "0.01"]
-    )
-    names = sorted(path.name for path in (tmp_path / "pictures").iterdir())
+def test_pictures_are_drawn_for_as_many_images_as_asked(evaluated):
+    names = sorted(path.name for path in (evaluated / "pictures").iterdir())
     assert names == ["0.png", "1.png", "2.png", "contact_sheet.png"]
     for name in names:
-        assert cv2.imread(str(tmp_path / "pictures" / name)).shape[2] == 3
+        assert cv2.imread(str(evaluated / "pictures" / name)).shape[2] == 3
 
 
 def test_every_image_gets_its_own_picture_whatever_its_id(tmp_path):

@@ -93,11 +93,12 @@ def test_a_killed_run_comes_to_the_same_bits_with_any_number_of_read_threads(
 
 
 @pytest.mark.slow
-def test_no_kill_of_twenty_loses_a_checkpoint_or_changes_a_bit(tmp_path):
-    kills.main(["--kills", "20", "--seed", "1", "--json", str(tmp_path / "kills.json")])
+def test_no_kill_of_six_loses_a_checkpoint_or_changes_a_bit(tmp_path):
+    """Six of the many that a release is asked to stand; every third falls into a writing."""
+    kills.main(["--kills", "6", "--seed", "1", "--json", str(tmp_path / "kills.json")])
     result = json.loads((tmp_path / "kills.json").read_text())
-    assert result["violations"] == [] and len(result["kills"]) >= 20
-    assert sum(kill["temporary"] for kill in result["kills"]) >= 6
+    assert result["violations"] == [] and len(result["kills"]) >= 6
+    assert sum(kill["temporary"] for kill in result["kills"]) >= 2
     assert all(kill["resumed"] is not None for kill in result["kills"])
 
 

@@ -23,6 +23,7 @@ from detlab import detector as detector_lib
 from detlab import distributed
 from detlab import errors
 from detlab import eval as eval_lib
+from detlab import programs
 from detlab import run_log
 from detlab import train
 from detlab.data import voc
@@ -212,21 +213,20 @@ def test_a_workdir_that_is_a_file_is_refused(tiny_config, tmp_path):
     assert "is a file" in text
 
 
-def test_a_dry_run_takes_two_steps_and_writes_nothing(tiny_config, tmp_path, capsys):
-    workdir = tmp_path / "run"
-    train.main(["--config", tiny_config, "--workdir", str(workdir), "--dry_run"])
+def test_a_dry_run_takes_two_steps_and_writes_only_the_images_as_the_detector_gets_them(
+    tiny_config, tmp_path, capsys
+):
+    look = tmp_path / "look"
+    arguments = ["--config", tiny_config, "--workdir", str(tmp_path / "run"), "--dry_run"]
+    train.main([*arguments, "--draw", str(look), "--config.data.flip_horizontal=1.0"])
     output = capsys.readouterr().out
     assert "step 1 in" in output and "step 2 in" in output and "No run was written" in output
-    assert not workdir.exists()
-
-
-def test_a_dry_run_draws_the_images_as_the_detector_gets_them(tiny_config, tmp_path, capsys):
-    arguments = ["--config", tiny_config, "--dry_run", "--draw", str(tmp_path / "look")]
-    train.main([*arguments, "--config.data.flip_horizontal=1.0"])
-    path = tmp_path / "look" / "batches.png"
-    assert str(path) in capsys.readouterr().out
+    path = look / "batches.png"
+    assert str(path) in output
+    assert list(tmp_path.iterdir()) == [look] and list(look.iterdir()) == [path]
     flipped = path.read_bytes()
-    train.main([*arguments, "--config.data.flip_horizontal=0.0"])
+    config = config_lib.load(tiny_config, {"data.flip_horizontal": "0.0"})
+    train.draw_batches(look, programs.open_source(config, "train"), config)
     assert path.read_bytes() != flipped
     assert "--draw goes with --dry_run" in message(
         train.main, ["--config", tiny_config, "--draw", str(tmp_path)]
