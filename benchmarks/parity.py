@@ -9,7 +9,7 @@ each quantity is a line: how far it is off and how far it may be.  Errors of map
 largest value, of decisions and labels the number that differ, of boxes pixels, and otherwise
 differences.
 
-Where rounding alone moves gradients by more than their tolerance (docs/parity.md names two cases),
+Where rounding alone moves gradients by more than their tolerance (docs/parity.md names three cases),
 --nudge 3 runs a case three more times with its input changed by one part in a million, and a
 gradient may be as far off as that moves it; the line says so.
 
