@@ -54,6 +54,24 @@ def models(docstring: str) -> argparse.ArgumentParser:
     return parser
 
 
+def parity(docstring: str) -> argparse.ArgumentParser:
+    """The flags of `python -m benchmarks.parity`."""
+    parser = _parser("benchmarks.parity", docstring)
+    parser.add_argument("--fixtures", required=True, type=pathlib.Path, help="folder of cases")
+    parser.add_argument("--case", action="append", default=[], help="a name; may be repeated")
+    parser.add_argument("--all", action="store_true", help="a case without a model is a failure")
+    parser.add_argument("--nudge", type=int, default=0, help="runs with a changed input; see above")
+    parser.add_argument("--quick", action="store_true", help="compile in a fraction of the time")
+    parser.add_argument("--json", type=pathlib.Path, help="file for the lines")
+    for name in ("weights", "images", "data"):
+        parser.add_argument(
+            f"--{name}",
+            type=pathlib.Path,
+            help=f"of cases with published weights; default: `{name}` beside the folder `parity`",
+        )
+    return parser
+
+
 def release(docstring: str) -> argparse.ArgumentParser:
     """The flags of `python -m benchmarks.release`."""
     parser = _parser("benchmarks.release", docstring)

@@ -9,7 +9,7 @@ each quantity is a line: how far it is off and how far it may be.  Errors of map
 largest value, of decisions and labels the number that differ, of boxes pixels, and otherwise
 differences.
 
-Where rounding alone moves gradients by more than their tolerance (docs/parity.md names three cases),
+Where rounding alone moves gradients by more than their tolerance (docs/parity.md names the cases),
 --nudge 3 runs a case three more times with its input changed by one part in a million, and a
 gradient may be as far off as that moves it; the line says so.
 
@@ -19,7 +19,6 @@ Without --case every case that has a model is run and the others are listed as m
 status 1 where a quantity misses its tolerance, or a case that was asked for has no model.
 """
 
-import argparse
 import math
 import os
 import pathlib
@@ -28,6 +27,12 @@ import sys
 import time
 import types as python_types
 from typing import Any, Callable, Mapping, NamedTuple
+
+from benchmarks import flags
+from detlab import config as config_lib
+
+if __name__ == "__main__":
+    config_lib.answer_first(flags.parity(__doc__))  # --help needs no import below
 
 import jax
 import jax.numpy as jnp
@@ -83,24 +88,7 @@ class Converted(NamedTuple):
 
 def main(arguments: list[str]) -> None:
     """The command line; raises `UserError` for whatever a user can mend."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.parity",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--fixtures", required=True, type=pathlib.Path, help="folder of cases")
-    parser.add_argument("--case", action="append", default=[], help="a name; may be repeated")
-    parser.add_argument("--all", action="store_true", help="a case without a model is a failure")
-    parser.add_argument("--nudge", type=int, default=0, help="runs with a changed input; see above")
-    parser.add_argument("--quick", action="store_true", help="compile in a fraction of the time")
-    parser.add_argument("--json", type=pathlib.Path, help="file for the lines")
-    for name in parity_cases.Folders._fields:
-        parser.add_argument(
-            f"--{name}",
-            type=pathlib.Path,
-            help=f"of cases with published weights; default: `{name}` beside the folder `parity`",
-        )
-    args = parser.parse_args(arguments)
+    args = flags.parity(__doc__).parse_args(arguments)
     if args.nudge < 0:
         raise errors.UserError(f"--nudge is {args.nudge}; it must be at least 0.")
     folders = _folders(args)

@@ -16,8 +16,8 @@ PROGRAMS = sorted(
     for path in (REPOSITORY / folder).rglob("*.py")
     if MAIN.search(path.read_text())
 )
-# A table of ops and a table of parity compute with jax alone; peers answers benchmarks.models.
-WITH_JAX = ("benchmarks.ops", "benchmarks.parity", "benchmarks.peers")
+# Its tables need jax for the choices of a flag; peers answers benchmarks.models.
+WITH_JAX = ("benchmarks.ops", "benchmarks.peers")
 SLOW = ("tensorflow_datasets", "tensorflow", "matplotlib", "orbax", "grain", "pycocotools", "torch")
 
 # One process does all: first --help of each program, as jax must not be there yet.
