@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 
 from detlab.assign import max_iou
 from detlab.ops import boxes as boxes_lib
@@ -49,7 +50,7 @@ def slow_assign(anchors, gts, pos_iou, neg_iou, min_pos_iou):
 
 @functools.cache
 def program(**rules):
-    return jax.jit(functools.partial(max_iou.assign, **rules))
+    return tiny.jit(functools.partial(max_iou.assign, **rules))
 
 
 def run_case(case, arrays, require_overlap):
@@ -109,7 +110,7 @@ def test_random_images_equal_the_matrix_rule():
     counts = np.arange(20) % 9 + 1
     valid = np.arange(9) < counts[:, None]
     assign = functools.partial(max_iou.assign, pos_iou=0.5, neg_iou=0.4, min_pos_iou=0.2)
-    batched = jax.jit(jax.vmap(assign, (None, 0, 0)))(anchors, gts, valid)
+    batched = tiny.jit(jax.vmap(assign, (None, 0, 0)))(anchors, gts, valid)
     for i, count in enumerate(counts):
         status, matched, best = slow_assign(anchors, gts[i, :count], 0.5, 0.4, 0.2)
         np.testing.assert_array_equal(batched.status[i], status, err_msg=f"image {i}")
@@ -189,7 +190,7 @@ def test_padded_slots_change_nothing(require_overlap):
 def test_the_threshold_may_be_traced():
     anchors, gts = random_boxes(400, SEED), random_boxes(5, SEED + 1)
 
-    @jax.jit
+    @tiny.jit
     def count(threshold):
         result = max_iou.assign(
             anchors, gts, jnp.ones(5, bool), threshold, threshold, threshold, low_quality=False

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 
 from detlab.assign import points as points_lib
 from detlab.ops import anchors as anchors_lib
@@ -13,8 +14,8 @@ from detlab.ops import coders
 
 SEED = 0
 SLOTS = 12  # more than any case has, so that all cases share a program
-assign = jax.jit(points_lib.assign)
-assign_images = jax.jit(
+assign = tiny.jit(points_lib.assign)
+assign_images = tiny.jit(
     jax.vmap(
         lambda points, low, high, boxes, valid, radius: points_lib.assign(
             points, low, high, boxes, valid, center_radius=radius
@@ -104,7 +105,7 @@ def test_assignment_by_hand():
 def test_assignment_equals_a_slow_loop(centered):
     points, low, high, stride = pyramid()
     radius = 1.5 * stride if centered else None
-    program = functools.partial(jax.jit(points_lib.assign), center_radius=radius)
+    program = functools.partial(tiny.jit(points_lib.assign), center_radius=radius)
     seen = set()
     for seed in range(5):
         boxes = random_boxes(9, seed)
@@ -153,7 +154,7 @@ def test_without_objects_all_points_are_negative():
 def test_points_outside_the_content_are_ignored():
     points, low, high, _ = pyramid()
     inside = points[:, 0] < 50
-    found = jax.jit(points_lib.assign)(
+    found = tiny.jit(points_lib.assign)(
         points, low, high, random_boxes(6), np.ones(6, bool), point_valid=inside
     )
     expected = assign(points, low, high, random_boxes(6), np.ones(6, bool))
@@ -197,7 +198,7 @@ def test_nearest_points_equal_the_reference(unit_cases, name):
         np.testing.assert_array_equal(labels, arrays["labels"])
 
 
-@functools.partial(jax.jit, static_argnums=(2, 5))
+@functools.partial(tiny.jit, static_argnums=(2, 5))
 def assign_nearest(points, level, strides, boxes, valid, count, point_valid):
     return points_lib.assign_nearest(
         points, level, strides, boxes, valid, num_positive=count, point_valid=point_valid
@@ -264,6 +265,6 @@ def test_centerness_is_one_in_the_middle_and_zero_on_a_side_and_outside():
         [[5, 3, 5, 3], [1, 3, 9, 3], [4, 2, 16, 8], [0, 3, 9, 3], [-1, 3, 9, 3], [0, 0, 0, 0]]
     )
     expected = [1, 1 / 3, np.sqrt(4 / 16 * 2 / 8), 0, 0, 0]
-    found = jax.jit(points_lib.centerness)(distances)
+    found = tiny.jit(points_lib.centerness)(distances)
     np.testing.assert_allclose(found, expected, rtol=1e-6)
     np.testing.assert_allclose(points_lib.centerness(jnp.asarray(distances) * 7), found, rtol=1e-6)

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 
 from detlab.assign import sampling
 
@@ -17,7 +18,7 @@ SEED = 0
 SLOTS = 40  # all images of the quota tests share a program
 
 
-@functools.partial(jax.jit, static_argnums=(2, 3, 4))
+@functools.partial(tiny.jit, static_argnums=(2, 3, 4))
 def sample_batch(rngs, status, num, fraction, negatives_per_positive=None):
     def one(rng, status):
         return sampling.sample(rng, status, num, fraction, negatives_per_positive)
@@ -150,7 +151,7 @@ def test_equal_keys_draw_equal_samples_and_other_keys_others():
 def test_an_image_alone_draws_what_it_draws_in_a_batch():
     status, rngs = images(COUNTS), keys(len(COUNTS))
     together = sample_batch(rngs, status, 16, 0.25)
-    alone = jax.jit(lambda rng, status: sampling.sample(rng, status, 16, 0.25))
+    alone = tiny.jit(lambda rng, status: sampling.sample(rng, status, 16, 0.25))
     for i in range(len(COUNTS)):
         for one, many in zip(alone(rngs[i], status[i]), together):
             np.testing.assert_array_equal(one, many[i])
@@ -214,7 +215,7 @@ def test_a_hundred_thousand_candidates_without_enough_of_a_kind():
     status = np.full(100_000, -1)
     status[[7, 50_000, 99_999]] = 1
     status[1000:1200] = 0
-    drawn = jax.jit(lambda s: sampling.sample(jax.random.key(0), s, 256, 0.5))(status)
+    drawn = tiny.jit(lambda s: sampling.sample(jax.random.key(0), s, 256, 0.5))(status)
     assert set(drawn.index[:3].tolist()) == {7, 50_000, 99_999}
     assert set(drawn.index[3:203].tolist()) == set(range(1000, 1200))
     assert drawn.valid.sum() == 203 and drawn.positive.sum() == 3

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 
 from detlab.assign import yolo
 from detlab.ops import boxes as boxes_lib
@@ -17,7 +18,7 @@ SLOTS = 11  # more than any case has
 @functools.cache
 def program(**rules):
     assign = functools.partial(yolo.assign, **rules)
-    return jax.jit(lambda *args: (assign(*args), yolo.responsible(*args)))
+    return tiny.jit(lambda *args: (assign(*args), yolo.responsible(*args)))
 
 
 def anchor_strides(args, anchors):
@@ -80,7 +81,7 @@ def test_random_images_equal_the_matrix_rule():
     gts = gts.astype(np.float32)
     counts = np.arange(20) % 9 + 1
     assign = functools.partial(yolo.assign, pos_iou=0.5, neg_iou=0.4, min_pos_iou=0.1)
-    batched = jax.jit(jax.vmap(assign, (None, None, 0, 0)))(
+    batched = tiny.jit(jax.vmap(assign, (None, None, 0, 0)))(
         anchors, strides, gts, np.arange(9) < counts[:, None]
     )
     cells = np.floor((anchors[:, :2] + anchors[:, 2:]) / 2 / 16)

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 
 from detlab.assign import yolov5
 
@@ -58,7 +59,7 @@ def random_objects(rng, count, width, height):
 
 @pytest.fixture(scope="module")
 def assign():
-    return jax.jit(lambda *args: yolov5.assign(args[0], args[1], SIZES, STRIDE, args[2]))
+    return tiny.jit(lambda *args: yolov5.assign(args[0], args[1], SIZES, STRIDE, args[2]))
 
 
 def test_random_objects_equal_a_slow_loop(assign):

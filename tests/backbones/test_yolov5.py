@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 from flax import linen as nn
 
 from detlab.backbones import yolov5
@@ -38,7 +39,7 @@ def test_pyramid_pooling_has_three_windows():
         name: {"conv": {"kernel": kernel[None, None], "bias": np.zeros(len(kernel.T))}}
         for name, kernel in kernels.items()
     }
-    found = jax.jit(lambda x: module.apply({"params": params}, x, False))(x)
+    found = tiny.jit(lambda x: module.apply({"params": params}, x, False))(x)
     np.testing.assert_array_equal(found[..., :2], x[..., :2])
     for i, window in enumerate((3, 5, 7), start=1):
         padded = np.pad(x[0, :, :, :2], [(window // 2,) * 2] * 2 + [(0, 0)], constant_values=-1)

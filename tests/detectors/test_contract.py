@@ -3,7 +3,6 @@
 The everyday tests compile two programs a detector: loss with gradients, and predict.
 """
 
-import functools
 import pathlib
 import re
 
@@ -12,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
-from ml_collections import ConfigDict
 
 from detlab import checkpoint
 from detlab import detector as detector_lib
@@ -25,29 +23,6 @@ KEY = jax.random.key(0)
 FLOAT32 = jnp.dtype(jnp.float32)
 
 
-class Subject:
-    """One detector with its weights and its compiled programs, each made when it is first used."""
-
-    def __init__(self, name: str):
-        self.entry = tiny.TINY[name]
-        self.detector = self.build()
-        self.batch = tiny.make_batch(self.entry.canvas, objects=(4, 0))  # all slots; no object
-        self.loss = tiny.jit(jax.value_and_grad(self.detector.loss, has_aux=True))
-        self.predict = tiny.jit(self.detector.predict)
-
-    def build(self, **fields) -> detector_lib.Detector:
-        config = ConfigDict(dict(detector=self.entry.detector, model=self.entry.fields | fields))
-        return detector_lib.build(config)
-
-    @functools.cached_property
-    def variables(self):
-        return tiny.jit(self.detector.init)(KEY, self.batch.images[:1])
-
-    @functools.cached_property
-    def step(self):
-        return jax.device_get(self.loss(*self.variables, self.batch, KEY))
-
-
 # Half of the time of all of them; the others are asked every day.
 LONG_TO_COMPILE = {"reppoints", "cornernet"}
 PARAMS = [
@@ -57,8 +32,8 @@ PARAMS = [
 
 
 @pytest.fixture(scope="module", params=PARAMS)
-def subject(request):
-    return Subject(request.param)
+def subject(request, subject_of):
+    return subject_of(request.param)
 
 
 def terms(metrics):
@@ -112,6 +87,16 @@ def test_detections_are_sorted_and_padded_with_zeros(subject):
         assert (boxes[:count, 2:] > boxes[:count, :2]).all()
         assert (labels >= 0).all() and (labels < tiny.NUM_CLASSES).all()
         assert not boxes[count:].any() and not scores[count:].any() and not labels[count:].any()
+
+
+@pytest.mark.slow
+def test_a_new_network_has_a_finite_loss(subject):
+    (value, (metrics, _)), grads = subject.loss(*subject.initial, subject.batch, KEY)
+    assert value > 0
+    for leaf in jax.tree.leaves((value, metrics, grads)):
+        assert np.isfinite(leaf).all()
+    for leaf in jax.tree.leaves(subject.initial):
+        assert np.isfinite(leaf).all()
 
 
 @pytest.mark.slow
@@ -183,7 +168,7 @@ def test_bfloat16_is_near_float32(subject):
 @pytest.mark.slow
 def test_predict_is_suppress_of_candidates(subject):
     images, size = subject.batch.images, subject.batch.image_size
-    candidates = tiny.jit(subject.detector.candidates)(*subject.variables, images, size)
+    candidates = subject.candidates(*subject.variables, images, size)
     predicted = subject.predict(*subject.variables, images, size)
     for a, b in zip(tiny.jit(subject.detector.suppress)(candidates), predicted):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)

@@ -93,7 +93,7 @@ def iou(a, b):
     return inner / ((a[2:] - a[:2]).prod() + (b[2:] - b[:2]).prod() - inner)
 
 
-@functools.partial(jax.jit, static_argnames="num")
+@functools.partial(tiny.jit, static_argnames="num")
 def sample_rois(key, proposals, boxes, valid, num):
     settings = dict(iou=0.5, num=num, positive_fraction=0.5)
     return faster_rcnn.sample_rois(key, proposals, boxes, valid, **settings)

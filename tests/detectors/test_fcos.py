@@ -25,28 +25,33 @@ KEY = jax.random.key(0)
 
 
 @pytest.fixture(scope="module")
-def detector():
-    return detector_lib.from_module(fcos.FCOS(**TINY, **IMPROVED))
+def subject(subject_of):
+    return subject_of("fcos")
 
 
 @pytest.fixture(scope="module")
-def variables(detector):
-    return tiny.jit(detector.init)(KEY, jnp.zeros((1, 64, 96, 3), jnp.uint8))
+def detector(subject):
+    return subject.detector
 
 
 @pytest.fixture(scope="module")
-def targets(detector):
-    return tiny.jit(lambda *args: detector.targets(*args)["main"])
+def variables(subject):
+    return subject.variables
 
 
 @pytest.fixture(scope="module")
-def predict(detector):
-    return tiny.jit(detector.predict)
+def targets(subject):
+    return lambda *args: subject.targets(*args)["main"]
 
 
 @pytest.fixture(scope="module")
-def loss(detector):
-    return tiny.jit(jax.value_and_grad(detector.loss, has_aux=True))
+def predict(subject):
+    return subject.predict
+
+
+@pytest.fixture(scope="module")
+def loss(subject):
+    return subject.loss
 
 
 @pytest.mark.parametrize("size", [(64, 96), (65, 127)])
@@ -82,10 +87,10 @@ def test_centerness_reads_the_tower_that_is_asked_for():
 
 
 @pytest.mark.slow
-def test_overfitting_one_batch_lowers_the_loss_and_finds_its_objects(detector, predict, variables):
+def test_overfitting_one_batch_lowers_the_loss_and_finds_its_objects(subject, detector, predict):
     batch = tiny.make_batch()
     optimizer = optax.adam(3e-3)
-    params, state = variables
+    params, state = subject.initial
 
     @jax.jit
     def run(params, state):
@@ -179,14 +184,14 @@ def test_detections_are_clipped_to_the_content(predict, variables):
         assert (boxes >= 0).all() and (boxes[:, 2:] <= [width, height]).all()
 
 
-def test_the_threshold_is_of_class_scores_and_the_score_has_the_centerness(detector, variables):
+def test_the_threshold_is_of_class_scores_and_the_score_has_the_centerness(subject, variables):
     images, size = tiny.make_batch().images, tiny.make_batch().image_size
     params, state = jax.tree.map(lambda x: x, variables)
     params["head"]["cls_logits"] = jax.tree.map(jnp.zeros_like, params["head"]["cls_logits"])
     params["head"]["centerness"] = jax.tree.map(jnp.zeros_like, params["head"]["centerness"])
     params["head"]["centerness"]["bias"] -= 5.0
     params["head"]["box_distances"]["bias"] = jnp.ones(4)
-    found = tiny.jit(detector.candidates)(params, state, images, size)
+    found = subject.candidates(params, state, images, size)
     assert found.valid.any()
     score = 0.5 / (1 + np.exp(5.0))  # below the threshold of 0.05
     np.testing.assert_allclose(found.scores[found.valid], score, rtol=1e-5)

@@ -15,28 +15,33 @@ KEY = jax.random.key(0)
 
 
 @pytest.fixture(scope="module")
-def detector():
-    return detector_lib.from_module(retinanet.RetinaNet(**TINY))
+def subject(subject_of):
+    return subject_of("retinanet")
 
 
 @pytest.fixture(scope="module")
-def variables(detector):
-    return tiny.jit(detector.init)(KEY, jnp.zeros((1, 64, 96, 3), jnp.uint8))
+def detector(subject):
+    return subject.detector
 
 
 @pytest.fixture(scope="module")
-def targets(detector):
-    return tiny.jit(detector.targets)
+def variables(subject):
+    return subject.variables
 
 
 @pytest.fixture(scope="module")
-def predict(detector):
-    return tiny.jit(detector.predict)
+def targets(subject):
+    return subject.targets
 
 
 @pytest.fixture(scope="module")
-def loss(detector):
-    return tiny.jit(jax.value_and_grad(detector.loss, has_aux=True))
+def predict(subject):
+    return subject.predict
+
+
+@pytest.fixture(scope="module")
+def loss(subject):
+    return subject.loss
 
 
 @pytest.mark.parametrize("size", [(64, 96), (65, 127)])
@@ -51,18 +56,19 @@ def test_raw_maps_have_one_cell_a_stride_and_nine_anchors_a_cell(detector, varia
         assert outputs.cls_logits[level].dtype == jnp.float32
 
 
-def test_initial_scores_are_the_prior(detector, variables):
+def test_initial_scores_are_the_prior(subject, variables):
     images = tiny.make_batch().images
-    outputs = tiny.jit(detector.forward)(*variables, images)
+    head = tiny.jit(lambda images: subject.detector.init(KEY, images)[0]["head"])(images)
+    outputs = subject.forward({**variables[0], "head": head}, variables[1], images)
     scores = np.concatenate([np.ravel(jax.nn.sigmoid(x)) for x in outputs.cls_logits])
     assert 0.005 < scores.mean() < 0.02  # pi = 0.01
 
 
 @pytest.mark.slow
-def test_overfitting_one_batch_lowers_the_loss_and_finds_its_objects(detector, predict, variables):
+def test_overfitting_one_batch_lowers_the_loss_and_finds_its_objects(subject, detector, predict):
     batch = tiny.make_batch()
     optimizer = optax.adam(3e-3)
-    params, state = variables
+    params, state = subject.initial
 
     @jax.jit
     def run(params, state):
@@ -142,14 +148,14 @@ def test_detections_are_clipped_to_the_content(predict, variables):
         assert (boxes >= 0).all() and (boxes[:, 2:] <= [width, height]).all()
 
 
-def test_taps_return_the_maps_that_a_pattern_names(detector, variables):
+def test_taps_return_the_maps_that_a_pattern_names(subject, detector, variables):
     images = tiny.make_batch().images
     taps = tiny.jit(detector.taps, static_argnums=3)
     found = taps(*variables, images, r"neck/output\d|head/cls_conv0")
     outputs = [f"neck/output{level}" for level in range(3, 8)]
     shared = [f"head/cls_conv0:{call}" for call in range(5)]
     assert sorted(found) == sorted(outputs + shared)
-    features = tiny.jit(detector.forward)(*variables, images).features
+    features = subject.forward(*variables, images).features
     np.testing.assert_allclose(found["neck/output3"], features[0], rtol=1e-5, atol=1e-6)
 
 
@@ -207,10 +213,10 @@ def test_normaliser_is_the_sum_of_positives_with_one_at_least_an_image(loss, tar
     assert metrics["normaliser"].dtype == jnp.float32
 
 
-def test_frozen_parts_get_no_gradient():
+def test_frozen_parts_get_no_gradient(variables):
     module = retinanet.RetinaNet(**{**TINY, "backbone_norm": "stored", "frozen_stages": 1})
     frozen = detector_lib.from_module(module)
-    params, state = tiny.jit(frozen.init)(KEY, jnp.zeros((1, 64, 96, 3), jnp.uint8))
+    params, state = variables
     grads, (_, new_state) = tiny.jit(jax.grad(frozen.loss, has_aux=True))(
         params, state, tiny.make_batch(), KEY
     )

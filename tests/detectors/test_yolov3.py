@@ -27,28 +27,33 @@ def module(**fields):
 
 
 @pytest.fixture(scope="module")
-def detector():
-    return detector_lib.from_module(module())
+def subject(subject_of):
+    return subject_of("yolov3")
 
 
 @pytest.fixture(scope="module")
-def variables(detector):
-    return tiny.jit(detector.init)(KEY, jnp.zeros((1, *CANVAS, 3), jnp.uint8))
+def detector(subject):
+    return subject.detector
 
 
 @pytest.fixture(scope="module")
-def targets(detector):
-    return tiny.jit(detector.targets)
+def variables(subject):
+    return subject.variables
 
 
 @pytest.fixture(scope="module")
-def predict(detector):
-    return tiny.jit(detector.predict)
+def targets(subject):
+    return subject.targets
 
 
 @pytest.fixture(scope="module")
-def loss(detector):
-    return tiny.jit(jax.value_and_grad(detector.loss, has_aux=True))
+def predict(subject):
+    return subject.predict
+
+
+@pytest.fixture(scope="module")
+def loss(subject):
+    return subject.loss
 
 
 @pytest.mark.parametrize("size", [(64, 96), (65, 127)])
@@ -62,8 +67,10 @@ def test_raw_maps_have_one_cell_a_stride_and_three_anchors_a_cell(detector, vari
         assert outputs.predictions[level].dtype == jnp.float32
 
 
-def test_initial_scores_are_the_priors(detector, variables):
-    outputs = tiny.jit(detector.forward)(*variables, tiny.make_batch().images)
+def test_initial_scores_are_the_priors(subject, variables):
+    images = tiny.make_batch().images
+    head = tiny.jit(lambda images: subject.detector.init(KEY, images)[0]["head"])(images)
+    outputs = subject.forward({**variables[0], "head": head}, variables[1], images)
     for stride, maps in zip((8, 16, 32), outputs.predictions):
         scores = jax.nn.sigmoid(maps.reshape(-1, 8))
         assert scores[:, 4].mean() == pytest.approx(8 / (608 / stride) ** 2, rel=0.2)
@@ -129,10 +136,10 @@ def test_loss_of_a_batch_is_the_mean_of_its_parts(variables):
 
 
 @pytest.mark.slow
-def test_overfitting_one_batch_lowers_the_loss_and_finds_its_objects(detector, predict, variables):
+def test_overfitting_one_batch_lowers_the_loss_and_finds_its_objects(subject, detector, predict):
     batch = tiny.make_batch()
     optimizer = optax.adam(5e-3)
-    params, state = variables
+    params, state = subject.initial
 
     @jax.jit
     def run(params, state):
@@ -258,13 +265,13 @@ def test_sizes_that_overflow_or_vanish_are_no_detections(log_size):
     assert not of_maps(flat(maps)).valid.any()
 
 
-def test_cells_of_padding_give_no_candidates(detector, variables):
+def test_cells_of_padding_give_no_candidates(subject, variables):
     params = jax.tree.map(lambda x: x, variables[0])
     for level in yolov3.LEVELS:  # everything is an object of every class
         bias = params["head"][f"predict{level}"]["bias"]
         params["head"][f"predict{level}"]["bias"] = jnp.full_like(bias, 3.0)
     size = np.int32([[64, 96], [40, 50]])
-    found = tiny.jit(detector.candidates)(params, variables[1], tiny.make_batch().images, size)
+    found = subject.candidates(params, variables[1], tiny.make_batch().images, size)
     centre = (found.boxes[..., :2] + found.boxes[..., 2:]) / 2
     for i, (height, width) in enumerate(size):
         reach = -(-np.array([width, height]) // 32) * 32  # of the coarsest cell with content
@@ -292,14 +299,14 @@ def test_rematerialisation_changes_neither_values_nor_paths(variables, loss):
 
 
 @pytest.mark.slow
-def test_stored_norms_of_the_backbone_keep_their_statistics_and_learn():
+def test_stored_norms_of_the_backbone_keep_their_statistics_and_learn(variables):
     stored = detector_lib.from_module(module(backbone_norm="stored"))
     assert stored.frozen == ("batch_stats/backbone/.*",)
     assert detector_lib.from_module(module(backbone_norm="frozen")).frozen == (
         "batch_stats/backbone/.*",
         "params/backbone/.*norm/.*",
     )
-    params, state = tiny.jit(stored.init)(KEY, jnp.zeros((1, *CANVAS, 3), jnp.uint8))
+    params, state = variables
     grads, (_, new_state) = tiny.jit(jax.grad(stored.loss, has_aux=True))(
         params, state, tiny.make_batch(), KEY
     )

@@ -1,12 +1,16 @@
 """Every experiment that ships: it loads, builds its detector, and has no key of its own."""
 
+import functools
 import importlib
 import inspect
 import pathlib
 import re
 
 import jax
+import jax.numpy as jnp
 import pytest
+import tiny
+from ml_collections import ConfigDict
 
 from detlab import checkpoint
 from detlab import checks
@@ -44,12 +48,48 @@ def keys(config, prefix=""):
             yield f"{prefix}{key}"
 
 
-def abstract_model(config):
-    detector = detector_lib.build(config)
-    params, state = jax.eval_shape(
-        detector.init, jax.random.key(0), programs.example_images(config)
-    )
-    return detector, params, state
+# Fields of models that leave the paths of a detector's leaves as they are: experiments that differ
+# in these alone are traced once.
+SAME_PATHS = {
+    *("num_classes", "dtype", "backbone_norm", "frozen_stages", "style", "pixel_mean", "pixel_std"),
+    *("octave_base_scale", "anchor_scale", "roi_scale", "delta_stds", "box_weight", "box_loss"),
+    *("center_radius", "centerness_on_box", "distances_in_strides", "level_limits"),
+    *("class_gain", "objectness_gain", "train_size", "init_assigner", "flip_test"),
+    *("nms_iou", "max_detections", "box_samples", "rpn_samples", "predict_sampling_ratio"),
+    *("proposals", "proposals_per_level", "train_proposals", "train_proposals_per_level"),
+}
+
+
+def shaping(config):
+    """(detector, the fields of its model that may change the paths of its leaves)."""
+    fields = config.model.to_dict()
+    kept = {key: value for key, value in fields.items() if key not in SAME_PATHS}
+    return config.detector, repr(sorted(kept.items()))
+
+
+@functools.cache
+def abstract_leaves(name):
+    config = load(name)
+    images = programs.example_images(config)
+    return jax.eval_shape(detector_lib.build(config).init, jax.random.key(0), images)
+
+
+@functools.cache
+def first_alike():
+    """What shapes the leaves -> the first experiment with it."""
+    return {shaping(load(name)): name for name in reversed(EXPERIMENTS)}
+
+
+def abstract_model(name):
+    """(detector, params, state): abstract leaves with the paths of the experiment's own."""
+    config = load(name)
+    return detector_lib.build(config), *abstract_leaves(first_alike()[shaping(config)])
+
+
+@functools.cache
+def load(name):
+    """The experiment, of which no test changes anything."""
+    return config_lib.load(name)
 
 
 def test_every_file_ships_and_variants_are_found(repository):
@@ -60,7 +100,7 @@ def test_every_file_ships_and_variants_are_found(repository):
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_experiment_has_exactly_the_keys_of_base_with_values_of_their_types(name):
-    config = config_lib.load(name)
+    config = load(name)
     base = common.base(config.detector)
     assert config.keys() == base.keys()
     for group in set(config) - {"model"}:
@@ -75,22 +115,47 @@ def test_experiment_has_exactly_the_keys_of_base_with_values_of_their_types(name
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_experiment_keeps_the_rules_of_every_key_also_when_read_back(name):
-    config = config_lib.load(name)
+    config = load(name)
     checks.check_config(config)
     checks.check_config(config_lib.from_json(config_lib.to_json(config)))
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_experiment_is_locked_but_for_its_model(name):
-    config = config_lib.load(name)
+    config = load(name)
     groups = [config, config.data, config.train, config.optim, config.eval]
     assert all(group.is_locked for group in groups) and not config.model.is_locked
 
 
+@pytest.mark.parametrize("name", tiny.TINY)
+def test_fields_that_are_put_aside_leave_all_paths_as_they_are(name):
+    """Asked of the tiny detector, with values that experiments give these fields."""
+    entry = tiny.TINY[name]
+    values = {}
+    for experiment in EXPERIMENTS:
+        config = load(experiment)
+        if config.detector == entry.detector:
+            for key in SAME_PATHS & config.model.keys():
+                values.setdefault(key, {})[repr(config.model[key])] = config.model[key]
+
+    def paths(**fields):
+        model = ConfigDict(dict(detector=entry.detector, model=entry.fields | fields))
+        images = jax.ShapeDtypeStruct((1, *entry.canvas, 3), jnp.uint8)
+        return jax.tree.structure(
+            jax.eval_shape(detector_lib.build(model).init, jax.random.key(0), images)
+        )
+
+    own = paths()
+    for turn in range(3):  # no field but the number of classes has more values
+        changed = {key: [*of.values()][turn % len(of)] for key, of in values.items()}
+        assert paths(**changed) == own, changed
+    assert all(len(of) <= 3 for key, of in values.items() if key != "num_classes")
+
+
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_experiment_builds_its_detector_and_optimizer(name):
-    config = config_lib.load(name)
-    detector, params, state = abstract_model(config)
+    config = load(name)
+    detector, params, state = abstract_model(name)
     assert sum(x.size for x in jax.tree.leaves(params)) > 1e6
     built = optim.build(
         config.optim,
@@ -111,7 +176,7 @@ def test_experiment_builds_its_detector_and_optimizer(name):
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_leaves_that_never_change_come_from_a_file(name):
-    config = config_lib.load(name)
+    config = load(name)
     frozen = detector_lib.build(config).frozen
     assert bool(config.init_from) == bool(frozen)
     assert bool(config.init_from) == bool(config.init_help)
@@ -119,14 +184,14 @@ def test_leaves_that_never_change_come_from_a_file(name):
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_experiment_survives_json(name):
-    config = config_lib.load(name)
+    config = load(name)
     back = config_lib.from_json(config_lib.to_json(config))
     assert back.to_dict() == config.to_dict()
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_schedule_and_length_fit_together(name):
-    config = config_lib.load(name)
+    config = load(name)
     assert bool(config.train.epochs) != bool(config.train.steps)
     length = config.train.epochs or config.train.steps
     if config.optim.schedule == "step":
@@ -136,8 +201,8 @@ def test_schedule_and_length_fit_together(name):
 
 def test_help_for_missing_weights_names_experiments_that_exist(repository):
     for name in EXPERIMENTS:
-        text = config_lib.load(name).init_help
+        text = load(name).init_help
         for path in re.findall(r"experiments/\w+\.py", text):
             assert pathlib.Path(repository, path).is_file()
         for scratch in re.findall(r"--config (\S+?)[`]", text):
-            assert not config_lib.load(scratch).init_from
+            assert not load(scratch).init_from

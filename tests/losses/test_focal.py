@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 
 from detlab.losses import focal
 
@@ -27,7 +28,7 @@ def test_focal_equals_the_reference(unit_cases, gamma, alpha, form):
         weight = arrays["weight"].reshape(len(labels), -1)
         return (values * weight).sum() / case["args"]["avg_factor"]
 
-    @jax.jit
+    @tiny.jit
     def value_and_vjp(pred, cotangent):
         value, vjp = jax.vjp(loss, pred)
         return value, vjp(cotangent)[0]
@@ -50,14 +51,14 @@ def test_gamma_zero_is_weighted_cross_entropy():
     targets = (rng.uniform(size=(50, 7)) < 0.3).astype(np.float32)
     p = 1 / (1 + np.exp(-logits))
     expected = -0.25 * targets * np.log(p) - 0.75 * (1 - targets) * np.log(1 - p)
-    loss = jax.jit(focal.sigmoid_focal)(logits, targets, 0.25, 0.0)
+    loss = tiny.jit(focal.sigmoid_focal)(logits, targets, 0.25, 0.0)
     np.testing.assert_allclose(loss, expected, rtol=1e-5, atol=1e-7)  # float32 exp and log
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
 def test_extreme_logits_have_finite_values_and_gradients(gamma):
     logits = jnp.array([-1e4, -200.0, -90.0, -30.0, 0.0, 30.0, 90.0, 200.0, 1e4])
-    value_and_grad = jax.jit(
+    value_and_grad = tiny.jit(
         jax.vmap(jax.value_and_grad(lambda x, t: focal.sigmoid_focal(x, t, 0.25, gamma)))
     )
     for target in (0.0, 1.0):
@@ -73,7 +74,7 @@ def test_extreme_logits_have_finite_values_and_gradients(gamma):
 
 def test_gradient_equals_finite_differences():
     x = np.linspace(-8, 8, 41)  # with 0, where ln p_t is put together from two halves
-    gradient = jax.jit(jax.vmap(jax.grad(lambda x, t: focal.sigmoid_focal(x, t, 0.25, 1.5))))
+    gradient = tiny.jit(jax.vmap(jax.grad(lambda x, t: focal.sigmoid_focal(x, t, 0.25, 1.5))))
 
     def loss(x, target):  # float64 NumPy, straight from the paper
         pt = 1 / (1 + np.exp(-x if target else x))

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 
 from detlab.losses import cross_entropy
 from detlab.losses import focal
@@ -41,7 +42,7 @@ def test_two_steps_equal_the_reference(unit_cases, name):
         targets = arrays["target"]
         loss = functools.partial(regression, momentum=args["momentum"], mu=args["mu"])
 
-    @jax.jit
+    @tiny.jit
     def step(pred, counts):
         return jax.value_and_grad(loss, has_aux=True)(pred, targets, valid, counts)
 
@@ -59,7 +60,7 @@ def test_weights_by_hand():
     """Five examples, one left out, in four bins of which two have examples."""
     norms = np.float32([0.1, 0.2, 0.24, 0.9, 0.6])
     valid = np.array([True, True, True, True, False])
-    weights, counts = jax.jit(ghm.harmonize)(norms, valid, np.float32([0, 0, 0, 5]), 0.8)
+    weights, counts = tiny.jit(ghm.harmonize)(norms, valid, np.float32([0, 0, 0, 5]), 0.8)
     np.testing.assert_allclose(counts, [0.2 * 3, 0, 0, 0.8 * 5 + 0.2], rtol=1e-6)
     first, last = 1 / (2 * 0.6), 1 / (2 * 4.2)
     np.testing.assert_allclose(weights, [first, first, first, last, 0], rtol=1e-6)
@@ -68,20 +69,20 @@ def test_weights_by_hand():
 def test_without_momentum_every_occupied_bin_has_the_same_influence():
     rng = np.random.default_rng(SEED)
     norms = rng.uniform(0, 1, 1000).astype(np.float32) ** 4
-    weights, _ = jax.jit(ghm.harmonize)(norms, np.ones(1000, bool), np.zeros(8, np.float32), 0.0)
+    weights, _ = tiny.jit(ghm.harmonize)(norms, np.ones(1000, bool), np.zeros(8, np.float32), 0.0)
     influence = np.bincount((norms * 8).astype(int), weights=weights, minlength=8)
     np.testing.assert_allclose(influence, 1 / 8, rtol=1e-5)  # float32 sums of up to 1000
 
 
 def test_the_ends_of_the_range_and_the_edges_of_bins_are_counted_once():
     norms = np.float32([0.0, 0.25, 0.5, 0.75, 1.0])
-    _, counts = jax.jit(ghm.harmonize)(norms, np.ones(5, bool), np.zeros(4, np.float32), 0.0)
+    _, counts = tiny.jit(ghm.harmonize)(norms, np.ones(5, bool), np.zeros(4, np.float32), 0.0)
     assert counts.tolist() == [1, 1, 1, 2]
 
 
 def test_without_examples_the_counts_stay_and_the_loss_is_zero():
     counts = np.float32([1, 0, 3, 4])
-    value_and_grad = jax.jit(jax.value_and_grad(regression, has_aux=True))
+    value_and_grad = tiny.jit(jax.value_and_grad(regression, has_aux=True))
     (value, after), gradient = value_and_grad(
         np.ones((3, 2), np.float32), np.zeros((3, 2)), np.zeros((3, 1), bool), counts, 0.7, 0.02
     )
@@ -94,7 +95,7 @@ def test_examples_that_are_left_out_change_nothing():
     logits = rng.normal(0, 2, (20, 3)).astype(np.float32)
     targets = (rng.uniform(size=(20, 3)) < 0.2).astype(np.float32)
     counts = rng.uniform(0, 9, 10).astype(np.float32)
-    value_and_grad = jax.jit(jax.value_and_grad(classification, has_aux=True))
+    value_and_grad = tiny.jit(jax.value_and_grad(classification, has_aux=True))
     valid = np.arange(20)[:, None] < 12
     (value, after), gradient = value_and_grad(logits, targets, valid, counts, 0.75)
     (other, other_after), other_gradient = value_and_grad(

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 
 from detlab.losses import iou as iou_losses
 from detlab.ops import boxes as boxes_lib
@@ -33,7 +34,7 @@ def random_boxes(count, seed=SEED):
 def program(name):
     """Jitted (pred, target, cotangent) -> (loss, gradient of pred)."""
 
-    @jax.jit
+    @tiny.jit
     def value_and_vjp(pred, target, cotangent):
         loss, vjp = jax.vjp(lambda pred: LOSSES[name](pred, target), pred)
         return loss, vjp(cotangent)[0]

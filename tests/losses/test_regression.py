@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 
 from detlab.losses import regression
 
@@ -21,7 +22,7 @@ def test_smooth_l1_equals_the_reference(unit_cases, beta, form):
             return values.mean()
         return (values * arrays["weight"]).sum() / case["args"]["avg_factor"]
 
-    @jax.jit
+    @tiny.jit
     def value_and_vjp(pred, cotangent):
         value, vjp = jax.vjp(loss, pred)
         return value, vjp(cotangent)[0]
@@ -46,7 +47,7 @@ def test_smooth_l1_tends_to_l1_for_a_small_beta():
 
 
 def test_beta_may_be_traced():
-    loss = jax.jit(regression.smooth_l1)(jnp.array([0.25, 2.0]), jnp.zeros(2), jnp.float32(0.5))
+    loss = tiny.jit(regression.smooth_l1)(jnp.array([0.25, 2.0]), jnp.zeros(2), jnp.float32(0.5))
     np.testing.assert_allclose(loss, [0.0625, 1.75], rtol=1e-6)
 
 

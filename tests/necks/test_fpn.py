@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 from flax import traverse_util
 
 from detlab import layers
@@ -42,7 +43,7 @@ def run(name, norm="none"):
     tree = jax.eval_shape(functools.partial(module.init, train=False), jax.random.key(0), maps)
     rng = np.random.default_rng(1)
     tree = jax.tree.map(lambda x: rng.standard_normal(x.shape).astype(np.float32), tree)
-    outputs = jax.jit(functools.partial(module.apply, train=False))(tree, maps)
+    outputs = tiny.jit(functools.partial(module.apply, train=False))(tree, maps)
     return tree["params"], [np.asarray(p) for p in outputs]
 
 
@@ -154,7 +155,9 @@ def test_upsampling_5_cells_to_9_shows_the_same_cells_as_the_reference():
 def test_fewer_levels_are_the_finest_of_the_same_pyramid(num_levels):
     params, outputs = run("FPN-in")
     module = fpn.FPN(WIDTH, num_levels=num_levels)
-    few = jax.jit(functools.partial(module.apply, train=False))({"params": params}, backbone_maps())
+    few = tiny.jit(functools.partial(module.apply, train=False))(
+        {"params": params}, backbone_maps()
+    )
     assert len(few) == num_levels
     for a, b in zip(few, outputs):
         np.testing.assert_allclose(a, b, **CLOSE)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 from flax import traverse_util
 
 from detlab import layers
@@ -57,7 +58,7 @@ def test_each_level_sees_its_own_map_and_the_level_above(sizes):
     tree = jax.tree.map(lambda x: rng.standard_normal(x.shape).astype(np.float32) / 4, shapes)
     params = tree["params"]
 
-    @jax.jit
+    @tiny.jit
     def both(params, features):
         def block(level, x):
             module = yolo.DetectionBlock(4 * 2 ** (level - 3), norm="none")

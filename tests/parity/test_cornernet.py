@@ -17,7 +17,9 @@ CASE = "cornernet_hourglass104"
 
 @pytest.mark.slow
 def test_the_shared_case_passes_in_full(shared_dir, capsys):
-    run = parity_runs.run(capsys, shared_dir / "parity", "--case", CASE)
+    # Of its 1176 figures of gradients three are then up to 1.2 times their tolerance away: rounding
+    # decides which side of their kinks some units of so deep a network are on.
+    run = parity_runs.run(capsys, shared_dir / "parity", "--case", CASE, quick=False)
     assert run.status == 0, run.text
     assert not run.missed and len(run.passed) == 1235
     kinds = {line.split()[0] for line in run.passed}

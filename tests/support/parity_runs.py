@@ -20,11 +20,11 @@ class Run(NamedTuple):
     missed: list[str]
 
 
-def run(capsys, fixtures: pathlib.Path, *more: str) -> Run:
+def run(capsys, fixtures: pathlib.Path, *more: str, quick: bool = True) -> Run:
     """`python -m benchmarks.parity --quick --fixtures FIXTURES ...` in this process."""
     capsys.readouterr()
     try:
-        parity.main(["--quick", "--fixtures", str(fixtures), *more])
+        parity.main(["--fixtures", str(fixtures), *["--quick"] * quick, *more])
         status = 0
     except SystemExit as error:
         status = error.code

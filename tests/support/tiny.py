@@ -1,15 +1,19 @@
-"""Every detector built tiny, and batches for it: what the tests of the contract run on.
+"""Every detector built tiny, with weights, batches and programs that the tests share.
 
 A new detector adds its entry to `TINY`; `tests/detectors/test_contract.py` then asks of it what
 every detector must do.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
 from benchmarks import command
+from detlab import detector as detector_lib
 from detlab import types
 
 NUM_CLASSES = 3
@@ -185,3 +189,55 @@ def with_more_slots(batch: types.Batch, more: int) -> types.Batch:
 def jit(function, **options):
     """`jax.jit` for programs that run a few times."""
     return jax.jit(function, compiler_options=command.QUICK, **options)
+
+
+def weights(detector: detector_lib.Detector, canvas: tuple[int, int] = (64, 96)):
+    """(params, state) with random kernels, without the program of `init`, which is long to compile.
+
+    Kernels keep the size of what goes through them; scales and variances are 1, all else is 0.
+    """
+    rng = np.random.default_rng(0)
+
+    def value(path, leaf):
+        if len(leaf.shape) > 1:
+            made = rng.normal(0, np.sqrt(2 / np.prod(leaf.shape[:-1])), leaf.shape)
+        else:
+            made = np.full(leaf.shape, path[-1].key.startswith(("scale", "var")))
+        return made.astype(leaf.dtype)
+
+    images = jax.ShapeDtypeStruct((1, *canvas, 3), jnp.uint8)
+    shapes = jax.eval_shape(detector.init, jax.random.key(0), images)
+    return jax.tree_util.tree_map_with_path(value, shapes)
+
+
+class Subject:
+    """One detector with its weights and its compiled programs, each made when it is first used."""
+
+    def __init__(self, name: str):
+        self.entry = TINY[name]
+        self.detector = self.build()
+        self.batch = make_batch(self.entry.canvas, objects=(4, 0))  # all slots; no object
+        self.loss = jit(jax.value_and_grad(self.detector.loss, has_aux=True))
+        self.forward = jit(self.detector.forward)
+        self.targets = jit(self.detector.targets)
+        self.candidates = jit(self.detector.candidates)
+        self.predict = jit(self.detector.predict)
+
+    def build(self, **fields) -> detector_lib.Detector:
+        config = ConfigDict(dict(detector=self.entry.detector, model=self.entry.fields | fields))
+        return detector_lib.build(config)
+
+    @functools.cached_property
+    def variables(self):
+        """Weights as `weights` makes them."""
+        return weights(self.detector, self.entry.canvas)
+
+    @functools.cached_property
+    def initial(self):
+        """Weights as the detector makes them."""
+        return jit(self.detector.init)(jax.random.key(0), self.batch.images[:1])
+
+    @functools.cached_property
+    def step(self):
+        """((loss, (metrics, state)), gradients) of `batch`."""
+        return jax.device_get(self.loss(*self.variables, self.batch, jax.random.key(0)))
