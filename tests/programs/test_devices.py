@@ -11,8 +11,16 @@ pytestmark = pytest.mark.slow
 PROGRAM = "import sys, device_runs; device_runs.main(*sys.argv[1:])"
 
 
+def selected_runs(request):
+    """The runs of `device_runs` that the selected tests of this file ask for."""
+    tests = [item for item in request.session.items if item.path == request.path]
+    names = [getattr(test, "callspec", None) and test.callspec.params.get("name") for test in tests]
+    own = [] if all(names) else ["training", "sampling"]
+    return own + [name for name in tiny.TINY if name in names]
+
+
 @pytest.fixture(scope="module")
-def results_of(tiny_config, made_once, run_on_devices):
+def results_of(request, tiny_config, made_once, run_on_devices):
     """`results_of(run)` -> {1: arrays, 4: arrays} of a run of `device_runs` on so many devices.
 
     One process for each number of devices, side by side, takes all runs.
@@ -21,7 +29,8 @@ def results_of(tiny_config, made_once, run_on_devices):
     def make(folder):
         def start(count):
             (folder / str(count)).mkdir()
-            run_on_devices(count, PROGRAM, count, folder / str(count), tiny_config, timeout=3000)
+            arguments = (count, folder / str(count), tiny_config, *selected_runs(request))
+            run_on_devices(count, PROGRAM, *arguments, timeout=3000)
 
         with futures.ThreadPoolExecutor() as pool:
             list(pool.map(start, (1, 4)))

@@ -1,12 +1,11 @@
-"""What a number of devices computes: `python -m device_runs COUNT FOLDER CONFIG`.
+"""What a number of devices computes: `main(COUNT, FOLDER, CONFIG, *NAMES)` in a process of so many.
 
-The process starts with COUNT virtual devices and leaves in FOLDER, for each run, the numbers in
-NAME.npz, or in NAME.txt the traceback of what stopped it.  The runs are `RUNS`.
+For each named run of `RUNS` it leaves in FOLDER the numbers in NAME.npz, or in NAME.txt the
+traceback of what stopped it.
 """
 
 import functools
 import pathlib
-import sys
 import traceback
 
 import jax
@@ -30,13 +29,13 @@ from detlab.data import shapes
 from experiments import common
 
 
-def main(count: str, folder: str, config: str) -> None:
+def main(count: str, folder: str, config: str, *names: str) -> None:
     mesh = sharding.make_mesh()
     assert mesh.size == int(count)
-    for name, run in RUNS.items():
+    for name in names:
         path = pathlib.Path(folder) / name
         try:
-            found = jax.device_get(run(config, mesh))
+            found = jax.device_get(RUNS[name](config, mesh))
         except Exception:
             path.with_suffix(".txt").write_text(traceback.format_exc())
         else:
@@ -146,7 +145,3 @@ def detector(name: str, path: str, mesh) -> dict:
 
 RUNS = {"training": training, "sampling": sampling}
 RUNS |= {name: functools.partial(detector, name) for name in tiny.TINY}
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])
