@@ -281,9 +281,9 @@ BOMBS = {
 @pytest.mark.parametrize("name", list(BOMBS))
 def test_pickle_bomb_is_refused_in_no_time(pth, tmp_path, name):
     path = pth.write(tmp_path / "bomb.pth", BOMBS[name])
-    start = time.monotonic()
+    start = time.process_time()
     refused(path)
-    assert time.monotonic() - start < 5  # seconds; each needs hours or terabytes when run naively
+    assert time.process_time() - start < 5  # seconds; each needs hours or terabytes when run naively
 
 
 SAME_HASH = (1 << 61) - 1  # integers that differ by it have one hash, and so have some tuples
