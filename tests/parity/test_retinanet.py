@@ -31,9 +31,9 @@ def compiled():
 def once(compiled, program=parity.program):
     """`parity.program` that compiles at the first use in this file, for one detector."""
 
-    def compile_once(detector, with_gradients):
+    def compile_once(detector, with_gradients, compiler_options):
         if with_gradients not in compiled:
-            compiled[with_gradients] = program(detector, with_gradients)
+            compiled[with_gradients] = program(detector, with_gradients, compiler_options)
         return compiled[with_gradients]
 
     return compile_once
