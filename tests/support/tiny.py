@@ -241,3 +241,8 @@ class Subject:
     def step(self):
         """((loss, (metrics, state)), gradients) of `batch`."""
         return jax.device_get(self.loss(*self.variables, self.batch, jax.random.key(0)))
+
+    @functools.cached_property
+    def initial_step(self):
+        """The same with the initial weights, which are less sensitive to rounding."""
+        return jax.device_get(self.loss(*self.initial, self.batch, jax.random.key(0)))
