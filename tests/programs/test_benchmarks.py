@@ -70,6 +70,10 @@ def test_a_run_that_was_tampered_with_is_a_violation(tiny_run, tmp_path):
     seen["best"] = set()  # the unbroken run of the benchmark keeps every step among the last
     assert kills.lost_checkpoints(tiny_run, workdir, seen) == []
     assert kills.different_runs(tiny_run, workdir) == []
+    (workdir / "checkpoints" / "2" / "weights").mkdir(parents=True)
+    left = ["checkpoints/2 was replaced and is left over"]
+    assert kills.different_runs(tiny_run, workdir) == left
+    shutil.rmtree(workdir / "checkpoints" / "2")
     shutil.copy(workdir / "config.json", workdir / "eval.json")
     (workdir / "metrics.jsonl").write_text("")
     assert kills.different_runs(tiny_run, workdir) == [
