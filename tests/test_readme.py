@@ -70,6 +70,7 @@ def run(command: str, folder: pathlib.Path, *more: str) -> str:
 
 
 def run_process(command: str, folder: pathlib.Path, *more: str) -> str:
+    """The same in a process of its own, whose programs are compiled as users do, not quickly."""
     words = shlex.split(command)
     assert words[:2] == ["python", "-m"], command
     done = subprocess.run(
@@ -79,7 +80,8 @@ def run_process(command: str, folder: pathlib.Path, *more: str) -> str:
     return done.stdout
 
 
-ENV = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+ENV = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+ENV["PYTHONPATH"] = str(REPOSITORY)
 RUN = "python -m detlab."
 CONVERT = "python -m converters.convert"
 
