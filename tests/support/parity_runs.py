@@ -20,11 +20,11 @@ class Run(NamedTuple):
     missed: list[str]
 
 
-def run(capsys, fixtures: pathlib.Path, *more: str, quick: bool = True) -> Run:
+def run(capsys, fixtures: pathlib.Path, *more: str) -> Run:
     """`python -m benchmarks.parity --quick --fixtures FIXTURES ...` in this process."""
     capsys.readouterr()
     try:
-        parity.main(["--fixtures", str(fixtures), *["--quick"] * quick, *more])
+        parity.main(["--fixtures", str(fixtures), "--quick", *more])
         status = 0
     except SystemExit as error:
         status = error.code
