@@ -274,7 +274,17 @@ def test_a_process_that_fails_says_why_in_one_line():
     assert ended.why == "timeit ended with status 1: ZeroDivisionError: division by zero"
 
 
-def test_a_process_ends_with_all_that_it_started_when_the_command_is_interrupted(tmp_path):
+@pytest.fixture
+def interruptible():
+    """A worker of pytest-xdist ignores what Ctrl-C sends; here it raises KeyboardInterrupt."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_a_process_ends_with_all_that_it_started_when_the_command_is_interrupted(
+    tmp_path, interruptible
+):
     file = tmp_path / "id"
     program = f"echo $$ > {file}; exec sleep 1000"
 
