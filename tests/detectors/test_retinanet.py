@@ -160,7 +160,8 @@ def test_taps_return_the_maps_that_a_pattern_names(subject, detector, variables)
 
 
 @pytest.mark.slow
-def test_rematerialisation_changes_neither_values_nor_paths(detector, variables, loss):
+def test_rematerialisation_changes_neither_values_nor_paths(subject, loss):
+    variables = subject.initial
     module = retinanet.RetinaNet(**TINY, remat=True)
     again = detector_lib.from_module(module)
     batch = tiny.make_batch()
