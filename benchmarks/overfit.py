@@ -110,7 +110,13 @@ OVERFIT = {
     ),
     "cornernet": Entry(
         "cornernet",
-        dict(stacks=1, channels=(32, 32, 48, 64), blocks=(1, 1, 1, 1), pool_width=24),
+        dict(
+            stacks=1,
+            channels=(32, 32, 48, 64),
+            blocks=(1, 1, 1, 1),
+            pool_width=24,
+            head_width=32,
+        ),
         steps=400,
     ),
     "reppoints": Entry(

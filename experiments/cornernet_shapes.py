@@ -17,6 +17,7 @@ def get_config() -> ConfigDict:
             channels=(48, 48, 64, 96),
             blocks=(1, 1, 1, 1),
             pool_width=32,
+            head_width=48,
         )
     )
     config.data.update(source="shapes", canvases=((128, 128),), max_boxes=8)

@@ -64,6 +64,7 @@ class CornerNet(nn.Module):
     norm: str = "batch"  # of the whole network; stored: running statistics
     # Head.
     pool_width: int = 128
+    head_width: int = 256  # of the convolution before each map
     prior_probability: float = 0.1
     # Targets and losses (section 3.2, 3.3).
     min_overlap: float = 0.3
@@ -91,7 +92,8 @@ class CornerNet(nn.Module):
         sizes = fields.positive(channels, None, int) and len(channels) >= 2 and channels[0] >= 2
         of_each = fields.positive(blocks, len(channels) if sizes else None, int)
         odd = self.peak_kernel >= 1 and self.peak_kernel % 2 == 1
-        counts = ("num_classes", "stacks", "pool_width", "max_corners", "num_candidates")
+        counts = ("num_classes", "stacks", "pool_width", "head_width")
+        counts += ("max_corners", "num_candidates")
         weights = ("pull_weight", "push_weight", "offset_weight", "max_tag_distance", "min_score")
         rules = (
             *((name, getattr(self, name) >= 1, "at least 1") for name in counts),
@@ -119,7 +121,12 @@ class CornerNet(nn.Module):
         }
         self.branches = {  # Flax calls them branches_top_left0, ...
             f"{name}{stack}": corner.CornerBranch(
-                directions, outputs, self.pool_width, self.norm, dtype=self.dtype
+                directions,
+                outputs,
+                self.pool_width,
+                self.head_width,
+                self.norm,
+                dtype=self.dtype,
             )
             for name, directions in CORNERS.items()
             for stack in range(self.stacks)

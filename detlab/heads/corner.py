@@ -54,11 +54,13 @@ class CornerBranch(nn.Module):
 
     Attributes:
       outputs: name of a map -> (channels, bias initialiser).
+      head_width: channels of the 3x3 convolution of each map.
     """
 
     directions: tuple[str, str]
     outputs: Mapping[str, tuple[int, Callable]]
     pool_width: int = 128
+    head_width: int = 256
     norm: str = "batch"
     dtype: jnp.dtype = jnp.float32
 
@@ -72,7 +74,7 @@ class CornerBranch(nn.Module):
         maps = {}
         for name, (channels, bias_init) in self.outputs.items():
             conv = layers.ConvNorm(
-                x.shape[-1], activation=nn.relu, dtype=self.dtype, name=f"{name}_conv"
+                self.head_width, activation=nn.relu, dtype=self.dtype, name=f"{name}_conv"
             )
             predict = layers.Conv(
                 channels,

@@ -64,7 +64,7 @@ def test_the_shortcut_hands_on_what_was_not_pooled():
 
 
 def test_a_branch_pools_once_and_has_two_convolutions_for_each_map():
-    module = corner.CornerBranch(corner.TOP_LEFT, OUTPUTS, pool_width=4)
+    module = corner.CornerBranch(corner.TOP_LEFT, OUTPUTS, pool_width=4, head_width=6)
     x = jnp.zeros((2, 6, 5, 8))
     maps, tree = jax.eval_shape(lambda x: module.init_with_output(KEY, x, train=False), x)
     assert {name: values.shape for name, values in maps.items()} == {
@@ -82,12 +82,12 @@ def test_a_branch_pools_once_and_has_two_convolutions_for_each_map():
         "pool/pooled/conv/kernel": (3, 3, 4, 8),
         "pool/shortcut/conv/kernel": (1, 1, 8, 8),
         "pool/out/conv/kernel": (3, 3, 8, 8),
-        "heat_conv/conv/kernel": (3, 3, 8, 8),
-        "heat_conv/conv/bias": (8,),
-        "heat/kernel": (1, 1, 8, 3),
+        "heat_conv/conv/kernel": (3, 3, 8, 6),
+        "heat_conv/conv/bias": (6,),
+        "heat/kernel": (1, 1, 6, 3),
         "heat/bias": (3,),
-        "offset_conv/conv/kernel": (3, 3, 8, 8),
-        "offset_conv/conv/bias": (8,),
-        "offset/kernel": (1, 1, 8, 2),
+        "offset_conv/conv/kernel": (3, 3, 8, 6),
+        "offset_conv/conv/bias": (6,),
+        "offset/kernel": (1, 1, 6, 2),
         "offset/bias": (2,),
     }

@@ -142,6 +142,7 @@ TINY = {
             channels=(16, 16, 24),
             blocks=(1, 1, 1),
             pool_width=8,
+            head_width=16,
             max_corners=20,
             num_candidates=50,
             max_detections=20,
