@@ -95,12 +95,13 @@ def main(arguments: list[str]) -> None:
     options = command.QUICK if args.quick else None
     chosen = parity_cases.choose(parity_cases.find(args.fixtures), args.case)
     # What cannot be mapped is found before the first program is compiled.
-    plans = {name: _plan(info) for name, info in chosen.items()}
+    lacking = {name: lacks(args.fixtures, name, info) for name, info in chosen.items()}
+    plans = {name: _plan(info) for name, info in chosen.items() if not lacking[name]}
 
     rows = []
     for name, info in chosen.items():
-        if plans[name] is None:
-            reason = _missing(info, folders)
+        if lacking[name]:
+            reason = lacking[name] + _weights_there(info, folders)
             print(f"missing  {name}: {reason}")
             rows.append({"case": name, "status": "missing", "reason": reason})
             continue
@@ -327,27 +328,41 @@ def _detections(case, found) -> tuple[list[types.Detections], list[types.Detecti
     return mine, theirs
 
 
-def _plan(info: dict) -> Any:
-    """(adapter, detector, config) of a case of mmdet, one of RUNNERS; None where none knows it."""
+def lacks(fixtures: pathlib.Path, name: str, info: Mapping) -> str:
+    """What detlab does not have that a case needs, in words; "" where it can run."""
+    kind = _kind(info)
+    if kind in RUNNERS:
+        return kind.lacks(fixtures, name, info)
+    source = info.get("source") or info.get("reference") or "published weights"
+    return "" if kind else f"no model for {source}"
+
+
+def _kind(info: Mapping) -> Any:
+    """The one of RUNNERS or of ADAPTERS that knows a case; None where none does."""
     for runner in RUNNERS:
         if runner.knows(info):
             return runner
     for adapter in ADAPTERS:
         if all(parity_cases.part(info, path) == value for path, value in adapter.parts.items()):
-            fields = adapter.fields(info)
-            config = python_types.SimpleNamespace(detector=adapter.detector, model=fields)
-            return adapter, detector_lib.build(config), config
+            return adapter
     return None
 
 
-def _missing(info: dict, folders: parity_cases.Folders) -> str:
-    """What the case is, and for published weights whether they are there."""
-    source = info.get("source") or info.get("reference") or "published weights"
-    text = f"no model for {source}"
-    if isinstance(info.get("weights"), str):
-        there = (folders.weights / info["weights"]).exists()
-        text += f"; {info['weights']} is {'' if there else 'not '}in {folders.weights}"
-    return text
+def _plan(info: dict) -> Any:
+    """(adapter, detector, config) of a case of mmdet, or one of RUNNERS."""
+    kind = _kind(info)
+    if kind in RUNNERS:
+        return kind
+    config = python_types.SimpleNamespace(detector=kind.detector, model=kind.fields(info))
+    return kind, detector_lib.build(config), config
+
+
+def _weights_there(info: dict, folders: parity_cases.Folders) -> str:
+    """Of a case with published weights, whether they are there."""
+    if not isinstance(info.get("weights"), str):
+        return ""
+    there = (folders.weights / info["weights"]).exists()
+    return f"; {info['weights']} is {'' if there else 'not '}in {folders.weights}"
 
 
 def _folders(args) -> parity_cases.Folders:

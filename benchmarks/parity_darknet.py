@@ -43,6 +43,22 @@ def knows(info: Mapping) -> bool:
     return made or (isinstance(weights, str) and weights.endswith(".weights"))
 
 
+# What a layer of a case may say of its made-up weights that `_made_up` does not follow yet.
+_OTHER_RULES = ("head", "entries", "weights", "share_index")
+
+
+def lacks(folder: pathlib.Path, name: str, info: Mapping) -> str:
+    """What detlab does not have that the case needs, in words; "" where it has all."""
+    if "layers" not in info:
+        return ""
+    try:
+        darknet_cfg.read((folder / name).with_name(info["cfg"]))
+    except darknet_cfg.CfgError as error:
+        return str(error).removeprefix(f"{(folder / name).parent}/").removesuffix(".")
+    keys = [key for key in _OTHER_RULES if any(key in layer for layer in info["layers"])]
+    return f"the rule of its weights has {', '.join(keys)}, not followed yet" if keys else ""
+
+
 def run(
     folder: pathlib.Path,
     name: str,

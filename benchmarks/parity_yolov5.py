@@ -50,6 +50,11 @@ def knows(info: Mapping) -> bool:
     return named or "ultralytics/yolov5" in str(info.get("reference"))
 
 
+def lacks(folder: pathlib.Path, name: str, info: Mapping) -> str:
+    """What detlab does not have that the case needs: nothing."""
+    return ""
+
+
 def run(
     folder: pathlib.Path,
     name: str,

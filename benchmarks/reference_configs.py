@@ -22,6 +22,11 @@ class Reader:
         self._left = dict(config or {})
         self._children = []
 
+    @property
+    def empty(self) -> bool:
+        """Whether there is no key that was not read."""
+        return not self._left
+
     def take(self, key: str, default: Any = _REQUIRED) -> Any:
         """The value; raises UserError where it is absent and has no default."""
         value = self._left.pop(key, default)
@@ -83,10 +88,18 @@ def resnet(config: Reader) -> dict:
         raise errors.UserError(f"{config.path} has live norms without training; detlab has none.")
     return {
         "depth": config.take("depth"),
+        "backbone_width": config.take("base_channels", 64),
         "style": config.take("style", "pytorch"),
         "frozen_stages": max(frozen, 0),
         "backbone_norm": "frozen" if not trained else "stored" if stored else "batch",
     }
+
+
+def group_norm(config: Reader) -> dict:
+    """A trained GroupNorm; mmdet's heads that have one by default have 32 groups."""
+    config.expect("type", "GN")
+    config.expect("requires_grad", True)
+    return {"norm_groups": config.take("num_groups", 32)}
 
 
 def fpn(config: Reader, start_level: int, extra: str, num_levels: int) -> dict:

@@ -14,9 +14,9 @@ Four steps, each with a row for each thing that it checks; a row is named STEP/N
 A row runs in a process of its own, on CPUs, and is written as soon as it is over.  The next start
 skips it where the result says that it passed with the jax that is installed; `--again` runs it all
 the same.  A row that fails is recorded, told and does not stop the others.  One that ends without a
-result, by an error, leaves none: an older result is removed, as it is true no more.  Cases of
-detectors that detlab does not have are recorded as missing.  Exit status 1 where a row failed that
-is not in NOT_YET.
+result, by an error, leaves none: an older result is removed, as it is true no more.  Cases that
+need what detlab does not have are recorded as missing, with what that is.  Exit status 1 where a
+row failed.
 
 `tests/programs/test_release.py` says which row is missing or failed in the committed results.
 """
@@ -59,34 +59,6 @@ NUDGES = {
     "cornernet_hourglass104": 3,
 }
 
-# Parity cases that are refused, so that nothing is compared -> what detlab lacks for them.  A case
-# that is compared and misses a quantity is never excused by this table.
-_WIDTHS = "widths and groups of narrow forms are not mapped"
-_WEIGHTS = "the rule of its weights is not followed for its layers"
-_NEW_COORDS = "[yolo] with new_coords"
-NOT_YET = {
-    "small/cornernet_hourglass104_small": _WIDTHS,
-    "small/faster_rcnn_r50_fpn_small": _WIDTHS,
-    "small/fcos_r50_caffe_fpn_gn_head_small": _WIDTHS,
-    "small/fcos_r50_caffe_fpn_gn_head_center_normbbox_centeronreg_giou_small": _WIDTHS,
-    "small/reppoints_bbox_r50_grid_center_fpn_gn_small": _WIDTHS,
-    "small/reppoints_minmax_r50_fpn_gn_small": _WIDTHS,
-    "small/reppoints_moment_r50_fpn_gn_small": _WIDTHS,
-    "small/reppoints_partial_minmax_r50_fpn_gn_small": _WIDTHS,
-    "small/retinanet_ghm_r50_fpn_small": _WIDTHS,
-    "small/retinanet_r50_fpn_small": _WIDTHS,
-    "yolo/csresnext50-panet-spp": _WEIGHTS,
-    "yolo/yolov3-spp": _WEIGHTS,
-    "yolo/yolov3-tiny-prn": _WEIGHTS,
-    "yolo/gaussian-yolov3": "[Gaussian_yolo]",
-    "yolo/mixed": "a key twice in [net]",
-    "yolo/yolov2": "[reorg] and [region]",
-    "yolo/yolov2-tiny": "[region]",
-    "yolo/yolov4-csp": _NEW_COORDS,
-    "yolo/yolov4x-mish": _NEW_COORDS,
-    "yolo/yolov7-tiny": _NEW_COORDS,
-}
-
 
 class Settings(NamedTuple):
     """What the command line says."""
@@ -103,7 +75,6 @@ class Row(NamedTuple):
     status: str  # passed, failed or missing
     note: str = ""  # a figure, or why not
     jax: str = ""  # version that it was run with
-    compared: bool = True  # False where it ended without figures
 
 
 class Step(NamedTuple):
@@ -209,20 +180,17 @@ def why_run(settings: Settings, step: str, name: str, row: Row | None) -> str:
 
 
 def wanting(settings: Settings, step: str, names: Sequence[str] | None = None) -> list[str]:
-    """A line for each row of a step that is missing or failed in the results, but for NOT_YET."""
+    """A line for each row of a step that is missing or failed in the results."""
     rows, lines = results(settings, step), []
     for name in STEPS[step].names(settings) if names is None else names:
         row = rows.get(name)
         if row is None:
             lines.append(f"{step}/{name} has no result: benchmarks.release --only {step}/{name}")
             continue
-        not_yet = step == "parity" and name in NOT_YET
-        if row.status == "failed" and not (not_yet and not row.compared):
+        if row.status == "failed":
             lines.append(f"{step}/{name} failed: {row.note}")
         elif row.status == "missing" and can_run(settings, step, name):
             lines.append(f"{step}/{name} has a model now: benchmarks.release --only {step}/{name}")
-        elif row.status == "passed" and not_yet:
-            lines.append(f"{step}/{name} passed; take it out of NOT_YET of benchmarks/release.py")
     return lines
 
 
@@ -293,14 +261,13 @@ def find_cases(folder: pathlib.Path) -> dict[str, dict]:
 
 
 def can_run(settings: Settings, step: str, name: str) -> bool:
-    """Whether a row can run: all can but cases of detectors that detlab does not have."""
-    if step != "parity":
-        return True
-    info = find_cases(settings.fixtures)[name]
-    return any(runner.knows(info) for runner in parity.RUNNERS) or any(
-        all(parity_cases.part(info, path) == value for path, value in adapter.parts.items())
-        for adapter in parity.ADAPTERS
-    )
+    """Whether a row can run: all can but cases that need what detlab does not have."""
+    return step != "parity" or not lacks(settings, name)
+
+
+def lacks(settings: Settings, name: str) -> str:
+    """What detlab does not have that a case needs; "" where it can run."""
+    return parity.lacks(settings.fixtures, name, find_cases(settings.fixtures)[name])
 
 
 def _parity_file(settings: Settings) -> pathlib.Path:
@@ -315,17 +282,15 @@ def _parity_found(settings: Settings) -> dict[str, Row]:
         note = row.get("reason") or f"{row['quantities']} quantities"
         if missed:
             note += f", {len(missed)} missed: {'; '.join(missed[:3])}"
-        found[name] = Row(row["status"], note, row["jax"], "quantities" in row)
+        found[name] = Row(row["status"], note, row["jax"])
     return found
 
 
 def _parity_run(settings: Settings, name: str) -> None:
-    if can_run(settings, "parity", name):
-        row = _parity_row(settings, name)
+    if lacking := lacks(settings, name):
+        row = {"status": "missing", "reason": lacking}
     else:
-        info = find_cases(settings.fixtures)[name]
-        source = info.get("source") or info.get("reference") or "published weights"
-        row = {"status": "missing", "reason": f"no model for {source}"}
+        row = _parity_row(settings, name)
     path = _parity_file(settings)
     # Read again: another start of this command may have written rows meanwhile.
     cases = (read(path, "cases") or {"cases": {}})["cases"] | {name: row | {"jax": jax_version()}}

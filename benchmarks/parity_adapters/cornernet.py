@@ -57,6 +57,7 @@ def _hourglass(config: reference_configs.Reader) -> dict:
     config.expect("type", "HourglassNet")
     channels = tuple(config.take("stage_channels"))
     config.expect("downsample_times", len(channels) - 1)
+    config.expect("feat_channel", channels[0], default=256)  # of what the heads read
     norm = config.child("norm_cfg")
     norm.expect("type", "BN")
     norm.expect("requires_grad", True)

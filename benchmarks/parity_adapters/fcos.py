@@ -22,7 +22,6 @@ def fields(info: dict) -> dict:
     head.skip("in_channels")  # follows from the neck
     strides = tuple(head.take("strides"))
     head.expect("dcn_on_last_conv", False, default=False)
-    head.expect("norm_cfg", {"type": "GN", "num_groups": 32, "requires_grad": True})
     conv_bias = head.take("conv_bias", "auto")
     radius = head.take("center_sample_radius", 1.5)
     box_losses = {"IoULoss": "iou", "GIoULoss": "giou"}
@@ -44,6 +43,7 @@ def fields(info: dict) -> dict:
         **reference_configs.fpn(neck, 1, "on_output", len(strides)),
         "head_convs": head.take("stacked_convs", 4),
         "head_width": head.take("feat_channels", 256),
+        **reference_configs.group_norm(head.child("norm_cfg")),
         "conv_bias": conv_bias is True,  # "auto": where they have no norm
         "centerness_on_box": head.take("centerness_on_reg", False),
         "strides": strides,

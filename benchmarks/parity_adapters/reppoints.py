@@ -7,8 +7,6 @@ from benchmarks.parity_adapters import adapter
 from converters.tables import mmdet_reppoints
 from detlab import errors
 
-_GROUP_NORM = {"type": "GN", "num_groups": 32, "requires_grad": True}
-
 
 def fields(info: dict) -> dict:
     """Fields of `detectors.reppoints.RepPoints`."""
@@ -21,19 +19,13 @@ def fields(info: dict) -> dict:
     head.expect("moment_mul", 0.01)
     head.expect("conv_bias", "auto")
     head.skip("in_channels", "init_cfg")  # the first follows from the neck
-    norms = [part.take("norm_cfg", None) for part in (neck, head)]
-    if norms not in ([None] * 2, [_GROUP_NORM] * 2):
-        raise errors.UserError(
-            f"{head.path}.norm_cfg and that of the neck are {norms}; detlab has {_GROUP_NORM} or"
-            " none in both."
-        )
     strides = tuple(head.take("point_strides", (8, 16, 32, 64, 128)))
     found = {
         "num_classes": info["num_classes"],
         **reference_configs.preprocessor(model.child("data_preprocessor")),
         **reference_configs.resnet(model.child("backbone")),
         **reference_configs.fpn(neck, 1, "on_input", len(strides)),
-        "norm": "group" if norms[0] else "none",
+        **_norm(neck, head),
         "head_convs": head.take("stacked_convs", 4),
         "head_width": head.take("feat_channels", 256),
         "point_width": head.take("point_feat_channels", 256),
@@ -51,6 +43,20 @@ def fields(info: dict) -> dict:
     for reader in (model, train, test):
         reader.finish()
     return found
+
+
+def _norm(neck: reference_configs.Reader, head: reference_configs.Reader) -> dict:
+    """Group norms in neck and head, or none in both."""
+    norms = [part.child("norm_cfg") for part in (neck, head)]
+    absent = [norm.empty for norm in norms]
+    if all(absent):
+        return {"norm": "none"}
+    of_neck, of_head = (reference_configs.group_norm(norm) for norm in norms)
+    if any(absent) or of_neck != of_head:
+        raise errors.UserError(
+            f"{head.path}.norm_cfg and that of the neck differ; detlab has one for both."
+        )
+    return {"norm": "group", **of_head}
 
 
 def _box_losses(init: reference_configs.Reader, refine: reference_configs.Reader) -> dict:

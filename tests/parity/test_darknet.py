@@ -9,6 +9,26 @@ import pytest
 CASES = {"yolov3-tiny": 15, "yolov4-tiny": 15, "yolov3": 17, "yolov4": 17, "yolo-fastest-1.1": 15}
 
 
+# Cases of sections and rules that detlab does not follow yet -> words of the reason.
+MISSING = {
+    "yolov4-csp": "[yolo] has new_coords='1'",
+    "yolov2": "[reorg]",
+    "yolov2-tiny": "[region]",
+    "gaussian-yolov3": "[Gaussian_yolo]",
+    "yolov3-spp": "the rule of its weights has head, not followed yet",
+}
+
+
+def test_a_case_that_needs_more_than_detlab_has_is_missing_with_the_reason(shared_dir, capsys):
+    folder = shared_dir / "parity"
+    cases = [word for name in MISSING for word in ("--case", f"yolo/{name}")]
+    run = parity_runs.run(capsys, folder, *cases)
+    assert run.status == 1 and "5 cases: 0 passed, 0 failed, 5 missing" in run.text
+    for name, words in MISSING.items():
+        (line,) = [x for x in run.text.splitlines() if x.startswith(f"missing  yolo/{name}:")]
+        assert words in line and str(folder) not in line
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_the_shared_case_passes_in_full(name, shared_dir, capsys):

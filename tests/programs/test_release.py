@@ -20,7 +20,7 @@ def test_every_case_with_a_model_has_passed(repository, shared_dir):
     settings = release.Settings(shared_dir / "parity", repository / "benchmarks" / "results")
     assert release.wanting(settings, "parity") == []
     names = release.STEPS["parity"].names(settings)
-    assert release.NUDGES.keys() | release.NOT_YET.keys() <= set(names), "excused, but no case"
+    assert release.NUDGES.keys() <= set(names), "nudged, but no case"
 
 
 @pytest.mark.parametrize("step", ["kills", "overfit", "models"])
@@ -175,14 +175,6 @@ def test_a_case_without_a_model_is_missing_until_there_is_one(run, programs, tmp
     assert "parity/d has a model now" in first and "parity/e has no result" in second
     programs.calls.clear()
     assert run()[0] == 0 and programs.names[:2] == ["d", "e"]
-
-
-def test_only_a_case_that_is_refused_is_excused_by_the_table(run, programs, tmp_path, monkeypatch):
-    monkeypatch.setattr(release, "NOT_YET", {"a": "why", "b": "why", "c": "why"})
-    programs.fails.update(a="detlab does not map that.", b=[MISS])
-    status, text = run("--only", "parity")
-    assert status == 1 and "parity/a failed" not in text
-    assert "parity/b failed" in text and "parity/c passed; take it out of NOT_YET" in text
 
 
 def test_gradients_that_are_noise_are_nudged(run, programs, tmp_path, monkeypatch):
