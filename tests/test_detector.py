@@ -191,7 +191,7 @@ def test_build_fills_the_fields_of_the_detector_that_the_file_name_selects():
         (
             "yolov5",
             (100, 96),
-            "images of 100x96 px, and YOLOv5 needs sides that are multiples of 32.",
+            "YOLOv5 needs sides that are multiples of 32, not 100x96 px.",
         ),
         ("darknet", (100, 100), "images of 100x100 px: yolov4, line "),
     ],

@@ -171,8 +171,7 @@ class YOLOv5(nn.Module):
         coarsest = self.strides[-1]
         if height % coarsest or width % coarsest:
             raise ValueError(
-                f"images of {height}x{width} px, and YOLOv5 needs sides that are multiples of"
-                f" {coarsest}"
+                f"YOLOv5 needs sides that are multiples of {coarsest}, not {height}x{width} px"
             )
 
     @property
