@@ -141,7 +141,7 @@ def test_overfitting_one_batch_lowers_the_loss_and_finds_its_objects(subject, de
     optimizer = optax.adam(5e-3)
     params, state = subject.initial
 
-    @jax.jit
+    @tiny.jit_loop
     def run(params, state):
         def update(carry, _):
             params, state, opt_state = carry

@@ -192,6 +192,16 @@ def jit(function, **options):
     return jax.jit(function, compiler_options=command.QUICK, **options)
 
 
+# The opposite of the options of `jit` and of `tests/conftest.py`.
+_WELL = {"xla_backend_optimization_level": 3, "xla_llvm_disable_expensive_passes": False}
+_WELL |= {name: not value for name, value in command.QUICK.items() if name not in _WELL}
+
+
+def jit_loop(function):
+    """`jax.jit` for programs that take hundreds of steps: compiled as users do."""
+    return jax.jit(function, compiler_options=_WELL)
+
+
 def weights(detector: detector_lib.Detector, canvas: tuple[int, int] = (64, 96)):
     """(params, state) with random kernels, without the program of `init`, which is long to compile.
 
