@@ -7,7 +7,6 @@ Arguments that it does not know go to `detlab.train`.  A workdir whose run is fi
 written down.
 """
 
-import argparse
 import json
 import pathlib
 import subprocess
@@ -16,15 +15,12 @@ import sys
 from benchmarks import command
 from benchmarks import machine
 from detlab import errors
+from detlab import flags
 from detlab import run_log
 
 
 def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.experiment",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = flags.program("benchmarks.experiment", __doc__)
     parser.add_argument("--workdir", type=pathlib.Path, required=True)
     parser.add_argument("--output", type=pathlib.Path, required=True)
     parser.add_argument("--note", default="", help="anything a reader should know of the run")

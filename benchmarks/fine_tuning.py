@@ -10,18 +10,17 @@ both curves go to OUTPUT/fine_tuning_NAME.json, and --picture draws all that lie
 1 where the weights did not help.
 """
 
-import argparse
 import json
 import pathlib
 import sys
 import tempfile
 from typing import NamedTuple, Sequence
 
-
 from benchmarks import command
 from benchmarks import experiment
 from detlab import config as config_lib
 from detlab import errors
+from detlab import flags
 
 
 class Network(NamedTuple):
@@ -50,11 +49,7 @@ NETWORKS = {
 
 def main(arguments: Sequence[str]) -> None:
     """The command line; raises `UserError` for whatever a user can mend."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.fine_tuning",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = flags.program("benchmarks.fine_tuning", __doc__)
     parser.add_argument("--weights", required=True, help="folder of published weights")
     parser.add_argument("--data", required=True, help="BCCD")
     parser.add_argument("--only", action="append", default=[], help="a name; may be repeated")

@@ -7,12 +7,14 @@ import argparse
 import pathlib
 import sys
 
+from detlab import flags
+
 KILLS = 24  # of a run, by default and for a release
 
 
 def devices(docstring: str) -> argparse.ArgumentParser:
     """The flags of `python -m benchmarks.devices`."""
-    parser = _parser("benchmarks.devices", docstring)
+    parser = flags.program("benchmarks.devices", docstring)
     parser.add_argument("--config", required=True)
     parser.add_argument("--devices", type=int, nargs="+", default=(1, 2, 4))
     parser.add_argument("--steps", type=int, default=20)
@@ -23,7 +25,7 @@ def devices(docstring: str) -> argparse.ArgumentParser:
 
 def kills(docstring: str) -> argparse.ArgumentParser:
     """The flags of `python -m benchmarks.kills`."""
-    parser = _parser("benchmarks.kills", docstring)
+    parser = flags.program("benchmarks.kills", docstring)
     parser.add_argument("--config", default="retinanet_shapes")
     parser.add_argument("--kills", type=int, default=KILLS)
     parser.add_argument("--seed", type=int, default=0)
@@ -33,7 +35,7 @@ def kills(docstring: str) -> argparse.ArgumentParser:
 
 def memory(docstring: str) -> argparse.ArgumentParser:
     """The flags of `python -m benchmarks.memory`."""
-    parser = _parser("benchmarks.memory", docstring)
+    parser = flags.program("benchmarks.memory", docstring)
     parser.add_argument("--config", required=True)
     parser.add_argument("--every", type=float, default=2.0, help="seconds between samples")
     parser.add_argument("--json", type=pathlib.Path, help="file for figures and samples")
@@ -43,7 +45,7 @@ def memory(docstring: str) -> argparse.ArgumentParser:
 
 def models(docstring: str) -> argparse.ArgumentParser:
     """The flags of `python -m benchmarks.models`."""
-    parser = _parser("benchmarks.models", docstring)
+    parser = flags.program("benchmarks.models", docstring)
     parser.add_argument("--only", action="append", default=[], help="a name; may be repeated")
     parser.add_argument("--side", type=int, help="px of a square canvas instead of the default")
     parser.add_argument("--batch", type=int, default=1, help="images of a step")
@@ -56,7 +58,7 @@ def models(docstring: str) -> argparse.ArgumentParser:
 
 def parity(docstring: str) -> argparse.ArgumentParser:
     """The flags of `python -m benchmarks.parity`."""
-    parser = _parser("benchmarks.parity", docstring)
+    parser = flags.program("benchmarks.parity", docstring)
     parser.add_argument("--fixtures", required=True, type=pathlib.Path, help="folder of cases")
     parser.add_argument("--case", action="append", default=[], help="a name; may be repeated")
     parser.add_argument("--all", action="store_true", help="a case without a model is a failure")
@@ -74,7 +76,7 @@ def parity(docstring: str) -> argparse.ArgumentParser:
 
 def release(docstring: str) -> argparse.ArgumentParser:
     """The flags of `python -m benchmarks.release`."""
-    parser = _parser("benchmarks.release", docstring)
+    parser = flags.program("benchmarks.release", docstring)
     parser.add_argument("--only", action="append", default=[], help="STEP or STEP/NAME; repeatable")
     parser.add_argument("--again", action="append", default=[], help="the same, though it passed")
     parser.add_argument("--list", action="store_true", help="say what is there and what would run")
@@ -91,16 +93,8 @@ def release(docstring: str) -> argparse.ArgumentParser:
 
 def train_step(docstring: str) -> argparse.ArgumentParser:
     """The flags of `python -m benchmarks.train_step`."""
-    parser = _parser("benchmarks.train_step", docstring)
+    parser = flags.program("benchmarks.train_step", docstring)
     parser.add_argument("--config", required=True)
     parser.add_argument("--output", type=pathlib.Path)
     parser.add_argument("--repeats", type=int, default=9)
     return parser
-
-
-def _parser(module: str, docstring: str) -> argparse.ArgumentParser:
-    return argparse.ArgumentParser(
-        prog=f"python -m {module}",
-        description=docstring,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )

@@ -10,7 +10,6 @@ PyTorch.  They run in turns, so that ratios do not depend on what else the machi
 To add an operation, write a function that yields a `Case` per size and put it in `OPS`.
 """
 
-import argparse
 import functools
 import importlib
 import pathlib
@@ -27,6 +26,7 @@ import numpy as np
 from benchmarks import command
 from benchmarks import machine
 from detlab import errors
+from detlab import flags
 from detlab.ops import deform_conv as deform_conv_lib
 from detlab.ops import nms as nms_lib
 from detlab.ops import roi_align as roi_align_lib
@@ -45,11 +45,7 @@ class Case(NamedTuple):
 
 
 def main(arguments) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.ops",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = flags.program("benchmarks.ops", __doc__)
     parser.add_argument("--op", action="append", choices=OPS, help="may be repeated; all if absent")
     parser.add_argument("--size", choices=SIZES, default="full")
     parser.add_argument("--repeats", type=int, default=5)

@@ -10,7 +10,6 @@ Of each detector the curve is written to OUTPUT/overfit_NAME.json, with the proc
 --picture draws all curves that lie there.
 """
 
-import argparse
 import json
 import pathlib
 import resource
@@ -24,6 +23,7 @@ import cv2
 from benchmarks import command
 from benchmarks import machine
 from detlab import errors
+from detlab import flags
 from detlab import run_log
 from detlab.data import shapes
 
@@ -186,11 +186,7 @@ def get_config():
 
 def main(arguments: Sequence[str]) -> None:
     """The command line; raises `UserError` for whatever a user can mend."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.overfit",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = flags.program("benchmarks.overfit", __doc__)
     parser.add_argument("--only", action="append", default=[], help="a name; may be repeated")
     parser.add_argument("--steps", type=int, help="instead of each entry's own")
     parser.add_argument("--output", type=pathlib.Path, required=True, help="folder of results")

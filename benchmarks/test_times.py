@@ -17,7 +17,6 @@ A test costs a detector where its file is called after one (`test_darknet_traini
 parameter begins with its name (`test_contract.py::test_x[retinanet]`); the others are of all.
 """
 
-import argparse
 import collections
 import json
 import pathlib
@@ -28,6 +27,7 @@ from xml.etree import ElementTree
 from benchmarks import command
 from benchmarks import machine
 from detlab import errors
+from detlab import flags
 
 PARTS = ("everyday", "slow")
 MOVED = 0.1  # a part of the committed time
@@ -54,11 +54,7 @@ class Part(NamedTuple):
 
 def main(arguments: Sequence[str]) -> None:
     """The command line; raises `UserError` for whatever a user can mend."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.test_times",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = flags.program("benchmarks.test_times", __doc__)
     for part in PARTS:
         parser.add_argument(f"--{part}", type=pathlib.Path, help="pytest's XML report of that part")
     parser.add_argument("--slowest", type=int, default=60, help="tests to list of each part")

@@ -3,15 +3,16 @@
 import argparse
 import pathlib
 
+from detlab import flags
+
 FAMILIES = ("torchvision", "mmdet", "yolov5", "darknet")  # of weight files; see `convert.SOURCES`
 
 
 def convert(docstring: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m converters.convert",
-        description=docstring,
+    parser = flags.program(
+        "converters.convert",
+        docstring,
         epilog="Any key of the config is overridden by --config.key=value.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--source", choices=("auto", *FAMILIES), default="auto")
     parser.add_argument("--config", help="experiment file or name")

@@ -9,7 +9,7 @@ import pathlib
 
 def train(docstring: str) -> argparse.ArgumentParser:
     """The flags of `python -m detlab.train`."""
-    parser = _parser("detlab.train", docstring)
+    parser = program("detlab.train", docstring)
     _add_config(parser, required=True)
     parser.add_argument("--workdir", help="folder of the run; default runs/<config name>")
     parser.add_argument(
@@ -24,7 +24,7 @@ def train(docstring: str) -> argparse.ArgumentParser:
 
 def evaluation(docstring: str) -> argparse.ArgumentParser:
     """The flags of `python -m detlab.eval`."""
-    parser = _parser("detlab.eval", docstring)
+    parser = program("detlab.eval", docstring)
     _add_model(parser)
     parser.add_argument("--predictions", help="write predictions here; without a model, read them")
     parser.add_argument("--json", help="write the figures here")
@@ -37,7 +37,7 @@ def evaluation(docstring: str) -> argparse.ArgumentParser:
 
 def demo(docstring: str) -> argparse.ArgumentParser:
     """The flags of `python -m detlab.demo`."""
-    parser = _parser("detlab.demo", docstring)
+    parser = program("detlab.demo", docstring)
     _add_model(parser)
     parser.add_argument("--input", required=True, help="image, folder, 'glob' or video")
     parser.add_argument("--output", required=True, help="folder for pictures and JSON")
@@ -48,7 +48,7 @@ def demo(docstring: str) -> argparse.ArgumentParser:
 
 def fit_anchors(docstring: str) -> argparse.ArgumentParser:
     """The flags of `python -m detlab.tools.fit_anchors`."""
-    parser = _parser("detlab.tools.fit_anchors", docstring)
+    parser = program("detlab.tools.fit_anchors", docstring)
     _add_config(parser, required=True)
     parser.add_argument("--anchors", type=int, help="number of all; by default as many as now")
     parser.add_argument("--ratio", type=float, help="of sides, by default the detector's, or 4")
@@ -57,10 +57,12 @@ def fit_anchors(docstring: str) -> argparse.ArgumentParser:
     return parser
 
 
-def _parser(module: str, docstring: str) -> argparse.ArgumentParser:
+def program(module: str, docstring: str, epilog: str | None = None) -> argparse.ArgumentParser:
+    """The parser of `python -m MODULE`, without flags: --help shows the docstring as it stands."""
     return argparse.ArgumentParser(
         prog=f"python -m {module}",
         description=docstring,
+        epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
 
