@@ -95,6 +95,8 @@ def _by_platform(cpu, cpu_gradients, native, x, kernel):
     The choice is made in each direction anew: the gradient of one choice would keep the
     intermediate values of both programs.
     """
+    if cpu is native:  # and only its gradients are others: one program to trace
+        return native(x, kernel)
     return lax.platform_dependent(x, kernel, cpu=cpu, default=native)
 
 
