@@ -62,7 +62,7 @@ def parity(docstring: str) -> argparse.ArgumentParser:
     parser.add_argument("--fixtures", required=True, type=pathlib.Path, help="folder of cases")
     parser.add_argument("--case", action="append", default=[], help="a name; may be repeated")
     parser.add_argument("--all", action="store_true", help="a case without a model is a failure")
-    parser.add_argument("--nudge", type=int, default=0, help="runs with a changed input; see above")
+    parser.add_argument("--seed", type=int, default=0, help="of what the check itself draws")
     parser.add_argument("--quick", action="store_true", help="compile in a fraction of the time")
     parser.add_argument("--json", type=pathlib.Path, help="file for the lines")
     for name in ("weights", "images", "data"):

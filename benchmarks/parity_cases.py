@@ -23,7 +23,10 @@ _KEYS = (
     *("input_shape", "gt_counts", "sampled", "losses", "total_loss"),
     *("grad_norms", "grad_dots", "frozen", "unused", "buffers_after_train"),
 )
-_PARTS = ("drift.losses", "drift.detections", "batch_norm_in_train.batch_statistics")
+_PARTS = (
+    *("drift.losses", "drift.detections", "batch_norm_in_train.batch_statistics"),
+    *("grad_drift.norms", "grad_drift.dots", "grad_drift.vectors"),
+)
 
 
 class Folders(NamedTuple):
@@ -106,12 +109,23 @@ def find(folder: pathlib.Path) -> dict[str, dict]:
             if "model_cfg" in info:
                 absent = [key for key in _KEYS if key not in info]
                 absent += [key for key in _PARTS if part(info, key) is None]
+                absent += [] if absent else _without_drift(info)
                 if absent:
                     raise errors.UserError(f"{path} is no whole case: no {', '.join(absent)}.")
             found[path.relative_to(folder).with_suffix("").as_posix()] = info
     if not found:
         raise errors.UserError(f"{folder} has no case: no NAME.json with a model_cfg or weights.")
     return found
+
+
+def _without_drift(info: dict) -> list[str]:
+    """What a whole case has no drift of, although it has a gradient."""
+    return [
+        f"grad_drift.{of} of {key}"
+        for of in ("norms", "dots", "vectors")
+        for key in info["grad_norms"]
+        if key not in info["grad_drift"][of]
+    ][:3]
 
 
 def choose(found: Mapping[str, dict], wanted: list[str]) -> dict[str, dict]:

@@ -438,7 +438,7 @@ def _statistics(name: str, values, recorded: Mapping, keys) -> list[parity_check
         parity_checks.Line(
             f"{name} {key}",
             float(abs(values[key] - recorded[key]) / (unit or recorded[key])),
-            parity_checks.MAPS if unit else parity_checks.LOSSES,
+            parity_checks.MAPS if unit else parity_checks.FIGURES,
         )
         for key in keys
     ]
@@ -491,11 +491,11 @@ def _losses(recorded: Mapping, found: Mapping) -> list[parity_checks.Line]:
     images = len(found["labels"])  # by which the total is multiplied
     names = {"box": "loss/box", "obj": "loss/objectness", "cls": "loss/cls"}
     lines = [
-        parity_checks.loss(f"loss {key}", found["metrics"][name] / images, recorded[key])
+        parity_checks.figure(f"loss {key}", found["metrics"][name] / images, recorded[key])
         for key, name in names.items()
     ]
-    lines.append(parity_checks.loss("loss sum", found["total"] / images, recorded["sum"]))
-    lines.append(parity_checks.loss("loss total", found["total"], recorded["total_times_batch"]))
+    lines.append(parity_checks.figure("loss sum", found["total"] / images, recorded["sum"]))
+    lines.append(parity_checks.figure("loss total", found["total"], recorded["total_times_batch"]))
     for level, theirs in enumerate(recorded["gradient_of_total_by_head"]):
         name = f"gradient of head {level}"
         lines += _statistics(name, found["gradients"][level], theirs, ("l1", "l2", "max_abs"))
@@ -604,5 +604,5 @@ def _data_set(model: _Model, info: dict, folders) -> list[parity_checks.Line]:
     figures = coco_metrics.evaluate(eval_lib.ground_truth(source), predictions, source.class_names)
     for name, value in info["pycocotools"].items():
         mine = figures[re.sub(r"AR_(\d)", r"AR\1", name)]
-        lines.append(parity_checks.loss(f"figure {name}", mine, value))
+        lines.append(parity_checks.figure(f"figure {name}", mine, value))
     return lines

@@ -50,15 +50,6 @@ from detlab import programs
 KILLS = flags.KILLS
 KILLED = "retinanet_shapes"  # the experiment that is killed
 
-# Cases of whose recorded gradients some are noise at their tolerance -> --nudge.
-NUDGES = {
-    "yolov3_d53": 3,  # live norms and kinks of the leaky ReLU; docs/parity.md
-    "reppoints_bbox_r50_grid_center_fpn_gn": 3,  # one unit on its kink; docs/parity.md
-    # On a Xeon with AVX-512 one dot of 1235 quantities is off by 9.1e-4 where 8.3e-4 are allowed,
-    # and an input changed by one part in a million moves it by ten times as much.
-    "cornernet_hourglass104": 3,
-}
-
 
 class Settings(NamedTuple):
     """What the command line says."""
@@ -298,11 +289,10 @@ def _parity_run(settings: Settings, name: str) -> None:
 
 
 def _parity_row(settings: Settings, name: str) -> dict:
-    nudge = NUDGES.get(name, 0)
     with tempfile.TemporaryDirectory(prefix="release") as folder:
         output = pathlib.Path(folder) / "case.json"
         words = ["--fixtures", str(settings.fixtures), "--case", name, "--json", str(output)]
-        ended = start("benchmarks.parity", *words, *(["--nudge", str(nudge)] if nudge else []))
+        ended = start("benchmarks.parity", *words)
         content = read(output, "cases")
     seconds = {"seconds": round(ended.seconds, 1)}
     if content is None:
@@ -315,13 +305,10 @@ def _parity_row(settings: Settings, name: str) -> dict:
         for x in found["lines"]
         if x["quantity"] in found["missed"]
     }
-    drifted = sum(x["note"].startswith("own drift") for x in found["lines"])
     return {
         "status": found["status"],
         "quantities": len(found["lines"]),
         "missed": missed,
-        "by_own_drift": drifted,
-        **({"nudge": nudge} if nudge else {}),
         **seconds,
     }
 

@@ -17,7 +17,6 @@ class Results(NamedTuple):
     state: Mapping  # after the step
     gradients: Mapping | None  # of the loss, the tree of params; None where the case has none
     detections: Any  # of `predict`
-    nudged: tuple = ()  # gradients where the input is changed by one part in a million
 
 
 class Adapter(NamedTuple):

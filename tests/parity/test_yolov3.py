@@ -1,12 +1,4 @@
-"""YOLOv3 is the reference's, and parity notices what is changed in what is new in it.
-
-The gradients of this case are worse conditioned than the tolerances of a recorded case suppose:
-where a live norm has few values to average, rounding of the forward pass moves units across the
-kink of the leaky ReLU.  With its input changed by one part in a million the very same program has
-gradients that differ by 0.4 to 1.3 %, and PyTorch with the same weights, in single or in double
-precision, misses about a hundred of the recorded 444 figures too.  So gradients are asked to be no
-further off than what that change makes.
-"""
+"""YOLOv3 is the reference's, and parity notices what is changed in what is new in it."""
 
 import json
 import shutil
@@ -19,11 +11,10 @@ MAPS = {f"{kind}_{level}" for kind in ("neck fpn", "map pred_map") for level in 
 
 
 @pytest.mark.slow
-def test_the_shared_case_passes_and_gradients_to_within_their_own_drift(shared_dir, capsys):
-    run = parity_runs.run(capsys, shared_dir / "parity", "--case", CASE, "--nudge", "3")
+def test_the_shared_case_passes_in_full(shared_dir, capsys):
+    run = parity_runs.run(capsys, shared_dir / "parity", "--case", CASE)
     assert run.status == 0, run.text
     assert MAPS < set(run.passed) and len(run.passed) == 511
-    assert run.text.count("own drift instead of") < 200  # of 444
     # The norms of neck and head are live, those of the backbone are not.
     assert sum(line.startswith("buffer") for line in run.passed) == 2 * 20
 

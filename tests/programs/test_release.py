@@ -19,8 +19,6 @@ from detlab import errors
 def test_every_case_with_a_model_has_passed(repository, shared_dir):
     settings = release.Settings(shared_dir / "parity", repository / "benchmarks" / "results")
     assert release.wanting(settings, "parity") == []
-    names = release.STEPS["parity"].names(settings)
-    assert release.NUDGES.keys() <= set(names), "nudged, but no case"
 
 
 @pytest.mark.parametrize("step", ["kills", "overfit", "models"])
@@ -121,7 +119,7 @@ def test_a_row_is_written_when_it_is_over_and_the_next_start_runs_the_others(
     programs.fails["b"] = KeyboardInterrupt()
     with pytest.raises(KeyboardInterrupt):
         run("--only", "parity")
-    row = {"status": "passed", "quantities": 1, "missed": {}, "by_own_drift": 0, "seconds": 1.0}
+    row = {"status": "passed", "quantities": 1, "missed": {}, "seconds": 1.0}
     assert parity_rows(tmp_path) == {"a": {**row, "jax": release.jax_version()}}
 
     programs.calls.clear()
@@ -175,13 +173,6 @@ def test_a_case_without_a_model_is_missing_until_there_is_one(run, programs, tmp
     assert "parity/d has a model now" in first and "parity/e has no result" in second
     programs.calls.clear()
     assert run()[0] == 0 and programs.names[:2] == ["d", "e"]
-
-
-def test_gradients_that_are_noise_are_nudged(run, programs, tmp_path, monkeypatch):
-    monkeypatch.setattr(release, "NUDGES", {"b": 3})
-    run("--only", "parity")
-    assert [words[-2:] == ("--nudge", "3") for _, words in programs.calls] == [False, True, False]
-    assert parity_rows(tmp_path)["b"]["nudge"] == 3
 
 
 def test_results_of_the_other_steps_are_those_of_their_own_commands(run, programs, tmp_path):
