@@ -65,13 +65,29 @@ def parity(docstring: str) -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0, help="of what the check itself draws")
     parser.add_argument("--quick", action="store_true", help="compile in a fraction of the time")
     parser.add_argument("--json", type=pathlib.Path, help="file for the lines")
+    _folders_of_cases(parser)
+    return parser
+
+
+def parity_errors(docstring: str) -> argparse.ArgumentParser:
+    """The flags of `python -m benchmarks.parity_errors`."""
+    parser = flags.program("benchmarks.parity_errors", docstring)
+    parser.add_argument("--fixtures", required=True, type=pathlib.Path, help="folder of cases")
+    parser.add_argument("--case", action="append", default=[], help="a name; may be repeated")
+    parser.add_argument("--seed", action="append", type=int, default=[], help="may be repeated")
+    parser.add_argument("--kernels", type=int, default=3, help="of each part; 0 for all")
+    parser.add_argument("--json", type=pathlib.Path, help="file for the runs")
+    _folders_of_cases(parser)
+    return parser
+
+
+def _folders_of_cases(parser: argparse.ArgumentParser) -> None:
     for name in ("weights", "images", "data"):
         parser.add_argument(
             f"--{name}",
             type=pathlib.Path,
             help=f"of cases with published weights; default: `{name}` beside the folder `parity`",
         )
-    return parser
 
 
 def release(docstring: str) -> argparse.ArgumentParser:

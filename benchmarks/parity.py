@@ -85,12 +85,12 @@ class Converted(NamedTuple):
 def main(arguments: list[str]) -> None:
     """The command line; raises `UserError` for whatever a user can mend."""
     args = flags.parity(__doc__).parse_args(arguments)
-    folders = _folders(args)
+    folders = case_folders(args)
     options = command.QUICK if args.quick else None
     chosen = parity_cases.choose(parity_cases.find(args.fixtures), args.case)
     # What cannot be mapped is found before the first program is compiled.
     lacking = {name: lacks(args.fixtures, name, info) for name, info in chosen.items()}
-    plans = {name: _plan(info) for name, info in chosen.items() if not lacking[name]}
+    plans = {name: plan(info) for name, info in chosen.items() if not lacking[name]}
 
     rows = []
     for name, info in chosen.items():
@@ -342,7 +342,7 @@ def _kind(info: Mapping) -> Any:
     return None
 
 
-def _plan(info: dict) -> Any:
+def plan(info: dict) -> Any:
     """(adapter, detector, config) of a case of mmdet, or one of RUNNERS."""
     kind = _kind(info)
     if kind in RUNNERS:
@@ -359,7 +359,7 @@ def _weights_there(info: dict, folders: parity_cases.Folders) -> str:
     return f"; {info['weights']} is {'' if there else 'not '}in {folders.weights}"
 
 
-def _folders(args) -> parity_cases.Folders:
+def case_folders(args) -> parity_cases.Folders:
     """The given folders, which must exist, or those beside the folder `parity`."""
     fixtures = args.fixtures.resolve()
     above = (folder for folder in (fixtures, *fixtures.parents) if folder.name == "parity")

@@ -50,7 +50,7 @@ def test_published_weights_are_looked_for_in_their_folder(fixtures, tmp_path, ca
 def test_the_default_folders_lie_beside_the_folder_parity(tmp_path):
     for fixtures in (tmp_path / "parity", tmp_path / "parity" / "yolo"):
         args = types.SimpleNamespace(fixtures=fixtures, weights=None, images=None, data=None)
-        assert parity._folders(args).weights.resolve() == tmp_path.resolve() / "weights"
+        assert parity.case_folders(args).weights.resolve() == tmp_path.resolve() / "weights"
 
 
 def test_the_json_holds_what_is_printed(fixtures, tmp_path, capsys):

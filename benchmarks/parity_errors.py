@@ -1,0 +1,258 @@
+"""Would parity notice?  Deliberate errors, each of which must miss in at least one line.
+
+    python -m benchmarks.parity_errors --fixtures ../shared/parity/small
+
+Every case of mmdet that has a model is run as it is, where it must pass, and with one error at a
+time, where it must not: two input channels of a convolution swapped, its kernel flipped, the
+channels or the columns of the input reversed, one loss 2 % heavier, the epsilon of all norms or of
+one a hundred times as large, and the `stop_gradient` of one file missing.  Errors of a
+convolution are tried on --kernels of each part of the network, first to last.  An error that
+changes no number is none (a `stop_gradient` before constants): its row says `no effect`.
+
+Exit status 1 where an error is not noticed, or a case does not pass as it is.
+"""
+
+import contextlib
+import pathlib
+import sys
+import time
+from typing import Any, Callable, Iterator, Mapping, NamedTuple, Sequence
+from unittest import mock
+
+from benchmarks import flags
+from detlab import config as config_lib
+
+if __name__ == "__main__":
+    config_lib.answer_first(flags.parity_errors(__doc__))  # --help needs no import below
+
+import jax
+import numpy as np
+
+from benchmarks import command
+from benchmarks import machine
+from benchmarks import parity
+from benchmarks import parity_cases
+from benchmarks import parity_checks
+from converters import mapping
+from detlab import detector as detector_lib
+from detlab import errors
+from detlab import layers
+from detlab import types
+
+HEAVIER = 1.02  # the factor of one loss
+EPSILON = 100  # the factor of a norm's
+KERNELS = 3  # of each part of the network, unless more are asked for
+_FACTORS = "loss_factors"  # a collection of the state, beside the detector's own
+_PACKAGE = pathlib.Path(layers.__file__).parent
+
+
+class Run(NamedTuple):
+    """One run of a case."""
+
+    error: str  # "" of the case as it is
+    missed: list[str]  # quantities
+    verdict: str  # passed, noticed, not noticed, no effect
+
+
+class Inputs(NamedTuple):
+    """What a case's program is run on; an error in numbers changes a part of it."""
+
+    params: Mapping
+    state: Mapping
+    batch: types.Batch
+    rng: jax.Array
+
+
+def main(arguments: Sequence[str]) -> None:
+    """The command line; raises `UserError` for whatever a user can mend."""
+    args = flags.parity_errors(__doc__).parse_args(arguments)
+    if args.kernels < 0:
+        raise errors.UserError(f"--kernels is {args.kernels}; it must be at least 0, for all.")
+    folders = parity.case_folders(args)
+    chosen = parity_cases.choose(parity_cases.find(args.fixtures), args.case)
+    rows = []
+    for name, info in chosen.items():
+        plan = None if parity.lacks(args.fixtures, name, info) else parity.plan(info)
+        if not isinstance(plan, tuple):
+            continue  # no model, or a case of another reference than mmdet
+        case = parity_cases.read(args.fixtures, name, info, folders)
+        start = time.perf_counter()
+        for seed in args.seed or [0]:
+            runs = list(try_errors(case, *plan, seed, args.kernels))
+            rows += [{"case": name, "seed": seed, **run._asdict()} for run in runs]
+            for run in runs:
+                some = ", ".join(run.missed[:2])
+                print(f"{run.verdict:12} {run.error or 'as it is'}: {len(run.missed)} miss {some}")
+            count = sum(run.verdict == "noticed" for run in runs)
+            seconds = time.perf_counter() - start
+            print(f"{name}, seed {seed}: {count} errors noticed ({seconds:.0f} s)", flush=True)
+    bad = [row for row in rows if row["verdict"] in ("failed", "not noticed")]
+    print(f"{len(rows)} runs, {len(bad)} with another verdict than wanted")
+    for row in bad:
+        print(f"{row['verdict']}: {row['case']}, {row['error'] or 'as it is'}")
+    if args.json:
+        command.write_json(args.json, {"machine": machine.describe(), "runs": rows})
+    if bad or not rows:
+        sys.exit(1)
+
+
+def try_errors(
+    case: parity_cases.Case, adapter, detector: detector_lib.Detector, config, seed: int, count: int
+) -> Iterator[Run]:
+    """Runs a case as it is and with every error.
+
+    Args:
+      seed: of what the check itself draws.
+      count: convolutions of each part of the network; 0 for all.
+    """
+    converted = parity.convert_weights(case, adapter, config, seed)
+    weighted = _weighted(detector)
+
+    def judge(error: str, results, reference=None) -> Run:
+        own = results._replace(state={k: v for k, v in results.state.items() if k != _FACTORS})
+        lines, _ = parity.compare(case, adapter, converted, own)
+        missed = [line.quantity for line in lines if not line.passed]
+        if not error:
+            return Run("", missed, "failed" if missed else "passed")
+        if reference is not None and _same(results, reference):
+            return Run(error, missed, "no effect")
+        return Run(error, missed, "noticed" if missed else "not noticed")
+
+    compute = parity.program(weighted, True, command.QUICK)
+    state = {**converted.state, _FACTORS: {}}
+    inputs = Inputs(converted.params, state, case.batch(), jax.random.key(seed))
+    # A first run says which losses there are, and every run is given a factor of each.
+    names = jax.eval_shape(detector.loss, *converted[2:4], inputs.batch, inputs.rng)[1][0]
+    ones = {name: np.float32(1) for name in names if name.startswith("loss/")}
+    inputs = inputs._replace(state={**state, _FACTORS: ones})
+    as_it_is = jax.device_get(compute(*inputs))
+    yield judge("", as_it_is)
+    for error, changed in errors_in_numbers(inputs, count):
+        yield judge(error, jax.device_get(compute(*changed)))
+    for error, patch in errors_in_code(detector, inputs):
+        with_gradients = error.startswith("stop_gradient")
+        jax.clear_caches()  # of functions that were traced without the error
+        with patch():
+            compute = parity.program(weighted, with_gradients, command.QUICK)
+            results = jax.device_get(compute(*inputs))
+        yield judge(error, results, as_it_is if with_gradients else None)
+    jax.clear_caches()
+
+
+def _weighted(detector: detector_lib.Detector) -> detector_lib.Detector:
+    """The detector with every loss times its factor, which the state holds."""
+
+    def loss(params, state, batch, rng):
+        state = dict(state)
+        factors = state.pop(_FACTORS)
+        value, (metrics, state) = detector.loss(params, state, batch, rng)
+        for name, factor in factors.items():
+            value = value + (factor - 1) * metrics[name]
+            metrics = {**metrics, name: factor * metrics[name]}
+        return value, (metrics, {**state, _FACTORS: factors})
+
+    return detector._replace(loss=loss)
+
+
+def errors_in_numbers(inputs: Inputs, count: int) -> Iterator[tuple[str, Inputs]]:
+    """(error, what the program is run on) of each error that needs no other program."""
+    batch, factors = inputs.batch, inputs.state[_FACTORS]
+    for name, axis in (("channels", 3), ("columns", 2)):
+        images = np.flip(batch.images, axis)
+        yield f"{name} of the input reversed", inputs._replace(batch=batch._replace(images=images))
+    for name in factors:
+        heavier = {**factors, name: np.float32(HEAVIER)}
+        yield f"{name} 2 % heavier", inputs._replace(state={**inputs.state, _FACTORS: heavier})
+    leaves = mapping.flatten(inputs.params)
+    for path in _kernels(leaves, count):
+        kernel = leaves[path]
+        changes = {"channels swapped in": kernel[:, :, [1, 0, *range(2, kernel.shape[2])]]}
+        if kernel.shape[0] > 1:
+            changes["flipped"] = kernel[::-1, ::-1]
+        for error, value in changes.items():
+            params = mapping.nest({**leaves, path: value})
+            yield f"{error} {path}", inputs._replace(params=params)
+
+
+def _kernels(leaves: Mapping[str, np.ndarray], count: int) -> list[str]:
+    """Of each part of the network so many convolutions, evenly spaced; all for 0."""
+    parts = {}
+    for path, leaf in leaves.items():
+        if leaf.ndim == 4 and leaf.shape[2] > 1:
+            parts.setdefault(path.split("/")[0], []).append(path)
+    chosen = []
+    for paths in parts.values():
+        most = min(count or len(paths), len(paths))
+        chosen += [paths[i] for i in np.unique(np.linspace(0, len(paths) - 1, most).astype(int))]
+    return chosen
+
+
+def errors_in_code(
+    detector: detector_lib.Detector, inputs: Inputs
+) -> Iterator[tuple[str, Callable[[], Any]]]:
+    """(error, context in which a program with it is traced)."""
+    norms, callers = [], []
+
+    def list_norm(call, args, keywords, context):
+        if isinstance(context.module, layers.Norm):
+            norms.append(context.module.path)
+        return call(*args, **keywords)
+
+    def list_caller(file: str) -> bool:
+        callers.append(file)
+        return True
+
+    state = {name: value for name, value in inputs.state.items() if name != _FACTORS}
+    jax.clear_caches()
+    with layers.nn.intercept_methods(list_norm), _stop_gradient(list_caller):
+        jax.eval_shape(detector.loss, inputs.params, state, inputs.batch, inputs.rng)
+    norms = list(dict.fromkeys(norms))
+    if norms:
+        yield f"epsilon of all norms times {EPSILON}", lambda: _epsilon(norms)
+        middle = norms[len(norms) // 2]
+        yield f"epsilon of {'/'.join(middle)} times {EPSILON}", lambda: _epsilon([middle])
+    for caller in dict.fromkeys(callers):
+        name = pathlib.Path(caller).relative_to(_PACKAGE)
+        keep = caller.__ne__
+        yield f"stop_gradient missing in {name}", lambda keep=keep: _stop_gradient(keep)
+
+
+def _epsilon(paths: Sequence[tuple[str, ...]]):
+    """Norms at these paths have another epsilon."""
+
+    def change(call, args, keywords, context):
+        module = context.module
+        if isinstance(module, layers.Norm) and module.path in paths:
+            # Flax's modules are frozen; this one lives for the one call.
+            object.__setattr__(module, "epsilon", EPSILON * module.epsilon)
+        return call(*args, **keywords)
+
+    return layers.nn.intercept_methods(change)
+
+
+@contextlib.contextmanager
+def _stop_gradient(keep: Callable[[str], bool]):
+    """`stop_gradient` does nothing where `keep(file)` is false of a file of detlab that calls it."""
+    real = jax.lax.stop_gradient
+
+    def stop(x):
+        file = sys._getframe(1).f_code.co_filename
+        ours = _PACKAGE in pathlib.Path(file).parents
+        return real(x) if not ours or keep(file) else x
+
+    with mock.patch.object(jax.lax, "stop_gradient", stop):
+        yield
+
+
+def _same(results, reference) -> bool:
+    """Whether the losses and gradients are the same to within rounding."""
+    pairs = zip(
+        jax.tree.leaves((results.gradients, results.metrics)),
+        jax.tree.leaves((reference.gradients, reference.metrics)),
+    )
+    largest = max(float(np.abs(x).max()) for x in jax.tree.leaves(reference.gradients))
+    return all(np.allclose(a, b, rtol=1e-4, atol=1e-6 * largest) for a, b in pairs)
+
+
+if __name__ == "__main__":
+    errors.run_main(main)
