@@ -9,6 +9,7 @@ import sys
 
 from detlab import flags
 
+CASES = pathlib.Path("../shared/parity")  # recorded runs of references
 KILLS = 24  # of a run, by default and for a release
 
 
@@ -59,29 +60,28 @@ def models(docstring: str) -> argparse.ArgumentParser:
 def parity(docstring: str) -> argparse.ArgumentParser:
     """The flags of `python -m benchmarks.parity`."""
     parser = flags.program("benchmarks.parity", docstring)
-    parser.add_argument("--fixtures", required=True, type=pathlib.Path, help="folder of cases")
-    parser.add_argument("--case", action="append", default=[], help="a name; may be repeated")
+    _cases(parser, CASES)
     parser.add_argument("--all", action="store_true", help="a case without a model is a failure")
     parser.add_argument("--seed", type=int, default=0, help="of what the check itself draws")
     parser.add_argument("--quick", action="store_true", help="compile in a fraction of the time")
     parser.add_argument("--json", type=pathlib.Path, help="file for the lines")
-    _folders_of_cases(parser)
     return parser
 
 
 def parity_errors(docstring: str) -> argparse.ArgumentParser:
     """The flags of `python -m benchmarks.parity_errors`."""
     parser = flags.program("benchmarks.parity_errors", docstring)
-    parser.add_argument("--fixtures", required=True, type=pathlib.Path, help="folder of cases")
-    parser.add_argument("--case", action="append", default=[], help="a name; may be repeated")
+    _cases(parser, CASES / "small")
     parser.add_argument("--seed", action="append", type=int, default=[], help="may be repeated")
     parser.add_argument("--kernels", type=int, default=3, help="of each part; 0 for all")
     parser.add_argument("--json", type=pathlib.Path, help="file for the runs")
-    _folders_of_cases(parser)
     return parser
 
 
-def _folders_of_cases(parser: argparse.ArgumentParser) -> None:
+def _cases(parser: argparse.ArgumentParser, folder: pathlib.Path) -> None:
+    """Flags of where cases and what they need are, and of which are meant."""
+    parser.add_argument("--fixtures", type=pathlib.Path, default=folder, help="folder of cases")
+    parser.add_argument("--case", action="append", default=[], help="a name; may be repeated")
     for name in ("weights", "images", "data"):
         parser.add_argument(
             f"--{name}",
@@ -96,9 +96,7 @@ def release(docstring: str) -> argparse.ArgumentParser:
     parser.add_argument("--only", action="append", default=[], help="STEP or STEP/NAME; repeatable")
     parser.add_argument("--again", action="append", default=[], help="the same, though it passed")
     parser.add_argument("--list", action="store_true", help="say what is there and what would run")
-    parser.add_argument(
-        "--fixtures", type=pathlib.Path, default=pathlib.Path("../shared/parity"), help="of parity"
-    )
+    parser.add_argument("--fixtures", type=pathlib.Path, default=CASES, help="of parity")
     parser.add_argument(
         "--output", type=pathlib.Path, default=pathlib.Path("benchmarks/results"), help="folder"
     )

@@ -1,6 +1,7 @@
 """Is a detlab detector, given the weights of a reference detector, that detector?
 
-    python -m benchmarks.parity --fixtures ../shared/parity --case retinanet_r50_fpn
+    python -m benchmarks.parity --case retinanet_r50_fpn
+    python -m benchmarks.parity --all
 
 A case is a recorded run of the reference (docs/parity.md).  Its weights are made by its rule and
 converted by the table that users' files go through; the detector is built from the configuration
@@ -11,8 +12,9 @@ differences.
 
 --quick compiles as the tests do, in a fraction of the time; a release is checked without it.
 
-Without --case every case that has a model is run and the others are listed as missing.  Exit
-status 1 where a quantity misses its tolerance, or a case that was asked for has no model.
+Without --case every case of the folder --fixtures that has a model is run and the others are
+listed as missing.  Exit status 1 where a quantity misses its tolerance, or a case that was asked
+for, by name or by --all, has no model.
 """
 
 import math
@@ -99,18 +101,21 @@ def main(arguments: list[str]) -> None:
             print(f"missing  {name}: {reason}")
             rows.append({"case": name, "status": "missing", "reason": reason})
             continue
+        if any(row["status"] != "missing" for row in rows):
+            jax.clear_caches()  # of the case before: its programs are large, and of no use now
         start = time.perf_counter()
         if plans[name] in RUNNERS:
             print(f"case {name}: {info.get('reference') or info['weights']}")
             lines, not_compared = plans[name].run(args.fixtures, name, info, folders, options)
-            rows.append(_report(name, lines, not_compared, time.perf_counter() - start))
-            continue
-        adapter, detector, config = plans[name]
-        print(f"case {name}: {info['source']}, seed {info['seed']}, input {info['input_shape']}")
-        case = parity_cases.read(args.fixtures, name, info, folders)
-        converted = convert_weights(case, adapter, config, args.seed)
-        results = run(case, detector, converted, args.seed, options)
-        lines, not_compared = compare(case, adapter, converted, results)
+        else:
+            adapter, detector, config = plans[name]
+            print(
+                f"case {name}: {info['source']}, seed {info['seed']}, input {info['input_shape']}"
+            )
+            case = parity_cases.read(args.fixtures, name, info, folders)
+            converted = convert_weights(case, adapter, config, args.seed)
+            results = run(case, detector, converted, args.seed, options)
+            lines, not_compared = compare(case, adapter, converted, results)
         rows.append(_report(name, lines, not_compared, time.perf_counter() - start))
 
     counts = {s: sum(r["status"] == s for r in rows) for s in ("passed", "failed", "missing")}

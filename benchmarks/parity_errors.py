@@ -1,13 +1,15 @@
 """Would parity notice?  Deliberate errors, each of which must miss in at least one line.
 
-    python -m benchmarks.parity_errors --fixtures ../shared/parity/small
+    python -m benchmarks.parity_errors
+    python -m benchmarks.parity_errors --case retinanet_r50_fpn_small --kernels 0
 
-Every case of mmdet that has a model is run as it is, where it must pass, and with one error at a
+Every case of mmdet in the folder --fixtures that has a model is run as it is, where it must pass, and with one error at a
 time, where it must not: two input channels of a convolution swapped, its kernel flipped, the
 channels or the columns of the input reversed, one loss 2 % heavier, the epsilon of all norms or of
 one a hundred times as large, and the `stop_gradient` of one file missing.  Errors of a
 convolution are tried on --kernels of each part of the network, first to last.  An error that
-changes no number is none (a `stop_gradient` before constants): its row says `no effect`.
+changes no number is none (a `stop_gradient` before constants): its row says `no effect`.  Programs
+are compiled quickly, as by `benchmarks.parity --quick`.
 
 Exit status 1 where an error is not noticed, or a case does not pass as it is.
 """
@@ -32,7 +34,6 @@ from benchmarks import command
 from benchmarks import machine
 from benchmarks import parity
 from benchmarks import parity_cases
-from benchmarks import parity_checks
 from converters import mapping
 from detlab import detector as detector_lib
 from detlab import errors
@@ -232,7 +233,7 @@ def _epsilon(paths: Sequence[tuple[str, ...]]):
 
 @contextlib.contextmanager
 def _stop_gradient(keep: Callable[[str], bool]):
-    """`stop_gradient` does nothing where `keep(file)` is false of a file of detlab that calls it."""
+    """`stop_gradient` does nothing in files of detlab of which `keep(file)` is false."""
     real = jax.lax.stop_gradient
 
     def stop(x):

@@ -1,0 +1,78 @@
+"""Parity notices deliberate errors in every detector, and no run of a case as it is."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from benchmarks import parity_errors
+from detlab import types
+from detlab.ops import boxes as boxes_lib
+
+# Twin, without the `_small` of its name -> files without whose `stop_gradient` numbers change.
+CASES = {
+    "retinanet_r50_fpn": {"backbones/resnet.py"},
+    "retinanet_ghm_r50_fpn": {"backbones/resnet.py", "losses/ghm.py"},
+    "fcos_r50_caffe_fpn_gn_head_center_normbbox_centeronreg_giou": {"backbones/resnet.py"},
+    "faster_rcnn_r50_fpn": {"backbones/resnet.py"},
+    "reppoints_moment_r50_fpn_gn": {"backbones/resnet.py"},
+    "cornernet_hourglass104": set(),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
+def test_every_error_is_noticed(name, shared_dir, tmp_path, capsys):
+    fixtures = shared_dir / "parity" / "small"
+    parity_errors.main(["--fixtures", str(fixtures), "--case", f"{name}_small"])
+    text = capsys.readouterr().out
+    assert "0 with another verdict than wanted" in text
+    assert "passed       as it is: 0 miss" in text
+    noticed = [line.removeprefix("noticed").strip() for line in text.splitlines()]
+    for error in ("channels swapped in", "flipped", "channels of the input", "epsilon of all"):
+        assert any(line.startswith(error) for line in noticed), error
+    missing = "stop_gradient missing in "
+    files = {line.removeprefix(missing).split(":")[0] for line in noticed if missing in line}
+    assert CASES[name] <= files
+
+
+def inputs():
+    leaves = {f"part{i}/conv{j}/kernel": np.zeros((3, 3, 2, 2)) for i in (0, 1) for j in range(5)}
+    params = parity_errors.mapping.nest({**leaves, "part0/conv0/bias": np.zeros(2)})
+    images = np.arange(24, dtype=np.float32).reshape(1, 2, 4, 3)
+    batch = types.Batch(images, *[None] * (len(types.Batch._fields) - 1))
+    state = {"loss_factors": {"loss/box": np.float32(1), "loss/cls": np.float32(1)}}
+    return parity_errors.Inputs(params, state, batch, jax.random.key(0))
+
+
+def test_errors_in_numbers_change_one_thing_each():
+    given = inputs()
+    found = dict(parity_errors.errors_in_numbers(given, 3))
+    kernels = [f"part{i}/conv{j}/kernel" for i in (0, 1) for j in (0, 2, 4)]
+    assert list(found) == [
+        "channels of the input reversed",
+        "columns of the input reversed",
+        "loss/box 2 % heavier",
+        "loss/cls 2 % heavier",
+        *(f"{error} {path}" for path in kernels for error in ("channels swapped in", "flipped")),
+    ]
+    reversed_ = found["columns of the input reversed"]
+    np.testing.assert_array_equal(reversed_.batch.images[:, :, ::-1], given.batch.images)
+    assert reversed_.params is given.params and reversed_.state is given.state
+    factors = found["loss/cls 2 % heavier"].state["loss_factors"]
+    assert factors == {"loss/box": 1, "loss/cls": np.float32(1.02)}
+    assert len(list(parity_errors.errors_in_numbers(given, 0))) == 4 + 2 * 10
+
+
+def test_the_stop_gradient_of_one_file_alone_is_missing():
+    boxes, others = jnp.array([[0.0, 0.0, 4.0, 6.0]]), jnp.array([[0.0, 1.0, 5.0, 6.0]])
+
+    def gradient():
+        return jax.grad(lambda x: boxes_lib.ciou(x, others).sum())(boxes)
+
+    kept = gradient()
+    with parity_errors._stop_gradient(lambda file: not file.endswith("ops/boxes.py")):
+        assert not np.allclose(gradient(), kept)
+    with parity_errors._stop_gradient(lambda file: not file.endswith("losses/ghm.py")):
+        np.testing.assert_array_equal(gradient(), kept)
+    np.testing.assert_array_equal(gradient(), kept)
