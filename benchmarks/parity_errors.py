@@ -3,13 +3,13 @@
     python -m benchmarks.parity_errors
     python -m benchmarks.parity_errors --case retinanet_r50_fpn_small --kernels 0
 
-Every case of mmdet in the folder --fixtures that has a model is run as it is, where it must pass, and with one error at a
-time, where it must not: two input channels of a convolution swapped, its kernel flipped, the
-channels or the columns of the input reversed, one loss 2 % heavier, the epsilon of all norms or of
-one a hundred times as large, and the `stop_gradient` of one file missing.  Errors of a
-convolution are tried on --kernels of each part of the network, first to last.  An error that
-changes no number is none (a `stop_gradient` before constants): its row says `no effect`.  Programs
-are compiled quickly, as by `benchmarks.parity --quick`.
+Every case of mmdet in the folder --fixtures that has a model is run as it is, where it must pass,
+and with one error at a time, where it must not: two input channels of a convolution swapped, its
+kernel flipped, the channels or the columns of the input reversed, one loss 2 % heavier, the epsilon
+of all norms or of one a hundred times as large, and the `stop_gradient` of one file missing.
+Errors of a convolution are tried on --kernels of each part of the network, first to last.  An error
+that changes no number is none (a `stop_gradient` before constants): its row says `no effect`.
+Programs are compiled quickly, as by `benchmarks.parity --quick`.
 
 Exit status 1 where an error is not noticed, or a case does not pass as it is.
 """
