@@ -226,7 +226,9 @@ def compare(
     ]
     arrays = adapter.arrays(case, results)
     absent, predicted = adapter.not_compared, adapter.predicted
-    array_lines, not_compared = _array_lines(case, arrays, absent, predicted)
+    array_lines, not_compared = _array_lines(
+        case, arrays, absent, predicted, adapter.readable(case)
+    )
     lines += array_lines
     lines += _loss_lines(case, adapter.losses, results)
     if results.gradients is not None:
@@ -242,6 +244,7 @@ def _array_lines(
     mine: Mapping[str, np.ndarray],
     may_be_absent: tuple[str, ...],
     predicted: tuple[str, ...] = (),
+    readable: Mapping[str, np.ndarray] = python_types.MappingProxyType({}),
 ) -> tuple[list[parity_checks.Line], list[str]]:
     # `forward` is that of prediction; with live norms training has other maps, which show in the
     # losses alone.
@@ -269,6 +272,8 @@ def _array_lines(
         except ValueError as error:
             lines.append(parity_checks.Line(quantity, math.inf, 0.0, str(error)))
             continue
+        if name in readable:
+            values, theirs = (np.where(readable[name], x, 0) for x in (values, theirs))
         if np.issubdtype(theirs.dtype, np.integer):
             lines.append(parity_checks.decision(quantity, values, theirs))
         elif kind == "targets":

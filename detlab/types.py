@@ -40,7 +40,10 @@ class Targets(NamedTuple):
     level: Array  # [B, M] int32 pyramid level, counted from the finest
     status: Array  # [B, M] int32: -1 ignored, 0 negative, 1 positive
     matched: Array  # [B, M] int32 slot of the object in the batch; an entry may repeat a cell
-    values: dict  # what the loss compares with: deltas, heatmaps, buckets ...
+    # What the loss compares with, finite everywhere.  Arrays of entries [B, M, ...] (deltas,
+    # distances, buckets) hold zeros where status is not 1, save what the detector's `targets`
+    # names; maps [B, H, W, ...] (heatmaps, offsets) mean something in every cell.
+    values: dict
 
 
 class TrainState(NamedTuple):

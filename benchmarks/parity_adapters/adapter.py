@@ -33,6 +33,9 @@ class Adapter(NamedTuple):
     # Regexes of train_targets.* that the network puts out, such as the boxes that a second round
     # starts from: compared as maps.
     predicted: tuple[str, ...] = ()
+    # (case) -> {recorded array: mask, which broadcasts, of what a loss reads}: the rest of it means
+    # nothing in the reference, and is not compared.  What is not named is compared in whole.
+    readable: Callable = lambda case: {}
 
 
 def maps(name: str, levels: Sequence) -> dict[str, np.ndarray]:

@@ -189,13 +189,15 @@ def _rpn_targets(rpn) -> dict[str, np.ndarray]:
     items = (
         np.where(positive, 0, 1),
         sampled.astype(np.float32),
-        np.where(four, rpn.values["deltas"], 0.0),
+        rpn.values["deltas"],
         four.astype(np.float32),
     )
     name = "train_targets.rpn_head.get_targets.0"
     for item, values in enumerate(items):
         found |= adapter.split_levels(f"{name}.{item}", values, rpn.level[0])
-    found[f"{name}.4"] = np.float32(sampled.sum())
+    # Of each image at least one positive and one negative are reckoned.
+    counts = [np.maximum((rpn.status == kind).sum(1), 1).sum() for kind in (0, 1)]
+    found[f"{name}.4"] = np.float32(sum(counts))
     return found
 
 
@@ -221,7 +223,7 @@ def _box_targets(case, box, kept) -> dict[str, np.ndarray]:
     name = "train_targets.roi_head.bbox_head.get_targets.0"
     found[f"{name}.0"] = np.where(positive, _rows(labels, rows), case.info["num_classes"])
     found[f"{name}.1"] = np.ones(len(positive), np.float32)
-    found[f"{name}.2"] = np.where(four, _rows(box.values["deltas"], rows), 0.0)
+    found[f"{name}.2"] = _rows(box.values["deltas"], rows)
     found[f"{name}.3"] = four.astype(np.float32)
     return found
 

@@ -83,6 +83,15 @@ def arrays(case, results: adapter.Results) -> dict[str, np.ndarray]:
     return found
 
 
+def readable(case) -> dict[str, np.ndarray]:
+    """Of the distances those of positive points; others have some object's, without any zeros."""
+    name, masks = "train_targets.bbox_head.get_targets.0", {}
+    for level in range(len(case.info["model_cfg"]["bbox_head"]["strides"])):
+        labels = case.arrays[f"{name}.0_{level}"]
+        masks[f"{name}.1_{level}"] = (labels < case.info["num_classes"])[:, None]
+    return masks
+
+
 def _limits(head: reference_configs.Reader) -> tuple[float, ...]:
     """Where one level ends and the next begins, of `regress_ranges`, which leave no gap."""
     low, high = zip(*head.take("regress_ranges", _RANGES))
@@ -102,4 +111,5 @@ ADAPTER = adapter.Adapter(
         "loss_bbox": "loss/box",
         "loss_centerness": "loss/centerness",
     },
+    readable=readable,
 )

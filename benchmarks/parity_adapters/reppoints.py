@@ -129,7 +129,7 @@ def _targets(case, stage: str, call: int, targets, proposals) -> dict[str, np.nd
     items = (
         np.where(positive, gt_labels, case.info["num_classes"]),
         (targets.status >= 0).astype(np.float32),
-        np.where(four, targets.values["boxes"], 0.0),
+        targets.values["boxes"],
         np.where(four, proposals, 0.0),
         four.astype(np.float32),
     )

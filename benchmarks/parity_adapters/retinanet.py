@@ -62,7 +62,7 @@ def arrays(case, results: adapter.Results) -> dict[str, np.ndarray]:
     items = (
         np.where(positive, gt_labels, case.info["num_classes"]),
         (targets.status >= 0).astype(np.float32),
-        np.where(four, targets.values["deltas"], 0.0),
+        targets.values["deltas"],
         four.astype(np.float32),
     )
     name = "train_targets.bbox_head.get_targets.0"

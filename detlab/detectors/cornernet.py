@@ -149,7 +149,10 @@ class CornerNet(nn.Module):
         return tuple(-(-(-(-side // 2)) // 2) for side in canvas)
 
     def targets(self, batch: types.Batch) -> dict[str, types.Targets]:
-        """Of each object its corners; `values` holds cells, heatmaps and offsets of both kinds."""
+        """Of each object its corners; `values` holds cells, heatmaps and offsets of both kinds.
+
+        Cells are 0 in empty slots, heatmaps and offsets 0 where no object has a corner.
+        """
         canvas = batch.images.shape[1:3]
         shape = self.map_shape(canvas)
 

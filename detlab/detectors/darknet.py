@@ -34,6 +34,7 @@ from detlab import fields
 from detlab import layers
 from detlab import types
 from detlab.assign import darknet as grid
+from detlab.assign import values as values_lib
 from detlab.losses import darknet as darknet_losses
 from detlab.ops import anchors as anchors_lib
 from detlab.ops import boxes as boxes_lib
@@ -343,8 +344,10 @@ class Darknet(nn.Module):
         """What `learned` gives to the loss, as entries of all heads together.
 
         "main" has one entry a row, head by head: what its objectness learns, -1 where it does not
-        count, and the object that came first.  "entries" has one for each pair of anchor and object
-        slot, positive where the anchor learns the object; `values["row"]` is its row in "main".
+        count, and the object that came first; `values["objectness"]` is 0 where it does not count,
+        and of the background too unless `objectness_smooth` says otherwise.  "entries" has one for
+        each pair of anchor and object slot, positive where the anchor learns the object;
+        `values["row"]` is its row in "main", 0 where it does not.
         """
         outputs = self.forward(batch.images, train=True)
         canvas, slots = batch.images.shape[1:3], batch.boxes.shape[1]
@@ -361,19 +364,20 @@ class Darknet(nn.Module):
                     level=jnp.full(is_object.shape, level),
                     status=jnp.where(learned.counts, is_object, -1),
                     matched=jnp.maximum(rows.first, 0),
-                    values={"objectness": learned.objectness},
+                    values={"objectness": jnp.where(learned.counts, learned.objectness, 0.0)},
                 )
             )
             row = learned.entries.row.reshape(len(maps), -1)  # [B, A * G]
             positive = learned.entries.positive.reshape(row.shape)
+            status = jnp.where(positive, 1, -1)
             slot = jnp.broadcast_to(jnp.tile(jnp.arange(slots), len(head.mask)), row.shape)
             entries.append(
                 types.Targets(
                     boxes=boxes[row],
                     level=jnp.full(row.shape, level),
-                    status=jnp.where(positive, 1, -1),
+                    status=status,
                     matched=slot,
-                    values={"row": row + start},
+                    values=values_lib.of_positives(status, {"row": row + start}),
                 )
             )
             start += boxes.shape[0]

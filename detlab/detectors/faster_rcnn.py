@@ -36,6 +36,7 @@ from detlab import sharding
 from detlab import types
 from detlab.assign import max_iou
 from detlab.assign import sampling
+from detlab.assign import values as values_lib
 from detlab.backbones import resnet
 from detlab.heads import box as box_lib
 from detlab.heads import rpn as rpn_lib
@@ -236,8 +237,9 @@ class FasterRCNN(nn.Module):
     def targets(self, batch: types.Batch) -> dict[str, types.Targets]:
         """`rpn`: all anchors, -1 where not sampled; `box`: the sampled RoIs, -1 in empty slots.
 
-        `box` has the delta of each RoI, and its `index` among the proposals and, after them, the
-        slots of objects.
+        Both have the deltas of positive entries, and zeros in place of all others.  `box` also has
+        the `index` of each RoI, background or not, among the proposals and, after them, the slots
+        of objects; 0 in empty slots.
         """
         _, logits, deltas = self.first_stage(batch.images, train=True)
         return self.assign(batch, logits, deltas)
@@ -265,7 +267,8 @@ class FasterRCNN(nn.Module):
                 positive_fraction=self.rpn_positive_fraction,
             )
             deltas = coders.encode_deltas(anchors, boxes[matched])
-            return types.Targets(anchors, level, status, matched, {"deltas": deltas})
+            values = values_lib.of_positives(status, {"deltas": deltas})
+            return types.Targets(anchors, level, status, matched, values)
 
         def second(key, boxes, valid, proposals):
             rois = sample_rois(
@@ -283,7 +286,7 @@ class FasterRCNN(nn.Module):
                 roi_align.levels(rois.boxes, 4, self.roi_scale),
                 rois.status,
                 rois.matched,
-                {"deltas": deltas, "index": rois.index},
+                {**values_lib.of_positives(rois.status, {"deltas": deltas}), "index": rois.index},
             )
 
         def on_images(function):  # elsewhere a `top_k` brings all images to all devices

@@ -29,6 +29,7 @@ from detlab import fields
 from detlab import layers
 from detlab import types
 from detlab.assign import points as points_lib
+from detlab.assign import values as values_lib
 from detlab.backbones import resnet
 from detlab.heads import dense
 from detlab.losses import cross_entropy
@@ -179,8 +180,8 @@ class FCOS(nn.Module):
     def targets(self, batch: types.Batch) -> dict[str, types.Targets]:
         """Which point learns which object (sections 3.1, 3.2); `values` has distances, centerness.
 
-        The distances are in the unit of the predicted ones; a background point has those to the
-        object in slot 0.
+        The distances are in the unit of the predicted ones; both are zeros where a point is not
+        positive.
         """
         canvas = batch.images.shape[1:3]
         points, level = self.points(canvas)
@@ -216,7 +217,7 @@ class FCOS(nn.Module):
                 level=jnp.broadcast_to(level, (num_images, *level.shape)),
                 status=status,
                 matched=matched,
-                values=values,
+                values=values_lib.of_positives(status, values),
             )
         }
 
@@ -242,7 +243,7 @@ class FCOS(nn.Module):
             coders.decode_ltrb(jnp.zeros(2), jnp.where(positive[..., None], x, 1.0))
             for x in (distances, targets.values["distances"])
         )
-        weight = jnp.where(positive, targets.values["centerness"], 0.0)  # [B, N]
+        weight = targets.values["centerness"]  # [B, N], zeros where not positive
         overlap_loss = iou_losses.giou_loss if self.box_loss == "giou" else iou_losses.iou_loss
         box = (weight * overlap_loss(pred, wanted)).sum() / jnp.maximum(weight.sum(), 1e-6)
 

@@ -31,6 +31,7 @@ from detlab import layers
 from detlab import types
 from detlab.assign import max_iou
 from detlab.assign import points as points_lib
+from detlab.assign import values as values_lib
 from detlab.backbones import resnet
 from detlab.heads import reppoints as head_lib
 from detlab.losses import focal
@@ -225,7 +226,10 @@ class RepPoints(nn.Module):
         return jnp.tile(points, 2) + stride * anchors_lib.flatten_levels(maps, 4)
 
     def targets(self, batch: types.Batch) -> dict[str, types.Targets]:
-        """What each round learns (section 3.3); `values` has the boxes of the objects, px."""
+        """What each round learns (section 3.3).
+
+        `values` has the boxes of the objects, px, and zeros where a point is not positive.
+        """
         return self.targets_of(batch, self.forward(batch.images, train=True))
 
     def targets_of(self, batch: types.Batch, outputs: Outputs) -> dict[str, types.Targets]:
@@ -279,7 +283,7 @@ class RepPoints(nn.Module):
                 level=jnp.broadcast_to(level, (num_images, *level.shape)),
                 status=status,
                 matched=matched,
-                values={"boxes": wanted},
+                values=values_lib.of_positives(status, {"boxes": wanted}),
             )
             for name, boxes, (status, matched, wanted) in zip(
                 ("init", "refine"), (start, init_boxes), found

@@ -24,6 +24,7 @@ from detlab import fields
 from detlab import layers
 from detlab import types
 from detlab.assign import max_iou
+from detlab.assign import values as values_lib
 from detlab.backbones import resnet
 from detlab.heads import dense
 from detlab.losses import focal
@@ -48,7 +49,7 @@ class Examples(NamedTuple):
     cls_logits: jax.Array  # [B, N, C]
     box_deltas: jax.Array  # [B, N, 4]
     one_hot: jax.Array  # [B, N, C] zeros where not positive
-    delta_targets: jax.Array  # [B, N, 4] of use where positive
+    delta_targets: jax.Array  # [B, N, 4] zeros where not positive
     counted: jax.Array  # [B, N] bool: positive or negative, not ignored
     positive: jax.Array  # [B, N] bool
 
@@ -172,7 +173,10 @@ class RetinaNet(nn.Module):
         return anchors_lib.inside_content(shapes, self.strides, per_cell, image_size)
 
     def targets(self, batch: types.Batch) -> dict[str, types.Targets]:
-        """Which anchor learns which object (section 4, "Anchors"); `values` holds the deltas."""
+        """Which anchor learns which object (section 4, "Anchors").
+
+        `values` holds the deltas of positive anchors, and zeros in place of all others.
+        """
         canvas = batch.images.shape[1:3]
         anchors, level = self.anchors(canvas)
 
@@ -199,7 +203,7 @@ class RetinaNet(nn.Module):
                 level=jnp.broadcast_to(level, (num_images, *level.shape)),
                 status=status,
                 matched=matched,
-                values={"deltas": deltas},
+                values=values_lib.of_positives(status, {"deltas": deltas}),
             )
         }
 

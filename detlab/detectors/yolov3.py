@@ -32,6 +32,7 @@ from jax import lax
 from detlab import fields
 from detlab import layers
 from detlab import types
+from detlab.assign import values as values_lib
 from detlab.assign import yolo as grid
 from detlab.backbones import darknet
 from detlab.losses import cross_entropy
@@ -210,7 +211,11 @@ class YOLOv3(nn.Module):
         return anchors_lib.inside_content(shapes, STRIDES, self.anchors_per_cell, image_size)
 
     def targets(self, batch: types.Batch) -> dict[str, types.Targets]:
-        """Which anchor learns which object; `values` holds place in the cell and log sizes."""
+        """Which anchor learns which object.
+
+        `values` holds place in the cell and log sizes of positive anchors, and zeros in place of
+        all others.
+        """
         canvas = batch.images.shape[1:3]
         anchors, level, strides = self.anchors(canvas)
 
@@ -238,7 +243,7 @@ class YOLOv3(nn.Module):
                 level=jnp.broadcast_to(level, (num_images, *level.shape)),
                 status=status,
                 matched=matched,
-                values={"xywh": xywh},
+                values=values_lib.of_positives(status, {"xywh": xywh}),
             )
         }
 

@@ -37,6 +37,7 @@ from jax import lax
 from detlab import fields
 from detlab import layers
 from detlab import types
+from detlab.assign import values as values_lib
 from detlab.assign import yolov5 as entries_lib
 from detlab.backbones import yolov5
 from detlab.losses import cross_entropy
@@ -259,7 +260,8 @@ class YOLOv5(nn.Module):
         """Entries (object, anchor, neighbour) of all levels, -1 where there is none.
 
         `boxes` are the anchors around the middles of the cells that learn; `values` has "xywh", the
-        centre from the corner of that cell, width and height, all in cells.
+        centre from the corner of that cell, width and height, all in cells, and zeros where there
+        is no entry.
         """
         entries = self.entries(batch)
         strides = jnp.array(self.strides, jnp.float32)[:, None]  # [L, 1] px
@@ -267,12 +269,13 @@ class YOLOv5(nn.Module):
         middles = (cells + 0.5) * strides[..., None]
         anchors = jnp.concatenate([middles, self.anchors_of(entries)], axis=-1)
         level = jnp.broadcast_to(jnp.arange(len(self.strides))[:, None], entries.valid.shape)
+        status = jnp.where(entries.valid, 1, -1)
         targets = types.Targets(
             boxes=boxes_lib.cxcywh_to_xyxy(anchors),
             level=level,
-            status=jnp.where(entries.valid, 1, -1),
+            status=status,
             matched=entries.matched,
-            values={"xywh": entries.xywh},
+            values=values_lib.of_positives(status, {"xywh": entries.xywh}),
         )
         flat = jax.tree.map(lambda x: x.reshape(x.shape[0], -1, *x.shape[3:]), targets)
         return {"main": flat}

@@ -65,6 +65,37 @@ def test_an_image_without_objects_beside_one_with_all_slots_taken_gives_finite_g
     assert all(any(map(np.any, jax.tree.leaves(part))) for part in grads.values())
 
 
+# Values that mean something where there is no object too; all others are zeros there.
+OF_BACKGROUND = {("faster_rcnn", "box", "index")}
+
+
+def test_targets_are_finite_everywhere_and_zeros_where_there_is_no_object(subject):
+    """Of images with objects, without, with ignored ones alone, and of one that only fills up."""
+    batch = subject.batch
+    ignored = batch._replace(
+        images=batch.images * np.uint8([1, 0]).reshape(2, 1, 1, 1),
+        valid=np.zeros_like(batch.valid),
+        ignore=batch.valid,
+        index=np.int32([0, -1]),
+        real=np.array([True, False]),
+    )
+    learned = 0
+    for batch in (batch, ignored):
+        found = jax.device_get(subject.targets(*subject.variables, batch, KEY))
+        for name, targets in found.items():
+            assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(targets))
+            positive = targets.status == 1
+            assert positive.any(1).tolist() == batch.valid.any(1).tolist()
+            for key, values in targets.values.items():
+                of_entries = values.shape[:2] == positive.shape  # else a map, [B, H, W, ...]
+                learns = positive if of_entries else positive.any(1)
+                learned += np.count_nonzero(values[learns])
+                if (subject.entry.detector, name, key) in OF_BACKGROUND:
+                    learns = targets.status >= 0
+                assert not values[~learns].any(), (name, key)
+    assert learned
+
+
 def test_live_norms_update_all_their_statistics(subject):
     (_, (_, state)), _ = subject.step
     before = subject.variables[1]["batch_stats"]

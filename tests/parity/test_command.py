@@ -231,6 +231,19 @@ def test_targets_that_the_network_predicts_are_compared_as_maps():
     }
 
 
+def test_of_targets_only_what_the_loss_reads_is_compared():
+    made = case(True, [0, 0])
+    name = "train_targets.b.0.1"
+    made.arrays[name] = np.float32([[1, 2], [3, 4], [0, 0]])
+    readable = {name: np.array([[True], [False], [True]])}
+    for row, passed in ((0, False), (1, True), (2, False)):
+        mine = made.arrays[name].copy()
+        mine[row, 1] += 0.01
+        (line,), _ = parity._array_lines(made, {name: mine}, (), readable=readable)
+        assert line.passed == passed
+    assert not parity._array_lines(made, {name: mine[:2]}, (), readable=readable)[0][0].passed
+
+
 def test_maps_of_training_may_be_absent_where_its_norms_are_live():
     made = case(True, [0, 0])
     made.arrays.update({name: np.zeros(3) for name in ("m_0", "train_m_0", "train_n_0")})

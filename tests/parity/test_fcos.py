@@ -1,13 +1,36 @@
 """The table of FCOS; test_small.py runs its cases."""
 
+import json
 import types as python_types
 
 import numpy as np
 import pytest
 
+from benchmarks import parity
+from benchmarks import parity_cases
+from benchmarks.parity_adapters import fcos as adapter
 from converters import convert
 from converters import mapping
 from converters.tables import mmdet_fcos
+
+
+def test_a_wrong_distance_is_noticed_at_positive_points_alone(shared_dir):
+    folder, name = shared_dir / "parity" / "small", "fcos_r50_caffe_fpn_gn_head_small"
+    info = json.loads((folder / f"{name}.json").read_text())
+    case = parity_cases.read(folder, name, info, None)
+    readable = adapter.readable(case)
+    assert len(readable) == 5
+    noticed = 0
+    for array, mask in readable.items():
+        of_array = case._replace(arrays={array: case.arrays[array]})
+        for row, positive in enumerate(mask[:, 0]):
+            mine = case.arrays[array].copy()
+            mine[row, row % 4] += 1.0
+            (line,), _ = parity._array_lines(of_array, {array: mine}, (), readable=readable)
+            assert line.passed != positive
+            noticed += positive
+    labels = [case.arrays[array.replace(".0.1_", ".0.0_")] for array in readable]
+    assert noticed == (np.concatenate(labels) < 7).sum() > 0
 
 
 @pytest.mark.parametrize("conv_bias", [False, True])
