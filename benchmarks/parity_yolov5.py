@@ -116,7 +116,7 @@ class _Model:
         return raw, decoded, both
 
     def on_picture(self, image: np.ndarray, canvas: tuple[int, int]) -> list[types.Detections]:
-        """Of a picture [h, w, 3] of any size, through a letterbox, in its own px.
+        """Of a picture [h, w, 3] of any size, through the letterbox of detect.py, in its own px.
 
         Boxes go back as in the reference, by one ratio for both sides and from a border that is not
         rounded; detlab's programs take the ratio of each rounded side, up to 0.2 px away.
@@ -130,7 +130,10 @@ class _Model:
             "area": np.zeros(0, np.float32),
             "index": 0,
         }
-        record = transforms.letterbox(record, *canvas, GREY)
+        # The ratio is that of the square, even where the canvas is half a px too low for it.
+        side = max(canvas)
+        record = transforms.resize_keep_ratio(record, side, side, rounding="half_even")
+        record = transforms.centre(record, canvas, GREY)
         both = self(record["image"][None])[2]
         ratio = min(canvas[0] / height, canvas[1] / width)
         border = np.array(canvas[::-1]) - np.array([width, height]) * ratio
@@ -528,8 +531,9 @@ def _published(
 
 def _canvas(height: int, width: int) -> tuple[int, int]:
     """The letterbox of a picture: its longer side 640 px, the other up to a multiple of 32."""
-    ratio = min(SIDE / height, SIDE / width)
-    return tuple(MULTIPLE * math.ceil(round(side * ratio) / MULTIPLE) for side in (height, width))
+    half_even, long = transforms.ROUNDINGS["half_even"], max(height, width)
+    sides = half_even(height, SIDE, long), half_even(width, SIDE, long)
+    return tuple(MULTIPLE * math.ceil(side / MULTIPLE) for side in sides)
 
 
 def _read(path: pathlib.Path) -> np.ndarray:

@@ -91,6 +91,8 @@ REGEXES = Rule(
     lambda v: _is_tuple_of(v, _is_regex),
     "a tuple of regular expressions, such as ('params/head/.*',)",
 )
+# As in detlab/data/transforms.py, which --help does without.
+ROUNDING = _one_of("half_up", "half_even", "down", "up", "whole")
 
 RULES = {
     "detector": TEXT,
@@ -128,6 +130,9 @@ RULES = {
         "a tuple of (height, width) px, each at least 32, such as ((800, 1344), (1344, 800))",
     ),
     "data.resize": _one_of("fit", "letterbox", "stretch"),
+    "data.rounding": ROUNDING,
+    "data.demo_rounding": ROUNDING,
+    "data.eval_shrink": _one_of("linear", "area"),
     "data.size_limits": Rule(_are_limits, "() or (long, short) px, such as (1333, 800)"),
     "data.multiscale_canvases": Rule(
         lambda v: _is_tuple_of(v, lambda alternative: _is_tuple_of(alternative, _is_canvas)),

@@ -23,6 +23,10 @@ from detlab import checks
 from detlab import errors
 
 
+# Keys that older configs lack, with what was done then.
+LATER = {"data": {"rounding": "half_up", "demo_rounding": "half_up", "eval_shrink": "linear"}}
+
+
 def load(name: str, overrides: Mapping[str, str] | None = None) -> config_dict.ConfigDict:
     """The config that `name` selects, with overrides applied.
 
@@ -90,7 +94,11 @@ def to_json(config: config_dict.ConfigDict) -> dict[str, Any]:
 
 
 def from_json(values: Mapping[str, Any]) -> config_dict.ConfigDict:
-    """The inverse of `to_json`: lists become tuples again."""
+    """The inverse of `to_json`: lists become tuples again, and older configs have all keys."""
+    values = dict(values)
+    for block, keys in LATER.items():
+        if block in values:
+            values[block] = {**keys, **values[block]}
     return ml_collections.ConfigDict(_tuples(values))
 
 

@@ -61,7 +61,8 @@ class Detect(NamedTuple):
             "area": np.zeros(0, np.float32),
             "index": 0,
         }
-        resize = loader.resizer(programs.resize_rule(self.data), self.data.pad_value)
+        rule = programs.resize_rule(self.data, "demo")
+        resize = loader.resizer(pad_value=self.data.pad_value, **rule)
         record = resize(record, *canvas)
         batch = loader.to_batch([record], canvas, 1, self.data.pad_value)
         found = jax.device_get(

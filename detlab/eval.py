@@ -153,7 +153,7 @@ def predict(
         canvases=config.data.canvases,
         max_boxes=config.data.max_boxes,
         pad_value=config.data.pad_value,
-        resize=programs.resize_rule(config.data),
+        **programs.resize_rule(config.data, "eval"),
         skip_broken=config.data.eval_skip_broken,
         process_index=jax.process_index(),
         process_count=jax.process_count(),

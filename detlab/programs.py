@@ -110,9 +110,18 @@ def check_batch_size(key: str, size: int, parts: int = 1) -> None:
         )
 
 
-def resize_rule(data) -> str | tuple[int, int]:
-    """How images get onto a canvas, as `loader.train_batches` describes `resize`."""
-    return tuple(data.size_limits) or data.resize
+def resize_rule(data, use: str) -> dict[str, str | tuple[int, int]]:
+    """How images get onto a canvas: `resize`, `rounding` and `shrink` of `loader.train_batches`.
+
+    Args:
+      data: the config's block.
+      use: "train", "eval" or "demo".
+    """
+    return dict(
+        resize=tuple(data.size_limits) or data.resize,
+        rounding=data.demo_rounding if use == "demo" else data.rounding,
+        shrink=data.eval_shrink if use == "eval" else "linear",
+    )
 
 
 def user_errors(items: Iterable) -> Iterator:

@@ -207,6 +207,7 @@ def main(arguments: Sequence[str]) -> None:
 # Keys that change no number of a run, so that it may be resumed with others.
 WITHOUT_EFFECT = (
     "compilation_cache",
+    "data.demo_rounding",
     "data.read_threads",
     "data.workers",
     "eval.pictures",
@@ -339,11 +340,11 @@ def check_workdir(workdir: pathlib.Path, config) -> bool:
     path = workdir / "config.json"
     if path.exists():
         try:
-            there = json.loads(path.read_text())
+            there = config_lib.from_json(json.loads(path.read_text()))
             different = config_lib.differences(
-                there, config_lib.to_json(config), but=WITHOUT_EFFECT
+                config_lib.to_json(there), config_lib.to_json(config), but=WITHOUT_EFFECT
             )
-        except (OSError, ValueError, AttributeError) as error:
+        except (OSError, ValueError, AttributeError, TypeError) as error:
             raise errors.UserError(
                 f"{path} cannot be read ({error}); choose another --workdir."
             ) from error
@@ -415,7 +416,7 @@ def training_batches(source, config, length: Length, first: int):
             pad_value=data.pad_value,
             num_steps=length.total,
             start_step=first,
-            resize=programs.resize_rule(data),
+            **programs.resize_rule(data, "train"),
             multiscale=loader.MultiScale(
                 data.multiscale_canvases, data.multiscale_limits, data.multiscale
             ),

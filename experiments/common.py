@@ -39,6 +39,10 @@ def base(detector: str) -> ConfigDict:
                 canvases=((128, 128),),  # (height, width) px; each compiles once
                 resize="fit",  # fit (keeps the ratio), letterbox (fit, centred) or stretch
                 size_limits=(),  # (long, short) px that the sides may not exceed; () for none
+                # Of sides that keep their ratio: half_up (mmcv), half_even, down, up or whole ...
+                rounding="half_up",
+                demo_rounding="half_up",  # ... and of those in the demo, see docs/data.md
+                eval_shrink="linear",  # how evaluation makes pictures smaller: linear or area
                 # Multi-scale training: alternatives to `canvases`, of which a step draws one ...
                 multiscale_canvases=(),  # (((320, 320),), ((416, 416),))
                 # ... and alternatives to `size_limits`, of which an image draws one.
@@ -266,6 +270,8 @@ def darknet_training(config: ConfigDict, network: str) -> None:
     config.data.update(
         canvases=((side, side),),
         resize="stretch",
+        rounding="whole",  # of a letterbox, should `resize` become one
+        demo_rounding="whole",
         pad_value=(128, 128, 128),
         max_boxes=200,
         keep_empty=True,
@@ -366,6 +372,10 @@ def yolov5_training(config: ConfigDict, variant: str, side: int, warmup_steps: i
     config.data.update(
         canvases=((side, side),),
         resize="letterbox",
+        # All releases, 1.0 to 7.0: int() in train.py and val.py, round() in detect.py.
+        rounding="down",
+        demo_rounding="half_even",
+        eval_shrink="area",
         pad_value=(114, 114, 114),
         keep_empty=True,
         min_side=0,

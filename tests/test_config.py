@@ -8,6 +8,7 @@ import pytest
 
 from detlab import config as config_lib
 from detlab import errors
+from experiments import common
 
 
 def example():
@@ -364,6 +365,7 @@ def test_a_run_is_named_after_file_and_variant(name, expected):
 
 def test_json_and_back_keeps_tuples_nones_and_groups():
     config = example()
+    config.data.update(config_lib.LATER["data"])
     values = config_lib.to_json(config)
     assert values["data"]["canvases"] == [[128, 128]]
     back = config_lib.from_json(values)
@@ -371,6 +373,17 @@ def test_json_and_back_keeps_tuples_nones_and_groups():
     assert back.data.canvases == ((128, 128),) and back.data.class_names == ()
     config_lib.override(back, "optim.milestones", "(1, 2)")  # as good as the one from the file
     assert back.optim.milestones == (1, 2)
+
+
+def test_a_config_older_than_a_key_has_what_was_done_then():
+    values = config_lib.to_json(common.base("retinanet"))
+    values["data"]["rounding"] = "down"
+    del values["data"]["demo_rounding"], values["data"]["eval_shrink"]
+    config = config_lib.from_json(values)
+    assert (config.data.rounding, config.data.demo_rounding) == ("down", "half_up")
+    assert config.data.eval_shrink == "linear"
+    assert "eval_shrink" not in values["data"]
+    assert config.data.keys() == common.base("retinanet").data.keys()
 
 
 def test_differences_name_changed_and_absent_keys_with_both_values():

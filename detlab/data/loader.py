@@ -249,6 +249,8 @@ def train_batches(
     num_steps,
     start_step=0,
     resize="fit",
+    rounding="half_up",
+    shrink="linear",
     multiscale=MultiScale(),
     augment=Augment(),
     flip_horizontal=0.5,
@@ -274,6 +276,7 @@ def train_batches(
       resize: "fit" for the largest picture of the same ratio on the canvas, "letterbox" for the
         same in the middle, "stretch" to fill the canvas, or (long, short) px, limits on the sides
         in addition to "fit".
+      rounding, shrink: of the resizing, see `transforms.resize_keep_ratio`.
       multiscale: `MultiScale`; its limits take the place of those of `resize`.
       augment: `Augment`.
       flip_horizontal, flip_vertical: probabilities.
@@ -283,22 +286,24 @@ def train_batches(
       read_threads, prefetch, workers: threads (0 reads when asked), batches made ahead, and worker
         processes (0 for none; each is spawned, so a script needs `if __name__ == "__main__"`).
     Raises:
-      ValueError: the batch cannot be shared out, `resize` or a part of `augment` or `multiscale`
-        is none of the above, or there are limits and `resize` does not keep to them.
+      ValueError: the batch cannot be shared out, `resize`, `rounding`, `shrink` or a part of
+        `augment` or `multiscale` is none of the above, or there are limits and `resize` does not
+        keep to them.
       DataError: from the iterator: an image cannot be read, nor can those tried in its place.
     """
     _check_multiscale(multiscale, canvases, resize)
     sizes = source_sizes(source)
     before, after = augmentations(augment, pad_value)
     flips = transforms.flip_horizontal(flip_horizontal), transforms.flip_vertical(flip_vertical)
+    rule = dict(pad_value=pad_value, rounding=rounding, shrink=shrink)
     make = _MakeBatch(
         source=source,
         plan=_Epochs(sizes, seed, batch_size, canvases, multiscale),
         rows=_rows(batch_size, process_index, process_count),
         augment=augment,
         before=before,
-        resize=resizer(resize, pad_value),
-        resize_tile=resizer("fit" if resize == "letterbox" else resize, pad_value),
+        resize=resizer(resize, **rule),
+        resize_tile=resizer("fit" if resize == "letterbox" else resize, **rule),
         after=(*flips, *after),
         max_boxes=max_boxes,
         pad_value=pad_value,
@@ -316,6 +321,8 @@ def eval_batches(
     max_boxes,
     pad_value,
     resize="fit",
+    rounding="half_up",
+    shrink="linear",
     skip_broken=False,
     process_index=0,
     process_count=1,
@@ -331,7 +338,7 @@ def eval_batches(
       skip_broken: an image that cannot be read gives a row with `real` False and a sentence in
         `Loaded.skipped`; no other image takes its place, as each counts once.
     Raises:
-      ValueError: the batch cannot be shared out, or `resize` is unknown.
+      ValueError: the batch cannot be shared out, or `resize`, `rounding` or `shrink` is unknown.
       DataError: from the iterator, without `skip_broken`: an image cannot be read.
     """
     steps = eval_plan(source_sizes(source), batch_size, canvases)
@@ -341,7 +348,7 @@ def eval_batches(
         rows=_rows(batch_size, process_index, process_count),
         augment=Augment(),
         before=(),
-        resize=resizer(resize, pad_value),
+        resize=resizer(resize, pad_value, rounding, shrink),
         resize_tile=None,
         after=(),
         max_boxes=max_boxes,
@@ -503,20 +510,27 @@ def _rows(batch_size, process_index, process_count):
     return slice(process_index * share, (process_index + 1) * share)
 
 
-def resizer(resize, pad_value):
+def resizer(resize, pad_value, rounding="half_up", shrink="linear"):
     """(record, height, width) -> record, as `train_batches` describes `resize`."""
-    if resize == "fit":
-        return functools.partial(transforms.resize_keep_ratio, pad_value=pad_value)
-    if resize == "letterbox":
-        return functools.partial(transforms.letterbox, pad_value=pad_value)
+    for name, value, known in (
+        ("rounding", rounding, transforms.ROUNDINGS),
+        ("shrink", shrink, transforms.SHRINKS),
+    ):
+        if value not in known:
+            raise ValueError(f"{name} {value!r} is none of {', '.join(known)}")
+    options = dict(pad_value=pad_value, shrink=shrink)
     if resize == "stretch":
-        return functools.partial(transforms.resize_fixed, pad_value=pad_value)
+        return functools.partial(transforms.resize_fixed, **options)
+    options["rounding"] = rounding
+    if resize == "fit":
+        return functools.partial(transforms.resize_keep_ratio, **options)
+    if resize == "letterbox":
+        return functools.partial(transforms.letterbox, **options)
     if isinstance(resize, str) or len(resize) != 2:
         raise ValueError(
             f'resize {resize!r} is neither "fit" nor "letterbox" nor "stretch" nor (long, short) px'
         )
-    limits = tuple(resize)
-    return functools.partial(transforms.resize_keep_ratio, limits=limits, pad_value=pad_value)
+    return functools.partial(transforms.resize_keep_ratio, limits=tuple(resize), **options)
 
 
 def augmentations(augment, pad_value):

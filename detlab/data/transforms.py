@@ -11,6 +11,8 @@ The resize that follows draws the window, so that pixels are interpolated once, 
 with four times its sides around it never is in memory.  `draw_window` draws it at its own size.
 """
 
+import math
+
 import cv2
 import numpy as np
 
@@ -23,27 +25,45 @@ TRIES = 50  # windows drawn before a crop gives up, in SSD's code too
 # Size and place
 
 
-def resize_keep_ratio(record, height, width, limits=None, pad_value=0):
+# The rules of the reference codes for a side in px that is scaled by to / of, in their arithmetic:
+# products of floats decide at exact halves and, where they are cut off, at whole numbers too.
+ROUNDINGS = {
+    "half_up": lambda side, to, of: int(side * (to / of) + 0.5),  # mmcv's `imrescale`
+    "half_even": lambda side, to, of: round(side * (to / of)),  # YOLOv5's detect.py
+    "down": lambda side, to, of: int(side * (to / of)),  # YOLOv5's train.py and val.py
+    "up": lambda side, to, of: math.ceil(side * (to / of)),  # these two since December 2022
+    "whole": lambda side, to, of: side * to // of,  # darknet's `letterbox_image`
+}
+
+# How pictures are made smaller; all are made larger by bilinear interpolation.
+SHRINKS = {"linear": cv2.INTER_LINEAR, "area": cv2.INTER_AREA}
+
+
+def resize_keep_ratio(
+    record, height, width, limits=None, pad_value=0, rounding="half_up", shrink="linear"
+):
     """The largest picture of the same ratio that fits into height x width px.
 
-    Sides are rounded as in mmcv's `imrescale`, int(side * scale + 0.5), and boxes follow the ratio
-    of the rounded sides, axis by axis.
+    Boxes follow the ratio of the rounded sides, axis by axis.
 
     Args:
       limits: (long, short) px that the longer and the shorter side may not exceed either, as
         (1333, 800) of the usual COCO setting; None for no such limit.
       pad_value: see `resize_fixed`.
+      rounding: of the sides, one of `ROUNDINGS`.
+      shrink: see `resize_fixed`.
     """
-    w, h = _sides(record)
-    scale = min(height / h, width / w)
+    w, h = _sides(record).tolist()
+    bounds = [(height, h), (width, w)]
     if limits is not None:
-        long, short = limits
-        scale = min(scale, long / max(h, w), short / min(h, w))
-    new_height, new_width = max(1, int(h * scale + 0.5)), max(1, int(w * scale + 0.5))
-    return resize_fixed(record, new_height, new_width, pad_value)
+        bounds += [(limits[0], max(h, w)), (limits[1], min(h, w))]
+    to, of = min(bounds, key=lambda bound: bound[0] / bound[1])
+    new_height = min(height, max(1, ROUNDINGS[rounding](h, to, of)))
+    new_width = min(width, max(1, ROUNDINGS[rounding](w, to, of)))
+    return resize_fixed(record, new_height, new_width, pad_value, shrink)
 
 
-def resize_fixed(record, height, width, pad_value=0):
+def resize_fixed(record, height, width, pad_value=0, shrink="linear"):
     """The picture, or the record's window, stretched to exactly height x width px (bilinear).
 
     Where the window reaches beyond the image, the edges of the image are put on whole px of the
@@ -51,6 +71,7 @@ def resize_fixed(record, height, width, pad_value=0):
 
     Args:
       pad_value: 0..255 around the image, one number or one for each of R, G, B.
+      shrink: interpolation where no side becomes longer, one of `SHRINKS`.
     """
     image = record["image"]
     window = np.array(_window(record))  # [4] xyxy
@@ -64,7 +85,9 @@ def resize_fixed(record, height, width, pad_value=0):
     left, top, right, bottom = target.tolist()
     image = image[y1:y2, x1:x2]
     if image.shape[:2] != (bottom - top, right - left):
-        image = cv2.resize(image, (right - left, bottom - top), interpolation=cv2.INTER_LINEAR)
+        smaller = bottom - top <= y2 - y1 and right - left <= x2 - x1
+        interpolation = SHRINKS[shrink] if smaller else cv2.INTER_LINEAR
+        image = cv2.resize(image, (right - left, bottom - top), interpolation=interpolation)
     if image.shape[:2] != (height, width):
         image = _on_canvas(image, (height, width), (top, left), pad_value)
     scale = (target[2:] - target[:2]) / (part[2:] - part[:2])
@@ -82,17 +105,22 @@ def draw_window(record, pad_value):
     return resize_fixed(record, height, width, pad_value)
 
 
-def letterbox(record, height, width, pad_value):
-    """`resize_keep_ratio` in the middle of a canvas of height x width px.
+def letterbox(record, height, width, pad_value, rounding="half_up", shrink="linear"):
+    """`resize_keep_ratio` in the middle of a canvas of height x width px, see `centre`."""
+    resized = resize_keep_ratio(record, height, width, None, pad_value, rounding, shrink)
+    return centre(resized, (height, width), pad_value)
 
-    Of an odd number of px left over, the one more comes right or below, as in YOLOv5.  The border
-    belongs to the content, as in YOLOv5 and darknet: `image_size` is that of the canvas.
+
+def centre(record, canvas, pad_value):
+    """The picture in the middle of a canvas of (height, width) px, which has room for it.
+
+    Of an odd number of px left over, the one more comes right or below, as in YOLOv5 and darknet.
+    The border belongs to the content, as there: `image_size` is that of the canvas.
     """
-    resized = resize_keep_ratio(record, height, width, pad_value=pad_value)
-    h, w = resized["image_size"]
-    top, left = (height - h) // 2, (width - w) // 2
-    image = _on_canvas(resized["image"], (height, width), (top, left), pad_value)
-    return _move(resized, image, scale=(1, 1), shift=(left, top))
+    h, w = record["image"].shape[:2]
+    top, left = (canvas[0] - h) // 2, (canvas[1] - w) // 2
+    image = _on_canvas(record["image"], canvas, (top, left), pad_value)
+    return _move(record, image, scale=(1, 1), shift=(left, top))
 
 
 def pad(record, canvas, pad_value):

@@ -40,7 +40,8 @@ def main(arguments: list[str]) -> None:
         raise errors.UserError("--ratio must be above 1, and --generations at least 0.")
 
     source = programs.open_source(config, "train")
-    sizes = anchor_fit.object_sizes(source, config.data.canvases, programs.resize_rule(config.data))
+    resize = programs.resize_rule(config.data, "train")["resize"]
+    sizes = anchor_fit.object_sizes(source, config.data.canvases, resize)
     try:
         fitted = anchor_fit.fit(
             sizes, count, np.random.default_rng(config.seed), ratio, args.generations

@@ -314,6 +314,26 @@ def test_resize_choices_give_the_sizes_they_say():
     }  # fmt: skip
 
 
+def test_training_mosaics_and_evaluation_round_sides_as_they_are_told(monkeypatch):
+    """20x39 px on 32x48 px: 24.6 px high, in the middle."""
+    source, tiles = Pictures(sizes=np.array([(20, 39)] * 4)), []
+
+    def four(pictures, *arguments, make=loader.mosaic.four):
+        tiles.extend(picture["image"].shape[:2] for picture in pictures)
+        return make(pictures, *arguments)
+
+    monkeypatch.setattr(loader.mosaic, "four", four)
+    once = dict(num_steps=1, flip_horizontal=0.0, flip_vertical=0.0)
+    for rounding, height in (("half_up", 25), ("down", 24), ("up", 25), ("whole", 24)):
+        rule = dict(resize="letterbox", rounding=rounding)
+        expected = [[48 / 39, height / 20, 0, (32 - height) // 2]] * 4
+        for loaded in (*train(source, **once, **rule), *evaluate(source, **rule)):
+            np.testing.assert_allclose(loaded.batch.placement, expected, rtol=1e-6)
+        train(source, augment=MOSAIC, **once, **rule)
+        assert set(tiles) == {(height, 48)}
+        tiles.clear()
+
+
 @pytest.mark.parametrize("resize", ["fit", "letterbox"])
 def test_the_border_has_the_colour_of_the_config(resize):
     batch = train(Pictures(), num_steps=1, resize=resize, augment=SSD, pad_value=(1, 2, 3))[0].batch
@@ -671,6 +691,11 @@ def test_bad_arguments_raise():
     for resize in ("crop", (1, 2, 3)):
         with pytest.raises(ValueError, match="neither .fit. nor .letterbox. nor .stretch. nor"):
             train(Pictures(), resize=resize)
+    for stream in (train, evaluate):
+        with pytest.raises(ValueError, match="rounding 'near' is none of half_up, half_even, down"):
+            stream(Pictures(), rounding="near")
+        with pytest.raises(ValueError, match="shrink 'cubic' is none of linear, area"):
+            stream(Pictures(), shrink="cubic")
     with pytest.raises(ValueError, match="crop 'some' is neither"):
         train(Pictures(), augment=loader.Augment(crop="some"))
     with pytest.raises(ValueError, match="mode 'some' is neither"):

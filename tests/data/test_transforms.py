@@ -7,6 +7,7 @@ import numpy as np
 import painted
 import pytest
 
+from detlab import checks
 from detlab.data import records, transforms
 
 SIZES = [(64, 96), (65, 97), (37, 120)]
@@ -39,9 +40,11 @@ def assert_placement_maps_the_box(record, original):
         lambda r: transforms.pad(transforms.mirror_vertical(r), (130, 125), 7),
         lambda r: transforms.letterbox(r, 101, 113, 50),
         lambda r: transforms.mirror_horizontal(transforms.letterbox(r, 150, 111, 50)),
+        lambda r: transforms.letterbox(r, 41, 43, 50, "down", "area"),
+        lambda r: transforms.letterbox(r, 101, 43, 50, "up", "area"),
     ],
     ids=["h", "v", "hv", "x2", "half", "fixed", "ratio", "ratio+h", "h+stretch", "v+pad"]
-    + ["letterbox", "letterbox+h"],
+    + ["letterbox", "letterbox+h", "letterbox-", "letterbox-+"],
 )
 def test_box_and_placement_follow_the_pixels(size, transform):
     record = painted.record(*size)
@@ -100,6 +103,80 @@ def test_keep_ratio_rounds_as_the_reference(size, limits, expected):
     np.testing.assert_allclose(moved["placement"], [*ratios, 0, 0], rtol=1e-6)
 
 
+def test_configs_know_the_same_rules():
+    assert checks.ROUNDING.words == f"one of {', '.join(transforms.ROUNDINGS)}"
+    assert checks.RULES["data.eval_shrink"].words == f"one of {', '.join(transforms.SHRINKS)}"
+
+
+def sides(size, canvas, rounding, limits=None):
+    """(height, width) of a picture of `size` (height, width) px on a canvas."""
+    record = painted.record(*size, box=(0, 0, 1, 1))
+    moved = transforms.resize_keep_ratio(record, *canvas, limits, rounding=rounding)
+    return moved["image_size"]
+
+
+@pytest.mark.parametrize(
+    "size, canvas, limits, expected",
+    [  # half_up, half_even, down, up, whole
+        # Exact halves: 512.5 and 517.5, 313.5 and 314.5 px ...
+        ((820, 1024), (640, 640), None, [513, 512, 512, 513, 512]),
+        ((828, 1024), (640, 640), None, [518, 518, 517, 518, 517]),
+        ((209, 256), (384, 384), None, [314, 314, 313, 314, 313]),
+        ((629, 1280), (640, 640), None, [315, 314, 314, 315, 314]),
+        # ... and 802.5 px of the longer side, by the limits.
+        ((640, 642), (1344, 1344), (1333, 800), [803, 802, 802, 803, 802]),
+        # 253.5 px, of which the product of floats is 253.49999999999997.
+        ((234, 384), (416, 416), None, [253, 253, 253, 254, 253]),
+        # 390 px, of which the product of floats is 389.99999999999994 ...
+        ((345, 368), (416, 416), None, [390, 390, 389, 390, 390]),
+        # ... and 480 px, of which it is 480.00000000000006.
+        ((237, 316), (640, 640), None, [480, 480, 480, 481, 480]),
+        # The photographs of `images`: 423.9 px; all others have whole sides.
+        ((512, 773), (640, 640), None, [424, 424, 423, 424, 423]),
+        ((720, 1280), (640, 640), None, [360] * 5),
+        ((576, 768), (640, 640), None, [480] * 5),
+        ((424, 640), (640, 640), None, [424] * 5),
+        ((1, 5000), (640, 640), None, [1] * 5),
+    ],
+)
+def test_sides_are_rounded_by_each_rule(size, canvas, limits, expected):
+    axis = 1 if limits else 0
+    found = {name: sides(size, canvas, name, limits)[axis] for name in transforms.ROUNDINGS}
+    assert found == dict(zip(["half_up", "half_even", "down", "up", "whole"], expected))
+    turned = {
+        name: sides(size[::-1], canvas[::-1], name, limits)[1 - axis]
+        for name in transforms.ROUNDINGS
+    }
+    assert turned == found
+
+
+def test_the_longer_side_may_miss_its_canvas_as_it_does_in_the_reference():
+    """606 * (640 / 606) is 639.9999999999999, of which YOLOv5 keeps 639 px; 533 gives 640.0..1."""
+    assert sides((606, 606), (640, 640), "down") == (639, 639)
+    assert sides((533, 533), (640, 640), "up") == (640, 640)  # and not 641
+    for rounding in ("half_up", "half_even", "whole"):
+        for side in range(32, 1400, 7):
+            assert sides((side, side), (640, 640), rounding) == (640, 640)
+
+
+def test_pictures_are_made_smaller_as_asked_and_larger_in_one_way():
+    image = np.random.default_rng(0).integers(0, 256, (32, 48, 3), np.uint8)
+    record = {**painted.record(32, 48), "image": image}
+    blocks = image.reshape(8, 4, 12, 4, 3).astype(float)
+    linear, area = (
+        transforms.resize_fixed(record, 8, 12, shrink=shrink)["image"]
+        for shrink in ("linear", "area")
+    )
+    assert abs(area - blocks.mean(axis=(1, 3))).max() <= 0.51  # one rounding
+    assert abs(linear - blocks[:, 1:3, :, 1:3].mean(axis=(1, 3))).max() <= 1.01  # OpenCV: two
+    for size in ((64, 96), (33, 48), (16, 49)):
+        one, other = (
+            transforms.resize_fixed(record, *size, shrink=shrink)["image"]
+            for shrink in ("linear", "area")
+        )
+        np.testing.assert_array_equal(one, other)
+
+
 def test_box_at_the_border_stays_inside():
     for width in range(50, 90):
         record = painted.record(41, width, box=(3, 3, width, 41))
@@ -147,15 +224,16 @@ def test_image_without_boxes_passes():
     assert moved["boxes"].shape == (0, 4)
 
 
+@pytest.mark.parametrize("rounding", transforms.ROUNDINGS)
 @pytest.mark.parametrize("size", [(37, 120), (120, 37), (64, 64), (1, 99), (101, 113)])
-def test_letterbox_halves_the_border_as_yolov5(size):
+def test_letterbox_halves_the_border_as_yolov5_and_darknet(size, rounding):
     canvas = (101, 113)
-    moved = transforms.letterbox(
-        painted.record(*size, box=(0, 0, 1, 1)), *canvas, pad_value=(1, 2, 3)
-    )
-    height, width = transforms.resize_keep_ratio(painted.record(*size), *canvas)["image_size"]
+    record = painted.record(*size, box=(0, 0, 1, 1))
+    moved = transforms.letterbox(record, *canvas, pad_value=(1, 2, 3), rounding=rounding)
+    height, width = sides(size, canvas, rounding)
     # yolov5/utils/augmentations.py: left, right = round(dw - 0.1), round(dw + 0.1), dw in halves.
     top, left = round((101 - height) / 2 - 0.1), round((113 - width) / 2 - 0.1)
+    assert (top, left) == ((101 - height) // 2, (113 - width) // 2)  # darknet/src/image.c
     np.testing.assert_array_equal(moved["placement"][2:], [left, top])
     assert moved["image"].shape == (101, 113, 3) and moved["image_size"] == canvas
     border = np.ones(canvas, bool)

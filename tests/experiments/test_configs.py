@@ -8,6 +8,7 @@ import re
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 import tiny
 from ml_collections import ConfigDict
@@ -18,6 +19,7 @@ from detlab import config as config_lib
 from detlab import detector as detector_lib
 from detlab import optim
 from detlab import programs
+from detlab.data import loader
 from experiments import common
 
 
@@ -186,6 +188,68 @@ def test_experiment_survives_json(name):
     config = load(name)
     back = config_lib.from_json(config_lib.to_json(config))
     assert back.to_dict() == config.to_dict()
+
+
+# Family -> how the sides of pictures are rounded in training, evaluation and the demo, and how
+# evaluation makes pictures smaller.  docs/data.md has the sources.
+SIZES = {
+    "mmdet": ("half_up", "half_up", "half_up", "linear"),
+    "YOLOv5": ("down", "down", "half_even", "area"),  # releases 1.0 to 7.0
+    "darknet": ("whole", "whole", "whole", "linear"),
+}
+# Experiments on generated pictures, which are squares like their canvases.
+SQUARES = {"yolov5_shapes", "darknet_shapes"}
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_experiment_resizes_pictures_as_its_family_does(name):
+    config = load(name)
+    family = {"yolov5": "YOLOv5", "darknet": "darknet"}.get(config.detector, "mmdet")
+    if name.partition(":")[0] in SQUARES:
+        assert config.data.source == "shapes"
+        family = "mmdet"
+    training, evaluation, shown = (
+        programs.resize_rule(config.data, use) for use in ("train", "eval", "demo")
+    )
+    rounding = training["rounding"], evaluation["rounding"], shown["rounding"]
+    assert (*rounding, evaluation["shrink"]) == SIZES[family]
+    assert training["shrink"] == shown["shrink"] == "linear"
+    assert training["resize"] == evaluation["resize"] == shown["resize"]
+    resize = {"YOLOv5": "letterbox", "darknet": "stretch"}.get(family)
+    assert resize is None or training["resize"] == resize
+
+
+@pytest.mark.parametrize(
+    "name, size, evaluation, shown",
+    [  # height, width px
+        ("yolov5_coco", (820, 1024), (512, 640), (512, 640)),
+        ("yolov5_coco:s_v5", (828, 1024), (517, 640), (518, 640)),
+        ("yolov5_coco:s_v3", (512, 773), (423, 640), (424, 640)),  # eagle.jpg, horses.jpg
+        ("yolov5_coco:s6", (512, 773), (847, 1280), (848, 1280)),
+        ("yolov5_coco", (606, 606), (639, 639), (640, 640)),
+        ("retinanet_coco", (640, 642), (800, 803), (800, 803)),
+        ("retinanet_coco", (512, 773), (800, 1208), (800, 1208)),
+        ("yolov3_coco", (820, 1024), (487, 608), (487, 608)),
+        ("darknet_coco", (820, 1024), (608, 608), (608, 608)),
+        ("darknet_coco:yolov3_tiny", (512, 773), (416, 416), (416, 416)),
+    ],
+)
+def test_sides_of_pictures_are_those_of_the_family(name, size, evaluation, shown):
+    data = load(name).data
+    record = {
+        "image": np.zeros((*size, 3), np.uint8),
+        "boxes": np.float32([[0, 0, *size[::-1]]]),
+        "area": np.ones(1, np.float32),
+    }
+    [canvas] = [
+        canvas
+        for canvas, group in zip(data.canvases, loader.group_by_canvas([size], data.canvases))
+        if len(group)
+    ]
+    for use, expected in (("eval", evaluation), ("demo", shown)):
+        resize = loader.resizer(pad_value=0, **programs.resize_rule(data, use))
+        x1, y1, x2, y2 = resize(record, *canvas)["boxes"][0]
+        np.testing.assert_allclose((y2 - y1, x2 - x1), expected, atol=1e-3)
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)

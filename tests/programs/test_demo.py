@@ -6,10 +6,12 @@ import pathlib
 import cv2
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from detlab import config as config_lib
 from detlab import demo
 from detlab import errors
+from detlab import types
 from detlab.data import shapes
 
 
@@ -188,6 +190,30 @@ def test_frames_of_another_size_are_resized_to_the_first(tmp_path, monkeypatch):
     written = video_capture(str(tmp_path / "film.mp4"))
     assert written.get(cv2.CAP_PROP_FRAME_COUNT) == 2
     assert written.get(cv2.CAP_PROP_FRAME_WIDTH) == 96
+
+
+@pytest.mark.parametrize(
+    "experiment, sides",
+    [("yolov5_coco", (640, 512)), ("retinanet_coco", (999, 800)), ("darknet_coco", (608, 608))],
+)
+def test_a_picture_is_resized_by_the_rule_of_the_demo(experiment, sides):
+    """820 px of 1024x820 are 512.5 px on 640x640, where evaluation takes 512 too, and mmcv 513."""
+    data, seen = config_lib.load(experiment).data, []
+
+    def predict(params, state, images, image_size):
+        seen.append(images)
+        boxes = np.array([[[0, 0, *images.shape[2:0:-1]]]], np.float32)
+        return types.Detections(
+            boxes, np.ones((1, 1)), np.zeros((1, 1), int), np.ones((1, 1), bool)
+        )
+
+    data = ConfigDict(data.to_dict() | {"pad_value": 7})
+    detect = demo.Detect(predict, {}, {}, data, ("thing",), 0.5, 9)
+    found = detect(np.full((820, 1024, 3), 200, np.uint8))
+    [[image]] = seen
+    rows, columns = (image[..., 0] == 200).any(axis=1), (image[..., 0] == 200).any(axis=0)
+    assert (columns.sum(), rows.sum()) == sides
+    np.testing.assert_array_equal(found["boxes"], [[0, 0, 1024, 820]])
 
 
 def test_class_names_fall_back_to_the_config_and_then_to_numbers(tiny_config):

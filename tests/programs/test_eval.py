@@ -160,6 +160,26 @@ def test_images_that_cannot_be_read_are_skipped_only_where_the_config_says_so(ti
     assert "1 of 3 images cannot be read" in output
 
 
+@pytest.mark.parametrize("shrink, grey", [("linear", 255), ("area", 128)])
+def test_pictures_are_made_smaller_by_the_rule_of_evaluation(shrink, grey, tiny_config):
+    """Of four rows bilinear interpolation looks at the two in the middle."""
+
+    class Stripes(Renamed):
+        def __getitem__(self, i):
+            rows = np.tile(np.uint8([0, 255, 255, 0]), 32)
+            return super().__getitem__(i) | {"image": np.tile(rows[:, None, None], (1, 128, 3))}
+
+    def look(params, state, images, image_size):
+        np.testing.assert_array_equal(images[0], np.full((32, 32, 3), grey))
+        return nothing_found(params, state, images, image_size)
+
+    mesh = sharding.make_mesh()
+    config = config_lib.load(tiny_config, {"data.canvases": "((32, 32),)"})
+    config.eval.batch_size = mesh.size
+    config.data.eval_shrink = shrink
+    assert len(eval_lib.predict(look, {}, {}, Stripes(["one"]), config, mesh)) == 1
+
+
 def test_prediction_is_compiled_once_for_each_canvas():
     detector = python_types.SimpleNamespace(predict=nothing_found)
     mesh = sharding.make_mesh()

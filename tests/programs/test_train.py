@@ -77,6 +77,21 @@ def test_a_workdir_of_another_config_is_refused_with_the_keys(tiny_run, tiny_con
     assert "optim.lr (0.001 there, 0.5 now)" in text and str(tiny_run) in text
 
 
+def test_a_workdir_older_than_a_key_is_resumed_with_what_was_done_then(tiny_config, tmp_path):
+    config = config_lib.load(tiny_config)
+    values = config_lib.to_json(config)
+    for key in config_lib.LATER["data"]:
+        del values["data"][key]
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    assert not train.check_workdir(tmp_path, config)  # no checkpoint yet, and no difference
+    config.data.demo_rounding = "half_even"  # which training does not depend on
+    assert not train.check_workdir(tmp_path, config)
+    config.data.rounding = "down"
+    words = r"differing in data.rounding \('half_up' there, 'down' now\); give"
+    with pytest.raises(errors.UserError, match=words):
+        train.check_workdir(tmp_path, config)
+
+
 def test_sigterm_saves_and_exits_0_and_the_resumed_run_is_bit_equal(
     tiny_run, tiny_config, tmp_path
 ):
