@@ -22,7 +22,6 @@ from ml_collections import config_dict
 from detlab import checks
 from detlab import errors
 
-
 # Keys that older configs lack, with what was done then.
 LATER = {"data": {"rounding": "half_up", "demo_rounding": "half_up", "eval_shrink": "linear"}}
 

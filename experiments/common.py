@@ -372,7 +372,7 @@ def yolov5_training(config: ConfigDict, variant: str, side: int, warmup_steps: i
     config.data.update(
         canvases=((side, side),),
         resize="letterbox",
-        # All releases, 1.0 to 7.0: int() in train.py and val.py, round() in detect.py.
+        # All releases from 1.0 to 7.0: int() in train.py and val.py, round() in detect.py.
         rounding="down",
         demo_rounding="half_even",
         eval_shrink="area",
