@@ -14,6 +14,7 @@ import jax
 from flax import linen as nn
 from flax import traverse_util
 
+from detlab import bounds
 from detlab import errors
 from detlab import types
 
@@ -29,6 +30,9 @@ class Detector(NamedTuple):
     as the number of positives.  A detector whose terms have several reports that of its main term.
     Accumulation of gradients weighs the parts of a batch by it, and equally where there is none.
     All other metrics are means over the images.
+
+    `predict_with_bounds` also tells, for each field that bounds the number of candidates, on which
+    images more passed than it keeps, see `detlab/bounds.py`.
     """
 
     init: Callable  # (rng, images) -> (params, state)
@@ -38,6 +42,7 @@ class Detector(NamedTuple):
     candidates: Callable  # (params, state, images, image_size) -> Detections before suppression
     suppress: Callable  # Detections -> Detections
     predict: Callable  # (params, state, images, image_size) -> Detections
+    predict_with_bounds: Callable  # (the same) -> (Detections, {field: [B] bool}), see below
     taps: Callable  # (params, state, images, pattern) -> {module path: array}
     frozen: tuple[str, ...]  # regexes of "params/..." and "batch_stats/..." that never change
 
@@ -89,6 +94,16 @@ def from_module(module: nn.Module) -> Detector:
     def predict(params, state, images: jax.Array, image_size: jax.Array):
         return suppress(candidates(params, state, images, image_size))
 
+    def predict_with_bounds(params, state, images: jax.Array, image_size: jax.Array):
+        found, noted = module.apply(
+            {"params": params, **state},
+            images,
+            image_size,
+            method="candidates",
+            mutable=[bounds.COLLECTION],
+        )
+        return suppress(found), noted.get(bounds.COLLECTION, {})
+
     def taps(params, state, images: jax.Array, pattern: str) -> dict[str, Any]:
         """Outputs of every submodule whose path, such as `backbone/stage2_block0`, matches.
 
@@ -115,7 +130,16 @@ def from_module(module: nn.Module) -> Detector:
         return outputs
 
     return Detector(
-        init, forward, loss, targets, candidates, suppress, predict, taps, module.frozen_paths()
+        init,
+        forward,
+        loss,
+        targets,
+        candidates,
+        suppress,
+        predict,
+        predict_with_bounds,
+        taps,
+        module.frozen_paths(),
     )
 
 

@@ -8,9 +8,12 @@ The last form evaluates saved predictions without a model.
 
 Objects marked as crowd (COCO) or difficult (VOC) are ignored: finding or missing them changes no
 figure.  An image that cannot be read ends the evaluation, or with
-`--config.data.eval_skip_broken=True` counts as one without detections.
+`--config.data.eval_skip_broken=True` counts as one without detections.  A sentence after the
+figures says on how many images more candidates passed than a bound of the model keeps, such as
+config.model.num_candidates.
 """
 
+import collections
 import json
 import os
 import pathlib
@@ -53,6 +56,7 @@ def main(arguments: Sequence[str]) -> None:
     source = programs.open_source(config, "eval")
     truth = ground_truth(source)
 
+    bounds = {}  # saved predictions do not tell
     if weights is None:
         predictions = read_predictions(args.predictions, truth, source.class_names)
         print(f"evaluating the predictions in {args.predictions}")
@@ -67,7 +71,7 @@ def main(arguments: Sequence[str]) -> None:
         params, state = programs.fit_weights(detector, config, weights, mesh)
         predictor = Predictor(detector, mesh)
         start = time.time()
-        predictions = predict(predictor, params, state, source, config, mesh)
+        predictions, bounds = predict(predictor, params, state, source, config, mesh)
         seconds = time.time() - start - predictor.compile_seconds
         for (height, width), taken in predictor.compiled_in.items():
             print(f"compiled prediction for {height}x{width} in {taken:.1f} s")
@@ -78,7 +82,7 @@ def main(arguments: Sequence[str]) -> None:
             write_predictions(args.predictions, predictions, source.class_names)
             print(f"predictions:   {args.predictions}")
 
-    result = score(truth, predictions, source.class_names)
+    result = score(truth, predictions, source.class_names, bounds)
     print(report(result))
     if args.json:
         programs.write_text(args.json, json.dumps(result, indent=1))
@@ -106,7 +110,7 @@ def ground_truth(source) -> list[dict]:
 
 
 class Predictor:
-    """(params, state, images, image_size) -> Detections, each device with its own images.
+    """`Detector.predict_with_bounds`, each device with its own images.
 
     There is one compiled program for each canvas.
 
@@ -116,14 +120,17 @@ class Predictor:
 
     def __init__(self, detector: detector_lib.Detector, mesh):
         self.compiled_in = {}
-        self._predict = jax.jit(sharding.per_image(detector.predict, mesh, constants=2))
+        function = sharding.per_image(detector.predict_with_bounds, mesh, constants=2)
+        self._predict = jax.jit(function)
         self._compiled = {}
 
     @property
     def compile_seconds(self) -> float:
         return sum(self.compiled_in.values())
 
-    def __call__(self, params: Any, state: Any, images: Any, image_size: Any) -> types.Detections:
+    def __call__(
+        self, params: Any, state: Any, images: Any, image_size: Any
+    ) -> tuple[types.Detections, dict[str, jax.Array]]:
         canvas = images.shape[1:3]
         if canvas not in self._compiled:
             start = time.time()
@@ -141,11 +148,15 @@ def predict(
     config,
     mesh,
     stop: distributed.StopSignals | None = None,
-) -> list[dict]:
+) -> tuple[list[dict], dict[str, dict]]:
     """Detections of every image of a source, in its original px; stops early if `stop()`.
 
     An image that is skipped because it cannot be read has no entry; a sentence is printed for it.
-    With several processes each predicts its share and gets the detections of all.
+    With several processes each predicts its share and gets what all of them found.
+
+    Returns:
+      One dict an image, and the bounds on candidates that were exceeded: key of the config ->
+      {"keeps": its value, "exceeded_on": number of images, "images": number of all predicted}.
     """
     batches = loader.eval_batches(
         source,
@@ -160,7 +171,7 @@ def predict(
         read_threads=config.data.read_threads,
         workers=config.data.workers,
     )
-    predictions, num_skipped = [], 0
+    predictions, num_skipped, exceeded = [], 0, collections.Counter()
     with programs.progress_bar(len(source), "evaluate", "img", leave=False) as bar:
         for loaded in programs.user_errors(batches):
             if stop is not None and stop():
@@ -168,7 +179,7 @@ def predict(
             programs.report_skipped(loaded.skipped)
             batch = loaded.batch
             images, size = sharding.put_batch((batch.images, batch.image_size), mesh)
-            detections = predictor(params, state, images, size)
+            detections, on_image = predictor(params, state, images, size)
             rows = _Rows(
                 batch.index,
                 batch.placement,
@@ -176,7 +187,7 @@ def predict(
                 skipped=np.repeat([len(loaded.skipped), 0], [1, len(batch.index) - 1]),
                 stop=np.full(len(batch.index), stop is not None and stop.wanted),
             )
-            detections, rows = distributed.gather((detections, rows), mesh)
+            detections, on_image, rows = distributed.gather((detections, on_image, rows), mesh)
             if stop is not None:
                 stop.agree(rows.stop.any())
             for row in np.flatnonzero(rows.real):
@@ -193,6 +204,7 @@ def predict(
                         "labels": detections.labels[row][keep],
                     }
                 )
+            exceeded.update({k: int(v[rows.real].sum()) for k, v in on_image.items()})
             num_skipped += int(rows.skipped.sum())
             bar.update(int(rows.real.sum() + rows.skipped.sum()))
         if num_skipped:
@@ -200,7 +212,16 @@ def predict(
                 f"{num_skipped} of {len(source)} images cannot be read and count as images"
                 " without detections"
             )
-    return predictions
+    bounds = {
+        f"config.model.{name}": {
+            "keeps": detector_lib.field(config, name),
+            "exceeded_on": count,
+            "images": len(predictions),
+        }
+        for name, count in exceeded.items()
+        if count
+    }
+    return predictions, bounds
 
 
 class _Rows(NamedTuple):
@@ -221,8 +242,15 @@ def to_original(boxes: np.ndarray, placement: np.ndarray, size: tuple[int, int])
     return np.clip((boxes - shift) / scale, 0, limits).astype(np.float32)
 
 
-def score(truth: list[dict], predictions: list[dict], class_names: Sequence[str]) -> dict:
+def score(
+    truth: list[dict],
+    predictions: list[dict],
+    class_names: Sequence[str],
+    bounds: dict[str, dict] | None = None,
+) -> dict:
     """Figures of both protocols: the COCO keys, mAP07, mAP12 and one row a class.
+
+    The exceeded bounds that `predict` returned are among them as "bounds", if there are any.
 
     Raises:
       UserError: the predictions do not fit the ground truth, or are not finite.
@@ -237,16 +265,17 @@ def score(truth: list[dict], predictions: list[dict], class_names: Sequence[str]
         for row, row_voc in zip(result["classes"], result_voc["classes"])
     ]
     overall = {k: result_voc[k] for k in ("mAP07", "mAP12")}
-    return {**result, **overall, "classes": classes}
+    result = {**result, **overall, "classes": classes}
+    return {**result, "bounds": bounds} if bounds else result
 
 
 def scalars(result: dict) -> dict[str, float]:
-    """The figures of `score` without the table."""
-    return {k: float(v) for k, v in result.items() if k != "classes"}
+    """The figures of `score` without the table and the bounds."""
+    return {k: float(v) for k, v in result.items() if k not in ("classes", "bounds")}
 
 
 def report(result: dict) -> str:
-    """The figures as text: both protocols, then one row a class."""
+    """The figures as text: one row a class, both protocols, a sentence for an exceeded bound."""
     number = tables.number
     lines = (
         ("COCO", ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")),
@@ -267,7 +296,13 @@ def report(result: dict) -> str:
         ]
         for row in result["classes"]
     ]
-    return f"{tables.text_table(header, rows)}\n{overall}"
+    sentences = [
+        f"On {bound['exceeded_on']} of {bound['images']} images more candidates passed the"
+        f" threshold than {key} ({bound['keeps']}) keeps; the worst were dropped before"
+        " suppression."
+        for key, bound in result.get("bounds", {}).items()
+    ]
+    return "\n".join([tables.text_table(header, rows), overall, *sentences])
 
 
 def draw(

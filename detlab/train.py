@@ -385,12 +385,12 @@ class Evaluation:
         """(result, predictions), see `detlab.eval.score`; None where `stop()` came before."""
         start = time.time()
         params, model_state = update_lib.evaluated(state)
-        predictions = eval_lib.predict(
+        predictions, bounds = eval_lib.predict(
             self._predictor, params, model_state, self._source, self._config, self._mesh, stop
         )
         if stop():
             return None
-        result = eval_lib.score(self.truth, predictions, self._source.class_names)
+        result = eval_lib.score(self.truth, predictions, self._source.class_names, bounds)
         figures = eval_lib.scalars(result)
         score = figures[self._config.eval.best_by]
         best = self._checkpoints.best_score()

@@ -10,6 +10,7 @@ import pytest
 from flax import linen as nn
 from ml_collections import ConfigDict
 
+from detlab import bounds
 from detlab import detector as detector_lib
 from detlab import errors
 from detlab import layers
@@ -34,6 +35,7 @@ class Toy(nn.Module):
     """One score an image, a norm with statistics, a counter of losses and a random draw."""
 
     norm: str = "batch"
+    num_candidates: int = 0
 
     def setup(self):
         self.body = Body(self.norm)
@@ -57,6 +59,7 @@ class Toy(nn.Module):
 
     def candidates(self, images, image_size):
         scores = self.forward(images, train=False).scores
+        bounds.note(self, "num_candidates", jnp.arange(len(images))[:, None] >= 1)
         boxes = jnp.broadcast_to(image_size.max(), (*scores.shape, 4)).astype(jnp.float32)
         return types.Detections(boxes, scores, jnp.zeros(scores.shape, int), scores > -1e9)
 
@@ -139,6 +142,15 @@ def test_predict_is_suppress_of_candidates_with_running_statistics():
     np.testing.assert_allclose(predicted.scores, candidates.scores + 1, rtol=1e-6)
     alone = jax.jit(detector.forward)(params, state, images[:1])  # no statistics of the batch
     np.testing.assert_allclose(alone.scores, outputs.scores[:1], rtol=1e-5)
+
+
+def test_predict_with_bounds_also_tells_where_they_were_exceeded():
+    detector, params, state = toy()
+    images, size = make_batch().images, jnp.full((2, 2), 6)
+    predicted = jax.jit(detector.predict)(params, state, images, size)
+    found, exceeded = jax.jit(detector.predict_with_bounds)(params, state, images, size)
+    assert jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), found, predicted))
+    assert {k: v.tolist() for k, v in exceeded.items()} == {"num_candidates": [False, True]}
 
 
 @pytest.mark.parametrize(

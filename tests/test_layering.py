@@ -14,7 +14,7 @@ PARTS = OPS | {"layers"}
 MODELS = (
     LEAVES
     | PARTS
-    | {"fields", "backbones", "necks", "heads", "detectors", "sharding"}
+    | {"bounds", "fields", "backbones", "necks", "heads", "detectors", "sharding"}
     | {"darknet_cfg", "darknet_networks"}
 )
 DATA = {"types", "data"}
@@ -44,6 +44,7 @@ PROGRAMS = (
 ALLOWED = {
     "types": set(),
     "errors": set(),
+    "bounds": set(),
     "fields": set(),
     "darknet_cfg": {"errors"},
     "darknet_networks": {"darknet_cfg"},
@@ -55,7 +56,7 @@ ALLOWED = {
     "necks": PARTS | {"necks"},
     "heads": PARTS | {"heads"},
     "detectors": MODELS,
-    "detector": {"types", "errors", "detectors"},
+    "detector": {"types", "errors", "bounds", "detectors"},
     "data": DATA,
     "metrics": {"types", "metrics"},
     "viz": {"types", "viz"},

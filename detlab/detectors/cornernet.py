@@ -23,6 +23,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 
+from detlab import bounds
 from detlab import fields
 from detlab import layers
 from detlab import types
@@ -219,9 +220,15 @@ class CornerNet(nn.Module):
         `num_candidates` an image; with `flip_test` as many again, found in its mirror image.
         """
         if not self.flip_test:
-            return self.pairs(images, image_size)
+            found, possible = self.pairs(images, image_size)
+            bounds.note(self, "num_candidates", possible)
+            return found
         mirrored = jax.vmap(mirror)(images, image_size[:, 1])
-        found = self.pairs(*(jnp.concatenate(x) for x in ((images, mirrored), (image_size,) * 2)))
+        found, possible = self.pairs(
+            *(jnp.concatenate(x) for x in ((images, mirrored), (image_size,) * 2))
+        )
+        for half in jnp.split(possible, 2):
+            bounds.note(self, "num_candidates", half)
         of_image, of_mirror = (
             types.Detections(*parts) for parts in zip(*(jnp.split(x, 2) for x in found))
         )
@@ -230,8 +237,8 @@ class CornerNet(nn.Module):
         merged = zip(of_image, of_mirror)
         return types.Detections(*(jnp.concatenate(both, axis=1) for both in merged))
 
-    def pairs(self, images: jax.Array, image_size: jax.Array) -> types.Detections:
-        """`candidates` of the images as they are.
+    def pairs(self, images: jax.Array, image_size: jax.Array):
+        """(`candidates`, [B, K, K] bool: pairs of corners that may be one) of images as they are.
 
         Nothing larger than [max_corners, max_corners] is made of them, 0.4 MB an image at 300.
         """
@@ -255,10 +262,12 @@ class CornerNet(nn.Module):
 
             (first, first_tags), (second, second_tags) = find(top_left), find(bottom_right)
             agree = corner_groups.tags_agree(first_tags, second_tags, self.max_tag_distance)
-            return corner_groups.pair_corners(first, second, agree, self.num_candidates)
+            found = corner_groups.pair_corners(first, second, agree, self.num_candidates)
+            possible = corner_groups.possible_pairs(first, second, agree)
+            return types.Detections(*found), possible
 
         last = [CornerMaps(*(maps[-1] for maps in getattr(outputs, name))) for name in CORNERS]
-        return types.Detections(*jax.vmap(one_image)(*last, image_size))
+        return jax.vmap(one_image)(*last, image_size)
 
     def suppress(self, candidates: types.Detections) -> types.Detections:
         """Soft suppression within each class (section 4.2); the best `max_detections` stay."""

@@ -28,6 +28,7 @@ import numpy as np
 from flax import linen as nn
 from jax import lax
 
+from detlab import bounds
 from detlab import darknet_cfg
 from detlab import darknet_networks
 from detlab import fields
@@ -259,21 +260,23 @@ class Darknet(nn.Module):
         unit = np.tile(np.array(canvas[::-1], np.float32), 2)
         boxes = boxes_lib.cxcywh_to_xyxy(jnp.concatenate(boxes, axis=1)) * unit  # [B, N, 4] px
         scores = jnp.concatenate(scores, axis=1)  # [B, N, C]
+        # What has its centre on padding is none of the image's.
+        centre = (boxes[..., :2] + boxes[..., 2:]) / 2
+        inside = (centre < image_size[:, None, ::-1]).all(-1)  # [B, N]
+        scores = jnp.where(inside[..., None], scores, 0.0)
+        if not self.multi_label:
+            best = scores.argmax(-1)[..., None] == jnp.arange(self.num_classes)
+            scores = jnp.where(best, scores, 0.0)
+        bounds.note(self, "num_candidates", scores > self.score_threshold)
 
-        def one_image(boxes, scores, size):
-            # What has its centre on padding is none of the image's.
-            centre = (boxes[:, :2] + boxes[:, 2:]) / 2
-            scores = jnp.where((centre < size[::-1]).all(-1)[:, None], scores, 0.0)
-            if not self.multi_label:
-                best = scores.argmax(-1)[:, None] == jnp.arange(self.num_classes)
-                scores = jnp.where(best, scores, 0.0)
+        def one_image(boxes, scores):
             scores, pair = lax.top_k(scores.reshape(-1), min(self.num_candidates, scores.size))
             boxes, label = boxes[pair // self.num_classes], pair % self.num_classes
             usable = (boxes[:, 2:] > boxes[:, :2]).all(-1) & jnp.isfinite(boxes).all(-1)
             valid = (scores > self.score_threshold) & usable
             return boxes, scores, label.astype(jnp.int32), valid
 
-        return types.Detections(*jax.vmap(one_image)(boxes, scores, image_size))
+        return types.Detections(*jax.vmap(one_image)(boxes, scores))
 
     def suppress(self, candidates: types.Detections) -> types.Detections:
         """Greedy suppression; the best `max_detections` of an image stay.

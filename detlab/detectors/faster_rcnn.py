@@ -30,6 +30,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 
+from detlab import bounds
 from detlab import fields
 from detlab import layers
 from detlab import sharding
@@ -352,10 +353,11 @@ class FasterRCNN(nn.Module):
         pass; `num_candidates` bounds the pairs of an image, of which the worst go first.
         """
         outputs = self.detect(images, image_size)
+        scores = nn.softmax(outputs.cls_logits)[..., :-1]  # [B, P, C]
+        scores = jnp.where(outputs.proposals.valid[..., None], scores, 0.0)
+        bounds.note(self, "num_candidates", scores > self.score_threshold)
 
-        def one_image(proposals, logits, deltas, size):
-            scores = nn.softmax(logits)[:, :-1]  # [P, C]
-            scores = jnp.where(proposals.valid[:, None], scores, 0.0)
+        def one_image(proposals, scores, deltas, size):
             count = min(self.num_candidates, scores.size)
             scores, pair = lax.top_k(scores.reshape(-1), count)
             roi, label = pair // self.num_classes, pair % self.num_classes
@@ -369,7 +371,7 @@ class FasterRCNN(nn.Module):
             valid = (scores > self.score_threshold) & has_area
             return boxes, scores, label.astype(jnp.int32), valid
 
-        rows = outputs.proposals, outputs.cls_logits, outputs.box_deltas, image_size
+        rows = outputs.proposals, scores, outputs.box_deltas, image_size
         return types.Detections(*jax.vmap(one_image)(*rows))
 
     def suppress(self, candidates: types.Detections) -> types.Detections:

@@ -25,6 +25,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 
+from detlab import bounds
 from detlab import fields
 from detlab import layers
 from detlab import types
@@ -266,9 +267,8 @@ class FCOS(nn.Module):
         unit = self.distance_unit(level)
         inside = jax.vmap(lambda size: self.inside(canvas, size))(image_size)  # [B, N]
 
-        def one_level(logits, distances, centerness, points, unit, inside, size):
+        def one_level(scores, distances, centerness, points, unit, size):
             """One image: [Nl, C], [Nl, 4] and [Nl, 1] -> boxes, scores, labels, valid of K."""
-            scores = jnp.where(inside[:, None], nn.sigmoid(logits), 0.0)
             count = min(self.candidates_per_level, scores.size)
             scores, pair = lax.top_k(scores.reshape(-1), count)
             point, label = pair // self.num_classes, pair % self.num_classes
@@ -289,9 +289,12 @@ class FCOS(nn.Module):
         )
         for *maps, part in per_level:
             maps = [x.reshape(x.shape[0], -1, x.shape[-1]) for x in maps]  # [B, Nl, channels]
+            logits, distances, centerness = maps
+            scores = jnp.where(inside[:, part, None], nn.sigmoid(logits), 0.0)
+            bounds.note(self, "candidates_per_level", scores > self.score_threshold)
             rows.append(
-                jax.vmap(one_level, in_axes=(0, 0, 0, None, None, 0, 0))(
-                    *maps, points[part], unit[part], inside[:, part], image_size
+                jax.vmap(one_level, in_axes=(0, 0, 0, None, None, 0))(
+                    scores, distances, centerness, points[part], unit[part], image_size
                 )
             )
         boxes, scores, labels, valid = (jnp.concatenate(parts, axis=1) for parts in zip(*rows))

@@ -26,6 +26,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 
+from detlab import bounds
 from detlab import fields
 from detlab import layers
 from detlab import types
@@ -333,9 +334,8 @@ class RepPoints(nn.Module):
         boxes = self.boxes(canvas, outputs.refine_boxes)  # [B, N, 4]
         inside = jax.vmap(lambda size: self.inside(canvas, size))(image_size)  # [B, N]
 
-        def one_level(logits, boxes, inside, size):
+        def one_level(scores, boxes, size):
             """One image: [Nl, C], [Nl, 4] -> boxes, scores, labels, valid of K pairs."""
-            scores = jnp.where(inside[:, None], nn.sigmoid(logits), 0.0)
             count = min(self.candidates_per_level, scores.size)
             scores, pair = lax.top_k(scores.reshape(-1), count)
             point, label = pair // self.num_classes, pair % self.num_classes
@@ -347,7 +347,9 @@ class RepPoints(nn.Module):
         rows = []
         for logits, part in zip(outputs.cls_logits, self.level_slices(canvas)):
             logits = anchors_lib.flatten_levels((logits,), self.num_classes)  # [B, Nl, C]
-            rows.append(jax.vmap(one_level)(logits, boxes[:, part], inside[:, part], image_size))
+            scores = jnp.where(inside[:, part, None], nn.sigmoid(logits), 0.0)
+            bounds.note(self, "candidates_per_level", scores > self.score_threshold)
+            rows.append(jax.vmap(one_level)(scores, boxes[:, part], image_size))
         boxes, scores, labels, valid = (jnp.concatenate(parts, axis=1) for parts in zip(*rows))
         return types.Detections(boxes, scores, labels, valid)
 

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 
+from detlab import bounds
 from detlab import fields
 from detlab import layers
 from detlab import types
@@ -248,9 +249,8 @@ class RetinaNet(nn.Module):
         anchors, _ = self.anchors(canvas)
         inside = jax.vmap(lambda size: self.inside(canvas, size))(image_size)  # [B, N]
 
-        def one_level(logits, deltas, anchors, inside, size):
+        def one_level(scores, deltas, anchors, size):
             """One image: [Nl, C] and [Nl, 4] -> boxes, scores, labels, valid of K pairs."""
-            scores = jnp.where(inside[:, None], nn.sigmoid(logits), 0.0)
             count = min(self.candidates_per_level, scores.size)
             scores, pair = lax.top_k(scores.reshape(-1), count)
             anchor, label = pair // self.num_classes, pair % self.num_classes
@@ -265,9 +265,11 @@ class RetinaNet(nn.Module):
         for logits, deltas, level in zip(outputs.cls_logits, outputs.box_deltas, levels):
             logits = anchors_lib.flatten_levels((logits,), self.num_classes)  # [B, Nl, C]
             deltas = anchors_lib.flatten_levels((deltas,), 4)
+            scores = jnp.where(inside[:, level, None], nn.sigmoid(logits), 0.0)
+            bounds.note(self, "candidates_per_level", scores > self.score_threshold)
             rows.append(
-                jax.vmap(one_level, in_axes=(0, 0, None, 0, 0))(
-                    logits, deltas, anchors[level], inside[:, level], image_size
+                jax.vmap(one_level, in_axes=(0, 0, None, 0))(
+                    scores, deltas, anchors[level], image_size
                 )
             )
         boxes, scores, labels, valid = (jnp.concatenate(parts, axis=1) for parts in zip(*rows))

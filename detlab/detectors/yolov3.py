@@ -29,6 +29,7 @@ import numpy as np
 from flax import linen as nn
 from jax import lax
 
+from detlab import bounds
 from detlab import fields
 from detlab import layers
 from detlab import types
@@ -285,10 +286,14 @@ class YOLOv3(nn.Module):
         canvas = images.shape[1:3]
         anchors, _, strides = self.anchors(canvas)
 
-        def one_image(xy, wh, objectness, logits, size):
-            objectness = nn.sigmoid(objectness)  # [N]
-            eligible = self.inside(canvas, size) & (objectness >= self.objectness_threshold)
-            scores = jnp.where(eligible[:, None], nn.sigmoid(logits), 0.0)  # [N, C]
+        xy, wh, objectness, logits = self.split(self.forward(images, train=False).predictions)
+        objectness = nn.sigmoid(objectness)  # [B, N]
+        inside = jax.vmap(lambda size: self.inside(canvas, size))(image_size)  # [B, N]
+        eligible = inside & (objectness >= self.objectness_threshold)
+        scores = jnp.where(eligible[..., None], nn.sigmoid(logits), 0.0)  # [B, N, C]
+        bounds.note(self, "num_candidates", scores > self.score_threshold)
+
+        def one_image(xy, wh, objectness, scores):
             scores, pair = lax.top_k(scores.reshape(-1), min(self.num_candidates, scores.size))
             anchor, label = pair // self.num_classes, pair % self.num_classes
             encoded = jnp.concatenate([nn.sigmoid(xy[anchor]), wh[anchor]], axis=-1)
@@ -299,8 +304,7 @@ class YOLOv3(nn.Module):
             # Only now the factor: the threshold is one of the class score.
             return boxes, scores * objectness[anchor], label.astype(jnp.int32), valid
 
-        rows = self.split(self.forward(images, train=False).predictions)
-        return types.Detections(*jax.vmap(one_image)(*rows, image_size))
+        return types.Detections(*jax.vmap(one_image)(xy, wh, objectness, scores))
 
     def suppress(self, candidates: types.Detections) -> types.Detections:
         """Greedy suppression within each class; the best `max_detections` of an image stay."""

@@ -34,6 +34,7 @@ import numpy as np
 from flax import linen as nn
 from jax import lax
 
+from detlab import bounds
 from detlab import fields
 from detlab import layers
 from detlab import types
@@ -393,16 +394,22 @@ class YOLOv5(nn.Module):
         shapes = [x.shape[1:3] for x in predictions]
         canvas = tuple(side * self.strides[0] for side in shapes[0])
 
-        def one_image(xywh, objectness, logits, size):
-            inside = anchors_lib.inside_content(
-                shapes, self.strides, self.anchors_per_cell, size
-            )  # [N]
-            scores = nn.sigmoid(objectness)[:, None] * nn.sigmoid(logits)  # [N, C]
+        def inside_content(size):
+            return anchors_lib.inside_content(shapes, self.strides, self.anchors_per_cell, size)
+
+        xywh, objectness, logits = self.split(predictions)
+        scores = nn.sigmoid(objectness)[..., None] * nn.sigmoid(logits)
+        inside = jax.vmap(inside_content)(image_size)  # [B, N]
+        scores = jnp.where(inside[..., None], scores, 0.0)  # [B, N, C]
+        of_boxes = scores if self.multi_label else scores.max(-1)
+        bounds.note(self, "num_candidates", of_boxes > self.score_threshold)
+
+        def one_image(xywh, scores):
             # The best K pairs are among the K rows of the best scores: far fewer to sort.
-            best = jnp.where(inside, scores.max(-1), 0.0)
+            best = scores.max(-1)
             best, row = lax.top_k(best, min(self.num_candidates, len(best)))
             if self.multi_label:
-                pairs = jnp.where((best > 0)[:, None], scores[row], 0.0).reshape(-1)
+                pairs = scores[row].reshape(-1)
                 best, pair = lax.top_k(pairs, min(self.num_candidates, pairs.size))
                 row, label = row[pair // self.num_classes], pair % self.num_classes
             else:
@@ -412,8 +419,7 @@ class YOLOv5(nn.Module):
             valid = (best > self.score_threshold) & usable
             return boxes, best, label.astype(jnp.int32), valid
 
-        rows = self.split(predictions)
-        return types.Detections(*jax.vmap(one_image)(*rows, image_size))
+        return types.Detections(*jax.vmap(one_image)(xywh, scores))
 
     def suppress(self, candidates: types.Detections) -> types.Detections:
         """Greedy suppression; the best `max_detections` of an image stay."""

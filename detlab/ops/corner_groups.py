@@ -79,6 +79,16 @@ def centers_agree(top_left, bottom_right, threshold):
     return inside(low_centers) & inside(high_centers) & (between <= threshold * region)
 
 
+def possible_pairs(top_left, bottom_right, agree):
+    """[K, K] bool: pairs that agree, are of one class and on the right sides of each other.
+
+    The arguments are those of `pair_corners`.
+    """
+    possible = agree & top_left.valid[:, None] & bottom_right.valid
+    possible &= top_left.labels[:, None] == bottom_right.labels
+    return possible & jnp.all(bottom_right.points > top_left.points[:, None], axis=-1)
+
+
 def pair_corners(top_left, bottom_right, agree, max_boxes):
     """The best boxes between corners that belong together.
 
@@ -95,9 +105,7 @@ def pair_corners(top_left, bottom_right, agree, max_boxes):
     """
     if max_boxes < 1:
         raise ValueError(f"max_boxes must be at least 1, not {max_boxes}")
-    accepted = agree & top_left.valid[:, None] & bottom_right.valid
-    accepted &= top_left.labels[:, None] == bottom_right.labels
-    accepted &= jnp.all(bottom_right.points > top_left.points[:, None], axis=-1)
+    accepted = possible_pairs(top_left, bottom_right, agree)
     scores = (top_left.scores[:, None] + bottom_right.scores) / 2  # [K, K]
     candidates = jnp.where(accepted, scores, -jnp.inf).ravel()
     scores, pairs = lax.top_k(candidates, min(max_boxes, candidates.size))

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from ml_collections import ConfigDict
 
 from detlab import checkpoint
 from detlab import detector as detector_lib
@@ -118,6 +119,34 @@ def test_detections_are_sorted_and_padded_with_zeros(subject):
         assert (boxes[:count, 2:] > boxes[:count, :2]).all()
         assert (labels >= 0).all() and (labels < tiny.NUM_CLASSES).all()
         assert not boxes[count:].any() and not scores[count:].any() and not labels[count:].any()
+
+
+BOUNDS = ("num_candidates", "candidates_per_level")
+ALL_PASS = dict(score_threshold=0.0, max_tag_distance=1e9)
+
+
+def test_bounds_on_candidates_are_told_where_more_pass(subject):
+    """All candidates of the first image pass, and the second shows but a few cells."""
+    config = ConfigDict(dict(detector=subject.entry.detector, model=subject.entry.fields))
+
+    def those_it_has(fields):
+        return {k: v for k, v in fields.items() if detector_lib.field(config, k) is not None}
+
+    few = 10 if subject.entry.detector in ("faster_rcnn", "cornernet") else 50
+    small, large = (
+        subject.build(**those_it_has(ALL_PASS | dict.fromkeys(BOUNDS, bound)))
+        for bound in (few, 10**6)
+    )
+
+    @tiny.jit  # one program, without suppression
+    def exceeded(*arguments):
+        return [one.predict_with_bounds(*arguments)[1] for one in (small, large)]
+
+    size = np.int32([subject.entry.canvas, (8, 8)])
+    told = exceeded(*subject.variables, subject.batch.images, size)
+    for of_bound, expected in zip(told, ([True, False], [False, False])):
+        found = {field: flags.tolist() for field, flags in of_bound.items()}
+        assert found == those_it_has(dict.fromkeys(BOUNDS, expected))
 
 
 @pytest.mark.slow

@@ -155,6 +155,24 @@ def test_the_mirror_image_adds_its_pairs_where_they_lie_in_the_image():
         assert more == [[12, 8, 32, 36], [48, 16, 72, 40]]
 
 
+def test_a_bound_on_pairs_is_exceeded_by_those_of_the_image_or_of_its_mirror_image():
+    images = np.zeros((1, 64, 96, 3), np.uint8)
+    # Four boxes, from each red cell to each green one, and none in the mirror.
+    for channel, cells in enumerate((((2, 3), (3, 6)), ((9, 12), (11, 15)))):
+        for row, column in cells:
+            images[0, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4, channel] = 255
+    told = {}
+    for view, pictures in (("plain", images), ("mirrored", images[:, :, ::-1])):
+        for flip_test in (False, True):
+            fields = dict(flip_test=flip_test, num_candidates=1, max_corners=2)
+            detector = detector_lib.from_module(Colours(**{**FIELDS, **fields}))
+            size = np.int32([[64, 96]])
+            _, exceeded = tiny.jit(detector.predict_with_bounds)({}, {}, pictures, size)
+            told[view, flip_test] = exceeded["num_candidates"].tolist()
+    assert told.pop(("mirrored", False)) == [False]
+    assert set(map(tuple, told.values())) == {(True,)}
+
+
 def test_the_table_fills_every_leaf_and_runs_backwards():
     config = python_types.SimpleNamespace(detector="cornernet", model=FIELDS)
     shapes = convert.target_shapes(config)

@@ -83,6 +83,9 @@ def test_steps_in_parts_are_equal_and_the_stop_is_told(results):
 def test_detections_are_equal(results):
     for name, one, four in pairs(results, "detections"):
         np.testing.assert_allclose(four, one, rtol=1e-5, atol=1e-5, err_msg=name)
+    for name, one, four in pairs(results, "bounds"):
+        np.testing.assert_array_equal(four, one, err_msg=name)
+        assert one.all(), "on all eight images more pass than are kept"
     assert results[1]["detections valid"].any()
 
 

@@ -138,12 +138,13 @@ def test_a_picture_that_cannot_be_written_is_a_sentence(tmp_path):
 
 def nothing_found(params, state, images, image_size):
     batch = images.shape[0]
-    return types.Detections(
+    found = types.Detections(
         boxes=jnp.zeros((batch, 1, 4)),
         scores=jnp.zeros((batch, 1)),
         labels=jnp.zeros((batch, 1), jnp.int32),
         valid=image_size[:, :1] > 0,
     )
+    return found, {}
 
 
 def test_images_that_cannot_be_read_are_skipped_only_where_the_config_says_so(tiny_config, capsys):
@@ -153,7 +154,7 @@ def test_images_that_cannot_be_read_are_skipped_only_where_the_config_says_so(ti
     with pytest.raises(errors.UserError, match="image file two cannot be decoded"):
         eval_lib.predict(nothing_found, {}, {}, source, config, mesh)
     config.data.eval_skip_broken = True
-    predictions = eval_lib.predict(nothing_found, {}, {}, source, config, mesh)
+    predictions, _ = eval_lib.predict(nothing_found, {}, {}, source, config, mesh)
     assert [p["image_id"] for p in predictions] == ["one", "three"]
     output = capsys.readouterr().out
     assert "skipped: image file two cannot be decoded" in output
@@ -177,17 +178,90 @@ def test_pictures_are_made_smaller_by_the_rule_of_evaluation(shrink, grey, tiny_
     config = config_lib.load(tiny_config, {"data.canvases": "((32, 32),)"})
     config.eval.batch_size = mesh.size
     config.data.eval_shrink = shrink
-    assert len(eval_lib.predict(look, {}, {}, Stripes(["one"]), config, mesh)) == 1
+    predictions, _ = eval_lib.predict(look, {}, {}, Stripes(["one"]), config, mesh)
+    assert len(predictions) == 1
+
+
+def reached_on_wide_images(params, state, images, image_size):
+    """Finds nothing; says that images wider than 64 px and all empty canvases exceed a bound."""
+    found, _ = nothing_found(params, state, images, image_size)
+    wide, empty = image_size[:, 1] > 64, (images == images[:, :1, :1]).all((1, 2, 3))
+    never = jnp.zeros(len(images), bool)
+    return found, {"candidates_per_level": wide | empty, "max_detections": never}
+
+
+class Sized(Renamed):
+    """Shapes, of which the first `num_tall` are cut to 128 x 40 px."""
+
+    def __init__(self, ids, num_tall, broken=()):
+        super().__init__(ids, broken)
+        self._num_tall = num_tall
+
+    def __getitem__(self, i):
+        record = super().__getitem__(i)
+        return {**record, "image": record["image"][:, : self.size(i)[1]]}
+
+    def size(self, i):
+        return (128, 40) if i < self._num_tall else (128, 128)
+
+
+def test_exceeded_bounds_are_counted_on_images_alone_over_all_batches(tiny_config):
+    """Two canvases, each with a last batch that is filled up with empty ones."""
+    source = Sized(list("abcdefghijkl"), num_tall=5, broken=[10])
+    overrides = {"eval.batch_size": "4", "data.canvases": "((128,64),(128,128))"}
+    config = config_lib.load(tiny_config, overrides)
+    config.data.eval_skip_broken = True
+    predictions, bounds = eval_lib.predict(
+        reached_on_wide_images, {}, {}, source, config, sharding.make_mesh()
+    )
+    assert len(predictions) == 11
+    key = "config.model.candidates_per_level"
+    assert bounds == {key: {"keeps": 50, "exceeded_on": 6, "images": 11}}
+
+
+def test_exceeded_bounds_are_told_once_with_the_key_and_the_number_of_images(
+    evaluated, tiny_run, tiny_config, tmp_path, capsys
+):
+    sentence = (
+        "On 200 of 200 images more candidates passed the threshold than"
+        " config.model.candidates_per_level (50) keeps; the worst were dropped before suppression."
+    )
+    output = (evaluated / "output.txt").read_text()
+    assert output.count(sentence) == output.count("On ") == 1
+    bounds = {"config.model.candidates_per_level": dict(keeps=50, exceeded_on=200, images=200)}
+    for path in (evaluated / "figures.json", tiny_run / "eval.json"):
+        assert json.loads(path.read_text())["bounds"] == bounds
+
+    # Saved predictions do not tell.
+    figures = tmp_path / "figures.json"
+    saved = ["--predictions", str(evaluated / "predictions.json"), "--json", str(figures)]
+    eval_lib.main(["--config", tiny_config, *saved])
+    assert "On " not in capsys.readouterr().out
+    assert "bounds" not in json.loads(figures.read_text())
+
+
+def test_bounds_that_were_not_exceeded_are_not_told(tmp_path, capsys, tiny_run, monkeypatch):
+    def within(*arguments):
+        found, flags = reached_on_wide_images(*arguments)
+        return found, {name: flag & False for name, flag in flags.items()}
+
+    within.compiled_in, within.compile_seconds = {}, 0.0
+    monkeypatch.setattr(eval_lib, "Predictor", lambda detector, mesh: within)
+    figures = tmp_path / "figures.json"
+    eval_lib.main(["--workdir", str(tiny_run), "--json", str(figures)])
+    assert "On " not in capsys.readouterr().out
+    assert "bounds" not in json.loads(figures.read_text())
 
 
 def test_prediction_is_compiled_once_for_each_canvas():
-    detector = python_types.SimpleNamespace(predict=nothing_found)
+    detector = python_types.SimpleNamespace(predict_with_bounds=nothing_found)
     mesh = sharding.make_mesh()
     predictor = eval_lib.Predictor(detector, mesh)
     for canvas in ((8, 16), (16, 8), (8, 16)):
         images = np.zeros((mesh.size, *canvas, 3), np.uint8)
         size = np.full((mesh.size, 2), canvas, np.int32)
-        assert predictor({}, {}, *sharding.put_batch((images, size), mesh)).valid.all()
+        found, _ = predictor({}, {}, *sharding.put_batch((images, size), mesh))
+        assert found.valid.all()
     assert list(predictor.compiled_in) == [(8, 16), (16, 8)]
     assert predictor.compile_seconds == sum(predictor.compiled_in.values()) > 0
 

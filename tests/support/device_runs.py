@@ -86,7 +86,8 @@ def training(path: str, mesh) -> dict:
 
     # Detections, each device with its own images.
     predictor = eval_lib.Predictor(detector, mesh)
-    detections = predictor(params, state, batch.images, batch.image_size)
+    detections, bounds = predictor(params, state, batch.images, batch.image_size)
+    found |= {f"bounds {k}": v for k, v in bounds.items()}
     return found | {f"detections {k}": v for k, v in detections._asdict().items()}
 
 
@@ -133,12 +134,15 @@ def detector(name: str, path: str, mesh) -> dict:
     params, state = tiny.jit(built.init)(jax.random.key(0), batch.images[:1])
     predictor = eval_lib.Predictor(built, mesh)
     whole = jax.device_put((params, state), sharding.replicated(mesh))
-    detections = predictor(*whole, *sharding.put_batch((batch.images, batch.image_size), mesh))
+    detections, bounds = predictor(
+        *whole, *sharding.put_batch((batch.images, batch.image_size), mesh)
+    )
     optimizer = optim.build(config.optim, params, 10, 4, 1, built.frozen)
     train_state = train.initial_state(built, optimizer, config, mesh)
     step = step_lib.TrainStep(built, optimizer, config, mesh)
     after, metrics, _ = step(train_state, loader.Loaded(batch, 0, ()))
     found = {f"detections {k}": v for k, v in detections._asdict().items()}
+    found |= {f"bounds {k}": v for k, v in bounds.items()}
     found |= {f"metric {k}": v for k, v in metrics.items()}
     return found | leaves("params", after.params) | leaves("state", after.state)
 
