@@ -17,7 +17,8 @@ take one or two samples, 2x2 samples move the scores of the 200 detections by 0.
 by 0.030 at most.
 
 Suppression sees the best `num_candidates` pairs of proposal and class; the reference's sees all
-above the threshold.  The two differ in images where more than `num_candidates` are above it.
+above the threshold.  The two differ in images where more than `num_candidates` are above it, and
+the report of an evaluation counts those.
 
 Expected: COCO val2017 AP 37.4 with experiments/faster_rcnn_coco.py (the published figure of the
 reference).
