@@ -193,6 +193,9 @@ def test_two_processes_train_evaluate_and_save_as_one_does(config, alone, tmp_pa
     # Detections of all batches are gathered by one program a shape, not one a batch.
     assert 0 < problems.count("Finished XLA compilation of jit(gather_rows)") <= 2
     again = json.loads((tmp_path / "again.json").read_text())
+    bounds = {"config.model.candidates_per_level": dict(keeps=50, exceeded_on=7, images=7)}
+    assert again["bounds"] == bounds, "of both processes, without the rows that fill up"
+    assert json.loads((alone / "eval.json").read_text())["bounds"] == bounds
     assert again["AP"] == pytest.approx(
         checkpoint.load_weights(tmp_path, "best").info["metrics"]["AP"], abs=1e-6
     )
