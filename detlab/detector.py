@@ -42,7 +42,7 @@ class Detector(NamedTuple):
     candidates: Callable  # (params, state, images, image_size) -> Detections before suppression
     suppress: Callable  # Detections -> Detections
     predict: Callable  # (params, state, images, image_size) -> Detections
-    predict_with_bounds: Callable  # (the same) -> (Detections, {field: [B] bool}), see below
+    predict_with_bounds: Callable  # (the same) -> (Detections, {field: [B] bool})
     taps: Callable  # (params, state, images, pattern) -> {module path: array}
     frozen: tuple[str, ...]  # regexes of "params/..." and "batch_stats/..." that never change
 
