@@ -130,10 +130,7 @@ class _Model:
             "area": np.zeros(0, np.float32),
             "index": 0,
         }
-        # The ratio is that of the square, even where the canvas is half a px too low for it.
-        side = max(canvas)
-        record = transforms.resize_keep_ratio(record, side, side, rounding="half_even")
-        record = transforms.centre(record, canvas, GREY)
+        record = transforms.letterbox(record, *canvas, GREY, "half_even")
         both = self(record["image"][None])[2]
         ratio = min(canvas[0] / height, canvas[1] / width)
         border = np.array(canvas[::-1]) - np.array([width, height]) * ratio

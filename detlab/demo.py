@@ -13,6 +13,7 @@ picture.
 import collections
 import glob
 import json
+import math
 import pathlib
 from typing import Any, Callable, NamedTuple, Sequence
 
@@ -33,6 +34,7 @@ from detlab import programs
 from detlab import sharding
 from detlab.data import loader
 from detlab.data import records
+from detlab.data import transforms
 from detlab.viz import boxes as draw_lib
 
 IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
@@ -52,7 +54,7 @@ class Detect(NamedTuple):
 
     def __call__(self, image: np.ndarray) -> dict[str, np.ndarray]:
         """[h, w, 3] uint8 RGB -> boxes [k, 4] in its px, scores [k], labels [k], best first."""
-        canvas = self.data.canvases[_canvas_of(image, self.data.canvases)]
+        canvas = canvas_of(image.shape[:2], self.data)
         record = {
             "image": image,
             "boxes": np.zeros((0, 4), np.float32),
@@ -253,9 +255,21 @@ def names_of(saved: Sequence[str] | None, config) -> tuple[str, ...]:
     return names or tuple(f"class {i}" for i in range(detector_lib.num_classes(config)))
 
 
-def _canvas_of(image, canvases):
-    groups = loader.group_by_canvas([image.shape[:2]], canvases)
-    return next(i for i, group in enumerate(groups) if len(group))
+def canvas_of(size: tuple[int, int], data) -> tuple[int, int]:
+    """The smallest canvas of those on which a picture of (height, width) px is largest.
+
+    Of a letterbox the rounded sides decide, as in YOLOv5's `detect.py`: 820x1024 px fit on 512x640.
+    """
+    rule = programs.resize_rule(data, "demo")
+    if rule["resize"] != "letterbox":
+        groups = loader.group_by_canvas([size], data.canvases)
+        return next(c for c, group in zip(data.canvases, groups) if len(group))
+
+    def smaller_picture_then_larger_canvas(canvas):
+        sides = transforms.letterbox_sides(size, canvas, rule["rounding"])
+        return -math.prod(sides), math.prod(canvas)
+
+    return min(data.canvases, key=smaller_picture_then_larger_canvas)
 
 
 if __name__ == "__main__":

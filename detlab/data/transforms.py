@@ -57,10 +57,15 @@ def resize_keep_ratio(
     bounds = [(height, h), (width, w)]
     if limits is not None:
         bounds += [(limits[0], max(h, w)), (limits[1], min(h, w))]
+    sides = _keep_ratio((h, w), bounds, (height, width), rounding)
+    return resize_fixed(record, *sides, pad_value, shrink)
+
+
+def _keep_ratio(size, bounds, canvas, rounding):
+    """Height, width scaled by the smallest to / of in `bounds`: at least 1, at most the canvas."""
     to, of = min(bounds, key=lambda bound: bound[0] / bound[1])
-    new_height = min(height, max(1, ROUNDINGS[rounding](h, to, of)))
-    new_width = min(width, max(1, ROUNDINGS[rounding](w, to, of)))
-    return resize_fixed(record, new_height, new_width, pad_value, shrink)
+    scaled = [ROUNDINGS[rounding](x, to, of) for x in size]
+    return tuple(min(most, max(1, x)) for x, most in zip(scaled, canvas))
 
 
 def resize_fixed(record, height, width, pad_value=0, shrink="linear"):
@@ -106,9 +111,23 @@ def draw_window(record, pad_value):
 
 
 def letterbox(record, height, width, pad_value, rounding="half_up", shrink="linear"):
-    """`resize_keep_ratio` in the middle of a canvas of height x width px, see `centre`."""
-    resized = resize_keep_ratio(record, height, width, None, pad_value, rounding, shrink)
-    return centre(resized, (height, width), pad_value)
+    """The picture of `letterbox_sides` in the middle of height x width px, see `centre`."""
+    w, h = _sides(record).tolist()
+    sides = letterbox_sides((h, w), (height, width), rounding)
+    return centre(resize_fixed(record, *sides, pad_value, shrink), (height, width), pad_value)
+
+
+def letterbox_sides(size, canvas, rounding="half_up"):
+    """Height, width of the largest picture of the ratio of `size`; arguments are (height, width).
+
+    The scale is that of the square around the canvas where the rounded sides fit, as in YOLOv5's
+    `letterbox`: 1024x820 px are 640x512 on 640x512 by `half_even`, although 512.5 are cut.
+    """
+    side, longest = max(canvas), max(size)
+    sides = [ROUNDINGS[rounding](x, side, longest) for x in size]
+    if any(x > most for x, most in zip(sides, canvas)):
+        return _keep_ratio(size, zip(canvas, size), canvas, rounding)
+    return tuple(max(1, x) for x in sides)
 
 
 def centre(record, canvas, pad_value):

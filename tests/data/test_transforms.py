@@ -224,6 +224,17 @@ def test_image_without_boxes_passes():
     assert moved["boxes"].shape == (0, 4)
 
 
+def test_a_letterbox_scales_as_the_square_around_it_where_the_rounded_sides_fit():
+    """820 px of 1024x820 are 512.5 px on 640x640, which are 512 by some rules."""
+    rules = dict(half_up=(512, 639), half_even=(512, 640), down=(512, 640), up=(512, 640))
+    found = {name: transforms.letterbox_sides((820, 1024), (512, 640), name) for name in rules}
+    assert found == rules
+    for canvas in ((640, 640), (544, 640)):
+        assert transforms.letterbox_sides((820, 1024), canvas, "half_up") == (513, 640)
+    assert transforms.letterbox_sides((1024, 820), (512, 640), "half_even") == (512, 410)
+    assert transforms.letterbox_sides((1, 5000), (640, 640)) == (1, 640)
+
+
 @pytest.mark.parametrize("rounding", transforms.ROUNDINGS)
 @pytest.mark.parametrize("size", [(37, 120), (120, 37), (64, 64), (1, 99), (101, 113)])
 def test_letterbox_halves_the_border_as_yolov5_and_darknet(size, rounding):

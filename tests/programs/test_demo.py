@@ -216,6 +216,17 @@ def test_a_picture_is_resized_by_the_rule_of_the_demo(experiment, sides):
     np.testing.assert_array_equal(found["boxes"], [[0, 0, 1024, 820]])
 
 
+def test_the_canvas_of_a_letterbox_has_room_for_the_rounded_picture():
+    """Of 820 of 1024 px remain 512, of 828 px 518, as YOLOv5's detect.py rounds them."""
+    data = config_lib.load("yolov5_coco").data
+    data.canvases = ((640, 640), (512, 640), (640, 512))
+    sizes = {(820, 1024): (512, 640), (1024, 820): (640, 512), (828, 1024): (640, 640)}
+    assert {size: demo.canvas_of(size, data) for size in sizes} == sizes
+    data.resize = "fit"
+    assert demo.canvas_of((820, 1024), data) == (640, 640)
+    assert demo.canvas_of((512, 640), data) == (512, 640)
+
+
 def test_class_names_fall_back_to_the_config_and_then_to_numbers(tiny_config):
     config = config_lib.load(tiny_config, {"model.num_classes": "2"})
     config.data.class_names = ("dog", "cow")
