@@ -73,20 +73,23 @@ def main(arguments: Sequence[str]) -> None:
     chosen = parity_cases.choose(parity_cases.find(args.fixtures), args.case)
     rows = []
     for name, info in chosen.items():
-        plan = None if parity.lacks(args.fixtures, name, info) else parity.plan(info)
-        if not isinstance(plan, tuple):
-            continue  # no model, or a case of another reference than mmdet
+        reason = parity.lacks(args.fixtures, name, info)
+        plan = parity.plan(info) if not reason else None
+        if plan in parity.RUNNERS:
+            reason = "its reference is not mmdet"
+        if reason:
+            print(f"skipped  {name}: {reason}")
+            continue
         case = parity_cases.read(args.fixtures, name, info, folders)
-        start = time.perf_counter()
         for seed in args.seed or [0]:
-            runs = list(try_errors(case, *plan, seed, args.kernels))
-            rows += [{"case": name, "seed": seed, **run._asdict()} for run in runs]
-            for run in runs:
-                some = ", ".join(run.missed[:2])
-                print(f"{run.verdict:12} {run.error or 'as it is'}: {len(run.missed)} miss {some}")
-            count = sum(run.verdict == "noticed" for run in runs)
-            seconds = time.perf_counter() - start
-            print(f"{name}, seed {seed}: {count} errors noticed ({seconds:.0f} s)", flush=True)
+            start = time.perf_counter()
+            print(f"case {name}, seed {seed}")
+            for run in try_errors(case, *plan, seed, args.kernels):
+                rows.append({"case": name, "seed": seed, **run._asdict()})
+                some = f", such as {run.missed[0]}" if run.missed else ""
+                what = run.error or "as it is"
+                print(f"{run.verdict:12} {what}: {len(run.missed)} lines miss{some}", flush=True)
+            print(f"{name}: {time.perf_counter() - start:.0f} s", flush=True)
     bad = [row for row in rows if row["verdict"] in ("failed", "not noticed")]
     print(f"{len(rows)} runs, {len(bad)} with another verdict than wanted")
     for row in bad:
@@ -122,9 +125,10 @@ def try_errors(
     compute = parity.program(weighted, True, command.QUICK)
     state = {**converted.state, _FACTORS: {}}
     inputs = Inputs(converted.params, state, case.batch(), jax.random.key(seed))
-    # A first run says which losses there are, and every run is given a factor of each.
-    names = jax.eval_shape(detector.loss, *converted[2:4], inputs.batch, inputs.rng)[1][0]
-    ones = {name: np.float32(1) for name in names if name.startswith("loss/")}
+    _, (metrics, _) = jax.eval_shape(
+        detector.loss, converted.params, converted.state, inputs.batch, inputs.rng
+    )
+    ones = {name: np.float32(1) for name in metrics if name.startswith("loss/")}
     inputs = inputs._replace(state={**state, _FACTORS: ones})
     as_it_is = jax.device_get(compute(*inputs))
     yield judge("", as_it_is)

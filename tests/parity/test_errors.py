@@ -29,13 +29,23 @@ def test_every_error_is_noticed(name, shared_dir, tmp_path, capsys):
     parity_errors.main(["--fixtures", str(fixtures), "--case", f"{name}_small"])
     text = capsys.readouterr().out
     assert "0 with another verdict than wanted" in text
-    assert "passed       as it is: 0 miss" in text
+    assert "passed       as it is: 0 lines miss" in text
     noticed = [line.removeprefix("noticed").strip() for line in text.splitlines()]
     for error in ("channels swapped in", "flipped", "channels of the input", "epsilon of all"):
         assert any(line.startswith(error) for line in noticed), error
     missing = "stop_gradient missing in "
     files = {line.removeprefix(missing).split(":")[0] for line in noticed if missing in line}
     assert CASES[name] <= files
+
+
+def test_a_case_that_cannot_run_is_skipped_with_its_reason(shared_dir, capsys):
+    fixtures, cases = shared_dir / "parity", ("atss_r50_fpn", "yolo/yolov3-tiny")
+    with pytest.raises(SystemExit):
+        words = [word for case in cases for word in ("--case", case)]
+        parity_errors.main(["--fixtures", str(fixtures), *words])
+    text = capsys.readouterr().out
+    assert "skipped  atss_r50_fpn: no model for mmdet 3.3.0" in text
+    assert "skipped  yolo/yolov3-tiny: its reference is not mmdet" in text
 
 
 def inputs():
