@@ -82,7 +82,8 @@ def toy(reports_normaliser=True):
             metrics["normaliser"] = objects
         return value, (metrics, state)
 
-    return detector_lib.Detector(None, None, loss, *[None] * 5, frozen=("params/constant",))
+    parts = dict.fromkeys(detector_lib.Detector._fields)
+    return detector_lib.Detector(**parts | dict(loss=loss, frozen=("params/constant",)))
 
 
 def toy_update(config, detector):
@@ -381,7 +382,8 @@ def loss(params, state, batch, rng):
     return value, ({"loss/only": value, "normaliser": count}, state)
 
 
-detector = detector_lib.Detector(None, None, loss, *[None] * 5, frozen=())
+parts = dict.fromkeys(detector_lib.Detector._fields)
+detector = detector_lib.Detector(**parts | dict(loss=loss, frozen=()))
 params = {"weight": np.ones(3, np.float32)}
 optimizer = optim.build(config.optim, params, 10, batch_size=8, steps_per_unit=1)
 mesh = sharding.make_mesh()

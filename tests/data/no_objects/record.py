@@ -2,11 +2,10 @@
 
     python tests/data/no_objects/record.py ../shared/parity
 
-Weights, images and settings are those of the shared case; `NAME.json` and `NAME.npz` hold what is
-another then: number of objects, targets, losses, gradients and buffers, in the same format.  Of
-batches without any object, and of YOLOv3, whose gradients move by more than their tolerance by
-themselves, there are no gradients.  Each shared case is run as it is first, and must give what was
-recorded.
+Weights, images and settings are those of the shared case; `NAME.json` and `NAME.npz` hold what
+differs: the number of objects, targets, losses, gradients and buffers, in the same format.  There
+are no gradients of batches without any object, and none of YOLOv3.  Each shared case is run as it
+is first, and must give what was recorded.
 
 Not run by the tests.  It needs mmdet 3.3.0, mmengine, torch, torchvision, and mmcv or mmcv-lite
 2.1.0: what mmcv compiles of its own is taken from torchvision here, on CPUs.
