@@ -298,12 +298,11 @@ def _loss_lines(case, names: Mapping[str, str], results) -> list[parity_checks.L
 def _gradient_lines(case, converted: Converted, gradients) -> list[parity_checks.Line]:
     named = mapping.reverse({"params": gradients}, converted.table)
     norms, dots, drift = (case.info[key] for key in ("grad_norms", "grad_dots", "grad_drift"))
-    lines = []
+    largest, lines = max(norms.values(), default=0.0), []
     for key, norm in norms.items():
         mine = named.get(key, np.full_like(converted.tensors[key], np.nan))
         drifts = (drift[of][key] for of in ("norms", "dots", "vectors"))
         recorded = parity_checks.Gradient(norm, dots[key], *drifts)
-        largest = max(norms.values())
         lines += parity_checks.gradient(key, mine, converted.tensors[key], recorded, largest)
     for group in ("frozen", "unused"):
         moved = [key for key in case.info[group] if key in named and named[key].any()]

@@ -528,8 +528,7 @@ def _published(
 
 def _canvas(height: int, width: int) -> tuple[int, int]:
     """The letterbox of a picture: its longer side 640 px, the other up to a multiple of 32."""
-    half_even, long = transforms.ROUNDINGS["half_even"], max(height, width)
-    sides = half_even(height, SIDE, long), half_even(width, SIDE, long)
+    sides = transforms.letterbox_sides((height, width), (SIDE, SIDE), "half_even")
     return tuple(MULTIPLE * math.ceil(side / MULTIPLE) for side in sides)
 
 
