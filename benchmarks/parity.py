@@ -189,24 +189,32 @@ def program(
 ) -> Callable:
     """Jitted (params, state, batch, rng) -> Results.
 
-    The samplers of the cases take every candidate, so `rng` decides about their order alone.
+    The network is traced once in training and once in prediction.  The samplers of the cases take
+    every candidate, so `rng` decides about their order alone.
     """
 
     def compute(params, state, batch: types.Batch, rng: jax.Array) -> adapter_lib.Results:
+        def step(params):
+            maps, advanced = detector.maps(params, state, batch.images, True, rng)
+            given = params, advanced, batch, maps, rng
+            value, (metrics, new_state) = detector.loss_of_maps(*given)
+            return value, (metrics, new_state, detector.targets_of_maps(*given))
+
         if with_gradients:
-            step = jax.value_and_grad(detector.loss, has_aux=True)
-            (total_loss, (metrics, new_state)), gradients = step(params, state, batch, rng)
+            (total_loss, found), gradients = jax.value_and_grad(step, has_aux=True)(params)
         else:
-            total_loss, (metrics, new_state) = detector.loss(params, state, batch, rng)
-            gradients = None
+            (total_loss, found), gradients = step(params), None
+        metrics, new_state, targets = found
+        maps, _ = detector.maps(params, state, batch.images, False)
+        predicting = params, state, maps, batch.image_size, batch.images.shape[1:3]
         return adapter_lib.Results(
-            outputs=detector.forward(params, state, batch.images),
-            targets=detector.targets(params, state, batch, rng),
+            outputs=detector.outputs(*predicting),
+            targets=targets,
             total_loss=total_loss,
             metrics=metrics,
             state=new_state,
             gradients=gradients,
-            detections=detector.predict(params, state, batch.images, batch.image_size),
+            detections=detector.suppress(detector.candidates(*predicting)),
         )
 
     return jax.jit(compute, compiler_options=compiler_options)
@@ -246,7 +254,7 @@ def _array_lines(
     predicted: tuple[str, ...] = (),
     readable: Mapping[str, np.ndarray] = python_types.MappingProxyType({}),
 ) -> tuple[list[parity_checks.Line], list[str]]:
-    # `forward` is that of prediction; with live norms training has other maps, which show in the
+    # `outputs` are those of prediction; with live norms training has other maps, which show in the
     # losses alone.
     live_norms = case.info["batch_norm_in_train"]["batch_statistics"]
     lines, not_compared = [], []

@@ -130,9 +130,9 @@ class _Model:
 
         def compute(params, state, images):
             size = jnp.tile(jnp.array(images.shape[1:3]), (len(images), 1))
-            raw = detector.forward(params, state, images).predictions
-            candidates = detector.candidates(params, state, images, size)
-            return raw, candidates, detector.suppress(candidates)
+            maps, _ = detector.maps(params, state, images, False)
+            candidates = detector.candidates(params, state, maps, size, images.shape[1:3])
+            return maps.predictions, candidates, detector.suppress(candidates)
 
         self._compute = jax.jit(compute, compiler_options=compiler_options)
 

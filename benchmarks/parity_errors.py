@@ -149,16 +149,16 @@ def try_errors(
 def _weighted(detector: detector_lib.Detector) -> detector_lib.Detector:
     """The detector with every loss times its factor, which the state holds."""
 
-    def loss(params, state, batch, rng):
+    def loss_of_maps(params, state, batch, maps, rng):
         state = dict(state)
         factors = state.pop(_FACTORS)
-        value, (metrics, state) = detector.loss(params, state, batch, rng)
+        value, (metrics, state) = detector.loss_of_maps(params, state, batch, maps, rng)
         for name, factor in factors.items():
             value = value + (factor - 1) * metrics[name]
             metrics = {**metrics, name: factor * metrics[name]}
         return value, (metrics, {**state, _FACTORS: factors})
 
-    return detector._replace(loss=loss)
+    return detector._replace(loss_of_maps=loss_of_maps)
 
 
 def errors_in_numbers(inputs: Inputs, count: int) -> Iterator[tuple[str, Inputs]]:

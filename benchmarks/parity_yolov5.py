@@ -99,12 +99,13 @@ class _Model:
 
     def _detect(self, variables, images):
         size = jnp.tile(jnp.array(images.shape[1:3]), (len(images), 1))
-        outputs = self.module.apply(variables, images, False, method="forward")
-        xywh, objectness, _ = self.module.split(outputs.predictions)
-        boxes = self.module.boxes(xywh, images.shape[1:3])
-        candidates = self.module.candidates_of(outputs.predictions, size)
+        canvas = images.shape[1:3]
+        maps = self.module.apply(variables, images, False, method="maps")
+        xywh, objectness, _ = self.module.split(maps.predictions)
+        boxes = self.module.boxes(xywh, self.module.grid(canvas))
+        candidates = self.module.candidates(maps, size, canvas)
         found = self.module.suppress(candidates), _suppress_moved(candidates, self.module)
-        return outputs.predictions, (boxes, objectness), found
+        return maps.predictions, (boxes, objectness), found
 
     def __call__(self, images: np.ndarray):
         """uint8 [1, H, W, 3] -> (raw maps, (boxes, objectness logits), detections).
@@ -335,11 +336,11 @@ def _program(
     """Jitted (variables, batch) -> everything that is compared, in the reference's layouts."""
 
     def compute(variables, batch: types.Batch) -> dict[str, Any]:
-        (outputs, captured) = module.apply(
+        maps, captured = module.apply(
             variables,
             batch.images,
             False,
-            method="forward",
+            method="maps",
             capture_intermediates=lambda module, method: method == "__call__",
             mutable=["intermediates"],
         )
@@ -349,28 +350,28 @@ def _program(
             for path, value in flat.items()
             if path.count("/") == 2
         }
-        maps = outputs.predictions
+        canvas, raw = batch.images.shape[1:3], maps.predictions
 
-        def loss(maps):
-            return module.apply(variables, batch, maps, method="loss_of")
+        def loss(raw):
+            return module.loss(batch, maps._replace(predictions=raw))
 
-        (total, metrics), gradients = jax.value_and_grad(loss, has_aux=True)(maps)
-        xywh, objectness, _ = module.split(maps)
-        boxes = boxes_lib.xyxy_to_cxcywh(module.boxes(xywh, batch.images.shape[1:3]))
+        (total, metrics), gradients = jax.value_and_grad(loss, has_aux=True)(raw)
+        xywh, objectness, _ = module.split(raw)
+        boxes = boxes_lib.xyxy_to_cxcywh(module.boxes(xywh, module.grid(canvas)))
         scores = jax.nn.sigmoid(objectness)[..., None]
         detections = {}
         for key, (score, iou) in thresholds.items():
             of_key = module.clone(score_threshold=score, nms_iou=iou)
-            candidates = of_key.candidates_of(maps, batch.image_size)
+            candidates = of_key.candidates(maps, batch.image_size, canvas)
             solid = _solid(candidates.boxes, candidates.labels, module, of=jnp)
             candidates = candidates._replace(valid=candidates.valid & solid)
             detections[key] = of_key.suppress(candidates)
         return {
             "stages": stages,
-            "raw": [_by_anchor(module, x) for x in maps],
+            "raw": [_by_anchor(module, x) for x in raw],
             "gradients": [_by_anchor(module, x) for x in gradients],
-            "boxes": _head_by_head(module, boxes, maps),
-            "objectness": _head_by_head(module, scores, maps)[..., 0],
+            "boxes": _head_by_head(module, boxes, raw),
+            "objectness": _head_by_head(module, scores, raw)[..., 0],
             "entries": module.entries(batch),
             "labels": batch.labels,
             "total": total,

@@ -16,19 +16,18 @@ from flax import linen as nn
 COLLECTION = "bounds"
 
 
-def note(module: nn.Module, field: str, passing: jax.Array) -> None:
+def note(module: nn.Module, field: str, *passing: jax.Array) -> None:
     """Notes the images of which more candidates pass than the field of that name keeps.
-
-    Of several calls for one field, such as one a level, any may exceed it.
 
     Args:
       module: the detector.  Nothing is noted where it is unbound, or where its `apply` does not
         have the collection `COLLECTION` as mutable.
       field: the name of the bound.
-      passing: [B, ...] bool, of all candidates that the bound cuts.
+      passing: [B, ...] bool, of all candidates that the bound cuts; several where it cuts each by
+        itself, such as the levels, of which any may exceed it.
     """
     if module.scope is None:
         return
-    count = passing.sum(axis=tuple(range(1, passing.ndim)))  # [B]
-    exceeded = count > getattr(module, field)
+    counts = [x.sum(axis=tuple(range(1, x.ndim))) for x in passing]  # [B] each
+    exceeded = (jnp.stack(counts) > getattr(module, field)).any(0)
     module.sow(COLLECTION, field, exceeded, reduce_fn=jnp.logical_or, init_fn=lambda: False)

@@ -94,6 +94,8 @@ REGEXES = Rule(
 # As in detlab/data/transforms.py, which --help does without.
 ROUNDING = _one_of("half_up", "half_even", "down", "up", "whole")
 
+VIEWS = ("image", "mirror")  # names of `views.VIEWS`, which needs jax
+
 RULES = {
     "detector": TEXT,
     # jax and NumPy both take seeds of 32 bits.
@@ -238,6 +240,10 @@ RULES = {
     "optim.ema_warmup": _integer(0),
     "eval.batch_size": _integer(1),
     "eval.best_by": _one_of("AP", "AP50", "AP75", "mAP07", "mAP12"),
+    "eval.views": Rule(
+        lambda v: _is_tuple_of(v, lambda name: name in VIEWS) and len(set(v)) == len(v) > 0,
+        f"a tuple of one or more of {', '.join(VIEWS)}",
+    ),
     "eval.pictures": _integer(0),
     "eval.threshold": FRACTION,
 }

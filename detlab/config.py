@@ -23,7 +23,10 @@ from detlab import checks
 from detlab import errors
 
 # Keys that older configs lack, with what was done then.
-LATER = {"data": {"rounding": "half_up", "demo_rounding": "half_up", "eval_shrink": "linear"}}
+LATER = {
+    "data": {"rounding": "half_up", "demo_rounding": "half_up", "eval_shrink": "linear"},
+    "eval": {"views": ("image",)},
+}
 
 
 def load(name: str, overrides: Mapping[str, str] | None = None) -> config_dict.ConfigDict:
@@ -98,6 +101,10 @@ def from_json(values: Mapping[str, Any]) -> config_dict.ConfigDict:
     for block, keys in LATER.items():
         if block in values:
             values[block] = {**keys, **values[block]}
+    if "model" in values and "eval" in values:
+        values["model"] = dict(values["model"])
+        if values["model"].pop("flip_test", False):  # CornerNet's, before all had views
+            values["eval"]["views"] = ("image", "mirror")
     return ml_collections.ConfigDict(_tuples(values))
 
 

@@ -11,98 +11,141 @@ import re
 from typing import Any, Callable, Iterator, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
 from flax import traverse_util
 
 from detlab import bounds
 from detlab import errors
 from detlab import types
+from detlab import views as views_lib
 
 
 class Detector(NamedTuple):
     """The only thing that the programs know of a detector.
 
     `params` is what is differentiated; `state` holds every other Flax collection, passed in and
-    returned new.
+    returned new.  `canvas` is static, the (height, width) px of the images that maps are of.
 
-    The metrics of `loss` are scalars.  Those called `loss/*` add up to the loss.  `normaliser`,
+    The metrics of a loss are scalars.  Those called `loss/*` add up to the loss.  `normaliser`,
     where there is one, is what the terms were divided by: float32, and a sum over the images, such
     as the number of positives.  A detector whose terms have several reports that of its main term.
     Accumulation of gradients weighs the parts of a batch by it, and equally where there is none.
     All other metrics are means over the images.
-
-    `predict_with_bounds` also tells, for each field that bounds the number of candidates, on which
-    images more passed than it keeps, see `detlab/bounds.py`.
     """
 
     init: Callable  # (rng, images) -> (params, state)
-    forward: Callable  # (params, state, images) -> NamedTuple: features and raw maps of each level
+
+    # The parts.  `maps` is all that images alone decide; live norms update there.  Networks that
+    # drop activations at random take `rng` in training.
+    maps: Callable  # (params, state, images, train, rng=None) -> (NamedTuple, new_state)
+    # What the loss compares with; reads and never advances the state.
+    targets_of_maps: Callable  # (params, state, batch, maps, rng) -> {name: Targets}
+    # Differentiable in params and maps; `loss_state` advances here.
+    loss_of_maps: Callable  # (params, state, batch, maps, rng) -> (scalar, (metrics, new_state))
+    # The maps, and what prediction computes of them before any decoding.
+    outputs: Callable  # (params, state, maps, image_size, canvas) -> NamedTuple
+    candidates: Callable  # (params, state, maps, image_size, canvas) -> Detections
+    suppress: Callable  # Detections -> Detections
+    views: tuple[views_lib.View, ...]  # whose candidates prediction joins
+
+    # The whole, made of the parts.
     loss: Callable  # (params, state, batch, rng) -> (float32 scalar, (metrics, new_state))
     targets: Callable  # (params, state, batch, rng) -> {name: Targets}; what loss itself calls
-    candidates: Callable  # (params, state, images, image_size) -> Detections before suppression
-    suppress: Callable  # Detections -> Detections
     predict: Callable  # (params, state, images, image_size) -> Detections
+    # Also tells, for each field that bounds the number of candidates, on which images more passed
+    # than it keeps, see `detlab/bounds.py`.
     predict_with_bounds: Callable  # (the same) -> (Detections, {field: [B] bool})
     taps: Callable  # (params, state, images, pattern) -> {module path: array}
     frozen: tuple[str, ...]  # regexes of "params/..." and "batch_stats/..." that never change
 
 
-def from_module(module: nn.Module) -> Detector:
-    """A Detector from a Flax module with the methods of the same names.
+def from_module(
+    module: nn.Module, views: tuple[views_lib.View, ...] = (views_lib.VIEWS["image"],)
+) -> Detector:
+    """A Detector from a Flax module that has its parts.
 
-    The module has `forward(images, train)`, `loss(batch)` -> (scalar, metrics),
-    `targets(batch)`, `candidates(images, image_size)`, `suppress(detections)`, and
-    `frozen_paths()`.  Its `loss` draws random numbers from the stream "sample".  A module in
+    The module has `maps(images, train)`, `targets(batch, maps)`, `loss(batch, maps)` -> (scalar,
+    metrics), `candidates(maps, image_size, canvas)`, `suppress(detections)`, `frozen_paths()`, and
+    `outputs(maps, image_size, canvas)` where prediction computes more than maps before it decodes.
+    Its `targets` draw random numbers from the stream "sample", once a step.  A module in
     `detectors/` also has `check()`, and `check_canvas(height, width)` where not every size suits
     it, see `build`.
     """
 
+    def apply(params, state, *arguments, **options):
+        return module.apply({"params": params, **state}, *arguments, **options)
+
+    def outputs_of(module: nn.Module, maps, image_size: jax.Array, canvas: tuple[int, int]):
+        return module.outputs(maps, image_size, canvas) if hasattr(module, "outputs") else maps
+
+    def everything(module: nn.Module, images: jax.Array):
+        """The outputs for images that fill their canvas."""
+        canvas = images.shape[1:3]
+        image_size = jnp.tile(jnp.array(canvas), (len(images), 1))
+        return outputs_of(module, module.maps(images, False), image_size, canvas)
+
     def init(rng: jax.Array, images: jax.Array):
-        variables = dict(module.init(rng, images, False, method="forward"))
+        variables = dict(module.init(rng, images, method=everything))
         return variables.pop("params"), variables
 
-    def forward(params, state, images: jax.Array):
-        return module.apply({"params": params, **state}, images, False, method="forward")
+    def maps(params, state, images: jax.Array, train: bool, rng: jax.Array | None = None):
+        if not train:
+            return apply(params, state, images, False, method="maps"), state
+        rngs = {} if rng is None else {"sample": rng}
+        found, new_state = apply(
+            params, state, images, True, method="maps", mutable=list(state), rngs=rngs
+        )
+        return found, {**state, **new_state}
 
-    def loss(params, state, batch: types.Batch, rng: jax.Array):
-        (value, metrics), new_state = module.apply(
-            {"params": params, **state},
-            batch,
+    def targets_of_maps(params, state, batch: types.Batch, maps, rng: jax.Array):
+        return apply(params, state, batch, maps, method="targets", rngs={"sample": rng})
+
+    def loss_of_maps(params, state, batch: types.Batch, maps, rng: jax.Array):
+        (value, metrics), new_state = apply(
+            *(params, state, batch, maps),
             method="loss",
             mutable=list(state),
             rngs={"sample": rng},
         )
         return value, (metrics, {**state, **new_state})
 
-    def targets(params, state, batch: types.Batch, rng: jax.Array):
-        # Where they depend on the network, its live norms update what `loss` returns as new state.
-        found, _ = module.apply(
-            {"params": params, **state},
-            batch,
-            method="targets",
-            mutable=list(state),
-            rngs={"sample": rng},
-        )
-        return found
+    def outputs(params, state, maps, image_size: jax.Array, canvas: tuple[int, int]):
+        return apply(params, state, maps, image_size, canvas, method=outputs_of)
 
-    def candidates(params, state, images: jax.Array, image_size: jax.Array):
-        return module.apply({"params": params, **state}, images, image_size, method="candidates")
+    def candidates_with_bounds(params, state, maps, image_size, canvas):
+        found, noted = apply(
+            *(params, state, maps, image_size, canvas),
+            method="candidates",
+            mutable=[bounds.COLLECTION],
+        )
+        return found, noted.get(bounds.COLLECTION, {})
+
+    def candidates(params, state, maps, image_size: jax.Array, canvas: tuple[int, int]):
+        return candidates_with_bounds(params, state, maps, image_size, canvas)[0]
 
     def suppress(detections: types.Detections) -> types.Detections:
         return module.suppress(detections)
 
-    def predict(params, state, images: jax.Array, image_size: jax.Array):
-        return suppress(candidates(params, state, images, image_size))
+    def loss(params, state, batch: types.Batch, rng: jax.Array):
+        found, state = maps(params, state, batch.images, True, rng)
+        return loss_of_maps(params, state, batch, found, rng)
+
+    def targets(params, state, batch: types.Batch, rng: jax.Array):
+        found, state = maps(params, state, batch.images, True, rng)
+        return targets_of_maps(params, state, batch, found, rng)
 
     def predict_with_bounds(params, state, images: jax.Array, image_size: jax.Array):
-        found, noted = module.apply(
-            {"params": params, **state},
-            images,
-            image_size,
-            method="candidates",
-            mutable=[bounds.COLLECTION],
-        )
-        return suppress(found), noted.get(bounds.COLLECTION, {})
+        def find(images, image_size):
+            found, _ = maps(params, state, images, False)
+            canvas = images.shape[1:3]
+            return candidates_with_bounds(params, state, found, image_size, canvas)
+
+        joined, exceeded = views_lib.candidates(find, views, images, image_size)
+        return suppress(joined), exceeded
+
+    def predict(params, state, images: jax.Array, image_size: jax.Array):
+        return predict_with_bounds(params, state, images, image_size)[0]
 
     def taps(params, state, images: jax.Array, pattern: str) -> dict[str, Any]:
         """Outputs of every submodule whose path, such as `backbone/stage2_block0`, matches.
@@ -113,33 +156,35 @@ def from_module(module: nn.Module) -> Detector:
         def keep(submodule: nn.Module, method: str) -> bool:
             return method == "__call__" and bool(re.fullmatch(pattern, "/".join(submodule.path)))
 
-        _, captured = module.apply(
-            {"params": params, **state},
-            images,
-            False,
-            method="forward",
+        _, captured = apply(
+            *(params, state, images),
+            method=everything,
             capture_intermediates=keep,
             mutable=["intermediates"],
         )
         flat = traverse_util.flatten_dict(captured.get("intermediates", {}), sep="/")
-        outputs = {}
+        found = {}
         for path, values in flat.items():
             path = path.removesuffix("/__call__")
             for call, value in enumerate(values):
-                outputs[f"{path}:{call}" if len(values) > 1 else path] = value
-        return outputs
+                found[f"{path}:{call}" if len(values) > 1 else path] = value
+        return found
 
     return Detector(
-        init,
-        forward,
-        loss,
-        targets,
-        candidates,
-        suppress,
-        predict,
-        predict_with_bounds,
-        taps,
-        module.frozen_paths(),
+        init=init,
+        maps=maps,
+        targets_of_maps=targets_of_maps,
+        loss_of_maps=loss_of_maps,
+        outputs=outputs,
+        candidates=candidates,
+        suppress=suppress,
+        views=views,
+        loss=loss,
+        targets=targets,
+        predict=predict,
+        predict_with_bounds=predict_with_bounds,
+        taps=taps,
+        frozen=module.frozen_paths(),
     )
 
 
@@ -183,7 +228,7 @@ def build(config) -> Detector:
             except (ValueError, errors.UserError) as error:  # the latter of a darknet cfg
                 text = str(error).removesuffix(".")
                 raise errors.UserError(f"{key} has {canvas}: {text}.") from error
-    return from_module(module)
+    return from_module(module, _views(config))
 
 
 def field(config, name: str) -> Any:
@@ -211,6 +256,12 @@ def _module_class(config) -> type[nn.Module]:
             f"config.detector is {config.detector!r}, and there are: {', '.join(names)}."
         )
     return importlib.import_module(f"detlab.detectors.{config.detector}").MODULE
+
+
+def _views(config) -> tuple[views_lib.View, ...]:
+    """Those that `config.eval.views` names; the image itself for a config of a model alone."""
+    names = config.eval.views if hasattr(config, "eval") else ("image",)
+    return tuple(views_lib.VIEWS[name] for name in names)
 
 
 def _canvases(config) -> Iterator[tuple[str, tuple[int, int]]]:

@@ -131,6 +131,7 @@ def base(detector: str) -> ConfigDict:
             eval=dict(
                 batch_size=8,
                 best_by="AP",  # AP, AP50, AP75, mAP07 or mAP12: the highest is the best checkpoint
+                views=("image",),  # whose candidates are suppressed together: image, mirror
                 pictures=16,  # drawn at the end of training
                 threshold=0.3,  # score of what is drawn
             ),

@@ -14,7 +14,7 @@ from experiments import common
 
 def get_config() -> ConfigDict:
     config = common.base("cornernet")
-    config.model = ConfigDict(dict(num_classes=20, flip_test=True, dtype="float32"))
+    config.model = ConfigDict(dict(num_classes=20, dtype="float32"))
     common.voc_files(config)
     config.data.update(
         canvases=((511, 511),),
@@ -34,5 +34,5 @@ def get_config() -> ConfigDict:
         warmup_steps=500,
         warmup_factor=1 / 3,
     )
-    config.eval.update(best_by="mAP07")
+    config.eval.update(best_by="mAP07", views=("image", "mirror"))
     return config

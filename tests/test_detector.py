@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 from flax import linen as nn
 from ml_collections import ConfigDict
 
@@ -43,23 +44,22 @@ class Toy(nn.Module):
         if self.norm == "batch":
             self.losses = self.variable("loss_state", "losses", jnp.zeros, (), jnp.int32)
 
-    def forward(self, images, train):
+    def maps(self, images, train):
         features = self.body(images.astype(jnp.float32) / 255, train)
         return Outputs(features, self.head(features.mean((1, 2))))
 
-    def targets(self, batch):
+    def targets(self, batch, maps):
         return {"main": jax.random.uniform(self.make_rng("sample"), batch.labels.shape)}
 
-    def loss(self, batch):
-        scores = self.forward(batch.images, train=True).scores
+    def loss(self, batch, maps):
         if self.norm == "batch":
             self.losses.value += 1
-        value = jnp.square(scores - self.targets(batch)["main"]).mean()
+        value = jnp.square(maps.scores - self.targets(batch, maps)["main"]).mean()
         return value, {"loss/cls": value}
 
-    def candidates(self, images, image_size):
-        scores = self.forward(images, train=False).scores
-        bounds.note(self, "num_candidates", jnp.arange(len(images))[:, None] >= 1)
+    def candidates(self, maps, image_size, canvas):
+        scores = maps.scores
+        bounds.note(self, "num_candidates", jnp.arange(len(scores))[:, None] >= 1)
         boxes = jnp.broadcast_to(image_size.max(), (*scores.shape, 4)).astype(jnp.float32)
         return types.Detections(boxes, scores, jnp.zeros(scores.shape, int), scores > -1e9)
 
@@ -114,6 +114,33 @@ def test_loss_depends_on_its_key_alone_and_targets_are_those_of_the_loss():
     assert np.any(targets(first) != targets(second))
 
 
+def test_from_given_maps_everything_is_the_same_bit_for_bit():
+    """Loss, gradients, both kinds of state and the random draw; every operation by itself."""
+    detector, params, state = toy()
+    batch, key = make_batch(), jax.random.key(1)
+    (value, (_, after)), gradients = jax.value_and_grad(detector.loss, has_aux=True)(
+        params, state, batch, key
+    )
+
+    def maps_of(params):
+        return detector.maps(params, state, batch.images, True)
+
+    maps, back, advanced = jax.vjp(maps_of, params, has_aux=True)
+    assert int(advanced["loss_state"]["losses"]) == 0, "that advances with the loss"
+
+    def loss_of(maps):
+        return detector.loss_of_maps(params, advanced, batch, maps, key)
+
+    found, of_maps = jax.value_and_grad(loss_of, has_aux=True)(maps)
+    assert jax.tree.all(jax.tree.map(np.array_equal, found[1][1], after))
+    assert found[0] == value and jax.tree.all(
+        jax.tree.map(np.array_equal, back(of_maps)[0], gradients)
+    )
+    targets = detector.targets_of_maps(params, advanced, batch, maps, key)["main"]
+    np.testing.assert_array_equal(targets, detector.targets(params, state, batch, key)["main"])
+    assert value == jnp.square(maps.scores - targets).mean(), "the draw is that of the loss"
+
+
 def test_gradients_are_those_of_the_parameters():
     detector, params, state = toy()
     gradients, _ = jax.jit(jax.grad(detector.loss, has_aux=True))(
@@ -133,15 +160,15 @@ def test_a_module_without_state_has_an_empty_one():
 def test_predict_is_suppress_of_candidates_with_running_statistics():
     detector, params, state = toy()
     images, size = make_batch().images, jnp.full((2, 2), 6)
-    outputs = jax.jit(detector.forward)(params, state, images)
-    assert isinstance(outputs, Outputs)
-    candidates = jax.jit(detector.candidates)(params, state, images, size)
-    np.testing.assert_allclose(candidates.scores, outputs.scores, rtol=1e-6)
+    maps = jax.jit(tiny.maps_of(detector))(params, state, images)
+    assert isinstance(maps, Outputs)
+    candidates = jax.jit(tiny.candidates_of(detector))(params, state, images, size)
+    np.testing.assert_allclose(candidates.scores, maps.scores, rtol=1e-6)
     predicted = jax.jit(detector.predict)(params, state, images, size)
     assert isinstance(predicted, types.Detections)
     np.testing.assert_allclose(predicted.scores, candidates.scores + 1, rtol=1e-6)
-    alone = jax.jit(detector.forward)(params, state, images[:1])  # no statistics of the batch
-    np.testing.assert_allclose(alone.scores, outputs.scores[:1], rtol=1e-5)
+    alone = jax.jit(tiny.maps_of(detector))(params, state, images[:1])  # no statistics of the batch
+    np.testing.assert_allclose(alone.scores, maps.scores[:1], rtol=1e-5)
 
 
 def test_predict_with_bounds_also_tells_where_they_were_exceeded():
@@ -172,12 +199,12 @@ def test_taps_are_the_outputs_of_modules_whose_whole_path_matches(pattern, found
     assert set(detector.taps(params, state, make_batch().images, pattern)) == found
 
 
-def test_a_tap_is_the_value_that_forward_uses():
+def test_a_tap_is_the_value_that_the_maps_come_from():
     detector, params, state = toy()
     taps = detector.taps(params, state, make_batch().images, "body|head")
-    outputs = detector.forward(params, state, make_batch().images)
-    np.testing.assert_array_equal(taps["body"], outputs.features)
-    np.testing.assert_array_equal(taps["head"], outputs.scores)
+    maps, _ = detector.maps(params, state, make_batch().images, False)
+    np.testing.assert_array_equal(taps["body"], maps.features)
+    np.testing.assert_array_equal(taps["head"], maps.scores)
 
 
 # build

@@ -56,7 +56,8 @@ ALLOWED = {
     "necks": PARTS | {"necks"},
     "heads": PARTS | {"heads"},
     "detectors": MODELS,
-    "detector": {"types", "errors", "bounds", "detectors"},
+    "detector": {"types", "errors", "bounds", "views", "detectors"},
+    "views": {"types", "ops"},
     "data": DATA,
     "metrics": {"types", "metrics"},
     "viz": {"types", "viz"},
@@ -78,7 +79,7 @@ ALLOWED = {
 }
 NO_JAX = {"types", "errors", "fields", "flags", "checks", "config", "data", "metrics", "viz"}
 NO_JAX |= {"darknet_cfg", "darknet_networks"}
-NO_FLAX = NO_JAX | {"ops", "assign", "losses", "sharding"}
+NO_FLAX = NO_JAX | {"ops", "assign", "losses", "sharding", "views"}
 
 
 def python_files(*folders):

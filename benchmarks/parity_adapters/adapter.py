@@ -10,13 +10,13 @@ from converters import mapping
 class Results(NamedTuple):
     """Everything that one run of a detlab detector gives, as NumPy arrays."""
 
-    outputs: Any  # of `forward`
-    targets: Any  # of `targets`: {name: Targets}
+    outputs: Any  # of the maps of prediction
+    targets: Any  # {name: Targets}, of those of training
     total_loss: np.ndarray
     metrics: Mapping[str, np.ndarray]
     state: Mapping  # after the step
     gradients: Mapping | None  # of the loss, the tree of params; None where the case has none
-    detections: Any  # of `predict`
+    detections: Any  # suppressed candidates, of the image itself alone
 
 
 class Adapter(NamedTuple):

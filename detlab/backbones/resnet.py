@@ -126,6 +126,25 @@ class ResNet(nn.Module):
         return "frozen" if frozen and self.norm in ("batch", "stored") else self.norm
 
 
+def of(module: nn.Module) -> ResNet:
+    """The ResNet of a detector, from its fields: those of `fields.of_resnet` and `remat`."""
+    return ResNet(
+        module.depth,
+        module.style,
+        module.backbone_norm,
+        module.frozen_stages,
+        module.backbone_width,
+        module.backbone_stages,
+        remat=module.remat,
+        dtype=module.dtype,
+    )
+
+
+def frozen(module: nn.Module) -> tuple[str, ...]:
+    """Regexes of what training never changes of a detector whose `backbone` is `of(module)`."""
+    return frozen_paths("backbone", module.backbone_norm, module.frozen_stages)
+
+
 def frozen_paths(prefix: str, norm: str, frozen_stages: int) -> tuple[str, ...]:
     """Regexes of the leaves of a ResNet at path `prefix` that training never changes.
 

@@ -7,8 +7,8 @@ and unlike those of others.
 Reference: mmdetection's `cornernet_hourglass104`.  As there: tags have one dimension, the best 100
 corners of each kind are paired, and pairs are suppressed softly.  Peaks and normalisers are counted
 over the global batch, in the reference over a GPU; terms of tags are summed over the images, so
-that of them a batch of other size needs another weight.  `flip_test` is the reference's published
-test: the pairs of an image and of its mirror image, suppressed together.  There an image lies in
+that of them a batch of other size needs another weight.  The reference's published test joins the
+pairs of an image and of its mirror image (`eval.views` in the configs).  There an image lies in
 the middle of its canvas, here in the top left corner; and corners are moved into the image, there
 only over its upper and left edge.
 
@@ -33,7 +33,6 @@ from detlab.heads import corner
 from detlab.losses import embedding
 from detlab.losses import heatmap as heatmap_losses
 from detlab.losses import regression
-from detlab.ops import boxes as boxes_lib
 from detlab.ops import corner_groups
 from detlab.ops import soft_nms
 
@@ -80,7 +79,6 @@ class CornerNet(nn.Module):
     soft_nms_sigma: float = 0.5
     min_score: float = 1e-3  # what suppression lowers below this goes
     max_detections: int = 100
-    flip_test: bool = False  # also on the mirror image, as published; takes twice the time
     # Input: RGB, 0..255.
     pixel_mean: Sequence[float] = (123.675, 116.28, 103.53)
     pixel_std: Sequence[float] = (58.395, 57.12, 57.375)
@@ -89,24 +87,21 @@ class CornerNet(nn.Module):
 
     def check(self) -> None:
         """Raises ValueError for a value that no CornerNet can have, before anything is built."""
-        norms, channels, blocks = ("batch", "stored"), self.channels, self.blocks
+        channels, blocks = self.channels, self.blocks
         sizes = fields.positive(channels, None, int) and len(channels) >= 2 and channels[0] >= 2
         of_each = fields.positive(blocks, len(channels) if sizes else None, int)
         odd = self.peak_kernel >= 1 and self.peak_kernel % 2 == 1
-        counts = ("num_classes", "stacks", "pool_width", "head_width")
-        counts += ("max_corners", "num_candidates")
-        weights = ("pull_weight", "push_weight", "offset_weight", "max_tag_distance", "min_score")
         rules = (
-            *((name, getattr(self, name) >= 1, "at least 1") for name in counts),
-            *((name, getattr(self, name) >= 0, "at least 0") for name in weights),
+            *fields.at_least(self, 1, "num_classes", "stacks", "pool_width", "head_width"),
+            *fields.at_least(self, 1, "max_corners", "num_candidates", "max_detections"),
+            *fields.at_least(self, 0, "pull_weight", "push_weight", "offset_weight"),
+            *fields.at_least(self, 0, "max_tag_distance", "min_score"),
             ("channels", sizes, "two or more widths, the first at least 2"),
             ("blocks", of_each, "a count of blocks for each of `channels`"),
-            ("norm", self.norm in norms, f"one of {', '.join(norms)}"),
-            ("prior_probability", 0 < self.prior_probability < 1, "between 0 and 1"),
-            ("min_overlap", 0 < self.min_overlap < 1, "between 0 and 1"),
+            fields.one_of(self, "norm", ("batch", "stored")),
+            *fields.between_0_and_1(self, "prior_probability", "min_overlap"),
             ("peak_kernel", odd, "odd"),
-            ("soft_nms_sigma", self.soft_nms_sigma > 0, "above 0"),
-            ("max_detections", self.max_detections >= 1, "at least 1"),
+            *fields.above(self, 0, "soft_nms_sigma"),
             *fields.of_input(self),
         )
         fields.check(self, rules)
@@ -133,7 +128,7 @@ class CornerNet(nn.Module):
             for stack in range(self.stacks)
         }
 
-    def forward(self, images: jax.Array, train: bool) -> Outputs:
+    def maps(self, images: jax.Array, train: bool) -> Outputs:
         """[B, H, W, 3] RGB, uint8 or float32 in 0..255 -> raw maps of every stack."""
         x = layers.normalise(images, self.pixel_mean, self.pixel_std, self.dtype)
         features = self.backbone(x, train)
@@ -149,10 +144,11 @@ class CornerNet(nn.Module):
         """Cells (H, W) on a canvas (height, width): two padded strides of 2."""
         return tuple(-(-(-(-side // 2)) // 2) for side in canvas)
 
-    def targets(self, batch: types.Batch) -> dict[str, types.Targets]:
+    def targets(self, batch: types.Batch, maps: Outputs) -> dict[str, types.Targets]:
         """Of each object its corners; `values` holds cells, heatmaps and offsets of both kinds.
 
-        Cells are 0 in empty slots, heatmaps and offsets 0 where no object has a corner.
+        Cells are 0 in empty slots, heatmaps and offsets 0 where no object has a corner.  The maps
+        have no say.
         """
         canvas = batch.images.shape[1:3]
         shape = self.map_shape(canvas)
@@ -178,30 +174,29 @@ class CornerNet(nn.Module):
         )
         return {"corner": lax.stop_gradient(targets)}
 
-    def loss(self, batch: types.Batch):
+    def loss(self, batch: types.Batch, maps: Outputs):
         """Heatmaps (eq. 1), offsets (eq. 3), pull and push of tags (eq. 4, 5), of every stack."""
-        outputs = self.forward(batch.images, train=True)
-        values = self.targets(batch)["corner"].values
+        values = self.targets(batch, maps)["corner"].values
         terms = dict.fromkeys(("heat", "offset", "pull", "push"), 0.0)
         peaks = []
         for stack in range(self.stacks):
             tags = []
             for name in CORNERS:
-                maps = getattr(outputs, name)
+                of_kind = getattr(maps, name)
                 heat, offset, cells = (
                     values[f"{name}_{field}"] for field in ("heat", "offset", "cells")
                 )
                 is_peak = heat == 1
                 count = jnp.maximum(is_peak.sum(), 1).astype(jnp.float32)
                 peaks.append(count)
-                focal = heatmap_losses.gaussian_focal(nn.sigmoid(maps.heat[stack]), heat)
+                focal = heatmap_losses.gaussian_focal(nn.sigmoid(of_kind.heat[stack]), heat)
                 terms["heat"] += focal.sum() / count / 2
                 corner_cells = is_peak.any(-1, keepdims=True)
                 count = jnp.maximum(corner_cells.sum(), 1)
-                miss = regression.smooth_l1(maps.offset[stack], offset)
+                miss = regression.smooth_l1(of_kind.offset[stack], offset)
                 miss = jnp.where(corner_cells, miss, 0.0).sum() / count
                 terms["offset"] += self.offset_weight * miss / 2
-                flat = maps.tag[stack].reshape(len(cells), -1)  # [B, H * W]
+                flat = of_kind.tag[stack].reshape(len(cells), -1)  # [B, H * W]
                 tags.append(jnp.take_along_axis(flat, cells, axis=1))  # [B, G]
             pull, push = jax.vmap(tag_losses)(*tags, batch.valid)
             terms["pull"] += self.pull_weight * pull.sum()
@@ -214,36 +209,13 @@ class CornerNet(nn.Module):
         }
         return sum(terms.values()), metrics
 
-    def candidates(self, images: jax.Array, image_size: jax.Array) -> types.Detections:
+    def candidates(
+        self, maps: Outputs, image_size: jax.Array, canvas: tuple[int, int]
+    ) -> types.Detections:
         """Pairs of corners of one class, on the right sides of each other, with like tags.
-
-        `num_candidates` an image; with `flip_test` as many again, found in its mirror image.
-        """
-        if not self.flip_test:
-            found, possible = self.pairs(images, image_size)
-            bounds.note(self, "num_candidates", possible)
-            return found
-        mirrored = jax.vmap(mirror)(images, image_size[:, 1])
-        found, possible = self.pairs(
-            *(jnp.concatenate(x) for x in ((images, mirrored), (image_size,) * 2))
-        )
-        for half in jnp.split(possible, 2):
-            bounds.note(self, "num_candidates", half)
-        of_image, of_mirror = (
-            types.Detections(*parts) for parts in zip(*(jnp.split(x, 2) for x in found))
-        )
-        back = jax.vmap(boxes_lib.flip_horizontal)(of_mirror.boxes, image_size[:, 1])
-        of_mirror = of_mirror._replace(boxes=jnp.where(of_mirror.valid[..., None], back, 0.0))
-        merged = zip(of_image, of_mirror)
-        return types.Detections(*(jnp.concatenate(both, axis=1) for both in merged))
-
-    def pairs(self, images: jax.Array, image_size: jax.Array):
-        """(`candidates`, [B, K, K] bool: pairs of corners that may be one) of images as they are.
 
         Nothing larger than [max_corners, max_corners] is made of them, 0.4 MB an image at 300.
         """
-        outputs = self.forward(images, train=False)
-        canvas = images.shape[1:3]
         height, width = self.map_shape(canvas)
         cell = (canvas[1] / width, canvas[0] / height)  # px
 
@@ -266,8 +238,10 @@ class CornerNet(nn.Module):
             possible = corner_groups.possible_pairs(first, second, agree)
             return types.Detections(*found), possible
 
-        last = [CornerMaps(*(maps[-1] for maps in getattr(outputs, name))) for name in CORNERS]
-        return jax.vmap(one_image)(*last, image_size)
+        last = [CornerMaps(*(kind[-1] for kind in getattr(maps, name))) for name in CORNERS]
+        found, possible = jax.vmap(one_image)(*last, image_size)
+        bounds.note(self, "num_candidates", possible)
+        return found
 
     def suppress(self, candidates: types.Detections) -> types.Detections:
         """Soft suppression within each class (section 4.2); the best `max_detections` stay."""
@@ -289,17 +263,6 @@ class CornerNet(nn.Module):
     def frozen_paths(self) -> tuple[str, ...]:
         """Regexes of the leaves that training never changes."""
         return ("batch_stats/.*",) if self.norm == "stored" else ()
-
-
-def mirror(image: jax.Array, width: jax.Array) -> jax.Array:
-    """Left and right of the content exchanged, which stays at the left of its canvas.
-
-    Args:
-      image: [H, W, 3].
-      width: () int px of the content; what lies right of it comes mirrored too.
-    """
-    canvas = image.shape[1]
-    return jnp.roll(image[:, ::-1], width - canvas, axis=1)
 
 
 def tag_losses(top_left: jax.Array, bottom_right: jax.Array, valid: jax.Array):

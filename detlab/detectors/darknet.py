@@ -34,11 +34,12 @@ from detlab import darknet_networks
 from detlab import fields
 from detlab import layers
 from detlab import types
-from detlab.assign import darknet as grid
+from detlab.assign import darknet as assign_lib
 from detlab.assign import values as values_lib
 from detlab.losses import darknet as darknet_losses
 from detlab.ops import anchors as anchors_lib
 from detlab.ops import boxes as boxes_lib
+from detlab.ops import candidates as candidates_lib
 from detlab.ops import conv as conv_lib
 from detlab.ops import nms as nms_lib
 from detlab.ops import pool
@@ -170,14 +171,12 @@ class Darknet(nn.Module):
 
     def check(self) -> None:
         """Raises ValueError for a value that no network of darknet can have."""
-        norms = ("batch", "stored")
         rules = (
-            ("num_classes", self.num_classes >= 1, "at least 1"),
-            ("width_multiple", self.width_multiple > 0, "above 0"),
-            ("norm", self.norm in norms, f"one of {', '.join(norms)}"),
+            *fields.at_least(self, 1, "num_classes", "num_candidates"),
+            *fields.above(self, 0, "width_multiple"),
+            fields.one_of(self, "norm", ("batch", "stored")),
             ("ignore_class_score", -1 <= self.ignore_class_score <= 1, "-1 to 1"),
             ("nms_kind", self.nms_kind in NMS_KINDS, f"one of {', '.join(NMS_KINDS[1:])}"),
-            ("num_candidates", self.num_candidates >= 1, "at least 1"),
             *fields.of_suppression(self),
             *fields.of_input(self),
         )
@@ -219,7 +218,7 @@ class Darknet(nn.Module):
     def setup(self):
         self.layers = Network(self.network(), self.norm, self.dtype)
 
-    def forward(self, images: jax.Array, train: bool) -> Outputs:
+    def maps(self, images: jax.Array, train: bool) -> Outputs:
         """[B, H, W, 3] RGB, uint8 or float32 in 0..255 -> raw maps of every head.
 
         Raises:
@@ -242,14 +241,15 @@ class Darknet(nn.Module):
     # --------------------------------------------------------------------------------------------
     # Prediction
 
-    def candidates(self, images: jax.Array, image_size: jax.Array) -> types.Detections:
+    def candidates(
+        self, maps: Outputs, image_size: jax.Array, canvas: tuple[int, int]
+    ) -> types.Detections:
         """The (box, class) pairs of the best scores, of all heads together.
 
         Darknet has no bound on their number; `num_candidates` is one, and takes the worst first.
         """
-        canvas = images.shape[1:3]
         boxes, scores = [], []
-        for head, raw in zip(self.heads(), self.forward(images, train=False).predictions):
+        for head, raw in zip(self.heads(), maps.predictions):
             raw = raw.reshape(*raw.shape[:3], len(head.mask), -1)
             decoded = self.decode(raw, head, canvas)
             objectness = nn.sigmoid(raw[..., 4:5])
@@ -260,7 +260,7 @@ class Darknet(nn.Module):
         unit = np.tile(np.array(canvas[::-1], np.float32), 2)
         boxes = boxes_lib.cxcywh_to_xyxy(jnp.concatenate(boxes, axis=1)) * unit  # [B, N, 4] px
         scores = jnp.concatenate(scores, axis=1)  # [B, N, C]
-        # What has its centre on padding is none of the image's.
+        # Boxes centred on padding are dropped.
         centre = (boxes[..., :2] + boxes[..., 2:]) / 2
         inside = (centre < image_size[:, None, ::-1]).all(-1)  # [B, N]
         scores = jnp.where(inside[..., None], scores, 0.0)
@@ -270,13 +270,12 @@ class Darknet(nn.Module):
         bounds.note(self, "num_candidates", scores > self.score_threshold)
 
         def one_image(boxes, scores):
-            scores, pair = lax.top_k(scores.reshape(-1), min(self.num_candidates, scores.size))
-            boxes, label = boxes[pair // self.num_classes], pair % self.num_classes
-            usable = (boxes[:, 2:] > boxes[:, :2]).all(-1) & jnp.isfinite(boxes).all(-1)
-            valid = (scores > self.score_threshold) & usable
-            return boxes, scores, label.astype(jnp.int32), valid
+            scores, row, label = candidates_lib.best_pairs(scores, self.num_candidates)
+            boxes = boxes[row]
+            valid = (scores > self.score_threshold) & candidates_lib.usable(boxes)
+            return types.Detections(boxes, scores, label, valid)
 
-        return types.Detections(*jax.vmap(one_image)(boxes, scores))
+        return jax.vmap(one_image)(boxes, scores)
 
     def suppress(self, candidates: types.Detections) -> types.Detections:
         """Greedy suppression; the best `max_detections` of an image stay.
@@ -310,40 +309,39 @@ class Darknet(nn.Module):
         cell = anchors_lib.sized_anchors([head.anchors[i] for i in head.mask], stride)
         return anchors_lib.grid_anchors(cell, stride, shape)
 
-    def learned(self, batch: types.Batch, outputs: Outputs) -> list[grid.Learned]:
-        """What every head learns of a batch that has these outputs; constants.
+    def learned(self, batch: types.Batch, maps: Outputs) -> list[assign_lib.Learned]:
+        """What every head learns of a batch that has these maps; constants.
 
         Rows of cells that hold padding alone do not count, where darknet has background: it has no
         padding but that of `letter_box`, which belongs to the content here as well.
         """
         canvas, found = batch.images.shape[1:3], []
-        for head, maps in zip(self.heads(), outputs.predictions):
-            raw = maps.reshape(*maps.shape[:3], len(head.mask), -1)
-            decoded = self.decode(raw, head, canvas).reshape(len(maps), -1, 4)
-            scores = nn.sigmoid(raw[..., 5:]).reshape(len(maps), -1, self.num_classes)
+        for head, raw in zip(self.heads(), maps.predictions):
+            shape = raw.shape[1:3]
+            grid = anchors_lib.Grid((canvas[0] // shape[0],), (shape,), (len(head.mask),))
+            raw = raw.reshape(*raw.shape[:3], len(head.mask), -1)
+            decoded = self.decode(raw, head, canvas).reshape(len(raw), -1, 4)
+            scores = nn.sigmoid(raw[..., 5:]).reshape(len(raw), -1, self.num_classes)
 
-            def one_image(boxes, scores, gt_boxes, labels, valid, size, head=head, maps=maps):
-                shape = maps.shape[1:3]
-                stride = canvas[0] // shape[0]
-                inside = anchors_lib.inside_content([shape], [stride], len(head.mask), size)
-                of_head = grid.learn(
+            def one_image(boxes, scores, gt_boxes, labels, valid, size, head=head, grid=grid):
+                of_head = assign_lib.learn(
                     head,
                     boxes,
                     scores,
-                    shape,
+                    grid.shapes[0],
                     canvas,
                     gt_boxes,
                     labels,
                     valid,
                     self.ignore_class_score,
                 )
-                return of_head._replace(counts=of_head.counts & inside)
+                return of_head._replace(counts=of_head.counts & grid.inside(size))
 
             objects = batch.boxes, batch.labels, batch.valid, batch.image_size
             found.append(lax.stop_gradient(jax.vmap(one_image)(decoded, scores, *objects)))
         return found
 
-    def targets(self, batch: types.Batch) -> dict[str, types.Targets]:
+    def targets(self, batch: types.Batch, maps: Outputs) -> dict[str, types.Targets]:
         """What `learned` gives to the loss, as entries of all heads together.
 
         "main" has one entry a row, head by head: what its objectness learns, -1 where it does not
@@ -352,25 +350,24 @@ class Darknet(nn.Module):
         each pair of anchor and object slot, positive where the anchor learns the object;
         `values["row"]` is its row in "main", 0 where it does not.
         """
-        outputs = self.forward(batch.images, train=True)
         canvas, slots = batch.images.shape[1:3], batch.boxes.shape[1]
         main, entries, start = [], [], 0
-        for i, learned in enumerate(self.learned(batch, outputs)):
-            head, maps = self.heads()[i], outputs.predictions[i]
-            level = sum(other.shape[1] > maps.shape[1] for other in outputs.predictions)
-            boxes = self.anchors(head, maps.shape[1:3], canvas)  # [N, 4]
+        heads = zip(self.heads(), maps.predictions, self.learned(batch, maps))
+        for head, raw, learned in heads:
+            level = sum(other.shape[1] > raw.shape[1] for other in maps.predictions)
+            boxes = self.anchors(head, raw.shape[1:3], canvas)  # [N, 4]
             rows = learned.rows
             is_object = (rows.first >= 0).astype(jnp.int32)
             main.append(
                 types.Targets(
-                    boxes=jnp.broadcast_to(boxes, (len(maps), *boxes.shape)),
+                    boxes=jnp.broadcast_to(boxes, (len(raw), *boxes.shape)),
                     level=jnp.full(is_object.shape, level),
                     status=jnp.where(learned.counts, is_object, -1),
                     matched=jnp.maximum(rows.first, 0),
                     values={"objectness": jnp.where(learned.counts, learned.objectness, 0.0)},
                 )
             )
-            row = learned.entries.row.reshape(len(maps), -1)  # [B, A * G]
+            row = learned.entries.row.reshape(len(raw), -1)  # [B, A * G]
             positive = learned.entries.positive.reshape(row.shape)
             status = jnp.where(positive, 1, -1)
             slot = jnp.broadcast_to(jnp.tile(jnp.arange(slots), len(head.mask)), row.shape)
@@ -387,19 +384,15 @@ class Darknet(nn.Module):
         together = functools.partial(jax.tree.map, lambda *x: jnp.concatenate(x, axis=1))
         return {"main": together(*main), "entries": together(*entries)}
 
-    def loss(self, batch: types.Batch):
+    def loss(self, batch: types.Batch, maps: Outputs):
         """Darknet's deltas as descents: boxes, objectness and classes of every head."""
-        return self.loss_of(batch, self.forward(batch.images, train=True))
-
-    def loss_of(self, batch: types.Batch, outputs: Outputs):
-        """The loss of given outputs."""
         canvas = batch.images.shape[1:3]
         terms = {"loss/box": 0.0, "loss/objectness": 0.0, "loss/cls": 0.0}
         counts = {"positives": 0.0, "ignored": 0.0}
-        for i, learned in enumerate(self.learned(batch, outputs)):
-            head, maps = self.heads()[i], outputs.predictions[i]
-            shape = maps.shape[1:3]
-            raw = maps.reshape(*maps.shape[:3], len(head.mask), -1)
+        heads = zip(self.heads(), maps.predictions, self.learned(batch, maps))
+        for head, raw, learned in heads:
+            shape = raw.shape[1:3]
+            raw = raw.reshape(*raw.shape[:3], len(head.mask), -1)
 
             def one_image(rows, decoded, *of_image, head=head, shape=shape):
                 anchors = self.anchors(head, shape, canvas)
@@ -408,12 +401,12 @@ class Darknet(nn.Module):
                 )
                 return [head.delta_normalizer * term.sum() for term in found]
 
-            rows = raw.reshape(len(maps), -1, raw.shape[-1])  # [B, N, 5 + C]
-            decoded = self.decode(raw, head, canvas).reshape(len(maps), -1, 4)
+            rows = raw.reshape(len(raw), -1, raw.shape[-1])  # [B, N, 5 + C]
+            decoded = self.decode(raw, head, canvas).reshape(len(raw), -1, 4)
             sums = jax.vmap(one_image)(rows, decoded, learned, batch.boxes, batch.labels)
             terms = {name: term + x.mean() for (name, term), x in zip(terms.items(), sums)}
-            counts["positives"] += learned.entries.positive.sum() / len(maps)
-            counts["ignored"] += (~learned.counts).sum() / len(maps)
+            counts["positives"] += learned.entries.positive.sum() / len(raw)
+            counts["ignored"] += (~learned.counts).sum() / len(raw)
         return sum(terms.values()), {**terms, **counts}
 
     def frozen_paths(self) -> tuple[str, ...]:

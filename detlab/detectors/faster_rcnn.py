@@ -36,8 +36,7 @@ from detlab import fields
 from detlab import layers
 from detlab import sharding
 from detlab import types
-from detlab.assign import max_iou
-from detlab.assign import sampling
+from detlab.assign import rois as rois_lib
 from detlab.assign import values as values_lib
 from detlab.backbones import resnet
 from detlab.heads import box as box_lib
@@ -46,18 +45,28 @@ from detlab.losses import cross_entropy
 from detlab.losses import regression
 from detlab.necks import fpn
 from detlab.ops import anchors as anchors_lib
+from detlab.ops import candidates as candidates_lib
 from detlab.ops import coders
 from detlab.ops import nms as nms_lib
+from detlab.ops import proposals as proposals_lib
 from detlab.ops import roi_align
 
 
-class Outputs(NamedTuple):
-    """Maps of the RPN, finest level first, and what the box head says of the P proposals."""
+class Maps(NamedTuple):
+    """What images alone decide, finest level first."""
 
     features: tuple  # [B, Hl, Wl, D]
     rpn_logits: tuple  # [B, Hl, Wl, A]
     rpn_deltas: tuple  # [B, Hl, Wl, A * 4]
-    proposals: rpn_lib.Proposals  # [B, P, ...]
+
+
+class Outputs(NamedTuple):
+    """The maps, and in prediction what the box head says of the P proposals."""
+
+    features: tuple
+    rpn_logits: tuple
+    rpn_deltas: tuple
+    proposals: proposals_lib.Proposals  # [B, P, ...]
     cls_logits: jax.Array  # [B, P, C + 1], background last
     box_deltas: jax.Array  # [B, P, C * 4]
 
@@ -112,31 +121,21 @@ class FasterRCNN(nn.Module):
 
     def check(self) -> None:
         """Raises ValueError for a value that no Faster R-CNN can have."""
-        strides = tuple(self.strides)
-        doubling = len(strides) >= 4 and strides == tuple(4 * 2**i for i in range(len(strides)))
-        counts = (
-            *("neck_width", "rpn_width", "box_width", "roi_size", "rpn_samples", "box_samples"),
-            *("train_proposals_per_level", "train_proposals", "proposals_per_level", "proposals"),
-            "num_candidates",
-        )
-        parts = (
-            *("rpn_min_positive_iou", "rpn_positive_fraction", "box_positive_fraction"),
-            "proposal_nms_iou",
-        )
         low, high = self.rpn_negative_iou, self.rpn_positive_iou
         rules = (
-            ("num_classes", self.num_classes >= 1, "at least 1"),
             *fields.of_resnet(self, resnet.STAGES, layers.NORMS),
-            *((name, getattr(self, name) >= 1, "at least 1") for name in counts),
-            *((name, 0 <= getattr(self, name) <= 1, "0 to 1") for name in parts),
-            ("strides", doubling, "4, 8, 16, 32 and so on, those of P2 upward"),
-            ("anchor_scale", self.anchor_scale > 0, "above 0"),
+            *fields.at_least(self, 1, "num_classes", "neck_width", "rpn_width", "box_width"),
+            *fields.at_least(self, 1, "rpn_samples", "box_samples", "roi_size", "num_candidates"),
+            *fields.at_least(self, 1, "train_proposals_per_level", "train_proposals"),
+            *fields.at_least(self, 1, "proposals_per_level", "proposals"),
+            *fields.fractions(self, "rpn_positive_fraction", "box_positive_fraction"),
+            *fields.fractions(self, "rpn_min_positive_iou", "proposal_nms_iou"),
+            fields.of_strides(self, first=4, least_levels=4),
+            *fields.above(self, 0, "anchor_scale", "roi_scale"),
             ("aspect_ratios", fields.positive(self.aspect_ratios), "one or more numbers above 0"),
             ("rpn_positive_iou", 0 < high <= 1, "above 0 and at most 1"),
             ("rpn_negative_iou", 0 <= low <= high, "0 to rpn_positive_iou"),
-            ("roi_scale", self.roi_scale > 0, "above 0"),
-            ("sampling_ratio", self.sampling_ratio >= 0, "at least 0"),
-            ("predict_sampling_ratio", self.predict_sampling_ratio >= 0, "at least 0"),
+            *fields.at_least(self, 0, "sampling_ratio", "predict_sampling_ratio"),
             ("positive_iou", 0 < self.positive_iou <= 1, "above 0 and at most 1"),
             ("delta_stds", fields.positive(self.delta_stds, 4), "four numbers above 0"),
             *fields.of_suppression(self),
@@ -145,58 +144,43 @@ class FasterRCNN(nn.Module):
         fields.check(self, rules)
 
     def setup(self):
-        self.backbone = resnet.ResNet(
-            self.depth,
-            self.style,
-            self.backbone_norm,
-            self.frozen_stages,
-            self.backbone_width,
-            self.backbone_stages,
-            remat=self.remat,
-            dtype=self.dtype,
-        )
+        self.backbone = resnet.of(self)
         self.neck = fpn.FPN(self.neck_width, 2, len(self.strides), extra="pool", dtype=self.dtype)
         self.rpn = rpn_lib.RPNHead(len(self.aspect_ratios), self.rpn_width, dtype=self.dtype)
         self.box_head = box_lib.BoxHead(self.num_classes, self.box_width, dtype=self.dtype)
 
-    def forward(self, images: jax.Array, train: bool) -> Outputs:
-        """[B, H, W, 3] RGB, uint8 or float32 in 0..255 -> everything; the canvas is the image."""
-        size = jnp.tile(jnp.array(images.shape[1:3]), (images.shape[0], 1))
-        return self.detect(images, size)
+    def maps(self, images: jax.Array, train: bool) -> Maps:
+        """[B, H, W, 3] RGB, uint8 or float32 in 0..255 -> the pyramid and what the RPN says."""
+        x = layers.normalise(images, self.pixel_mean, self.pixel_std, self.dtype)
+        features = self.neck(self.backbone(x, train), train)
+        return Maps(features, *self.rpn(features, train))
 
     # --------------------------------------------------------------------------------------------
     # First stage
 
-    def first_stage(self, images: jax.Array, train: bool):
-        """Features, logits and deltas of the RPN, each a tuple of levels."""
-        x = layers.normalise(images, self.pixel_mean, self.pixel_std, self.dtype)
-        features = self.neck(self.backbone(x, train), train)
-        return features, *self.rpn(features, train)
+    def grid(self, canvas: tuple[int, int]) -> anchors_lib.Grid:
+        """Where the N anchors of a canvas (height, width) lie."""
+        return anchors_lib.grid(canvas, self.strides, len(self.aspect_ratios))
 
-    def anchors(self, canvas: tuple[int, int]) -> tuple[jax.Array, jax.Array]:
-        """The N anchors of a canvas (height, width): boxes [N, 4] px and level [N]."""
-        cells = [
-            anchors_lib.cell_anchors(stride, (self.anchor_scale,), self.aspect_ratios)
-            for stride in self.strides
-        ]
-        shapes = anchors_lib.feature_shapes(canvas, self.strides)
-        return anchors_lib.pyramid_anchors(cells, self.strides, shapes)
+    def anchors(self, grid: anchors_lib.Grid) -> jax.Array:
+        """[N, 4] px."""
+        return grid.anchors(
+            [
+                anchors_lib.cell_anchors(stride, (self.anchor_scale,), self.aspect_ratios)
+                for stride in self.strides
+            ]
+        )
 
-    def inside(self, canvas: tuple[int, int], image_size: jax.Array) -> jax.Array:
-        """[N] bool: anchors of cells that touch the content of one image."""
-        shapes = anchors_lib.feature_shapes(canvas, self.strides)
-        per_cell = len(self.aspect_ratios)
-        return anchors_lib.inside_content(shapes, self.strides, per_cell, image_size)
-
-    def propose(self, canvas, rpn_logits, rpn_deltas, image_size, train: bool):
+    def propose(
+        self, maps: Maps, image_size: jax.Array, canvas: tuple[int, int], train: bool
+    ) -> proposals_lib.Proposals:
         """Proposals [B, P, ...] of a batch, without a gradient."""
-        anchors, _ = self.anchors(canvas)
-        shapes = anchors_lib.feature_shapes(canvas, self.strides)
-        levels = anchors_lib.level_slices(shapes, len(self.aspect_ratios))
+        grid = self.grid(canvas)
+        anchors, levels = self.anchors(grid), grid.slices()
 
         def one_image(logits, deltas, size):
-            inside = self.inside(canvas, size)
-            return rpn_lib.propose(
+            inside = grid.inside(size)
+            return proposals_lib.propose(
                 [level.reshape(-1) for level in logits],
                 [level.reshape(-1, 4) for level in deltas],
                 [anchors[level] for level in levels],
@@ -207,61 +191,19 @@ class FasterRCNN(nn.Module):
                 nms_iou=self.proposal_nms_iou,
             )
 
-        maps = lax.stop_gradient((rpn_logits, rpn_deltas))
-        return sharding.per_device(jax.vmap(one_image))(*maps, image_size)
+        raw = lax.stop_gradient((maps.rpn_logits, maps.rpn_deltas))
+        return on_images(one_image)(*raw, image_size)
 
-    # --------------------------------------------------------------------------------------------
-    # Second stage
+    def rpn_targets(self, keys: jax.Array, batch: types.Batch) -> types.Targets:
+        """Of all anchors, -1 where not sampled; keys [B] of the images."""
+        grid = self.grid(batch.images.shape[1:3])
+        anchors = self.anchors(grid)
 
-    def second_stage(self, features, rois: jax.Array, valid: jax.Array, sampling_ratio: int):
-        """Logits [B, R, C + 1] and deltas [B, R, C * 4] of RoIs [B, R, 4]; valid [B, R]."""
-        pyramid, strides = tuple(features[:4]), self.strides[:4]  # P6 is for proposals alone
-
-        def one_image(pyramid, rois, valid):
-            return roi_align.multilevel(
-                pyramid, rois, valid, strides, self.roi_size, sampling_ratio, self.roi_scale
-            )
-
-        cut = sharding.per_device(jax.vmap(one_image))(pyramid, lax.stop_gradient(rois), valid)
-        return self.box_head(cut)
-
-    def detect(self, images: jax.Array, image_size: jax.Array) -> Outputs:
-        """Both stages, as in prediction."""
-        features, logits, deltas = self.first_stage(images, train=False)
-        found = self.propose(images.shape[1:3], logits, deltas, image_size, train=False)
-        ratio = self.predict_sampling_ratio
-        box_outputs = self.second_stage(features, found.boxes, found.valid, ratio)
-        return Outputs(features, logits, deltas, found, *box_outputs)
-
-    # --------------------------------------------------------------------------------------------
-    # Training
-
-    def targets(self, batch: types.Batch) -> dict[str, types.Targets]:
-        """`rpn`: all anchors, -1 where not sampled; `box`: the sampled RoIs, -1 in empty slots.
-
-        Both have the deltas of positive entries, and zeros in place of all others.  `box` also has
-        the `index` of each RoI, background or not, among the proposals and, after them, the slots
-        of objects; 0 in empty slots.
-        """
-        _, logits, deltas = self.first_stage(batch.images, train=True)
-        return self.assign(batch, logits, deltas)
-
-    def assign(self, batch: types.Batch, rpn_logits, rpn_deltas) -> dict[str, types.Targets]:
-        """`targets` from the maps of the RPN."""
-        canvas, num_images = batch.images.shape[1:3], batch.images.shape[0]
-        anchors, level = self.anchors(canvas)
-        proposals = self.propose(canvas, rpn_logits, rpn_deltas, batch.image_size, train=True)
-        rng = self.make_rng("sample")
-        # A key for each image of the global batch: devices then do not matter.
-        keys = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(rng, i)))(
-            jnp.arange(num_images)
-        )
-
-        def first(key, boxes, valid, size):
-            status, matched = sample_anchors(
+        def one_image(key, boxes, valid, size):
+            status, matched = rois_lib.sample_anchors(
                 key,
                 anchors,
-                self.inside(canvas, size),
+                grid.inside(size),
                 boxes,
                 valid,
                 ious=(self.rpn_positive_iou, self.rpn_negative_iou, self.rpn_min_positive_iou),
@@ -270,71 +212,16 @@ class FasterRCNN(nn.Module):
             )
             deltas = coders.encode_deltas(anchors, boxes[matched])
             values = values_lib.of_positives(status, {"deltas": deltas})
-            return types.Targets(anchors, level, status, matched, values)
+            return types.Targets(anchors, grid.level(), status, matched, values)
 
-        def second(key, boxes, valid, proposals):
-            rois = sample_rois(
-                key,
-                proposals,
-                boxes,
-                valid,
-                iou=self.positive_iou,
-                num=self.box_samples,
-                positive_fraction=self.box_positive_fraction,
-            )
-            deltas = coders.encode_deltas(rois.boxes, boxes[rois.matched], stds=self.delta_stds)
-            return types.Targets(
-                rois.boxes,
-                roi_align.levels(rois.boxes, 4, self.roi_scale),
-                rois.status,
-                rois.matched,
-                {**values_lib.of_positives(rois.status, {"deltas": deltas}), "index": rois.index},
-            )
+        return on_images(one_image)(keys, batch.boxes, batch.valid, batch.image_size)
 
-        def on_images(function):  # elsewhere a `top_k` brings all images to all devices
-            return sharding.per_device(jax.vmap(function))
-
-        objects = batch.boxes, batch.valid
-        targets = {
-            "rpn": on_images(first)(keys[:, 0], *objects, batch.image_size),
-            "box": on_images(second)(keys[:, 1], *objects, proposals),
-        }
-        return lax.stop_gradient(targets)
-
-    def loss(self, batch: types.Batch):
-        """Cross entropy and L1 of both stages, each over the number of its samples."""
-        features, rpn_logits, rpn_deltas = self.first_stage(batch.images, train=True)
-        targets = self.assign(batch, rpn_logits, rpn_deltas)
-        rpn, box = targets["rpn"], targets["box"]
-        terms = self.rpn_loss(rpn_logits, rpn_deltas, rpn)
-
-        counted, positive = box.status >= 0, box.status == 1  # [B, R]
-        logits, deltas = self.second_stage(features, box.boxes, counted, self.sampling_ratio)
-        labels = jnp.take_along_axis(batch.labels, box.matched, axis=1)
-        labels = jnp.where(positive, labels, self.num_classes)
-        normaliser = jnp.maximum(counted.sum(), 1).astype(jnp.float32)
-        cls = cross_entropy.softmax_cross_entropy(logits, labels)
-        deltas = of_label(deltas, jnp.where(positive, labels, 0))  # [B, R, 4]
-        l1 = regression.l1(deltas, box.values["deltas"]).sum(-1)
-        terms |= {
-            "loss/cls": jnp.where(counted, cls, 0.0).sum() / normaliser,
-            "loss/box": jnp.where(positive, l1, 0.0).sum() / normaliser,
-        }
-        right = counted & (logits.argmax(-1) == labels)
-        metrics = {
-            **terms,
-            "accuracy_percent": 100 * right.sum() / normaliser,
-            "positives": positive.sum() / batch.images.shape[0],
-            "normaliser": normaliser,
-        }
-        return sum(terms.values()), metrics
-
-    def rpn_loss(self, rpn_logits, rpn_deltas, targets: types.Targets) -> dict[str, jax.Array]:
+    def rpn_loss(self, maps: Maps, targets: types.Targets) -> dict[str, jax.Array]:
         """Both terms of the first stage."""
-        logits = anchors_lib.flatten_levels(rpn_logits, 1)[..., 0]  # [B, N]
-        deltas = anchors_lib.flatten_levels(rpn_deltas, 4)
+        logits = anchors_lib.flatten_levels(maps.rpn_logits, 1)[..., 0]  # [B, N]
+        deltas = anchors_lib.flatten_levels(maps.rpn_deltas, 4)
         sampled, positive = targets.status >= 0, targets.status == 1
-        # As in the reference: of each image at least one positive and one negative are reckoned.
+        # As in the reference, an image counts at least one positive and one negative.
         counts = [jnp.maximum((targets.status == kind).sum(1), 1).sum() for kind in (0, 1)]
         normaliser = sum(counts).astype(jnp.float32)
         cls = cross_entropy.sigmoid_cross_entropy(logits, positive.astype(jnp.float32))
@@ -345,35 +232,131 @@ class FasterRCNN(nn.Module):
         }
 
     # --------------------------------------------------------------------------------------------
-    # Prediction
+    # Second stage
 
-    def candidates(self, images: jax.Array, image_size: jax.Array) -> types.Detections:
+    def box_outputs(self, maps: Maps, rois: jax.Array, valid: jax.Array, sampling_ratio: int):
+        """Logits [B, R, C + 1] and deltas [B, R, C * 4] of RoIs [B, R, 4]; valid [B, R]."""
+        pyramid, strides = tuple(maps.features[:4]), self.strides[:4]  # P6 is for proposals alone
+
+        def one_image(pyramid, rois, valid):
+            return roi_align.multilevel(
+                pyramid, rois, valid, strides, self.roi_size, sampling_ratio, self.roi_scale
+            )
+
+        return self.box_head(on_images(one_image)(pyramid, lax.stop_gradient(rois), valid))
+
+    def sample(
+        self, keys: jax.Array, proposals: proposals_lib.Proposals, batch: types.Batch
+    ) -> rois_lib.RoIs:
+        """The RoIs [B, R, ...] that the box head learns from; keys [B] of the images."""
+
+        def one_image(key, proposals, boxes, valid):
+            return rois_lib.sample_rois(
+                key,
+                proposals.boxes,
+                proposals.valid,
+                boxes,
+                valid,
+                iou=self.positive_iou,
+                num=self.box_samples,
+                positive_fraction=self.box_positive_fraction,
+            )
+
+        return on_images(one_image)(keys, proposals, batch.boxes, batch.valid)
+
+    def box_targets(self, rois: rois_lib.RoIs, batch: types.Batch) -> types.Targets:
+        """What the sampled RoIs learn, -1 in empty slots."""
+
+        def one_image(rois, boxes):
+            deltas = coders.encode_deltas(rois.boxes, boxes[rois.matched], stds=self.delta_stds)
+            values = values_lib.of_positives(rois.status, {"deltas": deltas})
+            level = roi_align.levels(rois.boxes, 4, self.roi_scale)
+            values["index"] = rois.index
+            return types.Targets(rois.boxes, level, rois.status, rois.matched, values)
+
+        return on_images(one_image)(rois, batch.boxes)
+
+    def box_loss(self, batch: types.Batch, maps: Maps, targets: types.Targets):
+        """(both terms of the second stage, the other metrics)."""
+        counted, positive = targets.status >= 0, targets.status == 1  # [B, R]
+        logits, deltas = self.box_outputs(maps, targets.boxes, counted, self.sampling_ratio)
+        labels = jnp.take_along_axis(batch.labels, targets.matched, axis=1)
+        labels = jnp.where(positive, labels, self.num_classes)
+        normaliser = jnp.maximum(counted.sum(), 1).astype(jnp.float32)
+        cls = cross_entropy.softmax_cross_entropy(logits, labels)
+        deltas = box_lib.of_label(deltas, jnp.where(positive, labels, 0))  # [B, R, 4]
+        l1 = regression.l1(deltas, targets.values["deltas"]).sum(-1)
+        terms = {
+            "loss/cls": jnp.where(counted, cls, 0.0).sum() / normaliser,
+            "loss/box": jnp.where(positive, l1, 0.0).sum() / normaliser,
+        }
+        right = counted & (logits.argmax(-1) == labels)
+        return terms, {
+            "accuracy_percent": 100 * right.sum() / normaliser,
+            "positives": positive.sum() / batch.images.shape[0],
+            "normaliser": normaliser,
+        }
+
+    # --------------------------------------------------------------------------------------------
+    # Both stages
+
+    def targets(self, batch: types.Batch, maps: Maps) -> dict[str, types.Targets]:
+        """`rpn`: all anchors, -1 where not sampled; `box`: the sampled RoIs, -1 in empty slots.
+
+        Both have the deltas of positive entries, and zeros in place of all others.  `box` also has
+        the `index` of each RoI, background or not, among the proposals and, after them, the slots
+        of objects; 0 in empty slots.
+        """
+        rng, images = self.make_rng("sample"), batch.images
+        # Keys for each image of the global batch: devices then do not matter.
+        keys = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(rng, i)))(
+            jnp.arange(len(images))
+        )
+        proposals = self.propose(maps, batch.image_size, images.shape[1:3], train=True)
+        rois = self.sample(keys[:, 1], proposals, batch)
+        targets = {
+            "rpn": self.rpn_targets(keys[:, 0], batch),
+            "box": self.box_targets(rois, batch),
+        }
+        return lax.stop_gradient(targets)
+
+    def loss(self, batch: types.Batch, maps: Maps):
+        """Cross entropy and L1 of both stages, each over the number of its samples."""
+        targets = self.targets(batch, maps)
+        box_terms, metrics = self.box_loss(batch, maps, targets["box"])
+        terms = {**self.rpn_loss(maps, targets["rpn"]), **box_terms}
+        return sum(terms.values()), {**terms, **metrics}
+
+    def outputs(self, maps: Maps, image_size: jax.Array, canvas: tuple[int, int]) -> Outputs:
+        """What prediction computes of the maps: proposals, and what the box head says of them."""
+        found = self.propose(maps, image_size, canvas, train=False)
+        ratio = self.predict_sampling_ratio
+        return Outputs(*maps, found, *self.box_outputs(maps, found.boxes, found.valid, ratio))
+
+    def candidates(
+        self, maps: Maps, image_size: jax.Array, canvas: tuple[int, int]
+    ) -> types.Detections:
         """The (proposal, class) pairs of the best scores.
 
         Softmax scores of a proposal add up to 1, so less than 1 / `score_threshold` of its classes
         pass; `num_candidates` bounds the pairs of an image, of which the worst go first.
         """
-        outputs = self.detect(images, image_size)
+        outputs = self.outputs(maps, image_size, canvas)
         scores = nn.softmax(outputs.cls_logits)[..., :-1]  # [B, P, C]
         scores = jnp.where(outputs.proposals.valid[..., None], scores, 0.0)
         bounds.note(self, "num_candidates", scores > self.score_threshold)
 
         def one_image(proposals, scores, deltas, size):
-            count = min(self.num_candidates, scores.size)
-            scores, pair = lax.top_k(scores.reshape(-1), count)
-            roi, label = pair // self.num_classes, pair % self.num_classes
+            scores, roi, label = candidates_lib.best_pairs(scores, self.num_candidates)
+            deltas = deltas.reshape(-1, self.num_classes, 4)[roi, label]
             boxes = coders.decode_deltas(
-                proposals.boxes[roi],
-                deltas.reshape(-1, 4)[pair],
-                stds=self.delta_stds,
-                max_size=(size[0], size[1]),
+                proposals.boxes[roi], deltas, stds=self.delta_stds, max_size=size
             )
-            has_area = (boxes[:, 2:] > boxes[:, :2]).all(-1)  # clipping can take it
-            valid = (scores > self.score_threshold) & has_area
-            return boxes, scores, label.astype(jnp.int32), valid
+            valid = (scores > self.score_threshold) & candidates_lib.usable(boxes)
+            return types.Detections(boxes, scores, label, valid)
 
         rows = outputs.proposals, scores, outputs.box_deltas, image_size
-        return types.Detections(*jax.vmap(one_image)(*rows))
+        return jax.vmap(one_image)(*rows)
 
     def suppress(self, candidates: types.Detections) -> types.Detections:
         """Greedy suppression within each class; the best `max_detections` of an image stay."""
@@ -381,86 +364,15 @@ class FasterRCNN(nn.Module):
 
     def frozen_paths(self) -> tuple[str, ...]:
         """Regexes of the leaves that training never changes."""
-        return resnet.frozen_paths("backbone", self.backbone_norm, self.frozen_stages)
+        return resnet.frozen(self)
 
 
-# ------------------------------------------------------------------------------------------------
-# Parts of two-stage detectors, for one image
+def on_images(function):
+    """`function` of one image for all of a batch, each device with its own.
 
-
-class RoIs(NamedTuple):
-    """What a box head learns from: positives first, then negatives, then empty slots."""
-
-    boxes: jax.Array  # [R, 4] xyxy px, zeros in empty slots
-    status: jax.Array  # [R] int32: -1 empty, 0 background, 1 an object
-    matched: jax.Array  # [R] int32 slot of the object
-    index: jax.Array  # [R] int32 row among the proposals and, after them, the slots of objects
-
-
-def sample_anchors(key, anchors, inside, boxes, valid, *, ious, num, positive_fraction):
-    """Status and matched object [N] of the anchors of one image; status -1 where not sampled.
-
-    Args:
-      key: of this image.
-      anchors: [N, 4] xyxy px.
-      inside: [N] bool; other anchors take no part.
-      boxes: [G, 4] xyxy px, the objects; valid: [G] bool, the real ones.
-      ious: an anchor is positive from the first on, negative below the second, and an object's
-        best anchor is positive from the third on.
-      num, positive_fraction: static, see `sampling.sample`.
+    Elsewhere a `top_k` inside brings all images to all devices.
     """
-    pos_iou, neg_iou, min_pos_iou = ious
-    assigned = max_iou.assign(
-        anchors, boxes, valid, pos_iou, neg_iou, min_pos_iou, anchor_valid=inside
-    )
-    drawn = sampling.sample(key, assigned.status, num, positive_fraction)
-    rows = jnp.where(drawn.valid, drawn.index, len(anchors))  # empty slots fall off
-    taken = jnp.zeros(len(anchors), bool).at[rows].set(True, mode="drop")
-    return jnp.where(taken, assigned.status, -1), assigned.matched
-
-
-def sample_rois(
-    key, proposals: rpn_lib.Proposals, boxes, valid, *, iou, num, positive_fraction
-) -> RoIs:
-    """A random sample of the proposals of one image and of its objects.
-
-    Args:
-      key: of this image.
-      proposals: P of them; empty rows are never sampled.
-      boxes: [G, 4] xyxy px, the objects; valid: [G] bool, the real ones.
-      iou: a proposal is positive from here on, else negative.
-      num, positive_fraction: static, see `sampling.sample`.
-    Returns:
-      RoIs with R = min(num, P + G).
-    """
-    assigned = max_iou.assign(
-        proposals.boxes,
-        boxes,
-        valid,
-        iou,
-        iou,
-        iou,
-        low_quality=False,
-        anchor_valid=proposals.valid,
-    )
-    # The objects are proposals too, each its own.  They come last: so more slots for them leave
-    # the random numbers of the others, and with them the draw, as they are.
-    rois = jnp.concatenate([proposals.boxes, boxes])
-    status = jnp.concatenate([assigned.status, jnp.where(valid, 1, -1)])
-    matched = jnp.concatenate([assigned.matched, jnp.arange(len(boxes))])
-    drawn = sampling.sample(key, status, num, positive_fraction)
-    return RoIs(
-        boxes=jnp.where(drawn.valid[:, None], rois[drawn.index], 0.0),
-        status=jnp.where(drawn.valid, drawn.positive.astype(jnp.int32), -1),
-        matched=matched[drawn.index],
-        index=drawn.index,
-    )
-
-
-def of_label(deltas: jax.Array, labels: jax.Array) -> jax.Array:
-    """The deltas [..., 4] that class-specific ones [..., C * 4] have for one class."""
-    deltas = deltas.reshape(*labels.shape, -1, 4)
-    return jnp.take_along_axis(deltas, labels[..., None, None], axis=-2)[..., 0, :]
+    return sharding.per_device(jax.vmap(function))
 
 
 MODULE = FasterRCNN

@@ -38,6 +38,7 @@ from detlab.losses import focal
 from detlab.losses import iou as iou_losses
 from detlab.necks import fpn
 from detlab.ops import anchors as anchors_lib
+from detlab.ops import candidates as candidates_lib
 from detlab.ops import coders
 from detlab.ops import nms as nms_lib
 
@@ -93,43 +94,26 @@ class FCOS(nn.Module):
 
     def check(self) -> None:
         """Raises ValueError for a value that no FCOS can have, before anything is built."""
-        strides, limits = tuple(self.strides), self.level_limits
+        levels, limits = len(self.strides), self.level_limits
         grouped = self.norm_groups >= 1 and self.head_width % self.norm_groups == 0
-        doubling = strides and strides == tuple(8 * 2**i for i in range(len(strides)))
-        between = len(limits) == len(strides) - 1 and all(
+        rising = len(limits) == levels - 1 and all(
             low < high for low, high in zip((0, *limits), limits)
         )
         rules = (
-            ("num_classes", self.num_classes >= 1, "at least 1"),
             *fields.of_resnet(self, resnet.STAGES, layers.NORMS),
-            ("neck_width", self.neck_width >= 1, "at least 1"),
-            ("head_convs", self.head_convs >= 0, "at least 0"),
-            ("head_width", self.head_width >= 1, "at least 1"),
+            *fields.of_dense_head(self),
             ("norm_groups", grouped, f"a divisor of head_width, {self.head_width}"),
-            ("prior_probability", 0 < self.prior_probability < 1, "between 0 and 1"),
-            ("strides", doubling, "8, 16, 32 and so on, those of P3 upward"),
-            ("level_limits", between, f"{len(strides) - 1} rising numbers above 0"),
-            ("center_radius", self.center_radius >= 0, "at least 0"),
+            ("level_limits", rising, f"{levels - 1} rising numbers above 0"),
+            *fields.at_least(self, 0, "center_radius"),
             ("box_loss", self.box_loss in ("iou", "giou"), "iou or giou"),
-            ("focal_alpha", 0 <= self.focal_alpha <= 1, "0 to 1"),
-            ("focal_gamma", self.focal_gamma >= 0, "at least 0"),
-            ("candidates_per_level", self.candidates_per_level >= 1, "at least 1"),
+            *fields.of_focal_loss(self),
             *fields.of_suppression(self),
             *fields.of_input(self),
         )
         fields.check(self, rules)
 
     def setup(self):
-        self.backbone = resnet.ResNet(
-            self.depth,
-            self.style,
-            self.backbone_norm,
-            self.frozen_stages,
-            self.backbone_width,
-            self.backbone_stages,
-            remat=self.remat,
-            dtype=self.dtype,
-        )
+        self.backbone = resnet.of(self)
         self.neck = fpn.FPN(
             self.neck_width, num_levels=len(self.strides), extra="output_relu", dtype=self.dtype
         )
@@ -149,7 +133,7 @@ class FCOS(nn.Module):
         )
         self.box_scales = layers.LevelScales()
 
-    def forward(self, images: jax.Array, train: bool) -> Outputs:
+    def maps(self, images: jax.Array, train: bool) -> Outputs:
         """[B, H, W, 3] RGB, uint8 or float32 in 0..255 -> raw maps of every level."""
         x = layers.normalise(images, self.pixel_mean, self.pixel_std, self.dtype)
         features = self.neck(self.backbone(x, train), train)
@@ -158,36 +142,26 @@ class FCOS(nn.Module):
         distances = tuple(map(activation, self.box_scales(maps["box_distances"])))
         return Outputs(features, maps["cls_logits"], distances, maps["centerness"])
 
-    def points(self, canvas: tuple[int, int]) -> tuple[jax.Array, jax.Array]:
-        """The N points of a canvas (height, width): x, y [N, 2] px and level [N]."""
-        shapes = anchors_lib.feature_shapes(canvas, self.strides)
-        return anchors_lib.pyramid_points(self.strides, shapes, offset=0.5)
+    def grid(self, canvas: tuple[int, int]) -> anchors_lib.Grid:
+        """Where the N points of a canvas (height, width) lie, in the middles of their cells."""
+        return anchors_lib.grid(canvas, self.strides)
 
-    def level_slices(self, canvas: tuple[int, int]) -> list[slice]:
-        """Where the points of each level lie among the N of a canvas."""
-        shapes = anchors_lib.feature_shapes(canvas, self.strides)
-        return anchors_lib.level_slices(shapes, 1)
+    def distance_unit(self, grid: anchors_lib.Grid) -> jax.Array:
+        """px in one unit of the predicted distances of each point, [N, 1]."""
+        stride = grid.stride()[:, None]
+        return stride if self.distances_in_strides else jnp.ones_like(stride)
 
-    def distance_unit(self, level: jax.Array) -> jax.Array:
-        """px in one unit of the distances that points of these levels predict: [N] -> [N, 1]."""
-        unit = self.strides if self.distances_in_strides else [1] * len(self.strides)
-        return jnp.array(unit, jnp.float32)[level, None]
-
-    def inside(self, canvas: tuple[int, int], image_size: jax.Array) -> jax.Array:
-        """[N] bool: points of cells that touch the content of one image."""
-        shapes = anchors_lib.feature_shapes(canvas, self.strides)
-        return anchors_lib.inside_content(shapes, self.strides, 1, image_size)
-
-    def targets(self, batch: types.Batch) -> dict[str, types.Targets]:
+    def targets(self, batch: types.Batch, maps: Outputs) -> dict[str, types.Targets]:
         """Which point learns which object (sections 3.1, 3.2); `values` has distances, centerness.
 
         The distances are in the unit of the predicted ones; both are zeros where a point is not
-        positive.
+        positive.  The maps have no say.
         """
-        canvas = batch.images.shape[1:3]
-        points, level = self.points(canvas)
-        stride = jnp.array(self.strides, jnp.float32)[level]  # [N]
+        grid = self.grid(batch.images.shape[1:3])
+        points, level, stride = grid.points(offset=0.5), grid.level(), grid.stride()
         limits = jnp.array((0, *self.level_limits, jnp.inf), jnp.float32)
+        half = stride[:, None] / 2
+        cells = jnp.concatenate([points - half, points + half], axis=-1)  # [N, 4]
 
         def one_image(boxes, valid, image_size):
             assigned = points_lib.assign(
@@ -197,38 +171,26 @@ class FCOS(nn.Module):
                 boxes,
                 valid,
                 center_radius=self.center_radius * stride if self.center_radius else None,
-                point_valid=self.inside(canvas, image_size),
+                point_valid=grid.inside(image_size),
             )
-            distances = coders.encode_ltrb(points, boxes[assigned.matched])
+            status, matched = assigned.status, assigned.matched
+            distances = coders.encode_ltrb(points, boxes[matched])
             values = {
-                "distances": distances / self.distance_unit(level),
+                "distances": distances / self.distance_unit(grid),
                 "centerness": points_lib.centerness(distances),
             }
-            return assigned.status, assigned.matched, values
+            values = values_lib.of_positives(status, values)
+            return types.Targets(cells, level, status, matched, values)
 
-        status, matched, values = lax.stop_gradient(
-            jax.vmap(one_image)(batch.boxes, batch.valid, batch.image_size)
-        )
-        half = stride[:, None] / 2
-        cells = jnp.concatenate([points - half, points + half], axis=-1)  # [N, 4]
-        num_images = batch.images.shape[0]
-        return {
-            "main": types.Targets(
-                boxes=jnp.broadcast_to(cells, (num_images, *cells.shape)),
-                level=jnp.broadcast_to(level, (num_images, *level.shape)),
-                status=status,
-                matched=matched,
-                values=values_lib.of_positives(status, values),
-            )
-        }
+        found = jax.vmap(one_image)(batch.boxes, batch.valid, batch.image_size)
+        return {"main": lax.stop_gradient(found)}
 
-    def loss(self, batch: types.Batch):
+    def loss(self, batch: types.Batch, maps: Outputs):
         """Focal loss on classes, overlap loss on boxes, cross entropy on centerness (eq. 2, 3)."""
-        outputs = self.forward(batch.images, train=True)
-        targets = self.targets(batch)["main"]
-        logits = anchors_lib.flatten_levels(outputs.cls_logits, self.num_classes)  # [B, N, C]
-        distances = anchors_lib.flatten_levels(outputs.box_distances, 4)  # [B, N, 4]
-        centerness = anchors_lib.flatten_levels(outputs.centerness, 1)[..., 0]  # [B, N]
+        targets = self.targets(batch, maps)["main"]
+        logits = anchors_lib.flatten_levels(maps.cls_logits, self.num_classes)  # [B, N, C]
+        distances = anchors_lib.flatten_levels(maps.box_distances, 4)  # [B, N, 4]
+        centerness = anchors_lib.flatten_levels(maps.centerness, 1)[..., 0]  # [B, N]
 
         positive = targets.status == 1  # [B, N]
         counted = targets.status >= 0
@@ -259,46 +221,26 @@ class FCOS(nn.Module):
         }
         return cls + box + middle, metrics
 
-    def candidates(self, images: jax.Array, image_size: jax.Array) -> types.Detections:
+    def candidates(
+        self, maps: Outputs, image_size: jax.Array, canvas: tuple[int, int]
+    ) -> types.Detections:
         """The best (point, class) pairs of each level by class, scored with their centerness."""
-        outputs = self.forward(images, train=False)
-        canvas = images.shape[1:3]
-        points, level = self.points(canvas)
-        unit = self.distance_unit(level)
-        inside = jax.vmap(lambda size: self.inside(canvas, size))(image_size)  # [B, N]
+        grid = self.grid(canvas)
+        points, unit = grid.points(offset=0.5), self.distance_unit(grid)
+        scores = candidates_lib.level_scores(grid, maps.cls_logits, image_size)
+        bounds.note(self, "candidates_per_level", *(x > self.score_threshold for x in scores))
+        distances = anchors_lib.flatten_levels(maps.box_distances, 4)  # [B, N, 4]
+        centerness = anchors_lib.flatten_levels(maps.centerness, 1)[..., 0]  # [B, N]
 
-        def one_level(scores, distances, centerness, points, unit, size):
-            """One image: [Nl, C], [Nl, 4] and [Nl, 1] -> boxes, scores, labels, valid of K."""
-            count = min(self.candidates_per_level, scores.size)
-            scores, pair = lax.top_k(scores.reshape(-1), count)
-            point, label = pair // self.num_classes, pair % self.num_classes
-            boxes = coders.decode_ltrb(
-                points[point], distances[point] * unit[point], max_size=(size[0], size[1])
-            )
-            has_area = (boxes[:, 2:] > boxes[:, :2]).all(-1)  # clipping can take it
-            valid = (scores > self.score_threshold) & has_area
-            scores *= nn.sigmoid(centerness[point, 0])
-            return boxes, scores, label.astype(jnp.int32), valid
+        def one_image(scores, distances, centerness, size):
+            count = self.candidates_per_level
+            scores, point, label = candidates_lib.best_of_levels(scores, count)
+            boxes = coders.decode_ltrb(points[point], distances[point] * unit[point], max_size=size)
+            valid = (scores > self.score_threshold) & candidates_lib.usable(boxes)
+            scores *= nn.sigmoid(centerness[point])
+            return types.Detections(boxes, scores, label, valid)
 
-        rows = []
-        per_level = zip(
-            outputs.cls_logits,
-            outputs.box_distances,
-            outputs.centerness,
-            self.level_slices(canvas),
-        )
-        for *maps, part in per_level:
-            maps = [x.reshape(x.shape[0], -1, x.shape[-1]) for x in maps]  # [B, Nl, channels]
-            logits, distances, centerness = maps
-            scores = jnp.where(inside[:, part, None], nn.sigmoid(logits), 0.0)
-            bounds.note(self, "candidates_per_level", scores > self.score_threshold)
-            rows.append(
-                jax.vmap(one_level, in_axes=(0, 0, 0, None, None, 0))(
-                    scores, distances, centerness, points[part], unit[part], image_size
-                )
-            )
-        boxes, scores, labels, valid = (jnp.concatenate(parts, axis=1) for parts in zip(*rows))
-        return types.Detections(boxes, scores, labels, valid)
+        return jax.vmap(one_image)(scores, distances, centerness, image_size)
 
     def suppress(self, candidates: types.Detections) -> types.Detections:
         """Greedy suppression within each class; the best `max_detections` of an image stay."""
@@ -306,7 +248,7 @@ class FCOS(nn.Module):
 
     def frozen_paths(self) -> tuple[str, ...]:
         """Regexes of the leaves that training never changes."""
-        return resnet.frozen_paths("backbone", self.backbone_norm, self.frozen_stages)
+        return resnet.frozen(self)
 
 
 MODULE = FCOS

@@ -38,11 +38,10 @@ class GHM(retinanet.RetinaNet):
         super().check()
         unused = "left as it is: GHM has no focal loss"
         rules = (
-            ("cls_bins", self.cls_bins >= 1, "at least 1"),
+            *fields.at_least(self, 1, "cls_bins", "box_bins"),
             ("cls_momentum", 0 <= self.cls_momentum < 1, "at least 0 and below 1"),
-            ("box_bins", self.box_bins >= 1, "at least 1"),
             ("box_momentum", 0 <= self.box_momentum < 1, "at least 0 and below 1"),
-            ("box_mu", self.box_mu > 0, "above 0"),
+            *fields.above(self, 0, "box_mu"),
             ("focal_alpha", self.focal_alpha == retinanet.RetinaNet.focal_alpha, unused),
             ("focal_gamma", self.focal_gamma == retinanet.RetinaNet.focal_gamma, unused),
         )
@@ -53,9 +52,9 @@ class GHM(retinanet.RetinaNet):
         self.cls_counts = self.variable("loss_state", "cls_counts", jnp.zeros, (self.cls_bins,))
         self.box_counts = self.variable("loss_state", "box_counts", jnp.zeros, (self.box_bins,))
 
-    def loss(self, batch: types.Batch):
+    def loss(self, batch: types.Batch, maps: retinanet.Outputs):
         """GHM-C on classes plus GHM-R on deltas; updates `loss_state`."""
-        found = self.examples(batch)
+        found = self.examples(batch, maps)
         cls_loss = cross_entropy.sigmoid_cross_entropy(found.cls_logits, found.one_hot)
         cls_norms = ghm.classification_norm(found.cls_logits, found.one_hot)  # [B, N, C]
         box_loss = ghm.authentic_smooth_l1(found.box_deltas, found.delta_targets, self.box_mu)
@@ -63,7 +62,7 @@ class GHM(retinanet.RetinaNet):
 
         cls = box = 0.0
         cls_counts, box_counts = self.cls_counts.value, self.box_counts.value
-        for level in self.level_slices(batch.images.shape[1:3]):
+        for level in self.grid(batch.images.shape[1:3]).slices():
             weights, cls_counts = ghm.harmonize(
                 cls_norms[:, level], found.counted[:, level, None], cls_counts, self.cls_momentum
             )

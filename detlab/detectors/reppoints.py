@@ -19,6 +19,7 @@ Expected: COCO val2017 AP 38.1 with experiments/reppoints_coco.py, and with its 
 (`plain`), 36.4 (`bbox_grid`) and 37.4 (`bbox_grid_center`): the published figures of the reference.
 """
 
+import functools
 from typing import NamedTuple, Sequence
 
 import jax
@@ -40,6 +41,7 @@ from detlab.losses import regression
 from detlab.necks import fpn
 from detlab.ops import anchors as anchors_lib
 from detlab.ops import boxes as boxes_lib
+from detlab.ops import candidates as candidates_lib
 from detlab.ops import coders
 from detlab.ops import nms as nms_lib
 
@@ -112,70 +114,35 @@ class RepPoints(nn.Module):
 
     def check(self) -> None:
         """Raises ValueError for a value that no RepPoints can have, before anything is built."""
-        strides = tuple(self.strides)
-        doubling = strides and strides == tuple(8 * 2**i for i in range(len(strides)))
-        transforms = coders.POINT_TRANSFORMS
         grouped = self.norm == "none" or (
             self.norm_groups >= 1
             and self.neck_width % self.norm_groups == 0
             and self.head_width % self.norm_groups == 0
         )
-        kernels = tuple(side * side for side in (3, 5, 7, 9))
+        both = f"neck_width, {self.neck_width}, and head_width, {self.head_width}"
+        minmax = not self.use_grid_points or self.transform == "minmax"
         rules = (
-            ("num_classes", self.num_classes >= 1, "at least 1"),
             *fields.of_resnet(self, resnet.STAGES, layers.NORMS),
-            ("neck_width", self.neck_width >= 1, "at least 1"),
+            *fields.of_dense_head(self),
             ("norm", self.norm in ("group", "none"), "group or none"),
-            ("head_convs", self.head_convs >= 0, "at least 0"),
-            ("head_width", self.head_width >= 1, "at least 1"),
-            (
-                "norm_groups",
-                grouped,
-                f"a divisor of neck_width, {self.neck_width}, and head_width, {self.head_width}",
-            ),
-            ("point_width", self.point_width >= 1, "at least 1"),
-            ("num_points", self.num_points in kernels, f"one of {', '.join(map(str, kernels))}"),
-            ("transform", self.transform in transforms, f"one of {', '.join(transforms)}"),
-            (
-                "transform",
-                not self.use_grid_points or self.transform == "minmax",
-                "minmax where use_grid_points is set",
-            ),
-            ("offset_gradient", 0 <= self.offset_gradient <= 1, "0 to 1"),
-            ("prior_probability", 0 < self.prior_probability < 1, "between 0 and 1"),
-            ("strides", doubling, "8, 16, 32 and so on, those of P3 upward"),
-            ("base_scale", self.base_scale > 0, "above 0"),
+            ("norm_groups", grouped, f"a divisor of {both}"),
+            *fields.at_least(self, 1, "point_width", "points_per_object"),
+            fields.one_of(self, "num_points", (side * side for side in (3, 5, 7, 9))),
+            fields.one_of(self, "transform", coders.POINT_TRANSFORMS),
+            ("transform", minmax, "minmax where use_grid_points is set"),
+            *fields.fractions(self, "offset_gradient"),
             ("init_assigner", self.init_assigner in INIT_ASSIGNERS, " or ".join(INIT_ASSIGNERS)),
-            ("point_scale", self.point_scale > 0, "above 0"),
-            ("points_per_object", self.points_per_object >= 1, "at least 1"),
-            ("positive_iou", 0 < self.positive_iou <= 1, "above 0, at most 1"),
-            (
-                "negative_iou",
-                0 <= self.negative_iou <= self.positive_iou,
-                f"0 to positive_iou, {self.positive_iou}",
-            ),
-            ("focal_alpha", 0 <= self.focal_alpha <= 1, "0 to 1"),
-            ("focal_gamma", self.focal_gamma >= 0, "at least 0"),
-            ("smooth_l1_beta", self.smooth_l1_beta > 0, "above 0"),
-            ("init_weight", self.init_weight >= 0, "at least 0"),
-            ("refine_weight", self.refine_weight >= 0, "at least 0"),
-            ("candidates_per_level", self.candidates_per_level >= 1, "at least 1"),
+            *fields.above(self, 0, "base_scale", "point_scale", "smooth_l1_beta"),
+            *fields.of_max_iou(self),
+            *fields.of_focal_loss(self),
+            *fields.at_least(self, 0, "init_weight", "refine_weight"),
             *fields.of_suppression(self),
             *fields.of_input(self),
         )
         fields.check(self, rules)
 
     def setup(self):
-        self.backbone = resnet.ResNet(
-            self.depth,
-            self.style,
-            self.backbone_norm,
-            self.frozen_stages,
-            self.backbone_width,
-            self.backbone_stages,
-            remat=self.remat,
-            dtype=self.dtype,
-        )
+        self.backbone = resnet.of(self)
         self.neck = fpn.FPN(
             self.neck_width,
             num_levels=len(self.strides),
@@ -199,66 +166,45 @@ class RepPoints(nn.Module):
             dtype=self.dtype,
         )
 
-    def forward(self, images: jax.Array, train: bool) -> Outputs:
+    def maps(self, images: jax.Array, train: bool) -> Outputs:
         """[B, H, W, 3] RGB, uint8 or float32 in 0..255 -> raw maps of every level."""
         x = layers.normalise(images, self.pixel_mean, self.pixel_std, self.dtype)
         features = self.neck(self.backbone(x, train), train)
         return Outputs(features, **self.head(features, train))
 
-    def points(self, canvas: tuple[int, int]) -> tuple[jax.Array, jax.Array]:
-        """The N points of a canvas, corners of their cells: x, y [N, 2] px and level [N]."""
-        shapes = anchors_lib.feature_shapes(canvas, self.strides)
-        return anchors_lib.pyramid_points(self.strides, shapes)
+    def grid(self, canvas: tuple[int, int]) -> anchors_lib.Grid:
+        """Where the N points of a canvas (height, width) lie, in the corners of their cells."""
+        return anchors_lib.grid(canvas, self.strides)
 
-    def level_slices(self, canvas: tuple[int, int]) -> list[slice]:
-        """Where the points of each level lie among the N of a canvas."""
-        shapes = anchors_lib.feature_shapes(canvas, self.strides)
-        return anchors_lib.level_slices(shapes, 1)
-
-    def inside(self, canvas: tuple[int, int], image_size: jax.Array) -> jax.Array:
-        """[N] bool: points of cells that touch the content of one image."""
-        shapes = anchors_lib.feature_shapes(canvas, self.strides)
-        return anchors_lib.inside_content(shapes, self.strides, 1, image_size)
-
-    def boxes(self, canvas: tuple[int, int], maps: tuple) -> jax.Array:
+    def boxes(self, grid: anchors_lib.Grid, raw: tuple) -> jax.Array:
         """Boxes of all points from raw boxes of every level: [B, N, 4] px, not clipped."""
-        points, level = self.points(canvas)
-        stride = jnp.array(self.strides, jnp.float32)[level, None]  # [N, 1]
-        return jnp.tile(points, 2) + stride * anchors_lib.flatten_levels(maps, 4)
+        stride = grid.stride()[:, None]  # [N, 1]
+        return jnp.tile(grid.points(), 2) + stride * anchors_lib.flatten_levels(raw, 4)
 
-    def targets(self, batch: types.Batch) -> dict[str, types.Targets]:
-        """What each round learns (section 3.3).
+    def targets(self, batch: types.Batch, maps: Outputs) -> dict[str, types.Targets]:
+        """What each round learns (section 3.3); classes learn with the second round.
 
-        `values` has the boxes of the objects, px, and zeros where a point is not positive.
+        That one learns by the overlap of the boxes that the first has found.  `values` has the
+        boxes of the objects, px, and zeros where a point is not positive.
         """
-        return self.targets_of(batch, self.forward(batch.images, train=True))
-
-    def targets_of(self, batch: types.Batch, outputs: Outputs) -> dict[str, types.Targets]:
-        """The targets for given outputs; classes have those of the second round.
-
-        The second round learns by the overlap of the boxes that the first has found.
-        """
-        canvas = batch.images.shape[1:3]
-        points, level = self.points(canvas)
-        half = self.base_scale / 2 * jnp.array(self.strides, jnp.float32)[level, None]  # [N, 1]
+        grid = self.grid(batch.images.shape[1:3])
+        points, level = grid.points(), grid.level()
+        half = self.base_scale / 2 * grid.stride()[:, None]  # [N, 1]
         squares = jnp.concatenate([points - half, points + half], axis=-1)  # [N, 4]
-        num_images = batch.images.shape[0]
 
-        def by_overlap(candidates, boxes, valid, inside):
-            return max_iou.assign(
-                candidates,
-                boxes,
-                valid,
+        def one_image(init_boxes, boxes, valid, image_size):
+            inside = grid.inside(image_size)
+            by_overlap = functools.partial(
+                max_iou.assign,
+                gt_boxes=boxes,
+                gt_valid=valid,
                 pos_iou=self.positive_iou,
                 neg_iou=self.negative_iou,
                 min_pos_iou=0.0,
                 anchor_valid=inside,
             )
-
-        def one_image(init_boxes, boxes, valid, image_size):
-            inside = self.inside(canvas, image_size)
             if self.init_assigner == "max_iou":
-                init = by_overlap(squares, boxes, valid, inside)
+                init = by_overlap(squares)
             else:
                 init = points_lib.assign_nearest(
                     points,
@@ -270,33 +216,24 @@ class RepPoints(nn.Module):
                     num_positive=self.points_per_object,
                     point_valid=inside,
                 )
-            refine = by_overlap(init_boxes, boxes, valid, inside)
-            return tuple((x.status, x.matched, boxes[x.matched]) for x in (init, refine))
+            rounds = {"init": (squares, init), "refine": (init_boxes, by_overlap(init_boxes))}
+            targets = {}
+            for name, (start, assigned) in rounds.items():
+                status, matched = assigned.status, assigned.matched
+                values = values_lib.of_positives(status, {"boxes": boxes[matched]})
+                targets[name] = types.Targets(start, level, status, matched, values)
+            return targets
 
-        init_boxes = self.boxes(canvas, lax.stop_gradient(outputs.init_boxes))
-        found = lax.stop_gradient(
-            jax.vmap(one_image)(init_boxes, batch.boxes, batch.valid, batch.image_size)
-        )
-        start = jnp.broadcast_to(squares, (num_images, *squares.shape))
-        return {
-            name: types.Targets(
-                boxes=boxes,
-                level=jnp.broadcast_to(level, (num_images, *level.shape)),
-                status=status,
-                matched=matched,
-                values=values_lib.of_positives(status, {"boxes": wanted}),
-            )
-            for name, boxes, (status, matched, wanted) in zip(
-                ("init", "refine"), (start, init_boxes), found
-            )
-        }
+        init_boxes = self.boxes(grid, lax.stop_gradient(maps.init_boxes))
+        found = jax.vmap(one_image)(init_boxes, batch.boxes, batch.valid, batch.image_size)
+        return lax.stop_gradient(found)
 
-    def loss(self, batch: types.Batch):
+    def loss(self, batch: types.Batch, maps: Outputs):
         """Focal loss on classes, smooth L1 on the boxes of both rounds (section 3.3)."""
-        outputs = self.forward(batch.images, train=True)
-        targets = self.targets_of(batch, outputs)
-        canvas = batch.images.shape[1:3]
-        logits = anchors_lib.flatten_levels(outputs.cls_logits, self.num_classes)  # [B, N, C]
+        targets = self.targets(batch, maps)
+        grid = self.grid(batch.images.shape[1:3])
+        unit = self.base_scale * grid.stride()[:, None]  # [N, 1]
+        logits = anchors_lib.flatten_levels(maps.cls_logits, self.num_classes)  # [B, N, C]
         # At least one an image, as in the reference, so that empty images do not divide by zero.
         normalisers = {
             name: jnp.maximum((x.status == 1).sum(1), 1).sum().astype(jnp.float32)
@@ -309,15 +246,14 @@ class RepPoints(nn.Module):
         cls = focal.sigmoid_focal(logits, one_hot, self.focal_alpha, self.focal_gamma)
         cls = jnp.where(refine.status[..., None] >= 0, cls, 0.0).sum() / normalisers["refine"]
 
-        def box_loss(name, maps):
-            level, positive = targets[name].level, targets[name].status == 1  # [B, N]
-            unit = self.base_scale * jnp.array(self.strides, jnp.float32)[level, None]
-            pred, wanted = self.boxes(canvas, maps) / unit, targets[name].values["boxes"] / unit
+        def box_loss(name, raw):
+            positive = targets[name].status == 1  # [B, N]
+            pred, wanted = self.boxes(grid, raw) / unit, targets[name].values["boxes"] / unit
             terms = regression.smooth_l1(pred, wanted, self.smooth_l1_beta)
             return jnp.where(positive[..., None], terms, 0.0).sum() / normalisers[name]
 
-        init = self.init_weight * box_loss("init", outputs.init_boxes)
-        refined = self.refine_weight * box_loss("refine", outputs.refine_boxes)
+        init = self.init_weight * box_loss("init", maps.init_boxes)
+        refined = self.refine_weight * box_loss("refine", maps.refine_boxes)
         metrics = {
             "loss/cls": cls,
             "loss/init": init,
@@ -327,31 +263,23 @@ class RepPoints(nn.Module):
         }
         return cls + init + refined, metrics
 
-    def candidates(self, images: jax.Array, image_size: jax.Array) -> types.Detections:
+    def candidates(
+        self, maps: Outputs, image_size: jax.Array, canvas: tuple[int, int]
+    ) -> types.Detections:
         """The best (point, class) pairs of each level with the box of the second round."""
-        outputs = self.forward(images, train=False)
-        canvas = images.shape[1:3]
-        boxes = self.boxes(canvas, outputs.refine_boxes)  # [B, N, 4]
-        inside = jax.vmap(lambda size: self.inside(canvas, size))(image_size)  # [B, N]
+        grid = self.grid(canvas)
+        scores = candidates_lib.level_scores(grid, maps.cls_logits, image_size)
+        bounds.note(self, "candidates_per_level", *(x > self.score_threshold for x in scores))
+        boxes = self.boxes(grid, maps.refine_boxes)  # [B, N, 4]
 
-        def one_level(scores, boxes, size):
-            """One image: [Nl, C], [Nl, 4] -> boxes, scores, labels, valid of K pairs."""
-            count = min(self.candidates_per_level, scores.size)
-            scores, pair = lax.top_k(scores.reshape(-1), count)
-            point, label = pair // self.num_classes, pair % self.num_classes
+        def one_image(scores, boxes, size):
+            count = self.candidates_per_level
+            scores, point, label = candidates_lib.best_of_levels(scores, count)
             boxes = boxes_lib.clip(boxes[point], size[0], size[1])
-            has_area = (boxes[:, 2:] > boxes[:, :2]).all(-1)  # clipping can take it
-            valid = (scores > self.score_threshold) & has_area
-            return boxes, scores, label.astype(jnp.int32), valid
+            valid = (scores > self.score_threshold) & candidates_lib.usable(boxes)
+            return types.Detections(boxes, scores, label, valid)
 
-        rows = []
-        for logits, part in zip(outputs.cls_logits, self.level_slices(canvas)):
-            logits = anchors_lib.flatten_levels((logits,), self.num_classes)  # [B, Nl, C]
-            scores = jnp.where(inside[:, part, None], nn.sigmoid(logits), 0.0)
-            bounds.note(self, "candidates_per_level", scores > self.score_threshold)
-            rows.append(jax.vmap(one_level)(scores, boxes[:, part], image_size))
-        boxes, scores, labels, valid = (jnp.concatenate(parts, axis=1) for parts in zip(*rows))
-        return types.Detections(boxes, scores, labels, valid)
+        return jax.vmap(one_image)(scores, boxes, image_size)
 
     def suppress(self, candidates: types.Detections) -> types.Detections:
         """Greedy suppression within each class; the best `max_detections` of an image stay."""
@@ -359,7 +287,7 @@ class RepPoints(nn.Module):
 
     def frozen_paths(self) -> tuple[str, ...]:
         """Regexes of the leaves that training never changes."""
-        return resnet.frozen_paths("backbone", self.backbone_norm, self.frozen_stages)
+        return resnet.frozen(self)
 
 
 MODULE = RepPoints

@@ -32,6 +32,7 @@ from detlab.losses import focal
 from detlab.losses import regression
 from detlab.necks import fpn
 from detlab.ops import anchors as anchors_lib
+from detlab.ops import candidates as candidates_lib
 from detlab.ops import coders
 from detlab.ops import nms as nms_lib
 
@@ -96,136 +97,100 @@ class RetinaNet(nn.Module):
 
     def check(self) -> None:
         """Raises ValueError for a value that no RetinaNet can have, before anything is built."""
-        strides = tuple(self.strides)
-        doubling = strides and strides == tuple(8 * 2**i for i in range(len(strides)))
         rules = (
-            ("num_classes", self.num_classes >= 1, "at least 1"),
             *fields.of_resnet(self, resnet.STAGES, layers.NORMS),
-            ("neck_width", self.neck_width >= 1, "at least 1"),
-            ("head_convs", self.head_convs >= 0, "at least 0"),
-            ("head_width", self.head_width >= 1, "at least 1"),
-            ("prior_probability", 0 < self.prior_probability < 1, "between 0 and 1"),
-            ("strides", doubling, "8, 16, 32 and so on, those of P3 upward"),
-            ("octave_base_scale", self.octave_base_scale > 0, "above 0"),
-            ("scales_per_octave", self.scales_per_octave >= 1, "at least 1"),
+            *fields.of_dense_head(self),
+            *fields.above(self, 0, "octave_base_scale"),
+            *fields.at_least(self, 1, "scales_per_octave"),
             ("aspect_ratios", fields.positive(self.aspect_ratios), "one or more numbers above 0"),
             ("delta_stds", fields.positive(self.delta_stds, 4), "four numbers above 0"),
-            ("positive_iou", 0 < self.positive_iou <= 1, "above 0 and at most 1"),
-            ("negative_iou", 0 <= self.negative_iou <= self.positive_iou, "0 to positive_iou"),
-            ("focal_alpha", 0 <= self.focal_alpha <= 1, "0 to 1"),
-            ("focal_gamma", self.focal_gamma >= 0, "at least 0"),
-            ("box_weight", self.box_weight >= 0, "at least 0"),
-            ("candidates_per_level", self.candidates_per_level >= 1, "at least 1"),
+            *fields.of_max_iou(self),
+            *fields.of_focal_loss(self),
+            *fields.at_least(self, 0, "box_weight"),
             *fields.of_suppression(self),
             *fields.of_input(self),
         )
         fields.check(self, rules)
 
+    @property
+    def anchors_per_cell(self) -> int:
+        return self.scales_per_octave * len(self.aspect_ratios)
+
     def setup(self):
-        anchors_per_cell = self.scales_per_octave * len(self.aspect_ratios)
-        self.backbone = resnet.ResNet(
-            self.depth,
-            self.style,
-            self.backbone_norm,
-            self.frozen_stages,
-            self.backbone_width,
-            self.backbone_stages,
-            remat=self.remat,
-            dtype=self.dtype,
-        )
+        self.backbone = resnet.of(self)
         self.neck = fpn.FPN(self.neck_width, num_levels=len(self.strides), dtype=self.dtype)
         self.head = dense.TwoTowerHead(
             cls_outputs={
                 "cls_logits": (
-                    anchors_per_cell * self.num_classes,
+                    self.anchors_per_cell * self.num_classes,
                     layers.prior_bias(self.prior_probability),
                 )
             },
-            box_outputs={"box_deltas": (anchors_per_cell * 4, nn.initializers.zeros)},
+            box_outputs={"box_deltas": (self.anchors_per_cell * 4, nn.initializers.zeros)},
             num_convs=self.head_convs,
             width=self.head_width,
             dtype=self.dtype,
         )
 
-    def forward(self, images: jax.Array, train: bool) -> Outputs:
+    def maps(self, images: jax.Array, train: bool) -> Outputs:
         """[B, H, W, 3] RGB, uint8 or float32 in 0..255 -> raw maps of every level."""
         x = layers.normalise(images, self.pixel_mean, self.pixel_std, self.dtype)
         features = self.neck(self.backbone(x, train), train)
-        maps = self.head(features, train)
-        return Outputs(features, maps["cls_logits"], maps["box_deltas"])
+        return Outputs(features, **self.head(features, train))
 
-    def anchors(self, canvas: tuple[int, int]) -> tuple[jax.Array, jax.Array]:
-        """The N anchors of a canvas (height, width): boxes [N, 4] px and level [N]."""
+    def grid(self, canvas: tuple[int, int]) -> anchors_lib.Grid:
+        """Where the N anchors of a canvas (height, width) lie."""
+        return anchors_lib.grid(canvas, self.strides, self.anchors_per_cell)
+
+    def anchors(self, grid: anchors_lib.Grid) -> jax.Array:
+        """[N, 4] px."""
         scales = anchors_lib.octave_scales(self.octave_base_scale, self.scales_per_octave)
-        cells = [anchors_lib.cell_anchors(s, scales, self.aspect_ratios) for s in self.strides]
-        shapes = anchors_lib.feature_shapes(canvas, self.strides)
-        return anchors_lib.pyramid_anchors(cells, self.strides, shapes)
+        return grid.anchors(
+            [anchors_lib.cell_anchors(s, scales, self.aspect_ratios) for s in self.strides]
+        )
 
-    def level_slices(self, canvas: tuple[int, int]) -> list[slice]:
-        """Where the anchors of each level lie among the N of a canvas."""
-        shapes = anchors_lib.feature_shapes(canvas, self.strides)
-        per_cell = self.scales_per_octave * len(self.aspect_ratios)
-        return anchors_lib.level_slices(shapes, per_cell)
-
-    def inside(self, canvas: tuple[int, int], image_size: jax.Array) -> jax.Array:
-        """[N] bool: anchors of cells that touch the content of one image."""
-        shapes = anchors_lib.feature_shapes(canvas, self.strides)
-        per_cell = self.scales_per_octave * len(self.aspect_ratios)
-        return anchors_lib.inside_content(shapes, self.strides, per_cell, image_size)
-
-    def targets(self, batch: types.Batch) -> dict[str, types.Targets]:
-        """Which anchor learns which object (section 4, "Anchors").
+    def targets(self, batch: types.Batch, maps: Outputs) -> dict[str, types.Targets]:
+        """Which anchor learns which object (section 4, "Anchors"), whatever the maps.
 
         `values` holds the deltas of positive anchors, and zeros in place of all others.
         """
-        canvas = batch.images.shape[1:3]
-        anchors, level = self.anchors(canvas)
+        grid = self.grid(batch.images.shape[1:3])
+        anchors = self.anchors(grid)
 
         def one_image(boxes, valid, image_size):
-            assigned = max_iou.assign(
+            status, matched, _ = max_iou.assign(
                 anchors,
                 boxes,
                 valid,
                 pos_iou=self.positive_iou,
                 neg_iou=self.negative_iou,
                 min_pos_iou=0.0,
-                anchor_valid=self.inside(canvas, image_size),
+                anchor_valid=grid.inside(image_size),
             )
-            deltas = coders.encode_deltas(anchors, boxes[assigned.matched], stds=self.delta_stds)
-            return assigned.status, assigned.matched, deltas
+            deltas = coders.encode_deltas(anchors, boxes[matched], stds=self.delta_stds)
+            values = values_lib.of_positives(status, {"deltas": deltas})
+            return types.Targets(anchors, grid.level(), status, matched, values)
 
-        status, matched, deltas = lax.stop_gradient(
-            jax.vmap(one_image)(batch.boxes, batch.valid, batch.image_size)
-        )
-        num_images = batch.images.shape[0]
-        return {
-            "main": types.Targets(
-                boxes=jnp.broadcast_to(anchors, (num_images, *anchors.shape)),
-                level=jnp.broadcast_to(level, (num_images, *level.shape)),
-                status=status,
-                matched=matched,
-                values=values_lib.of_positives(status, {"deltas": deltas}),
-            )
-        }
+        found = jax.vmap(one_image)(batch.boxes, batch.valid, batch.image_size)
+        return {"main": lax.stop_gradient(found)}
 
-    def examples(self, batch: types.Batch) -> Examples:
+    def examples(self, batch: types.Batch, maps: Outputs) -> Examples:
         """Every anchor with what it predicts and what it should have predicted."""
-        outputs = self.forward(batch.images, train=True)
-        targets = self.targets(batch)["main"]
+        targets = self.targets(batch, maps)["main"]
         positive = targets.status == 1  # [B, N]
         labels = jnp.take_along_axis(batch.labels, targets.matched, axis=1)  # [B, N]
         return Examples(
-            cls_logits=anchors_lib.flatten_levels(outputs.cls_logits, self.num_classes),
-            box_deltas=anchors_lib.flatten_levels(outputs.box_deltas, 4),
+            cls_logits=anchors_lib.flatten_levels(maps.cls_logits, self.num_classes),
+            box_deltas=anchors_lib.flatten_levels(maps.box_deltas, 4),
             one_hot=focal.one_hot(labels, positive, self.num_classes),
             delta_targets=targets.values["deltas"],
             counted=targets.status >= 0,
             positive=positive,
         )
 
-    def loss(self, batch: types.Batch):
+    def loss(self, batch: types.Batch, maps: Outputs):
         """Focal loss on classes plus L1 on deltas, both over the number of positives (eq. 5)."""
-        found = self.examples(batch)
+        found = self.examples(batch, maps)
         # At least one an image, as in the reference, so that empty images do not divide by zero.
         normaliser = jnp.maximum(found.positive.sum(1), 1).sum().astype(jnp.float32)
         cls = focal.sigmoid_focal(
@@ -242,38 +207,26 @@ class RetinaNet(nn.Module):
         }
         return cls + box, metrics
 
-    def candidates(self, images: jax.Array, image_size: jax.Array) -> types.Detections:
+    def candidates(
+        self, maps: Outputs, image_size: jax.Array, canvas: tuple[int, int]
+    ) -> types.Detections:
         """The best (anchor, class) pairs of each level (section 4, "Inference")."""
-        outputs = self.forward(images, train=False)
-        canvas = images.shape[1:3]
-        anchors, _ = self.anchors(canvas)
-        inside = jax.vmap(lambda size: self.inside(canvas, size))(image_size)  # [B, N]
+        grid = self.grid(canvas)
+        anchors = self.anchors(grid)
+        scores = candidates_lib.level_scores(grid, maps.cls_logits, image_size)
+        bounds.note(self, "candidates_per_level", *(x > self.score_threshold for x in scores))
+        deltas = anchors_lib.flatten_levels(maps.box_deltas, 4)  # [B, N, 4]
 
-        def one_level(scores, deltas, anchors, size):
-            """One image: [Nl, C] and [Nl, 4] -> boxes, scores, labels, valid of K pairs."""
-            count = min(self.candidates_per_level, scores.size)
-            scores, pair = lax.top_k(scores.reshape(-1), count)
-            anchor, label = pair // self.num_classes, pair % self.num_classes
+        def one_image(scores, deltas, size):
+            count = self.candidates_per_level
+            scores, anchor, label = candidates_lib.best_of_levels(scores, count)
             boxes = coders.decode_deltas(
-                anchors[anchor], deltas[anchor], stds=self.delta_stds, max_size=(size[0], size[1])
+                anchors[anchor], deltas[anchor], stds=self.delta_stds, max_size=size
             )
-            has_area = (boxes[:, 2:] > boxes[:, :2]).all(-1)  # clipping can take it
-            valid = (scores > self.score_threshold) & has_area
-            return boxes, scores, label.astype(jnp.int32), valid
+            valid = (scores > self.score_threshold) & candidates_lib.usable(boxes)
+            return types.Detections(boxes, scores, label, valid)
 
-        rows, levels = [], self.level_slices(canvas)
-        for logits, deltas, level in zip(outputs.cls_logits, outputs.box_deltas, levels):
-            logits = anchors_lib.flatten_levels((logits,), self.num_classes)  # [B, Nl, C]
-            deltas = anchors_lib.flatten_levels((deltas,), 4)
-            scores = jnp.where(inside[:, level, None], nn.sigmoid(logits), 0.0)
-            bounds.note(self, "candidates_per_level", scores > self.score_threshold)
-            rows.append(
-                jax.vmap(one_level, in_axes=(0, 0, None, 0))(
-                    scores, deltas, anchors[level], image_size
-                )
-            )
-        boxes, scores, labels, valid = (jnp.concatenate(parts, axis=1) for parts in zip(*rows))
-        return types.Detections(boxes, scores, labels, valid)
+        return jax.vmap(one_image)(scores, deltas, image_size)
 
     def suppress(self, candidates: types.Detections) -> types.Detections:
         """Greedy suppression within each class; the best `max_detections` of an image stay."""
@@ -281,7 +234,7 @@ class RetinaNet(nn.Module):
 
     def frozen_paths(self) -> tuple[str, ...]:
         """Regexes of the leaves that training never changes."""
-        return resnet.frozen_paths("backbone", self.backbone_norm, self.frozen_stages)
+        return resnet.frozen(self)
 
 
 MODULE = RetinaNet

@@ -34,12 +34,13 @@ from detlab import fields
 from detlab import layers
 from detlab import types
 from detlab.assign import values as values_lib
-from detlab.assign import yolo as grid
+from detlab.assign import yolo as assign_lib
 from detlab.backbones import darknet
 from detlab.losses import cross_entropy
 from detlab.losses import focal
 from detlab.necks import yolo as yolo_neck
 from detlab.ops import anchors as anchors_lib
+from detlab.ops import candidates as candidates_lib
 from detlab.ops import coders
 from detlab.ops import nms as nms_lib
 
@@ -131,33 +132,25 @@ class YOLOv3(nn.Module):
 
     def check(self) -> None:
         """Raises ValueError for a value that no YOLOv3 can have, before anything is built."""
-        norms = ("batch", "stored", "frozen")
         blocks, objects = self.backbone_blocks, self.prior_objects
         of_a_map = (608 // max(STRIDES)) ** 2  # cells
         rules = (
-            ("num_classes", self.num_classes >= 1, "at least 1"),
-            ("backbone_norm", self.backbone_norm in norms, f"one of {', '.join(norms)}"),
-            ("backbone_width", self.backbone_width >= 1, "at least 1"),
+            *fields.at_least(self, 1, "num_classes", "backbone_width", "neck_width", "head_width"),
+            fields.one_of(self, "backbone_norm", ("batch", "stored", "frozen")),
             ("backbone_blocks", fields.positive(blocks, 5, int), "five counts of blocks"),
-            ("neck_width", self.neck_width >= 1, "at least 1"),
-            ("head_width", self.head_width >= 1, "at least 1"),
             ("prior_objects", 0 < objects < of_a_map, f"above 0 and below {of_a_map}"),
-            ("prior_probability", 0 < self.prior_probability < 1, "between 0 and 1"),
+            *fields.between_0_and_1(self, "prior_probability"),
             (
                 "anchor_sizes",
                 fields.sizes(self.anchor_sizes, len(LEVELS)),
                 "pairs (width, height) above 0 for each of three levels, as many for each",
             ),
-            ("positive_iou", 0 < self.positive_iou <= 1, "above 0 and at most 1"),
-            ("negative_iou", 0 <= self.negative_iou <= self.positive_iou, "0 to positive_iou"),
-            ("min_positive_iou", 0 <= self.min_positive_iou <= 1, "0 to 1"),
-            ("class_weight", self.class_weight >= 0, "at least 0"),
-            ("objectness_weight", self.objectness_weight >= 0, "at least 0"),
-            ("xy_weight", self.xy_weight >= 0, "at least 0"),
-            ("wh_weight", self.wh_weight >= 0, "at least 0"),
-            ("summed_images", self.summed_images > 0, "above 0"),
-            ("objectness_threshold", 0 <= self.objectness_threshold <= 1, "0 to 1"),
-            ("num_candidates", self.num_candidates >= 1, "at least 1"),
+            *fields.of_max_iou(self),
+            *fields.fractions(self, "min_positive_iou", "objectness_threshold"),
+            *fields.at_least(self, 0, "class_weight", "objectness_weight"),
+            *fields.at_least(self, 0, "xy_weight", "wh_weight"),
+            *fields.above(self, 0, "summed_images"),
+            *fields.at_least(self, 1, "num_candidates"),
             *fields.of_suppression(self),
             *fields.of_input(self),
         )
@@ -193,35 +186,33 @@ class YOLOv3(nn.Module):
         channels = self.anchors_per_cell * self.channels_per_anchor
         self.head = Head(self.head_width, channels, biases, dtype=self.dtype)
 
-    def forward(self, images: jax.Array, train: bool) -> Outputs:
+    def maps(self, images: jax.Array, train: bool) -> Outputs:
         """[B, H, W, 3] RGB, uint8 or float32 in 0..255 -> raw maps of every level."""
         x = layers.normalise(images, self.pixel_mean, self.pixel_std, self.dtype)
         features = self.neck(self.backbone(x, train), train)
         return Outputs(features, self.head(features, train))
 
-    def anchors(self, canvas: tuple[int, int]) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """The N anchors of a canvas (height, width): boxes [N, 4] px, level [N], stride [N] px."""
-        cells = [anchors_lib.sized_anchors(*level) for level in zip(self.anchor_sizes, STRIDES)]
-        shapes = anchors_lib.feature_shapes(canvas, STRIDES)
-        boxes, level = anchors_lib.pyramid_anchors(cells, STRIDES, shapes)
-        return boxes, level, jnp.array(STRIDES, jnp.float32)[level]
+    def grid(self, canvas: tuple[int, int]) -> anchors_lib.Grid:
+        """Where the N anchors of a canvas (height, width) lie."""
+        return anchors_lib.grid(canvas, STRIDES, self.anchors_per_cell)
 
-    def inside(self, canvas: tuple[int, int], image_size: jax.Array) -> jax.Array:
-        """[N] bool: anchors of cells that touch the content of one image."""
-        shapes = anchors_lib.feature_shapes(canvas, STRIDES)
-        return anchors_lib.inside_content(shapes, STRIDES, self.anchors_per_cell, image_size)
+    def anchors(self, grid: anchors_lib.Grid) -> jax.Array:
+        """[N, 4] px."""
+        return grid.anchors(
+            [anchors_lib.sized_anchors(*level) for level in zip(self.anchor_sizes, STRIDES)]
+        )
 
-    def targets(self, batch: types.Batch) -> dict[str, types.Targets]:
-        """Which anchor learns which object.
+    def targets(self, batch: types.Batch, maps: Outputs) -> dict[str, types.Targets]:
+        """Which anchor learns which object, whatever the maps.
 
         `values` holds place in the cell and log sizes of positive anchors, and zeros in place of
         all others.
         """
-        canvas = batch.images.shape[1:3]
-        anchors, level, strides = self.anchors(canvas)
+        grid = self.grid(batch.images.shape[1:3])
+        anchors, strides = self.anchors(grid), grid.stride()
 
         def one_image(boxes, valid, image_size):
-            assigned = grid.assign(
+            assigned = assign_lib.assign(
                 anchors,
                 strides,
                 boxes,
@@ -229,30 +220,20 @@ class YOLOv3(nn.Module):
                 self.positive_iou,
                 self.negative_iou,
                 self.min_positive_iou,
-                anchor_valid=self.inside(canvas, image_size),
+                anchor_valid=grid.inside(image_size),
             )
-            xywh = coders.encode_yolo(anchors, boxes[assigned.matched], strides)
-            return assigned.status, assigned.matched, xywh
+            status, matched = assigned.status, assigned.matched
+            xywh = coders.encode_yolo(anchors, boxes[matched], strides)
+            values = values_lib.of_positives(status, {"xywh": xywh})
+            return types.Targets(anchors, grid.level(), status, matched, values)
 
-        status, matched, xywh = lax.stop_gradient(
-            jax.vmap(one_image)(batch.boxes, batch.valid, batch.image_size)
-        )
-        num_images = batch.images.shape[0]
-        return {
-            "main": types.Targets(
-                boxes=jnp.broadcast_to(anchors, (num_images, *anchors.shape)),
-                level=jnp.broadcast_to(level, (num_images, *level.shape)),
-                status=status,
-                matched=matched,
-                values=values_lib.of_positives(status, {"xywh": xywh}),
-            )
-        }
+        found = jax.vmap(one_image)(batch.boxes, batch.valid, batch.image_size)
+        return {"main": lax.stop_gradient(found)}
 
-    def loss(self, batch: types.Batch):
+    def loss(self, batch: types.Batch, maps: Outputs):
         """Cross entropies of classes, objectness and place, and squared errors of the sizes."""
-        outputs = self.forward(batch.images, train=True)
-        targets = self.targets(batch)["main"]
-        xy, wh, objectness, logits = self.split(outputs.predictions)
+        targets = self.targets(batch, maps)["main"]
+        xy, wh, objectness, logits = self.split(maps.predictions)
         target_xy, target_wh = jnp.split(targets.values["xywh"], 2, axis=-1)  # [B, N, 2]
 
         positive = targets.status == 1  # [B, N]
@@ -281,30 +262,29 @@ class YOLOv3(nn.Module):
         rows = anchors_lib.flatten_levels(predictions, self.channels_per_anchor)  # [B, N, 5 + C]
         return [rows[..., :2], rows[..., 2:4], rows[..., 4], rows[..., 5:]]
 
-    def candidates(self, images: jax.Array, image_size: jax.Array) -> types.Detections:
+    def candidates(
+        self, maps: Outputs, image_size: jax.Array, canvas: tuple[int, int]
+    ) -> types.Detections:
         """The (anchor, class) pairs of the best class scores, of all levels together."""
-        canvas = images.shape[1:3]
-        anchors, _, strides = self.anchors(canvas)
-
-        xy, wh, objectness, logits = self.split(self.forward(images, train=False).predictions)
+        grid = self.grid(canvas)
+        anchors, strides = self.anchors(grid), grid.stride()
+        xy, wh, objectness, logits = self.split(maps.predictions)
         objectness = nn.sigmoid(objectness)  # [B, N]
-        inside = jax.vmap(lambda size: self.inside(canvas, size))(image_size)  # [B, N]
+        inside = jax.vmap(grid.inside)(image_size)  # [B, N]
         eligible = inside & (objectness >= self.objectness_threshold)
         scores = jnp.where(eligible[..., None], nn.sigmoid(logits), 0.0)  # [B, N, C]
         bounds.note(self, "num_candidates", scores > self.score_threshold)
 
         def one_image(xy, wh, objectness, scores):
-            scores, pair = lax.top_k(scores.reshape(-1), min(self.num_candidates, scores.size))
-            anchor, label = pair // self.num_classes, pair % self.num_classes
+            scores, anchor, label = candidates_lib.best_pairs(scores, self.num_candidates)
             encoded = jnp.concatenate([nn.sigmoid(xy[anchor]), wh[anchor]], axis=-1)
-            boxes = coders.decode_yolo(anchors[anchor], encoded, strides[anchor])
             # Nothing bounds the predicted logarithms: exp may be 0 or infinite.
-            usable = (boxes[:, 2:] > boxes[:, :2]).all(-1) & jnp.isfinite(boxes).all(-1)
-            valid = (scores > self.score_threshold) & usable
+            boxes = coders.decode_yolo(anchors[anchor], encoded, strides[anchor])
+            valid = (scores > self.score_threshold) & candidates_lib.usable(boxes)
             # Only now the factor: the threshold is one of the class score.
-            return boxes, scores * objectness[anchor], label.astype(jnp.int32), valid
+            return types.Detections(boxes, scores * objectness[anchor], label, valid)
 
-        return types.Detections(*jax.vmap(one_image)(xy, wh, objectness, scores))
+        return jax.vmap(one_image)(xy, wh, objectness, scores)
 
     def suppress(self, candidates: types.Detections) -> types.Detections:
         """Greedy suppression within each class; the best `max_detections` of an image stay."""

@@ -45,6 +45,7 @@ from detlab.losses import cross_entropy
 from detlab.necks import pan
 from detlab.ops import anchors as anchors_lib
 from detlab.ops import boxes as boxes_lib
+from detlab.ops import candidates as candidates_lib
 from detlab.ops import nms as nms_lib
 
 
@@ -126,43 +127,32 @@ class YOLOv5(nn.Module):
 
     def check(self) -> None:
         """Raises ValueError for a value that no YOLOv5 can have, before anything is built."""
-        norms = ("batch", "stored", "frozen")
         levels = len(self.repeats) - 1
         as_many = f"for each of {levels} levels, which are one fewer than repeats"
-
-        def one_of(names):
-            return f"one of {', '.join(names)}"
-
         rules = (
-            ("num_classes", self.num_classes >= 1, "at least 1"),
-            ("depth_multiple", self.depth_multiple > 0, "above 0"),
-            ("width_multiple", self.width_multiple > 0, "above 0"),
-            ("block", self.block in yolov5.BLOCKS, one_of(yolov5.BLOCKS)),
-            ("activation", self.activation in yolov5.ACTIVATIONS, one_of(yolov5.ACTIVATIONS)),
-            ("stem", self.stem in yolov5.STEMS, one_of(yolov5.STEMS)),
-            ("pool", self.pool in yolov5.POOLS, one_of(yolov5.POOLS)),
+            *fields.at_least(self, 1, "num_classes", "neck_repeats", "train_size"),
+            *fields.above(self, 0, "depth_multiple", "width_multiple", "summed_images"),
+            fields.one_of(self, "block", yolov5.BLOCKS),
+            fields.one_of(self, "activation", yolov5.ACTIVATIONS),
+            fields.one_of(self, "stem", yolov5.STEMS),
+            fields.one_of(self, "pool", yolov5.POOLS),
             (
                 "repeats",
                 fields.positive(self.repeats, None, int) and levels in yolov5.CHANNELS,
                 "four or five counts of bottlenecks",
             ),
             ("pool_size", self.pool_size >= 1 and self.pool_size % 2 == 1, "odd, at least 1"),
-            ("neck_repeats", self.neck_repeats >= 1, "at least 1"),
-            ("norm", self.norm in norms, one_of(norms)),
+            fields.one_of(self, "norm", ("batch", "stored", "frozen")),
             (
                 "anchor_sizes",
                 fields.sizes(self.anchor_sizes, levels),
                 f"pairs (width, height) above 0, as many {as_many}",
             ),
-            ("anchor_ratio", self.anchor_ratio > 1, "above 1"),
-            ("box_gain", self.box_gain >= 0, "at least 0"),
-            ("objectness_gain", self.objectness_gain >= 0, "at least 0"),
-            ("train_size", self.train_size >= 1, "at least 1"),
-            ("class_gain", self.class_gain >= 0, "at least 0"),
+            *fields.above(self, 1, "anchor_ratio"),
+            *fields.at_least(self, 0, "box_gain", "objectness_gain", "class_gain"),
             ("level_balance", fields.positive(self.level_balance, levels), f"a number {as_many}"),
             ("label_smoothing", 0 <= self.label_smoothing < 1, "0 to below 1"),
-            ("summed_images", self.summed_images > 0, "above 0"),
-            ("num_candidates", self.num_candidates >= 1, "at least 1"),
+            *fields.at_least(self, 1, "num_candidates"),
             *fields.of_suppression(self),
             *fields.of_input(self),
         )
@@ -222,7 +212,7 @@ class YOLOv5(nn.Module):
         ]
         self.head = Head(channels, biases, dtype=self.dtype)
 
-    def forward(self, images: jax.Array, train: bool) -> Outputs:
+    def maps(self, images: jax.Array, train: bool) -> Outputs:
         """[B, H, W, 3] RGB, uint8 or float32 in 0..255 -> raw maps of every level.
 
         Raises:
@@ -257,12 +247,12 @@ class YOLOv5(nn.Module):
         sizes = jnp.array(self.anchor_sizes, jnp.float32)  # [L, A, 2]
         return jax.vmap(lambda of_level, which: of_level[which], (0, 1), 1)(sizes, entries.anchor)
 
-    def targets(self, batch: types.Batch) -> dict[str, types.Targets]:
+    def targets(self, batch: types.Batch, maps: Outputs) -> dict[str, types.Targets]:
         """Entries (object, anchor, neighbour) of all levels, -1 where there is none.
 
         `boxes` are the anchors around the middles of the cells that learn; `values` has "xywh", the
         centre from the corner of that cell, width and height, all in cells, and zeros where there
-        is no entry.
+        is no entry.  The maps have no say.
         """
         entries = self.entries(batch)
         strides = jnp.array(self.strides, jnp.float32)[:, None]  # [L, 1] px
@@ -281,17 +271,16 @@ class YOLOv5(nn.Module):
         flat = jax.tree.map(lambda x: x.reshape(x.shape[0], -1, *x.shape[3:]), targets)
         return {"main": flat}
 
-    def loss(self, batch: types.Batch):
-        """Boxes by their overlap, and cross entropies of objectness and classes."""
-        return self.loss_of(batch, self.forward(batch.images, train=True).predictions)
+    def grid(self, canvas: tuple[int, int]) -> anchors_lib.Grid:
+        """Where the N anchors of a canvas (height, width) lie, the rows of flattened maps."""
+        return anchors_lib.grid(canvas, self.strides, self.anchors_per_cell)
 
-    def loss_of(self, batch: types.Batch, predictions: Sequence[jax.Array]):
-        """The loss of given raw maps; M = L * E entries of an image."""
-        rows = anchors_lib.flatten_levels(predictions, self.channels_per_anchor)  # [B, N, 5 + C]
-        entries, shapes = self.entries(batch), [x.shape[1:3] for x in predictions]
-        slices = anchors_lib.level_slices(shapes, self.anchors_per_cell)
-        starts = np.array([part.start for part in slices])[:, None]  # [L, 1]
-        columns = np.array([width for _, width in shapes])[:, None]
+    def loss(self, batch: types.Batch, maps: Outputs):
+        """Boxes by their overlap, cross entropies of objectness and classes; M = L * E entries."""
+        rows = anchors_lib.flatten_levels(maps.predictions, self.channels_per_anchor)  # [B, N, ..]
+        entries, grid = self.entries(batch), self.grid(batch.images.shape[1:3])
+        starts = np.array([part.start for part in grid.slices()])[:, None]  # [L, 1]
+        columns = np.array([width for _, width in grid.shapes])[:, None]
         row = (entries.row * columns + entries.column) * self.anchors_per_cell + entries.anchor
         # Each level is a mean: weights of entries add up to one a level.
         count = entries.valid.sum((0, 2))  # [L]
@@ -312,7 +301,7 @@ class YOLOv5(nn.Module):
 
         valid = flat(entries.valid)
         quality = self.objectness_targets(rows.shape[1], row, valid, overlap)  # [B, N]
-        of_rows = self.row_weights(shapes, batch.image_size)
+        of_rows = self.row_weights(grid, batch.image_size)
         objectness = cross_entropy.sigmoid_cross_entropy(rows[..., 4], quality)
 
         labels = jnp.take_along_axis(batch.labels, flat(entries.matched), axis=1)  # [B, M]
@@ -338,19 +327,15 @@ class YOLOv5(nn.Module):
             "loss/cls": scale * self.class_gain * self.num_classes / 80,
         }
 
-    def row_weights(self, shapes: Sequence[tuple[int, int]], image_size: jax.Array) -> jax.Array:
+    def row_weights(self, grid: anchors_lib.Grid, image_size: jax.Array) -> jax.Array:
         """[B, N]: what objectness of each row counts: the level's balance, over its cells."""
-
-        def one_level(shape, stride, balance):
-            inside = jax.vmap(
-                lambda size: anchors_lib.inside_content(
-                    [shape], [stride], self.anchors_per_cell, size
-                )
-            )(image_size)  # [B, Nl]
-            return balance * inside / jnp.maximum(inside.sum(), 1)
-
-        levels = zip(shapes, self.strides, self.level_balance)
-        return jnp.concatenate([one_level(*level) for level in levels], axis=1)
+        inside = jax.vmap(grid.inside)(image_size)  # [B, N]
+        levels = [inside[:, part] for part in grid.slices()]
+        weights = [
+            balance * level / jnp.maximum(level.sum(), 1)
+            for balance, level in zip(self.level_balance, levels)
+        ]
+        return jnp.concatenate(weights, axis=1)
 
     def objectness_targets(self, length: int, row, valid, overlap) -> jax.Array:
         """[B, N]: what objectness learns, the overlap of the last entry [B, M] of a row or 0."""
@@ -370,56 +355,42 @@ class YOLOv5(nn.Module):
         rows = anchors_lib.flatten_levels(predictions, self.channels_per_anchor)  # [B, N, 5 + C]
         return [rows[..., :4], rows[..., 4], rows[..., 5:]]
 
-    def boxes(self, xywh: jax.Array, canvas: tuple[int, int], which=slice(None)) -> jax.Array:
-        """xyxy px of predicted xywh [..., M, 4], of all rows of a canvas or `which` [M] of them."""
+    def boxes(self, xywh: jax.Array, grid: anchors_lib.Grid, which=slice(None)) -> jax.Array:
+        """xyxy px of predicted xywh [..., M, 4], of all rows of a grid or `which` [M] of them."""
         cells = [
             anchors_lib.sized_anchors(*level) for level in zip(self.anchor_sizes, self.strides)
         ]
-        shapes = anchors_lib.feature_shapes(canvas, self.strides)
-        anchors, level = anchors_lib.pyramid_anchors(cells, self.strides, shapes)
-        stride = jnp.array(self.strides, jnp.float32)[level][which][:, None]  # [M, 1] px
-        anchors = boxes_lib.xyxy_to_cxcywh(anchors)[which]  # around the middles of cells
+        stride = grid.stride()[which][:, None]  # [M, 1] px
+        anchors = boxes_lib.xyxy_to_cxcywh(grid.anchors(cells))[which]  # around middles of cells
         offset, size = decode(xywh, anchors[:, 2:])
         center = anchors[:, :2] + (offset - 0.5) * stride
         return boxes_lib.cxcywh_to_xyxy(jnp.concatenate([center, size], axis=-1))
 
-    def candidates(self, images: jax.Array, image_size: jax.Array) -> types.Detections:
-        """The (box, class) pairs of the best scores, of all levels together."""
-        return self.candidates_of(self.forward(images, train=False).predictions, image_size)
-
-    def candidates_of(
-        self, predictions: Sequence[jax.Array], image_size: jax.Array
+    def candidates(
+        self, maps: Outputs, image_size: jax.Array, canvas: tuple[int, int]
     ) -> types.Detections:
-        """The candidates of given raw maps."""
-        shapes = [x.shape[1:3] for x in predictions]
-        canvas = tuple(side * self.strides[0] for side in shapes[0])
-
-        def inside_content(size):
-            return anchors_lib.inside_content(shapes, self.strides, self.anchors_per_cell, size)
-
-        xywh, objectness, logits = self.split(predictions)
+        """The (box, class) pairs of the best scores, of all levels together."""
+        grid = self.grid(canvas)
+        xywh, objectness, logits = self.split(maps.predictions)
         scores = nn.sigmoid(objectness)[..., None] * nn.sigmoid(logits)
-        inside = jax.vmap(inside_content)(image_size)  # [B, N]
+        inside = jax.vmap(grid.inside)(image_size)  # [B, N]
         scores = jnp.where(inside[..., None], scores, 0.0)  # [B, N, C]
         of_boxes = scores if self.multi_label else scores.max(-1)
         bounds.note(self, "num_candidates", of_boxes > self.score_threshold)
 
         def one_image(xywh, scores):
             # The best K pairs are among the K rows of the best scores: far fewer to sort.
-            best = scores.max(-1)
-            best, row = lax.top_k(best, min(self.num_candidates, len(best)))
+            best, row = lax.top_k(scores.max(-1), min(self.num_candidates, len(scores)))
             if self.multi_label:
-                pairs = scores[row].reshape(-1)
-                best, pair = lax.top_k(pairs, min(self.num_candidates, pairs.size))
-                row, label = row[pair // self.num_classes], pair % self.num_classes
+                best, of_row, label = candidates_lib.best_pairs(scores[row], self.num_candidates)
+                row = row[of_row]
             else:
-                label = scores[row].argmax(-1)
-            boxes = self.boxes(xywh[row], canvas, row)
-            usable = (boxes[:, 2:] > boxes[:, :2]).all(-1) & jnp.isfinite(boxes).all(-1)
-            valid = (best > self.score_threshold) & usable
-            return boxes, best, label.astype(jnp.int32), valid
+                label = scores[row].argmax(-1).astype(jnp.int32)
+            boxes = self.boxes(xywh[row], grid, row)
+            valid = (best > self.score_threshold) & candidates_lib.usable(boxes)
+            return types.Detections(boxes, best, label, valid)
 
-        return types.Detections(*jax.vmap(one_image)(xywh, scores))
+        return jax.vmap(one_image)(xywh, scores)
 
     def suppress(self, candidates: types.Detections) -> types.Detections:
         """Greedy suppression; the best `max_detections` of an image stay."""

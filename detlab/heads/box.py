@@ -1,5 +1,6 @@
 """The box head of two-stage detectors: two fully connected layers (arXiv:1612.03144, 4.2)."""
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
@@ -38,3 +39,9 @@ class BoxHead(nn.Module):
             name="box_deltas",
         )
         return cls(x).astype(jnp.float32), box(x).astype(jnp.float32)
+
+
+def of_label(deltas: jax.Array, labels: jax.Array) -> jax.Array:
+    """The deltas [..., 4] that class-specific ones [..., C * 4] have for one class."""
+    deltas = deltas.reshape(*labels.shape, -1, 4)
+    return jnp.take_along_axis(deltas, labels[..., None, None], axis=-2)[..., 0, :]

@@ -1,15 +1,9 @@
-"""The region proposal network: its head, and proposals from its maps (arXiv:1506.01497, 3.1)."""
+"""The head of the region proposal network (arXiv:1506.01497, 3.1)."""
 
-from typing import NamedTuple, Sequence
-
-import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jax import lax
 
 from detlab import layers
-from detlab.ops import coders
-from detlab.ops import nms as nms_lib
 
 
 class RPNHead(nn.Module):
@@ -34,75 +28,3 @@ class RPNHead(nn.Module):
             tuple(cls(x).astype(jnp.float32) for x in towers),
             tuple(box(x).astype(jnp.float32) for x in towers),
         )
-
-
-class Proposals(NamedTuple):
-    """The proposals of an image, best first; empty rows come last and hold zeros."""
-
-    boxes: jax.Array  # [P, 4] xyxy px, clipped to the image
-    scores: jax.Array  # [P]
-    valid: jax.Array  # [P] bool
-
-
-def propose(
-    logits: Sequence[jax.Array],
-    deltas: Sequence[jax.Array],
-    anchors: Sequence[jax.Array],
-    inside: Sequence[jax.Array],
-    image_size: jax.Array,
-    *,
-    per_level: int,
-    num_proposals: int,
-    nms_iou: float,
-    delta_stds: Sequence[float] = (1.0, 1.0, 1.0, 1.0),
-) -> Proposals:
-    """Proposals of one image: the best of each level, suppressed level by level, the best of all.
-
-    Args:
-      logits, deltas: of each level [Nl] and [Nl, 4].
-      anchors: of each level [Nl, 4] xyxy px.
-      inside: of each level [Nl] bool; other anchors lie on padding and propose nothing.
-      image_size: [2] height, width px; boxes are clipped to it, and those left without area go.
-      per_level: static; anchors of each level that take part, those of the best scores.
-      num_proposals: static, P.
-      nms_iou: threshold of the suppression.
-      delta_stds: of the deltas.
-    """
-    rows = []
-    most = min(per_level, max(len(level) for level in logits))
-    for level in zip(logits, deltas, anchors, inside):
-        rows.append(_best(*level, image_size, most, per_level, delta_stds))
-    boxes, scores, valid = (jnp.stack(parts) for parts in zip(*rows))  # [L, most, ...]
-
-    def one_level(boxes, scores, valid):
-        kept, keep = nms_lib.nms(boxes, scores, valid, nms_iou, most)
-        return boxes[kept], jnp.where(keep, scores[kept], -1.0)
-
-    boxes, scores = jax.vmap(one_level)(boxes, scores, valid)
-    boxes, scores = boxes.reshape(-1, 4), scores.reshape(-1)
-    empty = max(num_proposals - len(scores), 0)
-    scores, best = lax.top_k(scores, min(num_proposals, len(scores)))
-    valid = scores >= 0
-    boxes = jnp.where(valid[:, None], boxes[best], 0.0)
-    scores = jnp.where(valid, scores, 0.0)
-    return Proposals(
-        jnp.pad(boxes, ((0, empty), (0, 0))),
-        jnp.pad(scores, (0, empty)),
-        jnp.pad(valid, (0, empty)),
-    )
-
-
-def _best(logits, deltas, anchors, inside, image_size, most, per_level, delta_stds):
-    """Boxes [most, 4], scores and valid of the best anchors of one level, padded."""
-    scores = jnp.where(inside, jax.nn.sigmoid(logits), -1.0)
-    scores, index = lax.top_k(scores, min(per_level, len(scores)))
-    boxes = coders.decode_deltas(
-        anchors[index], deltas[index], stds=delta_stds, max_size=(image_size[0], image_size[1])
-    )
-    valid = (scores >= 0) & (boxes[:, 2:] > boxes[:, :2]).all(-1)
-    empty = most - len(scores)
-    return (
-        jnp.pad(boxes, ((0, empty), (0, 0))),
-        jnp.pad(scores, (0, empty)),
-        jnp.pad(valid, (0, empty)),
-    )

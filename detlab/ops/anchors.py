@@ -7,6 +7,8 @@ Cell anchors, those of the cell (0, 0), are small NumPy arrays made once; grids 
 the program from iotas, as hundreds of thousands of constants would only swell the executable.
 """
 
+from typing import NamedTuple
+
 import jax.numpy as jnp
 import numpy as np
 
@@ -104,61 +106,82 @@ def grid_anchors(cell, stride, shape):
     return (shifts[:, None, :] + jnp.asarray(cell, jnp.float32)).reshape(-1, 4)
 
 
-def pyramid_anchors(cells, strides, shapes):
-    """The anchors of all levels.
+class Grid(NamedTuple):
+    """The cells of a canvas on each level of a pyramid, and the N priors in them: see `grid`."""
+
+    strides: tuple  # px between cells
+    shapes: tuple  # (Hl, Wl) cells, static
+    per_cell: tuple  # priors of a cell: its anchors, or 1 for points
+
+    def slices(self):
+        """Where the priors of each level lie among the N of all levels: a list of slices."""
+        ends = np.cumsum([0, *self._counts()])
+        return [slice(start, end) for start, end in zip(ends, ends[1:])]
+
+    def level(self):
+        """[N] int32, counted from the finest."""
+        parts = [jnp.full(count, level, jnp.int32) for level, count in enumerate(self._counts())]
+        return jnp.concatenate(parts)
+
+    def stride(self):
+        """[N] float32 px, of the level of each prior."""
+        return jnp.array(self.strides, jnp.float32)[self.level()]
+
+    def anchors(self, cells):
+        """The anchors of all levels, [N, 4] float32 xyxy px.
+
+        Args:
+          cells: for each level [A, 4] anchors of the cell (0, 0), px.
+        Raises:
+          ValueError: not as many levels as the grid has.
+        """
+        if len(cells) != len(self.strides):
+            raise ValueError(f"anchors of {len(cells)} levels for a grid of {len(self.strides)}")
+        levels = zip(cells, self.strides, self.shapes)
+        return jnp.concatenate([grid_anchors(*level) for level in levels])
+
+    def points(self, offset=0.0):
+        """The points of all levels, [N, 2] float32 x, y px; offset in strides from the corner."""
+        levels = zip(self.strides, self.shapes)
+        return jnp.concatenate([grid_points(*level, offset) for level in levels])
+
+    def inside(self, image_size):
+        """Which priors lie in cells that hold a part of the image and not only padding.
+
+        Priors elsewhere are ignored in the loss and masked among the candidates.
+
+        Args:
+          image_size: [2] int32 height, width in px of the content of one image.
+        Returns:
+          [N] bool: row < ceil(height / stride) and column < ceil(width / stride).
+        """
+        height, width = image_size[0], image_size[1]
+        levels = []
+        for (rows, columns), stride, count in zip(self.shapes, self.strides, self.per_cell):
+            # row < ceil(height / stride), in integers
+            in_rows = jnp.arange(rows) * stride < height
+            in_columns = jnp.arange(columns) * stride < width
+            cells = in_rows[:, None] & in_columns  # [Hl, Wl]
+            levels.append(jnp.repeat(cells.ravel(), count))
+        return jnp.concatenate(levels)
+
+    def _counts(self):
+        return [
+            rows * columns * count for (rows, columns), count in zip(self.shapes, self.per_cell)
+        ]
+
+
+def grid(canvas, strides, per_cell=1):
+    """The `Grid` of a canvas, whose levels have as many cells as padded convolutions give.
 
     Args:
-      cells: for each level [A, 4] anchors of a cell; A may differ from level to level.
-      strides: for each level px between cells.
-      shapes: for each level (Hl, Wl), static.
-    Returns:
-      (anchors [N, 4] float32 xyxy px, level [N] int32).
-    Raises:
-      ValueError: the three do not have the same number of levels.
-    """
-    _check_levels(cells=cells, strides=strides, shapes=shapes)
-    levels = [grid_anchors(*level) for level in zip(cells, strides, shapes)]
-    return jnp.concatenate(levels), _level_numbers([len(boxes) for boxes in levels])
-
-
-def pyramid_points(strides, shapes, offset=0.0):
-    """The points of all levels: (points [N, 2] float32 x, y px, level [N] int32)."""
-    _check_levels(strides=strides, shapes=shapes)
-    levels = [grid_points(stride, shape, offset) for stride, shape in zip(strides, shapes)]
-    return jnp.concatenate(levels), _level_numbers([len(points) for points in levels])
-
-
-def feature_shapes(canvas, strides):
-    """Cells of each level on a canvas, ((Hl, Wl), ...): padded convolutions round up.
-
-    Args:
-      canvas: (height, width) px.
+      canvas: (height, width) px, static.
       strides: for each level px.
+      per_cell: priors of a cell, one number or one for each level.
     """
-    return tuple((-(-canvas[0] // stride), -(-canvas[1] // stride)) for stride in strides)
-
-
-def level_slices(shapes, per_cell):
-    """Where the anchors or points of each level lie among those of all levels: a list of slices.
-
-    Args:
-      shapes: cells of each level, see `feature_shapes`.
-      per_cell: anchors of a cell; 1 for points.
-    """
-    ends = np.cumsum([0] + [rows * columns * per_cell for rows, columns in shapes])
-    return [slice(start, end) for start, end in zip(ends, ends[1:])]
-
-
-def _level_numbers(lengths):
-    return jnp.concatenate(
-        [jnp.full(length, level, jnp.int32) for level, length in enumerate(lengths)]
-    )
-
-
-def _check_levels(**per_level):
-    lengths = {name: len(values) for name, values in per_level.items()}
-    if len(set(lengths.values())) > 1:
-        raise ValueError(f"levels do not agree: {lengths}")
+    shapes = tuple((-(-canvas[0] // stride), -(-canvas[1] // stride)) for stride in strides)
+    counts = per_cell if isinstance(per_cell, tuple) else (per_cell,) * len(strides)
+    return Grid(tuple(strides), shapes, counts)
 
 
 def flatten_levels(maps, channels):
@@ -171,29 +194,3 @@ def flatten_levels(maps, channels):
       [B, N, channels].
     """
     return jnp.concatenate([level.reshape(level.shape[0], -1, channels) for level in maps], axis=1)
-
-
-def inside_content(shapes, strides, anchors_per_cell, image_size):
-    """Which anchors lie in cells that hold a part of the image and not only padding.
-
-    Anchors elsewhere are ignored in the loss and masked among the candidates.
-
-    Args:
-      shapes: for each level (Hl, Wl), static.
-      strides: for each level px.
-      anchors_per_cell: one number, or one for each level.
-      image_size: [2] int32 height, width in px of the content of one image.
-    Returns:
-      [N] bool: row < ceil(height / stride) and column < ceil(width / stride).
-    """
-    _check_levels(shapes=shapes, strides=strides)
-    height, width = image_size[0], image_size[1]
-    counts = np.broadcast_to(anchors_per_cell, len(shapes))
-    levels = []
-    for (rows, columns), stride, count in zip(shapes, strides, counts):
-        # row < ceil(height / stride), in integers
-        in_rows = jnp.arange(rows) * stride < height
-        in_columns = jnp.arange(columns) * stride < width
-        cells = in_rows[:, None] & in_columns  # [Hl, Wl]
-        levels.append(jnp.repeat(cells.ravel(), count))
-    return jnp.concatenate(levels)

@@ -27,8 +27,8 @@ assign_images = tiny.jit(
 
 def pyramid(extent=96, strides=(8, 16, 32)):
     """Points [N, 2], their reach (low, high) [N] each, and strides [N]."""
-    shapes = anchors_lib.feature_shapes((extent, extent), strides)
-    points, level = anchors_lib.pyramid_points(strides, shapes, 0.5)
+    grid = anchors_lib.grid((extent, extent), strides)
+    points, level = grid.points(0.5), grid.level()
     limits = np.float32([0, 24, 48, np.inf])
     return np.asarray(points), limits[level], limits[level + 1], np.float32(strides)[level]
 
@@ -206,8 +206,8 @@ def assign_nearest(points, level, strides, boxes, valid, count, point_valid):
 
 
 def nearest_pyramid(extent=96, strides=(4, 8, 16)):
-    shapes = anchors_lib.feature_shapes((extent, extent), strides)
-    points, level = anchors_lib.pyramid_points(strides, shapes)
+    grid = anchors_lib.grid((extent, extent), strides)
+    points, level = grid.points(), grid.level()
     return np.asarray(points), np.asarray(level), strides
 
 

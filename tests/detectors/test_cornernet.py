@@ -13,6 +13,7 @@ from converters import convert
 from converters import mapping
 from converters.tables import mmdet_cornernet
 from detlab import detector as detector_lib
+from detlab import views
 from detlab.detectors import cornernet
 
 FIELDS = tiny.TINY["cornernet"].fields
@@ -28,11 +29,11 @@ def detector():
 def test_every_stack_has_maps_of_a_quarter_of_the_canvas(detector, size, cells):
     images = jax.ShapeDtypeStruct((2, *size, 3), jnp.uint8)
     variables = jax.eval_shape(detector.init, KEY, images)
-    outputs = jax.eval_shape(detector.forward, *variables, images)
-    assert len(outputs.features) == 2
-    for maps in (outputs.top_left, outputs.bottom_right):
-        for kind, channels in (("heat", 3), ("offset", 2), ("tag", 1)):
-            found = [x.shape for x in getattr(maps, kind)]
+    maps = jax.eval_shape(tiny.maps_of(detector), *variables, images)
+    assert len(maps.features) == 2
+    for of_kind in (maps.top_left, maps.bottom_right):
+        for name, channels in (("heat", 3), ("offset", 2), ("tag", 1)):
+            found = [x.shape for x in getattr(of_kind, name)]
             assert found == [(2, *cells, channels)] * 2
 
 
@@ -67,14 +68,9 @@ def of_maps(size=(64, 96), offset=0.5, **corners):
             heat[0, row, column, label], tag[0, row, column] = 3, value
         offsets = np.full((1, 16, 24, 2), offset, np.float32)
         maps[name] = cornernet.CornerMaps(*((jnp.array(x),) for x in (heat, offsets, tag)))
-
-    class Fixed(cornernet.CornerNet):
-        def forward(self, images, train):
-            return cornernet.Outputs((), **maps)
-
-    fixed = detector_lib.from_module(Fixed(**FIELDS))
-    images = jnp.zeros((1, 64, 96, 3), jnp.uint8)
-    found = tiny.jit(fixed.candidates)({}, {}, images, jnp.array([size]))
+    module = cornernet.CornerNet(**FIELDS)
+    find = tiny.jit(lambda maps, size: module.candidates(maps, size, (64, 96)))
+    found = find(cornernet.Outputs((), **maps), jnp.array([size]))
     high = np.asarray(found.scores[0]) > 0.5
     return np.asarray(found.boxes[0])[high], np.asarray(found.labels[0])[high]
 
@@ -117,15 +113,23 @@ def test_boxes_are_moved_into_the_content_of_the_canvas():
 class Colours(cornernet.CornerNet):
     """Corners at red (top left) and green (bottom right) cells of a picture, with blue as tag."""
 
-    def forward(self, images, train):
+    def maps(self, images, train):
         seen = images[:, ::4, ::4].astype(jnp.float32)
         nothing = jnp.zeros((*seen.shape[:3], 2))
 
-        def maps(channel):
+        def corners(channel):
             heat = jnp.full((*seen.shape[:3], 3), -10.0).at[..., 0].set(seen[..., channel] / 25 - 5)
             return cornernet.CornerMaps((heat,), (nothing,), (seen[..., 2:],))
 
-        return cornernet.Outputs((), maps(0), maps(1))
+        return cornernet.Outputs((), corners(0), corners(1))
+
+
+VIEWS = ("image",), ("image", "mirror")
+
+
+def colours(names, **fields):
+    chosen = tuple(views.VIEWS[name] for name in names)
+    return detector_lib.from_module(Colours(**FIELDS | fields), chosen)
 
 
 def test_the_mirror_image_adds_its_pairs_where_they_lie_in_the_image():
@@ -139,16 +143,16 @@ def test_the_mirror_image_adds_its_pairs_where_they_lie_in_the_image():
         paint(2, 3, (255, 0, 0)), paint(9, 8, (0, 255, 0))  # a box from red to green
         paint(4, 17, (255, 0, 9)), paint(10, 11, (0, 255, 9))  # another, in the mirror
     found = {}
-    for flip_test in (False, True):
-        detector = detector_lib.from_module(Colours(**FIELDS, flip_test=flip_test))
-        found[flip_test] = jax.device_get(tiny.jit(detector.candidates)({}, {}, images, sizes))
+    for names in VIEWS:
+        detector = colours(names, min_score=0.9)  # without suppression of what overlaps
+        found[names] = jax.device_get(tiny.jit(detector.predict)({}, {}, images, sizes))
 
     def boxes(detections, i):
         assert not detections.boxes[i][~detections.valid[i]].any()
         return sorted(detections.boxes[i][detections.scores[i] > 0.9].tolist())
 
     for i in range(2):
-        plain, more = boxes(found[False], i), boxes(found[True], i)
+        plain, more = (boxes(found[names], i) for names in VIEWS)
         # In both views cells begin at whole multiples of 4 px; mirrored, corners are their right
         # edges: the red cell at 68..72 px and the green one at 44..48.
         assert plain == [[12, 8, 32, 36]]
@@ -163,13 +167,12 @@ def test_a_bound_on_pairs_is_exceeded_by_those_of_the_image_or_of_its_mirror_ima
             images[0, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4, channel] = 255
     told = {}
     for view, pictures in (("plain", images), ("mirrored", images[:, :, ::-1])):
-        for flip_test in (False, True):
-            fields = dict(flip_test=flip_test, num_candidates=1, max_corners=2)
-            detector = detector_lib.from_module(Colours(**{**FIELDS, **fields}))
+        for names in VIEWS:
+            detector = colours(names, num_candidates=1, max_corners=2)
             size = np.int32([[64, 96]])
             _, exceeded = tiny.jit(detector.predict_with_bounds)({}, {}, pictures, size)
-            told[view, flip_test] = exceeded["num_candidates"].tolist()
-    assert told.pop(("mirrored", False)) == [False]
+            told[view, names] = exceeded["num_candidates"].tolist()
+    assert told.pop(("mirrored", ("image",))) == [False]
     assert set(map(tuple, told.values())) == {(True,)}
 
 

@@ -43,7 +43,7 @@ def program():
     @tiny.jit
     def compute(maps, batch):
         def loss(maps):
-            return module().loss_of(batch, darknet.Outputs((), maps))
+            return module().loss(batch, darknet.Outputs((), maps))
 
         (value, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(maps)
         return value, metrics, gradient, module().learned(batch, darknet.Outputs((), maps))
@@ -104,11 +104,7 @@ def test_targets_are_what_the_loss_learns(program, batch):
     maps = random_maps(3)
     _, metrics, _, learned = program(maps, batch)
 
-    class Fixed(darknet.Darknet):
-        def forward(self, images, train):
-            return darknet.Outputs((), tuple(map(jnp.asarray, maps)))
-
-    targets = tiny.jit(lambda batch: Fixed(**FIELDS).targets(batch))(batch)
+    targets = tiny.jit(module().targets)(batch, darknet.Outputs((), maps))
     main, entries = targets["main"], targets["entries"]
     assert main.status.shape == (3, sum(ROWS))
     assert entries.status.shape == (3, 2 * 2 * 5)  # heads, anchors, slots
@@ -141,9 +137,7 @@ def test_delta_normalizer_multiplies_every_delta(batch, program):
     maps = random_maps(3)
     value, *_ = program(maps, batch)
     both = FIELDS["cfg"].replace("mask=", "delta_normalizer=0.25\nmask=")
-    halved, _ = tiny.jit(lambda maps: module(cfg=both).loss_of(batch, darknet.Outputs((), maps)))(
-        maps
-    )
+    halved, _ = tiny.jit(module(cfg=both).loss)(batch, darknet.Outputs((), maps))
     assert halved == pytest.approx(0.25 * float(value), rel=1e-5)
 
 
@@ -185,5 +179,5 @@ def test_counters_must_be_those_of_the_classes():
 def test_a_detector_of_another_number_of_classes_has_its_channels():
     detector = detector_lib.from_module(module(num_classes=5))
     shapes = jax.eval_shape(detector.init, jax.random.key(0), jnp.zeros((1, *CANVAS, 3), jnp.uint8))
-    outputs = jax.eval_shape(detector.forward, *shapes, jnp.zeros((1, *CANVAS, 3), jnp.uint8))
-    assert [x.shape for x in outputs.predictions] == [(1, *s, 20) for s in SHAPES]
+    maps = jax.eval_shape(tiny.maps_of(detector), *shapes, jnp.zeros((1, *CANVAS, 3), jnp.uint8))
+    assert [x.shape for x in maps.predictions] == [(1, *s, 20) for s in SHAPES]

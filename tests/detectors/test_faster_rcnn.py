@@ -1,6 +1,5 @@
 """Faster R-CNN, built tiny: proposals and samples, what each term reads, thresholds."""
 
-import functools
 import re
 
 import jax
@@ -11,7 +10,6 @@ import tiny
 
 from detlab import detector as detector_lib
 from detlab.detectors import faster_rcnn
-from detlab.heads import rpn
 
 FIELDS = tiny.TINY["faster_rcnn"].fields
 KEY = jax.random.key(0)
@@ -55,91 +53,25 @@ def targets():
     shapes = [(2, -(-64 // s), -(-96 // s)) for s in FIELDS["strides"]]
     logits = tuple(np.float32(rng.normal(size=(*shape, 3))) for shape in shapes)
     deltas = tuple(np.float32(rng.normal(0, 0.2, (*shape, 12))) for shape in shapes)
-
-    @tiny.jit
-    def run(batch, key):
-        return module.apply({}, batch, logits, deltas, method="assign", rngs={"sample": key})
-
-    return lambda batch, key: jax.device_get(run(batch, key))
+    maps = faster_rcnn.Maps((), logits, deltas)
+    run = tiny.jit(detector_lib.from_module(module).targets_of_maps)
+    return lambda batch, key: jax.device_get(run({}, {}, batch, maps, key))
 
 
 def test_shapes_of_both_stages(detector, variables):
     images = jax.ShapeDtypeStruct((2, 64, 96, 3), jnp.uint8)
-    outputs = jax.eval_shape(detector.forward, *variables, images)
+    maps = jax.eval_shape(tiny.maps_of(detector), *variables, images)
     for level, stride in enumerate((4, 8, 16, 32)):
         cells = (2, -(-64 // stride), -(-96 // stride))
-        assert outputs.rpn_logits[level].shape == (*cells, 3)
-        assert outputs.rpn_deltas[level].shape == (*cells, 12)
+        assert maps.rpn_logits[level].shape == (*cells, 3)
+        assert maps.rpn_deltas[level].shape == (*cells, 12)
+    size = jax.ShapeDtypeStruct((2, 2), jnp.int32)
+    outputs = jax.eval_shape(
+        lambda *args: detector.outputs(*args, (64, 96)), *variables, maps, size
+    )
     count = FIELDS["proposals"]
     assert outputs.proposals.boxes.shape == (2, count, 4)
     assert outputs.cls_logits.shape == (2, count, 4) and outputs.box_deltas.shape == (2, count, 12)
-
-
-def candidates(seed, count=30, objects=4):
-    """Proposals near and far from objects, and the objects; some rows and slots are empty."""
-    rng = np.random.default_rng(seed)
-    corner = rng.uniform(0, 60, (objects, 2))
-    boxes = np.float32(np.concatenate([corner, corner + rng.uniform(10, 40, corner.shape)], 1))
-    near = boxes[rng.integers(0, objects, count)] + rng.normal(0, 4, (count, 4))
-    boxes[-1] = 0
-    valid = np.arange(count) < count - 5
-    proposals = rpn.Proposals(np.float32(near * valid[:, None]), np.zeros(count), valid)
-    return proposals, boxes, np.arange(objects) < objects - 1
-
-
-def iou(a, b):
-    size = np.maximum(np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2]), 0)
-    inner = size.prod()
-    return inner / ((a[2:] - a[:2]).prod() + (b[2:] - b[:2]).prod() - inner)
-
-
-@functools.partial(tiny.jit, static_argnames="num")
-def sample_rois(key, proposals, boxes, valid, num):
-    settings = dict(iou=0.5, num=num, positive_fraction=0.5)
-    return faster_rcnn.sample_rois(key, proposals, boxes, valid, **settings)
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_all_proposals_and_objects_can_be_sampled_and_no_empty_row(seed):
-    proposals, boxes, valid = candidates(seed)
-    found = jax.device_get(sample_rois(KEY, proposals, boxes, valid, 1000))
-    count, objects = len(proposals.boxes), len(boxes)
-    assert len(found.boxes) == count + objects, "slots are no more than there are candidates"
-    filled = found.status >= 0
-    real = np.flatnonzero(np.concatenate([proposals.valid, valid]))
-    np.testing.assert_array_equal(np.sort(found.index[filled]), real)
-    assert not found.boxes[~filled].any() and (np.diff(found.status) <= 0).all()
-    kinds = set()
-    for box, status, matched, index in zip(*(values[filled] for values in found)):
-        if index >= count:  # an object, its own
-            assert status == 1 and matched == index - count
-            np.testing.assert_array_equal(box, boxes[matched])
-            continue
-        np.testing.assert_array_equal(box, proposals.boxes[index])
-        ious = [iou(box.astype(np.float64), b) if v else -1 for b, v in zip(boxes, valid)]
-        assert status == (max(ious) >= 0.5) and matched == np.argmax(ious)
-        kinds.add(int(status))
-    assert kinds == {0, 1}
-
-
-def test_few_slots_hold_at_most_their_share_of_positives():
-    proposals, boxes, valid = candidates(0)
-    draws = [
-        jax.device_get(sample_rois(jax.random.key(i), proposals, boxes, valid, 8)) for i in (0, 1)
-    ]
-    for found in draws:
-        assert (found.status == 1).sum() == (found.status == 0).sum() == 4
-        assert len(set(found.index)) == 8
-    assert set(draws[0].index) != set(draws[1].index)
-
-
-def test_more_slots_for_objects_leave_the_draw_as_it_is():
-    proposals, boxes, valid = candidates(1)
-    more = np.pad(boxes, ((0, 3), (0, 0))), np.pad(valid, (0, 3))
-    one = sample_rois(KEY, proposals, boxes, valid, 8)
-    two = sample_rois(KEY, proposals, *more, 8)
-    for a, b in zip(one, two):
-        np.testing.assert_array_equal(a, b)
 
 
 def test_padding_is_never_sampled_and_deltas_lead_to_the_objects(targets):
@@ -194,12 +126,6 @@ def test_proposals_are_constants_of_the_box_head(second_stage, variables):
     metrics, gradients = second_stage(*variables, tiny.make_batch(objects=(3, 3)))
     assert metrics["loss/cls"] > 0 and metrics["loss/box"] > 0
     assert not any(np.any(g) for g in jax.tree.leaves(gradients))
-
-
-def test_deltas_of_a_label_are_its_own_four():
-    deltas = np.arange(2 * 12, dtype=np.float32).reshape(2, 12)
-    picked = faster_rcnn.of_label(jnp.array(deltas), jnp.array([2, 0]))
-    np.testing.assert_array_equal(picked, [deltas[0, 8:], deltas[1, :4]])
 
 
 ON_FOUR_DEVICES = """

@@ -57,7 +57,7 @@ def loss(subject):
 @pytest.mark.parametrize("size", [(64, 96), (65, 127)])
 def test_raw_maps_have_one_cell_a_stride(detector, variables, size):
     images = jax.ShapeDtypeStruct((2, *size, 3), jnp.uint8)
-    outputs = jax.eval_shape(detector.forward, *variables, images)
+    outputs = jax.eval_shape(tiny.maps_of(detector), *variables, images)
     for level, stride in enumerate((8, 16, 32, 64, 128)):
         cells = (2, -(-size[0] // stride), -(-size[1] // stride))
         assert outputs.features[level].shape == (*cells, 16)

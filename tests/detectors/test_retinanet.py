@@ -47,7 +47,7 @@ def loss(subject):
 @pytest.mark.parametrize("size", [(64, 96), (65, 127)])
 def test_raw_maps_have_one_cell_a_stride_and_nine_anchors_a_cell(detector, variables, size):
     images = jax.ShapeDtypeStruct((2, *size, 3), jnp.uint8)
-    outputs = jax.eval_shape(detector.forward, *variables, images)
+    outputs = jax.eval_shape(tiny.maps_of(detector), *variables, images)
     for level, stride in enumerate((8, 16, 32, 64, 128)):
         cells = (2, -(-size[0] // stride), -(-size[1] // stride))
         assert outputs.features[level].shape == (*cells, 16)
@@ -59,7 +59,7 @@ def test_raw_maps_have_one_cell_a_stride_and_nine_anchors_a_cell(detector, varia
 def test_initial_scores_are_the_prior(subject, variables):
     images = tiny.make_batch().images
     head = tiny.jit(lambda images: subject.detector.init(KEY, images)[0]["head"])(images)
-    outputs = subject.forward({**variables[0], "head": head}, variables[1], images)
+    outputs = subject.maps({**variables[0], "head": head}, variables[1], images)
     scores = np.concatenate([np.ravel(jax.nn.sigmoid(x)) for x in outputs.cls_logits])
     assert 0.005 < scores.mean() < 0.02  # pi = 0.01
 
@@ -155,7 +155,7 @@ def test_taps_return_the_maps_that_a_pattern_names(subject, detector, variables)
     outputs = [f"neck/output{level}" for level in range(3, 8)]
     shared = [f"head/cls_conv0:{call}" for call in range(5)]
     assert sorted(found) == sorted(outputs + shared)
-    features = subject.forward(*variables, images).features
+    features = subject.maps(*variables, images).features
     np.testing.assert_allclose(found["neck/output3"], features[0], rtol=1e-5, atol=1e-6)
 
 

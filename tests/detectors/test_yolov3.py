@@ -59,7 +59,7 @@ def loss(subject):
 @pytest.mark.parametrize("size", [(64, 96), (65, 127)])
 def test_raw_maps_have_one_cell_a_stride_and_three_anchors_a_cell(detector, variables, size):
     images = jax.ShapeDtypeStruct((2, *size, 3), jnp.uint8)
-    outputs = jax.eval_shape(detector.forward, *variables, images)
+    outputs = jax.eval_shape(tiny.maps_of(detector), *variables, images)
     for level, stride in enumerate((8, 16, 32)):
         cells = (2, -(-size[0] // stride), -(-size[1] // stride))
         assert outputs.features[level].shape == (*cells, 8 * 2**level)
@@ -70,7 +70,7 @@ def test_raw_maps_have_one_cell_a_stride_and_three_anchors_a_cell(detector, vari
 def test_initial_scores_are_the_priors(subject, variables):
     images = tiny.make_batch().images
     head = tiny.jit(lambda images: subject.detector.init(KEY, images)[0]["head"])(images)
-    outputs = subject.forward({**variables[0], "head": head}, variables[1], images)
+    outputs = subject.maps({**variables[0], "head": head}, variables[1], images)
     for stride, maps in zip((8, 16, 32), outputs.predictions):
         scores = jax.nn.sigmoid(maps.reshape(-1, 8))
         assert scores[:, 4].mean() == pytest.approx(8 / (608 / stride) ** 2, rel=0.2)
@@ -82,16 +82,14 @@ def test_the_terms_are_four(loss, variables):
     assert {name for name in metrics if name.startswith("loss/")} == set(TERMS)
 
 
-def test_loss_is_the_formula_on_recorded_rows(detector, variables, targets, monkeypatch):
+def test_loss_is_the_formula_on_recorded_rows(variables, targets):
     """Every term by hand, from made-up raw maps in place of the network's."""
     batch = tiny.make_batch()
     rng = np.random.default_rng(3)
     maps = tuple(
         rng.standard_normal((2, 64 // s, 96 // s, 24)).astype(np.float32) for s in (8, 16, 32)
     )
-    monkeypatch.setattr(yolov3.YOLOv3, "forward", lambda *_, **__: yolov3.Outputs((), maps))
-    loss = tiny.jit(lambda *args: detector.loss(*args))  # its own trace, with these maps
-    value, (metrics, _) = loss(*variables, batch, KEY)
+    value, metrics = tiny.jit(module().loss)(batch, yolov3.Outputs((), maps))
 
     found = targets(*variables, batch, KEY)["main"]
     rows = np.concatenate([m.reshape(2, -1, 8) for m in maps], axis=1).astype(np.float64)
@@ -116,21 +114,17 @@ def test_loss_is_the_formula_on_recorded_rows(detector, variables, targets, monk
 
 
 @pytest.mark.slow
-def test_loss_of_a_batch_is_the_mean_of_its_parts(variables):
+def test_loss_of_a_batch_is_the_mean_of_its_parts():
     """With norms that do not depend on the batch, as accumulation needs it."""
     batch = tiny.make_batch()
-    maps = [jnp.zeros((1, 64 // s, 96 // s, 24)) + s for s in (8, 16, 32)]
 
-    class Fixed(yolov3.YOLOv3):
-        def forward(self, images, train):
-            repeated = tuple(jnp.repeat(m, images.shape[0], axis=0) for m in maps)
-            return yolov3.Outputs((), repeated)
+    def loss(batch):
+        shapes = [(len(batch.images), 64 // s, 96 // s, 24) for s in (8, 16, 32)]
+        maps = yolov3.Outputs((), [jnp.full(shape, float(shape[1])) for shape in shapes])
+        return module().loss(batch, maps)[0]
 
-    fixed = detector_lib.from_module(Fixed(**TINY))
-    whole, _ = fixed.loss(*variables, batch, KEY)
-    parts = [
-        fixed.loss(*variables, types.Batch(*(x[i : i + 1] for x in batch)), KEY)[0] for i in (0, 1)
-    ]
+    whole = loss(batch)
+    parts = [loss(types.Batch(*(x[i : i + 1] for x in batch))) for i in (0, 1)]
     assert parts[0] != parts[1]
     assert whole == pytest.approx(float(sum(parts)) / 2, rel=1e-6)
 
@@ -204,13 +198,8 @@ def test_an_image_without_objects_trains_on_background_alone(loss, variables):
 def of_maps(maps, **fields):
     """Candidates of made-up raw maps [1, Hl, Wl, A * (5 + C)], finest first."""
 
-    class Fixed(yolov3.YOLOv3):
-        def forward(self, images, train):
-            return yolov3.Outputs((), tuple(jnp.asarray(m) for m in maps))
-
-    fixed = detector_lib.from_module(Fixed(**{**TINY, **fields}))
-    images, size = jnp.zeros((1, *CANVAS, 3), jnp.uint8), jnp.array([CANVAS])
-    found = tiny.jit(fixed.candidates)({}, {}, images, size)
+    find = tiny.jit(lambda maps, size: module(**fields).candidates(maps, size, CANVAS))
+    found = find(yolov3.Outputs((), maps), jnp.array([CANVAS]))
     return jax.tree.map(lambda x: np.asarray(x[0]), found)
 
 

@@ -98,7 +98,7 @@ def run():
 
     def compute(batch, maps):
         def terms(maps):
-            total, metrics = model.loss_of(batch, maps)
+            total, metrics = model.loss(batch, yolov5.Outputs((), maps))
             return {**metrics, "total": total}
 
         found, pullback = jax.vjp(terms, maps)
@@ -106,7 +106,7 @@ def run():
             pullback({name: jnp.float32(name == wanted) for name in found})[0]
             for wanted in ("total", "loss/objectness")
         ]
-        return found, gradients, model.entries(batch), model.targets(batch)["main"]
+        return found, gradients, model.entries(batch), model.targets(batch, maps)["main"]
 
     return tiny.jit(compute)
 
@@ -155,8 +155,8 @@ def test_one_class_alone_is_not_learnt():
     """Objectness says all; its probability stays where it starts, at one."""
     batch = tiny.make_batch(num_classes=1)
     shapes = [(2, 64 // s, 96 // s, 3 * 6) for s in STRIDES]
-    maps = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
-    jaxpr = jax.make_jaxpr(lambda m: module(num_classes=1).loss_of(batch, m)[1]["loss/cls"])(maps)
+    maps = yolov5.Outputs((), [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes])
+    jaxpr = jax.make_jaxpr(lambda m: module(num_classes=1).loss(batch, m)[1]["loss/cls"])(maps)
     assert [x.val for x in jaxpr.jaxpr.outvars] == [0.0]
     assert yolov5.prior_bias(1, 1, 10**12, 8)(KEY, (6,))[5] > 10
 
@@ -211,9 +211,10 @@ def candidates():
     agnostic = module(class_agnostic=True, **fields)
 
     def compute(maps, size):
-        found = many.candidates_of(maps, size)
+        given = yolov5.Outputs((), maps), size, CANVAS
+        found = many.candidates(*given)
         return (
-            {False: one.candidates_of(maps, size), True: found},
+            {False: one.candidates(*given), True: found},
             {False: many.suppress(found), True: agnostic.suppress(found)},
         )
 
@@ -276,7 +277,7 @@ def test_four_levels_reach_stride_64():
     detector = detector_lib.from_module(model)
     images = jax.ShapeDtypeStruct((1, 128, 64, 3), jnp.uint8)
     variables = jax.eval_shape(detector.init, KEY, images)
-    outputs = jax.eval_shape(detector.forward, *variables, images)
+    outputs = jax.eval_shape(tiny.maps_of(detector), *variables, images)
     shapes = [x.shape for x in outputs.predictions]
     assert shapes == [(1, 128 // s, 64 // s, 2 * PER_ANCHOR) for s in (8, 16, 32, 64)]
     assert all(x.dtype == jnp.float32 for x in outputs.predictions)

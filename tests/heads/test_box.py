@@ -34,3 +34,9 @@ def test_outputs_are_float32_whatever_the_computation_dtype():
     outputs, params = jax.eval_shape(module.init_with_output, jax.random.key(0), x)
     for leaf in jax.tree.leaves((outputs, params)):
         assert leaf.dtype == jnp.float32
+
+
+def test_deltas_of_a_label_are_its_own_four():
+    deltas = np.arange(2 * 12, dtype=np.float32).reshape(2, 12)
+    picked = box.of_label(jnp.array(deltas), jnp.array([2, 0]))
+    np.testing.assert_array_equal(picked, [deltas[0, 8:], deltas[1, :4]])

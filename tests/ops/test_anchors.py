@@ -60,7 +60,11 @@ def test_anchors_equal_the_reference(unit_cases, name):
     args = case["args"]
     shapes, strides = args["featmap_sizes"], args["strides"]
     cells = cells_of(name, args)
-    anchors, level = jax.jit(lambda: anchors_lib.pyramid_anchors(cells, strides, shapes))()
+    grid = anchors_lib.Grid(strides, shapes, [len(cell) for cell in cells])
+    anchors, level = jax.jit(lambda: (grid.anchors(cells), grid.level()))()
+    np.testing.assert_array_equal(
+        np.diff([part.stop for part in grid.slices()]), np.bincount(level)[1:]
+    )
     for index, cell in enumerate(cells):
         np.testing.assert_allclose(cell, arrays[f"base_{index}"], **case["tolerance"])
         np.testing.assert_allclose(
@@ -69,14 +73,13 @@ def test_anchors_equal_the_reference(unit_cases, name):
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if name != "anchors_offset"])
-def test_inside_content_equals_the_reference(unit_cases, name):
+def test_inside_equals_the_reference(unit_cases, name):
     case, arrays = unit_cases("priors")[name]
     args = case["args"]
     shapes = args["featmap_sizes"]
     counts = [len(arrays[f"base_{index}"]) for index in range(len(shapes))]
-    inside = jax.jit(
-        lambda size: anchors_lib.inside_content(shapes, args["strides"], counts, size)
-    )(np.asarray(args["pad_shape"], np.int32))
+    grid = anchors_lib.Grid(args["strides"], shapes, counts)
+    inside = jax.jit(grid.inside)(np.asarray(args["pad_shape"], np.int32))
     expected = [arrays[f"valid_{index}"] for index in range(len(shapes))]
     np.testing.assert_array_equal(inside, np.concatenate(expected).astype(bool))
 
@@ -84,13 +87,16 @@ def test_inside_content_equals_the_reference(unit_cases, name):
 def test_points_equal_the_reference(unit_cases):
     case, arrays = unit_cases("priors")["points"]
     args = case["args"]
-    points, level = jax.jit(
-        lambda: anchors_lib.pyramid_points(args["strides"], args["featmap_sizes"], args["offset"])
+    levels = len(args["strides"])
+    grid = anchors_lib.Grid(args["strides"], args["featmap_sizes"], [1] * levels)
+    points, level, strides = jax.jit(
+        lambda: (grid.points(args["offset"]), grid.level(), grid.stride())
     )()
     for index, stride in enumerate(args["strides"]):
         expected = arrays[f"points_{index}"]
         np.testing.assert_allclose(points[level == index], expected[:, :2], **case["tolerance"])
         np.testing.assert_array_equal(expected[:, 2:], stride)
+        np.testing.assert_array_equal(strides[level == index], stride)
 
 
 def test_retinanet_cell_by_hand():
@@ -115,11 +121,12 @@ def test_order_is_rows_columns_anchors():
 
 def test_flattened_maps_follow_the_anchors():
     """A map that holds the anchor's own coordinates flattens into the anchors."""
-    strides, shapes = (8, 16), ((3, 5), (2, 3))
-    cells = [anchors_lib.cell_anchors(stride, (4,), (0.5, 1.0, 2.0)) for stride in strides]
-    anchors, level = anchors_lib.pyramid_anchors(cells, strides, shapes)
+    grid = anchors_lib.grid((20, 40), (8, 16), 3)
+    assert grid.shapes == ((3, 5), (2, 3))
+    cells = [anchors_lib.cell_anchors(stride, (4,), (0.5, 1.0, 2.0)) for stride in grid.strides]
+    anchors, level = grid.anchors(cells), grid.level()
     maps = []
-    for cell, stride, (rows, columns) in zip(cells, strides, shapes):
+    for cell, stride, (rows, columns) in zip(cells, grid.strides, grid.shapes):
         x, y = np.meshgrid(np.arange(columns) * stride, np.arange(rows) * stride)
         shift = np.stack([x, y, x, y], axis=-1)[:, :, None, :]
         maps.append((shift + cell).reshape(1, rows, columns, -1))
@@ -129,10 +136,9 @@ def test_flattened_maps_follow_the_anchors():
     assert level.dtype == jnp.int32
 
 
-def test_inside_content_is_one_cell_more_than_the_whole_strides():
-    inside = jax.vmap(lambda size: anchors_lib.inside_content([(3, 4)], [8], 1, size))(
-        jnp.array([[16, 17], [24, 32], [1, 1], [99, 99]])
-    )
+def test_inside_is_one_cell_more_than_the_whole_strides():
+    sizes = jnp.array([[16, 17], [24, 32], [1, 1], [99, 99]])
+    inside = jax.vmap(anchors_lib.Grid((8,), ((3, 4),), (1,)).inside)(sizes)
     counts = inside.reshape(4, 3, 4)
     np.testing.assert_array_equal(counts.any(axis=2).sum(axis=1), [2, 3, 1, 3])
     np.testing.assert_array_equal(counts.any(axis=1).sum(axis=1), [3, 4, 1, 4])
@@ -140,5 +146,5 @@ def test_inside_content_is_one_cell_more_than_the_whole_strides():
 
 def test_levels_that_do_not_agree_raise():
     cell = anchors_lib.cell_anchors(8, (4,), (1.0,))
-    with pytest.raises(ValueError, match="'cells': 1, 'strides': 2"):
-        anchors_lib.pyramid_anchors([cell], [8, 16], [(2, 2), (1, 1)])
+    with pytest.raises(ValueError, match="anchors of 1 levels for a grid of 2"):
+        anchors_lib.grid((16, 16), (8, 16)).anchors([cell])

@@ -1,14 +1,12 @@
 """CornerNet is the reference's: all maps of both stacks, targets, losses, gradients, pairs."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import parity_runs
 import pytest
 import tiny
 
 from benchmarks import parity_checks
-from detlab import detector as detector_lib
 from detlab import types
 from detlab.detectors import cornernet
 
@@ -41,18 +39,17 @@ def test_recorded_maps_give_the_recorded_detections(how, shared_dir):
     changed, missed = PAIRING[how]
     arrays = np.load(shared_dir / "parity" / f"{CASE}.npz")
 
-    class Recorded(cornernet.CornerNet):
-        def forward(self, images, train):
-            def maps(corner):
-                names = (f"{corner}_{kind}_1" for kind in ("heat", "off", "emb"))
-                return ((jnp.array(arrays[name].transpose(0, 2, 3, 1)),) for name in names)
+    def recorded(corner):
+        names = (f"{corner}_{kind}_1" for kind in ("heat", "off", "emb"))
+        return cornernet.CornerMaps(*((arrays[name].transpose(0, 2, 3, 1),) for name in names))
 
-            corners = (cornernet.CornerMaps(*maps(corner)) for corner in ("tl", "br"))
-            return cornernet.Outputs((), *corners)
+    module = cornernet.CornerNet(**dict(num_classes=5, max_corners=300) | changed)
 
-    detector = detector_lib.from_module(Recorded(**dict(num_classes=5, max_corners=300) | changed))
-    images, size = np.zeros((2, 128, 128, 3), np.uint8), np.full((2, 2), 128)
-    found = jax.device_get(tiny.jit(detector.predict)({}, {}, images, size))
+    @tiny.jit
+    def predict(maps):
+        return module.suppress(module.candidates(maps, np.full((2, 2), 128), (128, 128)))
+
+    found = jax.device_get(predict(cornernet.Outputs((), recorded("tl"), recorded("br"))))
     mine, theirs = [], []
     for i, valid in enumerate(found.valid):
         mine.append(types.Detections(*(values[i][valid] for values in found)))

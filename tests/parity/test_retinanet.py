@@ -192,13 +192,13 @@ def given_maps(compact, compiled, capsys, monkeypatch):
             patch.setattr(parity, "run", run)
             parity_runs.run(capsys, compact)
 
-    def forward(self, images, train):
+    def maps(self, images, train):
         return self.get_variable("given", "maps")
 
     def convert_weights(*args):
         return parity.Converted({}, None, {}, {"given": {"maps": compiled["maps"]}}, ())
 
-    monkeypatch.setattr(retinanet.RetinaNet, "forward", forward)
+    monkeypatch.setattr(retinanet.RetinaNet, "maps", maps)
     monkeypatch.setattr(parity, "convert_weights", convert_weights)
 
 

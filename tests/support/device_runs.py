@@ -97,15 +97,15 @@ class Sampler(nn.Module):
     def setup(self):
         self.dense = nn.Dense(1)
 
-    def forward(self, images, train):
+    def maps(self, images, train):
         return self.dense(images.astype(jnp.float32).mean((1, 2)))
 
-    def loss(self, batch):
+    def loss(self, batch, maps):
         rng = self.make_rng("sample")
         numbers = jnp.arange(batch.images.shape[0])
         keys = jax.vmap(lambda i: jax.random.fold_in(rng, i))(numbers)
         drawn = jax.vmap(lambda key: jax.random.uniform(key, (100,)))(keys)
-        return self.forward(batch.images, True).sum(), {"drawn": drawn}
+        return maps.sum(), {"drawn": drawn}
 
     def frozen_paths(self):
         return ()

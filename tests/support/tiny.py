@@ -221,6 +221,21 @@ def weights(detector: detector_lib.Detector, canvas: tuple[int, int] = (64, 96))
     return jax.tree_util.tree_map_with_path(value, shapes)
 
 
+def maps_of(detector: detector_lib.Detector):
+    """(params, state, images) -> the maps of prediction."""
+    return lambda params, state, images: detector.maps(params, state, images, False)[0]
+
+
+def candidates_of(detector: detector_lib.Detector):
+    """(params, state, images, image_size) -> Detections before suppression."""
+
+    def candidates(params, state, images, image_size):
+        maps, _ = detector.maps(params, state, images, False)
+        return detector.candidates(params, state, maps, image_size, images.shape[1:3])
+
+    return candidates
+
+
 class Subject:
     """One detector with its weights and its compiled programs, each made when it is first used."""
 
@@ -229,9 +244,9 @@ class Subject:
         self.detector = self.build()
         self.batch = make_batch(self.entry.canvas, objects=(4, 0))  # all slots; no object
         self.loss = jit(jax.value_and_grad(self.detector.loss, has_aux=True))
-        self.forward = jit(self.detector.forward)
+        self.maps = jit(maps_of(self.detector))
         self.targets = jit(self.detector.targets)
-        self.candidates = jit(self.detector.candidates)
+        self.candidates = jit(candidates_of(self.detector))
         self.predict = jit(self.detector.predict)
 
     def build(self, **fields) -> detector_lib.Detector:

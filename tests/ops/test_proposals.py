@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tiny
 
-from detlab.heads import rpn
+from detlab.ops import proposals
 
 SIZE = (100, 120)  # height, width
 
@@ -54,7 +54,7 @@ def slow(logits, deltas, anchors, inside, per_level, num_proposals, nms_iou):
 @pytest.fixture(scope="module")
 def propose():
     settings = dict(per_level=30, num_proposals=50, nms_iou=0.5)
-    return tiny.jit(lambda *args: rpn.propose(*args, jnp.array(SIZE), **settings))
+    return tiny.jit(lambda *args: proposals.propose(*args, jnp.array(SIZE), **settings))
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -1,0 +1,57 @@
+"""From scores and boxes to the candidates that suppression sees, one image at a time."""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+
+def level_scores(grid, logits, image_size):
+    """Class scores of a batch, level by level, 0 in cells that hold padding alone.
+
+    Args:
+      grid: `anchors.Grid` of the maps.
+      logits: for each level [B, Hl, Wl, A * C].
+      image_size: [B, 2] int32 height, width px of the content.
+    Returns:
+      For each level [B, Nl, C] sigmoids.
+    """
+    inside = jax.vmap(grid.inside)(image_size)  # [B, N]
+    levels = []
+    for level, part in zip(logits, grid.slices()):
+        scores = jax.nn.sigmoid(level.reshape(len(level), part.stop - part.start, -1))
+        levels.append(jnp.where(inside[:, part, None], scores, 0.0))
+    return levels
+
+
+def best_pairs(scores, count):
+    """The best pairs of a row and a class, best first.
+
+    Args:
+      scores: [N, C].
+      count: static; all pairs where there are fewer.
+    Returns:
+      (scores [K], row [K], label [K] int32), K = min(count, N * C).
+    """
+    classes = scores.shape[-1]
+    best, pair = lax.top_k(scores.reshape(-1), min(count, scores.size))
+    return best, pair // classes, (pair % classes).astype(jnp.int32)
+
+
+def best_of_levels(levels, count):
+    """`best_pairs` of each level, one after the other, with rows among those of all levels.
+
+    Args:
+      levels: for each level [Nl, C] scores.
+      count: static, of each level.
+    """
+    found, start = [], 0
+    for scores in levels:
+        best, row, label = best_pairs(scores, count)
+        found.append((best, row + start, label))
+        start += len(scores)
+    return tuple(jnp.concatenate(parts) for parts in zip(*found))
+
+
+def usable(boxes):
+    """[K] bool: boxes [K, 4] that are finite and have an area, which clipping can take."""
+    return (boxes[:, 2:] > boxes[:, :2]).all(-1) & jnp.isfinite(boxes).all(-1)

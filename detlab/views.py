@@ -1,0 +1,75 @@
+"""Views: other pictures of the objects of an image, whose candidates prediction joins.
+
+Prediction suppresses the candidates of all views of an image together (test-time augmentation).
+`config.eval.views` names them.
+"""
+
+from typing import Any, Callable, NamedTuple, Sequence
+
+import jax
+import jax.numpy as jnp
+
+from detlab import types
+from detlab.ops import boxes as boxes_lib
+
+
+class View(NamedTuple):
+    """How a batch of images becomes another one, and how what is found there comes back."""
+
+    # (images [B, H, W, 3], image_size [B, 2]) -> the same of the view, on any canvas
+    transform: Callable
+    # (Detections of the view, image_size [B, 2] of the images) -> Detections of the images
+    undo: Callable
+
+
+def _mirror(images, image_size):
+    """Left and right of the content exchanged; it stays at the left of its canvas."""
+
+    def one_image(image, width):  # what lies right of the content comes mirrored too
+        return jnp.roll(image[:, ::-1], width - image.shape[1], axis=1)
+
+    return jax.vmap(one_image)(images, image_size[:, 1]), image_size
+
+
+def _mirror_back(found: types.Detections, image_size) -> types.Detections:
+    boxes = jax.vmap(boxes_lib.flip_horizontal)(found.boxes, image_size[:, 1])
+    return found._replace(boxes=jnp.where(found.valid[..., None], boxes, 0.0))
+
+
+VIEWS = {
+    "image": View(lambda images, image_size: (images, image_size), lambda found, _: found),
+    "mirror": View(_mirror, _mirror_back),
+}
+
+
+def candidates(
+    find: Callable, views: Sequence[View], images: jax.Array, image_size: jax.Array
+) -> tuple[types.Detections, dict[str, Any]]:
+    """The candidates of all views of each image, side by side, on the canvas of the images.
+
+    Views of one size are one batch of `find`, so that the network is compiled once for them.
+
+    Args:
+      find: (images [V, H, W, 3], image_size [V, 2]) -> (Detections, {bound: [V] bool}).
+      images: [B, H, W, 3].
+      image_size: [B, 2] int32 height, width px of the content.
+    Returns:
+      Detections, and of each bound on which images a view exceeded it, [B] bool.
+    """
+    shown = [view.transform(images, image_size) for view in views]
+    of_canvas = {}
+    for number, (seen, _) in enumerate(shown):
+        of_canvas.setdefault(seen.shape[1:3], []).append(number)
+    found = {}
+    for numbers in of_canvas.values():
+        together = jax.tree.map(lambda *x: jnp.concatenate(x), *(shown[i] for i in numbers))
+        rows = find(*together)
+        for k, number in enumerate(numbers):
+            part = slice(k * len(images), (k + 1) * len(images))
+            found[number] = jax.tree.map(lambda x, part=part: x[part], rows)
+    back = [view.undo(found[i][0], image_size) for i, view in enumerate(views)]
+    exceeded = [found[i][1] for i in range(len(views))]
+    return (
+        jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), *back),
+        jax.tree.map(lambda *x: jnp.stack(x).any(0), *exceeded),
+    )
