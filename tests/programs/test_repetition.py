@@ -1,0 +1,83 @@
+"""What counts as a repeated line of a detector file, on small files made up here."""
+
+import pytest
+
+from benchmarks import repetition
+from detlab import errors
+
+FILE = '''"""A docstring that all files have."""
+
+import something_that_all_files_import
+from somewhere import (
+    something_else_of_theirs,
+)
+
+
+class Module:
+    """A docstring of a class, alike."""
+
+    field_of_all: int = 1
+    long_field_of_all: tuple[int, ...] = (
+        1000000000000,
+    )
+
+    @decorated_in_all_files
+    def method_of_all(
+        self, argument_of_all
+    ):
+        """A docstring of a method."""
+        # a comment that all files have
+        number: int = self.compute_it()
+        shared_by_all = number + 1
+        return short
+'''
+COUNTED = ["number: int = self.compute_it()", "shared_by_all = number + 1"]
+
+
+def test_declarations_comments_and_short_lines_do_not_count():
+    assert list(repetition.counted(FILE).values()) == COUNTED
+    assert repetition.counted(FILE)[23] == COUNTED[0]
+
+
+def test_a_line_is_repeated_where_three_files_have_it_and_counts_each_time():
+    line, other = "value = compute(images)\n", "another = compute(boxes)\n"
+    found = repetition.repeated(
+        {"a": line + other + "if value:\n    " + line, "b": line, "c": line + other}
+    )
+    assert [(x.number, x.text, x.files) for x in found["a"]] == [
+        (1, line.strip(), ("a", "b", "c")),
+        (4, line.strip(), ("a", "b", "c")),
+    ]
+    assert len(found["b"]) == len(found["c"]) == 1
+
+
+def tree(folder, files, lines):
+    detectors = folder / "detlab" / "detectors"
+    detectors.mkdir(parents=True)
+    (folder / "docs").mkdir()
+    (folder / "docs" / "page.md").write_text("# A page\n\ntext\n")
+    for name in files:
+        text = "".join(f"shared_value_{i} = 1\n" for i in range(lines))
+        (detectors / f"{name}.py").write_text(text)
+    return folder
+
+
+def test_the_exit_status_says_whether_a_file_reaches_the_limit(tmp_path, capsys):
+    few = tree(tmp_path / "few", "abc", repetition.LIMIT - 1)
+    repetition.main(["--tree", str(few), "--show", "b.py"])
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0].split() == "1 shared_value_0 = 1 [a, b, c]".split()
+    assert ["a", "14", "14"] in [line.split() for line in printed]
+    assert ["docs", "0", "3"] in [line.split() for line in printed]
+    many = tree(tmp_path / "many", "abc", repetition.LIMIT)
+    with pytest.raises(SystemExit) as stop:
+        repetition.main(["--tree", str(many)])
+    assert stop.value.code == 1
+    assert "a, b, c: 15 or more" in capsys.readouterr().out
+
+
+def test_a_tree_without_detectors_and_an_unknown_file_are_told(tmp_path):
+    with pytest.raises(errors.UserError, match="detectors has no detector files; give --tree"):
+        repetition.main(["--tree", str(tmp_path)])
+    with pytest.raises(errors.UserError, match="--show x: there are a, b"):
+        repetition.main(["--tree", str(tree(tmp_path / "t", "ab", 1)), "--show", "x"])
