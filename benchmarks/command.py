@@ -6,9 +6,11 @@ import json
 import pathlib
 import subprocess
 import sys
-from typing import Any, Collection, Sequence
+from typing import Any, Collection, Iterable, Sequence
 
 from detlab import errors
+
+REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 
 # Options of the compiler for programs that run a few times: they compile in a tenth of the time and
 # run slower.  The order in which sums are rounded is another.
@@ -65,8 +67,36 @@ def write_json(path: pathlib.Path, result: Any) -> None:
     Raises:
       UserError: the system refuses.
     """
+    write_text(path, json.dumps(result, indent=1) + "\n")
+
+
+def write_text(path: pathlib.Path, text: str) -> None:
+    """Writes a file, and its folder.
+
+    Raises:
+      UserError: the system refuses.
+    """
     make_folder(path.parent)
     try:
-        path.write_text(json.dumps(result, indent=1) + "\n")
+        path.write_text(text)
     except OSError as error:
         raise errors.UserError(f"{path} cannot be written: {error.strerror}.") from None
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    first, *rest = (f"| {' | '.join(cells)} |" for cells in (head, *rows))
+    return "\n".join([first, "|---" * len(head) + "|", *rest])
+
+
+def detector_files(tree: pathlib.Path = REPOSITORY) -> dict[str, pathlib.Path]:
+    """Name -> file of each detector of a checkout.
+
+    Raises:
+      UserError: there is none.
+    """
+    folder = tree / "detlab" / "detectors"
+    files = {path.stem: path for path in sorted(folder.glob("*.py")) if path.stem != "__init__"}
+    if not files:
+        raise errors.UserError(f"{folder} has no detector files; give --tree a checkout.")
+    return files

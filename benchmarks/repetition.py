@@ -22,6 +22,7 @@ import pathlib
 import sys
 from typing import Mapping, NamedTuple, Sequence
 
+from benchmarks import command
 from detlab import errors
 from detlab import flags
 
@@ -31,7 +32,6 @@ LIMIT = 15  # below it for each detector file
 FOLDERS = ("detlab", "experiments", "converters", "benchmarks", "tests", "docs")
 KINDS = (".py", ".md")
 
-_REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 _FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 
@@ -47,9 +47,12 @@ def main(arguments: Sequence[str]) -> None:
     """The command line; raises `UserError` for whatever a user can mend."""
     parser = flags.program("benchmarks.repetition", __doc__)
     parser.add_argument("--show", help="detector file whose repeated lines are listed")
-    parser.add_argument("--tree", type=pathlib.Path, default=_REPOSITORY, help="checkout to read")
+    parser.add_argument(
+        "--tree", type=pathlib.Path, default=command.REPOSITORY, help="checkout to read"
+    )
     args = parser.parse_args(arguments)
-    sources = read(args.tree)
+    files = command.detector_files(args.tree)
+    sources = {name: path.read_text() for name, path in files.items()}
     found = repeated(sources)
     if args.show:
         name = pathlib.PurePath(args.show).stem
@@ -69,19 +72,6 @@ def main(arguments: Sequence[str]) -> None:
     if many:
         print(f"\n{', '.join(many)}: {LIMIT} or more; --show FILE lists them")
         sys.exit(1)
-
-
-def read(tree: pathlib.Path) -> dict[str, str]:
-    """The text of each detector file of a checkout.
-
-    Raises:
-      UserError: there is none.
-    """
-    folder = tree / "detlab" / "detectors"
-    files = [path for path in sorted(folder.glob("*.py")) if path.stem != "__init__"]
-    if not files:
-        raise errors.UserError(f"{folder} has no detector files; give --tree a checkout.")
-    return {path.stem: path.read_text() for path in files}
 
 
 def repeated(sources: Mapping[str, str]) -> dict[str, list[Repeated]]:

@@ -3,7 +3,7 @@
     python -m pytest -m "not slow" -n 2 --dist worksteal --junitxml everyday.xml
     python -m pytest -m slow -n 2 --dist worksteal --junitxml slow.xml
     python -m benchmarks.test_times --everyday everyday.xml --slow slow.xml \\
-        --output benchmarks/results/tests_cpu.json --page docs/performance.md
+        --output benchmarks/results/tests_cpu.json
 
 Reads pytest's own reports; either part may be left out.  `.ci/run` prints the tables and, with
 --compare, where they differ from the committed ones by more than a tenth.
@@ -32,9 +32,6 @@ from detlab import flags
 PARTS = ("everyday", "slow")
 MOVED = 0.1  # a part of the committed time
 MOVED_S = 5.0  # less than that is no move: a folder of few seconds differs from run to run
-BEGIN, END = "<!-- test times: begin -->", "<!-- test times: end -->"
-
-_DETECTORS = pathlib.Path(__file__).resolve().parent.parent / "detlab" / "detectors"
 
 
 class Test(NamedTuple):
@@ -60,12 +57,10 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--slowest", type=int, default=60, help="tests to list of each part")
     parser.add_argument("--compare", type=pathlib.Path, help="JSON of an earlier --output")
     parser.add_argument("--output", type=pathlib.Path, help="JSON of the figures")
-    parser.add_argument("--page", type=pathlib.Path, help="page between whose marks tables go")
     args = parser.parse_args(arguments)
     parts = {name: read(path) for name in PARTS if (path := getattr(args, name))}
     if not parts:
         raise errors.UserError("there is no report: give --everyday, --slow, or both.")
-    page = args.page and read_page(args.page)
     figures = {"machine": machine.describe()}
     figures |= {name: summarise(part) for name, part in parts.items()}
     print(tables(figures), flush=True)
@@ -77,12 +72,6 @@ def main(arguments: Sequence[str]) -> None:
         print("", *moved(read_figures(args.compare), figures, args.compare), sep="\n", flush=True)
     if args.output:
         command.write_json(args.output, figures)
-    if page:
-        from detlab import programs  # here, as it imports jax, which nothing else needs
-
-        before, _, after = page
-        text = f"{before}{BEGIN}\n\n{tables(figures)}\n\n{END}{after}"
-        programs.write_text(args.page, text)
 
 
 def read(path: pathlib.Path) -> Part:
@@ -111,7 +100,7 @@ def read(path: pathlib.Path) -> Part:
 
 def summarise(part: Part) -> dict[str, Any]:
     """The figures of a part: of all tests, and of those of each folder and each detector."""
-    known = detectors()
+    known = list(command.detector_files())
     return {
         "wall_s": round(part.wall_s),
         **_sums((("all", test) for test in part.tests))["all"],
@@ -132,11 +121,6 @@ def _sums(named: Iterable[tuple[str, Test]]) -> dict[str, dict]:
         name: {"tests": len(seconds), "worker_s": round(sum(seconds), 1)}
         for name, seconds in sorted(found.items())
     }
-
-
-def detectors() -> list[str]:
-    """The files of detectors."""
-    return sorted(path.stem for path in _DETECTORS.glob("*.py") if path.stem != "__init__")
 
 
 def detector_of(test: Test, known: Sequence[str]) -> str:
@@ -161,13 +145,14 @@ def tables(figures: Mapping[str, Any]) -> str:
         )
     for kind in ("folders", "detectors"):
         head = [kind[:-1]] + [f"{name} {unit}" for name in parts for unit in ("tests", "s")]
-        lines += ["", f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+        rows = []
         for row in sorted({row for name in parts for row in figures[name][kind]}):
             cells = [row]
             for name in parts:
                 found = figures[name][kind].get(row)
                 cells += [str(found["tests"]), f"{found['worker_s']:.0f}"] if found else ["", ""]
-            lines.append(f"| {' | '.join(cells)} |")
+            rows.append(cells)
+        lines += ["", command.table(head, rows)]
     return "\n".join(lines)
 
 
@@ -216,23 +201,6 @@ def read_figures(path: pathlib.Path) -> dict[str, Any]:
     if not isinstance(figures, dict) or not set(PARTS) & figures.keys():
         raise errors.UserError(f"{path} has no figures of tests; write it with --output.")
     return figures
-
-
-def read_page(path: pathlib.Path) -> tuple[str, str, str]:
-    """(text before the marks, between them, after them).
-
-    Raises:
-      UserError: it cannot be read or lacks the marks.
-    """
-    try:
-        text = path.read_text()
-    except OSError as error:
-        raise errors.UserError(f"{path} cannot be read: {error.strerror}.") from error
-    before, begin, rest = text.partition(BEGIN)
-    between, end, after = rest.partition(END)
-    if not begin or not end:
-        raise errors.UserError(f"{path} lacks the marks {BEGIN} and {END}; put them in it.")
-    return before, between, after
 
 
 if __name__ == "__main__":

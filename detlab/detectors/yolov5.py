@@ -1,4 +1,4 @@
-"""YOLOv5 (ultralytics/yolov5; there is no paper), of the releases 3.0 to 7.0.
+"""YOLOv5 n, s, m, l and x (ultralytics/yolov5; there is no paper), of the releases 3.0 to 7.0.
 
 A backbone of cross-stage-partial blocks, a pyramid that goes down and up again, and for every
 anchor of a cell a place up to half a cell outside of it, a size up to four times that of the

@@ -1,4 +1,4 @@
-"""Reports of pytest become tables by folder and detector, which the page shows as committed."""
+"""Reports of pytest become tables by folder and detector."""
 
 import json
 import os
@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+from benchmarks import command
 from benchmarks import test_times
 from detlab import errors
 
@@ -61,17 +62,15 @@ def test_seconds_are_summed_by_folder_and_by_detector(reports):
     ],
 )
 def test_a_test_costs_the_detector_of_its_file_or_else_of_a_parameter(file, name, detector):
-    known = test_times.detectors()
+    known = list(command.detector_files())
     assert {"retinanet", "yolov3", "yolov5"} <= set(known)
     assert test_times.detector_of(test_times.Test(file, name, 1.0), known) == detector
 
 
-def test_tables_the_slowest_tests_and_the_files_are_written(reports, capsys):
-    page = reports / "page.md"
-    page.write_text(f"before\n\n{test_times.BEGIN}\nan old table\n{test_times.END}\n\nafter\n")
+def test_tables_and_the_slowest_tests_are_printed_and_figures_written(reports, capsys):
     words = ["--everyday", str(reports / "everyday.xml"), "--slow", str(reports / "slow.xml")]
     output = reports / "times.json"
-    test_times.main([*words, "--slowest", "2", "--output", str(output), "--page", str(page)])
+    test_times.main([*words, "--slowest", "2", "--output", str(output)])
     printed = capsys.readouterr().out
     assert "| tests/detectors | 3 | 80 |  |  |" in printed
     assert "| yolov3 |  |  | 1 | 500 |" in printed
@@ -83,11 +82,7 @@ def test_tables_the_slowest_tests_and_the_files_are_written(reports, capsys):
     ]
     figures = json.loads(output.read_text())
     assert figures["slow"]["wall_s"] == 600 and figures["machine"]["cores"] > 0
-    text = page.read_text()
-    assert (
-        text.startswith("before\n") and text.endswith("\n\nafter\n") and "an old table" not in text
-    )
-    assert test_times.read_page(page)[1].strip() == test_times.tables(figures)
+    assert test_times.tables(figures) in printed
 
 
 def test_what_moved_by_more_than_a_tenth_is_told(reports, capsys):
@@ -108,7 +103,7 @@ def test_what_moved_by_more_than_a_tenth_is_told(reports, capsys):
     ]
 
 
-def test_what_is_no_report_no_figures_or_no_page_is_one_sentence(reports):
+def test_what_is_no_report_and_no_figures_is_one_sentence(reports):
     """The tables are printed before what to compare them with is read."""
     report = ["--everyday", str(reports / "everyday.xml")]
     damaged = reports / "damaged"
@@ -122,7 +117,6 @@ def test_what_is_no_report_no_figures_or_no_page_is_one_sentence(reports):
         (["--slow", str(empty)], "empty.xml has no test"),
         ([*report, "--compare", "nowhere.json"], "nowhere.json cannot be read"),
         ([*report, "--compare", str(damaged)], "damaged is not JSON"),
-        ([*report, "--page", str(damaged)], "damaged lacks the marks"),
     ]:
         with pytest.raises(errors.UserError, match=sentence):
             test_times.main(words)
@@ -140,12 +134,6 @@ def test_a_real_report_is_read(tmp_path):
     part = test_times.read(report)
     assert [test[:2] for test in part.tests] == [("tests/ops/test_a.py", "test_y")]
     assert part.wall_s > 0
-
-
-def test_the_page_shows_the_committed_figures(repository):
-    figures = test_times.read_figures(repository / "benchmarks" / "results" / "tests_cpu.json")
-    _, between, _ = test_times.read_page(repository / "docs" / "performance.md")
-    assert between.strip() == test_times.tables(figures)
 
 
 # Stands for Python and pip: writes down how it was called; as pytest it writes a report and ends
