@@ -51,28 +51,40 @@ class Model(NamedTuple):
     """A row of the table."""
 
     config: str  # shipped experiment
-    side: int = 320  # px of the canvas on a CPU
-    peer: str = ""  # a model of benchmarks/peers.py
+    side: int  # px of the canvas on a CPU
+    peer: str  # a model of benchmarks/peers.py; "" for none
 
 
-MODELS = {
-    "retinanet": Model("retinanet_coco:scratch", peer="torchvision/retinanet_resnet50_fpn"),
-    "fcos": Model("fcos_coco:scratch", peer="torchvision/fcos_resnet50_fpn"),
-    "ghm": Model("ghm_coco:scratch"),
-    "faster_rcnn": Model("faster_rcnn_coco:scratch", peer="torchvision/fasterrcnn_resnet50_fpn"),
-    "yolov3": Model("yolov3_coco:scratch"),
-    "reppoints": Model("reppoints_coco:scratch"),
-    "cornernet": Model("cornernet_coco", side=256),
-    "darknet_yolov3": Model("darknet_coco:yolov3", peer="opencv/yolov3"),
-    "darknet_yolov3_tiny": Model("darknet_coco:yolov3_tiny", peer="opencv/yolov3-tiny"),
-    "darknet_yolov4": Model("darknet_coco:yolov4", peer="opencv/yolov4"),
-    "darknet_yolov4_tiny": Model("darknet_coco:yolov4_tiny", peer="opencv/yolov4-tiny"),
-    "yolov5n": Model("yolov5_coco:n", peer="yolov5/yolov5n"),
-    "yolov5s": Model("yolov5_coco:s", peer="yolov5/yolov5s"),
-    "yolov5m": Model("yolov5_coco:m", peer="yolov5/yolov5m"),
-    "yolov5l": Model("yolov5_coco:l", peer="yolov5/yolov5l"),
-    "yolov5x": Model("yolov5_coco:x", peer="yolov5/yolov5x"),
+# Detectors of more than one network: name of a row -> variant of <detector>_coco.
+NETWORKS = {
+    "darknet": {f"darknet_{x}": x for x in ("yolov3", "yolov3_tiny", "yolov4", "yolov4_tiny")},
+    "yolov5": {f"yolov5{size}": size for size in "nsmlx"},
 }
+SIDES = {"cornernet": 256}
+PEERS = {
+    "retinanet": "torchvision/retinanet_resnet50_fpn",
+    "fcos": "torchvision/fcos_resnet50_fpn",
+    "faster_rcnn": "torchvision/fasterrcnn_resnet50_fpn",
+    **{row: f"opencv/{x.replace('_', '-')}" for row, x in NETWORKS["darknet"].items()},
+    **{row: f"yolov5/{row}" for row in NETWORKS["yolov5"]},
+}
+
+
+def find() -> dict[str, Model]:
+    """The rows: every shipped <detector>_coco, from random weights, and what is said above."""
+    models = {}
+    for name in config_lib.shipped():
+        if not name.endswith("_coco"):
+            continue
+        detector = name.removesuffix("_coco")
+        form = "scratch" if "scratch" in config_lib.variants(name) else ""
+        for row, variant in NETWORKS.get(detector, {detector: form}).items():
+            config = f"{name}:{variant}".removesuffix(":")
+            models[row] = Model(config, SIDES.get(row, 320), PEERS.get(row, ""))
+    return models
+
+
+MODELS = find()
 PROGRAMS = ("predict", "train")
 
 

@@ -4,7 +4,8 @@
     python -m benchmarks.overfit --only fcos --only reppoints --output results
 
 Eight pictures of shapes with at least three objects each are written as a COCO data set, on which
-a small form of the detector is trained and evaluated.  A detector that is right in every part
+a small form of the detector is trained and evaluated: every variant `overfit` or `overfit_NETWORK`
+of experiments/<detector>_shapes.py.  A detector that is right in every part
 finds all objects again: AP50 of 0.9 or more is asked, and the exit status is 1 where one misses it.
 Of each detector the curve is written to OUTPUT/overfit_NAME.json, with the processor time, and
 --picture draws all curves that lie there.
@@ -16,12 +17,13 @@ import resource
 import sys
 import tempfile
 import time
-from typing import NamedTuple, Sequence
+from typing import Mapping, Sequence
 
 import cv2
 
 from benchmarks import command
 from benchmarks import machine
+from detlab import config as config_lib
 from detlab import errors
 from detlab import flags
 from detlab import run_log
@@ -32,175 +34,38 @@ WANTED = 0.9  # AP50
 EVALUATIONS = 10
 
 
-class Entry(NamedTuple):
-    """A small form of a detector, and how it is trained."""
-
-    detector: str
-    model: dict
-    steps: int = 300
-    lr: float = 2e-3
-    canvas: int = SIDE  # px that the pictures are resized to
-
-
-_RESNET = dict(
-    depth=18,
-    backbone_norm="batch",
-    frozen_stages=0,
-    backbone_width=16,
-    backbone_stages=(1, 1, 1, 1),
-    neck_width=48,
-)
-_DENSE = dict(**_RESNET, head_width=48, head_convs=2)
+def find() -> dict[str, str]:
+    """Name -> config: the variants `overfit` and `overfit_NETWORK` of every <detector>_shapes."""
+    configs = {}
+    for name in config_lib.shipped():
+        for variant in config_lib.variants(name):
+            if variant.startswith("overfit"):
+                network = variant.removeprefix("overfit")
+                configs[name.removesuffix("_shapes") + network] = f"{name}:{variant}"
+    return configs
 
 
-def _darknet(cfg: str, canvas: int) -> Entry:
-    """Many steps, as its running statistics follow slowly (0.99) those of the batch."""
-    return Entry("darknet", dict(cfg=cfg, width_multiple=0.25), steps=800, canvas=canvas)
-
-
-# Anchors and grids for objects of 12 to 52 px.
-OVERFIT = {
-    "retinanet": Entry("retinanet", dict(**_DENSE, octave_base_scale=2.5)),
-    "ghm": Entry("ghm", dict(**_DENSE, octave_base_scale=2.5, box_weight=10.0)),
-    "fcos": Entry(
-        "fcos",
-        dict(
-            **_DENSE,
-            norm_groups=16,
-            level_limits=(24.0, 48.0, 96.0, 192.0),
-            center_radius=1.5,
-            distances_in_strides=True,
-            centerness_on_box=True,
-            box_loss="giou",
-            nms_iou=0.6,
-            pixel_std=(58.395, 57.12, 57.375),
-        ),
-    ),
-    "yolov3": Entry(
-        "yolov3",
-        dict(
-            backbone_norm="batch",
-            backbone_width=16,
-            backbone_blocks=(1, 1, 1, 1, 1),
-            neck_width=32,
-            head_width=64,
-            anchor_sizes=(
-                ((18, 18), (18, 32), (32, 18)),
-                ((18, 46), (32, 32), (46, 18)),
-                ((32, 46), (46, 32), (46, 46)),
-            ),
-        ),
-    ),
-    "faster_rcnn": Entry(
-        "faster_rcnn",
-        dict(
-            **_RESNET,
-            rpn_width=48,
-            strides=(4, 8, 16, 32),
-            anchor_scale=4.5,
-            rpn_samples=64,
-            train_proposals_per_level=200,
-            train_proposals=64,
-            proposals_per_level=100,
-            proposals=64,
-            box_width=128,
-            roi_scale=21.0,
-            box_samples=64,
-        ),
-    ),
-    "cornernet": Entry(
-        "cornernet",
-        dict(
-            stacks=1,
-            channels=(32, 32, 48, 64),
-            blocks=(1, 1, 1, 1),
-            pool_width=24,
-            head_width=32,
-        ),
-        steps=400,
-    ),
-    "reppoints": Entry(
-        "reppoints", dict(**_DENSE, point_width=48, norm_groups=16, point_scale=3.0)
-    ),
-    # The cfgs' own anchors, made for objects of 10 px and more on larger pictures.
-    "darknet_yolov3": _darknet("yolov3", 128),
-    "darknet_yolov3_tiny": _darknet("yolov3-tiny", 160),
-    "darknet_yolov4": _darknet("yolov4", 128),
-    "darknet_yolov4_tiny": _darknet("yolov4-tiny", 160),
-    "yolov5": Entry("yolov5", dict(width_multiple=0.25), steps=400, canvas=160),
-    "yolov5_release3": Entry(
-        "yolov5",
-        dict(
-            width_multiple=0.25,
-            block="csp",
-            activation="hard_swish",
-            stem="focus",
-            pool="spp",
-            repeats=(3, 9, 9, 3),
-        ),
-        steps=400,
-        canvas=160,
-    ),
-}
-
-CONFIG = """
-from ml_collections import ConfigDict
-
-from experiments import common
-
-
-def get_config():
-    config = common.base({detector!r})
-    config.model = ConfigDict({model!r})
-    config.data.update(
-        source="coco",
-        root={root!r},
-        train_images="images",
-        train_annotations="boxes.json",
-        eval_images="images",
-        eval_annotations="boxes.json",
-        canvases=(({canvas}, {canvas}),),
-        flip_horizontal=0.0,
-        max_boxes=8,
-    )
-    config.train.update(
-        batch_size={images},
-        steps={steps},
-        log_every=10,
-        eval_every={eval_every},
-        checkpoint_every={steps},
-    )
-    config.optim.update(
-        name="adamw",
-        lr={lr},
-        lr_batch_size=0,
-        schedule="cosine",
-        warmup_steps=20,
-        warmup_factor=0.01,
-        clip_norm=35.0,
-    )
-    config.eval.update(batch_size={images}, best_by="AP50", pictures=0)
-    return config
-"""
+OVERFIT = find()
 
 
 def main(arguments: Sequence[str]) -> None:
     """The command line; raises `UserError` for whatever a user can mend."""
     parser = flags.program("benchmarks.overfit", __doc__)
     parser.add_argument("--only", action="append", default=[], help="a name; may be repeated")
-    parser.add_argument("--steps", type=int, help="instead of each entry's own")
+    parser.add_argument("--steps", type=int, help="instead of each config's own")
     parser.add_argument("--output", type=pathlib.Path, required=True, help="folder of results")
     parser.add_argument("--picture", type=pathlib.Path, help="PNG of all curves in that folder")
-    args = parser.parse_args(arguments)
+    args, overrides = config_lib.parse(arguments, parser)
+    if args.steps:
+        each = max(args.steps // EVALUATIONS, 1)
+        lengths = dict(steps=args.steps, eval_every=each, checkpoint_every=args.steps)
+        overrides = {f"train.{key}": str(value) for key, value in lengths.items()} | overrides
     names = command.choose(args.only, OVERFIT, "detector")
     command.make_folder(args.output)
     rows = []
     for name in names:
-        entry = OVERFIT[name]
-        if args.steps:
-            entry = entry._replace(steps=args.steps)
         with tempfile.TemporaryDirectory(prefix="overfit") as folder:
-            result = run(name, entry, pathlib.Path(folder))
+            result = run(name, overrides, pathlib.Path(folder))
         path = args.output / f"overfit_{name}_{result['platform']}.json"
         command.write_json(path, result)
         rows.append(result)
@@ -245,23 +110,15 @@ def write_images(folder: pathlib.Path) -> None:
     (folder / "boxes.json").write_text(json.dumps(content))
 
 
-def run(name: str, entry: Entry, folder: pathlib.Path) -> dict:
+def run(name: str, overrides: Mapping[str, str], folder: pathlib.Path) -> dict:
     """Trains in a process of its own, whose processor time is counted."""
     write_images(folder)
-    config = CONFIG.format(
-        detector=entry.detector,
-        model={"num_classes": len(shapes.CLASS_NAMES), **entry.model},
-        root=str(folder),
-        canvas=entry.canvas,
-        images=IMAGES,
-        steps=entry.steps,
-        eval_every=max(entry.steps // EVALUATIONS, 1),
-        lr=entry.lr,
-    )
-    (folder / "overfit.py").write_text(config)
+    overrides = {"data.root": str(folder), **overrides}
+    config = config_lib.load(OVERFIT[name], overrides)
+    words = ["--config", OVERFIT[name], "--workdir", str(folder / "run")]
+    words += [f"--config.{key}={value}" for key, value in overrides.items()]
     before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    files = ["--config", str(folder / "overfit.py"), "--workdir", str(folder / "run")]
-    command.run_module("detlab.train", *files)
+    command.run_module("detlab.train", *words)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     rows = run_log.read_rows(folder / "run" / "metrics.jsonl")
@@ -279,10 +136,10 @@ def run(name: str, entry: Entry, folder: pathlib.Path) -> dict:
             "train": [[row["step"], row["train/loss"]] for row in rows if "train/loss" in row],
             "eval": [[row["step"], row["eval/AP50"]] for row in evaluations],
         },
-        "steps": entry.steps,
-        "lr": entry.lr,
-        "canvas": entry.canvas,
-        "model": entry.model,
+        "steps": config.train.steps,
+        "lr": config.optim.lr,
+        "canvas": config.data.canvases[0][0],
+        "model": {key: x for key, x in config.model.items() if key != "num_classes"},
     }
 
 

@@ -1,8 +1,9 @@
 """Configs from files: `path_or_name[:variant]` plus `--config.key=value` overrides.
 
 A config file defines `get_config()`, or `get_config(variant)` when it knows variants, and returns
-an `ml_collections.ConfigDict`.  The first part is a path if such a file exists, else the name of an
-experiment that ships with detlab, so that programs run from any folder.
+an `ml_collections.ConfigDict`.  `VARIANTS`, where it has one, lists all that it knows.  The first
+part is a path if such a file exists, else the name of an experiment that ships with detlab, so that
+programs run from any folder.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import json
 import pathlib
 import re
 import traceback
+import types as python_types
 from typing import Any, Collection, Mapping, Sequence
 
 import ml_collections
@@ -46,6 +48,15 @@ def load(name: str, overrides: Mapping[str, str] | None = None) -> config_dict.C
     for key, text in (overrides or {}).items():
         override(config, key, text)
     return config
+
+
+def variants(name: str) -> list[str]:
+    """The variants that a config lists, without the empty one.
+
+    Raises:
+      UserError: no such file, or it fails.
+    """
+    return _variants(_import(_find(name)))
 
 
 def shipped() -> list[str]:
@@ -199,7 +210,7 @@ def _experiments_folder() -> pathlib.Path | None:
     return pathlib.Path(next(iter(spec.submodule_search_locations)))
 
 
-def _get_config(path: pathlib.Path, variant: str) -> config_dict.ConfigDict:
+def _import(path: pathlib.Path) -> python_types.ModuleType:
     spec = importlib.util.spec_from_file_location(f"detlab_config_{path.stem}", path)
     if spec is None:
         raise errors.UserError(f"{path} is not a Python file; a config is a .py with get_config().")
@@ -212,9 +223,23 @@ def _get_config(path: pathlib.Path, variant: str) -> config_dict.ConfigDict:
         ) from error
     if not hasattr(module, "get_config"):
         raise errors.UserError(f"config file {path} has no function get_config().")
+    return module
+
+
+def _variants(module: python_types.ModuleType) -> list[str]:
+    return [variant for variant in getattr(module, "VARIANTS", ()) if variant]
+
+
+def _get_config(path: pathlib.Path, variant: str) -> config_dict.ConfigDict:
+    module = _import(path)
     takes_variant = bool(inspect.signature(module.get_config).parameters)
     if variant and not takes_variant:
         raise errors.UserError(f"config file {path} has no variants, so leave out ':{variant}'.")
+    known = _variants(module)
+    if variant and known and variant not in known:
+        close = difflib.get_close_matches(variant, known, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"there are: {str(known)[1:-1]}."
+        raise errors.UserError(f"config file {path}: variant {variant!r} is unknown; {hint}")
     try:
         config = module.get_config(variant) if takes_variant else module.get_config()
     except ValueError as error:  # how a config refuses a variant

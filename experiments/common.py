@@ -1,4 +1,7 @@
-"""The blocks that every experiment fills in, with every key that a command line may override."""
+"""What experiments share: every key that a command line may override, data, schedules and starts.
+
+How YOLOv3, YOLOv5 and darknet train is in experiments/recipes.
+"""
 
 from ml_collections import ConfigDict
 
@@ -6,15 +9,15 @@ from ml_collections import ConfigDict
 MEAN_COLOUR = (124, 116, 104)
 
 
-def base(detector: str) -> ConfigDict:
+def base(detector: str, **model) -> ConfigDict:
     """All keys with neutral values, locked: a key that is not here is refused.
 
-    `model` alone is open, as its fields are the detector's.
+    `model` alone is open, as its fields are the detector's: those that are not its defaults.
     """
     config = ConfigDict(
         dict(
             detector=detector,
-            model=dict(),
+            model=model,
             seed=0,
             # Start from weights: a workdir, a checkpoint's folder or what converters.convert wrote.
             init_from="",
@@ -142,22 +145,6 @@ def base(detector: str) -> ConfigDict:
     return config
 
 
-def schedule_1x(config: ConfigDict) -> None:
-    """The "1x" schedule of the Mask R-CNN code bases: 12 epochs, divided by 10 after 8 and 11."""
-    config.train.update(batch_size=16, epochs=12)
-    config.optim.update(
-        name="sgd",
-        lr=0.01,
-        lr_batch_size=16,
-        momentum=0.9,
-        weight_decay=1e-4,
-        schedule="step",
-        milestones=(8, 11),
-        warmup_steps=500,
-        warmup_factor=0.001,
-    )
-
-
 def coco_files(config: ConfigDict) -> None:
     """COCO 2017 as it unpacks: train2017, val2017 and annotations under one root."""
     config.data.update(
@@ -177,6 +164,75 @@ def voc_files(config: ConfigDict) -> None:
         root="data/VOCdevkit",
         train_splits=("2007_trainval", "2012_trainval"),
         eval_splits=("2007_test",),
+        max_boxes=64,
+    )
+    config.eval.best_by = "mAP07"
+
+
+def bccd_files(config: ConfigDict) -> None:
+    """BCCD, 364 microscope pictures of blood cells, in VOC layout."""
+    config.data.update(
+        source="voc",
+        root="data/bccd",
+        class_names=("RBC", "WBC", "Platelets"),
+        train_splits=("trainval",),
+        eval_splits=("test",),
+        flip_vertical=0.5,  # a slide has no upper side
+        max_boxes=48,
+    )
+    config.eval.best_by = "AP50"
+
+
+def schedule_1x(config: ConfigDict) -> None:
+    """The "1x" schedule of the Mask R-CNN code bases, with their size of images.
+
+    12 epochs, the learning rate divided by 10 after 8 and 11.
+    """
+    config.data.update(canvases=((800, 1344), (1344, 800)), size_limits=(1333, 800))
+    config.train.update(batch_size=16, epochs=12)
+    config.optim.update(
+        name="sgd",
+        lr=0.01,
+        lr_batch_size=16,
+        momentum=0.9,
+        weight_decay=1e-4,
+        schedule="step",
+        milestones=(8, 11),
+        warmup_steps=500,
+        warmup_factor=0.001,
+    )
+
+
+def coco_1x(config: ConfigDict) -> None:
+    """COCO 2017 with the 1x schedule."""
+    coco_files(config)
+    schedule_1x(config)
+
+
+def voc_1x(config: ConfigDict) -> None:
+    """PASCAL VOC with mmdetection's schedule: 4 epochs that repeat the data three times, so 12."""
+    voc_files(config)
+    schedule_1x(config)
+    config.data.update(canvases=((608, 1024), (1024, 608)), size_limits=(1000, 600))
+    config.optim.milestones = (9, 11)
+
+
+def start_from(
+    config: ConfigDict, name: str, file: str, folder: str, source: str, authors: str
+) -> None:
+    """Starts from converted weights, and says how to get them where they are missing.
+
+    Args:
+      name: path of the experiment, which has a variant `scratch`.
+      file: that its authors publish.
+      folder: of the converted weights.
+      source: of the file, in the words of converters.convert.
+    """
+    config.init_from = folder
+    config.init_help = (
+        f"download {authors}'s {file}, convert it with `python -m converters.convert --source"
+        f" {source} --config {name} --input {file} --output {folder}`, or train from random"
+        f" weights with `--config {name}:scratch`"
     )
 
 
@@ -186,13 +242,8 @@ def from_imagenet(config: ConfigDict, name: str) -> None:
     `name` is the path of the experiment, which has a variant `scratch`.
     """
     file, folder = "resnet50-0676ba61.pth", "weights/resnet50_torchvision"
-    config.init_from = folder
+    start_from(config, name, file, folder, source="torchvision", authors="torchvision")
     config.init_skip = ("params/(neck|head)/.*",)
-    config.init_help = (
-        f"download torchvision's {file}, convert it with `python -m converters.convert --source"
-        f" torchvision --config {name} --input {file} --output {folder}`, or train from random"
-        f" weights with `--config {name}:scratch`"
-    )
 
 
 def from_scratch(config: ConfigDict) -> None:
@@ -201,214 +252,3 @@ def from_scratch(config: ConfigDict) -> None:
     config.init_from = ""
     config.init_skip = ()
     config.init_help = ""
-
-
-def small_from_scratch(config: ConfigDict, num_classes: int, warmup_steps: int) -> None:
-    """RetinaNet-18 with 64 channels, from random weights, with AdamW: for a CPU, or few images."""
-    config.model = ConfigDict(
-        dict(
-            num_classes=num_classes,
-            depth=18,
-            neck_width=64,
-            head_width=64,
-            head_convs=2,
-            octave_base_scale=3.0,  # anchors from 24 px: objects of 16 px and more
-            delta_stds=(0.1, 0.1, 0.2, 0.2),
-            box_weight=0.25,  # small stds make the box term large
-        )
-    )
-    from_scratch(config)
-    config.train.batch_size = 8
-    config.optim.update(
-        name="adamw",
-        lr=1.5e-3,
-        lr_batch_size=8,
-        weight_decay=1e-4,
-        schedule="cosine",
-        warmup_steps=warmup_steps,
-        warmup_factor=0.01,
-        clip_norm=10.0,
-    )
-
-
-def yolov3_training(config: ConfigDict, epochs: int, milestones: tuple, warmup_steps: int) -> None:
-    """Augmentation and optimizer of mmdetection's YOLOv3."""
-    config.data.augment.update(
-        photometric=1.0,
-        expand=0.5,
-        expand_ratio=2.0,
-        crop="min_iou",
-        crop_min_ious=(0.4, 0.5, 0.6, 0.7, 0.8, 0.9),
-    )
-    config.train.update(batch_size=64, epochs=epochs)
-    config.optim.update(
-        lr=0.001,
-        lr_batch_size=64,
-        weight_decay=5e-4,
-        clip_norm=35.0,
-        milestones=milestones,
-        warmup_steps=warmup_steps,
-        warmup_factor=0.1,
-    )
-
-
-def darknet_training(config: ConfigDict, network: str) -> None:
-    """How darknet trains a standard network: [net] and the data keys of [yolo] in its cfg.
-
-    `max_batches` and `steps` are counted in batches of 64, which are worked through in parts
-    (`subdivisions`); the learning rate burns in with the fourth power.  With `random=1` the sizes
-    are those of darknet, 1/1.4 to 1.4 of the cfg's, by 32 px; it keeps one for ten batches, here
-    every step draws one.  Mosaics are half of the batches there and half of the pictures here.
-    What `jitter` shows beside a picture is grey, not the picture's mean.  `resize=1.5` of tiny
-    YOLOv4 is not there.
-    """
-    side, sides, parts, lr, steps, milestones = {
-        "yolov3": (608, (480, 896), 16, 0.001, 500200, (400000, 450000)),
-        "yolov3-tiny": (416, (320, 608), 2, 0.001, 500200, (400000, 450000)),
-        "yolov4": (608, (480, 896), 8, 0.0013, 500500, (400000, 450000)),
-        "yolov4-tiny": (416, (416, 416), 1, 0.00261, 2000200, (1600000, 1800000)),
-    }[network]
-    config.data.update(
-        canvases=((side, side),),
-        resize="stretch",
-        rounding="whole",  # of a letterbox, should `resize` become one
-        demo_rounding="whole",
-        pad_value=(128, 128, 128),
-        max_boxes=200,
-        keep_empty=True,
-        min_side=0,
-    )
-    if sides[0] < sides[1]:
-        drawn = range(sides[0], sides[1] + 1, 32)
-        config.data.multiscale_canvases = tuple(((s, s),) for s in drawn)
-    config.data.augment.update(
-        crop="jitter",
-        crop_jitter=0.3,
-        mosaic=0.5 if network == "yolov4" else 0.0,
-        hsv=1.0,
-        hsv_gains=(0.1, 1.5, 1.5),
-        hsv_form="darknet",
-    )
-    config.train.update(batch_size=64, accumulate=parts, steps=steps, epochs=0)
-    config.optim.update(
-        name="sgd",
-        lr=lr,
-        lr_batch_size=64,
-        momentum=0.949 if network == "yolov4" else 0.9,
-        weight_decay=5e-4,
-        no_decay=(r"params/.*/norm/.*", r"params/.*/bias"),
-        milestones=milestones,
-        warmup_steps=1000,
-        warmup_factor=0.0,
-        warmup_power=4.0,
-    )
-
-
-def from_darknet53(config: ConfigDict, name: str) -> None:
-    """Starts YOLOv3's backbone from mmdetection's ImageNet weights; `name` as above."""
-    file, folder = "darknet53-a628ea1b.pth", "weights/darknet53_mmdet"
-    config.init_from = folder
-    config.init_skip = (r"\w+/(neck|head)/.*",)
-    config.init_help = (
-        f"download mmdetection's {file}, convert it with `python -m converters.convert --source"
-        f" mmdet --config {name} --input {file} --output {folder}`, or train from random weights"
-        f" with `--config {name}:scratch`"
-    )
-
-
-# Depth and width multiple of YOLOv5's sizes.
-_YOLOV5_SIZES = {
-    "n": (0.33, 0.25),
-    "s": (0.33, 0.5),
-    "m": (0.67, 0.75),
-    "l": (1.0, 1.0),
-    "x": (1.33, 1.25),
-}
-_YOLOV5_FOUR_LEVELS = dict(
-    anchor_sizes=(
-        ((19, 27), (44, 40), (38, 94)),
-        ((96, 68), (86, 152), (180, 137)),
-        ((140, 301), (303, 264), (238, 542)),
-        ((436, 615), (739, 380), (925, 792)),
-    ),
-    level_balance=(4.0, 1.0, 0.25, 0.06),
-)
-
-
-def yolov5_network(config: ConfigDict, variant: str) -> None:
-    """The network of a variant: "s" of releases 6.0 to 7.0, "s_v5" of 4.0 and 5.0, "s_v3" of 3.0.
-
-    "s6" has four levels of detection, for images of 1280 px.
-    """
-    size, _, release = variant.partition("_")
-    letter, four_levels = size[:1], size.endswith("6")
-    known = letter in _YOLOV5_SIZES and size in (letter, f"{letter}6")
-    known &= variant in (size, f"{size}_v5", f"{size}_v3") and not (four_levels and release == "v3")
-    if not known or (letter == "n" and release):
-        raise ValueError(
-            f"variant {variant!r} is unknown; there are the sizes from 'n' over s, m and l to 'x',"
-            " also with 6 behind them for four levels, and from s on with _v5 or _v3 for older"
-            " releases."
-        )
-    depth, width = _YOLOV5_SIZES[letter]
-    config.model.update(depth_multiple=depth, width_multiple=width)
-    if release:
-        config.model.update(stem="focus", pool="spp", repeats=(3, 9, 9, 3))
-    if release == "v3":
-        config.model.update(block="csp", activation="hard_swish")
-    if four_levels:
-        last = (3, 9, 9, 3, 3) if release else (3, 6, 9, 3, 3)
-        pool = dict(pool_size=3) if release else {}
-        config.model.update(repeats=last, **pool, **_YOLOV5_FOUR_LEVELS)
-
-
-def yolov5_training(config: ConfigDict, variant: str, side: int, warmup_steps: int) -> None:
-    """How the reference trains such a network on images of `side` px, without copy-paste.
-
-    Releases 6.0 to 7.0 train n and s as `hyp.scratch-low` says and the others as `-high`; before
-    them there was one set for all.  The loss is that of 64 images, whatever the batch is.
-    `warmup_steps` are those of three epochs.
-    """
-    config.model.update(train_size=side)
-    config.data.update(
-        canvases=((side, side),),
-        resize="letterbox",
-        # All releases from 1.0 to 7.0: int() in train.py and val.py, round() in detect.py.
-        rounding="down",
-        demo_rounding="half_even",
-        eval_shrink="area",
-        pad_value=(114, 114, 114),
-        keep_empty=True,
-        min_side=0,
-        max_boxes=200,
-    )
-    config.data.augment.update(mosaic=1.0, affine=1.0, hsv=1.0)
-    config.train.update(batch_size=64, epochs=300)
-    config.optim.update(
-        name="sgd",
-        lr=0.01,
-        lr_batch_size=0,
-        momentum=0.937,
-        nesterov=True,
-        weight_decay=5e-4,
-        no_decay=("params/.*/norm/.*", "params/.*/bias"),
-        clip_norm=10.0,
-        schedule="linear",
-        final_factor=0.01,
-        decay_from="start",
-        warmup_steps=warmup_steps,
-        warmup_factor=0.0,
-        warmup_momentum=0.8,
-        warmup_bias_lr=0.1,
-        ema_decay=0.9999,
-        ema_warmup=2000,
-    )
-    if variant.endswith(("_v3", "_v5")):
-        config.model.train_size = 640 if variant.endswith("_v3") else side
-        config.optim.update(clip_norm=0.0, schedule="cosine", final_factor=0.2)
-        if variant.endswith("_v3"):
-            config.optim.warmup_momentum = 0.9
-    elif variant[0] not in "ns":
-        config.model.update(class_gain=0.3, objectness_gain=0.7)
-        config.data.augment.update(affine_scale=0.9, mixup=0.1)
-        config.optim.final_factor = 0.1

@@ -14,7 +14,6 @@ from experiments import common
 
 def get_config() -> ConfigDict:
     config = common.base("cornernet")
-    config.model = ConfigDict(dict(num_classes=80, dtype="float32"))
     common.coco_files(config)
     config.data.update(
         # Crops of 511 x 511 px in training.  Tests are on sizes with the last seven bits set, to

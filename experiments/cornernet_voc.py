@@ -13,14 +13,12 @@ from experiments import common
 
 
 def get_config() -> ConfigDict:
-    config = common.base("cornernet")
-    config.model = ConfigDict(dict(num_classes=20, dtype="float32"))
+    config = common.base("cornernet", num_classes=20)
     common.voc_files(config)
     config.data.update(
         canvases=((511, 511),),
         size_limits=(500, 500),
         multiscale_limits=((511, 511),),  # of training: the crop fills the canvas
-        max_boxes=64,
     )
     config.data.augment.update(photometric=1.0, crop="center")
     config.train.update(batch_size=48, epochs=210)
@@ -34,5 +32,5 @@ def get_config() -> ConfigDict:
         warmup_steps=500,
         warmup_factor=1 / 3,
     )
-    config.eval.update(best_by="mAP07", views=("image", "mirror"))
+    config.eval.views = ("image", "mirror")
     return config

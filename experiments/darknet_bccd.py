@@ -19,22 +19,15 @@ STANDARD = {"": "yolov4-tiny", "yolov3_tiny": "yolov3-tiny", "yolov4_tiny": "yol
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    config = common.base("darknet")
     cfg = STANDARD.get(variant) or read(variant)
-    config.model = ConfigDict(dict(cfg=cfg, num_classes=3))
+    config = common.base("darknet", cfg=cfg, num_classes=3)
+    common.bccd_files(config)
     config.data.update(
-        source="voc",
-        root="data/bccd",
-        class_names=("RBC", "WBC", "Platelets"),
-        train_splits=("trainval",),
-        eval_splits=("test",),
         canvases=((320, 320),),
         resize="stretch",
         rounding="whole",
         demo_rounding="whole",
         pad_value=(128, 128, 128),
-        flip_vertical=0.5,  # a slide has no upper side
-        max_boxes=48,
     )
     config.train.update(batch_size=8, epochs=15, log_every=10, eval_every=185)
     config.optim.update(
@@ -47,7 +40,6 @@ def get_config(variant: str = "") -> ConfigDict:
         warmup_factor=0.01,
         clip_norm=35.0,
     )
-    config.eval.update(best_by="AP50")
     return config
 
 

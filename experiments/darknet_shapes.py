@@ -5,41 +5,66 @@
 `:yolov3_tiny` and `:yolov4_tiny` (the default) have half of their channels, `:yolov3` and `:yolov4`
 a quarter, at several times the cost.  Pictures of 128 px are drawn at 160, as the anchors of the
 cfgs are made for larger ones.  Optimizer and schedule are those of yolov3_shapes.py.
+
+`:overfit_yolov4_tiny` and its like are what benchmarks.overfit trains, `:tiny` what tests build.
 """
 
 from ml_collections import ConfigDict
 
 from experiments import common
+from experiments.recipes import darknet
+from experiments.recipes import small
 
+
+def _section(name: str, **values) -> str:
+    return "\n".join([f"[{name}]", *(f"{key}={value}" for key, value in values.items()), ""])
+
+
+def _conv(filters: int, size: int = 3, activation: str = "leaky", **values) -> str:
+    values = dict(filters=filters, size=size, pad=1, activation=activation, **values)
+    return _section("convolutional", **values)
+
+
+def _head(mask: str, **values) -> str:
+    shapes = dict(anchors="18,18, 18,26, 26,18, 36,36", num=4, mask=mask, classes=3)
+    return _conv(2 * (5 + 3), 1, "linear") + _section("yolo", **shapes, **values)
+
+
+# A head of YOLOv4 at stride 16 and one of YOLOv3 at stride 8.
+TINY = "".join(
+    [
+        _section("net", width=96, height=64, channels=3),
+        _conv(8, stride=2, batch_normalize=1),
+        _conv(8, activation="mish", stride=2, batch_normalize=1),
+        _section("maxpool", size=2, stride=2),
+        _conv(16, stride=2, batch_normalize=1, groups=2),
+        _head("2,3", iou_loss="ciou", iou_thresh=0.2, iou_normalizer=0.07, scale_x_y=1.05),
+        _section("route", layers=-3),
+        _section("upsample", stride=2),
+        _section("route", layers="-1,2"),
+        _head("0,1"),
+    ]
+)
 VARIANTS = {
-    "": "yolov4-tiny",
-    "yolov3": "yolov3",
-    "yolov3_tiny": "yolov3-tiny",
-    "yolov4": "yolov4",
-    "yolov4_tiny": "yolov4-tiny",
+    **{
+        variant: dict(cfg=cfg, width_multiple=0.5 if "tiny" in cfg else 0.25)
+        for variant, cfg in (darknet.NETWORKS | {"": "yolov4-tiny"}).items()
+    },
+    **{
+        f"overfit_{variant}": dict(cfg=cfg, width_multiple=0.25)
+        for variant, cfg in darknet.NETWORKS.items()
+        if variant
+    },
+    "tiny": dict(cfg=TINY),
 }
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    if variant not in VARIANTS:
-        known = ", ".join(f"'{name}'" for name in VARIANTS if name)
-        raise ValueError(f"variant {variant!r} is unknown; there are {known}.")
-    config = common.base("darknet")
-    network = VARIANTS[variant]
-    width = 0.5 if "tiny" in network else 0.25
-    config.model = ConfigDict(dict(cfg=network, num_classes=4, width_multiple=width))
-    config.data.update(source="shapes", canvases=((160, 160),), pad_value=(0, 0, 0), max_boxes=8)
-    config.train.update(
-        batch_size=8, steps=1100, log_every=10, eval_every=275, checkpoint_every=100
-    )
-    config.optim.update(
-        name="adamw",
-        lr=1.5e-3,
-        lr_batch_size=8,
-        weight_decay=1e-4,
-        schedule="cosine",
-        warmup_steps=50,
-        warmup_factor=0.01,
-        clip_norm=35.0,
-    )
+    config = common.base("darknet", **VARIANTS[variant])
+    # Objects are small for the anchors of tiny networks.  Running statistics follow slowly (0.99)
+    # those of the batch, so that they need many steps.
+    side = 160 if "tiny" in variant else 128
+    small.shapes(config, variant, clip_norm=35.0, overfit_steps=800, overfit_side=side)
+    if variant in darknet.NETWORKS:
+        config.data.update(canvases=((160, 160),), pad_value=(0, 0, 0))
     return config

@@ -11,24 +11,12 @@ from ml_collections import ConfigDict
 
 from experiments import common
 
+VARIANTS = ("scratch",)
+
 
 def get_config(variant: str = "") -> ConfigDict:
-    if variant not in ("", "scratch"):
-        raise ValueError(f"variant {variant!r} is unknown; there is 'scratch'.")
-    config = common.base("faster_rcnn")
-    config.model = ConfigDict(
-        dict(
-            num_classes=80,
-            depth=50,
-            backbone_norm="stored",
-            frozen_stages=1,
-            predict_sampling_ratio=0,
-            dtype="float32",
-        )
-    )
-    common.coco_files(config)
-    config.data.update(canvases=((800, 1344), (1344, 800)), size_limits=(1333, 800))
-    common.schedule_1x(config)
+    config = common.base("faster_rcnn", predict_sampling_ratio=0)
+    common.coco_1x(config)
     config.optim.lr = 0.02
     common.from_imagenet(config, "experiments/faster_rcnn_coco.py")
     config.init_skip = ("params/(neck|rpn|box_head)/.*",)

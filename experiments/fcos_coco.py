@@ -12,21 +12,13 @@ from ml_collections import ConfigDict
 
 from experiments import common
 
+VARIANTS = ("improved", "scratch")
+
 
 def get_config(variant: str = "") -> ConfigDict:
-    if variant not in ("", "improved", "scratch"):
-        raise ValueError(f"variant {variant!r} is unknown; there are 'improved' and 'scratch'.")
     config = common.base("fcos")
-    config.model = ConfigDict(
-        dict(num_classes=80, depth=50, backbone_norm="frozen", frozen_stages=1, dtype="float32")
-    )
-    common.coco_files(config)
-    config.data.update(
-        canvases=((800, 1344), (1344, 800)),
-        size_limits=(1333, 800),
-        pad_value=(123, 116, 103),
-    )
-    common.schedule_1x(config)
+    common.coco_1x(config)
+    config.data.pad_value = (123, 116, 103)
     config.optim.update(
         no_decay=(r"params/.*(?<!/norm)/bias",), warmup_factor=1 / 3, clip_norm=35.0
     )
@@ -44,14 +36,9 @@ def get_config(variant: str = "") -> ConfigDict:
         config.data.pad_value = common.MEAN_COLOUR
         config.optim.clip_norm = 0.0
         file = "resnet50_msra-5891d200.pth"  # of Detectron2
-    folder = f"weights/{file.partition('-')[0]}"
-    config.init_from = folder
+    name, folder = "experiments/fcos_coco.py", f"weights/{file.partition('-')[0]}"
+    common.start_from(config, name, file, folder, source="torchvision --bgr", authors="OpenMMLab")
     config.init_skip = ("params/(neck|head|box_scales)/.*",)
-    config.init_help = (
-        f"download OpenMMLab's {file}, convert it with `python -m converters.convert --source"
-        f" torchvision --bgr --config experiments/fcos_coco.py --input {file} --output {folder}`,"
-        " or train from random weights with `--config experiments/fcos_coco.py:scratch`"
-    )
     if variant == "scratch":
         common.from_scratch(config)
     return config

@@ -3,19 +3,23 @@
     python -m detlab.train --config experiments/ghm_shapes.py
 
 Data, optimizer and schedule are those of `retinanet_shapes`.
+
+`:overfit` is what benchmarks.overfit trains, `:tiny` what tests build.
 """
 
 from ml_collections import ConfigDict
 
 from experiments import common
+from experiments.recipes import small
+
+VARIANTS = {
+    "": dict(octave_base_scale=3.0),  # anchors from 24 px: objects of 16 px and more
+    "overfit": dict(octave_base_scale=2.5),
+    "tiny": dict(octave_base_scale=3.0),
+}
 
 
-def get_config() -> ConfigDict:
-    config = common.base("ghm")
-    common.small_from_scratch(config, num_classes=4, warmup_steps=50)
-    # mu is for deltas without stds, and GHM-R balances its term itself.
-    config.model.update(delta_stds=(1.0, 1.0, 1.0, 1.0), box_weight=10.0)
-    config.data.update(source="shapes", canvases=((128, 128),), max_boxes=8)
-    config.train.update(steps=1100, log_every=10, eval_every=275, checkpoint_every=100)
-    config.eval.update(batch_size=8)
+def get_config(variant: str = "") -> ConfigDict:
+    config = common.base("ghm", **small.dense(variant), **VARIANTS[variant])
+    small.shapes(config, variant)
     return config

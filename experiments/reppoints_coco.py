@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from experiments import common
 
-FORMS = {
+VARIANTS = {
     "": dict(),
     "plain": dict(norm="none"),
     "minmax": dict(transform="minmax"),
@@ -25,26 +25,8 @@ FORMS = {
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    if variant not in FORMS:
-        known = ", ".join(repr(form) for form in FORMS if form)
-        raise ValueError(f"variant {variant!r} is unknown; there are {known}.")
-    config = common.base("reppoints")
-    config.model = ConfigDict(
-        dict(
-            num_classes=80,
-            depth=50,
-            backbone_norm="stored",
-            frozen_stages=1,
-            dtype="float32",
-            **FORMS[variant],
-        )
-    )
-    common.coco_files(config)
-    config.data.update(
-        canvases=((800, 1344), (1344, 800)),
-        size_limits=(1333, 800),
-    )
-    common.schedule_1x(config)
+    config = common.base("reppoints", **VARIANTS[variant])
+    common.coco_1x(config)
     common.from_imagenet(config, "experiments/reppoints_coco.py")
     if variant == "scratch":
         common.from_scratch(config)

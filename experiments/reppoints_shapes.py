@@ -3,28 +3,23 @@
     python -m detlab.train --config experiments/reppoints_shapes.py
 
 Data, optimizer and schedule are those of `retinanet_shapes`.
+
+`:overfit` is what benchmarks.overfit trains, `:tiny` what tests build.
 """
 
 from ml_collections import ConfigDict
 
 from experiments import common
+from experiments.recipes import small
+
+VARIANTS = {
+    "": dict(point_width=64),
+    "overfit": dict(point_width=48, norm_groups=16, point_scale=3.0),
+    "tiny": dict(point_width=16, norm_groups=4),
+}
 
 
-def get_config() -> ConfigDict:
-    config = common.base("reppoints")
-    common.small_from_scratch(config, num_classes=4, warmup_steps=50)
-    config.model = ConfigDict(
-        dict(
-            num_classes=4,
-            depth=18,
-            neck_width=64,
-            head_width=64,
-            head_convs=2,
-            point_width=64,
-        )
-    )
-    common.from_scratch(config)
-    config.data.update(source="shapes", canvases=((128, 128),), max_boxes=8)
-    config.train.update(steps=1100, log_every=10, eval_every=275, checkpoint_every=100)
-    config.eval.update(batch_size=8)
+def get_config(variant: str = "") -> ConfigDict:
+    config = common.base("reppoints", **small.dense(variant), **VARIANTS[variant])
+    small.shapes(config, variant)
     return config

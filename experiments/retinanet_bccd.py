@@ -9,21 +9,20 @@ minutes on 2 CPU cores; seed 0 gives AP 0.56 and AP50 0.89 on the 72 images of t
 from ml_collections import ConfigDict
 
 from experiments import common
+from experiments.recipes import small
 
 
 def get_config() -> ConfigDict:
-    config = common.base("retinanet")
-    common.small_from_scratch(config, num_classes=3, warmup_steps=100)
-    config.data.update(
-        source="voc",
-        root="data/bccd",
-        class_names=("RBC", "WBC", "Platelets"),
-        train_splits=("trainval",),
-        eval_splits=("test",),
-        canvases=((240, 320),),
-        flip_vertical=0.5,  # a slide has no upper side
-        max_boxes=48,
+    config = common.base(
+        "retinanet",
+        num_classes=3,
+        **small.dense(),
+        octave_base_scale=3.0,  # anchors from 24 px: objects of 16 px and more
+        delta_stds=(0.1, 0.1, 0.2, 0.2),
+        box_weight=0.25,  # small stds make the box term large
     )
+    common.bccd_files(config)
+    small.optimizer(config, warmup_steps=100)
+    config.data.canvases = ((240, 320),)
     config.train.update(epochs=40, log_every=10, eval_every=185)
-    config.eval.update(best_by="AP50")
     return config

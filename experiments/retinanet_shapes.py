@@ -3,17 +3,27 @@
     python -m detlab.train --config experiments/retinanet_shapes.py
 
 About 7 minutes on 2 CPU cores; seed 0 gives AP 0.60 on the 200 held-out images.
+
+`:overfit` is what benchmarks.overfit trains, `:tiny` what tests build.
 """
 
 from ml_collections import ConfigDict
 
 from experiments import common
+from experiments.recipes import small
+
+VARIANTS = {
+    "": dict(
+        octave_base_scale=3.0,  # anchors from 24 px: objects of 16 px and more
+        delta_stds=(0.1, 0.1, 0.2, 0.2),
+        box_weight=0.25,  # small stds make the box term large
+    ),
+    "overfit": dict(octave_base_scale=2.5),
+    "tiny": dict(octave_base_scale=3.0),
+}
 
 
-def get_config() -> ConfigDict:
-    config = common.base("retinanet")
-    common.small_from_scratch(config, num_classes=4, warmup_steps=50)
-    config.data.update(source="shapes", canvases=((128, 128),), max_boxes=8)
-    config.train.update(steps=1100, log_every=10, eval_every=275, checkpoint_every=100)
-    config.eval.update(batch_size=8)
+def get_config(variant: str = "") -> ConfigDict:
+    config = common.base("retinanet", **small.dense(variant), **VARIANTS[variant])
+    small.shapes(config, variant)
     return config

@@ -10,23 +10,12 @@ from ml_collections import ConfigDict
 
 from experiments import common
 
+VARIANTS = ("scratch",)
+
 
 def get_config(variant: str = "") -> ConfigDict:
-    if variant not in ("", "scratch"):
-        raise ValueError(f"variant {variant!r} is unknown; there is 'scratch'.")
-    config = common.base("retinanet")
-    config.model = ConfigDict(
-        dict(num_classes=20, depth=50, backbone_norm="stored", frozen_stages=1, dtype="float32")
-    )
-    common.voc_files(config)
-    config.data.update(
-        canvases=((608, 1024), (1024, 608)),
-        size_limits=(1000, 600),
-        max_boxes=64,
-    )
-    common.schedule_1x(config)
-    config.optim.update(milestones=(9, 11))
-    config.eval.update(best_by="mAP07")
+    config = common.base("retinanet", num_classes=20)
+    common.voc_1x(config)
     common.from_imagenet(config, "experiments/retinanet_voc.py")
     if variant == "scratch":
         common.from_scratch(config)

@@ -10,26 +10,18 @@ both at 320 (AP 27.9), `:scratch` starts from random weights.
 from ml_collections import ConfigDict
 
 from experiments import common
+from experiments.recipes import yolov3
 
-SIDES = {"": 608, "416": 416, "320": 320, "scratch": 608}
+VARIANTS = {"": 608, "416": 416, "320": 320, "scratch": 608}  # px of the canvas
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    if variant not in SIDES:
-        raise ValueError(f"variant {variant!r} is unknown; there are '416', '320' and 'scratch'.")
     config = common.base("yolov3")
-    config.model = ConfigDict(dict(num_classes=80, backbone_norm="stored", dtype="float32"))
-    side = SIDES[variant]
+    side = VARIANTS[variant]
     common.coco_files(config)
-    config.data.update(
-        canvases=((side, side),),
-        pad_value=(0, 0, 0),
-    )
+    config.data.canvases = ((side, side),)
     if side > 320:
         config.data.update(multiscale_limits=((320, 320), (side, side)), multiscale="range")
-    common.yolov3_training(config, epochs=273, milestones=(218, 246), warmup_steps=2000)
-    if variant == "scratch":
-        config.model.backbone_norm = "batch"
-        return config
-    common.from_darknet53(config, "experiments/yolov3_coco.py")
+    yolov3.training(config, epochs=273, milestones=(218, 246), warmup_steps=2000)
+    yolov3.start(config, variant, "experiments/yolov3_coco.py")
     return config

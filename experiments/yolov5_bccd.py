@@ -11,25 +11,19 @@ Annotations, ImageSets and JPEGImages.
 from ml_collections import ConfigDict
 
 from experiments import common
+from experiments.recipes import yolov5
+
+VARIANTS = yolov5.VARIANTS
 
 
 def get_config(variant: str = "") -> ConfigDict:
     variant = variant or "n"
-    config = common.base("yolov5")
-    config.model = ConfigDict(dict(num_classes=3, dtype="float32"))
-    common.yolov5_network(config, variant)
-    common.yolov5_training(config, variant, side=416, warmup_steps=54)
-    config.data.update(
-        source="voc",
-        root="data/bccd",
-        class_names=("RBC", "WBC", "Platelets"),
-        train_splits=("trainval",),
-        eval_splits=("test",),
-        flip_vertical=0.5,  # a slide has no upper side
-        max_boxes=120,
-    )
+    config = common.base("yolov5", num_classes=3)
+    yolov5.network(config, variant)
+    yolov5.training(config, variant, side=416, warmup_steps=54)
+    common.bccd_files(config)
+    config.data.max_boxes = 120
     config.train.update(batch_size=16, epochs=40, log_every=10, eval_every=90)
     config.optim.update(ema_decay=0.999, ema_warmup=200)  # 730 updates in all
     config.init_skip = ("params/head/.*",)
-    config.eval.update(best_by="AP50")
     return config

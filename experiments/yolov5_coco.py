@@ -19,14 +19,15 @@ them be, here all are square.
 from ml_collections import ConfigDict
 
 from experiments import common
+from experiments.recipes import yolov5
+
+VARIANTS = yolov5.VARIANTS
 
 
 def get_config(variant: str = "") -> ConfigDict:
     variant = variant or "s"
     config = common.base("yolov5")
-    config.model = ConfigDict(dict(num_classes=80, dtype="float32"))
-    common.yolov5_network(config, variant)
     common.coco_files(config)
-    side = 1280 if "6" in variant else 640
-    common.yolov5_training(config, variant, side, warmup_steps=5500)
+    yolov5.network(config, variant)
+    yolov5.training(config, variant, side=1280 if "6" in variant else 640, warmup_steps=5500)
     return config

@@ -3,41 +3,39 @@
     python -m detlab.train --config experiments/yolov5_shapes.py
 
 Data, optimizer and schedule are those of `yolov3_shapes`.
+
+`:overfit` is what benchmarks.overfit trains, `:tiny` what tests build.
 """
 
 from ml_collections import ConfigDict
 
 from experiments import common
+from experiments.recipes import small
+
+# Anchors: the middles of thirds of 16 to 70 px, of each side.
+VARIANTS = {
+    "": dict(width_multiple=0.25, anchor_sizes=small.anchors(25, 43, 61), train_size=128),
+    "overfit": dict(width_multiple=0.25),
+    "overfit_release3": dict(
+        width_multiple=0.25,
+        block="csp",
+        activation="hard_swish",
+        stem="focus",
+        pool="spp",
+        repeats=(3, 9, 9, 3),
+    ),
+    "tiny": dict(
+        width_multiple=0.0625,
+        repeats=(1, 1, 1, 1),
+        neck_repeats=1,
+        anchor_sizes=small.anchors(18, 26, 36),
+    ),
+}
 
 
-def get_config() -> ConfigDict:
-    config = common.base("yolov5")
-    config.model = ConfigDict(
-        dict(
-            num_classes=4,
-            width_multiple=0.25,
-            # The middles of thirds of 16 to 70 px, of each side.
-            anchor_sizes=(
-                ((25, 25), (25, 43), (43, 25)),
-                ((25, 61), (43, 43), (61, 25)),
-                ((43, 61), (61, 43), (61, 61)),
-            ),
-            train_size=128,
-        )
-    )
-    config.data.update(source="shapes", canvases=((128, 128),), pad_value=(114, 114, 114))
-    config.data.max_boxes = 8
-    config.train.update(
-        batch_size=8, steps=1100, log_every=10, eval_every=275, checkpoint_every=100
-    )
-    config.optim.update(
-        name="adamw",
-        lr=1.5e-3,
-        lr_batch_size=8,
-        weight_decay=1e-4,
-        schedule="cosine",
-        warmup_steps=50,
-        warmup_factor=0.01,
-        clip_norm=100.0,
-    )
+def get_config(variant: str = "") -> ConfigDict:
+    config = common.base("yolov5", **VARIANTS[variant])
+    small.shapes(config, variant, clip_norm=100.0, overfit_steps=400, overfit_side=160)
+    if not variant:
+        config.data.pad_value = (114, 114, 114)
     return config

@@ -10,15 +10,17 @@ epochs are enough (`--config.train.epochs=50`).
 from ml_collections import ConfigDict
 
 from experiments import common
+from experiments.recipes import yolov5
+
+VARIANTS = yolov5.VARIANTS
 
 
 def get_config(variant: str = "") -> ConfigDict:
     variant = variant or "s"
-    config = common.base("yolov5")
-    config.model = ConfigDict(dict(num_classes=20, dtype="float32"))
-    common.yolov5_network(config, variant)
+    config = common.base("yolov5", num_classes=20)
+    yolov5.network(config, variant)
+    yolov5.training(config, variant, side=640, warmup_steps=780)
     common.voc_files(config)
-    common.yolov5_training(config, variant, side=640, warmup_steps=780)
+    config.data.max_boxes = 200  # of a mosaic
     config.init_skip = ("params/head/.*",)
-    config.eval.update(best_by="mAP07")
     return config

@@ -236,6 +236,18 @@ def test_a_variant_follows_the_name(tmp_path):
         config_lib.load(f"{path}:big")
 
 
+def test_a_file_that_lists_its_variants_is_asked_for_no_other(tmp_path):
+    text = VARIANTS.replace("    if ", '    if variant == "big":\n        return None\n    if ')
+    path = write(tmp_path / "sizes.py", 'VARIANTS = ("", "small")\n' + text)
+    assert config_lib.variants(path) == ["small"]
+    assert config_lib.load(f"{path}:small").width == 8
+    with pytest.raises(errors.UserError, match="variant 'big' is unknown; there are: 'small'"):
+        config_lib.load(f"{path}:big")
+    with pytest.raises(errors.UserError, match="'smal' is unknown; did you mean 'small'?"):
+        config_lib.load(f"{path}:smal")
+    assert config_lib.variants(write(tmp_path / "one.py", SIMPLE)) == []
+
+
 def test_a_file_without_variants_refuses_one(tmp_path):
     path = write(tmp_path / "simple.py", SIMPLE)
     with pytest.raises(errors.UserError, match="has no variants, so leave out ':small'"):
@@ -315,7 +327,7 @@ def test_a_missing_file_lists_what_ships_and_the_nearest_name(tmp_path):
 def test_shipped_names_are_experiments_and_not_their_helpers():
     names = config_lib.shipped()
     assert "retinanet_voc" in names and names == sorted(names)
-    assert "common" not in names and "__init__" not in names
+    assert not {"common", "__init__", "recipes", "yolov5"} & set(names)
 
 
 @pytest.mark.parametrize(

@@ -134,10 +134,11 @@ def test_converters_stand_on_detlab_and_benchmarks_on_both(folder, forbidden):
             assert top != "detlab" or rest[0] in PROGRAMS, f"{path} imports {imported}"
 
 
-def test_experiments_import_only_ml_collections_and_common():
+def test_experiments_import_only_ml_collections_common_and_recipes():
     for path in python_files("experiments"):
         for imported in imports(path):
-            assert imported.split(".")[0] == "ml_collections" or imported == "experiments.common"
+            shared = imported == "experiments.common" or imported.startswith("experiments.recipes.")
+            assert shared or imported.split(".")[0] == "ml_collections", f"{path}: {imported}"
 
 
 def test_nothing_imports_tensorflow_or_pytorch():

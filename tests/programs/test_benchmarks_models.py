@@ -1,6 +1,7 @@
 """The benchmarks of detectors run and tell what is missing; their figures are not tested."""
 
 import json
+import pathlib
 import shutil
 import sys
 
@@ -12,6 +13,8 @@ from benchmarks import models
 from benchmarks import overfit
 from benchmarks import peers
 from benchmarks import turns
+from detlab import config as config_lib
+from detlab import detectors
 from detlab import errors
 
 
@@ -26,6 +29,12 @@ def test_a_misspelt_model_is_named_with_the_nearest():
         command.choose(["yolov5"], fine_tuning.NETWORKS, "network")
     assert command.choose([], models.MODELS, "model") == list(models.MODELS)
     assert command.choose(["fcos"], overfit.OVERFIT, "detector") == ["fcos"]
+
+
+def test_every_detector_is_overfit_and_measured():
+    there = {path.stem for path in pathlib.Path(detectors.__path__[0]).glob("*.py")} - {"__init__"}
+    for found in (overfit.OVERFIT.values(), [model.config for model in models.MODELS.values()]):
+        assert {config_lib.load(name).detector for name in found} == there
 
 
 def test_a_missing_peer_is_one_line():
@@ -104,19 +113,13 @@ def test_a_model_is_measured(capsys, tmp_path):
 
 @pytest.mark.slow
 def test_an_overfit_run_is_written_drawn_and_fails_below_the_bar(tmp_path, capsys):
-    entry = overfit.OVERFIT["retinanet"]
-    monkey = pytest.MonkeyPatch()
-    small = {**entry.model, "backbone_width": 8, "neck_width": 16, "head_width": 16}
-    monkey.setitem(overfit.OVERFIT, "retinanet", entry._replace(model=small))
+    small = "backbone_width=8,neck_width=16,head_width=16".split(",")
     picture = tmp_path / "overfit.png"
-    try:
-        with pytest.raises(SystemExit) as ended:
-            overfit.main(
-                ["--only", "retinanet", "--steps", "21", "--output", str(tmp_path)]
-                + ["--picture", str(picture)]
-            )
-    finally:
-        monkey.undo()
+    with pytest.raises(SystemExit) as ended:
+        overfit.main(
+            ["--only", "retinanet", "--steps", "21", "--output", str(tmp_path)]
+            + ["--picture", str(picture), *(f"--config.model.{field}" for field in small)]
+        )
     assert ended.value.code == 1 and "missed: retinanet" in capsys.readouterr().out
     result = json.loads((tmp_path / "overfit_retinanet_cpu.json").read_text())
     assert result["cpu_minutes"] > 0 and result["curve"]["eval"][-1][0] == 21

@@ -330,7 +330,7 @@ def test_weights_without_the_statistics_are_refused(small_voc_config, backbone_w
     [
         (["--config", "nothing.py"], ["nothing.py", "retinanet_shapes"]),
         (["--config", "retinanet_shape"], ["Did you mean retinanet_shapes?"]),
-        (["--config", "retinanet_shapes:big"], ["has no variants"]),
+        (["--config", "retinanet_bccd:big"], ["has no variants"]),
         (["--config", "retinanet_voc:big"], ["'big'", "'scratch'"]),
         (["--config", "retinanet_shapes", "--config.optim.lrr=1"], ["optim.lrr", "'lr'"]),
         (["--config", "retinanet_shapes", "--config.optim.lr=fast"], ["optim.lr", "'fast'"]),

@@ -1,7 +1,7 @@
 """Every detector built tiny, with weights, batches and programs that the tests share.
 
-A new detector adds its entry to `TINY`; `tests/detectors/test_contract.py` then asks of it what
-every detector must do.
+The tiny forms are the variants `tiny` of experiments/<name>_shapes.py.  A new detector is found
+there, and `tests/detectors/test_contract.py` asks of it what every detector must do.
 """
 
 import functools
@@ -13,52 +13,11 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from benchmarks import command
+from detlab import config as config_lib
 from detlab import detector as detector_lib
 from detlab import types
 
 NUM_CLASSES = 3
-
-_RESNET = dict(
-    num_classes=NUM_CLASSES,
-    depth=18,
-    backbone_width=8,
-    backbone_stages=(1, 1, 1, 1),
-    backbone_norm="batch",
-    frozen_stages=0,
-    neck_width=16,
-)
-_DENSE = dict(**_RESNET, head_width=16, head_convs=1)
-
-
-def _section(name: str, **values) -> str:
-    return "\n".join([f"[{name}]", *(f"{key}={value}" for key, value in values.items()), ""])
-
-
-def _conv(filters: int, size: int = 3, activation: str = "leaky", **values) -> str:
-    values = dict(filters=filters, size=size, pad=1, activation=activation, **values)
-    return _section("convolutional", **values)
-
-
-def _head(mask: str, **values) -> str:
-    shapes = dict(anchors="18,18, 18,26, 26,18, 36,36", num=4, mask=mask, classes=NUM_CLASSES)
-    return _conv(2 * (5 + NUM_CLASSES), 1, "linear") + _section("yolo", **shapes, **values)
-
-
-# A network of darknet with a head of YOLOv4 at stride 16 and one of YOLOv3 at stride 8.
-_CFG = "".join(
-    [
-        _section("net", width=96, height=64, channels=3),
-        _conv(8, stride=2, batch_normalize=1),
-        _conv(8, activation="mish", stride=2, batch_normalize=1),
-        _section("maxpool", size=2, stride=2),
-        _conv(16, stride=2, batch_normalize=1, groups=2),
-        _head("2,3", iou_loss="ciou", iou_thresh=0.2, iou_normalizer=0.07, scale_x_y=1.05),
-        _section("route", layers=-3),
-        _section("upsample", stride=2),
-        _section("route", layers="-1,2"),
-        _head("0,1"),
-    ]
-)
 
 
 class Tiny(NamedTuple):
@@ -66,88 +25,18 @@ class Tiny(NamedTuple):
 
     detector: str
     fields: dict
-    canvas: tuple[int, int] = (64, 96)  # height, width px
+    canvas: tuple[int, int]  # height, width px
+
+
+def _load(experiment: str) -> Tiny:
+    config = config_lib.load(f"{experiment}:tiny")
+    return Tiny(config.detector, config.model.to_dict(), config.data.canvases[0])
 
 
 TINY = {
-    "retinanet": Tiny("retinanet", dict(**_DENSE, octave_base_scale=3.0)),
-    "ghm": Tiny("ghm", dict(**_DENSE, octave_base_scale=3.0)),
-    "fcos": Tiny(
-        "fcos",
-        dict(
-            **_DENSE,
-            norm_groups=4,
-            level_limits=(24.0, 48.0, 96.0, 192.0),
-            pixel_std=(58.395, 57.12, 57.375),
-            center_radius=1.5,
-            distances_in_strides=True,
-            centerness_on_box=True,
-            box_loss="giou",
-            conv_bias=True,
-        ),
-    ),
-    "yolov3": Tiny(
-        "yolov3",
-        dict(
-            num_classes=NUM_CLASSES,
-            backbone_norm="batch",
-            backbone_width=4,
-            backbone_blocks=(1, 1, 1, 1, 1),
-            neck_width=8,
-            head_width=16,
-            anchor_sizes=(
-                ((18, 18), (18, 26), (26, 18)),
-                ((18, 36), (26, 26), (36, 18)),
-                ((26, 36), (36, 26), (36, 36)),
-            ),
-        ),
-    ),
-    "faster_rcnn": Tiny(
-        "faster_rcnn",
-        dict(
-            **_RESNET,
-            rpn_width=16,
-            strides=(4, 8, 16, 32),
-            anchor_scale=6.0,
-            rpn_samples=32,
-            train_proposals_per_level=60,
-            train_proposals=40,
-            proposals_per_level=40,
-            proposals=30,
-            box_width=16,
-            roi_scale=28.0,
-            box_samples=24,
-        ),
-    ),
-    "darknet": Tiny("darknet", dict(cfg=_CFG, num_classes=NUM_CLASSES)),
-    "yolov5": Tiny(
-        "yolov5",
-        dict(
-            num_classes=NUM_CLASSES,
-            width_multiple=0.0625,
-            repeats=(1, 1, 1, 1),
-            neck_repeats=1,
-            anchor_sizes=(
-                ((18, 18), (18, 26), (26, 18)),
-                ((18, 36), (26, 26), (36, 18)),
-                ((26, 36), (36, 26), (36, 36)),
-            ),
-        ),
-    ),
-    "reppoints": Tiny("reppoints", dict(**_DENSE, point_width=16, norm_groups=4)),
-    "cornernet": Tiny(
-        "cornernet",
-        dict(
-            num_classes=NUM_CLASSES,
-            channels=(16, 16, 24),
-            blocks=(1, 1, 1),
-            pool_width=8,
-            head_width=16,
-            max_corners=20,
-            num_candidates=50,
-            max_detections=20,
-        ),
-    ),
+    name.removesuffix("_shapes"): _load(name)
+    for name in config_lib.shipped()
+    if "tiny" in config_lib.variants(name)
 }
 
 

@@ -1,0 +1,96 @@
+"""Small detectors from random weights, on generated shapes or few images: for a CPU."""
+
+from ml_collections import ConfigDict
+
+
+def optimizer(config: ConfigDict, warmup_steps: int = 50, clip_norm: float = 10.0) -> None:
+    """AdamW for a small network from random weights: for a CPU, or few images."""
+    config.train.batch_size = 8
+    config.optim.update(
+        name="adamw",
+        lr=1.5e-3,
+        lr_batch_size=8,
+        weight_decay=1e-4,
+        schedule="cosine",
+        warmup_steps=warmup_steps,
+        warmup_factor=0.01,
+        clip_norm=clip_norm,
+    )
+
+
+def shapes(
+    config: ConfigDict,
+    variant: str,
+    clip_norm: float = 10.0,
+    overfit_steps: int = 300,
+    overfit_side: int = 96,
+) -> None:
+    """Data and training of the three forms that every <detector>_shapes has.
+
+    - "" and all others: 1100 steps on generated shapes of 128 px, some minutes on a laptop;
+    - "overfit", or "overfit_NETWORK": eight pictures, which benchmarks.overfit writes into
+      `data.root`, are learnt by heart; `overfit_side` px of the canvas;
+    - "tiny": what tests build, with three classes.
+    """
+    form = variant.partition("_")[0]
+    if form == "tiny":
+        config.model.num_classes = 3
+        config.data.canvases = ((64, 96),)
+    elif form == "overfit":
+        _eight_pictures(config, overfit_steps, overfit_side)
+    else:
+        config.model.num_classes = 4
+        config.data.update(source="shapes", canvases=((128, 128),), max_boxes=8)
+        config.train.update(steps=1100, log_every=10, eval_every=275, checkpoint_every=100)
+        optimizer(config, clip_norm=clip_norm)
+
+
+def _eight_pictures(config: ConfigDict, steps: int, side: int) -> None:
+    """What benchmarks.overfit trains on: objects of 12 to 52 px."""
+    config.model.num_classes = 4
+    config.data.update(
+        source="coco",
+        train_images="images",
+        train_annotations="boxes.json",
+        eval_images="images",
+        eval_annotations="boxes.json",
+        canvases=((side, side),),
+        flip_horizontal=0.0,
+        max_boxes=8,
+    )
+    config.train.update(
+        batch_size=8, steps=steps, log_every=10, eval_every=steps // 10, checkpoint_every=steps
+    )
+    config.optim.update(
+        name="adamw",
+        lr=2e-3,
+        lr_batch_size=0,
+        schedule="cosine",
+        warmup_steps=20,
+        warmup_factor=0.01,
+        clip_norm=35.0,
+    )
+    config.eval.update(batch_size=8, best_by="AP50", pictures=0)
+
+
+def resnet(variant: str = "") -> dict:
+    """Fields of a ResNet-18 and its pyramid, from random weights, for a form of `shapes`."""
+    one_each = dict(backbone_stages=(1, 1, 1, 1))
+    widths = {
+        "": dict(neck_width=64),
+        "overfit": dict(backbone_width=16, **one_each, neck_width=48),
+        "tiny": dict(backbone_width=8, **one_each, neck_width=16),
+    }
+    return dict(depth=18, backbone_norm="batch", frozen_stages=0, **widths[variant])
+
+
+def dense(variant: str = "") -> dict:
+    """The same with the towers of a dense head."""
+    fields = resnet(variant)
+    width, convs = fields["neck_width"], 1 if variant == "tiny" else 2
+    return dict(**fields, head_width=width, head_convs=convs)
+
+
+def anchors(a: int, b: int, c: int) -> tuple:
+    """Anchors of three levels whose widths and heights are each of three sides, px."""
+    return ((a, a), (a, b), (b, a)), ((a, c), (b, b), (c, a)), ((b, c), (c, b), (c, c))
