@@ -5,10 +5,10 @@
 
 Eight pictures of shapes with at least three objects each are written as a COCO data set, on which
 a small form of the detector is trained and evaluated: every variant `overfit` or `overfit_NETWORK`
-of experiments/<detector>_shapes.py.  A detector that is right in every part
-finds all objects again: AP50 of 0.9 or more is asked, and the exit status is 1 where one misses it.
-Of each detector the curve is written to OUTPUT/overfit_NAME.json, with the processor time, and
---picture draws all curves that lie there.
+of experiments/<detector>_shapes.py, changed by --config.KEY=VALUE.  A detector that is right in
+every part finds all objects again: AP50 of 0.9 or more is asked, and the exit status is 1 where one
+misses it.  Of each detector the curve is written to OUTPUT/overfit_NAME.json, with the processor
+time, and --picture draws all curves that lie there.
 """
 
 import json
