@@ -1,21 +1,55 @@
 """What the fields of a detector must hold: the rules that the `check()` of its module states.
 
-A rule is (name of the field, whether its value is right, what it must be in words).
+A rule is (name of the field, whether its value is right, what it must be in words).  A field that
+several detectors have is called the same in all of them, and its rule stands here, in `shared`.
 """
 
 from typing import Any, Iterable
 
 
-def check(module: Any, rules: Iterable[tuple[str, bool, str]]) -> None:
+def check(module: Any, rules: Iterable[tuple[str, bool, str]] = ()) -> None:
     """Raises ValueError for the first rule that is broken, with a sentence that begins with it.
 
     Args:
       module: has the fields.
-      rules: see above.
+      rules: of its own fields; those that are `shared` are checked first.
     """
-    for field, fits, words in rules:
+    for field, fits, words in (*shared(module), *rules):
         if not fits:
             raise ValueError(f"{field} is {getattr(module, field)!r}; it must be {words}")
+
+
+def shared(module: Any) -> tuple:
+    """Rules of the fields that several detectors have, as far as the module has them."""
+
+    def those(*names: str) -> tuple[str, ...]:
+        return tuple(name for name in names if name in module.__dataclass_fields__)
+
+    rules = (
+        *at_least(module, 1, *those("num_classes", "neck_width", "head_width")),
+        *at_least(module, 0, *those("head_convs")),
+        *between_0_and_1(module, *those("prior_probability")),
+        *fractions(module, *those("focal_alpha")),
+        *at_least(module, 0, *those("focal_gamma")),
+        *above(module, 0, *those("summed_images")),
+        *at_least(module, 1, *those("candidates_per_level", "num_candidates", "max_detections")),
+        *fractions(module, *those("score_threshold", "nms_iou")),
+        ("pixel_mean", numbers(module.pixel_mean, 3), "three numbers"),
+        ("pixel_std", positive(module.pixel_std, 3), "three numbers above 0"),
+        one_of(module, "dtype", ("float32", "bfloat16", "float16")),
+    )
+    if those("aspect_ratios"):
+        right = positive(module.aspect_ratios)
+        rules += (("aspect_ratios", right, "one or more numbers above 0"),)
+    if those("delta_stds"):
+        rules += (("delta_stds", positive(module.delta_stds, 4), "four numbers above 0"),)
+    if those("positive_iou"):
+        high = module.positive_iou
+        rules += (("positive_iou", 0 < high <= 1, "above 0 and at most 1"),)
+    if those("negative_iou"):
+        low, high = module.negative_iou, module.positive_iou
+        rules += (("negative_iou", 0 <= low <= high, "0 to positive_iou"),)
+    return rules
 
 
 def numbers(values: Any, length: int | None = None, kind=(int, float)) -> bool:
@@ -74,47 +108,6 @@ def of_strides(module: Any, first: int, least_levels: int = 1) -> tuple:
     level = first.bit_length() - 1
     words = f"{first}, {2 * first}, {4 * first} and so on, those of P{level} upward"
     return ("strides", doubling and len(strides) >= least_levels, words)
-
-
-def of_max_iou(module: Any) -> tuple:
-    """Rules of the two thresholds of `assign.max_iou`."""
-    low, high = module.negative_iou, module.positive_iou
-    return (
-        ("positive_iou", 0 < high <= 1, "above 0 and at most 1"),
-        ("negative_iou", 0 <= low <= high, "0 to positive_iou"),
-    )
-
-
-def of_focal_loss(module: Any) -> tuple:
-    """Rules of the two fields of the focal loss."""
-    return (*fractions(module, "focal_alpha"), *at_least(module, 0, "focal_gamma"))
-
-
-def of_dense_head(module: Any) -> tuple:
-    """Rules of the fields of a head of one stage that all levels from P3 on share."""
-    return (
-        *at_least(module, 1, "num_classes", "neck_width", "head_width", "candidates_per_level"),
-        *at_least(module, 0, "head_convs"),
-        *between_0_and_1(module, "prior_probability"),
-        of_strides(module, first=8),
-    )
-
-
-def of_suppression(module: Any) -> tuple:
-    """Rules of the fields that every detector with greedy suppression has."""
-    return (
-        *fractions(module, "score_threshold", "nms_iou"),
-        *at_least(module, 1, "max_detections"),
-    )
-
-
-def of_input(module: Any) -> tuple:
-    """Rules of the fields that say how pixels become numbers, and of which kind."""
-    return (
-        ("pixel_mean", numbers(module.pixel_mean, 3), "three numbers"),
-        ("pixel_std", positive(module.pixel_std, 3), "three numbers above 0"),
-        one_of(module, "dtype", ("float32", "bfloat16", "float16")),
-    )
 
 
 def of_resnet(module: Any, depths: Iterable[int], norms: Iterable[str]) -> tuple:

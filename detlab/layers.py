@@ -192,9 +192,14 @@ def max_pool_3x3(x: jax.Array) -> jax.Array:
     return nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
 
 
-def normalise(images: jax.Array, mean, std, dtype) -> jax.Array:
-    """[B, H, W, 3] pixels, uint8 or float, less the mean and over the deviation of each channel."""
-    return ((images.astype(jnp.float32) - jnp.array(mean)) / jnp.array(std)).astype(dtype)
+def normalise(module: nn.Module, images: jax.Array) -> jax.Array:
+    """[B, H, W, 3] pixels, uint8 or float, less the mean and over the deviation of each channel.
+
+    Args:
+      module: the detector, whose fields `pixel_mean`, `pixel_std` and `dtype` these are.
+    """
+    mean, std = jnp.array(module.pixel_mean), jnp.array(module.pixel_std)
+    return ((images.astype(jnp.float32) - mean) / std).astype(module.dtype)
 
 
 def upsample(x, size):

@@ -20,7 +20,7 @@ class RoIs(NamedTuple):
 
 
 def sample_anchors(key, anchors, inside, boxes, valid, *, ious, num, positive_fraction):
-    """Status and matched object [N] of the anchors of one image; status -1 where not sampled.
+    """`max_iou.MaxIoU` of the anchors of one image; status -1 where not sampled.
 
     Args:
       key: of this image.
@@ -38,7 +38,7 @@ def sample_anchors(key, anchors, inside, boxes, valid, *, ious, num, positive_fr
     drawn = sampling.sample(key, assigned.status, num, positive_fraction)
     rows = jnp.where(drawn.valid, drawn.index, len(anchors))  # empty slots fall off
     taken = jnp.zeros(len(anchors), bool).at[rows].set(True, mode="drop")
-    return jnp.where(taken, assigned.status, -1), assigned.matched
+    return assigned._replace(status=jnp.where(taken, assigned.status, -1))
 
 
 def sample_rois(key, proposals, there, boxes, valid, *, iou, num, positive_fraction):

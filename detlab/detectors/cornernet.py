@@ -92,17 +92,15 @@ class CornerNet(nn.Module):
         of_each = fields.positive(blocks, len(channels) if sizes else None, int)
         odd = self.peak_kernel >= 1 and self.peak_kernel % 2 == 1
         rules = (
-            *fields.at_least(self, 1, "num_classes", "stacks", "pool_width", "head_width"),
-            *fields.at_least(self, 1, "max_corners", "num_candidates", "max_detections"),
+            *fields.at_least(self, 1, "stacks", "pool_width", "max_corners"),
             *fields.at_least(self, 0, "pull_weight", "push_weight", "offset_weight"),
             *fields.at_least(self, 0, "max_tag_distance", "min_score"),
             ("channels", sizes, "two or more widths, the first at least 2"),
             ("blocks", of_each, "a count of blocks for each of `channels`"),
             fields.one_of(self, "norm", ("batch", "stored")),
-            *fields.between_0_and_1(self, "prior_probability", "min_overlap"),
+            *fields.between_0_and_1(self, "min_overlap"),
             ("peak_kernel", odd, "odd"),
             *fields.above(self, 0, "soft_nms_sigma"),
-            *fields.of_input(self),
         )
         fields.check(self, rules)
 
@@ -130,7 +128,7 @@ class CornerNet(nn.Module):
 
     def maps(self, images: jax.Array, train: bool) -> Outputs:
         """[B, H, W, 3] RGB, uint8 or float32 in 0..255 -> raw maps of every stack."""
-        x = layers.normalise(images, self.pixel_mean, self.pixel_std, self.dtype)
+        x = layers.normalise(self, images)
         features = self.backbone(x, train)
         found = {}
         for name in CORNERS:

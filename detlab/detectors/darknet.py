@@ -35,7 +35,7 @@ from detlab import fields
 from detlab import layers
 from detlab import types
 from detlab.assign import darknet as assign_lib
-from detlab.assign import values as values_lib
+from detlab.assign import targets as targets_lib
 from detlab.losses import darknet as darknet_losses
 from detlab.ops import anchors as anchors_lib
 from detlab.ops import boxes as boxes_lib
@@ -172,13 +172,10 @@ class Darknet(nn.Module):
     def check(self) -> None:
         """Raises ValueError for a value that no network of darknet can have."""
         rules = (
-            *fields.at_least(self, 1, "num_classes", "num_candidates"),
             *fields.above(self, 0, "width_multiple"),
             fields.one_of(self, "norm", ("batch", "stored")),
             ("ignore_class_score", -1 <= self.ignore_class_score <= 1, "-1 to 1"),
             ("nms_kind", self.nms_kind in NMS_KINDS, f"one of {', '.join(NMS_KINDS[1:])}"),
-            *fields.of_suppression(self),
-            *fields.of_input(self),
         )
         fields.check(self, rules)
         darknet_cfg.shapes(self.network())
@@ -225,7 +222,7 @@ class Darknet(nn.Module):
           CfgError: layers do not fit together on images of this size.
         """
         self.check_canvas(*images.shape[1:3])
-        x = layers.normalise(images, self.pixel_mean, self.pixel_std, self.dtype)
+        x = layers.normalise(self, images)
         return Outputs((), self.layers(x, train))
 
     def decode(self, raw: jax.Array, head: darknet_cfg.Yolo, canvas: tuple[int, int]) -> jax.Array:
@@ -271,9 +268,7 @@ class Darknet(nn.Module):
 
         def one_image(boxes, scores):
             scores, row, label = candidates_lib.best_pairs(scores, self.num_candidates)
-            boxes = boxes[row]
-            valid = (scores > self.score_threshold) & candidates_lib.usable(boxes)
-            return types.Detections(boxes, scores, label, valid)
+            return candidates_lib.above(self.score_threshold, boxes[row], scores, label)
 
         return jax.vmap(one_image)(boxes, scores)
 
@@ -377,7 +372,7 @@ class Darknet(nn.Module):
                     level=jnp.full(row.shape, level),
                     status=status,
                     matched=slot,
-                    values=values_lib.of_positives(status, {"row": row + start}),
+                    values=targets_lib.of_positives(status, {"row": row + start}),
                 )
             )
             start += boxes.shape[0]

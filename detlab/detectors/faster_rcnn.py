@@ -37,7 +37,7 @@ from detlab import layers
 from detlab import sharding
 from detlab import types
 from detlab.assign import rois as rois_lib
-from detlab.assign import values as values_lib
+from detlab.assign import targets as targets_lib
 from detlab.backbones import resnet
 from detlab.heads import box as box_lib
 from detlab.heads import rpn as rpn_lib
@@ -124,22 +124,17 @@ class FasterRCNN(nn.Module):
         low, high = self.rpn_negative_iou, self.rpn_positive_iou
         rules = (
             *fields.of_resnet(self, resnet.STAGES, layers.NORMS),
-            *fields.at_least(self, 1, "num_classes", "neck_width", "rpn_width", "box_width"),
-            *fields.at_least(self, 1, "rpn_samples", "box_samples", "roi_size", "num_candidates"),
+            *fields.at_least(self, 1, "rpn_width", "box_width", "roi_size"),
+            *fields.at_least(self, 1, "rpn_samples", "box_samples"),
             *fields.at_least(self, 1, "train_proposals_per_level", "train_proposals"),
             *fields.at_least(self, 1, "proposals_per_level", "proposals"),
             *fields.fractions(self, "rpn_positive_fraction", "box_positive_fraction"),
             *fields.fractions(self, "rpn_min_positive_iou", "proposal_nms_iou"),
             fields.of_strides(self, first=4, least_levels=4),
             *fields.above(self, 0, "anchor_scale", "roi_scale"),
-            ("aspect_ratios", fields.positive(self.aspect_ratios), "one or more numbers above 0"),
             ("rpn_positive_iou", 0 < high <= 1, "above 0 and at most 1"),
             ("rpn_negative_iou", 0 <= low <= high, "0 to rpn_positive_iou"),
             *fields.at_least(self, 0, "sampling_ratio", "predict_sampling_ratio"),
-            ("positive_iou", 0 < self.positive_iou <= 1, "above 0 and at most 1"),
-            ("delta_stds", fields.positive(self.delta_stds, 4), "four numbers above 0"),
-            *fields.of_suppression(self),
-            *fields.of_input(self),
         )
         fields.check(self, rules)
 
@@ -151,8 +146,7 @@ class FasterRCNN(nn.Module):
 
     def maps(self, images: jax.Array, train: bool) -> Maps:
         """[B, H, W, 3] RGB, uint8 or float32 in 0..255 -> the pyramid and what the RPN says."""
-        x = layers.normalise(images, self.pixel_mean, self.pixel_std, self.dtype)
-        features = self.neck(self.backbone(x, train), train)
+        features = self.neck(self.backbone(layers.normalise(self, images), train), train)
         return Maps(features, *self.rpn(features, train))
 
     # --------------------------------------------------------------------------------------------
@@ -164,12 +158,8 @@ class FasterRCNN(nn.Module):
 
     def anchors(self, grid: anchors_lib.Grid) -> jax.Array:
         """[N, 4] px."""
-        return grid.anchors(
-            [
-                anchors_lib.cell_anchors(stride, (self.anchor_scale,), self.aspect_ratios)
-                for stride in self.strides
-            ]
-        )
+        scales, ratios = (self.anchor_scale,), self.aspect_ratios
+        return grid.anchors([anchors_lib.cell_anchors(s, scales, ratios) for s in self.strides])
 
     def propose(
         self, maps: Maps, image_size: jax.Array, canvas: tuple[int, int], train: bool
@@ -200,7 +190,7 @@ class FasterRCNN(nn.Module):
         anchors = self.anchors(grid)
 
         def one_image(key, boxes, valid, size):
-            status, matched = rois_lib.sample_anchors(
+            assigned = rois_lib.sample_anchors(
                 key,
                 anchors,
                 grid.inside(size),
@@ -210,9 +200,8 @@ class FasterRCNN(nn.Module):
                 num=self.rpn_samples,
                 positive_fraction=self.rpn_positive_fraction,
             )
-            deltas = coders.encode_deltas(anchors, boxes[matched])
-            values = values_lib.of_positives(status, {"deltas": deltas})
-            return types.Targets(anchors, grid.level(), status, matched, values)
+            deltas = coders.encode_deltas(anchors, boxes[assigned.matched])
+            return targets_lib.of_entries(anchors, grid.level(), assigned, {"deltas": deltas})
 
         return on_images(one_image)(keys, batch.boxes, batch.valid, batch.image_size)
 
@@ -269,10 +258,9 @@ class FasterRCNN(nn.Module):
 
         def one_image(rois, boxes):
             deltas = coders.encode_deltas(rois.boxes, boxes[rois.matched], stds=self.delta_stds)
-            values = values_lib.of_positives(rois.status, {"deltas": deltas})
             level = roi_align.levels(rois.boxes, 4, self.roi_scale)
-            values["index"] = rois.index
-            return types.Targets(rois.boxes, level, rois.status, rois.matched, values)
+            found = targets_lib.of_entries(rois.boxes, level, rois, {"deltas": deltas})
+            return found._replace(values={**found.values, "index": rois.index})
 
         return on_images(one_image)(rois, batch.boxes)
 
@@ -352,8 +340,7 @@ class FasterRCNN(nn.Module):
             boxes = coders.decode_deltas(
                 proposals.boxes[roi], deltas, stds=self.delta_stds, max_size=size
             )
-            valid = (scores > self.score_threshold) & candidates_lib.usable(boxes)
-            return types.Detections(boxes, scores, label, valid)
+            return candidates_lib.above(self.score_threshold, boxes, scores, label)
 
         rows = outputs.proposals, scores, outputs.box_deltas, image_size
         return jax.vmap(one_image)(*rows)

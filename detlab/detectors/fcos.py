@@ -23,14 +23,13 @@ from typing import NamedTuple, Sequence
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jax import lax
 
 from detlab import bounds
 from detlab import fields
 from detlab import layers
 from detlab import types
 from detlab.assign import points as points_lib
-from detlab.assign import values as values_lib
+from detlab.assign import targets as targets_lib
 from detlab.backbones import resnet
 from detlab.heads import dense
 from detlab.losses import cross_entropy
@@ -101,14 +100,11 @@ class FCOS(nn.Module):
         )
         rules = (
             *fields.of_resnet(self, resnet.STAGES, layers.NORMS),
-            *fields.of_dense_head(self),
+            fields.of_strides(self, first=8),
             ("norm_groups", grouped, f"a divisor of head_width, {self.head_width}"),
             ("level_limits", rising, f"{levels - 1} rising numbers above 0"),
             *fields.at_least(self, 0, "center_radius"),
             ("box_loss", self.box_loss in ("iou", "giou"), "iou or giou"),
-            *fields.of_focal_loss(self),
-            *fields.of_suppression(self),
-            *fields.of_input(self),
         )
         fields.check(self, rules)
 
@@ -121,22 +117,19 @@ class FCOS(nn.Module):
         box_outputs = {"box_distances": (4, nn.initializers.zeros)}
         centerness_tower = box_outputs if self.centerness_on_box else cls_outputs
         centerness_tower["centerness"] = (1, nn.initializers.zeros)
-        self.head = dense.TwoTowerHead(
-            cls_outputs=cls_outputs,
-            box_outputs=box_outputs,
-            num_convs=self.head_convs,
-            width=self.head_width,
+        self.head = dense.of(
+            self,
+            cls_outputs,
+            box_outputs,
             norm="group",
             norm_groups=self.norm_groups,
             conv_bias=self.conv_bias,
-            dtype=self.dtype,
         )
         self.box_scales = layers.LevelScales()
 
     def maps(self, images: jax.Array, train: bool) -> Outputs:
         """[B, H, W, 3] RGB, uint8 or float32 in 0..255 -> raw maps of every level."""
-        x = layers.normalise(images, self.pixel_mean, self.pixel_std, self.dtype)
-        features = self.neck(self.backbone(x, train), train)
+        features = self.neck(self.backbone(layers.normalise(self, images), train), train)
         maps = self.head(features, train)
         activation = nn.relu if self.distances_in_strides else jnp.exp
         distances = tuple(map(activation, self.box_scales(maps["box_distances"])))
@@ -173,17 +166,14 @@ class FCOS(nn.Module):
                 center_radius=self.center_radius * stride if self.center_radius else None,
                 point_valid=grid.inside(image_size),
             )
-            status, matched = assigned.status, assigned.matched
-            distances = coders.encode_ltrb(points, boxes[matched])
+            distances = coders.encode_ltrb(points, boxes[assigned.matched])
             values = {
                 "distances": distances / self.distance_unit(grid),
                 "centerness": points_lib.centerness(distances),
             }
-            values = values_lib.of_positives(status, values)
-            return types.Targets(cells, level, status, matched, values)
+            return targets_lib.of_entries(cells, level, assigned, values)
 
-        found = jax.vmap(one_image)(batch.boxes, batch.valid, batch.image_size)
-        return {"main": lax.stop_gradient(found)}
+        return {"main": targets_lib.of_images(one_image, batch)}
 
     def loss(self, batch: types.Batch, maps: Outputs):
         """Focal loss on classes, overlap loss on boxes, cross entropy on centerness (eq. 2, 3)."""
@@ -194,8 +184,7 @@ class FCOS(nn.Module):
 
         positive = targets.status == 1  # [B, N]
         counted = targets.status >= 0
-        labels = jnp.take_along_axis(batch.labels, targets.matched, axis=1)  # [B, N]
-        one_hot = focal.one_hot(labels, positive, self.num_classes)  # [B, N, C]
+        one_hot = targets_lib.one_hot(batch.labels, targets, self.num_classes)  # [B, N, C]
         normaliser = jnp.maximum(positive.sum(), 1).astype(jnp.float32)
 
         cls = focal.sigmoid_focal(logits, one_hot, self.focal_alpha, self.focal_gamma)
@@ -212,14 +201,9 @@ class FCOS(nn.Module):
 
         middle = cross_entropy.sigmoid_cross_entropy(centerness, weight)
         middle = jnp.where(positive, middle, 0.0).sum() / normaliser
-        metrics = {
-            "loss/cls": cls,
-            "loss/box": box,
-            "loss/centerness": middle,
-            "positives": positive.sum() / batch.images.shape[0],
-            "normaliser": normaliser,
-        }
-        return cls + box + middle, metrics
+        terms = {"loss/cls": cls, "loss/box": box, "loss/centerness": middle}
+        positives = positive.sum() / batch.images.shape[0]
+        return cls + box + middle, {**terms, "positives": positives, "normaliser": normaliser}
 
     def candidates(
         self, maps: Outputs, image_size: jax.Array, canvas: tuple[int, int]
@@ -233,12 +217,10 @@ class FCOS(nn.Module):
         centerness = anchors_lib.flatten_levels(maps.centerness, 1)[..., 0]  # [B, N]
 
         def one_image(scores, distances, centerness, size):
-            count = self.candidates_per_level
-            scores, point, label = candidates_lib.best_of_levels(scores, count)
+            scores, point, label = candidates_lib.level_pairs(scores, self.candidates_per_level)
             boxes = coders.decode_ltrb(points[point], distances[point] * unit[point], max_size=size)
-            valid = (scores > self.score_threshold) & candidates_lib.usable(boxes)
-            scores *= nn.sigmoid(centerness[point])
-            return types.Detections(boxes, scores, label, valid)
+            found = candidates_lib.above(self.score_threshold, boxes, scores, label)
+            return found._replace(scores=scores * nn.sigmoid(centerness[point]))
 
         return jax.vmap(one_image)(scores, distances, centerness, image_size)
 

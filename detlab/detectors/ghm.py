@@ -72,12 +72,8 @@ class GHM(retinanet.RetinaNet):
             )
             box += self.box_weight * (weights * box_loss[:, level]).sum()
         self.cls_counts.value, self.box_counts.value = cls_counts, box_counts
-        metrics = {
-            "loss/cls": cls,
-            "loss/box": box,
-            "positives": found.positive.sum() / batch.images.shape[0],
-        }
-        return cls + box, metrics
+        positives = found.positive.sum() / batch.images.shape[0]
+        return cls + box, {"loss/cls": cls, "loss/box": box, "positives": positives}
 
 
 MODULE = GHM

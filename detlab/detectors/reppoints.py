@@ -25,7 +25,6 @@ from typing import NamedTuple, Sequence
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jax import lax
 
 from detlab import bounds
 from detlab import fields
@@ -33,7 +32,7 @@ from detlab import layers
 from detlab import types
 from detlab.assign import max_iou
 from detlab.assign import points as points_lib
-from detlab.assign import values as values_lib
+from detlab.assign import targets as targets_lib
 from detlab.backbones import resnet
 from detlab.heads import reppoints as head_lib
 from detlab.losses import focal
@@ -123,7 +122,7 @@ class RepPoints(nn.Module):
         minmax = not self.use_grid_points or self.transform == "minmax"
         rules = (
             *fields.of_resnet(self, resnet.STAGES, layers.NORMS),
-            *fields.of_dense_head(self),
+            fields.of_strides(self, first=8),
             ("norm", self.norm in ("group", "none"), "group or none"),
             ("norm_groups", grouped, f"a divisor of {both}"),
             *fields.at_least(self, 1, "point_width", "points_per_object"),
@@ -133,43 +132,31 @@ class RepPoints(nn.Module):
             *fields.fractions(self, "offset_gradient"),
             ("init_assigner", self.init_assigner in INIT_ASSIGNERS, " or ".join(INIT_ASSIGNERS)),
             *fields.above(self, 0, "base_scale", "point_scale", "smooth_l1_beta"),
-            *fields.of_max_iou(self),
-            *fields.of_focal_loss(self),
             *fields.at_least(self, 0, "init_weight", "refine_weight"),
-            *fields.of_suppression(self),
-            *fields.of_input(self),
         )
         fields.check(self, rules)
 
     def setup(self):
         self.backbone = resnet.of(self)
-        self.neck = fpn.FPN(
-            self.neck_width,
-            num_levels=len(self.strides),
-            norm=self.norm,
-            norm_groups=self.norm_groups,
-            dtype=self.dtype,
-        )
+        common = dict(norm=self.norm, norm_groups=self.norm_groups, dtype=self.dtype)
+        self.neck = fpn.FPN(self.neck_width, num_levels=len(self.strides), **common)
         self.head = head_lib.RepPointsHead(
             self.num_classes,
             num_points=self.num_points,
             num_convs=self.head_convs,
             width=self.head_width,
             point_width=self.point_width,
-            norm=self.norm,
-            norm_groups=self.norm_groups,
             transform=self.transform,
             use_grid_points=self.use_grid_points,
             base_scale=self.base_scale,
             offset_gradient=self.offset_gradient,
             prior_probability=self.prior_probability,
-            dtype=self.dtype,
+            **common,
         )
 
     def maps(self, images: jax.Array, train: bool) -> Outputs:
         """[B, H, W, 3] RGB, uint8 or float32 in 0..255 -> raw maps of every level."""
-        x = layers.normalise(images, self.pixel_mean, self.pixel_std, self.dtype)
-        features = self.neck(self.backbone(x, train), train)
+        features = self.neck(self.backbone(layers.normalise(self, images), train), train)
         return Outputs(features, **self.head(features, train))
 
     def grid(self, canvas: tuple[int, int]) -> anchors_lib.Grid:
@@ -192,7 +179,7 @@ class RepPoints(nn.Module):
         half = self.base_scale / 2 * grid.stride()[:, None]  # [N, 1]
         squares = jnp.concatenate([points - half, points + half], axis=-1)  # [N, 4]
 
-        def one_image(init_boxes, boxes, valid, image_size):
+        def one_image(boxes, valid, image_size, init_boxes):
             inside = grid.inside(image_size)
             by_overlap = functools.partial(
                 max_iou.assign,
@@ -217,16 +204,14 @@ class RepPoints(nn.Module):
                     point_valid=inside,
                 )
             rounds = {"init": (squares, init), "refine": (init_boxes, by_overlap(init_boxes))}
-            targets = {}
-            for name, (start, assigned) in rounds.items():
-                status, matched = assigned.status, assigned.matched
-                values = values_lib.of_positives(status, {"boxes": boxes[matched]})
-                targets[name] = types.Targets(start, level, status, matched, values)
-            return targets
+            return {
+                name: targets_lib.of_entries(
+                    start, level, assigned, {"boxes": boxes[assigned.matched]}
+                )
+                for name, (start, assigned) in rounds.items()
+            }
 
-        init_boxes = self.boxes(grid, lax.stop_gradient(maps.init_boxes))
-        found = jax.vmap(one_image)(init_boxes, batch.boxes, batch.valid, batch.image_size)
-        return lax.stop_gradient(found)
+        return targets_lib.of_images(one_image, batch, self.boxes(grid, maps.init_boxes))
 
     def loss(self, batch: types.Batch, maps: Outputs):
         """Focal loss on classes, smooth L1 on the boxes of both rounds (section 3.3)."""
@@ -241,8 +226,7 @@ class RepPoints(nn.Module):
         }
 
         refine = targets["refine"]
-        labels = jnp.take_along_axis(batch.labels, refine.matched, axis=1)  # [B, N]
-        one_hot = focal.one_hot(labels, refine.status == 1, self.num_classes)  # [B, N, C]
+        one_hot = targets_lib.one_hot(batch.labels, refine, self.num_classes)  # [B, N, C]
         cls = focal.sigmoid_focal(logits, one_hot, self.focal_alpha, self.focal_gamma)
         cls = jnp.where(refine.status[..., None] >= 0, cls, 0.0).sum() / normalisers["refine"]
 
@@ -273,11 +257,9 @@ class RepPoints(nn.Module):
         boxes = self.boxes(grid, maps.refine_boxes)  # [B, N, 4]
 
         def one_image(scores, boxes, size):
-            count = self.candidates_per_level
-            scores, point, label = candidates_lib.best_of_levels(scores, count)
+            scores, point, label = candidates_lib.level_pairs(scores, self.candidates_per_level)
             boxes = boxes_lib.clip(boxes[point], size[0], size[1])
-            valid = (scores > self.score_threshold) & candidates_lib.usable(boxes)
-            return types.Detections(boxes, scores, label, valid)
+            return candidates_lib.above(self.score_threshold, boxes, scores, label)
 
         return jax.vmap(one_image)(scores, boxes, image_size)
 

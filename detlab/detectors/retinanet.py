@@ -18,14 +18,13 @@ from typing import NamedTuple, Sequence
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jax import lax
 
 from detlab import bounds
 from detlab import fields
 from detlab import layers
 from detlab import types
 from detlab.assign import max_iou
-from detlab.assign import values as values_lib
+from detlab.assign import targets as targets_lib
 from detlab.backbones import resnet
 from detlab.heads import dense
 from detlab.losses import focal
@@ -99,16 +98,10 @@ class RetinaNet(nn.Module):
         """Raises ValueError for a value that no RetinaNet can have, before anything is built."""
         rules = (
             *fields.of_resnet(self, resnet.STAGES, layers.NORMS),
-            *fields.of_dense_head(self),
+            fields.of_strides(self, first=8),
             *fields.above(self, 0, "octave_base_scale"),
             *fields.at_least(self, 1, "scales_per_octave"),
-            ("aspect_ratios", fields.positive(self.aspect_ratios), "one or more numbers above 0"),
-            ("delta_stds", fields.positive(self.delta_stds, 4), "four numbers above 0"),
-            *fields.of_max_iou(self),
-            *fields.of_focal_loss(self),
             *fields.at_least(self, 0, "box_weight"),
-            *fields.of_suppression(self),
-            *fields.of_input(self),
         )
         fields.check(self, rules)
 
@@ -119,7 +112,8 @@ class RetinaNet(nn.Module):
     def setup(self):
         self.backbone = resnet.of(self)
         self.neck = fpn.FPN(self.neck_width, num_levels=len(self.strides), dtype=self.dtype)
-        self.head = dense.TwoTowerHead(
+        self.head = dense.of(
+            self,
             cls_outputs={
                 "cls_logits": (
                     self.anchors_per_cell * self.num_classes,
@@ -127,15 +121,11 @@ class RetinaNet(nn.Module):
                 )
             },
             box_outputs={"box_deltas": (self.anchors_per_cell * 4, nn.initializers.zeros)},
-            num_convs=self.head_convs,
-            width=self.head_width,
-            dtype=self.dtype,
         )
 
     def maps(self, images: jax.Array, train: bool) -> Outputs:
         """[B, H, W, 3] RGB, uint8 or float32 in 0..255 -> raw maps of every level."""
-        x = layers.normalise(images, self.pixel_mean, self.pixel_std, self.dtype)
-        features = self.neck(self.backbone(x, train), train)
+        features = self.neck(self.backbone(layers.normalise(self, images), train), train)
         return Outputs(features, **self.head(features, train))
 
     def grid(self, canvas: tuple[int, int]) -> anchors_lib.Grid:
@@ -145,9 +135,8 @@ class RetinaNet(nn.Module):
     def anchors(self, grid: anchors_lib.Grid) -> jax.Array:
         """[N, 4] px."""
         scales = anchors_lib.octave_scales(self.octave_base_scale, self.scales_per_octave)
-        return grid.anchors(
-            [anchors_lib.cell_anchors(s, scales, self.aspect_ratios) for s in self.strides]
-        )
+        cells = [anchors_lib.cell_anchors(s, scales, self.aspect_ratios) for s in self.strides]
+        return grid.anchors(cells)
 
     def targets(self, batch: types.Batch, maps: Outputs) -> dict[str, types.Targets]:
         """Which anchor learns which object (section 4, "Anchors"), whatever the maps.
@@ -158,7 +147,7 @@ class RetinaNet(nn.Module):
         anchors = self.anchors(grid)
 
         def one_image(boxes, valid, image_size):
-            status, matched, _ = max_iou.assign(
+            assigned = max_iou.assign(
                 anchors,
                 boxes,
                 valid,
@@ -167,25 +156,21 @@ class RetinaNet(nn.Module):
                 min_pos_iou=0.0,
                 anchor_valid=grid.inside(image_size),
             )
-            deltas = coders.encode_deltas(anchors, boxes[matched], stds=self.delta_stds)
-            values = values_lib.of_positives(status, {"deltas": deltas})
-            return types.Targets(anchors, grid.level(), status, matched, values)
+            deltas = coders.encode_deltas(anchors, boxes[assigned.matched], stds=self.delta_stds)
+            return targets_lib.of_entries(anchors, grid.level(), assigned, {"deltas": deltas})
 
-        found = jax.vmap(one_image)(batch.boxes, batch.valid, batch.image_size)
-        return {"main": lax.stop_gradient(found)}
+        return {"main": targets_lib.of_images(one_image, batch)}
 
     def examples(self, batch: types.Batch, maps: Outputs) -> Examples:
         """Every anchor with what it predicts and what it should have predicted."""
         targets = self.targets(batch, maps)["main"]
-        positive = targets.status == 1  # [B, N]
-        labels = jnp.take_along_axis(batch.labels, targets.matched, axis=1)  # [B, N]
         return Examples(
             cls_logits=anchors_lib.flatten_levels(maps.cls_logits, self.num_classes),
             box_deltas=anchors_lib.flatten_levels(maps.box_deltas, 4),
-            one_hot=focal.one_hot(labels, positive, self.num_classes),
+            one_hot=targets_lib.one_hot(batch.labels, targets, self.num_classes),
             delta_targets=targets.values["deltas"],
             counted=targets.status >= 0,
-            positive=positive,
+            positive=targets.status == 1,
         )
 
     def loss(self, batch: types.Batch, maps: Outputs):
@@ -199,13 +184,9 @@ class RetinaNet(nn.Module):
         cls = jnp.where(found.counted[..., None], cls, 0.0).sum() / normaliser
         box = regression.l1(found.box_deltas, found.delta_targets)
         box = self.box_weight * jnp.where(found.positive[..., None], box, 0.0).sum() / normaliser
-        metrics = {
-            "loss/cls": cls,
-            "loss/box": box,
-            "positives": found.positive.sum() / batch.images.shape[0],
-            "normaliser": normaliser,
-        }
-        return cls + box, metrics
+        terms = {"loss/cls": cls, "loss/box": box}
+        positives = found.positive.sum() / batch.images.shape[0]
+        return cls + box, {**terms, "positives": positives, "normaliser": normaliser}
 
     def candidates(
         self, maps: Outputs, image_size: jax.Array, canvas: tuple[int, int]
@@ -218,13 +199,11 @@ class RetinaNet(nn.Module):
         deltas = anchors_lib.flatten_levels(maps.box_deltas, 4)  # [B, N, 4]
 
         def one_image(scores, deltas, size):
-            count = self.candidates_per_level
-            scores, anchor, label = candidates_lib.best_of_levels(scores, count)
+            scores, anchor, label = candidates_lib.level_pairs(scores, self.candidates_per_level)
             boxes = coders.decode_deltas(
                 anchors[anchor], deltas[anchor], stds=self.delta_stds, max_size=size
             )
-            valid = (scores > self.score_threshold) & candidates_lib.usable(boxes)
-            return types.Detections(boxes, scores, label, valid)
+            return candidates_lib.above(self.score_threshold, boxes, scores, label)
 
         return jax.vmap(one_image)(scores, deltas, image_size)
 

@@ -27,17 +27,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from jax import lax
 
 from detlab import bounds
 from detlab import fields
 from detlab import layers
 from detlab import types
-from detlab.assign import values as values_lib
+from detlab.assign import targets as targets_lib
 from detlab.assign import yolo as assign_lib
 from detlab.backbones import darknet
 from detlab.losses import cross_entropy
-from detlab.losses import focal
 from detlab.necks import yolo as yolo_neck
 from detlab.ops import anchors as anchors_lib
 from detlab.ops import candidates as candidates_lib
@@ -135,24 +133,18 @@ class YOLOv3(nn.Module):
         blocks, objects = self.backbone_blocks, self.prior_objects
         of_a_map = (608 // max(STRIDES)) ** 2  # cells
         rules = (
-            *fields.at_least(self, 1, "num_classes", "backbone_width", "neck_width", "head_width"),
+            *fields.at_least(self, 1, "backbone_width"),
             fields.one_of(self, "backbone_norm", ("batch", "stored", "frozen")),
             ("backbone_blocks", fields.positive(blocks, 5, int), "five counts of blocks"),
             ("prior_objects", 0 < objects < of_a_map, f"above 0 and below {of_a_map}"),
-            *fields.between_0_and_1(self, "prior_probability"),
             (
                 "anchor_sizes",
                 fields.sizes(self.anchor_sizes, len(LEVELS)),
                 "pairs (width, height) above 0 for each of three levels, as many for each",
             ),
-            *fields.of_max_iou(self),
             *fields.fractions(self, "min_positive_iou", "objectness_threshold"),
             *fields.at_least(self, 0, "class_weight", "objectness_weight"),
             *fields.at_least(self, 0, "xy_weight", "wh_weight"),
-            *fields.above(self, 0, "summed_images"),
-            *fields.at_least(self, 1, "num_candidates"),
-            *fields.of_suppression(self),
-            *fields.of_input(self),
         )
         fields.check(self, rules)
 
@@ -188,8 +180,7 @@ class YOLOv3(nn.Module):
 
     def maps(self, images: jax.Array, train: bool) -> Outputs:
         """[B, H, W, 3] RGB, uint8 or float32 in 0..255 -> raw maps of every level."""
-        x = layers.normalise(images, self.pixel_mean, self.pixel_std, self.dtype)
-        features = self.neck(self.backbone(x, train), train)
+        features = self.neck(self.backbone(layers.normalise(self, images), train), train)
         return Outputs(features, self.head(features, train))
 
     def grid(self, canvas: tuple[int, int]) -> anchors_lib.Grid:
@@ -198,9 +189,7 @@ class YOLOv3(nn.Module):
 
     def anchors(self, grid: anchors_lib.Grid) -> jax.Array:
         """[N, 4] px."""
-        return grid.anchors(
-            [anchors_lib.sized_anchors(*level) for level in zip(self.anchor_sizes, STRIDES)]
-        )
+        return grid.anchors(list(map(anchors_lib.sized_anchors, self.anchor_sizes, STRIDES)))
 
     def targets(self, batch: types.Batch, maps: Outputs) -> dict[str, types.Targets]:
         """Which anchor learns which object, whatever the maps.
@@ -222,13 +211,10 @@ class YOLOv3(nn.Module):
                 self.min_positive_iou,
                 anchor_valid=grid.inside(image_size),
             )
-            status, matched = assigned.status, assigned.matched
-            xywh = coders.encode_yolo(anchors, boxes[matched], strides)
-            values = values_lib.of_positives(status, {"xywh": xywh})
-            return types.Targets(anchors, grid.level(), status, matched, values)
+            xywh = coders.encode_yolo(anchors, boxes[assigned.matched], strides)
+            return targets_lib.of_entries(anchors, grid.level(), assigned, {"xywh": xywh})
 
-        found = jax.vmap(one_image)(batch.boxes, batch.valid, batch.image_size)
-        return {"main": lax.stop_gradient(found)}
+        return {"main": targets_lib.of_images(one_image, batch)}
 
     def loss(self, batch: types.Batch, maps: Outputs):
         """Cross entropies of classes, objectness and place, and squared errors of the sizes."""
@@ -239,8 +225,7 @@ class YOLOv3(nn.Module):
         positive = targets.status == 1  # [B, N]
         counted = targets.status >= 0
         is_object = positive.astype(jnp.float32)
-        labels = jnp.take_along_axis(batch.labels, targets.matched, axis=1)  # [B, N]
-        one_hot = focal.one_hot(labels, positive, self.num_classes)  # [B, N, C]
+        one_hot = targets_lib.one_hot(batch.labels, targets, self.num_classes)  # [B, N, C]
 
         def total(weight, values, mask):
             values = values.reshape(*mask.shape, -1)
@@ -280,9 +265,9 @@ class YOLOv3(nn.Module):
             encoded = jnp.concatenate([nn.sigmoid(xy[anchor]), wh[anchor]], axis=-1)
             # Nothing bounds the predicted logarithms: exp may be 0 or infinite.
             boxes = coders.decode_yolo(anchors[anchor], encoded, strides[anchor])
-            valid = (scores > self.score_threshold) & candidates_lib.usable(boxes)
+            found = candidates_lib.above(self.score_threshold, boxes, scores, label)
             # Only now the factor: the threshold is one of the class score.
-            return types.Detections(boxes, scores * objectness[anchor], label, valid)
+            return found._replace(scores=scores * objectness[anchor])
 
         return jax.vmap(one_image)(xy, wh, objectness, scores)
 

@@ -38,7 +38,7 @@ from detlab import bounds
 from detlab import fields
 from detlab import layers
 from detlab import types
-from detlab.assign import values as values_lib
+from detlab.assign import targets as targets_lib
 from detlab.assign import yolov5 as entries_lib
 from detlab.backbones import yolov5
 from detlab.losses import cross_entropy
@@ -130,8 +130,8 @@ class YOLOv5(nn.Module):
         levels = len(self.repeats) - 1
         as_many = f"for each of {levels} levels, which are one fewer than repeats"
         rules = (
-            *fields.at_least(self, 1, "num_classes", "neck_repeats", "train_size"),
-            *fields.above(self, 0, "depth_multiple", "width_multiple", "summed_images"),
+            *fields.at_least(self, 1, "neck_repeats", "train_size"),
+            *fields.above(self, 0, "depth_multiple", "width_multiple"),
             fields.one_of(self, "block", yolov5.BLOCKS),
             fields.one_of(self, "activation", yolov5.ACTIVATIONS),
             fields.one_of(self, "stem", yolov5.STEMS),
@@ -152,9 +152,6 @@ class YOLOv5(nn.Module):
             *fields.at_least(self, 0, "box_gain", "objectness_gain", "class_gain"),
             ("level_balance", fields.positive(self.level_balance, levels), f"a number {as_many}"),
             ("label_smoothing", 0 <= self.label_smoothing < 1, "0 to below 1"),
-            *fields.at_least(self, 1, "num_candidates"),
-            *fields.of_suppression(self),
-            *fields.of_input(self),
         )
         fields.check(self, rules)
 
@@ -219,8 +216,7 @@ class YOLOv5(nn.Module):
           ValueError: the coarsest stride does not divide both sides.
         """
         self.check_canvas(*images.shape[1:3])
-        x = layers.normalise(images, self.pixel_mean, self.pixel_std, self.dtype)
-        features = self.neck(self.backbone(x, train), train)
+        features = self.neck(self.backbone(layers.normalise(self, images), train), train)
         return Outputs(features, self.head(features))
 
     # --------------------------------------------------------------------------------------------
@@ -266,7 +262,7 @@ class YOLOv5(nn.Module):
             level=level,
             status=status,
             matched=entries.matched,
-            values=values_lib.of_positives(status, {"xywh": entries.xywh}),
+            values=targets_lib.of_positives(status, {"xywh": entries.xywh}),
         )
         flat = jax.tree.map(lambda x: x.reshape(x.shape[0], -1, *x.shape[3:]), targets)
         return {"main": flat}
@@ -357,9 +353,7 @@ class YOLOv5(nn.Module):
 
     def boxes(self, xywh: jax.Array, grid: anchors_lib.Grid, which=slice(None)) -> jax.Array:
         """xyxy px of predicted xywh [..., M, 4], of all rows of a grid or `which` [M] of them."""
-        cells = [
-            anchors_lib.sized_anchors(*level) for level in zip(self.anchor_sizes, self.strides)
-        ]
+        cells = list(map(anchors_lib.sized_anchors, self.anchor_sizes, self.strides))
         stride = grid.stride()[which][:, None]  # [M, 1] px
         anchors = boxes_lib.xyxy_to_cxcywh(grid.anchors(cells))[which]  # around middles of cells
         offset, size = decode(xywh, anchors[:, 2:])
@@ -387,8 +381,7 @@ class YOLOv5(nn.Module):
             else:
                 label = scores[row].argmax(-1).astype(jnp.int32)
             boxes = self.boxes(xywh[row], grid, row)
-            valid = (best > self.score_threshold) & candidates_lib.usable(boxes)
-            return types.Detections(boxes, best, label, valid)
+            return candidates_lib.above(self.score_threshold, boxes, best, label)
 
         return jax.vmap(one_image)(xywh, scores)
 

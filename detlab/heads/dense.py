@@ -63,3 +63,15 @@ class TwoTowerHead(nn.Module):
                 for name, predictor in predictors.items():
                     maps[name].append(predictor(x).astype(jnp.float32))
         return {name: tuple(levels) for name, levels in maps.items()}
+
+
+def of(module: nn.Module, cls_outputs: Mapping, box_outputs: Mapping, **options) -> TwoTowerHead:
+    """The head of a detector with the fields `head_convs`, `head_width` and `dtype`."""
+    return TwoTowerHead(
+        cls_outputs,
+        box_outputs,
+        num_convs=module.head_convs,
+        width=module.head_width,
+        dtype=module.dtype,
+        **options,
+    )

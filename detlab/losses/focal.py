@@ -1,6 +1,5 @@
 """Focal loss on sigmoid scores (RetinaNet, arXiv:1708.02002, eq. 5)."""
 
-import jax
 import jax.numpy as jnp
 
 
@@ -26,16 +25,3 @@ def sigmoid_focal(logits, targets, alpha=0.25, gamma=2.0):
     log_one_minus_pt = -jnp.maximum(signed, 0) - tail
     alpha_t = alpha * targets + (1 - alpha) * (1 - targets)
     return -alpha_t * jnp.exp(gamma * log_one_minus_pt) * log_pt
-
-
-def one_hot(labels, positive, num_classes):
-    """Class targets of anchors: the label's column where positive, zeros elsewhere.
-
-    Args:
-      labels: [...] int, 0..C-1 where positive and anything elsewhere.
-      positive: [...] bool.
-      num_classes: C.
-    Returns:
-      [..., C] float32.
-    """
-    return jax.nn.one_hot(jnp.where(positive, labels, -1), num_classes)

@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from detlab import types
+
 
 def level_scores(grid, logits, image_size):
     """Class scores of a batch, level by level, 0 in cells that hold padding alone.
@@ -37,7 +39,7 @@ def best_pairs(scores, count):
     return best, pair // classes, (pair % classes).astype(jnp.int32)
 
 
-def best_of_levels(levels, count):
+def level_pairs(levels, count):
     """`best_pairs` of each level, one after the other, with rows among those of all levels.
 
     Args:
@@ -55,3 +57,8 @@ def best_of_levels(levels, count):
 def usable(boxes):
     """[K] bool: boxes [K, 4] that are finite and have an area, which clipping can take."""
     return (boxes[:, 2:] > boxes[:, :2]).all(-1) & jnp.isfinite(boxes).all(-1)
+
+
+def above(threshold, boxes, scores, label):
+    """`types.Detections` of one image, valid where usable and of a score above the threshold."""
+    return types.Detections(boxes, scores, label, (scores > threshold) & usable(boxes))
