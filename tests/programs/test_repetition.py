@@ -2,8 +2,17 @@
 
 import pytest
 
+from benchmarks import command
 from benchmarks import repetition
 from detlab import errors
+
+
+def test_no_detector_file_has_as_many_repeated_lines_as_the_limit():
+    sources = {name: path.read_text() for name, path in command.detector_files().items()}
+    found = {name: len(lines) for name, lines in repetition.repeated(sources).items()}
+    many = [name for name, count in found.items() if count >= repetition.LIMIT]
+    assert not many, f"`python -m benchmarks.repetition --show {many[0]}` lists them: {found}"
+
 
 FILE = '''"""A docstring that all files have."""
 
