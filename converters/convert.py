@@ -15,7 +15,7 @@ import argparse
 import collections
 import json
 import pathlib
-from typing import Any, Callable, Mapping, NamedTuple, Sequence
+from typing import Mapping, Sequence
 
 from converters import flags as flags_lib
 from detlab import config as config_lib
@@ -29,18 +29,11 @@ import jax.numpy as jnp
 from converters import download
 from converters import inspect_file
 from converters import mapping
+from converters import sources
 from converters.readers import contents
 from converters.readers import darknet as darknet_reader
 from converters.readers import files
 from converters.tables import darknet as darknet_table
-from converters.tables import mmdet_cornernet
-from converters.tables import mmdet_faster_rcnn
-from converters.tables import mmdet_fcos
-from converters.tables import mmdet_reppoints
-from converters.tables import mmdet_retinanet
-from converters.tables import mmdet_yolov3
-from converters.tables import torchvision_resnet
-from converters.tables import yolov5
 from converters.writers import safetensors_file
 from converters.writers import torch_file
 from detlab import checkpoint
@@ -53,100 +46,7 @@ from detlab import programs
 from detlab.detectors import darknet
 
 
-class Source(NamedTuple):
-    """A kind of file: how to know one, and what it is converted by."""
-
-    family: str  # what --source names
-    description: str
-    marks: tuple[str, ...]  # names that every such file has
-    table: Callable[[bool], mapping.Table] | None  # of `bgr`; None: see `networks`
-    detector: str | None  # the only one that it fits; None: any with such a subtree
-    # Of a family whose files decide what network they are of: a module of tables with
-    # `fields(file)`, and `table` and `buffers` of the detector's fields.
-    networks: Any = None
-
-
-SOURCES = (
-    Source(
-        "torchvision",
-        "a torchvision ResNet",
-        ("conv1.weight", "layer1.0.conv1.weight"),
-        torchvision_resnet.table,
-        None,
-    ),
-    Source(
-        "mmdet",
-        "an mmdet RetinaNet",
-        ("backbone.conv1.weight", "bbox_head.retina_cls.weight"),
-        mmdet_retinanet.table,
-        "retinanet",
-    ),
-    Source(
-        "mmdet",
-        "an mmdet RetinaNet with the losses of GHM",
-        ("bbox_head.retina_cls.weight", "bbox_head.loss_cls.acc_sum"),
-        mmdet_retinanet.table,
-        "ghm",
-    ),
-    Source(
-        "mmdet",
-        "an mmdet FCOS",
-        ("backbone.conv1.weight", "bbox_head.conv_centerness.weight", "bbox_head.scales.0.scale"),
-        mmdet_fcos.table,
-        "fcos",
-    ),
-    Source(
-        "mmdet",
-        "an mmdet RepPoints",
-        ("backbone.conv1.weight", "bbox_head.reppoints_pts_refine_out.weight"),
-        mmdet_reppoints.table,
-        "reppoints",
-    ),
-    Source(
-        "mmdet",
-        "an mmdet Faster R-CNN",
-        ("backbone.conv1.weight", "rpn_head.rpn_conv.weight", "roi_head.bbox_head.fc_reg.weight"),
-        mmdet_faster_rcnn.table,
-        "faster_rcnn",
-    ),
-    Source(
-        "mmdet",
-        "an mmdet CornerNet",
-        ("backbone.hourglass_modules.0.up1.0.conv1.weight", "bbox_head.tl_emb.0.1.conv.weight"),
-        mmdet_cornernet.table,
-        "cornernet",
-    ),
-    Source(
-        "mmdet",
-        "an mmdet YOLOv3",
-        ("backbone.conv_res_block1.conv.conv.weight", "bbox_head.convs_pred.0.weight"),
-        mmdet_yolov3.table,
-        "yolov3",
-    ),
-    Source(
-        "mmdet",
-        "an mmdet Darknet-53",
-        ("conv_res_block1.conv.conv.weight", "conv_res_block5.res3.conv2.conv.weight"),
-        mmdet_yolov3.backbone_table,
-        "yolov3",
-    ),
-    Source(
-        "yolov5",
-        "a YOLOv5 of release 3",
-        ("model.1.conv.weight", "model.2.cv3.weight", "model.2.cv4.conv.weight"),
-        None,
-        "yolov5",
-        yolov5,
-    ),
-    Source(
-        "yolov5",
-        "a YOLOv5 of the releases 4 to 7",
-        ("model.1.conv.weight", "model.2.cv3.conv.weight", "model.2.m.0.cv1.conv.weight"),
-        None,
-        "yolov5",
-        yolov5,
-    ),
-)
+SOURCES = sources.collect()
 DARKNET = "darknet"  # whose files have no names: their tables follow from a cfg
 
 
@@ -223,8 +123,8 @@ def convert(flags: argparse.Namespace, overrides: Mapping[str, str]) -> None:
     source = _source(flags.source, path, file.tensors, flags.config, config.detector)
     _check_channel_order(path, file, flags.bgr)
     _check_style(config, flags.bgr)
-    if source.networks:
-        _fill_in(config, overrides, source.networks, path, file, flags.reset_classes)
+    if isinstance(source.table, sources.Networks):
+        _fill_in(config, overrides, source.table, path, file, flags.reset_classes)
     table = _table_of(source, config, flags.bgr)
     if flags.reset_classes and not table.class_leaves:
         raise errors.UserError(
@@ -244,12 +144,12 @@ def convert(flags: argparse.Namespace, overrides: Mapping[str, str]) -> None:
     print(f"{counts['matched']} tensors of {path} are in {flags.output}")
 
 
-def _table_of(source: Source, config, bgr: bool) -> mapping.Table:
-    if not source.networks:
+def _table_of(source: sources.Source, config, bgr: bool) -> mapping.Table:
+    if not isinstance(source.table, sources.Networks):
         return source.table(bgr)
     if bgr:
         raise errors.UserError(f"--bgr does not go with {source.description}: all are of RGB.")
-    return source.networks.table(config.model)
+    return source.table.table_of(config.model)
 
 
 def _fill_in(config, overrides, networks, path, file: contents.Contents, reset: bool) -> None:
@@ -388,23 +288,40 @@ def _check_output(output: pathlib.Path) -> None:
 
 def _source(
     family: str, path: pathlib.Path, names: Mapping, config_name: str, detector: str
-) -> Source:
+) -> sources.Source:
     """The kind of the file: of the family, known by its names, and for the detector."""
-    wanted = [source for source in SOURCES if family in ("auto", source.family)]
-    fitting = [source for source in SOURCES if all(m in names for m in source.marks)]
-    known = [source for source in wanted if source in fitting]
+    fitting = sources.fitting(SOURCES, names)
+    known = [source for source in fitting if family in ("auto", source.family)]
     if not known:
-        is_not = " or ".join(source.description for source in wanted)
-        looks = f"it looks like {fitting[0].description}" if fitting else "its names begin with "
+        is_not = _either(_sources_of(family, detector))
+        looks = f"it looks like {_either(fitting)}" if fitting else "its names begin with "
         looks += "" if fitting else contents.printable(", ".join(list(names)[:4]))
         raise errors.UserError(f"{path} is not {is_not}; {looks}.")
-    for source in known:
-        if source.detector in (None, detector):
-            return source
-    raise errors.UserError(
-        f"{known[0].description} fits detector {known[0].detector} only, and {config_name} is of"
-        f" {detector}."
-    )
+    chosen = [source for source in known if source.detector in (None, detector)]
+    if not chosen:
+        only = " or ".join(sorted({source.detector for source in known}))
+        raise errors.UserError(
+            f"{_either(known)} fits detector {only} only, and {config_name} is of {detector}."
+        )
+    if len(chosen) > 1:
+        raise errors.UserError(f"{path} may be {_either(chosen)}; say which with --source.")
+    return chosen[0]
+
+
+def _sources_of(family: str, detector: str) -> list[sources.Source]:
+    """The sources that the detector may have."""
+    found = [
+        source
+        for source in SOURCES
+        if family in ("auto", source.family) and source.detector in (None, detector)
+    ]
+    if not found:
+        raise errors.UserError(f"--source {family} has no table for detector {detector}.")
+    return found
+
+
+def _either(known: list[sources.Source]) -> str:
+    return " or ".join(sorted({source.description for source in known}))
 
 
 def _check_channel_order(path: pathlib.Path, file: contents.Contents, bgr: bool) -> None:
@@ -478,8 +395,8 @@ def write_foreign(flags: argparse.Namespace, overrides: Mapping[str, str]) -> No
         tensors = mapping.reverse(mapping.nest(leaves), table)
     except mapping.ConversionError as error:
         raise errors.UserError(f"{weights.path}: {error}") from error
-    if source.networks:
-        tensors |= source.networks.buffers(config.model)
+    if isinstance(source.table, sources.Networks):
+        tensors |= source.table.buffers(config.model)
     try:
         flags.output.parent.mkdir(parents=True, exist_ok=True)
         if flags.output.suffix in (".pth", ".pt"):
@@ -520,30 +437,24 @@ def _write_darknet(output: pathlib.Path, config, weights: checkpoint.Weights, le
 
 def _table_back(
     family: str, config, leaves: Mapping, path: pathlib.Path, bgr: bool
-) -> tuple[Source, mapping.Table]:
+) -> tuple[sources.Source, mapping.Table]:
     """The table of the whole detector, else of a backbone, whose every leaf is there."""
-    fitting = [
-        (source, _table_of(source, config, bgr))
-        for source in sorted(SOURCES, key=lambda source: source.detector is None)
-        if family in ("auto", source.family) and source.detector in (None, config.detector)
-    ]
-    if not fitting:
-        raise errors.UserError(f"--source {family} has no table for detector {config.detector}.")
-    missing, shapes = {}, target_shapes(config)
-    for source, table in fitting:
-        missing[table.name] = [
-            leaf
-            for leaf, shape in shapes.items()
-            if mapping.inside(leaf, table.subtrees)
-            and (leaf not in leaves or leaves[leaf].shape != shape)
-        ]
-        if not missing[table.name]:
-            return source, table
-    name, absent = next(iter(missing.items()))
-    raise errors.UserError(
-        f"{path} is no complete {name}: {len(absent)} leaves are not there in the shape of the"
-        f" config, such as {absent[0]}."
-    )
+    shapes, found = target_shapes(config), []
+    for source in _sources_of(family, config.detector):
+        table = _table_of(source, config, bgr)
+        wanted = [leaf for leaf in shapes if mapping.inside(leaf, table.subtrees)]
+        absent = [p for p in wanted if p not in leaves or leaves[p].shape != shapes[p]]
+        found.append((not absent, len(wanted), table.name, source, table, absent))
+    complete, size, name, source, table, absent = max(found, key=lambda entry: entry[:2])
+    if not complete:
+        raise errors.UserError(
+            f"{path} is no complete {name}: {len(absent)} leaves are not there in the shape of the"
+            f" config, such as {absent[0]}."
+        )
+    names = sorted({other[2] for other in found if other[:2] == (complete, size)})
+    if len(names) > 1:
+        raise errors.UserError(f"{path} may be {' or '.join(names)}; say which with --source.")
+    return source, table
 
 
 if __name__ == "__main__":

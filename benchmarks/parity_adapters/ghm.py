@@ -7,6 +7,7 @@ import numpy as np
 from benchmarks import reference_configs
 from benchmarks.parity_adapters import adapter
 from benchmarks.parity_adapters import retinanet
+from converters.tables import mmdet_ghm
 
 
 def fields(info: dict) -> dict:
@@ -51,5 +52,6 @@ ADAPTER = retinanet.ADAPTER._replace(
     },
     detector="ghm",
     fields=fields,
+    table=mmdet_ghm.table,
     arrays=arrays,
 )

@@ -6,32 +6,20 @@ and here: anchor, then x, y, w, h, objectness, classes.
 """
 
 from converters import mapping
-from converters.tables import torchvision_resnet
-
-_KERNEL = ("conv_oihw_to_hwio",)
+from converters import sources
+from converters.tables import parts
 
 
 def table(bgr: bool = False) -> mapping.Table:
     """The table of the whole detector; `bgr`: the network was trained on BGR images."""
-    levels = ((1, 5), (2, 4), (3, 3))
-    rules = list(_backbone(r"backbone\.", bgr))
-    for i, level in levels:
-        rules += _conv_norm(rf"neck\.detect{i}\.conv(\d)", rf"neck/block{level}/conv\1")
+    rules = _backbone(r"backbone\.", bgr)
+    for i, level in ((1, 5), (2, 4), (3, 3)):
+        rules += parts.conv_bn(rf"neck\.detect{i}\.conv(\d)", rf"neck/block{level}/conv\1")
         if level > 3:
-            rules += _conv_norm(rf"neck\.conv{i}", f"neck/reduce{level}")
-        rules += _conv_norm(rf"bbox_head\.convs_bridge\.{i - 1}", f"head/bridge{level}")
-        source, target = rf"bbox_head\.convs_pred\.{i - 1}", f"params/head/predict{level}"
-        rules += [
-            mapping.Rule(rf"{source}\.weight", f"{target}/kernel", _KERNEL),
-            mapping.Rule(rf"{source}\.bias", f"{target}/bias"),
-        ]
-    return mapping.Table(
-        "mmdet YOLOv3",
-        ("params/backbone", "params/neck", "params/head", "batch_stats"),
-        tuple(rules),
-        (torchvision_resnet.COUNTERS,),
-        class_leaves=(r"params/head/predict\d/.*",),
-    )
+            rules += parts.conv_bn(rf"neck\.conv{i}", f"neck/reduce{level}")
+        rules += parts.conv_bn(rf"bbox_head\.convs_bridge\.{i - 1}", f"head/bridge{level}")
+        rules += parts.conv(rf"bbox_head\.convs_pred\.{i - 1}", f"head/predict{level}")
+    return parts.whole("mmdet YOLOv3", rules, class_leaves=(r"params/head/predict\d/.*",))
 
 
 def backbone_table(bgr: bool = False) -> mapping.Table:
@@ -40,25 +28,32 @@ def backbone_table(bgr: bool = False) -> mapping.Table:
         "mmdet Darknet-53",
         ("params/backbone", "batch_stats/backbone"),
         tuple(_backbone("", bgr)),
-        (torchvision_resnet.COUNTERS,),
+        (parts.COUNTERS,),
     )
 
 
 def _backbone(prefix: str, bgr: bool) -> list[mapping.Rule]:
     stage = rf"{prefix}conv_res_block(\d)"
     return [
-        *_conv_norm(rf"{prefix}conv1", "backbone/stem", ("flip_bgr_in",) if bgr else ()),
-        *_conv_norm(rf"{stage}\.conv", r"backbone/stage\1_down"),
-        *_conv_norm(rf"{stage}\.res(\d)\.conv(\d)", r"backbone/stage\1_block\2/conv\3"),
+        *parts.conv_bn(rf"{prefix}conv1", "backbone/stem", bgr),
+        *parts.conv_bn(rf"{stage}\.conv", r"backbone/stage\1_down"),
+        *parts.conv_bn(rf"{stage}\.res(\d)\.conv(\d)", r"backbone/stage\1_block\2/conv\3"),
     ]
 
 
-def _conv_norm(source: str, target: str, first: tuple[str, ...] = ()) -> list[mapping.Rule]:
-    """A convolution without bias and its norm; `first` is done to the kernel before all else."""
-    return [
-        mapping.Rule(rf"{source}\.conv\.weight", f"params/{target}/conv/kernel", first + _KERNEL),
-        mapping.Rule(rf"{source}\.bn\.weight", f"params/{target}/norm/scale"),
-        mapping.Rule(rf"{source}\.bn\.bias", f"params/{target}/norm/bias"),
-        mapping.Rule(rf"{source}\.bn\.running_mean", f"batch_stats/{target}/norm/mean"),
-        mapping.Rule(rf"{source}\.bn\.running_var", f"batch_stats/{target}/norm/var"),
-    ]
+SOURCES = (
+    sources.Source(
+        "mmdet",
+        "an mmdet YOLOv3",
+        ("backbone.conv_res_block1.conv.conv.weight", "bbox_head.convs_pred.0.weight"),
+        table,
+        "yolov3",
+    ),
+    sources.Source(
+        "mmdet",
+        "an mmdet Darknet-53",
+        ("conv_res_block1.conv.conv.weight", "conv_res_block5.conv.conv.weight"),
+        backbone_table,
+        "yolov3",
+    ),
+)

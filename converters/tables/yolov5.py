@@ -17,8 +17,9 @@ from typing import Any, Mapping, NamedTuple
 import numpy as np
 
 from converters import mapping
+from converters import sources
 from converters.readers import contents
-from converters.tables import torchvision_resnet
+from converters.tables import parts
 from detlab import errors
 from detlab.backbones import yolov5
 from detlab.detectors import yolov5 as detector
@@ -35,15 +36,6 @@ ANCHORS_4 = (
 )
 
 _ACTIVATIONS = {"SiLU": "silu", "Hardswish": "hard_swish", "LeakyReLU": "leaky_relu"}
-_KERNEL = ("conv_oihw_to_hwio",)
-
-
-class Found(NamedTuple):
-    """Fields of the detector that follow from a file."""
-
-    certain: dict[str, Any]
-    assumed: dict[str, Any]  # that the file does not tell
-    num_classes: int
 
 
 class Numbers(NamedTuple):
@@ -84,28 +76,23 @@ def table(model: Mapping[str, Any]) -> mapping.Table:
         for name, number in of_part.items():
             source, target = rf"model\.{number}", f"{part}/{name}"
             if name == "stem" and module.stem == "focus":
-                rules += _conv_norm(rf"{source}\.conv", target)
+                rules += parts.conv_bn(rf"{source}\.conv", target)
             elif "block" in name:
                 rules += _block(source, target, module.block)
             elif name == "spp":
-                rules += _conv_norm(rf"{source}\.cv(\d)", rf"{target}/conv\1")
+                rules += parts.conv_bn(rf"{source}\.cv(\d)", rf"{target}/conv\1")
             else:
-                rules += _conv_norm(source, target)
+                rules += parts.conv_bn(source, target)
     for i in range(levels):
-        source, target = rf"model\.{known.head}\.m\.{i}", f"params/head/predict{i + 3}"
-        rules += [
-            mapping.Rule(rf"{source}\.weight", f"{target}/kernel", _KERNEL),
-            mapping.Rule(rf"{source}\.bias", f"{target}/bias"),
-        ]
+        rules += parts.conv(rf"model\.{known.head}\.m\.{i}", f"head/predict{i + 3}")
     anchors = mapping.Dropped(
         rf"model\.{known.head}\.(anchors|anchor_grid)", "in config.model.anchor_sizes"
     )
-    return mapping.Table(
+    return parts.whole(
         f"YOLOv5 ({module.block} blocks, {levels} levels)",
-        ("params/backbone", "params/neck", "params/head", "batch_stats"),
-        tuple(rules),
-        (torchvision_resnet.COUNTERS, anchors),
+        rules,
         class_leaves=(r"params/head/predict\d/.*",),
+        dropped=(anchors,),
     )
 
 
@@ -121,7 +108,7 @@ def buffers(model: Mapping[str, Any]) -> dict[str, np.ndarray]:
     return found
 
 
-def fields(file: contents.Contents) -> Found:
+def fields(file: contents.Contents) -> sources.Found:
     """Which network the tensors of a file are of.
 
     Raises:
@@ -182,7 +169,7 @@ def fields(file: contents.Contents) -> Found:
         if "anchor_sizes" not in certain:
             assumed["anchor_sizes"] = ANCHORS_4
     outputs = shapes[f"model.{known.head}.m.0.bias"][0]
-    return Found(certain, assumed, outputs // per_cell - 5)
+    return sources.Found(certain, assumed, outputs // per_cell - 5)
 
 
 def _sizes(shapes: Mapping[str, tuple], known: Numbers, levels: int, pool: str) -> dict[str, Any]:
@@ -222,30 +209,32 @@ def _sizes(shapes: Mapping[str, tuple], known: Numbers, levels: int, pool: str) 
     return {"width_multiple": fitting[0], **found}
 
 
-def _conv_norm(source: str, target: str) -> list[mapping.Rule]:
-    """A convolution without bias, and its norm."""
-    return [
-        mapping.Rule(rf"{source}\.conv\.weight", f"params/{target}/conv/kernel", _KERNEL),
-        *_norm(rf"{source}\.bn", f"{target}/norm"),
-    ]
-
-
-def _norm(source: str, target: str) -> list[mapping.Rule]:
-    return [
-        mapping.Rule(rf"{source}\.weight", f"params/{target}/scale"),
-        mapping.Rule(rf"{source}\.bias", f"params/{target}/bias"),
-        mapping.Rule(rf"{source}\.running_mean", f"batch_stats/{target}/mean"),
-        mapping.Rule(rf"{source}\.running_var", f"batch_stats/{target}/var"),
-    ]
-
-
 def _block(source: str, target: str, kind: str) -> list[mapping.Rule]:
-    bottlenecks = _conv_norm(rf"{source}\.m\.(\d+)\.cv(\d)", rf"{target}/bottleneck\1/conv\2")
+    bottlenecks = parts.conv_bn(rf"{source}\.m\.(\d+)\.cv(\d)", rf"{target}/bottleneck\1/conv\2")
     if kind == "c3":
-        return [*_conv_norm(rf"{source}\.cv(\d)", rf"{target}/conv\1"), *bottlenecks]
-    plain = [
-        mapping.Rule(rf"{source}\.cv{i}\.weight", f"params/{target}/conv{i}/kernel", _KERNEL)
-        for i in (2, 3)
-    ]
-    normed = [rule for i in (1, 4) for rule in _conv_norm(rf"{source}\.cv{i}", f"{target}/conv{i}")]
-    return [*normed, *plain, *_norm(rf"{source}\.bn", f"{target}/norm"), *bottlenecks]
+        return [*parts.conv_bn(rf"{source}\.cv(\d)", rf"{target}/conv\1"), *bottlenecks]
+    rules = parts.batch_norm(rf"{source}\.bn", f"{target}/norm")
+    for i in (1, 4):
+        rules += parts.conv_bn(rf"{source}\.cv{i}", f"{target}/conv{i}")
+    for i in (2, 3):
+        rules += parts.conv(rf"{source}\.cv{i}", f"{target}/conv{i}", bias=False)
+    return [*rules, *bottlenecks]
+
+
+NETWORKS = sources.Networks(fields, table, buffers)
+SOURCES = (
+    sources.Source(
+        "yolov5",
+        "a YOLOv5 of release 3",
+        ("model.1.conv.weight", "model.2.cv3.weight", "model.2.cv4.conv.weight"),
+        NETWORKS,
+        "yolov5",
+    ),
+    sources.Source(
+        "yolov5",
+        "a YOLOv5 of the releases 4 to 7",
+        ("model.1.conv.weight", "model.2.cv3.conv.weight", "model.2.m.0.cv1.conv.weight"),
+        NETWORKS,
+        "yolov5",
+    ),
+)

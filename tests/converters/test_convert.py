@@ -334,9 +334,30 @@ def test_file_of_another_family_is_named(config_file, torchvision_file, mmdet_fi
     pth.storages.clear()
     other = pth.write_state_dict(tmp_path / "other.pth", {"encoder.weight": np.ones(2, np.float32)})
     text = refused(config_file, other, output)
-    assert "is not a torchvision ResNet or an mmdet RetinaNet" in text
+    assert "is not a torchvision ResNet or an mmdet RetinaNet; its names" in text
     assert "its names begin with encoder.weight" in text
     assert not output.exists()
+
+
+def test_a_file_that_two_tables_know_alike_needs_the_family(
+    config_file, mmdet_file, tmp_path, monkeypatch
+):
+    (twin,) = mmdet_retinanet.SOURCES
+    twin = twin._replace(family="yolov5", description="its twin")
+    monkeypatch.setattr(convert, "SOURCES", (*convert.SOURCES, twin))
+    text = refused(config_file, mmdet_file[0], tmp_path / "w")
+    assert "may be an mmdet RetinaNet or its twin; say which with --source" in text
+    run(config_file, mmdet_file[0], tmp_path / "w", "--source", "mmdet")
+
+
+def test_the_counts_of_ghm_tell_its_files_from_those_of_retinanet(
+    config_file, mmdet_file, tmp_path, pth
+):
+    pth.storages.clear()
+    tensors = {**mmdet_file[1], "bbox_head.loss_cls.acc_sum": np.ones(30, np.float32)}
+    file = pth.write_state_dict(tmp_path / "ghm.pth", tensors)
+    text = refused(config_file, file, tmp_path / "w")
+    assert "an mmdet RetinaNet with the losses of GHM fits detector ghm only" in text
 
 
 def test_names_that_could_steer_a_terminal_are_escaped(config_file, shapes, pth, tmp_path, capsys):

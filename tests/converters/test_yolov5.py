@@ -8,6 +8,7 @@ import pytest
 
 from converters import convert
 from converters import mapping
+from converters import sources
 from converters.readers import contents
 from converters.readers import torch_file
 from converters.tables import yolov5
@@ -59,6 +60,8 @@ def test_network_is_found_from_names_and_shapes(published, variant):
     assert {**found.certain, **found.assumed}.items() >= fields_of(config).items()
     assert set(found.assumed) - {"level_balance"} == {"activation", "pool_size"}
     assert found.num_classes == 80
+    (source,) = sources.fitting(convert.SOURCES, tensors)
+    assert source.description.endswith("release 3" if variant == "s_v3" else "releases 4 to 7")
 
 
 def test_activation_and_window_are_those_of_the_modules(published):

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import tables
 import tiny
 
 from converters import mapping
@@ -328,49 +329,23 @@ def test_fields_that_cannot_be_are_refused_in_a_sentence(field, value, sentence)
         module(**{field: value}).check()
 
 
-@pytest.fixture(scope="module")
-def leaves(variables):
-    """Path -> array of all leaves, random."""
-    flat = mapping.flatten({"params": variables[0], **variables[1]})
-    rng = np.random.default_rng(0)
-    return {path: rng.standard_normal(x.shape).astype(np.float32) for path, x in flat.items()}
-
-
-def shapes_of(arrays):
-    return {path: x.shape for path, x in arrays.items()}
-
-
-def test_table_takes_every_leaf_there_and_back(leaves):
-    tensors = mapping.reverse(leaves, mmdet_yolov3.table())
-    assert len(tensors) == len(leaves)
-    assert tensors["neck.detect1.conv2.conv.weight"].shape == (64, 32, 3, 3)  # coarsest first
+def test_the_table_counts_levels_from_the_coarsest():
+    _, tensors = tables.there_and_back(mmdet_yolov3.table(), "yolov3", TINY)
+    assert tensors["neck.detect1.conv2.conv.weight"].shape == (64, 32, 3, 3)
     assert tensors["bbox_head.convs_pred.2.weight"].shape == (24, 16, 1, 1)
-    tree, _ = mapping.convert(tensors, mmdet_yolov3.table(), shapes_of(leaves))
-    for path, value in mapping.flatten(tree).items():
-        np.testing.assert_array_equal(value, leaves[path])
 
 
-def test_class_leaves_are_those_that_other_classes_change(leaves):
-    other = detector_lib.from_module(module(num_classes=5))
-    images = jax.ShapeDtypeStruct((1, *CANVAS, 3), jnp.uint8)
-    params, _ = jax.eval_shape(other.init, KEY, images)
-    flat = mapping.flatten({"params": params})
-    changed = {path for path, x in flat.items() if x.shape != leaves[path].shape}
-    patterns = mmdet_yolov3.table().class_leaves
-    assert changed == {p for p in leaves if any(re.fullmatch(pattern, p) for pattern in patterns)}
-    assert len(changed) == 6
-
-
-def test_file_of_the_pretrained_backbone_fills_the_backbone_alone(leaves):
-    whole = mapping.reverse(leaves, mmdet_yolov3.table())
+def test_file_of_the_pretrained_backbone_has_the_names_of_the_whole_without_their_start():
+    leaves, whole = tables.there_and_back(mmdet_yolov3.table(), "yolov3", TINY)
     file = {
         name.removeprefix("backbone."): x
         for name, x in whole.items()
         if name.startswith("backbone.")
     }
-    tree, _ = mapping.convert(file, mmdet_yolov3.backbone_table(), shapes_of(leaves))
+    shapes = tables.shapes("yolov3", TINY)
+    tree, _ = mapping.convert(file, mmdet_yolov3.backbone_table(), shapes)
     filled = mapping.flatten(tree)
     assert set(filled) == {path for path in leaves if path.split("/")[1] == "backbone"}
-    bgr, _ = mapping.convert(file, mmdet_yolov3.backbone_table(bgr=True), shapes_of(leaves))
+    bgr, _ = mapping.convert(file, mmdet_yolov3.backbone_table(bgr=True), shapes)
     stem = "params/backbone/stem/conv/kernel"
     np.testing.assert_array_equal(mapping.flatten(bgr)[stem], leaves[stem][:, :, ::-1])

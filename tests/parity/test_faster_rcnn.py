@@ -2,14 +2,13 @@
 
 import json
 import shutil
-import types as python_types
 
 import numpy as np
 import parity_runs
 import pytest
+import tables
+import tiny
 
-from converters import convert
-from converters import mapping
 from converters.tables import mmdet_faster_rcnn
 
 CASE = "small/faster_rcnn_r50_fpn_small"
@@ -30,27 +29,11 @@ def test_the_samples_of_a_bin_are_noticed(shared_dir, capsys, tmp_path):
     assert not any(line.startswith(("neck", "assignment", "map rpn")) for line in run.missed)
 
 
-def test_the_table_fills_every_leaf_and_runs_backwards():
-    model = dict(depth=18, backbone_width=8, neck_width=16, rpn_width=16, box_width=8)
-    config = python_types.SimpleNamespace(detector="faster_rcnn", model=model)
-    shapes = convert.target_shapes(config)
-    rng = np.random.default_rng(0)
-    leaves = {path: rng.normal(size=shape).astype(np.float32) for path, shape in shapes.items()}
+def test_the_table_reorders_flattened_features():
+    """Channel, row, column there; row, column, channel here."""
+    fields = {**tiny.TINY["faster_rcnn"].fields, "box_width": 8}
     table = mmdet_faster_rcnn.table(bgr=True)
-    tensors = mapping.reverse(mapping.nest(leaves), table)
-    # Channel, row, column there; row, column, channel here.
+    leaves, tensors = tables.there_and_back(table, "faster_rcnn", fields)
     fc = tensors["roi_head.bbox_head.shared_fcs.0.weight"].reshape(8, 16, 7, 7)
     kernel = leaves["params/box_head/fc0/kernel"].reshape(7, 7, 16, 8)
     np.testing.assert_array_equal(fc[5, 3, 2, 6], kernel[2, 6, 3, 5])
-    tree, _ = mapping.convert(tensors, table, shapes)
-    back = mapping.flatten(tree)
-    assert back.keys() == leaves.keys()
-    for path, value in leaves.items():
-        np.testing.assert_array_equal(back[path], value)
-    tree, _ = mapping.convert(tensors, table, shapes, reset_classes=True)
-    anew = leaves.keys() - mapping.flatten(tree).keys()
-    assert anew == {
-        f"params/box_head/{name}/{leaf}"
-        for name in ("cls_logits", "box_deltas")
-        for leaf in ("kernel", "bias")
-    }

@@ -1,16 +1,15 @@
 """The table of FCOS; test_small.py runs its cases."""
 
 import json
-import types as python_types
 
 import numpy as np
 import pytest
+import tables
+import tiny
 
 from benchmarks import parity
 from benchmarks import parity_cases
 from benchmarks.parity_adapters import fcos as adapter
-from converters import convert
-from converters import mapping
 from converters.tables import mmdet_fcos
 
 
@@ -34,19 +33,8 @@ def test_a_wrong_distance_is_noticed_at_positive_points_alone(shared_dir):
 
 
 @pytest.mark.parametrize("conv_bias", [False, True])
-def test_the_table_fills_every_leaf_and_runs_backwards(conv_bias):
-    model = dict(depth=18, backbone_width=8, neck_width=32, head_width=32, conv_bias=conv_bias)
-    shapes = convert.target_shapes(python_types.SimpleNamespace(detector="fcos", model=model))
-    rng = np.random.default_rng(0)
-    leaves = {path: rng.normal(size=shape).astype(np.float32) for path, shape in shapes.items()}
-    table = mmdet_fcos.table(bgr=True)
-    tensors = mapping.reverse(mapping.nest(leaves), table)
+def test_the_table_knows_both_forms_of_the_towers_and_the_scalars(conv_bias):
+    fields = {**tiny.TINY["fcos"].fields, "conv_bias": conv_bias}
+    _, tensors = tables.there_and_back(mmdet_fcos.table(bgr=True), "fcos", fields)
     assert tensors["bbox_head.scales.4.scale"].shape == ()
-    tree, _ = mapping.convert(tensors, table, shapes)
-    back = mapping.flatten(tree)
-    assert back.keys() == leaves.keys()
-    for path, value in leaves.items():
-        np.testing.assert_array_equal(back[path], value)
-    tree, _ = mapping.convert(tensors, table, shapes, reset_classes=True)
-    anew = leaves.keys() - mapping.flatten(tree).keys()
-    assert anew == {"params/head/cls_logits/kernel", "params/head/cls_logits/bias"}
+    assert ("bbox_head.cls_convs.0.conv.bias" in tensors) == conv_bias

@@ -2,14 +2,12 @@
 
 import json
 import shutil
-import types as python_types
 
-import numpy as np
 import parity_runs
 import pytest
+import tables
+import tiny
 
-from converters import convert
-from converters import mapping
 from converters.tables import mmdet_reppoints
 
 
@@ -31,20 +29,12 @@ def test_another_box_of_the_points_is_noticed(shared_dir, capsys, tmp_path):
     assert not any(line.startswith(same) for line in run.missed if "get_targets" not in line)
 
 
-@pytest.mark.parametrize("form", [dict(), dict(norm="none", transform="minmax")])
-def test_the_table_fills_every_leaf_and_runs_backwards(form):
-    model = dict(depth=18, backbone_width=8, neck_width=32, head_width=32, point_width=8, **form)
-    shapes = convert.target_shapes(python_types.SimpleNamespace(detector="reppoints", model=model))
-    rng = np.random.default_rng(0)
-    leaves = {path: rng.normal(size=shape).astype(np.float32) for path, shape in shapes.items()}
-    table = mmdet_reppoints.table(bgr=True)
-    tensors = mapping.reverse(mapping.nest(leaves), table)
-    assert tensors["bbox_head.reppoints_cls_conv.weight"].shape == (8, 32, 3, 3)
-    tree, _ = mapping.convert(tensors, table, shapes)
-    back = mapping.flatten(tree)
-    assert back.keys() == leaves.keys()
-    for path, value in leaves.items():
-        np.testing.assert_array_equal(back[path], value)
-    tree, _ = mapping.convert(tensors, table, shapes, reset_classes=True)
-    anew = leaves.keys() - mapping.flatten(tree).keys()
-    assert anew == {"params/head/cls_logits/kernel", "params/head/cls_logits/bias"}
+@pytest.mark.parametrize("norm", ["group", "none"])
+def test_the_table_knows_both_norms_and_deformable_kernels(norm):
+    fields = {**tiny.TINY["reppoints"].fields, "norm": norm}
+    if norm == "none":
+        fields["transform"] = "minmax"  # without the leaf of the moments
+    _, tensors = tables.there_and_back(mmdet_reppoints.table(bgr=True), "reppoints", fields)
+    assert tensors["bbox_head.reppoints_cls_conv.weight"].shape == (16, 16, 3, 3)
+    assert ("bbox_head.moment_transfer" in tensors) == (norm == "group")
+    assert ("neck.fpn_convs.0.gn.weight" in tensors) == (norm == "group")

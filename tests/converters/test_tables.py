@@ -1,0 +1,113 @@
+"""Every table of `converters/tables`, found by looking, on the tiny detectors that it fits."""
+
+import importlib
+import pkgutil
+import sys
+
+import pytest
+import tables as table_runs
+import tiny
+
+from converters import convert
+from converters import mapping
+from converters import sources
+from converters import tables
+
+
+def fits(source, entry):
+    """Whether the detector is that of the source; a ResNet alone fits all that have one."""
+    return source.detector == entry.detector or not source.detector and "depth" in entry.fields
+
+
+EVERY = pytest.mark.parametrize(
+    "source, entry",
+    [
+        pytest.param(source, entry, id=f"{source.description}-{name}")
+        for source in convert.SOURCES
+        for name, entry in tiny.TINY.items()
+        if fits(source, entry)
+    ],
+)
+
+
+def table_of(source, entry, bgr=False):
+    if isinstance(source.table, sources.Networks):
+        return source.table.table_of(entry.fields)
+    return source.table(bgr)
+
+
+def file_of(source, entry):
+    """The tensors of a file, with random values."""
+    table = table_of(source, entry)
+    return table_runs.there_and_back(table, entry.detector, entry.fields)[1]
+
+
+@EVERY
+def test_a_table_fills_every_leaf_and_runs_backwards(source, entry):
+    table = table_of(source, entry, bgr=True)
+    leaves, _ = table_runs.there_and_back(table, entry.detector, entry.fields)
+    part = {path for path in leaves if path.split("/")[1] == "backbone"}
+    whole = set(table_runs.shapes(entry.detector, entry.fields))
+    assert set(leaves) == (whole if table.class_leaves else part)
+
+
+@EVERY
+def test_other_classes_leave_exactly_the_leaves_that_they_change(source, entry):
+    tensors = file_of(source, entry)
+    fields = {**entry.fields, "num_classes": entry.fields["num_classes"] + 2}
+    before = table_runs.shapes(entry.detector, entry.fields)
+    after = table_runs.shapes(entry.detector, fields)
+    tree, rows = mapping.convert(tensors, table_of(source, entry), after, reset_classes=True)
+    anew = {row.target for row in rows if row.status == mapping.ANEW}
+    changed = {path for path, shape in after.items() if before[path] != shape}
+    if table_of(source, entry).class_leaves:
+        assert anew == changed == after.keys() - mapping.flatten(tree).keys()
+    else:
+        assert not anew and not changed & mapping.flatten(tree).keys()
+
+
+@EVERY
+def test_a_file_is_known_by_its_names_in_whatever_order_the_tables_are(source, entry):
+    names = file_of(source, entry)
+    for order in (convert.SOURCES, convert.SOURCES[::-1]):
+        fitting = sources.fitting(order, names)
+        assert {other.table for other in fitting if other.family == source.family} == {source.table}
+        assert source in fitting or isinstance(source.table, sources.Networks)
+
+
+def test_every_table_but_that_of_files_without_names_is_found():
+    modules = [
+        importlib.import_module(f"converters.tables.{found.name}")
+        for found in pkgutil.iter_modules(tables.__path__)
+    ]
+    named = {module for module in modules if getattr(module, "SOURCES", ())}
+    unnamed = {m.__name__ for m in modules if hasattr(m, "table") and m not in named}
+    assert unnamed == {"converters.tables.darknet"}
+    assert set(convert.SOURCES) == {source for module in named for source in module.SOURCES}
+
+
+def test_a_new_file_in_the_folder_is_found(tmp_path, monkeypatch):
+    text = "from converters.tables import mmdet_ghm\n\nSOURCES = mmdet_ghm.SOURCES[:1]\n"
+    (tmp_path / "mmdet_new.py").write_text(text)
+    monkeypatch.setattr(tables, "__path__", [*tables.__path__, str(tmp_path)])
+    assert len(sources.collect()) == len(convert.SOURCES) + 1
+    del sys.modules["converters.tables.mmdet_new"]
+
+
+def source(description, *marks, detector="retinanet"):
+    return sources.Source("mmdet", description, marks, lambda bgr: None, detector)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_the_source_with_more_marks_is_taken_and_equals_stay(turned):
+    plain, more = source("plain", "a", "b"), source("more", "a", "b", "c")
+    twin, other = source("twin", "b", "a", detector="ghm"), source("other", "d")
+    known = [plain, more, twin, other][:: -1 if turned else 1]
+
+    def fitting(names):
+        return {found.description for found in sources.fitting(known, names)}
+
+    assert fitting("abc") == {"more"}
+    assert fitting("ab") == {"plain", "twin"}, "of which the detector decides"
+    assert fitting("abcd") == {"more", "other"}, "neither has the marks of the other"
+    assert fitting("a") == set()
