@@ -139,7 +139,7 @@ def convert(flags: argparse.Namespace, overrides: Mapping[str, str]) -> None:
     except mapping.ConversionError as error:
         raise errors.UserError(f"{path} and {flags.config}: {error}") from error
     origin = {"file": path.name, "table": table.name, "bgr": flags.bgr}
-    _save(flags.output, config, tree, report, origin, class_names)
+    _save(flags.output, config, table, tree, report, origin, class_names)
     counts = collections.Counter(row.status for row in report)
     print(f"{counts['matched']} tensors of {path} are in {flags.output}")
 
@@ -190,13 +190,18 @@ def _fill_in(config, overrides, networks, path, file: contents.Contents, reset: 
         print(f"assumed, as {path} does not tell: {listed(assumed)}")
 
 
-def _save(output: pathlib.Path, config, tree: dict, report, origin: dict, class_names) -> None:
+def _save(output: pathlib.Path, config, table, tree, report, origin: dict, class_names) -> None:
     """Writes the weights folder with its report, and prints that."""
     params = tree.pop("params")
+    matched = [row.target for row in report if row.status == "matched"]
     info = {
         "config": config_lib.to_json(config),
         "converted_from": origin,
+        # What training may start from, see `checkpoint.may_differ`.
+        "subtrees": list(table.subtrees),
         "anew": [row.target for row in report if row.status == mapping.ANEW],
+        "num_classes": detector_lib.num_classes(config),
+        "class_leaves": [p for p in matched if mapping.matches_any(table.class_leaves, p)],
     }
     if class_names:
         info["class_names"] = list(class_names)
@@ -251,7 +256,7 @@ def _convert_darknet(flags: argparse.Namespace, config, path: pathlib.Path) -> N
         raise errors.UserError(f"{path} and {flags.config}: {error}") from error
     names = _names(flags.names, num_classes) if flags.names and not flags.reset_classes else ()
     origin = {"file": path.name, "table": table.name, "header": weights.header._asdict()}
-    _save(flags.output, config, tree, report, origin, names)
+    _save(flags.output, config, table, tree, report, origin, names)
     print(f"{len(weights.tensors)} tensors of {len(layers)} layers of {path} are in {flags.output}")
 
 
@@ -290,12 +295,13 @@ def _source(
     family: str, path: pathlib.Path, names: Mapping, config_name: str, detector: str
 ) -> sources.Source:
     """The kind of the file: of the family, known by its names, and for the detector."""
-    fitting = sources.fitting(SOURCES, names)
-    known = [source for source in fitting if family in ("auto", source.family)]
+    wanted = [source for source in SOURCES if family in ("auto", source.family)]
+    known = sources.fitting(wanted, names)
     if not known:
         is_not = _either(_sources_of(family, detector))
-        looks = f"it looks like {_either(fitting)}" if fitting else "its names begin with "
-        looks += "" if fitting else contents.printable(", ".join(list(names)[:4]))
+        other = sources.fitting(SOURCES, names)
+        looks = f"it looks like {_either(other)}" if other else "its names begin with "
+        looks += "" if other else contents.printable(", ".join(list(names)[:4]))
         raise errors.UserError(f"{path} is not {is_not}; {looks}.")
     chosen = [source for source in known if source.detector in (None, detector)]
     if not chosen:

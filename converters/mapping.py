@@ -112,7 +112,7 @@ def convert(
       ConversionError: listing every difference, with near misses.
     """
     wanted = {path: shape for path, shape in target_shapes.items() if inside(path, table.subtrees)}
-    anew = [path for path in wanted if reset_classes and _matches_any(table.class_leaves, path)]
+    anew = [path for path in wanted if reset_classes and matches_any(table.class_leaves, path)]
     filled, rows, unmatched, differences = {}, [], [], []
     for given_name, tensor in tensors.items():
         name = contents.printable(given_name)
@@ -144,7 +144,7 @@ def convert(
                 continue
             filled[path] = value = _transformed(tensor, rule.transforms)
             difference = _difference(value, wanted[path])
-            if difference and _matches_any(table.class_leaves, path):
+            if difference and matches_any(table.class_leaves, path):
                 difference += ": another number of classes, see --reset_classes"
             if difference:
                 differences.append(f"{name} -> {path} {difference}")
@@ -235,7 +235,8 @@ def format_report(rows: Iterable[Row]) -> str:
     return "\n".join([*lines, "", *(f"{n:5d} {status}" for status, n in counts.items())])
 
 
-def _matches_any(patterns: tuple[str, ...], path: str) -> bool:
+def matches_any(patterns: tuple[str, ...], path: str) -> bool:
+    """Whether a leaf is of one of the regexes, such as a table's `class_leaves`."""
     return any(re.fullmatch(pattern, path) for pattern in patterns)
 
 

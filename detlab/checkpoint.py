@@ -39,7 +39,7 @@ class Weights(NamedTuple):
 
     params: Any  # nested dict of NumPy arrays
     state: Any
-    info: dict  # {"config", "class_names", "step", "metrics"}; a key may be absent
+    info: dict  # {"config", "class_names", "step", "metrics"}, see `may_differ`; some are absent
     path: pathlib.Path
 
 
@@ -277,7 +277,8 @@ def save_weights(
 ) -> None:
     """Writes a weights folder that `init_from`, eval and demo read.
 
-    `params` and `state` may be a part of a detector's tree, such as a backbone alone.
+    `params` and `state` may be a part of a detector's tree, such as a backbone alone; `info` then
+    says so, see `may_differ`.
     """
     import orbax.checkpoint as ocp
 
@@ -298,6 +299,34 @@ class Merged(NamedTuple):
     state: Any
     loaded: tuple[str, ...]
     initialised: tuple[str, ...]
+
+
+def may_differ(weights: Weights, num_classes: int) -> dict[str, tuple[str, ...]]:
+    """Which leaves training need not find in a folder, as the folder itself says.
+
+    A converted folder names the subtrees that it fills, such as a backbone: all else may differ.
+    So may, inside them, the leaves that were left out for other classes, and, where the model has
+    another number of classes, those that depend on it.  Any other folder holds a whole model.
+
+    Args:
+      weights: with an `info` of {"subtrees": prefixes of paths, "anew": paths, "num_classes": of
+        the weights, "class_leaves": paths}.
+      num_classes: of the model.
+    Returns:
+      reason, in words -> regexes of paths: what `merge` may skip.
+    """
+    info, reasons = weights.info, {}
+    if "subtrees" in info:
+        inside = "|".join(re.escape(f"{subtree}/") for subtree in info["subtrees"])
+        outside = f"outside {listed(info['subtrees'])}, which the weights fill"
+        reasons[outside] = (f"(?!{inside}).*",)
+    if info.get("anew"):
+        reasons["left out with --reset_classes"] = tuple(map(re.escape, info["anew"]))
+    there = info.get("num_classes", num_classes)
+    if there != num_classes:
+        other = f"of {there} classes in the weights and {num_classes} in the model"
+        reasons[other] = tuple(map(re.escape, info.get("class_leaves", ())))
+    return reasons
 
 
 def merge(params: Any, state: Any, weights: Weights, skip: Sequence[str] | None) -> Merged:
@@ -329,11 +358,11 @@ def merge(params: Any, state: Any, weights: Weights, skip: Sequence[str] | None)
             ("of another shape", shapes),
         ]
         text = "; ".join(f"{len(found)} {what}: {listed(found)}" for what, found in parts if found)
-        remedy = (
-            "give the config.model that they were trained with"
-            if skip is None
-            else "paths that may differ are named by regexes in config.init_skip"
-        )
+        remedy = "paths that may differ are named by regexes in config.init_skip"
+        if skip is None:
+            remedy = "give the config.model that they were trained with"
+        elif "converted_from" in weights.info and "subtrees" not in weights.info:
+            remedy += ", or convert its file again: the folder then says which paths it fills"
         raise errors.UserError(f"{weights.path} does not fit the model: {text}; {remedy}.")
     merged = {p: source[p].astype(x.dtype) if p in loaded else x for p, x in target.items()}
     tree = traverse_util.unflatten_dict(merged, sep="/")

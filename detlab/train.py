@@ -280,12 +280,17 @@ def initial_weights(detector: detector_lib.Detector, config):
     random = checkpoint.flat_paths(params, state)
     if config.init_from:
         weights = checkpoint.load_weights(config.init_from)
-        anew = map(re.escape, weights.info.get("anew", ()))  # converted without its class layers
-        merged = checkpoint.merge(params, state, weights, (*config.init_skip, *anew))
+        reasons = checkpoint.may_differ(weights, detector_lib.num_classes(config))
+        reasons["named by config.init_skip"] = config.init_skip
+        merged = checkpoint.merge(params, state, weights, sum(reasons.values(), ()))
         params, state, random = merged.params, merged.state, merged.initialised
         print(f"{len(merged.loaded)} leaves from {weights.path}, {len(random)} stay as initialised")
-        if random:
-            print(f"as initialised: {checkpoint.listed(random)}")
+        untold = list(random)
+        for reason, regexes in reasons.items():
+            paths = [p for p in untold if any(re.fullmatch(r, p) for r in regexes)]
+            untold = [p for p in untold if p not in paths]
+            if paths:
+                print(f"as initialised, {reason}: {checkpoint.listed(paths)}")
     constant = [p for p in random if any(re.fullmatch(f, p) for f in detector.frozen)]
     if constant:
         raise errors.UserError(

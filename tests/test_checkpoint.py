@@ -273,6 +273,53 @@ def test_skipped_paths_stay_as_initialised_and_are_listed():
     assert set(merged.loaded) == {"params/backbone/kernel", "batch_stats/backbone/mean"}
 
 
+def start(weights, num_classes=4):
+    """As training starts from a folder, without `config.init_skip`."""
+    reasons = checkpoint.may_differ(weights, num_classes)
+    return checkpoint.merge(*target(), weights, skip=sum(reasons.values(), ()))
+
+
+def test_a_folder_is_complete_in_the_subtrees_that_it_names_and_nowhere_else():
+    backbone = source()
+    del backbone.params["head"]
+    with pytest.raises(errors.UserError, match="2 not in the file: params/head/kernel"):
+        start(backbone)  # a folder that says nothing holds a whole model
+    backbone.info["subtrees"] = ["params/backbone", "batch_stats"]
+    merged = start(backbone)
+    assert set(merged.loaded) == {"params/backbone/kernel", "batch_stats/backbone/mean"}
+    assert_bit_equal(merged.params["head"], target()[0]["head"])
+    del backbone.state["batch_stats"]
+    with pytest.raises(errors.UserError, match="1 not in the file: batch_stats/backbone/mean"):
+        start(backbone)
+    backbone = source()
+    backbone.info["subtrees"] = ["params/backbone", "batch_stats"]
+    backbone.params["backbone"]["bias"] = np.ones(3, np.float32)
+    with pytest.raises(errors.UserError, match="1 not in the model: params/backbone/bias"):
+        start(backbone)
+
+
+def test_leaves_of_another_number_of_classes_stay_as_initialised():
+    other = source(kernel=np.ones((3, 80), np.float32), bias=np.ones(80, np.float32))
+    leaves = ["params/head/kernel", "params/head/bias"]
+    other.info.update(num_classes=80, class_leaves=leaves)
+    assert set(start(other).initialised) == set(leaves)
+    with pytest.raises(errors.UserError, match="2 of another shape: params/head/kernel"):
+        start(other, num_classes=80)  # another network, not other classes
+    other.info["class_leaves"] = leaves[:1]
+    with pytest.raises(errors.UserError, match="1 of another shape: params/head/bias"):
+        start(other)
+    with pytest.raises(errors.UserError, match="give the config.model that they were trained"):
+        checkpoint.merge(*target(), other, skip=None)  # as evaluation reads it
+
+
+def test_an_old_converted_folder_is_asked_to_be_converted_again():
+    old = source()
+    del old.params["head"]
+    old.info["converted_from"] = {"table": "torchvision ResNet"}
+    with pytest.raises(errors.UserError, match="init_skip, or convert its file again"):
+        start(old)
+
+
 def test_a_skip_regex_matches_whole_paths():
     other = source()
     del other.params["head"]["bias"]

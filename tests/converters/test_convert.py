@@ -8,6 +8,7 @@ import sys
 import ml_collections
 import numpy as np
 import pytest
+import tables
 
 from converters import convert
 from converters import download
@@ -191,10 +192,17 @@ def test_class_layers_of_other_classes_are_left_out_only_when_asked_for(
     assert set(weights.info["anew"]) == left_out and "class_names" not in weights.info
 
 
-def test_training_starts_from_them_and_says_what_is_initialised(
-    config_file, mmdet_file, tmp_path, capsys
+@pytest.mark.parametrize(
+    "flags, reason",
+    [
+        (["--reset_classes"], "left out with --reset_classes"),
+        ([], "of 2 classes in the weights and 5 in the model"),
+    ],
+)
+def test_training_starts_with_other_classes_and_says_what_is_initialised(
+    config_file, mmdet_file, tmp_path, capsys, flags, reason
 ):
-    run(config_file, mmdet_file[0], tmp_path / "weights", "--reset_classes")
+    run(config_file, mmdet_file[0], tmp_path / "weights", *flags)
     five = ml_config(config_file, {"model.num_classes": "5"})
     five.init_from = str(tmp_path / "weights")
     detector = detector_lib.build(five)
@@ -202,7 +210,31 @@ def test_training_starts_from_them_and_says_what_is_initialised(
     assert params["head"]["cls_logits"]["bias"].shape == (5 * 9,)
     printed = capsys.readouterr().out
     assert "2 stay as initialised" in printed
-    assert "as initialised: params/head/cls_logits/" in printed
+    assert f"as initialised, {reason}: params/head/cls_logits/" in printed
+
+
+def test_a_backbone_is_complete_and_the_rest_of_the_detector_stays(
+    config_file, torchvision_file, shapes, tmp_path
+):
+    run(config_file, torchvision_file[0], tmp_path / "weights")
+    merged = tables.start(tmp_path / "weights", ml_config(config_file))
+    assert set(merged.loaded) == {path for path in shapes if path.split("/")[1] == "backbone"}
+    with pytest.raises(errors.UserError, match="not in the file: params/backbone/stage1_block2/"):
+        tables.start(tmp_path / "weights", ml_config(config_file, {"model.depth": "34"}))
+
+
+def test_ghm_starts_from_a_whole_retinanet_with_counts_of_its_own(
+    config_file, mmdet_file, shapes, tmp_path
+):
+    run(config_file, mmdet_file[0], tmp_path / "weights")
+    config = ml_config(config_file)
+    config.detector = "ghm"
+    merged = tables.start(tmp_path / "weights", config)
+    assert set(merged.loaded) == set(shapes)
+    assert set(merged.initialised) == {"loss_state/cls_counts", "loss_state/box_counts"}
+    config.detector, config.model.norm_groups = "fcos", 4
+    with pytest.raises(errors.UserError, match="25 not in the file: params/box_scales.*; 10 not in the model"):
+        tables.start(tmp_path / "weights", config)
 
 
 def test_resetting_a_backbone_is_refused(config_file, torchvision_file, tmp_path):

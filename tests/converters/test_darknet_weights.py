@@ -4,10 +4,12 @@ import json
 
 import numpy as np
 import pytest
+import tables
 
 from converters import convert
 from converters.readers import darknet as reader
 from detlab import checkpoint
+from detlab import config as config_lib
 from detlab import darknet_cfg
 from detlab import darknet_networks
 from detlab import errors
@@ -43,6 +45,7 @@ anchors=4,4, 8,8, 16,16
 num=3
 classes=2
 """
+PREDICTING = ["params/layers/layer2/bias", "params/layers/layer2/kernel"]
 
 
 @pytest.fixture
@@ -77,6 +80,7 @@ def test_a_file_goes_in_and_comes_out_byte_for_byte(files, tmp_path, capsys):
     assert info["config"]["data"]["canvases"] == [[32, 64]], "the network's own size"
     run("--reverse", "--input", folder, "--output", back)
     assert back.read_bytes() == weights.read_bytes()
+    assert initialised(folder, cfg, 2) == [] and initialised(folder, cfg, 3) == PREDICTING
     assert back.with_suffix(".cfg").read_text() == CFG
 
 
@@ -89,6 +93,14 @@ def test_a_cut_off_file_fills_its_layers_alone(files, tmp_path):
     folder = tmp_path / "folder"
     run("--input", part, "--cfg", cfg, "--config", "darknet_coco", "--output", folder)
     assert set(checkpoint.load_weights(folder).params["layers"]) == {"layer0", "layer1"}
+    assert initialised(folder, cfg, 2) == PREDICTING
+
+
+def initialised(folder, cfg, num_classes):
+    """Leaves of a network for so many classes that training would not take from a folder."""
+    config = config_lib.load("darknet_coco")
+    config.model.update(cfg=cfg.read_text(), num_classes=num_classes)
+    return list(tables.start(folder, config).initialised)
 
 
 def test_for_other_classes_the_predicting_layers_stay_out(files, tmp_path):
@@ -98,7 +110,7 @@ def test_for_other_classes_the_predicting_layers_stay_out(files, tmp_path):
     run(*common, "--reset_classes", "--config.model.num_classes=5")
     loaded = checkpoint.load_weights(folder)
     assert set(loaded.params["layers"]) == {"layer0", "layer1"}
-    assert loaded.info["anew"] == ["params/layers/layer2/bias", "params/layers/layer2/kernel"]
+    assert loaded.info["anew"] == PREDICTING == initialised(folder, cfg, 5)
     assert loaded.info["config"]["model"]["num_classes"] == 5
 
 

@@ -5,6 +5,7 @@ import json
 import jax
 import numpy as np
 import pytest
+import tables
 
 from converters import convert
 from converters import mapping
@@ -151,6 +152,13 @@ def test_a_published_file_says_its_size_and_brings_its_classes(folder):
     assert weights.info["class_names"][:2] == ["person", "bicycle"]
     report = json.loads((folder / "report.json").read_text())
     assert sum(row["status"] == "matched" for row in report["rows"]) == 291
+
+
+def test_blood_cells_start_from_it_without_its_predictors(folder):
+    """80 classes there and 3 here; in a network of the same anchors."""
+    config = config_lib.load("yolov5_bccd")
+    predictors = {p for p in convert.target_shapes(config) if p.startswith("params/head/predict")}
+    assert set(tables.start(folder, config).initialised) == predictors
 
 
 def test_a_folder_goes_back_to_the_tensors_that_it_came_from(folder, shared_dir, tmp_path, capsys):

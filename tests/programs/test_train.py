@@ -287,7 +287,8 @@ def backbone_weights(small_voc_config, tmp_path_factory):
     params, state = jax.tree.map(lambda s: rng.random(s.shape, np.float32) + 0.5, shapes)
     folder = tmp_path_factory.mktemp("weights") / "backbone"
     backbone_state = {"batch_stats": {"backbone": state["batch_stats"]["backbone"]}}
-    checkpoint.save_weights(folder, {"backbone": params["backbone"]}, backbone_state, {})
+    info = {"subtrees": ["params/backbone", "batch_stats/backbone"]}
+    checkpoint.save_weights(folder, {"backbone": params["backbone"]}, backbone_state, info)
     return folder
 
 
@@ -318,7 +319,7 @@ def test_a_frozen_random_backbone_is_refused(small_voc_config):
 
 def test_weights_without_the_statistics_are_refused(small_voc_config, backbone_weights, tmp_path):
     weights = checkpoint.load_weights(backbone_weights)
-    checkpoint.save_weights(tmp_path / "part", weights.params, {}, {})
+    checkpoint.save_weights(tmp_path / "part", weights.params, {}, weights.info)
     config = small_voc_config.copy_and_resolve_references()
     config.init_from = str(tmp_path / "part")
     text = message(train.initial_weights, detector_lib.build(config), config)

@@ -8,6 +8,8 @@ import numpy as np
 
 from converters import convert
 from converters import mapping
+from detlab import checkpoint
+from detlab import detector as detector_lib
 
 
 @functools.cache
@@ -37,3 +39,12 @@ def there_and_back(table: mapping.Table, detector: str, fields: Mapping):
     for path, value in leaves.items():
         np.testing.assert_array_equal(back[path], value)
     return leaves, tensors
+
+
+def start(folder, config) -> checkpoint.Merged:
+    """Which leaves training would take from a folder, without `config.init_skip`."""
+    wanted = shapes(config.detector, config.model.to_dict())
+    tree = mapping.nest({p: np.broadcast_to(np.float32(0), s) for p, s in wanted.items()})
+    weights = checkpoint.load_weights(folder)
+    reasons = checkpoint.may_differ(weights, detector_lib.num_classes(config))
+    return checkpoint.merge(tree.pop("params"), tree, weights, sum(reasons.values(), ()))
