@@ -233,7 +233,9 @@ def test_ghm_starts_from_a_whole_retinanet_with_counts_of_its_own(
     assert set(merged.loaded) == set(shapes)
     assert set(merged.initialised) == {"loss_state/cls_counts", "loss_state/box_counts"}
     config.detector, config.model.norm_groups = "fcos", 4
-    with pytest.raises(errors.UserError, match="25 not in the file: params/box_scales.*; 10 not in the model"):
+    with pytest.raises(
+        errors.UserError, match="25 not in the file: params/box_scales.*; 10 not in the model"
+    ):
         tables.start(tmp_path / "weights", config)
 
 
