@@ -243,12 +243,10 @@ def from_imagenet(config: ConfigDict, name: str) -> None:
     """
     file, folder = "resnet50-0676ba61.pth", "weights/resnet50_torchvision"
     start_from(config, name, file, folder, source="torchvision", authors="torchvision")
-    config.init_skip = ("params/(neck|head)/.*",)
 
 
 def from_scratch(config: ConfigDict) -> None:
     """Random weights: live norms, and nothing frozen."""
     config.model.update(backbone_norm="batch", frozen_stages=0)
     config.init_from = ""
-    config.init_skip = ()
     config.init_help = ""

@@ -19,7 +19,6 @@ def get_config(variant: str = "") -> ConfigDict:
     common.coco_1x(config)
     config.optim.lr = 0.02
     common.from_imagenet(config, "experiments/faster_rcnn_coco.py")
-    config.init_skip = ("params/(neck|rpn|box_head)/.*",)
     if variant == "scratch":
         common.from_scratch(config)
     return config

@@ -19,7 +19,6 @@ def get_config(variant: str = "") -> ConfigDict:
     common.voc_1x(config)
     config.optim.update(milestones=(9,), warmup_steps=0)
     common.from_imagenet(config, "experiments/faster_rcnn_voc.py")
-    config.init_skip = ("params/(neck|rpn|box_head)/.*",)
     if variant == "scratch":
         common.from_scratch(config)
     return config

@@ -38,7 +38,6 @@ def get_config(variant: str = "") -> ConfigDict:
         file = "resnet50_msra-5891d200.pth"  # of Detectron2
     name, folder = "experiments/fcos_coco.py", f"weights/{file.partition('-')[0]}"
     common.start_from(config, name, file, folder, source="torchvision --bgr", authors="OpenMMLab")
-    config.init_skip = ("params/(neck|head|box_scales)/.*",)
     if variant == "scratch":
         common.from_scratch(config)
     return config

@@ -32,7 +32,6 @@ def get_config(variant: str = "") -> ConfigDict:
     common.voc_1x(config)
     config.optim.update(no_decay=(r"params/.*(?<!/norm)/bias",), warmup_factor=1 / 3)
     common.from_imagenet(config, "experiments/fcos_voc.py")
-    config.init_skip = ("params/(neck|head|box_scales)/.*",)
     if variant == "scratch":
         common.from_scratch(config)
     return config

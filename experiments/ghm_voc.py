@@ -18,7 +18,6 @@ def get_config(variant: str = "") -> ConfigDict:
     common.voc_1x(config)
     config.optim.clip_norm = 35.0
     common.from_imagenet(config, "experiments/ghm_voc.py")
-    config.init_skip = ("params/(neck|head)/.*", "loss_state/.*")
     if variant == "scratch":
         common.from_scratch(config)
     return config

@@ -25,5 +25,4 @@ def get_config(variant: str = "") -> ConfigDict:
     config.data.max_boxes = 120
     config.train.update(batch_size=16, epochs=40, log_every=10, eval_every=90)
     config.optim.update(ema_decay=0.999, ema_warmup=200)  # 730 updates in all
-    config.init_skip = ("params/head/.*",)
     return config

@@ -22,5 +22,4 @@ def get_config(variant: str = "") -> ConfigDict:
     yolov5.training(config, variant, side=640, warmup_steps=780)
     common.voc_files(config)
     config.data.max_boxes = 200  # of a mosaic
-    config.init_skip = ("params/head/.*",)
     return config

@@ -37,4 +37,3 @@ def start(config: ConfigDict, variant: str, name: str) -> None:
         return
     file, folder = "darknet53-a628ea1b.pth", "weights/darknet53_mmdet"
     common.start_from(config, name, file, folder, source="mmdet", authors="mmdetection")
-    config.init_skip = (r"\w+/(neck|head)/.*",)
