@@ -201,11 +201,7 @@ def build(config) -> Detector:
         canvas that does not suit the network.
     """
     module_class = _module_class(config)
-    fields = {
-        name: field.default
-        for name, field in module_class.__dataclass_fields__.items()
-        if name not in ("parent", "name")
-    }
+    fields = _defaults(module_class)
     for key, value in config.model.items():
         if key not in fields:
             close = difflib.get_close_matches(key, fields, n=1)
@@ -240,9 +236,28 @@ def field(config, name: str) -> Any:
     return config.model.get(name, getattr(_module_class(config), name, None))
 
 
+def with_defaults(config):
+    """A copy of the config whose `model` has every field of the detector.
+
+    Raises:
+      UserError: no such detector.
+    """
+    copy = config.copy_and_resolve_references()
+    defaults = _defaults(_module_class(config))
+    with copy.unlocked():
+        copy.model = {**defaults, **config.model}
+    return copy
+
+
 def num_classes(config) -> int:
     """The number of classes of the detector."""
     return field(config, "num_classes")
+
+
+def _defaults(module_class: type[nn.Module]) -> dict[str, Any]:
+    """Field -> default of a detector."""
+    fields = module_class.__dataclass_fields__
+    return {name: fields[name].default for name in fields if name not in ("parent", "name")}
 
 
 def _module_class(config) -> type[nn.Module]:

@@ -213,6 +213,7 @@ WITHOUT_EFFECT = (
     "eval.pictures",
     "eval.threshold",
     "init_help",
+    "init_skip",  # a resumed run has all its leaves
     "train.keep_last",
 )
 FINISHED = "eval.json"  # the figures of the last step; written last, so it ends a run
@@ -346,9 +347,8 @@ def check_workdir(workdir: pathlib.Path, config) -> bool:
     if path.exists():
         try:
             there = config_lib.from_json(json.loads(path.read_text()))
-            different = config_lib.differences(
-                config_lib.to_json(there), config_lib.to_json(config), but=WITHOUT_EFFECT
-            )
+            both = (config_lib.to_json(detector_lib.with_defaults(x)) for x in (there, config))
+            different = config_lib.differences(*both, but=WITHOUT_EFFECT)
         except (OSError, ValueError, AttributeError, TypeError) as error:
             raise errors.UserError(
                 f"{path} cannot be read ({error}); choose another --workdir."

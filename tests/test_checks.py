@@ -103,6 +103,8 @@ NOT_FRACTIONS = (-0.1, 1.1, float("nan"), True, "0.5", None)
         *values("detector", "a string", *NOT_TEXTS),
         *values("seed", "an integer from 0 to 2**32 - 1", -1, 2**32, *NOT_INTEGERS),
         *values("init_from", "a string", *NOT_TEXTS),
+        *values("eval__views", "a tuple of one or more of image, mirror", (), ("flip",), "image"),
+        *values("eval__views", "a tuple of one or more", ("image", "image")),
         *values("init_skip", "a tuple of regular expressions", "a", ["a"], (3,), ("[",), (("a",),)),
         *values("compilation_cache", "True or False", 1, "yes", None),
         *values("data__root", "a string", *NOT_TEXTS),

@@ -377,7 +377,8 @@ def test_a_run_is_named_after_file_and_variant(name, expected):
 
 def test_json_and_back_keeps_tuples_nones_and_groups():
     config = example()
-    config.data.update(config_lib.LATER["data"])
+    for block, keys in config_lib.LATER.items():
+        config[block] = {**config.get(block, {}), **keys}
     values = config_lib.to_json(config)
     assert values["data"]["canvases"] == [[128, 128]]
     back = config_lib.from_json(values)
@@ -394,8 +395,16 @@ def test_a_config_older_than_a_key_has_what_was_done_then():
     config = config_lib.from_json(values)
     assert (config.data.rounding, config.data.demo_rounding) == ("down", "half_up")
     assert config.data.eval_shrink == "linear"
-    assert "eval_shrink" not in values["data"]
+    assert "eval_shrink" not in values["data"] and config.eval.views == ("image",)
     assert config.data.keys() == common.base("retinanet").data.keys()
+
+
+def test_the_mirror_image_of_an_older_cornernet_is_a_view():
+    values = config_lib.to_json(common.base("cornernet"))
+    del values["eval"]["views"]
+    for flip_test, views in ((True, ("image", "mirror")), (False, ("image",))):
+        config = config_lib.from_json({**values, "model": {"flip_test": flip_test}})
+        assert config.eval.views == views and not config.model
 
 
 def test_differences_name_changed_and_absent_keys_with_both_values():

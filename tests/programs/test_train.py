@@ -92,6 +92,19 @@ def test_a_workdir_older_than_a_key_is_resumed_with_what_was_done_then(tiny_conf
         train.check_workdir(tmp_path, config)
 
 
+def test_a_field_at_its_default_may_be_named_or_not(tiny_config, tmp_path):
+    config = config_lib.load(tiny_config)
+    values = config_lib.to_json(config)
+    values["model"] |= dict(dtype="float32", strides=[8, 16, 32, 64, 128])
+    values["init_skip"] = ["params/head/.*"]  # which counts before the first step alone
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    assert not train.check_workdir(tmp_path, config)
+    values["model"]["strides"] = [8, 16, 32]
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    with pytest.raises(errors.UserError, match=r"differing in model.strides \(\[8, 16, 32\] there"):
+        train.check_workdir(tmp_path, config)
+
+
 def test_sigterm_saves_and_exits_0_and_the_resumed_run_is_bit_equal(
     tiny_run, tiny_config, tmp_path
 ):
