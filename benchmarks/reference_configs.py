@@ -5,7 +5,8 @@ reference's one value where detlab has no choice.  A key that nothing took is an
 change the numbers.  Defaults are those of mmdet 3.3.0.
 """
 
-from typing import Any, Mapping
+import contextlib
+from typing import Any, Iterator, Mapping
 
 from detlab import errors
 
@@ -59,17 +60,26 @@ class Reader:
             reader.finish()
 
 
-def readers(info: Mapping) -> tuple[Reader, Reader, Reader]:
-    """Of the model, its training and its prediction."""
+@contextlib.contextmanager
+def readers(info: Mapping) -> Iterator[tuple[Reader, Reader, Reader]]:
+    """Of the model, its training and its prediction; all of it must be read in the context."""
     keys = ("model_cfg", "train_cfg", "test_cfg")
-    return tuple(Reader(info[key], f"case {info['name']}: {key}") for key in keys)
+    found = tuple(Reader(info[key], f"case {info['name']}: {key}") for key in keys)
+    yield found
+    for reader in found:
+        reader.finish()
 
 
-def preprocessor(config: Reader) -> dict:
-    """The recorded images are normalised already; their channel order is `Case.bgr`."""
+def inputs(info: Mapping, model: Reader) -> dict:
+    """Classes and pixels: the images are normalised already; their channel order is `Case.bgr`."""
+    config = model.child("data_preprocessor")
     config.expect("type", "DetDataPreprocessor")
     config.skip("mean", "std", "bgr_to_rgb", "pad_size_divisor")
-    return {"pixel_mean": (0.0, 0.0, 0.0), "pixel_std": (1.0, 1.0, 1.0)}
+    return {
+        "num_classes": info["num_classes"],
+        "pixel_mean": (0.0, 0.0, 0.0),
+        "pixel_std": (1.0, 1.0, 1.0),
+    }
 
 
 def resnet(config: Reader) -> dict:
@@ -118,6 +128,23 @@ def fpn(config: Reader, start_level: int, extra: str, num_levels: int) -> dict:
     return {"neck_width": config.take("out_channels")}
 
 
+def head(model: Reader, kind: str, info: Mapping) -> Reader:
+    """The `bbox_head` of a model or of its `roi_head`, which must be of this type."""
+    config = model.child("bbox_head")
+    config.expect("type", kind)
+    config.expect("num_classes", info["num_classes"])
+    config.skip("in_channels")  # follows from the part before; a wrong one does not convert
+    return config
+
+
+def tower(config: Reader) -> dict:
+    """The convolutions of a dense head."""
+    return {
+        "head_convs": config.take("stacked_convs", 4),
+        "head_width": config.take("feat_channels", 256),
+    }
+
+
 def octave_anchors(config: Reader) -> dict:
     """AnchorGenerator in RetinaNet's terms."""
     config.expect("type", "AnchorGenerator")
@@ -136,34 +163,151 @@ def delta_coder(config: Reader) -> dict:
     return {"delta_stds": tuple(config.take("target_stds", (1.0, 1.0, 1.0, 1.0)))}
 
 
+def loss(config: Reader, kind: str, weight: float | None = 1.0) -> float:
+    """A loss of this type; returns its weight, which must be the given one unless that is None."""
+    config.expect("type", kind)
+    if weight is None:
+        return config.take("loss_weight", 1.0)
+    config.expect("loss_weight", weight, default=1.0)
+    return weight
+
+
+def cross_entropy(config: Reader, sigmoid: bool, weight: float | None = 1.0) -> float:
+    """CrossEntropyLoss on sigmoids or on a softmax; returns its weight, as `loss` does."""
+    config.expect("use_sigmoid", sigmoid, default=False)
+    return loss(config, "CrossEntropyLoss", weight)
+
+
 def focal_loss(config: Reader) -> dict:
     """FocalLoss on sigmoids, of weight 1."""
-    config.expect("type", "FocalLoss")
+    loss(config, "FocalLoss")
     config.expect("use_sigmoid", True)
-    config.expect("loss_weight", 1.0)
     return {"focal_gamma": config.take("gamma", 2.0), "focal_alpha": config.take("alpha", 0.25)}
+
+
+def training(config: Reader) -> Reader:
+    """Training that leaves no anchor out for its place and weighs all alike; returns the same."""
+    config.expect("allowed_border", -1)
+    config.expect("pos_weight", -1)
+    config.skip("debug")
+    return config
+
+
+def random_sampler(config: Reader, prefix: str, with_objects: bool) -> dict:
+    """RandomSampler as fields `PREFIX_...`; among proposals it may draw the objects themselves."""
+    config.expect("type", "RandomSampler")
+    config.expect("neg_pos_ub", -1, default=-1)
+    config.expect("add_gt_as_proposals", with_objects, default=True)
+    return {
+        f"{prefix}_samples": config.take("num"),
+        f"{prefix}_positive_fraction": config.take("pos_fraction"),
+    }
+
+
+def iou_thresholds(config: Reader, low_quality: bool = True) -> tuple[float, float, float]:
+    """The three IoUs of MaxIoUAssigner.
+
+    An anchor is positive from the first on and negative below the second.  With `low_quality` the
+    best anchor of an object is positive from the third on.
+    """
+    config.expect("type", "MaxIoUAssigner")
+    config.expect("match_low_quality", low_quality, default=True)
+    config.expect("ignore_iof_thr", -1)
+    lowest = config.take("min_pos_iou", 0.0)
+    return config.take("pos_iou_thr"), config.take("neg_iou_thr"), lowest
 
 
 def max_iou(config: Reader) -> dict:
     """MaxIoUAssigner in which the best anchor of an object is always positive."""
-    config.expect("type", "MaxIoUAssigner")
     config.expect("min_pos_iou", 0)
-    config.expect("match_low_quality", True)
-    config.expect("ignore_iof_thr", -1)
+    positive, negative, _ = iou_thresholds(config)
+    return {"positive_iou": positive, "negative_iou": negative}
+
+
+def nms(config: Reader) -> float:
+    """The IoU threshold of the suppression at `nms`."""
+    config = config.child("nms")
+    config.expect("type", "nms")
+    return config.take("iou_threshold")
+
+
+def detections(config: Reader) -> dict:
+    """The end of a prediction: suppression by class, and the best of what is left."""
     return {
-        "positive_iou": config.take("pos_iou_thr"),
-        "negative_iou": config.take("neg_iou_thr"),
+        "score_threshold": config.take("score_thr"),
+        "nms_iou": nms(config),
+        "max_detections": config.take("max_per_img"),
     }
 
 
 def dense_test(config: Reader) -> dict:
     """Prediction of a dense head: the best of each level, then suppression by class."""
     config.expect("min_bbox_size", 0, default=-1)
-    nms = config.child("nms")
-    nms.expect("type", "nms")
+    return {"candidates_per_level": config.take("nms_pre"), **detections(config)}
+
+
+# Two stages
+
+
+def rpn(config: Reader) -> dict:
+    """RPNHead, without its loss of boxes."""
+    config.expect("type", "RPNHead")
+    config.skip("in_channels")  # follows from the neck
+    anchors = config.child("anchor_generator")
+    anchors.expect("type", "AnchorGenerator")
+    (scale,) = anchors.take("scales")
+    coder = delta_coder(config.child("bbox_coder"))
+    if tuple(coder["delta_stds"]) != (1.0, 1.0, 1.0, 1.0):
+        raise errors.UserError(f"{config.path}.bbox_coder has stds; detlab's proposals have none.")
+    cross_entropy(config.child("loss_cls"), sigmoid=True)
     return {
-        "candidates_per_level": config.take("nms_pre"),
-        "score_threshold": config.take("score_thr"),
-        "nms_iou": nms.take("iou_threshold"),
-        "max_detections": config.take("max_per_img"),
+        "rpn_width": config.take("feat_channels", 256),
+        "strides": tuple(anchors.take("strides")),
+        "anchor_scale": float(scale),
+        "aspect_ratios": tuple(anchors.take("ratios")),
     }
+
+
+def rpn_training(config: Reader) -> dict:
+    """What an RPN is trained on."""
+    positive, negative, lowest = iou_thresholds(training(config).child("assigner"))
+    return {
+        "rpn_positive_iou": positive,
+        "rpn_negative_iou": negative,
+        "rpn_min_positive_iou": lowest,
+        **random_sampler(config.child("sampler"), "rpn", with_objects=False),
+    }
+
+
+def proposals(config: Reader, name: str) -> dict:
+    """From an RPN's outputs to proposals: fields `NAME` and `NAME_per_level`."""
+    config.expect("min_bbox_size", 0)
+    return {
+        f"{name}_per_level": config.take("nms_pre"),
+        name: config.take("max_per_img"),
+        "proposal_nms_iou": nms(config),
+    }
+
+
+def roi_extractor(config: Reader) -> dict:
+    """SingleRoIExtractor with RoIAlign on P2 to P5."""
+    config.expect("type", "SingleRoIExtractor")
+    config.expect("featmap_strides", [4, 8, 16, 32])
+    config.skip("out_channels")  # follows from the neck
+    layer = config.child("roi_layer")
+    layer.expect("type", "RoIAlign")
+    ratio = layer.take("sampling_ratio", 0)
+    return {
+        "roi_size": layer.take("output_size"),
+        "roi_scale": float(config.take("finest_scale", 56)),
+        "sampling_ratio": ratio,
+        "predict_sampling_ratio": ratio,
+    }
+
+
+def roi_assigner(config: Reader) -> float:
+    """MaxIoUAssigner of RoIs: the one IoU that parts objects and background."""
+    thresholds = iou_thresholds(config, low_quality=False)
+    if len(set(thresholds)) > 1:
+        raise errors.UserError(f"{config.path} has thresholds {thresholds}; detlab has one.")
+    return thresholds[0]

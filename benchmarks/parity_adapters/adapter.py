@@ -43,11 +43,67 @@ def maps(name: str, levels: Sequence) -> dict[str, np.ndarray]:
     return {f"{name}_{i}": x.transpose(0, 3, 1, 2) for i, x in enumerate(levels)}
 
 
+def with_training(found: Mapping, case) -> dict[str, np.ndarray]:
+    """Maps, and the same as those of training, which has others only where its norms are live."""
+    if case.info["batch_norm_in_train"]["batch_statistics"]:
+        return dict(found)
+    return {**found, **{f"train_{name}": values for name, values in found.items()}}
+
+
 def split_levels(name: str, values: np.ndarray, level: np.ndarray) -> dict[str, np.ndarray]:
     """[B, N, ...] with the level [N] of each entry -> {"name_level": [B, Nl, ...]}."""
     return {f"{name}_{i}": values[:, level == i] for i in np.unique(level)}
 
 
-def assigned(targets) -> np.ndarray:
-    """[B, N] in mmdet's numbers: -1 ignored, 0 background, k > 0 the object k - 1."""
-    return np.where(targets.status == 1, targets.matched + 1, targets.status)
+def split_items(name: str, items: Sequence, level: np.ndarray) -> dict[str, np.ndarray]:
+    """What a call of the reference returned, each item by level: {"name.item_level": ...}."""
+    found = {}
+    for item, values in enumerate(items):
+        found |= split_levels(f"{name}.{item}", values, level)
+    return found
+
+
+def object_labels(case, targets) -> np.ndarray:
+    """[B, N] class of the object that each entry is matched with; of positives alone it counts."""
+    return np.take_along_axis(case.batch().labels, targets.matched, axis=1)
+
+
+def assignment(
+    name: str, targets, labels: np.ndarray, rows: Sequence | None = None
+) -> dict[str, np.ndarray]:
+    """What an assigner of mmdet gave of each image: {"name.image.gt_inds", "name.image.labels"}.
+
+    `gt_inds` is -1 where ignored, 0 for background, and k > 0 for the object k - 1.
+
+    Args:
+      labels: [B, N], or one for all: of positives; others have -1.
+      rows: of each image the entries in the reference's order; all of them where not given.
+    """
+    positive = targets.status == 1
+    gt_inds = np.where(positive, targets.matched + 1, targets.status)
+    labels = np.where(positive, labels, -1)
+    found = {}
+    for i in range(len(positive)):
+        kept = slice(None) if rows is None else rows[i]
+        found[f"{name}.{i}.gt_inds"] = gt_inds[i][kept]
+        found[f"{name}.{i}.labels"] = labels[i][kept]
+    return found
+
+
+def delta_items(
+    targets, labels: np.ndarray, background: int, values: np.ndarray | None = None
+) -> list[np.ndarray]:
+    """The four items of most of mmdet's `get_targets`, each [B, N] or [B, N, 4].
+
+    They are labels with `background` where there is no object, the weights of the labels, the
+    deltas or other `values`, and their weights.
+    """
+    positive = targets.status == 1
+    values = targets.values["deltas"] if values is None else values
+    weights = np.broadcast_to(positive[..., None], values.shape)
+    return [
+        np.where(positive, labels, background),
+        (targets.status >= 0).astype(np.float32),
+        values,
+        weights.astype(np.float32),
+    ]

@@ -12,45 +12,38 @@ _KINDS = {"tl": "top_left", "br": "bottom_right"}
 
 def fields(info: dict) -> dict:
     """Fields of `detectors.cornernet.CornerNet`."""
-    model, _, test = reference_configs.readers(info)
-    model.expect("type", "CornerNet")
-    model.expect("neck", None)
-    head = model.child("bbox_head")
-    head.expect("type", "CornerHead")
-    head.expect("num_classes", info["num_classes"])
-    head.expect("corner_emb_channels", 1, default=1)
-    head.skip("in_channels")  # follows from the backbone
-    backbone = _hourglass(model.child("backbone"))
-    head.expect("num_feat_levels", backbone["stacks"])
-    heat, tags, offset = (head.child(f"loss_{name}") for name in ("heatmap", "embedding", "offset"))
-    heat.expect("type", "GaussianFocalLoss")
-    heat.expect("alpha", 2.0)
-    heat.expect("gamma", 4.0)
-    heat.expect("loss_weight", 1)
-    tags.expect("type", "AssociativeEmbeddingLoss")
-    offset.expect("type", "SmoothL1Loss")
-    offset.expect("beta", 1.0)
-    nms = test.child("nms")
-    nms.expect("type", "soft_nms")
-    nms.expect("method", "gaussian")
-    nms.skip("iou_threshold")  # of no effect on the gaussian form
-    test.skip("score_thr")  # unused there
-    found = {
-        "num_classes": info["num_classes"],
-        **reference_configs.preprocessor(model.child("data_preprocessor")),
-        **backbone,
-        "norm": "batch" if info["batch_norm_in_train"]["batch_statistics"] else "stored",
-        "pull_weight": tags.take("pull_weight"),
-        "push_weight": tags.take("push_weight"),
-        "offset_weight": float(offset.take("loss_weight")),
-        "max_corners": test.take("corner_topk"),
-        "peak_kernel": test.take("local_maximum_kernel"),
-        "max_tag_distance": test.take("distance_threshold"),
-        "max_detections": test.take("max_per_img"),
-    }
-    for reader in (model, test):
-        reader.finish()
-    return found
+    with reference_configs.readers(info) as (model, _, test):
+        model.expect("type", "CornerNet")
+        model.expect("neck", None)
+        head = reference_configs.head(model, "CornerHead", info)
+        head.expect("corner_emb_channels", 1, default=1)
+        backbone = _hourglass(model.child("backbone"))
+        head.expect("num_feat_levels", backbone["stacks"])
+        heat, tags, offset = (
+            head.child(f"loss_{name}") for name in ("heatmap", "embedding", "offset")
+        )
+        reference_configs.loss(heat, "GaussianFocalLoss")
+        heat.expect("alpha", 2.0)
+        heat.expect("gamma", 4.0)
+        tags.expect("type", "AssociativeEmbeddingLoss")
+        offset.expect("beta", 1.0)
+        nms = test.child("nms")
+        nms.expect("type", "soft_nms")
+        nms.expect("method", "gaussian")
+        nms.skip("iou_threshold")  # of no effect on the gaussian form
+        test.skip("score_thr")  # unused there
+        return {
+            **reference_configs.inputs(info, model),
+            **backbone,
+            "norm": "batch" if info["batch_norm_in_train"]["batch_statistics"] else "stored",
+            "pull_weight": tags.take("pull_weight"),
+            "push_weight": tags.take("push_weight"),
+            "offset_weight": float(reference_configs.loss(offset, "SmoothL1Loss", weight=None)),
+            "max_corners": test.take("corner_topk"),
+            "peak_kernel": test.take("local_maximum_kernel"),
+            "max_tag_distance": test.take("distance_threshold"),
+            "max_detections": test.take("max_per_img"),
+        }
 
 
 def _hourglass(config: reference_configs.Reader) -> dict:
@@ -74,8 +67,7 @@ def arrays(case, results: adapter.Results) -> dict[str, np.ndarray]:
         maps = getattr(results.outputs, ours)
         for kind, name in (("heat", "heat"), ("emb", "tag"), ("off", "offset")):
             found |= adapter.maps(f"{theirs}_{kind}", getattr(maps, name))
-    if not case.info["batch_norm_in_train"]["batch_statistics"]:  # so training has the same maps
-        found |= {f"train_{name}": values for name, values in found.items()}
+    found = adapter.with_training(found, case)
     values = results.targets["corner"].values
     name = "train_targets.bbox_head.get_targets.0"
     for theirs, ours in (("topleft", "top_left"), ("bottomright", "bottom_right")):

@@ -14,73 +14,60 @@ _RANGES = ((-1, 64), (64, 128), (128, 256), (256, 512), (512, _INFINITE))
 
 def fields(info: dict) -> dict:
     """Fields of `detectors.fcos.FCOS`."""
-    model, train, test = reference_configs.readers(info)
-    model.expect("type", "FCOS")
-    head = model.child("bbox_head")
-    head.expect("type", "FCOSHead")
-    head.expect("num_classes", info["num_classes"])
-    head.skip("in_channels")  # follows from the neck
-    strides = tuple(head.take("strides"))
-    head.expect("dcn_on_last_conv", False, default=False)
-    conv_bias = head.take("conv_bias", "auto")
-    radius = head.take("center_sample_radius", 1.5)
-    box_losses = {"IoULoss": "iou", "GIoULoss": "giou"}
-    box_loss = head.child("loss_bbox")
-    kind = box_loss.take("type")
-    if kind not in box_losses:
-        raise errors.UserError(f"{box_loss.path}.type is {kind!r}; detlab has {list(box_losses)}.")
-    box_loss.expect("loss_weight", 1.0)
-    centerness_loss = head.child("loss_centerness")
-    centerness_loss.expect("type", "CrossEntropyLoss")
-    centerness_loss.expect("use_sigmoid", True)
-    centerness_loss.expect("loss_weight", 1.0)
-    neck = model.child("neck")
-    neck.expect("relu_before_extra_convs", True, default=False)
-    found = {
-        "num_classes": info["num_classes"],
-        **reference_configs.preprocessor(model.child("data_preprocessor")),
-        **reference_configs.resnet(model.child("backbone")),
-        **reference_configs.fpn(neck, 1, "on_output", len(strides)),
-        "head_convs": head.take("stacked_convs", 4),
-        "head_width": head.take("feat_channels", 256),
-        **reference_configs.group_norm(head.child("norm_cfg")),
-        "conv_bias": conv_bias is True,  # "auto": where they have no norm
-        "centerness_on_box": head.take("centerness_on_reg", False),
-        "strides": strides,
-        "distances_in_strides": head.take("norm_on_bbox", False),
-        "level_limits": _limits(head),
-        "center_radius": radius if head.take("center_sampling", False) else 0.0,
-        "box_loss": box_losses[kind],
-        **reference_configs.focal_loss(head.child("loss_cls")),
-        **reference_configs.dense_test(test),
-    }
-    for reader in (model, train, test):
-        reader.finish()
-    return found
+    with reference_configs.readers(info) as (model, _, test):
+        model.expect("type", "FCOS")
+        head = reference_configs.head(model, "FCOSHead", info)
+        strides = tuple(head.take("strides"))
+        head.expect("dcn_on_last_conv", False, default=False)
+        radius = head.take("center_sample_radius", 1.5)
+        box_losses = {"IoULoss": "iou", "GIoULoss": "giou"}
+        box_loss = head.child("loss_bbox")
+        kind = box_loss.take("type")
+        if kind not in box_losses:
+            raise errors.UserError(
+                f"{box_loss.path}.type is {kind!r}; detlab has {list(box_losses)}."
+            )
+        box_loss.expect("loss_weight", 1.0)
+        reference_configs.cross_entropy(head.child("loss_centerness"), sigmoid=True)
+        neck = model.child("neck")
+        neck.expect("relu_before_extra_convs", True, default=False)
+        return {
+            **reference_configs.inputs(info, model),
+            **reference_configs.resnet(model.child("backbone")),
+            **reference_configs.fpn(neck, 1, "on_output", len(strides)),
+            **reference_configs.tower(head),
+            **reference_configs.group_norm(head.child("norm_cfg")),
+            # "auto": where they have no norm
+            "conv_bias": head.take("conv_bias", "auto") is True,
+            "centerness_on_box": head.take("centerness_on_reg", False),
+            "strides": strides,
+            "distances_in_strides": head.take("norm_on_bbox", False),
+            "level_limits": _limits(head),
+            "center_radius": radius if head.take("center_sampling", False) else 0.0,
+            "box_loss": box_losses[kind],
+            **reference_configs.focal_loss(head.child("loss_cls")),
+            **reference_configs.dense_test(test),
+        }
 
 
 def arrays(case, results: adapter.Results) -> dict[str, np.ndarray]:
     """Feature maps, raw maps, and the items of `get_targets`."""
     outputs, targets = results.outputs, results.targets["main"]
     distances = adapter.maps("bbox_pred", outputs.box_distances)
-    raw = adapter.maps("cls_score", outputs.cls_logits)
-    raw |= adapter.maps("centerness", outputs.centerness)
-    found = adapter.maps("fpn", outputs.features) | raw
-    # All norms are those of prediction, so training has the same maps; but mmdet's head turns
-    # strides into pixels in prediction alone.
-    found |= {f"train_{name}": values for name, values in (raw | distances).items()}
+    found = adapter.maps("cls_score", outputs.cls_logits)
+    found |= adapter.maps("centerness", outputs.centerness)
+    found = adapter.with_training(found | distances, case) | adapter.maps("fpn", outputs.features)
+    # mmdet's head turns strides into pixels in prediction alone.
     head = case.info["model_cfg"]["bbox_head"]
     unit = head["strides"] if head.get("norm_on_bbox") else [1] * len(distances)
     found |= {name: x * stride for (name, x), stride in zip(distances.items(), unit)}
 
-    labels = np.take_along_axis(case.batch().labels, targets.matched, axis=1)  # [B, N]
-    labels = np.where(targets.status == 1, labels, case.info["num_classes"])
-    for item, values in enumerate((labels, targets.values["distances"])):
-        name = f"train_targets.bbox_head.get_targets.0.{item}"
-        levels = adapter.split_levels(name, values, targets.level[0])
-        # mmdet has the points of one level of all images in a row.
-        found |= {key: x.reshape(-1, *x.shape[2:]) for key, x in levels.items()}
-    return found
+    labels, background = adapter.object_labels(case, targets), case.info["num_classes"]
+    items = adapter.delta_items(targets, labels, background, targets.values["distances"])
+    name = "train_targets.bbox_head.get_targets.0"
+    levels = adapter.split_items(name, items[::2], targets.level[0])  # FCOS weighs none
+    # mmdet has the points of one level of all images in a row.
+    return found | {name: x.reshape(-1, *x.shape[2:]) for name, x in levels.items()}
 
 
 def readable(case) -> dict[str, np.ndarray]:

@@ -1,7 +1,5 @@
 """mmdet's RetinaNet with GHM-C and GHM-R, whose bin counts are compared as buffers."""
 
-import copy
-
 import numpy as np
 
 from benchmarks import reference_configs
@@ -12,28 +10,20 @@ from converters.tables import mmdet_ghm
 
 def fields(info: dict) -> dict:
     """Fields of `detectors.ghm.GHM`: those of RetinaNet, with two other losses."""
-    head = reference_configs.Reader(info["model_cfg"]["bbox_head"], f"case {info['name']}: head")
-    cls, box = head.child("loss_cls"), head.child("loss_bbox")
-    cls.expect("type", "GHMC")
-    cls.expect("use_sigmoid", True)
-    cls.expect("loss_weight", 1.0)
-    box.expect("type", "GHMR")
-    losses = {
-        "cls_bins": cls.take("bins", 10),
-        "cls_momentum": cls.take("momentum", 0.0),
-        "box_bins": box.take("bins", 10),
-        "box_momentum": box.take("momentum", 0.0),
-        "box_mu": box.take("mu", 0.02),
-        "box_weight": box.take("loss_weight", 1.0),
-    }
-    cls.finish()
-    box.finish()
-    plain = copy.deepcopy(info)
-    plain["model_cfg"]["bbox_head"] |= {
-        "loss_cls": {"type": "FocalLoss", "use_sigmoid": True, "loss_weight": 1.0},
-        "loss_bbox": {"type": "L1Loss"},
-    }
-    return retinanet.fields(plain) | losses
+    with reference_configs.readers(info) as (model, train, test):
+        head = reference_configs.head(model, "RetinaHead", info)
+        cls, box = head.child("loss_cls"), head.child("loss_bbox")
+        reference_configs.loss(cls, "GHMC")
+        cls.expect("use_sigmoid", True)
+        return {
+            **retinanet.all_but_losses(info, model, head, train, test),
+            "cls_bins": cls.take("bins", 10),
+            "cls_momentum": cls.take("momentum", 0.0),
+            "box_bins": box.take("bins", 10),
+            "box_momentum": box.take("momentum", 0.0),
+            "box_mu": box.take("mu", 0.02),
+            "box_weight": reference_configs.loss(box, "GHMR", weight=None),
+        }
 
 
 def arrays(case, results: adapter.Results) -> dict[str, np.ndarray]:

@@ -10,39 +10,32 @@ from detlab import errors
 
 def fields(info: dict) -> dict:
     """Fields of `detectors.reppoints.RepPoints`."""
-    model, train, test = reference_configs.readers(info)
-    model.expect("type", "RepPointsDetector")
-    head, neck = model.child("bbox_head"), model.child("neck")
-    head.expect("type", "RepPointsHead")
-    head.expect("num_classes", info["num_classes"])
-    head.expect("center_init", True)
-    head.expect("moment_mul", 0.01)
-    head.expect("conv_bias", "auto")
-    head.skip("in_channels", "init_cfg")  # the first follows from the neck
-    strides = tuple(head.take("point_strides", (8, 16, 32, 64, 128)))
-    found = {
-        "num_classes": info["num_classes"],
-        **reference_configs.preprocessor(model.child("data_preprocessor")),
-        **reference_configs.resnet(model.child("backbone")),
-        **reference_configs.fpn(neck, 1, "on_input", len(strides)),
-        **_norm(neck, head),
-        "head_convs": head.take("stacked_convs", 4),
-        "head_width": head.take("feat_channels", 256),
-        "point_width": head.take("point_feat_channels", 256),
-        "num_points": head.take("num_points", 9),
-        "transform": head.take("transform_method", "moment"),
-        "use_grid_points": head.take("use_grid_points", False),
-        "offset_gradient": head.take("gradient_mul", 0.1),
-        "strides": strides,
-        "base_scale": head.take("point_base_scale", 4),
-        **reference_configs.focal_loss(head.child("loss_cls")),
-        **_box_losses(head.child("loss_bbox_init"), head.child("loss_bbox_refine")),
-        **_assigners(train.child("init"), train.child("refine")),
-        **reference_configs.dense_test(test),
-    }
-    for reader in (model, train, test):
-        reader.finish()
-    return found
+    with reference_configs.readers(info) as (model, train, test):
+        model.expect("type", "RepPointsDetector")
+        head, neck = reference_configs.head(model, "RepPointsHead", info), model.child("neck")
+        head.expect("center_init", True)
+        head.expect("moment_mul", 0.01)
+        head.expect("conv_bias", "auto")
+        head.skip("init_cfg")
+        strides = tuple(head.take("point_strides", (8, 16, 32, 64, 128)))
+        return {
+            **reference_configs.inputs(info, model),
+            **reference_configs.resnet(model.child("backbone")),
+            **reference_configs.fpn(neck, 1, "on_input", len(strides)),
+            **_norm(neck, head),
+            **reference_configs.tower(head),
+            "point_width": head.take("point_feat_channels", 256),
+            "num_points": head.take("num_points", 9),
+            "transform": head.take("transform_method", "moment"),
+            "use_grid_points": head.take("use_grid_points", False),
+            "offset_gradient": head.take("gradient_mul", 0.1),
+            "strides": strides,
+            "base_scale": head.take("point_base_scale", 4),
+            **reference_configs.focal_loss(head.child("loss_cls")),
+            **_box_losses(head.child("loss_bbox_init"), head.child("loss_bbox_refine")),
+            **_assigners(train.child("init"), train.child("refine")),
+            **reference_configs.dense_test(test),
+        }
 
 
 def _norm(neck: reference_configs.Reader, head: reference_configs.Reader) -> dict:
@@ -60,24 +53,18 @@ def _norm(neck: reference_configs.Reader, head: reference_configs.Reader) -> dic
 
 
 def _box_losses(init: reference_configs.Reader, refine: reference_configs.Reader) -> dict:
-    init.expect("type", "SmoothL1Loss")
-    refine.expect("type", "SmoothL1Loss")
     beta = init.take("beta", 1.0)
     refine.expect("beta", beta, default=1.0)
     return {
         "smooth_l1_beta": beta,
-        "init_weight": init.take("loss_weight", 1.0),
-        "refine_weight": refine.take("loss_weight", 1.0),
+        "init_weight": reference_configs.loss(init, "SmoothL1Loss", weight=None),
+        "refine_weight": reference_configs.loss(refine, "SmoothL1Loss", weight=None),
     }
 
 
 def _assigners(init: reference_configs.Reader, refine: reference_configs.Reader) -> dict:
-    for stage in (init, refine):
-        stage.expect("allowed_border", -1)
-        stage.expect("pos_weight", -1)
-        stage.skip("debug")
-    found = reference_configs.max_iou(refine.child("assigner"))
-    assigner = init.child("assigner")
+    found = reference_configs.max_iou(reference_configs.training(refine).child("assigner"))
+    assigner = reference_configs.training(init).child("assigner")
     kind = assigner.take("type")
     if kind == "PointAssigner":
         return found | {
@@ -118,26 +105,17 @@ def arrays(case, results: adapter.Results) -> dict[str, np.ndarray]:
 
 def _targets(case, stage: str, call: int, targets, proposals) -> dict[str, np.ndarray]:
     """Assignment and items of `get_targets` of one round."""
-    found = {}
-    gt_labels = np.take_along_axis(case.batch().labels, targets.matched, axis=1)  # [B, N]
-    positive = targets.status == 1
-    for i, gt_inds in enumerate(adapter.assigned(targets)):
-        name = f"train_assign.bbox_head.{stage}_assigner.{i}"
-        found[f"{name}.gt_inds"] = gt_inds
-        found[f"{name}.labels"] = np.where(positive[i], gt_labels[i], -1)
-    four = np.broadcast_to(positive[..., None], (*positive.shape, 4))
-    items = (
-        np.where(positive, gt_labels, case.info["num_classes"]),
-        (targets.status >= 0).astype(np.float32),
-        targets.values["boxes"],
-        np.where(four, proposals, 0.0),
-        four.astype(np.float32),
-    )
+    labels = adapter.object_labels(case, targets)
+    background, boxes = case.info["num_classes"], targets.values["boxes"]
+    *items, weights = adapter.delta_items(targets, labels, background, boxes)
+    items += [np.where(weights > 0, proposals, 0.0), weights]
     name = f"train_targets.bbox_head.get_targets.{call}"
-    for item, values in enumerate(items):
-        found |= adapter.split_levels(f"{name}.{item}", values, targets.level[0])
-    found[f"{name}.{len(items)}"] = np.maximum(positive.sum(1), 1).sum().astype(np.float32)
-    return found
+    positives = (targets.status == 1).sum(1)
+    return {
+        **adapter.assignment(f"train_assign.bbox_head.{stage}_assigner", targets, labels),
+        **adapter.split_items(name, items, targets.level[0]),
+        f"{name}.{len(items)}": np.maximum(positives, 1).sum().astype(np.float32),
+    }
 
 
 ADAPTER = adapter.Adapter(

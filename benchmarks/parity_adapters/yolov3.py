@@ -11,38 +11,31 @@ from detlab.detectors import yolov3
 
 def fields(info: dict) -> dict:
     """Fields of `detectors.yolov3.YOLOv3`."""
-    model, train, test = reference_configs.readers(info)
-    model.expect("type", "YOLOV3")
-    head = model.child("bbox_head")
-    head.expect("type", "YOLOV3Head")
-    head.expect("num_classes", info["num_classes"])
-    head.skip("in_channels")  # follows from the neck
-    head.expect("featmap_strides", list(yolov3.STRIDES[::-1]), default=[32, 16, 8])
-    head.expect("one_hot_smoother", 0.0, default=0.0)
-    anchors = head.child("anchor_generator")
-    anchors.expect("type", "YOLOAnchorGenerator")
-    anchors.expect("strides", list(yolov3.STRIDES[::-1]))
-    head.child("bbox_coder").expect("type", "YOLOBBoxCoder")
-    found = {
-        "num_classes": info["num_classes"],
-        **reference_configs.preprocessor(model.child("data_preprocessor")),
-        **_darknet(model.child("backbone")),
-        **_neck(model.child("neck")),
-        "head_width": _finest(head, "out_channels"),
-        "anchor_sizes": tuple(
-            tuple(tuple(size) for size in level) for level in anchors.take("base_sizes")[::-1]
-        ),
-        "class_weight": _summed_loss(head.child("loss_cls"), "CrossEntropyLoss"),
-        "objectness_weight": _summed_loss(head.child("loss_conf"), "CrossEntropyLoss"),
-        "xy_weight": _summed_loss(head.child("loss_xy"), "CrossEntropyLoss"),
-        "wh_weight": _summed_loss(head.child("loss_wh"), "MSELoss"),
-        "summed_images": float(info["input_shape"][0]),
-        **_grid(train.child("assigner")),
-        **_prediction(test),
-    }
-    for reader in (model, train, test):
-        reader.finish()
-    return found
+    with reference_configs.readers(info) as (model, train, test):
+        model.expect("type", "YOLOV3")
+        head = reference_configs.head(model, "YOLOV3Head", info)
+        head.expect("featmap_strides", list(yolov3.STRIDES[::-1]), default=[32, 16, 8])
+        head.expect("one_hot_smoother", 0.0, default=0.0)
+        anchors = head.child("anchor_generator")
+        anchors.expect("type", "YOLOAnchorGenerator")
+        anchors.expect("strides", list(yolov3.STRIDES[::-1]))
+        head.child("bbox_coder").expect("type", "YOLOBBoxCoder")
+        return {
+            **reference_configs.inputs(info, model),
+            **_darknet(model.child("backbone")),
+            **_neck(model.child("neck")),
+            "head_width": _finest(head, "out_channels"),
+            "anchor_sizes": tuple(
+                tuple(tuple(size) for size in level) for level in anchors.take("base_sizes")[::-1]
+            ),
+            "class_weight": _summed_loss(head.child("loss_cls"), "CrossEntropyLoss"),
+            "objectness_weight": _summed_loss(head.child("loss_conf"), "CrossEntropyLoss"),
+            "xy_weight": _summed_loss(head.child("loss_xy"), "CrossEntropyLoss"),
+            "wh_weight": _summed_loss(head.child("loss_wh"), "MSELoss"),
+            "summed_images": float(info["input_shape"][0]),
+            **_grid(train.child("assigner")),
+            **_prediction(test),
+        }
 
 
 def _darknet(config: reference_configs.Reader) -> dict:
@@ -70,11 +63,10 @@ def _finest(config: reference_configs.Reader, key: str) -> int:
 
 
 def _summed_loss(config: reference_configs.Reader, kind: str) -> float:
-    config.expect("type", kind)
     config.expect("reduction", "sum", default="mean")
     if kind == "CrossEntropyLoss":
-        config.expect("use_sigmoid", True, default=False)
-    return config.take("loss_weight", 1.0)
+        return reference_configs.cross_entropy(config, sigmoid=True, weight=None)
+    return reference_configs.loss(config, kind, weight=None)
 
 
 def _grid(config: reference_configs.Reader) -> dict:
@@ -89,14 +81,10 @@ def _grid(config: reference_configs.Reader) -> dict:
 
 def _prediction(config: reference_configs.Reader) -> dict:
     config.expect("min_bbox_size", 0, default=-1)
-    nms = config.child("nms")
-    nms.expect("type", "nms")
     return {
         "num_candidates": config.take("nms_pre"),
         "objectness_threshold": config.take("conf_thr"),
-        "score_threshold": config.take("score_thr"),
-        "nms_iou": nms.take("iou_threshold"),
-        "max_detections": config.take("max_per_img"),
+        **reference_configs.detections(config),
     }
 
 
@@ -109,21 +97,15 @@ def arrays(case, results: adapter.Results) -> dict[str, np.ndarray]:
     coarsest_first = np.argsort(-level, kind="stable")
     level = level.max() - level[coarsest_first]  # as the reference counts
 
-    gt_labels = np.take_along_axis(case.batch().labels, targets.matched, axis=1)  # [B, N]
-    positive = targets.status == 1
-    gt_inds = adapter.assigned(targets)
-    for i in range(len(positive)):
-        name = f"train_assign.bbox_head.assigner.{i}"
-        found[f"{name}.gt_inds"] = gt_inds[i][coarsest_first]
-        found[f"{name}.labels"] = np.where(positive[i], gt_labels[i], -1)[coarsest_first]
-    one_hot = gt_labels[..., None] == np.arange(case.info["num_classes"])
-    wanted = (targets.values["xywh"], positive[..., None], one_hot)
-    target_map = np.where(positive[..., None], np.concatenate(wanted, axis=-1), 0.0)
-    items = (target_map, (targets.status == 0).astype(np.uint8))
-    for item, values in enumerate(items):
-        name = f"train_targets.bbox_head.get_targets.0.{item}"
-        found |= adapter.split_levels(name, values[:, coarsest_first], level)
-    return found
+    labels = adapter.object_labels(case, targets)
+    rows = [coarsest_first] * len(labels)
+    found |= adapter.assignment("train_assign.bbox_head.assigner", targets, labels, rows)
+    positive = (targets.status == 1)[..., None]
+    one_hot = labels[..., None] == np.arange(case.info["num_classes"])
+    target_map = np.concatenate([targets.values["xywh"], positive, one_hot], axis=-1)
+    items = (np.where(positive, target_map, 0.0), (targets.status == 0).astype(np.uint8))
+    items = [values[:, coarsest_first] for values in items]
+    return found | adapter.split_items("train_targets.bbox_head.get_targets.0", items, level)
 
 
 ADAPTER = adapter.Adapter(
