@@ -17,9 +17,11 @@ listed as missing.  Exit status 1 where a quantity misses its tolerance, or a ca
 for, by name or by --all, has no model.
 """
 
+import importlib
 import math
 import os
 import pathlib
+import pkgutil
 import re
 import sys
 import time
@@ -39,33 +41,23 @@ import numpy as np
 from benchmarks import command
 from benchmarks import fixture_weights
 from benchmarks import machine
+from benchmarks import parity_adapters
 from benchmarks import parity_cases
 from benchmarks import parity_checks
 from benchmarks import parity_darknet
 from benchmarks import parity_yolov5
 from benchmarks.parity_adapters import adapter as adapter_lib
-from benchmarks.parity_adapters import cornernet
-from benchmarks.parity_adapters import faster_rcnn
-from benchmarks.parity_adapters import fcos
-from benchmarks.parity_adapters import ghm
-from benchmarks.parity_adapters import reppoints
-from benchmarks.parity_adapters import retinanet
-from benchmarks.parity_adapters import yolov3
 from converters import convert
 from converters import mapping
 from detlab import detector as detector_lib
 from detlab import errors
 from detlab import types
 
-ADAPTERS = (
-    retinanet.ADAPTER,
-    fcos.ADAPTER,
-    ghm.ADAPTER,
-    yolov3.ADAPTER,
-    reppoints.ADAPTER,
-    faster_rcnn.ADAPTER,
-    cornernet.ADAPTER,
+_MODULES = (
+    importlib.import_module(f"{parity_adapters.__name__}.{found.name}")
+    for found in pkgutil.iter_modules(parity_adapters.__path__)
 )
+ADAPTERS = tuple(module.ADAPTER for module in _MODULES if hasattr(module, "ADAPTER"))
 
 # Cases of other references than mmdet, each a module with `knows(info)` and `run`.
 RUNNERS = (parity_darknet, parity_yolov5)
@@ -350,13 +342,13 @@ def lacks(fixtures: pathlib.Path, name: str, info: Mapping) -> str:
 
 def _kind(info: Mapping) -> Any:
     """The one of RUNNERS or of ADAPTERS that knows a case; None where none does."""
-    for runner in RUNNERS:
-        if runner.knows(info):
-            return runner
-    for adapter in ADAPTERS:
-        if all(parity_cases.part(info, path) == value for path, value in adapter.parts.items()):
-            return adapter
-    return None
+    known = [kind for kind in (*RUNNERS, *ADAPTERS) if kind.knows(info)]
+    if len(known) > 1:
+        names = " and ".join(getattr(kind, "detector", "a runner") for kind in known)
+        raise errors.UserError(
+            f"case {info.get('name')} is known to the adapters of {names}; give one more `parts`."
+        )
+    return known[0] if known else None
 
 
 def plan(info: dict) -> Any:

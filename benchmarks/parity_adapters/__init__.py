@@ -1,1 +1,1 @@
-"""What parity has to know of each reference detector: one module each (docs/parity.md)."""
+"""What parity has to know of each reference detector: each module with an `ADAPTER` is found."""

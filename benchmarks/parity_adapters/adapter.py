@@ -4,6 +4,7 @@ from typing import Any, Callable, Mapping, NamedTuple, Sequence
 
 import numpy as np
 
+from benchmarks import parity_cases
 from converters import mapping
 
 
@@ -36,6 +37,12 @@ class Adapter(NamedTuple):
     # (case) -> {recorded array: mask, which broadcasts, of what a loss reads}: the rest of it means
     # nothing in the reference, and is not compared.  What is not named is compared in whole.
     readable: Callable = lambda case: {}
+    # Files of detlab without whose `stop_gradient` gradients change: `backbones/resnet.py`.
+    gradient_stops: tuple[str, ...] = ()
+
+    def knows(self, info: Mapping) -> bool:
+        """Whether a case is of this kind."""
+        return all(parity_cases.part(info, path) == value for path, value in self.parts.items())
 
 
 def maps(name: str, levels: Sequence) -> dict[str, np.ndarray]:

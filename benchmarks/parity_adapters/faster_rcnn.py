@@ -136,4 +136,5 @@ ADAPTER = adapter.Adapter(
         # Of objects besides proposals, whose rows are `roi_...`; losses and gradients have both.
         r"train_roi_(cls_score|bbox_pred)_0",
     ),
+    gradient_stops=("backbones/resnet.py",),
 )

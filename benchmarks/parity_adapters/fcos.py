@@ -99,4 +99,5 @@ ADAPTER = adapter.Adapter(
         "loss_centerness": "loss/centerness",
     },
     readable=readable,
+    gradient_stops=("backbones/resnet.py",),
 )

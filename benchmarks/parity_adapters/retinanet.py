@@ -71,4 +71,5 @@ ADAPTER = adapter.Adapter(
     arrays=arrays,
     losses={"loss_cls": "loss/cls", "loss_bbox": "loss/box"},
     not_compared=(r"train_assign\..*\.max_overlaps",),  # `Targets` keeps what follows from them
+    gradient_stops=("backbones/resnet.py",),
 )

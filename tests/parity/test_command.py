@@ -31,6 +31,20 @@ def test_a_case_without_a_model_is_listed_and_fails_when_it_was_asked_for(fixtur
         assert f"missing  {parity_runs.CASE}: no model for mmdet 3.3.0" in run.text
 
 
+def test_no_recorded_case_is_known_to_two_adapters(shared_dir):
+    for info in parity_cases.find(shared_dir / "parity").values():
+        parity._kind(info)  # raises where one is
+
+
+def test_a_case_that_two_adapters_know_is_one_sentence(fixtures, monkeypatch, capsys):
+    folder = fixtures(lambda info: None)
+    monkeypatch.setattr(parity, "ADAPTERS", 2 * parity.ADAPTERS)
+    with pytest.raises(
+        errors.UserError, match="is known to the adapters of retinanet and retinanet"
+    ):
+        parity_runs.run(capsys, folder)
+
+
 def test_published_weights_are_looked_for_in_their_folder(fixtures, tmp_path, capsys):
     folder = fixtures(other_model)
     (folder / "yolo").mkdir()

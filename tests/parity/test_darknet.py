@@ -6,8 +6,9 @@ import shutil
 import parity_runs
 import pytest
 
-CASES = {"yolov3-tiny": 15, "yolov4-tiny": 15, "yolov3": 17, "yolov4": 17, "yolo-fastest-1.1": 15}
+from benchmarks import parity_darknet
 
+CASES = [name for name, kind in parity_runs.runnable("yolo").items() if kind is parity_darknet]
 
 # Cases of sections and rules that detlab does not follow yet -> words of the reason.
 MISSING = {
@@ -29,19 +30,10 @@ def test_a_case_that_needs_more_than_detlab_has_is_missing_with_the_reason(share
         assert words in line and str(folder) not in line
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", parity_runs.parameters(CASES))
 def test_the_shared_case_passes_in_full(name, shared_dir, capsys):
-    run = parity_runs.run(capsys, shared_dir / "parity", "--case", f"yolo/{name}")
-    assert run.status == 0, run.text
-    assert not run.missed and len(run.passed) == CASES[name]
-
-
-@pytest.mark.slow
-def test_published_weights_find_the_recorded_objects_on_photographs(shared_dir, capsys):
-    run = parity_runs.run(capsys, shared_dir / "parity", "--case", "yolo/yolo-fastest-1.1-photos")
-    assert run.status == 0, run.text
-    assert not run.missed and len(run.passed) == 7 * 4
+    """Also published weights, which find the recorded objects on photographs."""
+    parity_runs.in_full(capsys, shared_dir / "parity", name)
 
 
 @pytest.mark.slow

@@ -3,31 +3,22 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import parity_runs
 import pytest
 
+from benchmarks import parity
+from benchmarks import parity_cases
 from benchmarks import parity_errors
 from detlab import types
 from detlab.ops import boxes as boxes_lib
 
-# Twin, without the `_small` of its name -> files without whose `stop_gradient` gradients change.
-CASES = {
-    "retinanet_r50_fpn": {"backbones/resnet.py"},
-    "retinanet_ghm_r50_fpn": {"backbones/resnet.py"},
-    "fcos_r50_caffe_fpn_gn_head_center_normbbox_centeronreg_giou": {"backbones/resnet.py"},
-    "faster_rcnn_r50_fpn": {"backbones/resnet.py"},
-    "reppoints_moment_r50_fpn_gn": {
-        *("backbones/resnet.py", "heads/reppoints.py", "ops/gradient.py"),
-    },
-    "cornernet_hourglass104": set(),
-}
-
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", parity_runs.parameters(parity_runs.every_day()))
 def test_every_error_is_noticed(name, shared_dir, tmp_path, capsys):
-    fixtures = shared_dir / "parity" / "small"
-    case = ["--fixtures", str(fixtures), "--case", f"{name}_small"]
-    parity_errors.main([*case, "--kernels", "2"])  # the first and the last of each part
+    fixtures = shared_dir / "parity"
+    # The first and the last kernel of each part.
+    parity_errors.main(["--fixtures", str(fixtures), "--case", name, "--kernels", "2"])
     text = capsys.readouterr().out
     assert "0 with another verdict than wanted" in text
     assert "passed       as it is: 0 lines miss" in text
@@ -36,7 +27,8 @@ def test_every_error_is_noticed(name, shared_dir, tmp_path, capsys):
         assert any(line.startswith(error) for line in noticed), error
     missing = "stop_gradient missing in "
     files = {line.removeprefix(missing).split(":")[0] for line in noticed if missing in line}
-    assert CASES[name] <= files
+    adapter, *_ = parity.plan(parity_cases.find(fixtures)[name])
+    assert set(adapter.gradient_stops) <= files
 
 
 def test_a_case_that_cannot_run_is_skipped_with_its_reason(shared_dir, capsys):

@@ -9,62 +9,57 @@ import numpy as np
 import parity_runs
 import pytest
 
-# Case -> quantities that are compared of two images of which one has lost its objects.
-EVERY_DAY = {
-    "small/fcos_r50_caffe_fpn_gn_head_center_normbbox_centeronreg_giou_small": 193,
-}
-OTHERS = {
-    "small/faster_rcnn_r50_fpn_small": 218,
-    "small/retinanet_r50_fpn_small": 211,
-    "small/retinanet_ghm_r50_fpn_small": 213,
-    "small/fcos_r50_caffe_fpn_gn_head_small": 172,
-    "small/reppoints_moment_r50_fpn_gn_small": 291,
-    "small/reppoints_bbox_r50_grid_center_fpn_gn_small": 289,
-    "small/cornernet_hourglass104_small": 627,
-    "yolov3_d53": 65,  # recorded without gradients
-}
-ALL = [pytest.param(*case, id=case[0]) for case in EVERY_DAY.items()]
-ALL += [pytest.param(*case, id=case[0], marks=pytest.mark.slow) for case in OTHERS.items()]
+RECORDED = parity_runs.REPOSITORY / "tests" / "data" / "no_objects"
+NAMES = [path.stem.removesuffix("_3_0") for path in sorted(RECORDED.glob("*_3_0.json"))]
+PATHS = [f"small/{name}" if name.endswith("_small") else name for name in NAMES]
+# Of those whose twins run every day the one of fewest quantities.
+EVERY_DAY = [path for path in parity_runs.every_day() if path in PATHS][:1]
 
 # What the shared files hold of objects and of what follows from them.
 _OF_OBJECTS = ("gt_", "train_assign.", "train_targets.", "train_rois_", "train_roi_")
 
 
 @pytest.fixture
-def with_objects(shared_dir, repository, tmp_path):
-    """`with_objects(path, counts)` writes the shared case with so many objects an image."""
-    recorded = repository / "tests" / "data" / "no_objects"
+def with_objects(shared_dir, tmp_path):
+    """`with_objects(path, counts)` writes the shared case with so many objects an image.
+
+    It returns the name of that, and how many quantities fewer than the shared case it has.
+    """
 
     def write(path, counts):
         name = "_".join([path.rpartition("/")[2], *map(str, counts)])
-        info = json.loads((shared_dir / "parity" / f"{path}.json").read_text())
-        info |= json.loads((recorded / f"{name}.json").read_text())
+        shared = json.loads((shared_dir / "parity" / f"{path}.json").read_text())
+        info = shared | json.loads((RECORDED / f"{name}.json").read_text())
         (tmp_path / f"{name}.json").write_text(json.dumps(info))
         with np.load(shared_dir / "parity" / f"{path}.npz") as file:
-            arrays = {key: file[key] for key in file if not key.startswith(_OF_OBJECTS)}
+            gone = {key for key in file if key.startswith(_OF_OBJECTS)}
+            arrays = {key: file[key] for key in file if key not in gone}
             for i, count in enumerate(counts):
                 arrays |= {key: file[key][:count] for key in (f"gt_boxes_{i}", f"gt_labels_{i}")}
-        with np.load(recorded / f"{name}.npz") as file:
+        with np.load(RECORDED / f"{name}.npz") as file:
             arrays |= dict(file)
         np.savez(tmp_path / f"{name}.npz", **arrays)
-        return name
+        fewer = len(gone - arrays.keys())
+        if not info["grad_norms"]:
+            # Norm and dot of each gradient, and those that are frozen and unused.
+            fewer += 2 * len(shared["grad_norms"]) + 2
+        return name, fewer
 
     return write
 
 
-@pytest.mark.parametrize("path, count", ALL)
-def test_an_image_without_objects_beside_one_with_some_passes(
-    path, count, with_objects, tmp_path, capsys
-):
-    run = parity_runs.run(capsys, tmp_path, "--case", with_objects(path, (3, 0)))
+@pytest.mark.parametrize("path", parity_runs.parameters(PATHS, EVERY_DAY))
+def test_an_image_without_objects_beside_one_with_some_passes(path, with_objects, tmp_path, capsys):
+    name, fewer = with_objects(path, (3, 0))
+    run = parity_runs.run(capsys, tmp_path, "--case", name)
     assert run.status == 0, run.text
-    assert not run.missed and len(run.passed) == count
+    assert not run.missed and len(run.passed) == parity_runs.quantities(path) - fewer
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("path", [*EVERY_DAY, *OTHERS])
+@pytest.mark.parametrize("path", parity_runs.parameters(PATHS))
 def test_a_batch_without_objects_passes(path, with_objects, tmp_path, capsys):
-    run = parity_runs.run(capsys, tmp_path, "--case", with_objects(path, (0, 0)))
+    name, _ = with_objects(path, (0, 0))
+    run = parity_runs.run(capsys, tmp_path, "--case", name)
     assert run.status == 0, run.text
     kinds = {line.split()[0] for line in run.passed}
     assert not run.missed and {"map", "targets", "loss", "detections"} <= kinds

@@ -12,24 +12,12 @@ from benchmarks import parity_checks
 from benchmarks import parity_yolov5
 from converters.readers import files
 
-CASES = {  # name -> compared quantities
-    "yolov5s-v3.0": 105,
-    "yolov5s-v3.0-leaky": 105,
-    "yolov5m-v3.0": 105,
-    "yolov5l-v3.0": 105,
-    "yolov5x-v3.0": 105,
-    "yolov5s-v7.0": 105,
-    "yolov5n-v6-photos": 29,
-    "yolov5n-v6-coco_mini": 16,
-}
+CASES = [name for name, kind in parity_runs.runnable("yolo").items() if kind is parity_yolov5]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", parity_runs.parameters(CASES))
 def test_the_shared_case_passes_in_full(name, shared_dir, capsys):
-    run = parity_runs.run(capsys, shared_dir / "parity", "--case", f"yolo/{name}")
-    assert run.status == 0, run.text
-    assert not run.missed and len(run.passed) == CASES[name]
+    run = parity_runs.in_full(capsys, shared_dir / "parity", name)
     kinds = {line.split()[0] for line in run.passed}
     if "v6" not in name:
         assert kinds >= {"stage", "map", "decoded", "targets", "loss", "gradient"}

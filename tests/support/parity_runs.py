@@ -1,16 +1,21 @@
-"""Runs of the parity command as the tests read them."""
+"""Runs of the parity command as the tests read them, and the cases that there are."""
 
+import functools
 import json
 import pathlib
 import re
 import shutil
-from typing import Callable, NamedTuple
+from typing import Any, Callable, Iterable, NamedTuple
 
 import numpy as np
+import pytest
 
 from benchmarks import parity
+from benchmarks import parity_cases
 
 CASE = "retinanet_r50_fpn"
+REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
+SHARED = REPOSITORY.parent / "shared" / "parity"  # to find cases; tests have `shared_dir`
 
 
 class Run(NamedTuple):
@@ -34,6 +39,67 @@ def run(capsys, fixtures: pathlib.Path, *more: str) -> Run:
         for verdict in ("ok", "MISS")
     }
     return Run(status, text, lines["ok"], lines["MISS"])
+
+
+def in_full(capsys, fixtures: pathlib.Path, name: str) -> Run:
+    """Runs a case, which must pass in as many quantities as it did for the last release."""
+    found = run(capsys, fixtures, "--case", name)
+    assert found.status == 0, found.text
+    assert not found.missed and len(found.passed) == quantities(name)
+    return found
+
+
+def quantities(name: str) -> int:
+    """How many lines a case had when it passed for the last release."""
+    row = rows().get(name, {})
+    if row.get("status") != "passed":
+        command = f"python -m benchmarks.release --only parity/{name}"
+        pytest.fail(f"{name} has no passed row in release_parity.json; run {command}")
+    return row["quantities"]
+
+
+@functools.cache
+def rows() -> dict[str, dict]:
+    """Case -> its row of the results of the last release."""
+    file = REPOSITORY / "benchmarks" / "results" / "release_parity.json"
+    return json.loads(file.read_text())["cases"]
+
+
+@functools.cache
+def runnable(folder: str) -> dict[str, Any]:
+    """`folder/NAME` of each shared case that parity can run -> its adapter or runner; {} where the
+    shared folder is not there, as then the tests that run a case say so."""
+    place = SHARED / folder
+    cases = parity_cases.find(place) if place.is_dir() else {}
+    return {
+        f"{folder}/{name}": parity._kind(info)
+        for name, info in cases.items()
+        if not parity.lacks(place, name, info)
+    }
+
+
+@functools.cache
+def every_day() -> list[str]:
+    """Of each detector the narrow twin of most quantities, few first; others are slow."""
+    most = {}
+    for name, adapter in runnable("small").items():
+        count = rows().get(name, {}).get("quantities", 0)
+        most[adapter.detector] = max(most.get(adapter.detector, (0, name)), (count, name))
+    return [name for _, name in sorted(most.values())]
+
+
+def parameters(names: Iterable[str], not_slow: Iterable[str] = ()) -> list:
+    """A parameter for each case, slow where it is not among those; where there is no case one
+    that is nothing, for a test that asks for `shared_dir` and so says why it cannot run."""
+    found = [
+        pytest.param(
+            name,
+            id=name.rpartition("/")[2].removesuffix("_small"),
+            marks=() if name in not_slow else pytest.mark.slow,
+        )
+        for name in names
+    ]
+    return found or [pytest.param("", id="no shared folder")]
 
 
 def changed(
