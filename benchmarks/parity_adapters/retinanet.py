@@ -6,6 +6,8 @@ from benchmarks import reference_configs
 from benchmarks.parity_adapters import adapter
 from converters.tables import mmdet_retinanet
 
+Reader = reference_configs.Reader
+
 
 def fields(info: dict) -> dict:
     """Fields of `detectors.retinanet.RetinaNet`."""
@@ -18,7 +20,7 @@ def fields(info: dict) -> dict:
         }
 
 
-def all_but_losses(info: dict, model, head, train, test) -> dict:
+def all_but_losses(info: dict, model: Reader, head: Reader, train: Reader, test: Reader) -> dict:
     """The fields that RetinaNets with other losses have too."""
     model.expect("type", "RetinaNet")
     anchors = reference_configs.octave_anchors(head.child("anchor_generator"))

@@ -142,34 +142,20 @@ def test_a_tensor_that_the_table_skips_is_noticed(compact, capsys, one_program, 
     assert not any(line.startswith(("assignment", "targets")) for line in run.missed)
 
 
-def config_change(section, *path):
-    """`change(info)` that sets the value at a path of a section of the case's JSON."""
-    *parents, key, value = path
-
-    def change(info):
-        part = info[section]
-        for parent in parents:
-            part = part[parent]
-        assert part[key] != value
-        part[key] = value
-
-    return change
-
-
 HEAD = ("model_cfg", "bbox_head")
 BEHIND_THE_MAPS = {
     "one anchor ratio": (
-        config_change(*HEAD, "anchor_generator", "ratios", [0.5, 1.0, 2.1]),
+        parity_runs.config_change(*HEAD, "anchor_generator", "ratios", [0.5, 1.0, 2.1]),
         {"targets train_targets.bbox_head.get_targets.0.2_1", "loss loss_bbox", "detections boxes"},
         ("neck", "map"),
     ),
     "loss weight": (
-        config_change(*HEAD, "loss_bbox", "loss_weight", 1.01),
+        parity_runs.config_change(*HEAD, "loss_bbox", "loss_weight", 1.01),
         {"loss loss_bbox"},
         ("neck", "map", "assignment", "targets", "detections", "loss loss_cls"),
     ),
     "assignment threshold": (
-        config_change("train_cfg", "assigner", "pos_iou_thr", 0.55),
+        parity_runs.config_change("train_cfg", "assigner", "pos_iou_thr", 0.55),
         {"assignment train_assign.bbox_head.assigner.0.gt_inds", "loss loss_cls"},
         ("neck", "map", "detections"),
     ),
@@ -214,7 +200,7 @@ def test_another_configuration_is_noticed(name, compact, capsys, tmp_path, given
 
 @pytest.mark.slow
 def test_another_place_of_the_stride_is_noticed(compact, capsys, tmp_path):
-    change = config_change("model_cfg", "backbone", "style", "caffe")
+    change = parity_runs.config_change("model_cfg", "backbone", "style", "caffe")
     run = parity_runs.run(capsys, parity_runs.changed(compact, tmp_path, change))
     assert run.status == 1
     assert MAPS < set(run.missed)

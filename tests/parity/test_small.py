@@ -14,6 +14,13 @@ def test_a_narrow_twin_passes_in_full(name, shared_dir, capsys):
     parity_runs.in_full(capsys, shared_dir / "parity", name)
 
 
+def test_a_case_without_a_passed_row_names_the_command_that_writes_one():
+    with pytest.raises(
+        pytest.fail.Exception, match=r"benchmarks\.release --only parity/small/new$"
+    ):
+        parity_runs.quantities("small/new")
+
+
 def test_every_case_that_has_passed_is_still_known(shared_dir):
     """So that none is lost unseen, as tests find the cases by their adapters."""
     folder = shared_dir / "parity"

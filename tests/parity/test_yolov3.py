@@ -1,8 +1,5 @@
 """YOLOv3 is the reference's, and parity notices what is changed in what is new in it."""
 
-import json
-import shutil
-
 import parity_runs
 import pytest
 
@@ -41,16 +38,9 @@ CONTROLS = {
 @pytest.mark.parametrize("name", CONTROLS)
 def test_another_configuration_is_noticed(name, shared_dir, capsys, tmp_path):
     """Without gradients, which take most of the time to compile."""
-    (*path, key, value), touched, untouched = CONTROLS[name]
-    info = json.loads((shared_dir / "parity" / f"{CASE}.json").read_text())
-    info.update(grad_norms={}, grad_dots={})
-    part = info
-    for step in path:
-        part = part[step]
-    assert part[key] != value
-    part[key] = value
-    (tmp_path / f"{CASE}.json").write_text(json.dumps(info))
-    shutil.copy(shared_dir / "parity" / f"{CASE}.npz", tmp_path)
+    path, touched, untouched = CONTROLS[name]
+    change = parity_runs.config_change(*path)
+    parity_runs.changed(shared_dir / "parity", tmp_path, change, CASE)
     run = parity_runs.run(capsys, tmp_path)
     assert run.status == 1
     assert touched <= set(run.missed)

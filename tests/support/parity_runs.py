@@ -103,18 +103,32 @@ def parameters(names: Iterable[str], not_slow: Iterable[str] = ()) -> list:
 
 
 def changed(
-    fixtures: pathlib.Path, folder: pathlib.Path, change: Callable[[dict], None]
+    fixtures: pathlib.Path, folder: pathlib.Path, change: Callable[[dict], None], case: str = CASE
 ) -> pathlib.Path:
-    """A copy of the case in `folder`, without gradients and with another JSON.
+    """A copy of a case in `folder`, without gradients and with another JSON.
 
     Without them the program compiles in a quarter of the time.
     """
-    info = json.loads((fixtures / f"{CASE}.json").read_text())
+    info = json.loads((fixtures / f"{case}.json").read_text())
     info.update(grad_norms={}, grad_dots={})
     change(info)
-    (folder / f"{CASE}.json").write_text(json.dumps(info))
-    shutil.copy(fixtures / f"{CASE}.npz", folder)
+    (folder / f"{pathlib.Path(case).name}.json").write_text(json.dumps(info))
+    shutil.copy(fixtures / f"{case}.npz", folder)
     return folder
+
+
+def config_change(*path) -> Callable[[dict], None]:
+    """`change(info)` that sets the last of the path at the place that the others name."""
+    *parents, key, value = path
+
+    def change(info):
+        part = info
+        for parent in parents:
+            part = part[parent]
+        assert part[key] != value
+        part[key] = value
+
+    return change
 
 
 def mapped(tree, change: Callable[[str, np.ndarray], np.ndarray], prefix: str = ""):
