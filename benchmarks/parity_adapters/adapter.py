@@ -71,19 +71,19 @@ def split_items(name: str, items: Sequence, level: np.ndarray) -> dict[str, np.n
 
 
 def object_labels(case, targets) -> np.ndarray:
-    """[B, N] class of the object that each entry is matched with; of positives alone it counts."""
+    """[B, N] class of the object that each entry is matched with; only a positive one has one."""
     return np.take_along_axis(case.batch().labels, targets.matched, axis=1)
 
 
 def assignment(
-    name: str, targets, labels: np.ndarray, rows: Sequence | None = None
+    name: str, targets, labels: np.ndarray | int, rows: Sequence | None = None
 ) -> dict[str, np.ndarray]:
     """What an assigner of mmdet gave of each image: {"name.image.gt_inds", "name.image.labels"}.
 
     `gt_inds` is -1 where ignored, 0 for background, and k > 0 for the object k - 1.
 
     Args:
-      labels: [B, N], or one for all: of positives; others have -1.
+      labels: [B, N], or one for all, of positives; the labels of others are -1.
       rows: of each image the entries in the reference's order; all of them where not given.
     """
     positive = targets.status == 1
@@ -98,9 +98,9 @@ def assignment(
 
 
 def delta_items(
-    targets, labels: np.ndarray, background: int, values: np.ndarray | None = None
+    targets, labels: np.ndarray | int, background: int, values: np.ndarray | None = None
 ) -> list[np.ndarray]:
-    """The four items of most of mmdet's `get_targets`, each [B, N] or [B, N, 4].
+    """The four items of most of mmdet's `get_targets`: [B, N], [B, N], [B, N, D], [B, N, D].
 
     They are labels with `background` where there is no object, the weights of the labels, the
     deltas or other `values`, and their weights.

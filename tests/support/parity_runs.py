@@ -67,8 +67,10 @@ def rows() -> dict[str, dict]:
 
 @functools.cache
 def runnable(folder: str) -> dict[str, Any]:
-    """`folder/NAME` of each shared case that parity can run -> its adapter or runner; {} where the
-    shared folder is not there, as then the tests that run a case say so."""
+    """`folder/NAME` of each shared case that parity can run -> its adapter or runner.
+
+    Without the shared folder it is empty; tests that run a case then say so.
+    """
     place = SHARED / folder
     cases = parity_cases.find(place) if place.is_dir() else {}
     return {
@@ -89,8 +91,11 @@ def every_day() -> list[str]:
 
 
 def parameters(names: Iterable[str], not_slow: Iterable[str] = ()) -> list:
-    """A parameter for each case, slow where it is not among those; where there is no case one
-    that is nothing, for a test that asks for `shared_dir` and so says why it cannot run."""
+    """A parameter for each case, marked as slow if it is not in `not_slow`.
+
+    Where there is no case the one parameter is empty: its test asks for `shared_dir`, which says
+    why it cannot run.
+    """
     found = [
         pytest.param(
             name,
