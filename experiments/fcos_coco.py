@@ -11,6 +11,7 @@ at a constant third of it; here all learn at one rate, which rises from a third.
 from ml_collections import ConfigDict
 
 from experiments import common
+from experiments.recipes import fcos
 
 VARIANTS = ("improved", "scratch")
 
@@ -24,15 +25,7 @@ def get_config(variant: str = "") -> ConfigDict:
     )
     file = "resnet50_caffe-788b5fa3.pth"  # of Detectron; the mean colour belongs to it
     if variant == "improved":
-        config.model.update(
-            center_radius=1.5,
-            distances_in_strides=True,
-            centerness_on_box=True,
-            box_loss="giou",
-            conv_bias=True,
-            nms_iou=0.6,
-            pixel_mean=(123.675, 116.28, 103.53),
-        )
+        config.model.update(fcos.PUBLISHED)
         config.data.pad_value = common.MEAN_COLOUR
         config.optim.clip_norm = 0.0
         file = "resnet50_msra-5891d200.pth"  # of Detectron2

@@ -10,6 +10,7 @@ The root holds VOC2007 and VOC2012.  The reference has no such configuration: th
 from ml_collections import ConfigDict
 
 from experiments import common
+from experiments.recipes import fcos
 
 VARIANTS = ("scratch",)
 
@@ -20,14 +21,8 @@ def get_config(variant: str = "") -> ConfigDict:
         num_classes=20,
         style="pytorch",
         backbone_norm="stored",
-        center_radius=1.5,
-        distances_in_strides=True,
-        centerness_on_box=True,
-        box_loss="giou",
-        conv_bias=True,
-        nms_iou=0.6,
-        pixel_mean=(123.675, 116.28, 103.53),
         pixel_std=(58.395, 57.12, 57.375),
+        **fcos.PUBLISHED,
     )
     common.voc_1x(config)
     config.optim.update(no_decay=(r"params/.*(?<!/norm)/bias",), warmup_factor=1 / 3)
