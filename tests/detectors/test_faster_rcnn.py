@@ -46,16 +46,20 @@ def second_stage(detector):
     return run
 
 
-@pytest.fixture(scope="module")
-def targets():
+def targets_of(module):
     """(batch, key) -> Targets from made-up maps of the RPN, without a backbone."""
-    module, rng = faster_rcnn.FasterRCNN(**FIELDS), np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     shapes = [(2, -(-64 // s), -(-96 // s)) for s in FIELDS["strides"]]
     logits = tuple(np.float32(rng.normal(size=(*shape, 3))) for shape in shapes)
     deltas = tuple(np.float32(rng.normal(0, 0.2, (*shape, 12))) for shape in shapes)
     maps = faster_rcnn.Maps((), logits, deltas)
     run = tiny.jit(detector_lib.from_module(module).targets_of_maps)
     return lambda batch, key: jax.device_get(run({}, {}, batch, maps, key))
+
+
+@pytest.fixture(scope="module")
+def targets():
+    return targets_of(faster_rcnn.FasterRCNN(**FIELDS))
 
 
 def test_shapes_of_both_stages(detector, variables):
@@ -112,6 +116,19 @@ def test_samples_depend_on_the_key_and_the_number_of_the_image(targets):
     np.testing.assert_array_equal(first[0], again[0])
     assert (first[0] != first[1]).any(), "each image draws for itself"
     assert (first != other).any()
+
+
+def test_a_stage_with_a_seam_of_its_own_leaves_the_draw_of_the_other_as_it_is(targets):
+    class Objects(faster_rcnn.FasterRCNN):
+        def sample(self, keys, proposals, batch):
+            nothing = proposals._replace(valid=jnp.zeros_like(proposals.valid))
+            return super().sample(keys, nothing, batch)
+
+    batch = tiny.make_batch(objects=(3, 2))
+    found, plain = targets_of(Objects(**FIELDS))(batch, KEY), targets(batch, KEY)
+    jax.tree.map(np.testing.assert_array_equal, found["rpn"], plain["rpn"])
+    assert (found["box"].status == 1).sum() == 5 and not (found["box"].status == 0).any()
+    assert (plain["box"].status == 0).any()
 
 
 @pytest.mark.slow
