@@ -13,7 +13,10 @@ own.  Counted are the lines of a file that, without their indentation,
   decorators included) and docstring,
 - and stand, letter for letter, in three or more files of detlab/detectors.
 
-A line that stands twice in a file counts twice.  Exit status 1 where a file has LIMIT or more.
+A line that stands twice in a file counts twice.  Those in a row, marked with `|`, are the lines
+that stand one after another in three files: a part without a place, where a single line is the
+call of a part that has one, as every further detector has it too.  Exit status 1 where a file has
+LIMIT or more in a row.
 """
 
 import ast
@@ -28,7 +31,7 @@ from detlab import flags
 
 SHORTEST = 13  # characters: less is `return loss` or a bracket
 FILES = 3
-LIMIT = 15  # below it for each detector file
+LIMIT = 8  # lines in a row: fewer in each detector file
 FOLDERS = ("detlab", "experiments", "converters", "benchmarks", "tests", "docs")
 KINDS = (".py", ".md")
 
@@ -41,6 +44,7 @@ class Repeated(NamedTuple):
     number: int  # in the file, from 1
     text: str
     files: tuple[str, ...]  # that have it, this one included
+    in_a_row: bool  # FILES files have it and the line before or after it, one after the other
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -59,18 +63,21 @@ def main(arguments: Sequence[str]) -> None:
         if name not in found:
             raise errors.UserError(f"--show {args.show}: there are {', '.join(found)}.")
         for line in found[name]:
-            print(f"{line.number:5}  {line.text}  [{', '.join(line.files)}]")
+            mark = "|" if line.in_a_row else " "
+            print(f"{line.number:5} {mark} {line.text}  [{', '.join(line.files)}]")
         print()
-    print(f"{'file':<24}{'lines':>8}{'repeated':>10}")
+    print(f"{'file':<24}{'lines':>8}{'repeated':>10}{'in a row':>10}")
+    rows = {name: sum(line.in_a_row for line in lines) for name, lines in found.items()}
     for name, lines in found.items():
-        print(f"{name:<24}{len(sources[name].splitlines()):>8}{len(lines):>10}")
+        total = len(sources[name].splitlines())
+        print(f"{name:<24}{total:>8}{len(lines):>10}{rows[name]:>10}")
     print()
     print(f"{'folder':<24}" + "".join(f"{kind:>8}" for kind in KINDS))
     for folder, counts in lines_by_folder(args.tree).items():
         print(f"{folder:<24}" + "".join(f"{counts[kind]:>8}" for kind in KINDS), flush=True)
-    many = [name for name, lines in found.items() if len(lines) >= LIMIT]
+    many = [name for name, count in rows.items() if count >= LIMIT]
     if many:
-        print(f"\n{', '.join(many)}: {LIMIT} or more; --show FILE lists them")
+        print(f"\n{', '.join(many)}: {LIMIT} or more in a row; --show FILE lists them")
         sys.exit(1)
 
 
@@ -79,16 +86,24 @@ def repeated(sources: Mapping[str, str]) -> dict[str, list[Repeated]]:
     lines = {name: counted(text) for name, text in sources.items()}
     having = collections.defaultdict(list)
     for name, of_file in lines.items():
-        for text in set(of_file.values()):
+        for text in {*of_file.values(), *_pairs(of_file).values()}:
             having[text].append(name)
-    return {
-        name: [
-            Repeated(number, text, tuple(having[text]))
+    found = {}
+    for name, of_file in lines.items():
+        pairs = [pair for pair, texts in _pairs(of_file).items() if len(having[texts]) >= FILES]
+        in_a_row = {number for pair in pairs for number in pair}
+        found[name] = [
+            Repeated(number, text, tuple(having[text]), number in in_a_row)
             for number, text in of_file.items()
             if len(having[text]) >= FILES
         ]
-        for name, of_file in lines.items()
-    }
+    return found
+
+
+def _pairs(lines: Mapping[int, str]) -> dict[tuple[int, int], tuple[str, str]]:
+    """{numbers: texts} of each two lines of a file with nothing but one short line between."""
+    items = list(lines.items())
+    return {(i, j): (a, b) for (i, a), (j, b) in zip(items, items[1:]) if j - i <= 2}
 
 
 def counted(source: str) -> dict[int, str]:

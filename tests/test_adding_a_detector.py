@@ -98,9 +98,10 @@ TESTS = (
     "tests/converters/test_tables.py",
     "tests/experiments",
     "tests/test_layering.py",
+    "tests/programs/test_repetition.py",
 )
 # In the names of tests of no one detector.
-FOR_ALL = ("test_layering", "every_detector", "every_file", "every_variant", "every_table")
+FOR_ALL = ("layering", "repetition", "every_detector", "every_file", "every_variant", "every_table")
 
 
 def test_new_detectors_pass_what_is_asked_of_every_detector_and_its_table(copy):

@@ -7,9 +7,12 @@ from benchmarks import repetition
 from detlab import errors
 
 
-def test_no_detector_file_has_as_many_repeated_lines_as_the_limit():
+def test_no_detector_file_has_as_many_lines_in_a_row_as_the_limit():
     sources = {name: path.read_text() for name, path in command.detector_files().items()}
-    found = {name: len(lines) for name, lines in repetition.repeated(sources).items()}
+    found = {
+        name: sum(line.in_a_row for line in lines)
+        for name, lines in repetition.repeated(sources).items()
+    }
     many = [name for name, count in found.items() if count >= repetition.LIMIT]
     assert not many, f"`python -m benchmarks.repetition --show {many[0]}` lists them: {found}"
 
@@ -58,6 +61,22 @@ def test_a_line_is_repeated_where_three_files_have_it_and_counts_each_time():
         (4, line.strip(), ("a", "b", "c")),
     ]
     assert len(found["b"]) == len(found["c"]) == 1
+    assert not any(x.in_a_row for lines in found.values() for x in lines)
+
+
+def test_lines_are_in_a_row_where_three_files_have_both_one_after_the_other():
+    first, second, own = (
+        "value = compute(images)\n",
+        "another = compute(boxes)\n",
+        "mine = {}(it)\n",
+    )
+    part = first + "x = 1\n" + second  # a short line between
+    whole = {name: own.format(name * 9) + part for name in "abc"}
+    found = repetition.repeated(whole | {"d": first + own.format("d" * 9) + second})
+    assert [x.in_a_row for x in found["a"]] == [True, True]
+    assert [x.in_a_row for x in found["d"]] == [False, False]
+    apart = repetition.repeated({**whole, "c": first + own.format("c" * 9) + second})
+    assert not any(x.in_a_row for lines in apart.values() for x in lines)
 
 
 def tree(folder, files, lines):
@@ -75,14 +94,14 @@ def test_the_exit_status_says_whether_a_file_reaches_the_limit(tmp_path, capsys)
     few = tree(tmp_path / "few", "abc", repetition.LIMIT - 1)
     repetition.main(["--tree", str(few), "--show", "b.py"])
     printed = capsys.readouterr().out.splitlines()
-    assert printed[0].split() == "1 shared_value_0 = 1 [a, b, c]".split()
-    assert ["a", "14", "14"] in [line.split() for line in printed]
+    assert printed[0].split() == "1 | shared_value_0 = 1 [a, b, c]".split()
+    assert ["a", "7", "7", "7"] in [line.split() for line in printed]
     assert ["docs", "0", "3"] in [line.split() for line in printed]
     many = tree(tmp_path / "many", "abc", repetition.LIMIT)
     with pytest.raises(SystemExit) as stop:
         repetition.main(["--tree", str(many)])
     assert stop.value.code == 1
-    assert "a, b, c: 15 or more" in capsys.readouterr().out
+    assert "a, b, c: 8 or more in a row" in capsys.readouterr().out
 
 
 def test_a_tree_without_detectors_and_an_unknown_file_are_told(tmp_path):
