@@ -76,6 +76,7 @@ def with_weights(monkeypatch):
     return set_up
 
 
+@pytest.mark.slow
 def test_two_swapped_channels_of_one_input_are_noticed(compact, capsys, one_program, with_weights):
     path = "/head/cls_conv0/conv/kernel"
     with_weights(lambda p, x: x[:, :, [1, 0, *range(2, x.shape[2])]] if p == path else x)
@@ -87,6 +88,7 @@ def test_two_swapped_channels_of_one_input_are_noticed(compact, capsys, one_prog
     assert not any(line.startswith(("assignment", "targets")) for line in run.missed)
 
 
+@pytest.mark.slow
 def test_larger_variances_in_the_norms_are_noticed(compact, capsys, one_program, with_weights):
     # As YOLOv5's epsilon of 1e-3 would make them, without its program; that is in a slow test.
     with_weights(lambda p, x: x + np.float32(1e-3 - 1e-5) if p.endswith("/var") else x)
