@@ -116,7 +116,7 @@ def _verdict(row: dict[str, Any]) -> str:
 
 
 def overfit(tree: pathlib.Path) -> str:
-    """A row for each detector that learnt eight images by heart."""
+    """A row for each result of benchmarks.overfit."""
     rows = []
     for path in sorted((tree / _RESULTS).glob("overfit_*_cpu.json")):
         row = _results(tree, path.name)

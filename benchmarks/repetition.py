@@ -13,10 +13,10 @@ own.  Counted are the lines of a file that, without their indentation,
   decorators included) and docstring,
 - and stand, letter for letter, in three or more files of detlab/detectors.
 
-A line that stands twice in a file counts twice.  Those in a row, marked with `|`, are the lines
-that stand one after another in three files: a part without a place, where a single line is the
-call of a part that has one, as every further detector has it too.  Exit status 1 where a file has
-LIMIT or more in a row.
+A line that stands twice in a file counts twice.  A line marked with `|` stands next to another
+repeated one in three files.  Several of them are a part that has no place yet; a single line is
+the call of a part that has one, to which every further detector adds.  Exit status 1 where a file
+has LIMIT or more in a row.
 """
 
 import ast
@@ -101,7 +101,7 @@ def repeated(sources: Mapping[str, str]) -> dict[str, list[Repeated]]:
 
 
 def _pairs(lines: Mapping[int, str]) -> dict[tuple[int, int], tuple[str, str]]:
-    """{numbers: texts} of each two lines of a file with nothing but one short line between."""
+    """{numbers: texts} of two lines of a file with at most one that does not count between."""
     items = list(lines.items())
     return {(i, j): (a, b) for (i, a), (j, b) in zip(items, items[1:]) if j - i <= 2}
 

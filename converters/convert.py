@@ -45,7 +45,6 @@ from detlab import errors
 from detlab import programs
 from detlab.detectors import darknet
 
-
 SOURCES = sources.collect()
 DARKNET = "darknet"  # whose files have no names: their tables follow from a cfg
 

@@ -306,7 +306,8 @@ def may_differ(weights: Weights, num_classes: int) -> dict[str, tuple[str, ...]]
 
     A converted folder names the subtrees that it fills, such as a backbone: all else may differ.
     So may, inside them, the leaves that were left out for other classes, and, where the model has
-    another number of classes, those that depend on it.  Any other folder holds a whole model.
+    another number of classes, those that depend on it.  Any other folder is taken to hold a whole
+    model.
 
     Args:
       weights: with an `info` of {"subtrees": prefixes of paths, "anew": paths, "num_classes": of

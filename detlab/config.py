@@ -227,7 +227,13 @@ def _import(path: pathlib.Path) -> python_types.ModuleType:
 
 
 def _variants(module: python_types.ModuleType) -> list[str]:
-    return [variant for variant in getattr(module, "VARIANTS", ()) if variant]
+    known = getattr(module, "VARIANTS", ())
+    if not isinstance(known, (tuple, list, dict)) or not all(isinstance(x, str) for x in known):
+        raise errors.UserError(
+            f"config file {module.__file__}: VARIANTS is {known!r}; it must be a tuple of strings,"
+            " all that get_config takes."
+        )
+    return [variant for variant in known if variant]
 
 
 def _get_config(path: pathlib.Path, variant: str) -> config_dict.ConfigDict:

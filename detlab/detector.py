@@ -21,6 +21,10 @@ from detlab import types
 from detlab import views as views_lib
 
 
+# Fields that detectors once had -> what to set instead.
+FORMER = {"flip_test": "config.eval.views=('image','mirror')"}
+
+
 class Detector(NamedTuple):
     """The only thing that the programs know of a detector.
 
@@ -39,7 +43,7 @@ class Detector(NamedTuple):
     # The parts.  `maps` is all that images alone decide; live norms update there.  Networks that
     # drop activations at random take `rng` in training.
     maps: Callable  # (params, state, images, train, rng=None) -> (NamedTuple, new_state)
-    # What the loss compares with; reads and never advances the state.
+    # What the loss learns, or what both are made of; reads and never advances the state.
     targets_of_maps: Callable  # (params, state, batch, maps, rng) -> {name: Targets}
     # Differentiable in params and maps; `loss_state` advances here.
     loss_of_maps: Callable  # (params, state, batch, maps, rng) -> (scalar, (metrics, new_state))
@@ -47,11 +51,11 @@ class Detector(NamedTuple):
     outputs: Callable  # (params, state, maps, image_size, canvas) -> NamedTuple
     candidates: Callable  # (params, state, maps, image_size, canvas) -> Detections
     suppress: Callable  # Detections -> Detections
-    views: tuple[views_lib.View, ...]  # whose candidates prediction joins
+    views: tuple[views_lib.View, ...]  # prediction joins their candidates
 
     # The whole, made of the parts.
     loss: Callable  # (params, state, batch, rng) -> (float32 scalar, (metrics, new_state))
-    targets: Callable  # (params, state, batch, rng) -> {name: Targets}; what loss itself calls
+    targets: Callable  # (params, state, batch, rng) -> {name: Targets}
     predict: Callable  # (params, state, images, image_size) -> Detections
     # Also tells, for each field that bounds the number of candidates, on which images more passed
     # than it keeps, see `detlab/bounds.py`.
@@ -68,7 +72,7 @@ def from_module(
     The module has `maps(images, train)`, `targets(batch, maps)`, `loss(batch, maps)` -> (scalar,
     metrics), `candidates(maps, image_size, canvas)`, `suppress(detections)`, `frozen_paths()`, and
     `outputs(maps, image_size, canvas)` where prediction computes more than maps before it decodes.
-    Its `targets` draw random numbers from the stream "sample", once a step.  A module in
+    Its `targets` draws random numbers from the stream "sample", once a step.  A module in
     `detectors/` also has `check()`, and `check_canvas(height, width)` where not every size suits
     it, see `build`.
     """
@@ -191,14 +195,14 @@ def from_module(
 def build(config) -> Detector:
     """The detector that `config.detector` names, with `config.model` as its fields.
 
-    The types of the fields are those of their defaults.  What else they must hold, the module says:
+    The types of the fields are those of their defaults.  The module says what else they must hold:
     its `check()` builds nothing and raises a ValueError that starts with the field's name, such as
     "depth is 20; it must be one of 18, 34, 50, 101".  Its `check_canvas(height, width)`, where it
     has one, raises a ValueError for a canvas of `config.data` that the network cannot take.
 
     Raises:
-      UserError: no such detector, a field that it does not have, a value that cannot be, or a
-        canvas that does not suit the network.
+      UserError: no such detector, a field that it does not have, a value that cannot be, a canvas
+        that does not suit the network, or no such view.
     """
     module_class = _module_class(config)
     fields = _defaults(module_class)
@@ -206,6 +210,7 @@ def build(config) -> Detector:
         if key not in fields:
             close = difflib.get_close_matches(key, fields, n=1)
             hint = f" Did you mean '{close[0]}'?" if close else ""
+            hint = f" It is {FORMER[key]} now." if key in FORMER else hint
             raise errors.UserError(
                 f"config.model.{key}: detector {config.detector} has no such field.{hint}"
             )
@@ -276,6 +281,11 @@ def _module_class(config) -> type[nn.Module]:
 def _views(config) -> tuple[views_lib.View, ...]:
     """Those that `config.eval.views` names; the image itself for a config of a model alone."""
     names = config.eval.views if hasattr(config, "eval") else ("image",)
+    if not names or not set(names) <= views_lib.VIEWS.keys():
+        known = ", ".join(views_lib.VIEWS)
+        raise errors.UserError(
+            f"config.eval.views is {names!r}; it must be one or more of {known}."
+        )
     return tuple(views_lib.VIEWS[name] for name in names)
 
 

@@ -20,7 +20,10 @@ def check(module: Any, rules: Iterable[tuple[str, bool, str]] = ()) -> None:
 
 
 def shared(module: Any) -> tuple:
-    """Rules of the fields that several detectors have, as far as the module has them."""
+    """Rules of the fields that several detectors have, as far as the module has them.
+
+    Every detector has `pixel_mean`, `pixel_std` and `dtype`.
+    """
 
     def those(*names: str) -> tuple[str, ...]:
         return tuple(name for name in names if name in module.__dataclass_fields__)
@@ -105,8 +108,10 @@ def of_strides(module: Any, first: int, least_levels: int = 1) -> tuple:
     """The rule of `strides`: each twice the one before, from the first on."""
     strides = tuple(module.strides)
     doubling = strides == tuple(first * 2**i for i in range(len(strides)))
-    level = first.bit_length() - 1
-    words = f"{first}, {2 * first}, {4 * first} and so on, those of P{level} upward"
+    named = ", ".join(str(first * 2**i) for i in range(max(3, least_levels)))
+    words = f"{named} and so on, those of P{first.bit_length() - 1} upward"
+    if least_levels > 1:
+        words += f", at least {least_levels} of them"
     return ("strides", doubling and len(strides) >= least_levels, words)
 
 

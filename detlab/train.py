@@ -349,9 +349,10 @@ def check_workdir(workdir: pathlib.Path, config) -> bool:
             there = config_lib.from_json(json.loads(path.read_text()))
             both = (config_lib.to_json(detector_lib.with_defaults(x)) for x in (there, config))
             different = config_lib.differences(*both, but=WITHOUT_EFFECT)
-        except (OSError, ValueError, AttributeError, TypeError) as error:
+        except (OSError, ValueError, AttributeError, TypeError, errors.UserError) as error:
+            text = str(error).removesuffix(".")
             raise errors.UserError(
-                f"{path} cannot be read ({error}); choose another --workdir."
+                f"{path} cannot be read ({text}); choose another --workdir."
             ) from error
         if different:
             raise errors.UserError(

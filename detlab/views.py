@@ -1,6 +1,6 @@
-"""Views: other pictures of the objects of an image, whose candidates prediction joins.
+"""Views: other pictures of an image, such as its mirror image (test-time augmentation).
 
-Prediction suppresses the candidates of all views of an image together (test-time augmentation).
+Prediction joins the candidates of all views of an image and suppresses them together.
 `config.eval.views` names them.
 """
 

@@ -248,6 +248,13 @@ def test_a_file_that_lists_its_variants_is_asked_for_no_other(tmp_path):
     assert config_lib.variants(write(tmp_path / "one.py", SIMPLE)) == []
 
 
+@pytest.mark.parametrize("listed", ["3", "'small'", "(1, 2)"])
+def test_variants_that_are_no_strings_are_told_with_the_file(listed, tmp_path):
+    path = write(tmp_path / "sizes.py", f"VARIANTS = {listed}\n" + VARIANTS)
+    with pytest.raises(errors.UserError, match=r"sizes.py: VARIANTS is .*; it must be a tuple of"):
+        config_lib.load(f"{path}:small")
+
+
 def test_a_file_without_variants_refuses_one(tmp_path):
     path = write(tmp_path / "simple.py", SIMPLE)
     with pytest.raises(errors.UserError, match="has no variants, so leave out ':small'"):

@@ -272,6 +272,11 @@ def test_an_unknown_detector_lists_those_that_exist(name):
             " Did you mean 'num_classes'?",
         ),
         ("zzz", "config.model.zzz: detector retinanet has no such field."),
+        (
+            "flip_test",
+            "config.model.flip_test: detector retinanet has no such field."
+            " It is config.eval.views=('image','mirror') now.",
+        ),
         ("parent", "config.model.parent: detector retinanet has no such field."),
         ("name", "config.model.name: detector retinanet has no such field."),
     ],
@@ -357,6 +362,15 @@ def test_a_value_that_no_retinanet_can_have_is_named_before_anything_is_built(fi
 )
 def test_values_at_the_edges_are_taken(fields):
     assert isinstance(detector_lib.build(config(**fields)), detector_lib.Detector)
+
+
+@pytest.mark.parametrize("names", [(), ("x",), ("image", "x")])
+def test_a_view_that_is_not_there_is_named(names):
+    unchecked = ConfigDict(dict(detector="retinanet", model={}, eval=dict(views=names)))
+    with pytest.raises(errors.UserError) as caught:
+        detector_lib.build(unchecked)
+    sentence = f"config.eval.views is {names!r}; it must be one or more of image, mirror."
+    assert str(caught.value) == sentence
 
 
 def test_the_number_of_classes_is_the_configs_or_the_detectors_default():

@@ -380,7 +380,10 @@ class Darknet(nn.Module):
         return {"main": together(*main), "entries": together(*entries)}
 
     def loss(self, batch: types.Batch, maps: Outputs):
-        """Darknet's deltas as descents: boxes, objectness and classes of every head."""
+        """Darknet's deltas as descents: boxes, objectness and classes of every head.
+
+        It reads `learned`, of which `targets` is made too.
+        """
         canvas = batch.images.shape[1:3]
         terms = {"loss/box": 0.0, "loss/objectness": 0.0, "loss/cls": 0.0}
         counts = {"positives": 0.0, "ignored": 0.0}

@@ -357,7 +357,7 @@ class FasterRCNN(nn.Module):
 def on_images(function):
     """`function` of one image for all of a batch, each device with its own.
 
-    Elsewhere a `top_k` inside brings all images to all devices.
+    Otherwise a `top_k` inside would gather all images on every device.
     """
     return sharding.per_device(jax.vmap(function))
 

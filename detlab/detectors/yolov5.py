@@ -272,7 +272,10 @@ class YOLOv5(nn.Module):
         return anchors_lib.grid(canvas, self.strides, self.anchors_per_cell)
 
     def loss(self, batch: types.Batch, maps: Outputs):
-        """Boxes by their overlap, cross entropies of objectness and classes; M = L * E entries."""
+        """Boxes by their overlap, cross entropies of objectness and classes; M = L * E entries.
+
+        It reads `entries`, of which `targets` is made too.
+        """
         rows = anchors_lib.flatten_levels(maps.predictions, self.channels_per_anchor)  # [B, N, ..]
         entries, grid = self.entries(batch), self.grid(batch.images.shape[1:3])
         starts = np.array([part.start for part in grid.slices()])[:, None]  # [L, 1]

@@ -1,4 +1,7 @@
-"""From scores and boxes to the candidates that suppression sees, one image at a time."""
+"""From scores and boxes to the candidates that suppression sees.
+
+`level_scores` takes a batch, all else one image.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -45,6 +48,8 @@ def level_pairs(levels, count):
     Args:
       levels: for each level [Nl, C] scores.
       count: static, of each level.
+    Returns:
+      (scores, row, label), each [sum of min(count, Nl * C) over the levels].
     """
     found, start = [], 0
     for scores in levels:

@@ -186,6 +186,7 @@ def test_devices_share_sums_alone_and_none_in_a_loop(run_on_devices):
     "fields, sentence",
     [
         (dict(strides=(8, 16, 32, 64)), "strides is .* those of P2 upward"),
+        (dict(strides=(4, 8, 16)), "strides is .* 4, 8, 16, 32 and so on.* at least 4 of them"),
         (dict(rpn_negative_iou=0.8), "rpn_negative_iou is 0.8; it must be 0 to rpn_positive_iou"),
         (dict(proposals=0), "proposals is 0; it must be at least 1"),
         (dict(box_positive_fraction=1.5), "box_positive_fraction is 1.5; it must be 0 to 1"),

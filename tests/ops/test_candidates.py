@@ -18,6 +18,8 @@ def test_best_pairs_are_those_of_a_sort():
     assert list(zip(*map(np.ndarray.tolist, map(np.asarray, found)))) == sorted_pairs(scores)[:5]
     assert found[2].dtype == np.int32
     assert [len(x) for x in candidates.best_pairs(scores, 100)] == [12] * 3, "all there are"
+    _, row, label = candidates.best_pairs(np.float32([[1, 2], [2, 2]]), 3)
+    assert list(zip(row.tolist(), label.tolist())) == [(0, 1), (1, 0), (1, 1)], "of equals in order"
 
 
 def test_pairs_of_levels_count_rows_among_those_of_all_levels():

@@ -105,6 +105,15 @@ def test_a_field_at_its_default_may_be_named_or_not(tiny_config, tmp_path):
         train.check_workdir(tmp_path, config)
 
 
+def test_a_workdir_of_a_detector_that_is_not_there_is_named(tiny_config, tmp_path):
+    config = config_lib.load(tiny_config)
+    values = {**config_lib.to_json(config), "detector": "retinaface"}
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    sentence = r"config.json cannot be read \(config.detector is 'retinaface', .*\); choose another"
+    with pytest.raises(errors.UserError, match=sentence):
+        train.check_workdir(tmp_path, config)
+
+
 def test_sigterm_saves_and_exits_0_and_the_resumed_run_is_bit_equal(
     tiny_run, tiny_config, tmp_path
 ):
