@@ -67,18 +67,9 @@ def write_json(path: pathlib.Path, result: Any) -> None:
     Raises:
       UserError: the system refuses.
     """
-    write_text(path, json.dumps(result, indent=1) + "\n")
-
-
-def write_text(path: pathlib.Path, text: str) -> None:
-    """Writes a file, and its folder.
-
-    Raises:
-      UserError: the system refuses.
-    """
     make_folder(path.parent)
     try:
-        path.write_text(text)
+        path.write_text(json.dumps(result, indent=1) + "\n")
     except OSError as error:
         raise errors.UserError(f"{path} cannot be written: {error.strerror}.") from None
 

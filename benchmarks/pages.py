@@ -38,7 +38,9 @@ def main(arguments: Sequence[str]) -> None:
     pages = {page: (read(args.tree, page), rewritten(args.tree, page)) for page in BLOCKS}
     for page, (old, new) in pages.items():
         if new != old:
-            command.write_text(args.tree / page, new)
+            from detlab import programs  # here, as it imports jax, which nothing else needs
+
+            programs.write_text(args.tree / page, new)
         print(f"{page}: {'as it was' if new == old else 'written'}")
 
 
