@@ -24,7 +24,7 @@ import jax
 from benchmarks import command
 from benchmarks import machine
 from detlab import checks
-from detlab import detector as detector_lib
+from detlab import contract
 from detlab import errors
 from detlab import eval as eval_lib
 from detlab import optim
@@ -71,7 +71,7 @@ def measure(config, steps: int) -> dict:
     """Medians over `steps` training steps and predictions of the batch of a step."""
     programs.check_batch_size("train.batch_size", config.train.batch_size)
     mesh = sharding.make_mesh()
-    detector = detector_lib.build(config)
+    detector = contract.build(config)
     shapes, _ = jax.eval_shape(detector.init, jax.random.key(0), programs.example_images(config))
     optimizer = optim.build(config.optim, shapes, 1000, config.train.batch_size, 1, detector.frozen)
     state = train.initial_state(detector, optimizer, config, mesh)

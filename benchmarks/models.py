@@ -38,13 +38,13 @@ from benchmarks import machine
 from benchmarks import peers
 from benchmarks import train_step
 from benchmarks import turns
-from converters.readers import darknet
-from detlab import darknet_cfg
-from detlab import darknet_networks
-from detlab import detector as detector_lib
+from detlab import contract
 from detlab import errors
 from detlab import optim
 from detlab import update as update_lib
+from detlab.converters.readers import darknet
+from detlab.darknet import cfg as darknet_cfg
+from detlab.darknet import networks as darknet_networks
 
 
 class Model(NamedTuple):
@@ -186,7 +186,7 @@ def program(task: Task, overrides: Mapping[str, Any]):
     config.train.update(batch_size=task.batch, accumulate=1)
     config.optim.ema_decay = 0.0
     batch = train_step.make_batch(config)
-    detector = detector_lib.build(config)
+    detector = contract.build(config)
     shapes = jax.eval_shape(detector.init, jax.random.key(0), batch.images[:1])
     params, state = made_up(shapes)
     if task.program == "predict":

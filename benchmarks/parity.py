@@ -47,11 +47,11 @@ from benchmarks import parity_checks
 from benchmarks import parity_darknet
 from benchmarks import parity_yolov5
 from benchmarks.parity_adapters import adapter as adapter_lib
-from converters import convert
-from converters import mapping
-from detlab import detector as detector_lib
+from detlab import contract
 from detlab import errors
 from detlab import types
+from detlab.converters import convert
+from detlab.converters import mapping
 
 _MODULES = (
     importlib.import_module(f"{parity_adapters.__name__}.{found.name}")
@@ -139,12 +139,12 @@ def convert_weights(
     filled = mapping.flatten(tree)
     left = tuple(path for path in shapes if path not in filled)
     if left:
-        tree = mapping.nest(filled | _initial(detector_lib.build(config), left, seed))
+        tree = mapping.nest(filled | _initial(contract.build(config), left, seed))
     return Converted(tensors, table, tree.pop("params"), tree, left)
 
 
 def _initial(
-    detector: detector_lib.Detector, paths: tuple[str, ...], seed: int
+    detector: contract.Detector, paths: tuple[str, ...], seed: int
 ) -> dict[str, jax.Array]:
     """Path -> value of some leaves of a new model."""
 
@@ -159,7 +159,7 @@ def _initial(
 
 def run(
     case: parity_cases.Case,
-    detector: detector_lib.Detector,
+    detector: contract.Detector,
     converted: Converted,
     seed: int = 0,
     compiler_options: Mapping | None = None,
@@ -175,7 +175,7 @@ def run(
 
 
 def program(
-    detector: detector_lib.Detector,
+    detector: contract.Detector,
     with_gradients: bool,
     compiler_options: Mapping | None = None,
 ) -> Callable:
@@ -357,7 +357,7 @@ def plan(info: dict) -> Any:
     if kind in RUNNERS:
         return kind
     config = python_types.SimpleNamespace(detector=kind.detector, model=kind.fields(info))
-    return kind, detector_lib.build(config), config
+    return kind, contract.build(config), config
 
 
 def _weights_there(info: dict, folders: parity_cases.Folders) -> str:

@@ -12,9 +12,9 @@ from typing import Any, Mapping, NamedTuple
 import numpy as np
 
 from benchmarks import command
-from converters.readers import npz_file
 from detlab import errors
 from detlab import types
+from detlab.converters.readers import npz_file
 
 # What is read of a case with generated weights; one with published weights has less.
 _KEYS = (

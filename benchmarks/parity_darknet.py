@@ -18,15 +18,15 @@ import numpy as np
 
 from benchmarks import parity_cases
 from benchmarks import parity_checks
-from converters import convert
-from converters import mapping
-from converters.readers import darknet as darknet_reader
-from converters.readers import npz_file
-from converters.tables import darknet as darknet_table
-from detlab import darknet_cfg
-from detlab import detector as detector_lib
+from detlab import contract
 from detlab import errors
 from detlab import types
+from detlab.converters import convert
+from detlab.converters import mapping
+from detlab.converters.readers import darknet as darknet_reader
+from detlab.converters.readers import npz_file
+from detlab.converters.tables import darknet as darknet_table
+from detlab.darknet import cfg as darknet_cfg
 from detlab.detectors import darknet
 
 # On photographs, whose JPEG files darknet decodes by stb_image and OpenCV by libjpeg: the pixels
@@ -126,7 +126,7 @@ class _Model:
         shapes = convert.target_shapes(config)
         tree, _ = mapping.convert(tensors, darknet_table.table(network), shapes)
         self._params, self._state = tree.pop("params"), tree
-        detector = detector_lib.build(config)
+        detector = contract.build(config)
 
         def compute(params, state, images):
             size = jnp.tile(jnp.array(images.shape[1:3]), (len(images), 1))

@@ -34,11 +34,11 @@ from benchmarks import command
 from benchmarks import machine
 from benchmarks import parity
 from benchmarks import parity_cases
-from converters import mapping
-from detlab import detector as detector_lib
+from detlab import contract
 from detlab import errors
 from detlab import layers
 from detlab import types
+from detlab.converters import mapping
 
 HEAVIER = 1.02  # the factor of one loss
 EPSILON = 100  # the factor of a norm's
@@ -101,7 +101,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def try_errors(
-    case: parity_cases.Case, adapter, detector: detector_lib.Detector, config, seed: int, count: int
+    case: parity_cases.Case, adapter, detector: contract.Detector, config, seed: int, count: int
 ) -> Iterator[Run]:
     """Runs a case as it is and with every error.
 
@@ -146,7 +146,7 @@ def try_errors(
     jax.clear_caches()
 
 
-def _weighted(detector: detector_lib.Detector) -> detector_lib.Detector:
+def _weighted(detector: contract.Detector) -> contract.Detector:
     """The detector with every loss times its factor, which the state holds."""
 
     def loss_of_maps(params, state, batch, maps, rng):
@@ -195,7 +195,7 @@ def _kernels(leaves: Mapping[str, np.ndarray], count: int) -> list[str]:
 
 
 def errors_in_code(
-    detector: detector_lib.Detector, inputs: Inputs
+    detector: contract.Detector, inputs: Inputs
 ) -> Iterator[tuple[str, Callable[[], Any]]]:
     """(error, context in which a program with it is traced)."""
     norms, callers = [], []

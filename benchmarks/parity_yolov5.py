@@ -21,15 +21,15 @@ import numpy as np
 from benchmarks import parity_cases
 from benchmarks import parity_checks
 from benchmarks import parity_darknet
-from converters import convert
-from converters import mapping
-from converters.readers import contents
-from converters.readers import files
-from converters.readers import npz_file
-from converters.tables import yolov5 as yolov5_table
 from detlab import errors
 from detlab import eval as eval_lib
 from detlab import types
+from detlab.converters import convert
+from detlab.converters import mapping
+from detlab.converters.readers import contents
+from detlab.converters.readers import files
+from detlab.converters.readers import npz_file
+from detlab.converters.tables import yolov5 as yolov5_table
 from detlab.data import coco as coco_data
 from detlab.data import transforms
 from detlab.detectors import yolov5

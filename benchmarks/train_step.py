@@ -20,7 +20,7 @@ import numpy as np
 
 from benchmarks import command
 from benchmarks import machine
-from detlab import detector as detector_lib
+from detlab import contract
 from detlab import errors
 from detlab import types
 from detlab.ops import conv as conv_lib
@@ -30,7 +30,7 @@ def main(arguments) -> None:
     args, overrides = config_lib.parse(arguments, flags.train_step(__doc__))
     config = config_lib.load(args.config, overrides)
     batch = make_batch(config)
-    detector = detector_lib.build(config)
+    detector = contract.build(config)
     params, state = jax.jit(detector.init)(jax.random.key(0), batch.images)
 
     def compiled(name):
@@ -98,7 +98,7 @@ def make_batch(config) -> types.Batch:
     return types.Batch(
         images=rng.integers(0, 256, (count, height, width, 3), np.uint8),
         boxes=np.concatenate([corner, corner + size], -1).astype(np.float32),
-        labels=rng.integers(0, detector_lib.num_classes(config), (count, slots), np.int32),
+        labels=rng.integers(0, contract.num_classes(config), (count, slots), np.int32),
         valid=valid,
         ignore=np.zeros_like(valid),
         image_size=np.tile(np.int32([height, width]), (count, 1)),

@@ -17,8 +17,8 @@ import json
 import pathlib
 from typing import Mapping, Sequence
 
-from converters import flags as flags_lib
 from detlab import config as config_lib
+from detlab.converters import flags as flags_lib
 
 if __name__ == "__main__":
     config_lib.answer_first(flags_lib.convert(__doc__))  # --help needs no import below
@@ -26,23 +26,23 @@ if __name__ == "__main__":
 import jax
 import jax.numpy as jnp
 
-from converters import download
-from converters import inspect_file
-from converters import mapping
-from converters import sources
-from converters.readers import contents
-from converters.readers import darknet as darknet_reader
-from converters.readers import files
-from converters.tables import darknet as darknet_table
-from converters.writers import safetensors_file
-from converters.writers import torch_file
 from detlab import checkpoint
 from detlab import checks
-from detlab import darknet_cfg
-from detlab import darknet_networks
-from detlab import detector as detector_lib
+from detlab import contract
 from detlab import errors
 from detlab import programs
+from detlab.converters import download
+from detlab.converters import inspect_file
+from detlab.converters import mapping
+from detlab.converters import sources
+from detlab.converters.readers import contents
+from detlab.converters.readers import darknet as darknet_reader
+from detlab.converters.readers import files
+from detlab.converters.tables import darknet as darknet_table
+from detlab.converters.writers import safetensors_file
+from detlab.converters.writers import torch_file
+from detlab.darknet import cfg as darknet_cfg
+from detlab.darknet import networks as darknet_networks
 from detlab.detectors import darknet
 
 SOURCES = sources.collect()
@@ -162,13 +162,13 @@ def _fill_in(config, overrides, networks, path, file: contents.Contents, reset: 
     except errors.UserError as error:
         raise errors.UserError(f"{path}: {error}.") from error
     for name, value in found.certain.items():
-        now = detector_lib.field(config, name)
+        now = contract.field(config, name)
         if f"model.{name}" in overrides and now != value:
             raise errors.UserError(
                 f"--config.model.{name} is {now!r}, and the network of {path} has {value!r}; leave"
                 " it out."
             )
-    expected = detector_lib.num_classes(config)
+    expected = contract.num_classes(config)
     if not reset and found.num_classes != expected:
         raise errors.UserError(
             f"{path} predicts {found.num_classes} classes and config.model.num_classes is"
@@ -177,7 +177,7 @@ def _fill_in(config, overrides, networks, path, file: contents.Contents, reset: 
         )
     assumed = {k: v for k, v in found.assumed.items() if f"model.{k}" not in overrides}
     fields = {**found.certain, **assumed}
-    changed = {k: v for k, v in fields.items() if detector_lib.field(config, k) != v}
+    changed = {k: v for k, v in fields.items() if contract.field(config, k) != v}
     config.model.update(changed)
 
     def listed(values):
@@ -199,7 +199,7 @@ def _save(output: pathlib.Path, config, table, tree, report, origin: dict, class
         # What training may start from, see `checkpoint.may_differ`.
         "subtrees": list(table.subtrees),
         "anew": [row.target for row in report if row.status == mapping.ANEW],
-        "num_classes": detector_lib.num_classes(config),
+        "num_classes": contract.num_classes(config),
         "class_leaves": [p for p in matched if mapping.matches_any(table.class_leaves, p)],
     }
     if class_names:
@@ -231,7 +231,7 @@ def _convert_darknet(flags: argparse.Namespace, config, path: pathlib.Path) -> N
             f"a darknet .weights file fits detector darknet only, and {flags.config} is of"
             f" {config.detector}."
         )
-    num_classes = detector_lib.num_classes(config)
+    num_classes = contract.num_classes(config)
     if flags.cfg:
         network = darknet_cfg.read(flags.cfg)
         config.model.cfg = darknet_cfg.format(network)
@@ -241,7 +241,7 @@ def _convert_darknet(flags: argparse.Namespace, config, path: pathlib.Path) -> N
         if not flags.reset_classes:
             config.model.num_classes = num_classes = last.classes
     else:
-        network = darknet_networks.resolve(detector_lib.field(config, "cfg"))
+        network = darknet_networks.resolve(contract.field(config, "cfg"))
         if not flags.reset_classes:
             network = darknet_networks.with_classes(network, num_classes)
     weights = darknet_reader.read(path, network)
@@ -273,7 +273,7 @@ def _names(path: str, count: int) -> tuple[str, ...]:
 
 def target_shapes(config) -> dict[str, tuple[int, ...]]:
     """Path -> shape of all leaves of the configured detector; no model runs."""
-    detector = detector_lib.build(config)
+    detector = contract.build(config)
     images = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.uint8)
     params, state = jax.eval_shape(lambda x: detector.init(jax.random.key(0), x), images)
     return {path: leaf.shape for path, leaf in mapping.flatten({"params": params, **state}).items()}
@@ -343,7 +343,7 @@ def _check_channel_order(path: pathlib.Path, file: contents.Contents, bgr: bool)
 
 def _check_style(config, bgr: bool) -> None:
     """Caffe's ResNets, with their stride on another convolution, are always of BGR images."""
-    style = detector_lib.field(config, "style")
+    style = contract.field(config, "style")
     if style is not None and (style == "caffe") != bgr:
         raise errors.UserError(
             f"config.model.style is {style!r}, {'which does not go' if bgr else 'which goes'} with"
@@ -354,7 +354,7 @@ def _check_style(config, bgr: bool) -> None:
 def _class_names(path: pathlib.Path, file: contents.Contents, config) -> tuple[str, ...]:
     """The file's names, if it has any; as many as the detector has classes."""
     names = file.class_names or ()
-    expected = detector_lib.num_classes(config)
+    expected = contract.num_classes(config)
     if names and len(names) != expected:
         raise errors.UserError(
             f"{path} knows {len(names)} classes and config.model.num_classes is {expected};"

@@ -9,10 +9,10 @@ from typing import Any, Iterator
 
 import numpy as np
 
-from converters.readers import contents
-from converters.readers import darknet
-from converters.readers import files
-from detlab import darknet_cfg
+from detlab.converters.readers import contents
+from detlab.converters.readers import darknet
+from detlab.converters.readers import files
+from detlab.darknet import cfg as darknet_cfg
 
 _CHUNK = 1 << 20  # values that statistics are made of at a time
 _MAX_NAMES = 10_000  # letters of all class names together

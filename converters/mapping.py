@@ -16,8 +16,8 @@ from typing import Callable, Iterable, Mapping, NamedTuple
 
 import numpy as np
 
-from converters.readers import contents
 from detlab import errors
+from detlab.converters.readers import contents
 
 # Near misses are looked for this often; beyond it the file is another model, not a misspelt one.
 _MAX_SUGGESTIONS = 20

@@ -10,9 +10,9 @@ from typing import Any, Callable, Iterable, Mapping, NamedTuple
 
 import numpy as np
 
-from converters import mapping
-from converters import tables
-from converters.readers import contents
+from detlab.converters import mapping
+from detlab.converters import tables
+from detlab.converters.readers import contents
 
 
 class Found(NamedTuple):

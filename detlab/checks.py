@@ -1,7 +1,7 @@
 """What a config must hold: one rule for every key, then the rules between keys.
 
 experiments/common.py says what the keys mean and has the same ones.  The fields of `config.model`
-belong to the detector, see `detlab.detector.build`.
+belong to the detector, see `detlab.contract.build`.
 """
 
 import difflib

@@ -9,11 +9,15 @@ programs run from any folder.
 import argparse
 import ast
 import difflib
+import importlib.abc
+import importlib.machinery
 import importlib.util
 import inspect
 import json
+import os
 import pathlib
 import re
+import sys
 import traceback
 import types as python_types
 from typing import Any, Collection, Mapping, Sequence
@@ -23,6 +27,7 @@ from ml_collections import config_dict
 
 from detlab import checks
 from detlab import errors
+from detlab import experiments
 
 # Keys that older configs lack, with what was done then.
 LATER = {
@@ -61,11 +66,8 @@ def variants(name: str) -> list[str]:
 
 def shipped() -> list[str]:
     """Names of the experiments that ship with detlab."""
-    folder = _experiments_folder()
-    if folder is None:
-        return []
     hidden = ("__init__", "common")
-    return sorted(p.stem for p in folder.glob("*.py") if p.stem not in hidden)
+    return sorted(p.stem for p in _experiments_folder().glob("*.py") if p.stem not in hidden)
 
 
 def stem(name: str) -> str:
@@ -79,7 +81,7 @@ def override(config: config_dict.ConfigDict, key: str, text: str) -> None:
     """Sets `config.key` from text; the type of the present value decides how it is read.
 
     `model.<field>` may be new: a config lists only the fields in which it differs from the
-    detector's defaults, and `detlab.detector.build` knows them all.
+    detector's defaults, and `detlab.contract.build` knows them all.
     """
     *parents, leaf = key.split(".")
     node = config
@@ -189,9 +191,8 @@ def _find(name: str) -> pathlib.Path:
     path = pathlib.Path(name)
     if path.is_file():
         return path
-    folder = _experiments_folder()
-    if folder is not None and path.parent.as_posix() in (".", "experiments"):
-        candidate = folder / f"{path.stem}.py"
+    if path.parent.as_posix() in (".", "experiments"):
+        candidate = _experiments_folder() / f"{path.stem}.py"
         if candidate.is_file():
             return candidate
     names = shipped()
@@ -203,11 +204,30 @@ def _find(name: str) -> pathlib.Path:
     )
 
 
-def _experiments_folder() -> pathlib.Path | None:
-    spec = importlib.util.find_spec("experiments")
-    if spec is None or not spec.submodule_search_locations:
-        return None
-    return pathlib.Path(next(iter(spec.submodule_search_locations)))
+def _experiments_folder() -> pathlib.Path:
+    return pathlib.Path(experiments.__file__).parent
+
+
+class _FormerName(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Configs that say `from experiments import common` get the module of `detlab.experiments`.
+
+    A package `experiments` of the user's own, which the path has first, stays theirs.
+    """
+
+    def find_spec(self, name: str, path=None, target=None):
+        if name == "experiments":
+            other = importlib.machinery.PathFinder.find_spec(name)
+            if other and other.origin and not os.path.samefile(other.origin, experiments.__file__):
+                return None
+        elif not name.startswith("experiments.") or sys.modules["experiments"] is not experiments:
+            return None
+        if importlib.util.find_spec(f"detlab.{name}") is None:
+            return None
+        return importlib.machinery.ModuleSpec(name, self)
+
+    def exec_module(self, module: python_types.ModuleType) -> None:
+        name = module.__name__
+        sys.modules[name] = importlib.import_module(f"detlab.{name}")
 
 
 def _import(path: pathlib.Path) -> python_types.ModuleType:
@@ -215,6 +235,8 @@ def _import(path: pathlib.Path) -> python_types.ModuleType:
     if spec is None:
         raise errors.UserError(f"{path} is not a Python file; a config is a .py with get_config().")
     module = importlib.util.module_from_spec(spec)
+    if not any(isinstance(finder, _FormerName) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _FormerName())
     try:
         spec.loader.exec_module(module)
     except Exception as error:  # whatever a user's file raises

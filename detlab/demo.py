@@ -27,7 +27,7 @@ import cv2
 import jax
 import numpy as np
 
-from detlab import detector as detector_lib
+from detlab import contract
 from detlab import errors
 from detlab import eval as eval_lib
 from detlab import programs
@@ -103,7 +103,7 @@ def main(arguments: Sequence[str]) -> None:
     eval_lib.check_outputs(files=[*targets, listing])
 
     config, weights = programs.load_model(args, overrides)
-    detector = detector_lib.build(config)
+    detector = contract.build(config)
     params, state = programs.fit_weights(detector, config, weights, sharding.make_mesh())
     detect = Detect(
         jax.jit(detector.predict),
@@ -252,7 +252,7 @@ def process_video(path: pathlib.Path, target: pathlib.Path, detect: Detect) -> d
 def names_of(saved: Sequence[str] | None, config) -> tuple[str, ...]:
     """Class names of the checkpoint, else of the config, else numbers."""
     names = tuple(saved or config.data.class_names)
-    return names or tuple(f"class {i}" for i in range(detector_lib.num_classes(config)))
+    return names or tuple(f"class {i}" for i in range(contract.num_classes(config)))
 
 
 def canvas_of(size: tuple[int, int], data) -> tuple[int, int]:

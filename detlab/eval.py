@@ -31,7 +31,7 @@ if __name__ == "__main__":
 import jax
 import numpy as np
 
-from detlab import detector as detector_lib
+from detlab import contract
 from detlab import distributed
 from detlab import errors
 from detlab import programs
@@ -67,7 +67,7 @@ def main(arguments: Sequence[str]) -> None:
         print(f"evaluating {weights.path} on {len(source)} images")
         mesh = sharding.make_mesh()
         programs.check_batch_size("eval.batch_size", config.eval.batch_size)
-        detector = detector_lib.build(config)
+        detector = contract.build(config)
         params, state = programs.fit_weights(detector, config, weights, mesh)
         predictor = Predictor(detector, mesh)
         start = time.time()
@@ -118,7 +118,7 @@ class Predictor:
       compiled_in: canvas (height, width) px -> seconds that compilation took.
     """
 
-    def __init__(self, detector: detector_lib.Detector, mesh):
+    def __init__(self, detector: contract.Detector, mesh):
         self.compiled_in = {}
         function = sharding.per_image(detector.predict_with_bounds, mesh, constants=2)
         self._predict = jax.jit(function)
@@ -214,7 +214,7 @@ def predict(
             )
     bounds = {
         f"config.model.{name}": {
-            "keeps": detector_lib.field(config, name),
+            "keeps": contract.field(config, name),
             "exceeded_on": count,
             "images": len(predictions),
         }

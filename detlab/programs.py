@@ -14,7 +14,7 @@ import tqdm
 from detlab import checkpoint
 from detlab import checks
 from detlab import config as config_lib
-from detlab import detector as detector_lib
+from detlab import contract
 from detlab import distributed
 from detlab import errors
 from detlab import sharding
@@ -75,7 +75,7 @@ def open_source(config, part: str):
             f"the {part} part of the data in config.data.root {config.data.root!r} has no usable"
             f" images{cause}."
         )
-    num_classes = detector_lib.num_classes(config)
+    num_classes = contract.num_classes(config)
     if len(source.class_names) != num_classes:
         raise errors.UserError(
             f"config.model.num_classes is {num_classes}, but the {part} data have"
@@ -148,7 +148,7 @@ def check_class_names(of_weights: Sequence[str] | None, of_data: Sequence[str]) 
         )
 
 
-def fit_weights(detector: detector_lib.Detector, config, weights: checkpoint.Weights, mesh):
+def fit_weights(detector: contract.Detector, config, weights: checkpoint.Weights, mesh):
     """(params, state) of the whole detector on the devices; nothing may be missing."""
     params, state = jax.eval_shape(detector.init, jax.random.key(0), example_images(config))
     merged = checkpoint.merge(params, state, weights, skip=None)

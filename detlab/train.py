@@ -25,7 +25,7 @@ import tqdm
 
 from detlab import checkpoint
 from detlab import checks
-from detlab import detector as detector_lib
+from detlab import contract
 from detlab import distributed
 from detlab import errors
 from detlab import eval as eval_lib
@@ -85,7 +85,7 @@ def main(arguments: Sequence[str]) -> None:
         "train.batch_size", config.train.batch_size, parts=config.train.accumulate
     )
     programs.check_batch_size("eval.batch_size", config.eval.batch_size)
-    detector = detector_lib.build(config)
+    detector = contract.build(config)
     shapes, _ = jax.eval_shape(detector.init, jax.random.key(0), programs.example_images(config))
     optimizer = optim.build(
         config.optim,
@@ -270,7 +270,7 @@ def abstract_state(detector, optimizer: optim.Optimizer, config, mesh) -> types.
     )
 
 
-def initial_weights(detector: detector_lib.Detector, config):
+def initial_weights(detector: contract.Detector, config):
     """(params, state) to start from: those of `init_from`, the rest as the modules initialise.
 
     Raises:
@@ -281,7 +281,7 @@ def initial_weights(detector: detector_lib.Detector, config):
     random = checkpoint.flat_paths(params, state)
     if config.init_from:
         weights = checkpoint.load_weights(config.init_from)
-        reasons = checkpoint.may_differ(weights, detector_lib.num_classes(config))
+        reasons = checkpoint.may_differ(weights, contract.num_classes(config))
         reasons["named by config.init_skip"] = config.init_skip
         merged = checkpoint.merge(params, state, weights, sum(reasons.values(), ()))
         params, state, random = merged.params, merged.state, merged.initialised
@@ -305,7 +305,7 @@ def initial_weights(detector: detector_lib.Detector, config):
     return checkpoint.replaced(params, state, drawn)
 
 
-def initial_leaves(detector: detector_lib.Detector, key, images, paths: Sequence[str]):
+def initial_leaves(detector: contract.Detector, key, images, paths: Sequence[str]):
     """{path: value} of some leaves as the modules initialise them; no other is computed."""
 
     def compute(key):
@@ -347,7 +347,7 @@ def check_workdir(workdir: pathlib.Path, config) -> bool:
     if path.exists():
         try:
             there = config_lib.from_json(json.loads(path.read_text()))
-            both = (config_lib.to_json(detector_lib.with_defaults(x)) for x in (there, config))
+            both = (config_lib.to_json(contract.with_defaults(x)) for x in (there, config))
             different = config_lib.differences(*both, but=WITHOUT_EFFECT)
         except (OSError, ValueError, AttributeError, TypeError, errors.UserError) as error:
             text = str(error).removesuffix(".")

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from detlab import detector as detector_lib
+from detlab import contract
 from detlab import optim
 from detlab import types
 
@@ -32,7 +32,7 @@ def evaluated(state: types.TrainState) -> tuple[Any, Any]:
     return state.ema["params"], state.ema["state"]
 
 
-def make(detector: detector_lib.Detector, optimizer: optim.Optimizer, config) -> Callable:
+def make(detector: contract.Detector, optimizer: optim.Optimizer, config) -> Callable:
     """(TrainState, Batch) -> (TrainState, metrics), to be compiled.
 
     The metrics are float32 scalars: `loss`, its terms `loss/*`, what else the detector reports,

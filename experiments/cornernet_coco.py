@@ -9,7 +9,7 @@ where the longer side is 640 px and the other at most 511, as with most images o
 
 from ml_collections import ConfigDict
 
-from experiments import common
+from detlab.experiments import common
 
 
 def get_config() -> ConfigDict:

@@ -7,8 +7,8 @@ python -m detlab.train --config experiments/cornernet_shapes.py
 
 from ml_collections import ConfigDict
 
-from experiments import common
-from experiments.recipes import small
+from detlab.experiments import common
+from detlab.experiments.recipes import small
 
 VARIANTS = {
     "": dict(

@@ -9,7 +9,7 @@ their own size.
 
 from ml_collections import ConfigDict
 
-from experiments import common
+from detlab.experiments import common
 
 
 def get_config() -> ConfigDict:

@@ -13,7 +13,7 @@ docs/performance.md compares both.
 
 from ml_collections import ConfigDict
 
-from experiments import common
+from detlab.experiments import common
 
 STANDARD = {"": "yolov4-tiny", "yolov3_tiny": "yolov3-tiny", "yolov4_tiny": "yolov4-tiny"}
 

@@ -11,8 +11,8 @@ are stretched to the canvas, as `darknet detector test` does.
 
 from ml_collections import ConfigDict
 
-from experiments import common
-from experiments.recipes import darknet
+from detlab.experiments import common
+from detlab.experiments.recipes import darknet
 
 VARIANTS = darknet.NETWORKS
 

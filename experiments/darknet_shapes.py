@@ -11,9 +11,9 @@ cfgs are made for larger ones.  Optimizer and schedule are those of yolov3_shape
 
 from ml_collections import ConfigDict
 
-from experiments import common
-from experiments.recipes import darknet
-from experiments.recipes import small
+from detlab.experiments import common
+from detlab.experiments.recipes import darknet
+from detlab.experiments.recipes import small
 
 
 def _section(name: str, **values) -> str:

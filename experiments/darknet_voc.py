@@ -11,8 +11,8 @@ folder with --config.init_from.
 
 from ml_collections import ConfigDict
 
-from experiments import common
-from experiments.recipes import darknet
+from detlab.experiments import common
+from detlab.experiments.recipes import darknet
 
 VARIANTS = darknet.NETWORKS
 

@@ -9,7 +9,7 @@ weights give their scores.
 
 from ml_collections import ConfigDict
 
-from experiments import common
+from detlab.experiments import common
 
 VARIANTS = ("scratch",)
 

@@ -9,8 +9,8 @@ Data, optimizer and schedule are those of `retinanet_shapes`.
 
 from ml_collections import ConfigDict
 
-from experiments import common
-from experiments.recipes import small
+from detlab.experiments import common
+from detlab.experiments.recipes import small
 
 VARIANTS = {
     "": dict(

@@ -9,7 +9,7 @@ three times in 4 epochs: here 12 epochs, lr 0.01 for 16 images without warm-up, 
 
 from ml_collections import ConfigDict
 
-from experiments import common
+from detlab.experiments import common
 
 VARIANTS = ("scratch",)
 

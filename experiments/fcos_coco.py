@@ -10,8 +10,8 @@ at a constant third of it; here all learn at one rate, which rises from a third.
 
 from ml_collections import ConfigDict
 
-from experiments import common
-from experiments.recipes import fcos
+from detlab.experiments import common
+from detlab.experiments.recipes import fcos
 
 VARIANTS = ("improved", "scratch")
 

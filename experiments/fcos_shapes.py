@@ -9,9 +9,9 @@ Data, optimizer and schedule are those of `retinanet_shapes`.
 
 from ml_collections import ConfigDict
 
-from experiments import common
-from experiments.recipes import fcos
-from experiments.recipes import small
+from detlab.experiments import common
+from detlab.experiments.recipes import fcos
+from detlab.experiments.recipes import small
 
 IMPROVED = dict(**fcos.IMPROVED, pixel_std=(58.395, 57.12, 57.375))
 # Limits of levels are half the paper's and less: objects have 16 px and more, or 12.

@@ -9,8 +9,8 @@ The root holds VOC2007 and VOC2012.  The reference has no such configuration: th
 
 from ml_collections import ConfigDict
 
-from experiments import common
-from experiments.recipes import fcos
+from detlab.experiments import common
+from detlab.experiments.recipes import fcos
 
 VARIANTS = ("scratch",)
 

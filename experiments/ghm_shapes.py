@@ -9,8 +9,8 @@ Data, optimizer and schedule are those of `retinanet_shapes`.
 
 from ml_collections import ConfigDict
 
-from experiments import common
-from experiments.recipes import small
+from detlab.experiments import common
+from detlab.experiments.recipes import small
 
 VARIANTS = {
     "": dict(octave_base_scale=3.0),  # anchors from 24 px: objects of 16 px and more

@@ -8,7 +8,7 @@ those of `retinanet_voc`.  `:scratch` trains from random weights.
 
 from ml_collections import ConfigDict
 
-from experiments import common
+from detlab.experiments import common
 
 VARIANTS = ("scratch",)
 

@@ -11,7 +11,7 @@ random weights.
 
 from ml_collections import ConfigDict
 
-from experiments import common
+from detlab.experiments import common
 
 VARIANTS = {
     "": dict(),

@@ -8,8 +8,8 @@ minutes on 2 CPU cores; seed 0 gives AP 0.56 and AP50 0.89 on the 72 images of t
 
 from ml_collections import ConfigDict
 
-from experiments import common
-from experiments.recipes import small
+from detlab.experiments import common
+from detlab.experiments.recipes import small
 
 
 def get_config() -> ConfigDict:

@@ -9,8 +9,8 @@ About 7 minutes on 2 CPU cores; seed 0 gives AP 0.60 on the 200 held-out images.
 
 from ml_collections import ConfigDict
 
-from experiments import common
-from experiments.recipes import small
+from detlab.experiments import common
+from detlab.experiments.recipes import small
 
 VARIANTS = {
     "": dict(

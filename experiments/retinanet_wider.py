@@ -9,7 +9,7 @@ trains from random weights.
 
 from ml_collections import ConfigDict
 
-from experiments import common
+from detlab.experiments import common
 
 VARIANTS = ("scratch",)
 

@@ -9,8 +9,8 @@ both at 320 (AP 27.9), `:scratch` starts from random weights.
 
 from ml_collections import ConfigDict
 
-from experiments import common
-from experiments.recipes import yolov3
+from detlab.experiments import common
+from detlab.experiments.recipes import yolov3
 
 VARIANTS = {"": 608, "416": 416, "320": 320, "scratch": 608}  # px of the canvas
 

@@ -9,8 +9,8 @@ About 7 minutes on 2 CPU cores; seed 0 gives AP 0.42 and AP50 0.76 on the 200 he
 
 from ml_collections import ConfigDict
 
-from experiments import common
-from experiments.recipes import small
+from detlab.experiments import common
+from detlab.experiments.recipes import small
 
 # Anchors: the middles of thirds of 16 to 70 px, of each side.
 VARIANTS = {

@@ -9,8 +9,8 @@ has a published figure; this one has none.  150 epochs show about as many images
 
 from ml_collections import ConfigDict
 
-from experiments import common
-from experiments.recipes import yolov3
+from detlab.experiments import common
+from detlab.experiments.recipes import yolov3
 
 VARIANTS = ("scratch",)
 

@@ -10,8 +10,8 @@ Annotations, ImageSets and JPEGImages.
 
 from ml_collections import ConfigDict
 
-from experiments import common
-from experiments.recipes import yolov5
+from detlab.experiments import common
+from detlab.experiments.recipes import yolov5
 
 VARIANTS = yolov5.VARIANTS
 

@@ -18,8 +18,8 @@ them be, here all are square.
 
 from ml_collections import ConfigDict
 
-from experiments import common
-from experiments.recipes import yolov5
+from detlab.experiments import common
+from detlab.experiments.recipes import yolov5
 
 VARIANTS = yolov5.VARIANTS
 

@@ -9,8 +9,8 @@ Data, optimizer and schedule are those of `yolov3_shapes`.
 
 from ml_collections import ConfigDict
 
-from experiments import common
-from experiments.recipes import small
+from detlab.experiments import common
+from detlab.experiments.recipes import small
 
 # Anchors: the middles of thirds of 16 to 70 px, of each side.
 VARIANTS = {

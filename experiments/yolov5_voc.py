@@ -9,8 +9,8 @@ epochs are enough (`--config.train.epochs=50`).
 
 from ml_collections import ConfigDict
 
-from experiments import common
-from experiments.recipes import yolov5
+from detlab.experiments import common
+from detlab.experiments.recipes import yolov5
 
 VARIANTS = yolov5.VARIANTS
 

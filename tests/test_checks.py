@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from detlab import checks
 from detlab import errors
-from experiments import common
+from detlab.experiments import common
 
 
 def example(**changes):

@@ -2,13 +2,14 @@
 
 import argparse
 import os
+import sys
 
 import ml_collections
 import pytest
 
 from detlab import config as config_lib
 from detlab import errors
-from experiments import common
+from detlab.experiments import common
 
 
 def example():
@@ -291,14 +292,14 @@ def test_a_broken_file_is_named_with_what_is_wrong(tmp_path, text, sentence):
         ("config.eval.zzz = 3", "unknown key 'zzz'."),
         ("config.data.max_boxes = 'few'", "TypeError: Could not override field 'max_boxes'"),
         ("config.oops()", "unknown key 'oops'."),
-        ("common.bsae()", "AttributeError: module 'experiments.common' has no attribute 'bsae'"),
+        ("common.bsae()", "AttributeError: module 'detlab.experiments.common' has no attribute"),
     ],
 )
 def test_a_mistake_in_a_config_file_is_named_with_its_line(tmp_path, line, sentence):
     path = write(
         tmp_path / "mine.py",
         f"""
-from experiments import common
+from detlab.experiments import common
 from ml_collections import ConfigDict
 
 def get_config():
@@ -329,6 +330,55 @@ def test_a_missing_file_lists_what_ships_and_the_nearest_name(tmp_path):
     with pytest.raises(errors.UserError, match="Shipped are: ") as caught:
         config_lib.load(str(tmp_path / "zzz.py"))
     assert "Did you mean" not in str(caught.value)
+
+
+FORMER = """
+from experiments import common, retinanet_shapes
+import experiments.recipes.small as small
+from detlab.experiments import common as shipped
+from detlab.experiments.recipes import small as shipped_small
+
+
+def get_config():
+    from experiments import fcos_shapes
+
+    assert common is shipped and small is shipped_small
+    return retinanet_shapes.get_config()
+"""
+
+
+@pytest.fixture
+def experiments_not_imported():
+    """As in a new process; what a test imports under this name is forgotten."""
+
+    def taken_out():
+        names = [name for name in sys.modules if name.partition(".")[0] == "experiments"]
+        return {name: sys.modules.pop(name) for name in names}
+
+    before = taken_out()
+    yield
+    taken_out()
+    sys.modules.update(before)
+
+
+@pytest.mark.usefixtures("experiments_not_imported")
+def test_configs_that_import_experiments_get_the_modules_of_the_package(tmp_path):
+    (tmp_path / "mine.py").write_text(FORMER)
+    assert config_lib.load(str(tmp_path / "mine.py")).detector == "retinanet"
+
+
+@pytest.mark.usefixtures("experiments_not_imported")
+def test_a_package_of_the_users_own_called_experiments_stays_theirs(tmp_path, monkeypatch):
+    (tmp_path / "experiments").mkdir()
+    (tmp_path / "experiments" / "__init__.py").touch()
+    (tmp_path / "experiments" / "mine.py").write_text("DEPTH = 34\n")
+    (tmp_path / "config.py").write_text(
+        "from experiments import mine\nfrom detlab.experiments import retinanet_shapes\n"
+        "def get_config():\n    config = retinanet_shapes.get_config()\n"
+        "    config.model.depth = mine.DEPTH\n    return config\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    assert config_lib.load(str(tmp_path / "config.py")).model.depth == 34
 
 
 def test_shipped_names_are_experiments_and_not_their_helpers():

@@ -19,14 +19,14 @@ import numpy as np
 import pth_writer
 import pytest
 
-from converters import mapping
-from converters.readers import darknet
-from converters.readers import files
-from converters.tables import mmdet_retinanet
-from converters.tables import torchvision_resnet
 from detlab import config as config_lib
-from detlab import darknet_networks
-from detlab import detector as detector_lib
+from detlab import contract
+from detlab.converters import mapping
+from detlab.converters.readers import darknet
+from detlab.converters.readers import files
+from detlab.converters.tables import mmdet_retinanet
+from detlab.converters.tables import torchvision_resnet
+from detlab.darknet import networks as darknet_networks
 from detlab.data import shapes
 from detlab.viz import boxes
 
@@ -233,7 +233,7 @@ def test_darknets_weights_go_in_predict_and_come_out(tmp_path):
 
 def random_tensors(config_name: str, table: mapping.Table) -> dict[str, np.ndarray]:
     """What a file that the table reads holds, with other values."""
-    detector = detector_lib.build(config_lib.load(config_name))
+    detector = contract.build(config_lib.load(config_name))
     params, state = jax.eval_shape(detector.init, jax.random.key(0), np.zeros((1, 64, 64, 3)))
     rng = np.random.default_rng(0)
     tree = {"params": params, **state}

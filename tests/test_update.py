@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from detlab import detector as detector_lib
+from detlab import contract
 from detlab import optim
 from detlab import types
 from detlab import update as update_lib
 from detlab.detectors import retinanet
-from experiments import common
+from detlab.experiments import common
 
 
 def settings(accumulate=1, **changes):
@@ -82,8 +82,8 @@ def toy(reports_normaliser=True):
             metrics["normaliser"] = objects
         return value, (metrics, state)
 
-    parts = dict.fromkeys(detector_lib.Detector._fields)
-    return detector_lib.Detector(**parts | dict(loss=loss, frozen=("params/constant",)))
+    parts = dict.fromkeys(contract.Detector._fields)
+    return contract.Detector(**parts | dict(loss=loss, frozen=("params/constant",)))
 
 
 def toy_update(config, detector):
@@ -224,7 +224,7 @@ FROZEN_BY_CONFIG = "params/neck/output5/.*"
 def retina(**changes):
     fields = dict(num_classes=4, depth=18, backbone_width=8, backbone_stages=(1, 1, 1, 1))
     fields |= dict(neck_width=16, head_width=16, head_convs=1, octave_base_scale=3.0)
-    return detector_lib.from_module(retinanet.RetinaNet(**fields, **changes))
+    return contract.from_module(retinanet.RetinaNet(**fields, **changes))
 
 
 def make_batch(seed=0):
@@ -365,10 +365,10 @@ import re
 import jax
 import numpy as np
 
-from detlab import detector as detector_lib
+from detlab import contract
 from detlab import optim, sharding, types
 from detlab import update as update_lib
-from experiments import common
+from detlab.experiments import common
 
 config = common.base("retinanet")
 config.train.accumulate = 2
@@ -382,8 +382,8 @@ def loss(params, state, batch, rng):
     return value, ({"loss/only": value, "normaliser": count}, state)
 
 
-parts = dict.fromkeys(detector_lib.Detector._fields)
-detector = detector_lib.Detector(**parts | dict(loss=loss, frozen=()))
+parts = dict.fromkeys(contract.Detector._fields)
+detector = contract.Detector(**parts | dict(loss=loss, frozen=()))
 params = {"weight": np.ones(3, np.float32)}
 optimizer = optim.build(config.optim, params, 10, batch_size=8, steps_per_unit=1)
 mesh = sharding.make_mesh()

@@ -5,7 +5,7 @@ from typing import Any, Callable, Mapping, NamedTuple, Sequence
 import numpy as np
 
 from benchmarks import parity_cases
-from converters import mapping
+from detlab.converters import mapping
 
 
 class Results(NamedTuple):

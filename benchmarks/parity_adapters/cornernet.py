@@ -4,8 +4,8 @@ import numpy as np
 
 from benchmarks import reference_configs
 from benchmarks.parity_adapters import adapter
-from converters.tables import mmdet_cornernet
 from detlab import errors
+from detlab.converters.tables import mmdet_cornernet
 
 _KINDS = {"tl": "top_left", "br": "bottom_right"}
 

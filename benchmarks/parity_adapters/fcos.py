@@ -4,8 +4,8 @@ import numpy as np
 
 from benchmarks import reference_configs
 from benchmarks.parity_adapters import adapter
-from converters.tables import mmdet_fcos
 from detlab import errors
+from detlab.converters.tables import mmdet_fcos
 
 # mmdet's largest distance of the last level, where detlab has infinity.
 _INFINITE = 1e8

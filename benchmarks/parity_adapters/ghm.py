@@ -5,7 +5,7 @@ import numpy as np
 from benchmarks import reference_configs
 from benchmarks.parity_adapters import adapter
 from benchmarks.parity_adapters import retinanet
-from converters.tables import mmdet_ghm
+from detlab.converters.tables import mmdet_ghm
 
 
 def fields(info: dict) -> dict:

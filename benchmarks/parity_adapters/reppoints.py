@@ -4,8 +4,8 @@ import numpy as np
 
 from benchmarks import reference_configs
 from benchmarks.parity_adapters import adapter
-from converters.tables import mmdet_reppoints
 from detlab import errors
+from detlab.converters.tables import mmdet_reppoints
 
 
 def fields(info: dict) -> dict:

@@ -4,7 +4,7 @@ import numpy as np
 
 from benchmarks import reference_configs
 from benchmarks.parity_adapters import adapter
-from converters.tables import mmdet_retinanet
+from detlab.converters.tables import mmdet_retinanet
 
 Reader = reference_configs.Reader
 

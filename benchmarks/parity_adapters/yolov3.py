@@ -4,8 +4,8 @@ import numpy as np
 
 from benchmarks import reference_configs
 from benchmarks.parity_adapters import adapter
-from converters.tables import mmdet_yolov3
 from detlab import errors
+from detlab.converters.tables import mmdet_yolov3
 from detlab.detectors import yolov3
 
 

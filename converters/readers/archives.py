@@ -3,7 +3,7 @@
 import zipfile
 from typing import BinaryIO
 
-from converters.readers import contents
+from detlab.converters.readers import contents
 
 
 def open_zip(file: BinaryIO, size: int) -> zipfile.ZipFile:

@@ -20,9 +20,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from converters.readers import contents
-from converters.writers import whole
-from detlab import darknet_cfg
+from detlab.converters.readers import contents
+from detlab.converters.writers import whole
+from detlab.darknet import cfg as darknet_cfg
 
 
 class DarknetError(contents.ReadError):

@@ -2,13 +2,13 @@
 
 import os
 
-from converters.readers import archives
-from converters.readers import contents
-from converters.readers import darknet
-from converters.readers import npz_file
-from converters.readers import safetensors_file
-from converters.readers import torch_file
-from detlab import darknet_cfg
+from detlab.converters.readers import archives
+from detlab.converters.readers import contents
+from detlab.converters.readers import darknet
+from detlab.converters.readers import npz_file
+from detlab.converters.readers import safetensors_file
+from detlab.converters.readers import torch_file
+from detlab.darknet import cfg as darknet_cfg
 
 
 def read(path: str | os.PathLike, network: darknet_cfg.Network | None = None) -> contents.Contents:

@@ -12,8 +12,8 @@ import zipfile
 
 import numpy as np
 
-from converters.readers import archives
-from converters.readers import contents
+from detlab.converters.readers import archives
+from detlab.converters.readers import contents
 
 
 class NpzError(contents.ReadError):

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from converters.readers import contents
+from detlab.converters.readers import contents
 
 
 class PickleError(contents.ReadError):

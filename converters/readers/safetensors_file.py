@@ -11,7 +11,7 @@ import ml_dtypes
 import numpy as np
 import safetensors
 
-from converters.readers import contents
+from detlab.converters.readers import contents
 
 
 class SafetensorsError(contents.ReadError):

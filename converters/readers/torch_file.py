@@ -16,9 +16,9 @@ from typing import Any, Iterator
 
 import numpy as np
 
-from converters.readers import archives
-from converters.readers import contents
-from converters.readers import pickle_machine
+from detlab.converters.readers import archives
+from detlab.converters.readers import contents
+from detlab.converters.readers import pickle_machine
 
 
 class TorchFileError(contents.ReadError):

@@ -4,9 +4,9 @@
 bias of a layer with a norm is that of the norm.
 """
 
-from converters import mapping
-from detlab import darknet_cfg
-from detlab import darknet_networks
+from detlab.converters import mapping
+from detlab.darknet import cfg as darknet_cfg
+from detlab.darknet import networks as darknet_networks
 
 _WITH_NORM = (
     ("bias", "params", "norm/bias"),

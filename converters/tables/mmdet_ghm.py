@@ -1,8 +1,8 @@
 """mmdet's RetinaNet with the losses of GHM -> detector `ghm`: as RetinaNet, and counts of bins."""
 
-from converters import mapping
-from converters import sources
-from converters.tables import mmdet_retinanet
+from detlab.converters import mapping
+from detlab.converters import sources
+from detlab.converters.tables import mmdet_retinanet
 
 
 def table(bgr: bool = False) -> mapping.Table:

@@ -5,9 +5,9 @@ reference counts levels from the coarsest.  The channels of a prediction have th
 and here: anchor, then x, y, w, h, objectness, classes.
 """
 
-from converters import mapping
-from converters import sources
-from converters.tables import parts
+from detlab.converters import mapping
+from detlab.converters import sources
+from detlab.converters.tables import parts
 
 
 def table(bgr: bool = False) -> mapping.Table:

@@ -6,7 +6,7 @@ path here without the collection, such as r"head/cls_conv\\1".
 
 from typing import Iterable, Sequence
 
-from converters import mapping
+from detlab.converters import mapping
 
 COUNTERS = mapping.Dropped(
     r".*\.num_batches_tracked", "counter that a momentum-based BatchNorm does not use"

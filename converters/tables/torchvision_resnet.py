@@ -4,9 +4,9 @@ Names of torchvision/models/resnet.py.  Its bottlenecks have their stride on the
 which is ResNet's style "pytorch" here.
 """
 
-from converters import mapping
-from converters import sources
-from converters.tables import parts
+from detlab.converters import mapping
+from detlab.converters import sources
+from detlab.converters.tables import parts
 
 
 def rules(prefix: str = "", bgr: bool = False) -> list[mapping.Rule]:

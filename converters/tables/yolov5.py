@@ -16,12 +16,12 @@ from typing import Any, Mapping, NamedTuple
 
 import numpy as np
 
-from converters import mapping
-from converters import sources
-from converters.readers import contents
-from converters.tables import parts
 from detlab import errors
 from detlab.backbones import yolov5
+from detlab.converters import mapping
+from detlab.converters import sources
+from detlab.converters.readers import contents
+from detlab.converters.tables import parts
 from detlab.detectors import yolov5 as detector
 
 # Depth and width multiples of the published sizes: n, s, m, l, x.

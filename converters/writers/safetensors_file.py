@@ -7,7 +7,7 @@ from typing import Mapping, Sequence
 import numpy as np
 from safetensors import numpy as safetensors_numpy
 
-from converters.writers import whole
+from detlab.converters.writers import whole
 
 
 def write(

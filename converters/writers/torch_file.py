@@ -12,8 +12,8 @@ from typing import Mapping
 
 import numpy as np
 
-from converters.readers import pickle_machine
-from converters.writers import whole
+from detlab.converters.readers import pickle_machine
+from detlab.converters.writers import whole
 
 _STORAGES = {
     dtype: name.removeprefix("torch.")

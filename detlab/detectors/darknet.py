@@ -29,13 +29,13 @@ from flax import linen as nn
 from jax import lax
 
 from detlab import bounds
-from detlab import darknet_cfg
-from detlab import darknet_networks
 from detlab import fields
 from detlab import layers
 from detlab import types
 from detlab.assign import darknet as assign_lib
 from detlab.assign import targets as targets_lib
+from detlab.darknet import cfg as darknet_cfg
+from detlab.darknet import networks as darknet_networks
 from detlab.losses import darknet as darknet_losses
 from detlab.ops import anchors as anchors_lib
 from detlab.ops import boxes as boxes_lib

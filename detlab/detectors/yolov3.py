@@ -4,7 +4,7 @@ Every anchor of a grid cell predicts a place in the cell, a size relative to its
 is an object (objectness), and its classes, each of them yes or no.
 
 Reference: mmdetection's `yolov3_d53_8xb8-ms-608-273e_coco`.  As there, and unlike the paper and
-darknet: all anchors in the cell of an object's centre may learn it (`assign.yolo`), the losses of
+darknet: all anchors in the cell of an object's centre may learn it (`assign.yolov3`), the losses of
 width and height are squared errors without a weight by size, and in prediction the threshold and
 the choice of candidates look at the class score alone; objectness multiplies it afterwards.
 Boxes are not clipped to the image.
@@ -33,10 +33,10 @@ from detlab import fields
 from detlab import layers
 from detlab import types
 from detlab.assign import targets as targets_lib
-from detlab.assign import yolo as assign_lib
-from detlab.backbones import darknet
+from detlab.assign import yolov3 as assign_lib
+from detlab.backbones import darknet53
 from detlab.losses import cross_entropy
-from detlab.necks import yolo as yolo_neck
+from detlab.necks import yolov3 as neck
 from detlab.ops import anchors as anchors_lib
 from detlab.ops import candidates as candidates_lib
 from detlab.ops import coders
@@ -158,14 +158,14 @@ class YOLOv3(nn.Module):
         return 5 + self.num_classes
 
     def setup(self):
-        self.backbone = darknet.Darknet(
+        self.backbone = darknet53.Darknet(
             self.backbone_blocks,
             self.backbone_width,
             self.backbone_norm,
             remat=self.remat,
             dtype=self.dtype,
         )
-        self.neck = yolo_neck.YOLONeck(self.neck_width, dtype=self.dtype)
+        self.neck = neck.YOLONeck(self.neck_width, dtype=self.dtype)
         biases = [
             prior_bias(
                 self.anchors_per_cell,

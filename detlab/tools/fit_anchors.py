@@ -18,10 +18,10 @@ if __name__ == "__main__":
 import numpy as np
 
 from detlab import checks
-from detlab import darknet_networks
-from detlab import detector as detector_lib
+from detlab import contract
 from detlab import errors
 from detlab import programs
+from detlab.darknet import networks as darknet_networks
 from detlab.data import anchor_fit
 
 
@@ -31,7 +31,7 @@ def main(arguments: list[str]) -> None:
     checks.check_config(config)
     now, levels = current(config)
     count = len(now) if args.anchors is None else args.anchors
-    ratio = args.ratio or detector_lib.field(config, "anchor_ratio") or 4.0
+    ratio = args.ratio or contract.field(config, "anchor_ratio") or 4.0
     if count < 1 or count % (levels or 1):
         raise errors.UserError(
             f"--anchors is {count}; it must be a multiple of the {levels} levels of the detector."
@@ -72,10 +72,10 @@ def main(arguments: list[str]) -> None:
 
 def current(config) -> tuple[np.ndarray, int | None]:
     """The detector's anchors [k, 2] width, height px; the number of its levels, None for a cfg."""
-    anchors = detector_lib.field(config, "anchor_sizes")
+    anchors = contract.field(config, "anchor_sizes")
     if anchors is not None:
         return np.array([size for level in anchors for size in level], float), len(anchors)
-    cfg = detector_lib.field(config, "cfg")
+    cfg = contract.field(config, "cfg")
     if cfg is None:
         raise errors.UserError(
             f"detector {config.detector} has no anchors of given sizes; detectors with the field"

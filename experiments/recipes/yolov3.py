@@ -2,7 +2,7 @@
 
 from ml_collections import ConfigDict
 
-from experiments import common
+from detlab.experiments import common
 
 
 def training(config: ConfigDict, epochs: int, milestones: tuple, warmup_steps: int) -> None:

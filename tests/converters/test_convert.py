@@ -10,23 +10,23 @@ import numpy as np
 import pytest
 import tables
 
-from converters import convert
-from converters import download
-from converters import flags as flags_lib
-from converters import mapping
-from converters.readers import files
-from converters.tables import mmdet_retinanet
-from converters.tables import torchvision_resnet
 from detlab import checkpoint
 from detlab import config as config_lib
-from detlab import detector as detector_lib
+from detlab import contract
 from detlab import errors
 from detlab import train
+from detlab.converters import convert
+from detlab.converters import download
+from detlab.converters import flags as flags_lib
+from detlab.converters import mapping
+from detlab.converters.readers import files
+from detlab.converters.tables import mmdet_retinanet
+from detlab.converters.tables import torchvision_resnet
 
 CONFIG = """
 from ml_collections import ConfigDict
 
-from experiments import common
+from detlab.experiments import common
 
 
 def get_config():
@@ -205,7 +205,7 @@ def test_training_starts_with_other_classes_and_says_what_is_initialised(
     run(config_file, mmdet_file[0], tmp_path / "weights", *flags)
     five = ml_config(config_file, {"model.num_classes": "5"})
     five.init_from = str(tmp_path / "weights")
-    detector = detector_lib.build(five)
+    detector = contract.build(five)
     params, _ = train.initial_weights(detector, five)
     assert params["head"]["cls_logits"]["bias"].shape == (5 * 9,)
     printed = capsys.readouterr().out

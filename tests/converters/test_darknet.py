@@ -9,9 +9,9 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from converters import mapping
-from converters.readers import darknet
-from detlab import darknet_cfg
+from detlab.converters import mapping
+from detlab.converters.readers import darknet
+from detlab.darknet import cfg as darknet_cfg
 
 HEADER = struct.pack("<3iQ", 0, 2, 5, 64)
 NET = "[net]\nwidth=16\nheight=16\nchannels=4\n"

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import tables
 
-from converters import convert
-from converters.readers import darknet as reader
 from detlab import checkpoint
 from detlab import config as config_lib
-from detlab import darknet_cfg
-from detlab import darknet_networks
 from detlab import errors
+from detlab.converters import convert
+from detlab.converters.readers import darknet as reader
+from detlab.darknet import cfg as darknet_cfg
+from detlab.darknet import networks as darknet_networks
 
 CFG = """[net]
 width=64

@@ -8,8 +8,8 @@ import threading
 import numpy as np
 import pytest
 
-from converters import download
 from detlab import errors
+from detlab.converters import download
 
 DATA = np.random.default_rng(0).bytes(300_000)
 SHA256 = hashlib.sha256(DATA).hexdigest()

@@ -13,16 +13,16 @@ import zipfile
 import numpy as np
 import pytest
 
-from converters.readers import contents
-from converters.readers import darknet
-from converters.readers import files
-from converters.readers import npz_file
-from converters.readers import safetensors_file
-from converters.readers import torch_file
-from converters.writers import safetensors_file as safetensors_writer
-from converters.writers import torch_file as torch_writer
-from converters.writers import whole
-from detlab import darknet_cfg
+from detlab.converters.readers import contents
+from detlab.converters.readers import darknet
+from detlab.converters.readers import files
+from detlab.converters.readers import npz_file
+from detlab.converters.readers import safetensors_file
+from detlab.converters.readers import torch_file
+from detlab.converters.writers import safetensors_file as safetensors_writer
+from detlab.converters.writers import torch_file as torch_writer
+from detlab.converters.writers import whole
+from detlab.darknet import cfg as darknet_cfg
 
 
 @pytest.fixture(scope="module")

@@ -6,11 +6,11 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from converters import inspect_file
-from converters.readers import contents
-from converters.readers import files
-from converters.writers import safetensors_file as writer
-from detlab import darknet_cfg
+from detlab.converters import inspect_file
+from detlab.converters.readers import contents
+from detlab.converters.readers import files
+from detlab.converters.writers import safetensors_file as writer
+from detlab.darknet import cfg as darknet_cfg
 
 
 def test_small_file_is_described_literally(tmp_path):

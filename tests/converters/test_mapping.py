@@ -6,9 +6,9 @@ import re
 import numpy as np
 import pytest
 
-from converters import mapping
-from converters.tables import mmdet_retinanet
-from converters.tables import torchvision_resnet
+from detlab.converters import mapping
+from detlab.converters.tables import mmdet_retinanet
+from detlab.converters.tables import torchvision_resnet
 
 TABLE = mapping.Table(
     "toy",

@@ -9,7 +9,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from converters.readers import npz_file
+from detlab.converters.readers import npz_file
 
 
 def npy(array, **kwargs):

@@ -7,8 +7,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from converters.readers import safetensors_file
-from converters.writers import safetensors_file as writer
+from detlab.converters.readers import safetensors_file
+from detlab.converters.writers import safetensors_file as writer
 
 
 def file_of(header, data=b""):

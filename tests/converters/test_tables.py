@@ -8,10 +8,10 @@ import pytest
 import tables as table_runs
 import tiny
 
-from converters import convert
-from converters import mapping
-from converters import sources
-from converters import tables
+from detlab.converters import convert
+from detlab.converters import mapping
+from detlab.converters import sources
+from detlab.converters import tables
 
 
 def fits(source, entry):
@@ -78,21 +78,21 @@ def test_a_file_is_known_by_its_names_in_whatever_order_the_tables_are(source, e
 
 def test_every_table_but_that_of_files_without_names_is_found():
     modules = [
-        importlib.import_module(f"converters.tables.{found.name}")
+        importlib.import_module(f"detlab.converters.tables.{found.name}")
         for found in pkgutil.iter_modules(tables.__path__)
     ]
     named = {module for module in modules if getattr(module, "SOURCES", ())}
     unnamed = {m.__name__ for m in modules if hasattr(m, "table") and m not in named}
-    assert unnamed == {"converters.tables.darknet"}
+    assert unnamed == {"detlab.converters.tables.darknet"}
     assert set(convert.SOURCES) == {source for module in named for source in module.SOURCES}
 
 
 def test_a_new_file_in_the_folder_is_found(tmp_path, monkeypatch):
-    text = "from converters.tables import mmdet_ghm\n\nSOURCES = mmdet_ghm.SOURCES[:1]\n"
+    text = "from detlab.converters.tables import mmdet_ghm\n\nSOURCES = mmdet_ghm.SOURCES[:1]\n"
     (tmp_path / "mmdet_new.py").write_text(text)
     monkeypatch.setattr(tables, "__path__", [*tables.__path__, str(tmp_path)])
     assert len(sources.collect()) == len(convert.SOURCES) + 1
-    del sys.modules["converters.tables.mmdet_new"]
+    del sys.modules["detlab.converters.tables.mmdet_new"]
 
 
 def source(description, *marks, detector="retinanet"):

@@ -14,9 +14,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from converters.readers import pickle_machine
-from converters.readers import torch_file
-from converters.writers import torch_file as torch_writer
+from detlab.converters.readers import pickle_machine
+from detlab.converters.readers import torch_file
+from detlab.converters.writers import torch_file as torch_writer
 
 ONE = np.ones(1, np.float32)
 NARROW = {name: getattr(ml_dtypes, name) for name in ("bfloat16", "float8_e4m3fn", "float8_e5m2")}

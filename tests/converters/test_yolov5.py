@@ -7,16 +7,16 @@ import numpy as np
 import pytest
 import tables
 
-from converters import convert
-from converters import mapping
-from converters import sources
-from converters.readers import contents
-from converters.readers import torch_file
-from converters.tables import yolov5
 from detlab import checkpoint
 from detlab import config as config_lib
-from detlab import detector as detector_lib
+from detlab import contract
 from detlab import errors
+from detlab.converters import convert
+from detlab.converters import mapping
+from detlab.converters import sources
+from detlab.converters.readers import contents
+from detlab.converters.readers import torch_file
+from detlab.converters.tables import yolov5
 
 NETWORK = ("block", "activation", "stem", "pool", "pool_size", "repeats", "neck_repeats")
 SIZES = ("depth_multiple", "width_multiple", "anchor_sizes")
@@ -37,7 +37,7 @@ def file_of(tensors, activation=None, **pooling):
 
 
 def fields_of(config):
-    return {name: detector_lib.field(config, name) for name in EVERY}
+    return {name: contract.field(config, name) for name in EVERY}
 
 
 VARIANTS = {  # variant of yolov5_coco -> class of its activation

@@ -8,7 +8,7 @@ import pytest
 
 from detlab import eval as eval_lib
 from detlab.data import coco, loader, records, shapes, transforms, voc
-from experiments import common
+from detlab.experiments import common
 
 CANVASES = ((32, 48), (48, 32))
 SIZES = np.array([(20, 40), (40, 20), (30, 30), (64, 90), (90, 64), (10, 11), (33, 21)] * 3)

@@ -8,7 +8,7 @@ import pytest
 
 from detlab import config as config_lib
 from detlab.data import records, shapes, sources
-from experiments import common
+from detlab.experiments import common
 
 
 def coco_block(root, **changes):

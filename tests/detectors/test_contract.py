@@ -14,11 +14,11 @@ import tiny
 from ml_collections import ConfigDict
 
 from detlab import checkpoint
-from detlab import detector as detector_lib
+from detlab import contract
 from detlab import optim
 from detlab import update
+from detlab.experiments import common
 from detlab.ops import conv as conv_lib
-from experiments import common
 
 KEY = jax.random.key(0)
 FLOAT32 = jnp.dtype(jnp.float32)
@@ -42,7 +42,7 @@ def terms(metrics):
 
 
 def test_every_detector_is_asked():
-    folder = pathlib.Path(detector_lib.__file__).parent / "detectors"
+    folder = pathlib.Path(contract.__file__).parent / "detectors"
     there = {path.stem for path in folder.glob("*.py")} - {"__init__"}
     assert {entry.detector for entry in tiny.TINY.values()} == there
 
@@ -130,7 +130,7 @@ def test_bounds_on_candidates_are_told_where_more_pass(subject):
     config = ConfigDict(dict(detector=subject.entry.detector, model=subject.entry.fields))
 
     def those_it_has(fields):
-        return {k: v for k, v in fields.items() if detector_lib.field(config, k) is not None}
+        return {k: v for k, v in fields.items() if contract.field(config, k) is not None}
 
     # Tiny forms have fewer proposals, and pairs of corners, than cells.
     few = 10 if those_it_has(dict(proposals=0, max_tag_distance=0)) else 50

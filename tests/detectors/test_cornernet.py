@@ -9,9 +9,9 @@ import pytest
 import tables
 import tiny
 
-from converters.tables import mmdet_cornernet
-from detlab import detector as detector_lib
+from detlab import contract
 from detlab import views
+from detlab.converters.tables import mmdet_cornernet
 from detlab.detectors import cornernet
 
 FIELDS = tiny.TINY["cornernet"].fields
@@ -20,7 +20,7 @@ KEY = jax.random.key(0)
 
 @pytest.fixture(scope="module")
 def detector():
-    return detector_lib.from_module(cornernet.CornerNet(**FIELDS))
+    return contract.from_module(cornernet.CornerNet(**FIELDS))
 
 
 @pytest.mark.parametrize("size, cells", [((64, 96), (16, 24)), ((511, 511), (128, 128))])
@@ -127,7 +127,7 @@ VIEWS = ("image",), ("image", "mirror")
 
 def colours(names, **fields):
     chosen = tuple(views.VIEWS[name] for name in names)
-    return detector_lib.from_module(Colours(**FIELDS | fields), chosen)
+    return contract.from_module(Colours(**FIELDS | fields), chosen)
 
 
 def test_the_mirror_image_adds_its_pairs_where_they_lie_in_the_image():

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import tiny
 
-from detlab import darknet_cfg
-from detlab import detector as detector_lib
+from detlab import contract
 from detlab import types
+from detlab.darknet import cfg as darknet_cfg
 from detlab.detectors import darknet
 
 # It needs 8 channels, which every section here gives.
@@ -162,7 +162,7 @@ def test_images_on_which_layers_do_not_fit_are_refused_with_a_sentence():
     module = darknet.Darknet(**tiny.TINY["darknet"].fields)
     images = jax.ShapeDtypeStruct((1, 72, 96, 3), np.uint8)
     with pytest.raises(darknet_cfg.CfgError, match="images of 72x96 px: .*multiples of"):
-        jax.eval_shape(detector_lib.from_module(module).init, jax.random.key(0), images)
+        jax.eval_shape(contract.from_module(module).init, jax.random.key(0), images)
 
 
 def test_dropout_in_training_keeps_the_mean():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tiny
 
-from detlab import detector as detector_lib
+from detlab import contract
 from detlab import types
 from detlab.detectors import darknet
 
@@ -177,7 +177,7 @@ def test_counters_must_be_those_of_the_classes():
 
 
 def test_a_detector_of_another_number_of_classes_has_its_channels():
-    detector = detector_lib.from_module(module(num_classes=5))
+    detector = contract.from_module(module(num_classes=5))
     shapes = jax.eval_shape(detector.init, jax.random.key(0), jnp.zeros((1, *CANVAS, 3), jnp.uint8))
     maps = jax.eval_shape(tiny.maps_of(detector), *shapes, jnp.zeros((1, *CANVAS, 3), jnp.uint8))
     assert [x.shape for x in maps.predictions] == [(1, *s, 20) for s in SHAPES]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tiny
 
-from detlab import detector as detector_lib
+from detlab import contract
 from detlab.detectors import faster_rcnn
 
 FIELDS = tiny.TINY["faster_rcnn"].fields
@@ -17,7 +17,7 @@ KEY = jax.random.key(0)
 
 @pytest.fixture(scope="module")
 def detector():
-    return detector_lib.from_module(faster_rcnn.FasterRCNN(**FIELDS))
+    return contract.from_module(faster_rcnn.FasterRCNN(**FIELDS))
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def targets_of(module):
     logits = tuple(np.float32(rng.normal(size=(*shape, 3))) for shape in shapes)
     deltas = tuple(np.float32(rng.normal(0, 0.2, (*shape, 12))) for shape in shapes)
     maps = faster_rcnn.Maps((), logits, deltas)
-    run = tiny.jit(detector_lib.from_module(module).targets_of_maps)
+    run = tiny.jit(contract.from_module(module).targets_of_maps)
     return lambda batch, key: jax.device_get(run({}, {}, batch, maps, key))
 
 
@@ -152,12 +152,12 @@ import jax
 import tiny
 from ml_collections import ConfigDict
 
-from detlab import detector as detector_lib
+from detlab import contract
 from detlab import sharding
 
 entry = tiny.TINY["faster_rcnn"]
 config = ConfigDict(dict(detector=entry.detector, model=entry.fields))
-detector = detector_lib.build(config)
+detector = contract.build(config)
 mesh = sharding.make_mesh()
 batch = sharding.put_batch(tiny.make_batch(entry.canvas, objects=(4, 0, 2, 3)), mesh)
 weights = jax.eval_shape(detector.init, jax.random.key(0), batch.images[:1])

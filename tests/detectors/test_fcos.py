@@ -10,7 +10,7 @@ import pytest
 import tiny
 from flax import traverse_util
 
-from detlab import detector as detector_lib
+from detlab import contract
 from detlab.detectors import fcos
 
 IMPROVED = dict(
@@ -69,7 +69,7 @@ def test_raw_maps_have_one_cell_a_stride(detector, variables, size):
 
 def test_only_the_improved_form_has_biases_in_its_towers():
     def paths(**fields):
-        detector = detector_lib.from_module(fcos.FCOS(**TINY, **fields))
+        detector = contract.from_module(fcos.FCOS(**TINY, **fields))
         params, _ = jax.eval_shape(detector.init, KEY, jax.ShapeDtypeStruct((1, 64, 64, 3), "u1"))
         return set(traverse_util.flatten_dict(params, sep="/"))
 
@@ -199,7 +199,7 @@ def test_the_threshold_is_of_class_scores_and_the_score_has_the_centerness(subje
 
 @pytest.mark.slow
 def test_rematerialisation_keeps_the_paths(detector, variables):
-    again = detector_lib.from_module(fcos.FCOS(**TINY, **IMPROVED, remat=True))
+    again = contract.from_module(fcos.FCOS(**TINY, **IMPROVED, remat=True))
     images = jax.ShapeDtypeStruct((1, 64, 96, 3), jnp.uint8)
     found = jax.eval_shape(again.init, KEY, images)
     assert jax.tree.structure(found) == jax.tree.structure(variables)

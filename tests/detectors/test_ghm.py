@@ -7,7 +7,7 @@ import pytest
 import tiny
 
 from detlab import checkpoint
-from detlab import detector as detector_lib
+from detlab import contract
 from detlab.detectors import ghm
 from detlab.detectors import retinanet
 
@@ -37,7 +37,7 @@ def loss(subject):
 
 @pytest.mark.parametrize("size", [(64, 96), (65, 127)])
 def test_parameters_and_outputs_are_those_of_retinanet(detector, variables, size):
-    plain = detector_lib.from_module(retinanet.RetinaNet(**TINY))
+    plain = contract.from_module(retinanet.RetinaNet(**TINY))
     images = jax.ShapeDtypeStruct((2, *size, 3), jnp.uint8)
     params, state = jax.eval_shape(plain.init, KEY, images)
     assert jax.tree.map(jnp.shape, variables[0]) == jax.tree.map(jnp.shape, params)
@@ -62,7 +62,7 @@ def test_counts_start_at_zero_and_only_training_changes_them(detector, variables
 def test_every_level_is_counted_in_turn(detector, variables, loss):
     """The averages after a step, from the raw maps and targets, level by level in NumPy."""
     batch = tiny.make_batch()
-    stored = detector_lib.from_module(ghm.GHM(**{**TINY, "backbone_norm": "stored"}))
+    stored = contract.from_module(ghm.GHM(**{**TINY, "backbone_norm": "stored"}))
 
     @tiny.jit
     def everything(params, state, batch):

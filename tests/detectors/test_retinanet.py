@@ -7,7 +7,7 @@ import optax
 import pytest
 import tiny
 
-from detlab import detector as detector_lib
+from detlab import contract
 from detlab.detectors import retinanet
 
 TINY = tiny.TINY["retinanet"].fields
@@ -163,7 +163,7 @@ def test_taps_return_the_maps_that_a_pattern_names(subject, detector, variables)
 def test_rematerialisation_changes_neither_values_nor_paths(subject, loss):
     variables = subject.initial
     module = retinanet.RetinaNet(**TINY, remat=True)
-    again = detector_lib.from_module(module)
+    again = contract.from_module(module)
     batch = tiny.make_batch()
     images = jax.ShapeDtypeStruct((1, 64, 96, 3), jnp.uint8)
     assert jax.tree.structure(jax.eval_shape(again.init, KEY, images)) == jax.tree.structure(
@@ -189,7 +189,7 @@ def test_rematerialisation_keeps_less_for_the_gradient():
 
     def kept(remat):
         module = retinanet.RetinaNet(**{**TINY, "depth": 50, "backbone_stages": None}, remat=remat)
-        detector = detector_lib.from_module(module)
+        detector = contract.from_module(module)
         batch = tiny.make_batch()
         params, state = jax.eval_shape(detector.init, KEY, batch.images)
 
@@ -216,7 +216,7 @@ def test_normaliser_is_the_sum_of_positives_with_one_at_least_an_image(loss, tar
 
 def test_frozen_parts_get_no_gradient(variables):
     module = retinanet.RetinaNet(**{**TINY, "backbone_norm": "stored", "frozen_stages": 1})
-    frozen = detector_lib.from_module(module)
+    frozen = contract.from_module(module)
     params, state = variables
     grads, (_, new_state) = tiny.jit(jax.grad(frozen.loss, has_aux=True))(
         params, state, tiny.make_batch(), KEY

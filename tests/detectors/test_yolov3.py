@@ -10,10 +10,10 @@ import pytest
 import tables
 import tiny
 
-from converters import mapping
-from converters.tables import mmdet_yolov3
-from detlab import detector as detector_lib
+from detlab import contract
 from detlab import types
+from detlab.converters import mapping
+from detlab.converters.tables import mmdet_yolov3
 from detlab.detectors import yolov3
 
 TINY = tiny.TINY["yolov3"].fields
@@ -271,7 +271,7 @@ def test_cells_of_padding_give_no_candidates(subject, variables):
 
 @pytest.mark.slow
 def test_rematerialisation_changes_neither_values_nor_paths(variables, loss):
-    again = detector_lib.from_module(module(remat=True))
+    again = contract.from_module(module(remat=True))
     batch = tiny.make_batch()
     images = jax.ShapeDtypeStruct((1, *CANVAS, 3), jnp.uint8)
     shapes = jax.eval_shape(again.init, KEY, images)
@@ -290,9 +290,9 @@ def test_rematerialisation_changes_neither_values_nor_paths(variables, loss):
 
 @pytest.mark.slow
 def test_stored_norms_of_the_backbone_keep_their_statistics_and_learn(variables):
-    stored = detector_lib.from_module(module(backbone_norm="stored"))
+    stored = contract.from_module(module(backbone_norm="stored"))
     assert stored.frozen == ("batch_stats/backbone/.*",)
-    assert detector_lib.from_module(module(backbone_norm="frozen")).frozen == (
+    assert contract.from_module(module(backbone_norm="frozen")).frozen == (
         "batch_stats/backbone/.*",
         "params/backbone/.*norm/.*",
     )

@@ -9,7 +9,7 @@ import pytest
 import tiny
 from flax import traverse_util
 
-from detlab import detector as detector_lib
+from detlab import contract
 from detlab.detectors import yolov5
 
 TINY = tiny.TINY["yolov5"].fields
@@ -263,7 +263,7 @@ def test_published_sizes_have_the_published_numbers_of_parameters():
         ): 7_468_157,  # s of release 3.0
     }
     for fields, count in published.items():
-        detector = detector_lib.from_module(yolov5.YOLOv5(**dict(fields)))
+        detector = contract.from_module(yolov5.YOLOv5(**dict(fields)))
         images = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.uint8)
         params, _ = jax.eval_shape(detector.init, KEY, images)
         assert sum(x.size for x in jax.tree.leaves(params)) == count
@@ -274,7 +274,7 @@ def test_four_levels_reach_stride_64():
     fields = dict(repeats=(1,) * 5, anchor_sizes=anchors, level_balance=(4.0, 1.0, 0.25, 0.06))
     model = module(**fields)
     model.check()
-    detector = detector_lib.from_module(model)
+    detector = contract.from_module(model)
     images = jax.ShapeDtypeStruct((1, 128, 64, 3), jnp.uint8)
     variables = jax.eval_shape(detector.init, KEY, images)
     outputs = jax.eval_shape(tiny.maps_of(detector), *variables, images)
@@ -299,7 +299,7 @@ def test_predictors_start_with_the_reference_s_expectations():
 def test_rematerialisation_keeps_the_paths():
     images = jax.ShapeDtypeStruct((1, *CANVAS, 3), jnp.uint8)
     trees = [
-        jax.eval_shape(detector_lib.from_module(module(remat=remat)).init, KEY, images)
+        jax.eval_shape(contract.from_module(module(remat=remat)).init, KEY, images)
         for remat in (True, False)
     ]
     assert jax.tree.structure(trees[0]) == jax.tree.structure(trees[1])
@@ -307,7 +307,7 @@ def test_rematerialisation_keeps_the_paths():
 
 def test_frozen_paths_are_those_of_the_norms():
     images = jax.ShapeDtypeStruct((1, *CANVAS, 3), jnp.uint8)
-    params, state = jax.eval_shape(detector_lib.from_module(module()).init, KEY, images)
+    params, state = jax.eval_shape(contract.from_module(module()).init, KEY, images)
     paths = traverse_util.flatten_dict({"params": params, **state}, sep="/")
 
     def frozen(norm):

@@ -16,12 +16,12 @@ from ml_collections import ConfigDict
 from detlab import checkpoint
 from detlab import checks
 from detlab import config as config_lib
-from detlab import detector as detector_lib
+from detlab import contract
 from detlab import errors
 from detlab import optim
 from detlab import programs
 from detlab.data import loader
-from experiments import common
+from detlab.experiments import common
 
 
 # Variants of experiments that list none, as it may be a path, or very many.
@@ -78,7 +78,7 @@ def shaping(config):
 def abstract_leaves(name):
     config = load(name)
     images = programs.example_images(config)
-    return jax.eval_shape(detector_lib.build(config).init, jax.random.key(0), images)
+    return jax.eval_shape(contract.build(config).init, jax.random.key(0), images)
 
 
 @functools.cache
@@ -90,7 +90,7 @@ def first_alike():
 def abstract_model(name):
     """(detector, params, state): abstract leaves with the paths of the experiment's own."""
     config = load(name)
-    return detector_lib.build(config), *abstract_leaves(first_alike()[shaping(config)])
+    return contract.build(config), *abstract_leaves(first_alike()[shaping(config)])
 
 
 @functools.cache
@@ -107,7 +107,7 @@ def test_every_file_ships_and_variants_are_found(repository):
 
 def test_every_variant_is_listed_by_its_file():
     for name in config_lib.shipped():
-        get_config = importlib.import_module(f"experiments.{name}").get_config
+        get_config = importlib.import_module(f"detlab.experiments.{name}").get_config
         takes_one = bool(inspect.signature(get_config).parameters)
         assert takes_one == bool(config_lib.variants(name)) or name == "darknet_bccd", name
     with pytest.raises(errors.UserError, match="'yolov4_tiny', or the path of a cfg"):
@@ -158,7 +158,7 @@ def test_fields_that_are_put_aside_leave_all_paths_as_they_are(name):
         model = ConfigDict(dict(detector=entry.detector, model=entry.fields | fields))
         images = jax.ShapeDtypeStruct((1, *entry.canvas, 3), jnp.uint8)
         return jax.tree.structure(
-            jax.eval_shape(detector_lib.build(model).init, jax.random.key(0), images)
+            jax.eval_shape(contract.build(model).init, jax.random.key(0), images)
         )
 
     own = paths()
@@ -193,7 +193,7 @@ def test_experiment_builds_its_detector_and_optimizer(name):
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_leaves_that_never_change_come_from_a_file(name):
     config = load(name)
-    frozen = detector_lib.build(config).frozen
+    frozen = contract.build(config).frozen
     assert bool(config.init_from) == bool(frozen)
     assert bool(config.init_from) == bool(config.init_help)
 

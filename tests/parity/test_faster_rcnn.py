@@ -9,7 +9,7 @@ import pytest
 import tables
 import tiny
 
-from converters.tables import mmdet_faster_rcnn
+from detlab.converters.tables import mmdet_faster_rcnn
 
 CASE = "small/faster_rcnn_r50_fpn_small"
 

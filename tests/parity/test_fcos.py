@@ -10,7 +10,7 @@ import tiny
 from benchmarks import parity
 from benchmarks import parity_cases
 from benchmarks.parity_adapters import fcos as adapter
-from converters.tables import mmdet_fcos
+from detlab.converters.tables import mmdet_fcos
 
 
 def test_a_wrong_distance_is_noticed_at_positive_points_alone(shared_dir):

@@ -5,9 +5,9 @@ import pytest
 import tables
 import tiny
 
-from converters import mapping
-from converters.tables import mmdet_ghm
-from converters.tables import mmdet_retinanet
+from detlab.converters import mapping
+from detlab.converters.tables import mmdet_ghm
+from detlab.converters.tables import mmdet_retinanet
 
 
 def test_the_counts_go_with_the_weights_and_have_no_place_in_retinanet():

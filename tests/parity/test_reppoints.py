@@ -8,7 +8,7 @@ import pytest
 import tables
 import tiny
 
-from converters.tables import mmdet_reppoints
+from detlab.converters.tables import mmdet_reppoints
 
 
 @pytest.mark.slow

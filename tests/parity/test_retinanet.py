@@ -9,9 +9,9 @@ import pytest
 
 from benchmarks import parity
 from benchmarks.parity_adapters import retinanet as retinanet_adapter
-from converters import mapping
-from converters.tables import mmdet_retinanet
 from detlab import errors
+from detlab.converters import mapping
+from detlab.converters.tables import mmdet_retinanet
 from detlab.detectors import retinanet
 
 LEVELS = range(5)

@@ -10,7 +10,7 @@ import tiny
 
 from benchmarks import parity_checks
 from benchmarks import parity_yolov5
-from converters.readers import files
+from detlab.converters.readers import files
 
 CASES = [name for name, kind in parity_runs.runnable("yolo").items() if kind is parity_yolov5]
 

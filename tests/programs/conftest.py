@@ -9,7 +9,7 @@ from detlab import train
 TINY_CONFIG = """
 from ml_collections import ConfigDict
 
-from experiments import common
+from detlab.experiments import common
 
 
 def get_config():

@@ -18,8 +18,8 @@ from flax import traverse_util
 
 from detlab import checkpoint
 from detlab import config as config_lib
+from detlab import contract
 from detlab import demo
-from detlab import detector as detector_lib
 from detlab import distributed
 from detlab import errors
 from detlab import eval as eval_lib
@@ -302,7 +302,7 @@ def small_voc_config():
 @pytest.fixture(scope="module")
 def backbone_weights(small_voc_config, tmp_path_factory):
     """A weights folder that holds a backbone with random values, as the converter writes it."""
-    detector = detector_lib.build(small_voc_config)
+    detector = contract.build(small_voc_config)
     images = np.zeros((1, 64, 64, 3), np.uint8)
     shapes = jax.eval_shape(detector.init, jax.random.key(0), images)
     rng = np.random.default_rng(0)
@@ -320,7 +320,7 @@ def test_no_frozen_leaf_or_used_statistic_keeps_its_initial_value(
 ):
     config = small_voc_config.copy_and_resolve_references()
     config.init_from = str(backbone_weights)
-    detector = detector_lib.build(config)
+    detector = contract.build(config)
     params, state = train.initial_weights(detector, config)
     fresh = jax.jit(detector.init)(jax.random.key(config.seed), np.zeros((1, 64, 64, 3), np.uint8))
     flat = traverse_util.flatten_dict({"params": params, **state}, sep="/")
@@ -335,7 +335,7 @@ def test_no_frozen_leaf_or_used_statistic_keeps_its_initial_value(
 def test_a_frozen_random_backbone_is_refused(small_voc_config):
     config = small_voc_config.copy_and_resolve_references()
     config.init_from = ""
-    text = message(train.initial_weights, detector_lib.build(config), config)
+    text = message(train.initial_weights, contract.build(config), config)
     assert "never trained" in text and "config.init_from" in text
 
 
@@ -344,7 +344,7 @@ def test_weights_without_the_statistics_are_refused(small_voc_config, backbone_w
     checkpoint.save_weights(tmp_path / "part", weights.params, {}, weights.info)
     config = small_voc_config.copy_and_resolve_references()
     config.init_from = str(tmp_path / "part")
-    text = message(train.initial_weights, detector_lib.build(config), config)
+    text = message(train.initial_weights, contract.build(config), config)
     assert "not in the file" in text and "batch_stats/backbone" in text
 
 

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from detlab import checks
 from detlab import config as config_lib
-from detlab import detector as detector_lib
+from detlab import contract
 from detlab import eval as eval_lib
 from detlab import optim
 from detlab import sharding
@@ -26,7 +26,7 @@ from detlab import step as step_lib
 from detlab import train
 from detlab.data import loader
 from detlab.data import shapes
-from experiments import common
+from detlab.experiments import common
 
 
 def main(count: str, folder: str, config: str, *names: str) -> None:
@@ -62,7 +62,7 @@ def training(path: str, mesh) -> dict:
     )
     loaded = list(stream)
     batch = sharding.put_batch(loaded[0].batch, mesh)
-    detector = detector_lib.build(config)
+    detector = contract.build(config)
     weights = tiny.jit(detector.init)(jax.random.key(0), batch.images[:1])
     params, state = jax.device_put(weights, sharding.replicated(mesh))
     found = {}
@@ -115,7 +115,7 @@ class Sampler(nn.Module):
 
 def sampling(path: str, mesh) -> dict:
     batch = sharding.put_batch(tiny.make_batch(objects=(3,) * 8), mesh)
-    sampler = detector_lib.from_module(Sampler())
+    sampler = contract.from_module(Sampler())
     weights, _ = sampler.init(jax.random.key(0), batch.images[:1])
     weights = jax.device_put(weights, sharding.replicated(mesh))
     _, (metrics, _) = jax.jit(sampler.loss)(weights, {}, batch, jax.random.key(2))
@@ -129,7 +129,7 @@ def detector(name: str, path: str, mesh) -> dict:
     config.model = ConfigDict(entry.fields)
     config.data.canvases = (entry.canvas,)
     config.optim.update(name="sgd", lr=1e-4, lr_batch_size=0, schedule="constant", warmup_steps=0)
-    built = detector_lib.build(config)
+    built = contract.build(config)
     batch = tiny.make_batch(entry.canvas, objects=(4, 0, 2, 3))
     params, state = tiny.jit(built.init)(jax.random.key(0), batch.images[:1])
     predictor = eval_lib.Predictor(built, mesh)

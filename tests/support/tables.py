@@ -6,10 +6,10 @@ from typing import Mapping
 
 import numpy as np
 
-from converters import convert
-from converters import mapping
 from detlab import checkpoint
-from detlab import detector as detector_lib
+from detlab import contract
+from detlab.converters import convert
+from detlab.converters import mapping
 
 
 @functools.cache
@@ -46,5 +46,5 @@ def start(folder, config) -> checkpoint.Merged:
     wanted = shapes(config.detector, config.model.to_dict())
     tree = mapping.nest({p: np.broadcast_to(np.float32(0), s) for p, s in wanted.items()})
     weights = checkpoint.load_weights(folder)
-    reasons = checkpoint.may_differ(weights, detector_lib.num_classes(config))
+    reasons = checkpoint.may_differ(weights, contract.num_classes(config))
     return checkpoint.merge(tree.pop("params"), tree, weights, sum(reasons.values(), ()))

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from benchmarks import command
 from detlab import config as config_lib
-from detlab import detector as detector_lib
+from detlab import contract
 from detlab import types
 
 NUM_CLASSES = 3
@@ -91,7 +91,7 @@ def jit_loop(function):
     return jax.jit(function, compiler_options=_WELL)
 
 
-def weights(detector: detector_lib.Detector, canvas: tuple[int, int] = (64, 96)):
+def weights(detector: contract.Detector, canvas: tuple[int, int] = (64, 96)):
     """(params, state) with random kernels, without the program of `init`, which is long to compile.
 
     Kernels keep the size of what goes through them; scales and variances are 1, all else is 0.
@@ -110,12 +110,12 @@ def weights(detector: detector_lib.Detector, canvas: tuple[int, int] = (64, 96))
     return jax.tree_util.tree_map_with_path(value, shapes)
 
 
-def maps_of(detector: detector_lib.Detector):
+def maps_of(detector: contract.Detector):
     """(params, state, images) -> the maps of prediction."""
     return lambda params, state, images: detector.maps(params, state, images, False)[0]
 
 
-def candidates_of(detector: detector_lib.Detector):
+def candidates_of(detector: contract.Detector):
     """(params, state, images, image_size) -> Detections before suppression."""
 
     def candidates(params, state, images, image_size):
@@ -138,9 +138,9 @@ class Subject:
         self.candidates = jit(candidates_of(self.detector))
         self.predict = jit(self.detector.predict)
 
-    def build(self, **fields) -> detector_lib.Detector:
+    def build(self, **fields) -> contract.Detector:
         config = ConfigDict(dict(detector=self.entry.detector, model=self.entry.fields | fields))
-        return detector_lib.build(config)
+        return contract.build(config)
 
     @functools.cached_property
     def variables(self):

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from detlab import config as config_lib
-from detlab import detector as detector_lib
+from detlab import contract
 from detlab import errors
 from detlab.data import anchor_fit
+from detlab.experiments import common
 from detlab.tools import fit_anchors
-from experiments import common
 
 EXPERIMENT = "experiments/yolov3_voc.py"
 
@@ -43,7 +43,7 @@ def test_fitted_anchors_are_printed_for_the_config_and_fit_better(arguments, tmp
     config = config_lib.load(EXPERIMENT, {key: value.strip('"')})
     assert np.shape(config.model.anchor_sizes) == (3, 3, 2)
     np.testing.assert_array_equal(np.reshape(config.model.anchor_sizes, (9, 2)), result["anchors"])
-    detector_lib.build(config)
+    contract.build(config)
 
 
 def test_the_anchors_of_a_cfg_are_found_and_written_as_its_line():

@@ -12,7 +12,7 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from detlab import bounds
-from detlab import detector as detector_lib
+from detlab import contract
 from detlab import errors
 from detlab import layers
 from detlab import types
@@ -78,7 +78,7 @@ def make_batch():
 
 @functools.cache
 def toy(norm="batch"):
-    detector = detector_lib.from_module(Toy(norm))
+    detector = contract.from_module(Toy(norm))
     params, state = jax.jit(detector.init)(jax.random.key(0), make_batch().images)
     return detector, params, state
 
@@ -215,10 +215,10 @@ def config(detector="retinanet", **model):
 
 
 def test_build_fills_the_fields_of_the_detector_that_the_file_name_selects():
-    detector = detector_lib.build(
+    detector = contract.build(
         config(num_classes=3, depth=18, backbone_norm="batch", frozen_stages=0)
     )
-    assert isinstance(detector, detector_lib.Detector) and detector.frozen == ()
+    assert isinstance(detector, contract.Detector) and detector.frozen == ()
     params, _ = jax.eval_shape(detector.init, jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
     assert params["head"]["cls_logits"]["bias"].shape == (9 * 3,)
     assert "stage4_block1" in params["backbone"] and "stage4_block2" not in params["backbone"]
@@ -241,22 +241,22 @@ def test_a_canvas_that_the_network_cannot_take_is_refused_before_anything_is_bui
 ):
     of_data = dict(canvases=((64, 96), (96, 64)), multiscale_canvases=())
     good = ConfigDict(dict(detector=detector, model={}, data=of_data))
-    detector_lib.build(good)
+    contract.build(good)
     canvases = ((64, 64), canvas)
     good.data[key] = (canvases,) if key == "multiscale_canvases" else canvases
     with pytest.raises(errors.UserError) as caught:
-        detector_lib.build(good)
+        contract.build(good)
     assert str(caught.value).startswith(f"config.data.{key} has {canvas}: {words}")
 
 
 def test_frozen_paths_follow_the_fields():
-    assert r"\w+/backbone/stem/.*" in detector_lib.build(config()).frozen
+    assert r"\w+/backbone/stem/.*" in contract.build(config()).frozen
 
 
 @pytest.mark.parametrize("name", ["retinanett", "__init__", "../train", ""])
 def test_an_unknown_detector_lists_those_that_exist(name):
     with pytest.raises(errors.UserError) as caught:
-        detector_lib.build(config(name))
+        contract.build(config(name))
     message = str(caught.value)
     assert message.startswith(f"config.detector is {name!r}, and there are: ")
     listed = message.split("there are: ")[1].rstrip(".").split(", ")
@@ -283,7 +283,7 @@ def test_an_unknown_detector_lists_those_that_exist(name):
 )
 def test_an_unknown_field_is_named_with_the_nearest(field, sentence):
     with pytest.raises(errors.UserError) as caught:
-        detector_lib.build(config(**{field: 3}))
+        contract.build(config(**{field: 3}))
     assert str(caught.value).startswith(sentence)
 
 
@@ -347,7 +347,7 @@ def test_an_unknown_field_is_named_with_the_nearest(field, sentence):
 )
 def test_a_value_that_no_retinanet_can_have_is_named_before_anything_is_built(fields, sentence):
     with pytest.raises(errors.UserError) as caught:
-        detector_lib.build(config(**fields))
+        contract.build(config(**fields))
     assert str(caught.value).startswith(f"config.model.{sentence}")
 
 
@@ -361,20 +361,20 @@ def test_a_value_that_no_retinanet_can_have_is_named_before_anything_is_built(fi
     ],
 )
 def test_values_at_the_edges_are_taken(fields):
-    assert isinstance(detector_lib.build(config(**fields)), detector_lib.Detector)
+    assert isinstance(contract.build(config(**fields)), contract.Detector)
 
 
 @pytest.mark.parametrize("names", [(), ("x",), ("image", "x")])
 def test_a_view_that_is_not_there_is_named(names):
     unchecked = ConfigDict(dict(detector="retinanet", model={}, eval=dict(views=names)))
     with pytest.raises(errors.UserError) as caught:
-        detector_lib.build(unchecked)
+        contract.build(unchecked)
     sentence = f"config.eval.views is {names!r}; it must be one or more of image, mirror."
     assert str(caught.value) == sentence
 
 
 def test_the_number_of_classes_is_the_configs_or_the_detectors_default():
-    assert detector_lib.num_classes(config(num_classes=3)) == 3
-    assert detector_lib.num_classes(config(depth=18)) == 80
+    assert contract.num_classes(config(num_classes=3)) == 3
+    assert contract.num_classes(config(depth=18)) == 80
     with pytest.raises(errors.UserError, match="config.detector is 'retina'"):
-        detector_lib.num_classes(config("retina"))
+        contract.num_classes(config("retina"))

@@ -6,7 +6,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from detlab import darknet_cfg
+from detlab.darknet import cfg as darknet_cfg
 
 # Every section, group and way to name a layer; the shapes beside it are worked out by hand.
 TEXT = """\

@@ -6,7 +6,7 @@ speak of, and equal the published cfgs section by section; docs/darknet.md descr
 
 from typing import Sequence
 
-from detlab import darknet_cfg
+from detlab.darknet import cfg as darknet_cfg
 
 
 class _Writer:

@@ -2,8 +2,8 @@
 
 import pytest
 
-from detlab import darknet_cfg
-from detlab import darknet_networks
+from detlab.darknet import cfg as darknet_cfg
+from detlab.darknet import networks as darknet_networks
 
 # What the published cfgs in the shared folder keep of a [yolo]: they are for inference.
 KEPT = ("mask", "anchors", "classes", "num", "scale_x_y", "nms_kind", "beta_nms")

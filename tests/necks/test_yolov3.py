@@ -10,7 +10,7 @@ import tiny
 from flax import traverse_util
 
 from detlab import layers
-from detlab.necks import yolo
+from detlab.necks import yolov3
 
 
 def maps(sizes, channels=(6, 8, 10), seed=0):
@@ -24,14 +24,14 @@ ODD = ((9, 13), (5, 7), (3, 4))
 
 @pytest.mark.parametrize("sizes", [EVEN, ODD])
 def test_coarser_levels_keep_their_cells_and_have_twice_the_channels(sizes):
-    init = functools.partial(yolo.YOLONeck(4).init_with_output, train=False)
+    init = functools.partial(yolov3.YOLONeck(4).init_with_output, train=False)
     outputs, _ = jax.eval_shape(init, jax.random.key(0), maps(sizes))
     assert [p.shape for p in outputs] == [(2, *s, c) for s, c in zip(sizes, (4, 8, 16))]
 
 
 def test_paths_and_shapes_are_those_of_the_published_neck():
     features = [jnp.zeros((1, s, s, c)) for s, c in ((8, 256), (4, 512), (2, 1024))]
-    init = functools.partial(yolo.YOLONeck().init, train=False)
+    init = functools.partial(yolov3.YOLONeck().init, train=False)
     params = jax.eval_shape(init, jax.random.key(0), features)["params"]
     flat = traverse_util.flatten_dict(params, sep="/")
     kernels = {p: x.shape for p, x in flat.items() if p.endswith("kernel")}
@@ -51,7 +51,7 @@ def test_paths_and_shapes_are_those_of_the_published_neck():
 @pytest.mark.parametrize("sizes", [EVEN, ODD])
 def test_each_level_sees_its_own_map_and_the_level_above(sizes):
     """The same modules, put together by hand from the neck's own parameters."""
-    neck = yolo.YOLONeck(4, norm="none")
+    neck = yolov3.YOLONeck(4, norm="none")
     features = maps(sizes)
     rng = np.random.default_rng(1)
     shapes = jax.eval_shape(functools.partial(neck.init, train=False), jax.random.key(0), features)
@@ -61,7 +61,7 @@ def test_each_level_sees_its_own_map_and_the_level_above(sizes):
     @tiny.jit
     def both(params, features):
         def block(level, x):
-            module = yolo.DetectionBlock(4 * 2 ** (level - 3), norm="none")
+            module = yolov3.DetectionBlock(4 * 2 ** (level - 3), norm="none")
             return module.apply({"params": params[f"block{level}"]}, x, False)
 
         def reduced(level, x):

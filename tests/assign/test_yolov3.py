@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tiny
 
-from detlab.assign import yolo
+from detlab.assign import yolov3
 from detlab.ops import boxes as boxes_lib
 
 SEED = 0
@@ -17,8 +17,8 @@ SLOTS = 11  # more than any case has
 
 @functools.cache
 def program(**rules):
-    assign = functools.partial(yolo.assign, **rules)
-    return tiny.jit(lambda *args: (assign(*args), yolo.responsible(*args)))
+    assign = functools.partial(yolov3.assign, **rules)
+    return tiny.jit(lambda *args: (assign(*args), yolov3.responsible(*args)))
 
 
 def anchor_strides(args, anchors):
@@ -80,7 +80,7 @@ def test_random_images_equal_the_matrix_rule():
     gts = np.concatenate([corner, corner + rng.uniform(8, 38, corner.shape)], -1)
     gts = gts.astype(np.float32)
     counts = np.arange(20) % 9 + 1
-    assign = functools.partial(yolo.assign, pos_iou=0.5, neg_iou=0.4, min_pos_iou=0.1)
+    assign = functools.partial(yolov3.assign, pos_iou=0.5, neg_iou=0.4, min_pos_iou=0.1)
     batched = tiny.jit(jax.vmap(assign, (None, None, 0, 0)))(
         anchors, strides, gts, np.arange(9) < counts[:, None]
     )
@@ -100,9 +100,9 @@ def test_rule_by_hand():
     anchors, strides = grid(cells=2, sizes=((16, 16), (32, 32)))
     gt = jnp.array([[2.0, 0.0, 18.0, 16.0]])  # its centre, (10, 8), is in the cell (0, 0)
     valid = jnp.array([True])
-    responsible = yolo.responsible(anchors, strides, gt, valid)
+    responsible = yolov3.responsible(anchors, strides, gt, valid)
     np.testing.assert_array_equal(responsible, [1, 1, 0, 0, 0, 0, 0, 0])
-    result = yolo.assign(anchors, strides, gt, valid, 0.5, 0.12)
+    result = yolov3.assign(anchors, strides, gt, valid, 0.5, 0.12)
     # IoU 0.78 and 0.25 with the anchors of this cell, 0.07 and 0.14 with those of the next, 0 and
     # 0.11 with those below: what is above 0.12 and not positive is ignored.
     np.testing.assert_array_equal(result.status, [1, -1, 0, -1, 0, 0, 0, 0])
@@ -113,18 +113,18 @@ def test_an_anchor_of_one_objects_cell_may_learn_another_object():
     """As in the reference: responsible is a property of the cell, not of a pair."""
     anchors, strides = grid(cells=2, sizes=((30, 30),))
     gts = jnp.array([[6.0, 6.0, 11.0, 11.0], [2.0, 2.0, 32.0, 32.0]])  # centres (8, 8), (17, 17)
-    both = yolo.assign(anchors, strides, gts, jnp.array([True, True]), 0.5, 0.5)
+    both = yolov3.assign(anchors, strides, gts, jnp.array([True, True]), 0.5, 0.5)
     assert both.status[0] == 1 and both.matched[0] == 0  # the first object claims its best
-    alone = yolo.assign(anchors, strides, gts[1:], jnp.array([True]), 0.2, 0.1)
+    alone = yolov3.assign(anchors, strides, gts[1:], jnp.array([True]), 0.2, 0.1)
     np.testing.assert_array_equal(alone.status, [-1, -1, -1, 1])
 
 
 def test_equal_anchors_are_all_claimed_or_only_the_first():
     anchors, strides = grid(cells=1, sizes=((20, 10), (10, 20)))
     gt, valid = jnp.array([[0.0, 0.0, 16.0, 16.0]]), jnp.array([True])
-    both = yolo.assign(anchors, strides, gt, valid, 0.9, 0.1)
+    both = yolov3.assign(anchors, strides, gt, valid, 0.9, 0.1)
     np.testing.assert_array_equal(both.status, [1, 1])
-    first = yolo.assign(anchors, strides, gt, valid, 0.9, 0.1, all_ties=False)
+    first = yolov3.assign(anchors, strides, gt, valid, 0.9, 0.1, all_ties=False)
     np.testing.assert_array_equal(first.status, [1, -1])
 
 
@@ -132,7 +132,7 @@ def test_anchors_outside_the_content_are_ignored_and_slots_without_objects_chang
     anchors, strides = grid()
     inside = anchors[:, 0] + anchors[:, 2] < 2 * 64
     gts = jnp.array([[10.0, 10.0, 40.0, 40.0], [0.0, 0.0, 0.0, 0.0], [70.0, 20.0, 90.0, 50.0]])
-    rule = functools.partial(yolo.assign, pos_iou=0.5, neg_iou=0.4, anchor_valid=inside)
+    rule = functools.partial(yolov3.assign, pos_iou=0.5, neg_iou=0.4, anchor_valid=inside)
     padded = rule(anchors, strides, gts, jnp.array([True, False, False]))
     alone = rule(anchors, strides, gts[:1], jnp.array([True]))
     for a, b in zip(padded, alone):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from detlab.backbones import darknet
+from detlab.backbones import darknet53
 
 TINY = dict(width=4, blocks=(1, 1, 1, 1, 1))
 
@@ -20,7 +20,7 @@ def flat_shapes(module, size=(64, 64)):
 
 
 def test_size_is_that_of_the_published_network_without_its_classifier():
-    shapes = flat_shapes(darknet.Darknet())
+    shapes = flat_shapes(darknet53.Darknet())
     kernels = {p: s for p, s in shapes.items() if p.endswith("conv/kernel")}
     assert len(kernels) == 52  # table 1: 53 layers with the classifier
     # darknet53.conv.74, the file that darknet starts from: its floats after the 20-byte header.
@@ -28,7 +28,7 @@ def test_size_is_that_of_the_published_network_without_its_classifier():
 
 
 def test_paths_and_shapes_of_a_stage():
-    shapes = flat_shapes(darknet.Darknet())
+    shapes = flat_shapes(darknet53.Darknet())
     assert shapes["params/stem/conv/kernel"] == (3, 3, 3, 32)
     assert shapes["params/stage2_down/conv/kernel"] == (3, 3, 64, 128)
     assert shapes["params/stage2_block1/conv1/conv/kernel"] == (1, 1, 128, 64)
@@ -42,7 +42,7 @@ def test_paths_and_shapes_of_a_stage():
 
 @pytest.mark.parametrize("size", [(64, 96), (65, 99)])
 def test_maps_have_strides_8_16_32_rounded_up(size):
-    init = functools.partial(darknet.Darknet().init_with_output, train=False)
+    init = functools.partial(darknet53.Darknet().init_with_output, train=False)
     features, _ = jax.eval_shape(init, jax.random.key(0), jnp.zeros((2, *size, 3)))
     assert [f.shape for f in features] == [
         (2, -(-size[0] // stride), -(-size[1] // stride), channels)
@@ -51,7 +51,7 @@ def test_maps_have_strides_8_16_32_rounded_up(size):
 
 
 def test_a_block_adds_its_input_after_the_last_activation():
-    block = darknet.Residual(norm="stored")
+    block = darknet53.Residual(norm="stored")
     rng = np.random.default_rng(0)
     x = rng.standard_normal((1, 3, 4, 4)).astype(np.float32)
     init = functools.partial(block.init, train=False)
@@ -74,7 +74,7 @@ def test_a_block_adds_its_input_after_the_last_activation():
 
 
 def test_outputs_have_the_computation_dtype():
-    module = darknet.Darknet(**TINY, dtype=jnp.bfloat16)
+    module = darknet53.Darknet(**TINY, dtype=jnp.bfloat16)
     init = functools.partial(module.init_with_output, train=False)
     features, tree = jax.eval_shape(init, jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
     assert {f.dtype for f in features} == {jnp.dtype("bfloat16")}

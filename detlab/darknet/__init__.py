@@ -1,0 +1,1 @@
+"""Networks of darknet: the text format in which they are written, and the standard ones."""
