@@ -16,6 +16,7 @@ import numpy as np
 
 from detlab.data import coco
 from detlab.data import loader
+from detlab.data import settings
 from detlab.data import shapes
 from detlab.viz import boxes as draw_lib
 
@@ -25,7 +26,7 @@ CELL = (120, 160)  # height, width px of the pictures in the sheet of all
 IN_ALL = 5  # pictures of a transform there
 TOGETHER = 12  # pictures of which mosaics and mixup are made
 
-OFF = loader.Augment()
+OFF = settings.Augment()
 SSD = OFF._replace(photometric=1.0, expand=0.5, crop="min_iou")
 TURNED = OFF._replace(affine=1.0, affine_degrees=30.0, affine_scale=0.3, affine_shear=10.0)
 YOLOV5 = OFF._replace(mosaic=1.0, affine=1.0, hsv=1.0)
@@ -33,7 +34,7 @@ SHEETS = {  # name: what differs from a stream without anything random
     "fit": {},
     "letterbox": dict(resize="letterbox"),
     "multi-scale": dict(
-        multiscale=loader.MultiScale(limits=((150, 100), (400, 300)), mode="range")
+        multiscale=settings.MultiScale(limits=((150, 100), (400, 300)), mode="range")
     ),
     "flips": dict(flip_horizontal=0.5, flip_vertical=0.5),
     "photometric": dict(augment=OFF._replace(photometric=1.0)),
@@ -125,17 +126,10 @@ def main(arguments=None) -> None:
 
 def draw_stream(source, class_names, count, changes):
     """Pictures of one batch of the training stream: `count` seeds, of the source's records."""
-    arguments = dict(
-        batch_size=count,
-        canvases=(CANVAS,),
-        seed=0,
-        max_boxes=100,
-        pad_value=PAD_VALUE,
-        num_steps=1,
-        flip_horizontal=0.0,
-        read_threads=0,
-    )
-    batch = next(loader.train_batches(source, **{**arguments, **changes})).batch
+    stream = settings.Settings(
+        canvases=(CANVAS,), max_boxes=100, pad_value=PAD_VALUE, flip_horizontal=0.0, read_threads=0
+    )._replace(**changes)
+    batch = next(loader.train_batches(source, stream, batch_size=count, seed=0, num_steps=1)).batch
     pictures = []
     for image, boxes, labels, valid, ignore in zip(*batch[:5], strict=True):
         shown = valid | ignore

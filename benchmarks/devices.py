@@ -14,10 +14,11 @@ import sys
 import time
 
 from benchmarks import flags
+from detlab import cli
 from detlab import config as config_lib
 
 if __name__ == "__main__":
-    config_lib.answer_first(flags.devices(__doc__))  # --help needs no import below
+    cli.answer_first(flags.devices(__doc__))  # --help needs no import below
 
 import jax
 
@@ -25,17 +26,17 @@ from benchmarks import command
 from benchmarks import machine
 from detlab import checks
 from detlab import contract
+from detlab import data_sets
 from detlab import errors
-from detlab import eval as eval_lib
-from detlab import optim
-from detlab import programs
+from detlab import evaluation
 from detlab import sharding
-from detlab import step as step_lib
-from detlab import train
+from detlab.run import optim
+from detlab.run import state as state_lib
+from detlab.run import step as step_lib
 
 
 def main(arguments: list[str]) -> None:
-    args, overrides = config_lib.parse(arguments, flags.devices(__doc__))
+    args, overrides = cli.parse(arguments, flags.devices(__doc__))
     config = config_lib.load(args.config, overrides)
     checks.check_config(config)
     if args.one:
@@ -69,23 +70,22 @@ def main(arguments: list[str]) -> None:
 
 def measure(config, steps: int) -> dict:
     """Medians over `steps` training steps and predictions of the batch of a step."""
-    programs.check_batch_size("train.batch_size", config.train.batch_size)
+    sharding.check_batch_size("train.batch_size", config.train.batch_size)
     mesh = sharding.make_mesh()
     detector = contract.build(config)
-    shapes, _ = jax.eval_shape(detector.init, jax.random.key(0), programs.example_images(config))
+    shapes, _ = jax.eval_shape(detector.init, jax.random.key(0), state_lib.example_images(config))
     optimizer = optim.build(config.optim, shapes, 1000, config.train.batch_size, 1, detector.frozen)
-    state = train.initial_state(detector, optimizer, config, mesh)
+    state = state_lib.initial(detector, optimizer, config, mesh)
     step = step_lib.TrainStep(detector, optimizer, config, mesh)
-    source = programs.open_source(config, "train")
-    length = train.Length(total=steps + 1, eval_every=1, checkpoint_every=1)
-    loaded = list(train.training_batches(source, config, length, first=0))
+    source = data_sets.open_source(config, "train")
+    loaded = list(data_sets.training_batches(source, config, num_steps=steps + 1))
     step_times = []
     for one in loaded:
         start = time.perf_counter()
         state, metrics, _ = step(state, one)
         jax.block_until_ready(metrics)
         step_times.append(time.perf_counter() - start)
-    predictor = eval_lib.Predictor(detector, mesh)
+    predictor = evaluation.Predictor(detector, mesh)
     batch = loaded[0].batch
     images, size = sharding.put_batch((batch.images, batch.image_size), mesh)
     predict_times = []

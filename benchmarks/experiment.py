@@ -14,13 +14,13 @@ import sys
 
 from benchmarks import command
 from benchmarks import machine
+from detlab import cli
 from detlab import errors
-from detlab import flags
-from detlab import run_log
+from detlab.run import log as log_lib
 
 
 def main(arguments: list[str]) -> None:
-    parser = flags.program("benchmarks.experiment", __doc__)
+    parser = cli.program("benchmarks.experiment", __doc__)
     parser.add_argument("--workdir", type=pathlib.Path, required=True)
     parser.add_argument("--output", type=pathlib.Path, required=True)
     parser.add_argument("--note", default="", help="anything a reader should know of the run")
@@ -37,7 +37,7 @@ def main(arguments: list[str]) -> None:
 
 def summarise(workdir: pathlib.Path) -> dict:
     """The result of a finished run that was not interrupted."""
-    rows = run_log.read_rows(workdir / "metrics.jsonl")
+    rows = log_lib.read_rows(workdir / "metrics.jsonl")
     figures = json.loads((workdir / "eval.json").read_text())
     config = json.loads((workdir / "config.json").read_text())
     config["data"]["root"] = pathlib.Path(config["data"]["root"]).name  # not where it lay

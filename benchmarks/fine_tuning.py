@@ -18,9 +18,8 @@ from typing import NamedTuple, Sequence
 
 from benchmarks import command
 from benchmarks import experiment
-from detlab import config as config_lib
+from detlab import cli
 from detlab import errors
-from detlab import flags
 
 
 class Network(NamedTuple):
@@ -49,13 +48,13 @@ NETWORKS = {
 
 def main(arguments: Sequence[str]) -> None:
     """The command line; raises `UserError` for whatever a user can mend."""
-    parser = flags.program("benchmarks.fine_tuning", __doc__)
+    parser = cli.program("benchmarks.fine_tuning", __doc__)
     parser.add_argument("--weights", required=True, help="folder of published weights")
     parser.add_argument("--data", required=True, help="BCCD")
     parser.add_argument("--only", action="append", default=[], help="a name; may be repeated")
     parser.add_argument("--output", type=pathlib.Path, required=True, help="folder of results")
     parser.add_argument("--picture", type=pathlib.Path, help="PNG of all curves in that folder")
-    args, overrides = config_lib.parse(arguments, parser)
+    args, overrides = cli.parse(arguments, parser)
     names = command.choose(args.only, NETWORKS, "network")
     command.make_folder(args.output)
     failed = []

@@ -7,7 +7,7 @@ import argparse
 import pathlib
 import sys
 
-from detlab import flags
+from detlab import cli
 
 CASES = pathlib.Path("../shared/parity")  # recorded runs of references
 KILLS = 24  # of a run, by default and for a release
@@ -15,7 +15,7 @@ KILLS = 24  # of a run, by default and for a release
 
 def devices(docstring: str) -> argparse.ArgumentParser:
     """The flags of `python -m benchmarks.devices`."""
-    parser = flags.program("benchmarks.devices", docstring)
+    parser = cli.program("benchmarks.devices", docstring)
     parser.add_argument("--config", required=True)
     parser.add_argument("--devices", type=int, nargs="+", default=(1, 2, 4))
     parser.add_argument("--steps", type=int, default=20)
@@ -26,7 +26,7 @@ def devices(docstring: str) -> argparse.ArgumentParser:
 
 def kills(docstring: str) -> argparse.ArgumentParser:
     """The flags of `python -m benchmarks.kills`."""
-    parser = flags.program("benchmarks.kills", docstring)
+    parser = cli.program("benchmarks.kills", docstring)
     parser.add_argument("--config", default="retinanet_shapes")
     parser.add_argument("--kills", type=int, default=KILLS)
     parser.add_argument("--seed", type=int, default=0)
@@ -36,7 +36,7 @@ def kills(docstring: str) -> argparse.ArgumentParser:
 
 def memory(docstring: str) -> argparse.ArgumentParser:
     """The flags of `python -m benchmarks.memory`."""
-    parser = flags.program("benchmarks.memory", docstring)
+    parser = cli.program("benchmarks.memory", docstring)
     parser.add_argument("--config", required=True)
     parser.add_argument("--every", type=float, default=2.0, help="seconds between samples")
     parser.add_argument("--json", type=pathlib.Path, help="file for figures and samples")
@@ -46,7 +46,7 @@ def memory(docstring: str) -> argparse.ArgumentParser:
 
 def models(docstring: str) -> argparse.ArgumentParser:
     """The flags of `python -m benchmarks.models`."""
-    parser = flags.program("benchmarks.models", docstring)
+    parser = cli.program("benchmarks.models", docstring)
     parser.add_argument("--only", action="append", default=[], help="a name; may be repeated")
     parser.add_argument("--side", type=int, help="px of a square canvas instead of the default")
     parser.add_argument("--batch", type=int, default=1, help="images of a step")
@@ -59,7 +59,7 @@ def models(docstring: str) -> argparse.ArgumentParser:
 
 def parity(docstring: str) -> argparse.ArgumentParser:
     """The flags of `python -m benchmarks.parity`."""
-    parser = flags.program("benchmarks.parity", docstring)
+    parser = cli.program("benchmarks.parity", docstring)
     _cases(parser, CASES)
     parser.add_argument("--all", action="store_true", help="a case without a model is a failure")
     parser.add_argument("--seed", type=int, default=0, help="of what the check itself draws")
@@ -70,7 +70,7 @@ def parity(docstring: str) -> argparse.ArgumentParser:
 
 def parity_errors(docstring: str) -> argparse.ArgumentParser:
     """The flags of `python -m benchmarks.parity_errors`."""
-    parser = flags.program("benchmarks.parity_errors", docstring)
+    parser = cli.program("benchmarks.parity_errors", docstring)
     _cases(parser, CASES / "small")
     parser.add_argument("--seed", action="append", type=int, default=[], help="may be repeated")
     parser.add_argument("--kernels", type=int, default=3, help="of each part; 0 for all")
@@ -92,7 +92,7 @@ def _cases(parser: argparse.ArgumentParser, folder: pathlib.Path) -> None:
 
 def release(docstring: str) -> argparse.ArgumentParser:
     """The flags of `python -m benchmarks.release`."""
-    parser = flags.program("benchmarks.release", docstring)
+    parser = cli.program("benchmarks.release", docstring)
     parser.add_argument("--only", action="append", default=[], help="STEP or STEP/NAME; repeatable")
     parser.add_argument("--again", action="append", default=[], help="the same, though it passed")
     parser.add_argument("--list", action="store_true", help="say what is there and what would run")
@@ -105,9 +105,20 @@ def release(docstring: str) -> argparse.ArgumentParser:
     return parser
 
 
+def step_memory(docstring: str) -> argparse.ArgumentParser:
+    """The flags of `python -m benchmarks.step_memory`."""
+    parser = cli.program("benchmarks.step_memory", docstring)
+    parser.add_argument(
+        "--only", action="append", default=[], help="an experiment, `:variant` appended; repeatable"
+    )
+    parser.add_argument("--output", type=pathlib.Path, help="JSON of the figures")
+    parser.add_argument("--optimised", action="store_true", help="compile as users do, and slowly")
+    return parser
+
+
 def train_step(docstring: str) -> argparse.ArgumentParser:
     """The flags of `python -m benchmarks.train_step`."""
-    parser = flags.program("benchmarks.train_step", docstring)
+    parser = cli.program("benchmarks.train_step", docstring)
     parser.add_argument("--config", required=True)
     parser.add_argument("--output", type=pathlib.Path)
     parser.add_argument("--repeats", type=int, default=9)

@@ -25,19 +25,19 @@ import time
 from typing import Iterator, NamedTuple
 
 from benchmarks import flags
-from detlab import config as config_lib
+from detlab import cli
 
 if __name__ == "__main__":
-    config_lib.answer_first(flags.kills(__doc__))  # --help needs no import below
+    cli.answer_first(flags.kills(__doc__))  # --help needs no import below
 
 import jax
 import numpy as np
 
 from benchmarks import command
 from benchmarks import machine
-from detlab import checkpoint
 from detlab import errors
-from detlab import run_log
+from detlab.run import checkpoint
+from detlab.run import log as log_lib
 
 SMALL = {
     "model.backbone_width": "32",
@@ -71,7 +71,7 @@ class Kill(NamedTuple):
 
 
 def main(arguments) -> None:
-    args, overrides = config_lib.parse(arguments, flags.kills(__doc__))
+    args, overrides = cli.parse(arguments, flags.kills(__doc__))
     with tempfile.TemporaryDirectory(prefix="kills") as folder:
         runs = Runs(pathlib.Path(folder), args.config, {**SMALL, **overrides})
         kills, finished, violations = torture(runs, args.kills, random.Random(args.seed))
@@ -257,7 +257,7 @@ def phase(output: str, workdir: pathlib.Path, temporary: list[pathlib.Path]) -> 
     resumed = resumed_step(output)
     if resumed is None:
         return "building the detector"
-    rows = run_log.read_rows(workdir / "metrics.jsonl")
+    rows = log_lib.read_rows(workdir / "metrics.jsonl")
     trained = max((row["step"] for row in rows if "train/loss" in row), default=0)
     evaluated = {row["step"] for row in rows if "eval/AP" in row}
     config = json.loads((workdir / "config.json").read_text())["train"]
@@ -334,7 +334,7 @@ def rows(workdir: pathlib.Path) -> list[dict]:
     """The rows of the log without what depends on the clock."""
     return [
         {key: value for key, value in row.items() if key != "train/images_per_second"}
-        for row in run_log.read_rows(workdir / "metrics.jsonl")
+        for row in log_lib.read_rows(workdir / "metrics.jsonl")
     ]
 
 

@@ -19,21 +19,23 @@ import time
 from typing import NamedTuple
 
 from benchmarks import flags
+from detlab import cli
 from detlab import config as config_lib
 
 if __name__ == "__main__":
-    config_lib.answer_first(flags.memory(__doc__))  # --help needs no import below
+    cli.answer_first(flags.memory(__doc__))  # --help needs no import below
 
 import jax
 import numpy as np
 
 from benchmarks import command
 from benchmarks import machine
+from detlab import data_sets
 from detlab import errors
-from detlab import programs
-from detlab import run_log
 from detlab import train
-from detlab.data import loader
+from detlab.data import plan
+from detlab.run import length as length_lib
+from detlab.run import log as log_lib
 
 FLAT = 0.02  # of the mean, in 1000 steps
 FLAT_MIB = 1.0  # where that is more: a batch more or less in flight is no growth
@@ -59,7 +61,7 @@ MEMORY = {
 
 
 def main(arguments) -> None:
-    args, overrides = config_lib.parse(arguments, flags.memory(__doc__))
+    args, overrides = cli.parse(arguments, flags.memory(__doc__))
     config = config_lib.load(args.config, overrides)
     warm, total = warm_step(config)
     with tempfile.TemporaryDirectory(prefix="memory") as workdir:
@@ -81,9 +83,9 @@ def main(arguments) -> None:
 
 def warm_step(config) -> tuple[int, int]:
     """(step after which nothing should change any more, last step)."""
-    sizes = loader.source_sizes(programs.open_source(config, "train"))
-    per_epoch = loader.steps_per_epoch(sizes, config.train.batch_size, config.data.canvases)
-    length = train.run_length(config, per_epoch)
+    sizes = plan.source_sizes(data_sets.open_source(config, "train"))
+    per_epoch = plan.steps_per_epoch(sizes, config.train.batch_size, config.data.canvases)
+    length = length_lib.of(config.train, per_epoch)
     return max(per_epoch, length.eval_every), length.total
 
 
@@ -118,7 +120,7 @@ class Sampler:
         self.samples.append(self._sample())
 
     def _sample(self) -> Sample:
-        rows = run_log.read_rows(self._log)
+        rows = log_lib.read_rows(self._log)
         pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
         allocator = jax.local_devices()[0].memory_stats() or {}
         return Sample(

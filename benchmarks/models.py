@@ -25,10 +25,11 @@ import time
 from typing import Any, Callable, Mapping, NamedTuple, Sequence
 
 from benchmarks import flags
+from detlab import cli
 from detlab import config as config_lib
 
 if __name__ == "__main__":
-    config_lib.answer_first(flags.models(__doc__))  # --help needs no import below
+    cli.answer_first(flags.models(__doc__))  # --help needs no import below
 
 import jax
 import numpy as np
@@ -40,11 +41,12 @@ from benchmarks import train_step
 from benchmarks import turns
 from detlab import contract
 from detlab import errors
-from detlab import optim
-from detlab import update as update_lib
 from detlab.converters.readers import darknet
 from detlab.darknet import cfg as darknet_cfg
 from detlab.darknet import networks as darknet_networks
+from detlab.run import optim
+from detlab.run import state as state_lib
+from detlab.run import update as update_lib
 
 
 class Model(NamedTuple):
@@ -99,7 +101,7 @@ class Task(NamedTuple):
 
 def main(arguments: Sequence[str]) -> None:
     """The command line; raises `UserError` for whatever a user can mend."""
-    args, overrides = config_lib.parse(arguments, flags.models(__doc__))
+    args, overrides = cli.parse(arguments, flags.models(__doc__))
     if args.batch < 1 or args.repeats < 1:
         raise errors.UserError("--batch and --repeats must be at least 1.")
     if args.serve:
@@ -199,8 +201,8 @@ def program(task: Task, overrides: Mapping[str, Any]):
 
     else:
         optimizer = optim.build(config.optim, params, 100_000, task.batch, 1, detector.frozen)
-        train_state = update_lib.initial(params, state, optimizer, config)
-        update = jax.jit(update_lib.make(detector, optimizer, config), donate_argnums=0)
+        train_state = state_lib.of_weights(params, state, optimizer, config)
+        update = jax.jit(update_lib.of(detector, optimizer, config), donate_argnums=0)
         compiled, seconds = timed(update.lower(train_state, batch).compile)
         batch = jax.device_put(batch)
 

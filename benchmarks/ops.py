@@ -25,8 +25,8 @@ import numpy as np
 
 from benchmarks import command
 from benchmarks import machine
+from detlab import cli
 from detlab import errors
-from detlab import flags
 from detlab.ops import deform_conv as deform_conv_lib
 from detlab.ops import nms as nms_lib
 from detlab.ops import roi_align as roi_align_lib
@@ -45,7 +45,7 @@ class Case(NamedTuple):
 
 
 def main(arguments) -> None:
-    parser = flags.program("benchmarks.ops", __doc__)
+    parser = cli.program("benchmarks.ops", __doc__)
     parser.add_argument("--op", action="append", choices=OPS, help="may be repeated; all if absent")
     parser.add_argument("--size", choices=SIZES, default="full")
     parser.add_argument("--repeats", type=int, default=5)

@@ -23,11 +23,11 @@ import cv2
 
 from benchmarks import command
 from benchmarks import machine
+from detlab import cli
 from detlab import config as config_lib
 from detlab import errors
-from detlab import flags
-from detlab import run_log
 from detlab.data import shapes
+from detlab.run import log as log_lib
 
 IMAGES, LEAST_OBJECTS, SIDE = 8, 3, 96
 WANTED = 0.9  # AP50
@@ -50,12 +50,12 @@ OVERFIT = find()
 
 def main(arguments: Sequence[str]) -> None:
     """The command line; raises `UserError` for whatever a user can mend."""
-    parser = flags.program("benchmarks.overfit", __doc__)
+    parser = cli.program("benchmarks.overfit", __doc__)
     parser.add_argument("--only", action="append", default=[], help="a name; may be repeated")
     parser.add_argument("--steps", type=int, help="instead of each config's own")
     parser.add_argument("--output", type=pathlib.Path, required=True, help="folder of results")
     parser.add_argument("--picture", type=pathlib.Path, help="PNG of all curves in that folder")
-    args, overrides = config_lib.parse(arguments, parser)
+    args, overrides = cli.parse(arguments, parser)
     if args.steps:
         each = max(args.steps // EVALUATIONS, 1)
         lengths = dict(steps=args.steps, eval_every=each, checkpoint_every=args.steps)
@@ -121,7 +121,7 @@ def run(name: str, overrides: Mapping[str, str], folder: pathlib.Path) -> dict:
     command.run_module("detlab.train", *words)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    rows = run_log.read_rows(folder / "run" / "metrics.jsonl")
+    rows = log_lib.read_rows(folder / "run" / "metrics.jsonl")
     evaluations = [row for row in rows if "eval/AP50" in row]
     described = machine.describe()
     return {

@@ -22,15 +22,16 @@ from typing import Any, Sequence
 
 from benchmarks import command
 from benchmarks import test_times
+from detlab import cli
 from detlab import errors
-from detlab import flags
+from detlab import files
 
 _RESULTS = pathlib.PurePath("benchmarks", "results")
 
 
 def main(arguments: Sequence[str]) -> None:
     """The command line; raises `UserError` for whatever a user can mend."""
-    parser = flags.program("benchmarks.pages", __doc__)
+    parser = cli.program("benchmarks.pages", __doc__)
     parser.add_argument(
         "--tree", type=pathlib.Path, default=command.REPOSITORY, help="checkout to write"
     )
@@ -38,9 +39,7 @@ def main(arguments: Sequence[str]) -> None:
     pages = {page: (read(args.tree, page), rewritten(args.tree, page)) for page in BLOCKS}
     for page, (old, new) in pages.items():
         if new != old:
-            from detlab import programs  # here, as it imports jax, which nothing else needs
-
-            programs.write_text(args.tree / page, new)
+            files.write_text(args.tree / page, new)
         print(f"{page}: {'as it was' if new == old else 'written'}")
 
 

@@ -29,10 +29,10 @@ import types as python_types
 from typing import Any, Callable, Mapping, NamedTuple
 
 from benchmarks import flags
-from detlab import config as config_lib
+from detlab import cli
 
 if __name__ == "__main__":
-    config_lib.answer_first(flags.parity(__doc__))  # --help needs no import below
+    cli.answer_first(flags.parity(__doc__))  # --help needs no import below
 
 import jax
 import jax.numpy as jnp

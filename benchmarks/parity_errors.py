@@ -22,10 +22,10 @@ from typing import Any, Callable, Iterator, Mapping, NamedTuple, Sequence
 from unittest import mock
 
 from benchmarks import flags
-from detlab import config as config_lib
+from detlab import cli
 
 if __name__ == "__main__":
-    config_lib.answer_first(flags.parity_errors(__doc__))  # --help needs no import below
+    cli.answer_first(flags.parity_errors(__doc__))  # --help needs no import below
 
 import jax
 import numpy as np

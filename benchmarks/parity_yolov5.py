@@ -22,7 +22,7 @@ from benchmarks import parity_cases
 from benchmarks import parity_checks
 from benchmarks import parity_darknet
 from detlab import errors
-from detlab import eval as eval_lib
+from detlab import evaluation
 from detlab import types
 from detlab.converters import convert
 from detlab.converters import mapping
@@ -602,7 +602,9 @@ def _data_set(model: _Model, info: dict, folders) -> list[parity_checks.Line]:
         }
         for i in range(len(source))
     ]
-    figures = coco_metrics.evaluate(eval_lib.ground_truth(source), predictions, source.class_names)
+    figures = coco_metrics.evaluate(
+        evaluation.ground_truth(source), predictions, source.class_names
+    )
     for name, value in info["pycocotools"].items():
         mine = figures[re.sub(r"AR_(\d)", r"AR\1", name)]
         lines.append(parity_checks.figure(f"figure {name}", mine, value))

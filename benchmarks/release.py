@@ -34,10 +34,10 @@ import time
 from typing import Any, Callable, Mapping, NamedTuple, Sequence
 
 from benchmarks import flags
-from detlab import config as config_lib
+from detlab import cli
 
 if __name__ == "__main__":
-    config_lib.answer_first(flags.release(__doc__))  # --help needs no import below
+    cli.answer_first(flags.release(__doc__))  # --help needs no import below
 
 from benchmarks import command
 from benchmarks import models
@@ -45,7 +45,7 @@ from benchmarks import overfit
 from benchmarks import parity
 from benchmarks import parity_cases
 from detlab import errors
-from detlab import programs
+from detlab import files
 
 KILLS = flags.KILLS
 KILLED = "retinanet_shapes"  # the experiment that is killed
@@ -235,7 +235,7 @@ def read(path: pathlib.Path, *keys: str) -> Any:
 
 def write(path: pathlib.Path, result: Any) -> None:
     """A file of results, whole or not at all, as this command may be killed at any time."""
-    programs.write_text(path, json.dumps(result, indent=1) + "\n")
+    files.write_text(path, json.dumps(result, indent=1) + "\n")
 
 
 def jax_version() -> str:

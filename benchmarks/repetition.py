@@ -26,8 +26,8 @@ import sys
 from typing import Mapping, NamedTuple, Sequence
 
 from benchmarks import command
+from detlab import cli
 from detlab import errors
-from detlab import flags
 
 SHORTEST = 13  # characters: less is `return loss` or a bracket
 FILES = 3
@@ -49,7 +49,7 @@ class Repeated(NamedTuple):
 
 def main(arguments: Sequence[str]) -> None:
     """The command line; raises `UserError` for whatever a user can mend."""
-    parser = flags.program("benchmarks.repetition", __doc__)
+    parser = cli.program("benchmarks.repetition", __doc__)
     parser.add_argument("--show", help="detector file whose repeated lines are listed")
     parser.add_argument(
         "--tree", type=pathlib.Path, default=command.REPOSITORY, help="checkout to read"

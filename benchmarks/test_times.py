@@ -26,8 +26,8 @@ from xml.etree import ElementTree
 
 from benchmarks import command
 from benchmarks import machine
+from detlab import cli
 from detlab import errors
-from detlab import flags
 
 PARTS = ("everyday", "slow")
 MOVED = 0.1  # a part of the committed time
@@ -51,7 +51,7 @@ class Part(NamedTuple):
 
 def main(arguments: Sequence[str]) -> None:
     """The command line; raises `UserError` for whatever a user can mend."""
-    parser = flags.program("benchmarks.test_times", __doc__)
+    parser = cli.program("benchmarks.test_times", __doc__)
     for part in PARTS:
         parser.add_argument(f"--{part}", type=pathlib.Path, help="pytest's XML report of that part")
     parser.add_argument("--slowest", type=int, default=60, help="tests to list of each part")

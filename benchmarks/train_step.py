@@ -10,10 +10,11 @@ import statistics
 import time
 
 from benchmarks import flags
+from detlab import cli
 from detlab import config as config_lib
 
 if __name__ == "__main__":
-    config_lib.answer_first(flags.train_step(__doc__))  # --help needs no import below
+    cli.answer_first(flags.train_step(__doc__))  # --help needs no import below
 
 import jax
 import numpy as np
@@ -27,7 +28,7 @@ from detlab.ops import conv as conv_lib
 
 
 def main(arguments) -> None:
-    args, overrides = config_lib.parse(arguments, flags.train_step(__doc__))
+    args, overrides = cli.parse(arguments, flags.train_step(__doc__))
     config = config_lib.load(args.config, overrides)
     batch = make_batch(config)
     detector = contract.build(config)

@@ -13,24 +13,23 @@ alone, an mmdet file the whole detector, and a yolov5 file decides its size and 
 
 import argparse
 import collections
-import json
 import pathlib
 from typing import Mapping, Sequence
 
+from detlab import cli
 from detlab import config as config_lib
 from detlab.converters import flags as flags_lib
 
 if __name__ == "__main__":
-    config_lib.answer_first(flags_lib.convert(__doc__))  # --help needs no import below
+    cli.answer_first(flags_lib.convert(__doc__))  # --help needs no import below
 
 import jax
 import jax.numpy as jnp
 
-from detlab import checkpoint
 from detlab import checks
 from detlab import contract
 from detlab import errors
-from detlab import programs
+from detlab import files as files_lib
 from detlab.converters import download
 from detlab.converters import inspect_file
 from detlab.converters import mapping
@@ -44,6 +43,7 @@ from detlab.converters.writers import torch_file
 from detlab.darknet import cfg as darknet_cfg
 from detlab.darknet import networks as darknet_networks
 from detlab.detectors import darknet
+from detlab.run import checkpoint
 
 SOURCES = sources.collect()
 DARKNET = "darknet"  # whose files have no names: their tables follow from a cfg
@@ -52,7 +52,7 @@ DARKNET = "darknet"  # whose files have no names: their tables follow from a cfg
 def main(arguments: Sequence[str]) -> None:
     """The command line; raises `UserError` for whatever a user can mend."""
     parser = flags_lib.convert(__doc__)
-    flags, overrides = config_lib.parse(arguments, parser)
+    flags, overrides = cli.parse(arguments, parser)
     mode = "--inspect" if flags.inspect else "--reverse" if flags.reverse else "--input"
     given = {name for name, value in vars(flags).items() if value != parser.get_default(name)}
     _check_flags(mode, given, overrides)
@@ -209,9 +209,7 @@ def _save(output: pathlib.Path, config, table, tree, report, origin: dict, class
     except OSError as error:
         raise errors.UserError(f"{output} cannot be written: {error.strerror or error}.") from error
     rows = [row._asdict() for row in report]
-    programs.write_text(
-        output / "report.json", json.dumps({**origin, "rows": rows}, indent=1) + "\n"
-    )
+    files_lib.write_json(output / "report.json", {**origin, "rows": rows})
     print(mapping.format_report(report))
 
 
@@ -436,7 +434,7 @@ def _write_darknet(output: pathlib.Path, config, weights: checkpoint.Weights, le
     header = darknet_reader.Header(**weights.info.get("converted_from", {}).get("header", {}))
     output.parent.mkdir(parents=True, exist_ok=True)
     darknet_reader.write(output, network, darknet_reader.Weights(header, tensors))
-    programs.write_text(cfg, darknet_cfg.format(network))
+    files_lib.write_text(cfg, darknet_cfg.format(network))
     print(f"{len(tensors)} tensors of {weights.path} are in {output}, their network in {cfg}")
 
 

@@ -3,13 +3,13 @@
 import argparse
 import pathlib
 
-from detlab import flags
+from detlab import cli
 
 FAMILIES = ("torchvision", "mmdet", "yolov5", "darknet")  # of weight files; see `convert.SOURCES`
 
 
 def convert(docstring: str) -> argparse.ArgumentParser:
-    parser = flags.program(
+    parser = cli.program(
         "converters.convert",
         docstring,
         epilog="Any key of the config is overridden by --config.key=value.",

@@ -6,7 +6,6 @@ part is a path if such a file exists, else the name of an experiment that ships 
 programs run from any folder.
 """
 
-import argparse
 import ast
 import difflib
 import importlib.abc
@@ -20,7 +19,7 @@ import re
 import sys
 import traceback
 import types as python_types
-from typing import Any, Collection, Mapping, Sequence
+from typing import Any, Collection, Mapping
 
 import ml_collections
 from ml_collections import config_dict
@@ -132,59 +131,6 @@ def differences(
         if before != after:
             lines.append(f"{key} ({before!r} there, {after!r} now)")
     return lines
-
-
-def parse(
-    arguments: Sequence[str], parser: argparse.ArgumentParser
-) -> tuple[argparse.Namespace, dict[str, str]]:
-    """Splits a command line into the parser's own flags and the `--config.key=value` overrides.
-
-    Raises:
-      UserError: instead of argparse's exit, for every mistake; flags are not abbreviated.
-    """
-    overrides, own = {}, []
-    arguments = list(arguments)
-    while arguments:
-        word = arguments.pop(0)
-        if not word.startswith("--config."):
-            own.append(word)
-            continue
-        key, equals, text = word.removeprefix("--config.").partition("=")
-        if not equals:
-            if not arguments or arguments[0].startswith("--"):
-                raise errors.UserError(f"{word} needs a value: {word}=VALUE.")
-            text = arguments.pop(0)
-        overrides[key] = text
-    _check_flags(own, parser)
-    parser.allow_abbrev = False
-    parser.error = _refuse
-    return parser.parse_args(own), overrides
-
-
-def answer_first(parser: argparse.ArgumentParser) -> None:
-    """Ends the process if its command line asks for --help or has a mistaken flag.
-
-    A program calls this above the imports that it computes with: jax alone takes a second.
-    """
-    errors.run_main(lambda arguments: parse(arguments, parser))
-
-
-def _check_flags(words: Sequence[str], parser: argparse.ArgumentParser) -> None:
-    """Unknown flags come first: argparse would rather name the required one that is missing."""
-    known = [option for action in parser._actions for option in action.option_strings]
-    for word in words:
-        flag = word.partition("=")[0]
-        if not flag.startswith("--") or flag in known:
-            continue
-        name, dot, key = flag.partition(".")  # --confg.optim.lr
-        close = difflib.get_close_matches(name, known, n=1)
-        meant = f"{close[0]}{dot}{key}" if close == ["--config"] else "".join(close)
-        hint = f"Did you mean {meant}?" if meant else "--help lists the flags."
-        raise errors.UserError(f"unknown flag {flag}. {hint}")
-
-
-def _refuse(message: str) -> None:
-    raise errors.UserError(f"{message}; --help lists the flags.")
 
 
 def _find(name: str) -> pathlib.Path:

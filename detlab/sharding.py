@@ -6,12 +6,24 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from detlab import errors
+
 AXIS = "data"
 
 
 def make_mesh() -> jax.sharding.Mesh:
     """All devices in a row.  Auto axes: with Explicit ones, jax's default, models do not trace."""
     return jax.make_mesh((jax.device_count(),), (AXIS,), axis_types=(jax.sharding.AxisType.Auto,))
+
+
+def check_batch_size(key: str, size: int, parts: int = 1) -> None:
+    """Every device takes the same number of images of a batch, or of each of its parts."""
+    devices = jax.device_count()
+    if size % (devices * parts):
+        times = f", times config.train.accumulate = {parts}" if parts > 1 else ""
+        raise errors.UserError(
+            f"config.{key} is {size}; it must be a multiple of the {devices} devices{times}."
+        )
 
 
 def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
@@ -21,9 +33,11 @@ def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
 def put_batch(batch: Any, mesh: jax.sharding.Mesh) -> Any:
     """A tree of host arrays, this process's rows of the global batch, onto the devices."""
     sharding = NamedSharding(mesh, PartitionSpec(AXIS))
-    return jax.tree.map(
-        lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch
-    )
+    # The copy that is meant: the train loop allows no other, see `jax.transfer_guard`.
+    with jax.transfer_guard_host_to_device("allow"):
+        return jax.tree.map(
+            lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch
+        )
 
 
 def per_image(function, mesh: jax.sharding.Mesh, constants: int):

@@ -5,6 +5,8 @@ How YOLOv3, YOLOv5 and darknet train is in experiments/recipes.
 
 from ml_collections import ConfigDict
 
+from detlab.data import settings
+
 # ImageNet's mean colour, about 0 after normalisation: what surrounds an image on its canvas.
 MEAN_COLOUR = (124, 116, 104)
 
@@ -53,42 +55,9 @@ def base(detector: str, **model) -> ConfigDict:
                 multiscale="list",  # list: one of the limits; range: any from least to largest
                 flip_horizontal=0.5,  # probabilities
                 flip_vertical=0.0,
-                augment=dict(  # in this order; the resizing after the crop, flips before cutout
-                    photometric=0.0,  # probability of SSD's distortion of colours
-                    brightness=32.0,  # at most, of 255
-                    contrast=0.5,  # factor 1 - 0.5 .. 1 + 0.5
-                    saturation=0.5,
-                    hue=18.0,  # degrees
-                    expand=0.0,  # probability of a larger, mean-coloured picture around the image
-                    expand_ratio=4.0,  # at most
-                    crop="none",  # random, min_iou (SSD), center (CornerNet) or jitter (darknet)
-                    crop_probability=1.0,  # of random
-                    crop_size=(0.3, 1.0),  # sides of the crop, least and largest part of the image
-                    crop_min_ious=(0.1, 0.3, 0.5, 0.7, 0.9),  # min_iou draws one, or no condition
-                    crop_side=511,  # px of a square around a point; of center
-                    crop_scales=(0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3),  # of which one is drawn
-                    crop_border=128,  # px that the point keeps from the edges, less in small images
-                    crop_jitter=0.3,  # each side moves out or in by at most this part; of jitter
-                    mosaic=0.0,  # probability of four pictures around a point in the place of one
-                    mosaic_nine=0.0,  # part of the mosaics that have nine pictures instead
-                    affine=0.0,  # probability of what follows, of a mosaic or a resized picture
-                    affine_degrees=0.0,  # at most, either way
-                    affine_translate=0.1,  # part of a side, at most, either way
-                    affine_scale=0.5,  # factor 1 - 0.5 .. 1 + 0.5
-                    affine_shear=0.0,  # degrees, at most, either way, each axis by itself
-                    affine_perspective=0.0,  # at most, either way; 0.001 is much
-                    box_min_side=2.0,  # px; objects that mosaic or affine leave smaller go ...
-                    box_min_part=0.1,  # ... and those of which so little is left ...
-                    box_max_ratio=100.0,  # ... and those so much longer than wide, or the reverse
-                    mixup=0.0,  # probability of a second picture, made alike, shining through
-                    mixup_beta=32.0,  # its part is of the distribution Beta(32, 32)
-                    hsv=0.0,  # probability of changed hue, saturation and value
-                    hsv_gains=(0.015, 0.7, 0.4),  # of each, at most
-                    hsv_form="yolov5",  # or darknet, see docs/data.md
-                    cutout=0.0,  # probability
-                    cutout_holes=(1, 5),  # least and largest number
-                    cutout_size=(0.05, 0.2),  # of the sides of a hole, part of the image
-                ),
+                # What changes pictures at random, by default nothing: detlab/data/settings.py says
+                # what each key means.
+                augment=settings.Augment()._asdict(),
                 pad_value=MEAN_COLOUR,
                 max_boxes=100,  # slots for objects; the largest are kept
                 min_side=32,  # px; smaller images are not trained on

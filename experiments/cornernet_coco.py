@@ -2,9 +2,11 @@
 
     python -m detlab.train --config experiments/cornernet_coco.py --config.data.root=coco
 
-The root holds train2017, val2017 and annotations.  Random weights, as in the reference, which
-publishes AP 41.2 with 48 images a step.  It tests on images of their own size, and so does this
-where the longer side is 640 px and the other at most 511, as with most images of COCO.
+The root holds train2017, val2017 and annotations.  Random weights and 48 images a step, as in
+the reference.  It tests on images of their own size, and so does this where the longer side is
+640 px and the other at most 511, as with most images of COCO.
+
+Expected: COCO 2017 | 210 epochs, not timed | 253 GB for 48 images | AP 0.412, published
 """
 
 from ml_collections import ConfigDict

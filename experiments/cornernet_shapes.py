@@ -1,8 +1,10 @@
 """A small CornerNet on generated shapes: boxes from pairs of corners on a laptop.
 
-python -m detlab.train --config experiments/cornernet_shapes.py
+    python -m detlab.train --config experiments/cornernet_shapes.py
 
 `:overfit` is what benchmarks.overfit trains, `:tiny` what tests build.
+
+Expected: shapes | 1100 steps, not timed | 0.1 GB for 8 images | not run
 """
 
 from ml_collections import ConfigDict

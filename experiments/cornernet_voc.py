@@ -5,6 +5,8 @@
 The root holds VOC2007 and VOC2012.  The reference has no such configuration: the model and its
 schedule, in epochs, are those of `cornernet_coco`.  Images, of at most 500 px, are tested on in
 their own size.
+
+Expected: VOC 07+12 | 210 epochs, not timed | 247 GB for 48 images | not run
 """
 
 from ml_collections import ConfigDict

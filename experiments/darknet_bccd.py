@@ -9,6 +9,8 @@
 The variant is the path of a cfg, or the name of a standard network (tiny YOLOv4 where there is
 none).  Without --config.init_from it trains from random weights, by the same settings.
 docs/performance.md compares both.
+
+Expected: BCCD | 15 epochs, not timed | 0.6 GB for 8 images | not run
 """
 
 from ml_collections import ConfigDict

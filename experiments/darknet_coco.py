@@ -7,6 +7,8 @@
 
 Training is darknet's, see experiments/recipes/darknet.py, and was not run at this length.  Pictures
 are stretched to the canvas, as `darknet detector test` does.
+
+Expected: COCO 2017 | 500500 steps, not timed | 34 GB for 64 images | AP 0.435 test-dev, published
 """
 
 from ml_collections import ConfigDict

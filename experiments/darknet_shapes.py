@@ -7,6 +7,8 @@ a quarter, at several times the cost.  Pictures of 128 px are drawn at 160, as t
 cfgs are made for larger ones.  Optimizer and schedule are those of yolov3_shapes.py.
 
 `:overfit_yolov4_tiny` and its like are what benchmarks.overfit trains, `:tiny` what tests build.
+
+Expected: shapes | about 3 minutes on 2 CPU cores | 0.1 GB for 8 images | AP 0.169, seed 0
 """
 
 from ml_collections import ConfigDict

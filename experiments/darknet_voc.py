@@ -7,6 +7,8 @@ Training is darknet's, see experiments/recipes/darknet.py, for 2000 batches a cl
 advise, and was not run at this length.  It starts from random weights; to start from published
 ones, convert a cut-off file (`yolov4.conv.137`) or a whole one with --reset_classes, and name the
 folder with --config.init_from.
+
+Expected: VOC 07+12 | 40000 steps, not timed | 34 GB for 64 images | not run
 """
 
 from ml_collections import ConfigDict

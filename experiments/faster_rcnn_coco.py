@@ -2,9 +2,10 @@
 
     python -m detlab.train --config experiments/faster_rcnn_coco.py --config.data.root=coco
 
-The root holds train2017, val2017 and annotations.  The reference publishes AP 37.4.  `:scratch`
-trains from random weights.  Prediction samples RoIs as the reference does, so that published
-weights give their scores.
+The root holds train2017, val2017 and annotations.  `:scratch` trains from random weights.
+Prediction samples RoIs as the reference does, so that published weights give their scores.
+
+Expected: COCO 2017 | 12 epochs, not timed | 59 GB for 16 images | AP 0.374, published
 """
 
 from ml_collections import ConfigDict

@@ -5,6 +5,8 @@
 The root holds VOC2007 and VOC2012.  The schedule is mmdetection's for VOC, which repeats the data
 three times in 4 epochs: here 12 epochs, lr 0.01 for 16 images without warm-up, a tenth after 9.
 `:scratch` trains from random weights.  Prediction samples RoIs as the reference does.
+
+Expected: VOC 07+12 | 12 epochs, not timed | 35 GB for 16 images | mAP07 0.795, published
 """
 
 from ml_collections import ConfigDict

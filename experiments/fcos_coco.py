@@ -2,10 +2,12 @@
 
     python -m detlab.train --config experiments/fcos_coco.py --config.data.root=coco
 
-The root holds train2017, val2017 and annotations.  The reference publishes AP 36.6, and 38.6 for
-`:improved`, its `..._gn-head-center-normbbox-centeronreg-giou`.  `:scratch` trains from random
-weights.  In the reference biases learn at twice the rate of weights, and the plain form warms up
-at a constant third of it; here all learn at one rate, which rises from a third.
+The root holds train2017, val2017 and annotations.  The reference publishes AP 38.7 for `:improved`,
+its `..._gn-head-center-normbbox-centeronreg-giou`.  `:scratch` trains from random weights.  In the
+reference biases learn at twice the rate of weights, and the plain form warms up at a constant third
+of it; here all learn at one rate, which rises from a third.
+
+Expected: COCO 2017 | 12 epochs, not timed | 57 GB for 16 images | AP 0.366, published
 """
 
 from ml_collections import ConfigDict

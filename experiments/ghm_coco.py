@@ -2,8 +2,9 @@
 
     python -m detlab.train --config experiments/ghm_coco.py --config.data.root=coco
 
-The root holds train2017, val2017 and annotations.  The reference publishes AP 37.0.  `:scratch`
-trains from random weights.
+The root holds train2017, val2017 and annotations.  `:scratch` trains from random weights.
+
+Expected: COCO 2017 | 12 epochs, not timed | 64 GB for 16 images | AP 0.370, published
 """
 
 from ml_collections import ConfigDict

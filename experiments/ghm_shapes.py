@@ -5,6 +5,8 @@
 Data, optimizer and schedule are those of `retinanet_shapes`.
 
 `:overfit` is what benchmarks.overfit trains, `:tiny` what tests build.
+
+Expected: shapes | about 7 minutes on 2 CPU cores | 0.3 GB for 8 images | AP 0.134, seed 0
 """
 
 from ml_collections import ConfigDict

@@ -5,6 +5,8 @@
 Data, optimizer and schedule are those of `retinanet_shapes`.
 
 `:overfit` is what benchmarks.overfit trains, `:tiny` what tests build.
+
+Expected: shapes | 1100 steps, not timed | 0.3 GB for 8 images | not run
 """
 
 from ml_collections import ConfigDict

@@ -2,8 +2,9 @@
 
     python -m detlab.train --config experiments/retinanet_coco.py --config.data.root=coco
 
-The root holds train2017, val2017 and annotations.  The reference publishes AP 36.5.  `:scratch`
-trains from random weights.
+The root holds train2017, val2017 and annotations.  `:scratch` trains from random weights.
+
+Expected: COCO 2017 | 12 epochs, not timed | 67 GB for 16 images | AP 0.365, published
 """
 
 from ml_collections import ConfigDict

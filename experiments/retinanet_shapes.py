@@ -2,9 +2,11 @@
 
     python -m detlab.train --config experiments/retinanet_shapes.py
 
-About 7 minutes on 2 CPU cores; seed 0 gives AP 0.60 on the 200 held-out images.
+Figures are of 200 held-out images.
 
 `:overfit` is what benchmarks.overfit trains, `:tiny` what tests build.
+
+Expected: shapes | about 7 minutes on 2 CPU cores | 0.3 GB for 8 images | AP 0.602, seed 0
 """
 
 from ml_collections import ConfigDict

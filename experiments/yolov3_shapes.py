@@ -2,9 +2,11 @@
 
     python -m detlab.train --config experiments/yolov3_shapes.py
 
-About 7 minutes on 2 CPU cores; seed 0 gives AP 0.42 and AP50 0.76 on the 200 held-out images.
+Figures are of 200 held-out images; AP50 is 0.76.
 
 `:overfit` is what benchmarks.overfit trains, `:tiny` what tests build.
+
+Expected: shapes | about 7 minutes on 2 CPU cores | 0.2 GB for 8 images | AP 0.42, seed 0
 """
 
 from ml_collections import ConfigDict

@@ -6,6 +6,8 @@
 From COCO weights, which experiments/yolov5_coco.py tells how to convert; the predictors, of other
 classes, are left out.  Without `init_from` training starts from random weights.  The root holds
 Annotations, ImageSets and JPEGImages.
+
+Expected: BCCD | 40 epochs, not timed | 1.1 GB for 16 images | not run
 """
 
 from ml_collections import ConfigDict

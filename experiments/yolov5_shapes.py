@@ -5,6 +5,8 @@
 Data, optimizer and schedule are those of `yolov3_shapes`.
 
 `:overfit` is what benchmarks.overfit trains, `:tiny` what tests build.
+
+Expected: shapes | about 3 minutes on 2 CPU cores | 0.1 GB for 8 images | AP 0.195, seed 0
 """
 
 from ml_collections import ConfigDict

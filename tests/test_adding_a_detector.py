@@ -14,7 +14,7 @@ import sys
 
 import pytest
 
-from detlab import run_log
+from detlab.run import log as log_lib
 
 pytestmark = pytest.mark.slow
 
@@ -175,7 +175,7 @@ def test_new_detectors_are_found_and_train(copy, repository):
     text = run(copy, "-c", PROGRAM, json.dumps(recorded(repository)), *SHORT)
     assert text.startswith(str(copy / "detlab"))
     for name in NAMES:
-        rows = run_log.read_rows(copy / "runs" / name / "metrics.jsonl")
+        rows = log_lib.read_rows(copy / "runs" / name / "metrics.jsonl")
         losses = [row["train/loss"] for row in rows if "train/loss" in row]
         assert losses and all(map(math.isfinite, losses)) and rows[-1]["step"] == 10
         assert "AP" in json.loads((copy / "runs" / name / "eval.json").read_text())

@@ -7,6 +7,7 @@ import sys
 import ml_collections
 import pytest
 
+from detlab import cli
 from detlab import config as config_lib
 from detlab import errors
 from detlab.experiments import common
@@ -143,7 +144,7 @@ def test_command_lines_are_split_into_flags_and_overrides():
     parser = argparse.ArgumentParser()
     parser.add_argument("--config")
     parser.add_argument("--workdir")
-    args, overrides = config_lib.parse(
+    args, overrides = cli.parse(
         [
             "--config.optim.lr=0.1",
             "--config",
@@ -167,7 +168,7 @@ def test_command_lines_are_split_into_flags_and_overrides():
 
 def test_an_override_at_the_end_of_the_line_needs_a_value():
     with pytest.raises(errors.UserError, match="--config.optim.lr needs a value"):
-        config_lib.parse(["--config.optim.lr"], argparse.ArgumentParser())
+        cli.parse(["--config.optim.lr"], argparse.ArgumentParser())
 
 
 def flags():
@@ -196,7 +197,7 @@ def flags():
 )
 def test_a_flag_that_the_program_lacks_is_refused_with_the_nearest(words, sentence):
     with pytest.raises(errors.UserError) as caught:
-        config_lib.parse(words, flags())
+        cli.parse(words, flags())
     assert str(caught.value).startswith(sentence)
 
 

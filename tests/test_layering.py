@@ -8,45 +8,29 @@ import pytest
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 
-# What a module of each group may import from detlab; a name covers its submodules.
+# The folders and files of detlab from the ground to the top: each may import what it names, and a
+# name covers what is below it in its folder.
 OPS = {"types", "ops"}
 LEAVES = OPS | {"assign", "losses"}
 PARTS = OPS | {"layers"}
-MODELS = (
-    LEAVES
-    | PARTS
-    | {"bounds", "fields", "backbones", "necks", "heads", "detectors", "sharding", "darknet"}
-)
+MODELS = LEAVES | PARTS | {"backbones", "necks", "heads", "detectors", "bounds", "fields"}
+MODELS |= {"sharding", "darknet"}
 DATA = {"types", "data"}
-PROGRAMS = (
-    MODELS
-    | DATA
-    | {
-        "contract",
-        "errors",
-        "experiments",
-        "checks",
-        "config",
-        "checkpoint",
-        "optim",
-        "metrics",
-        "viz",
-        "flags",
-        "programs",
-        "run_log",
-        "update",
-        "step",
-        "distributed",
-        "train",
-        "eval",
-        "demo",
-    }
+SERVICES = (
+    MODELS | DATA | {"contract", "checks", "config", "distributed", "metrics", "viz", "views"}
 )
+SERVICES |= {"experiments", "errors"}
+# Rooms that the programs share, each above those before it.
+ROOMS = ("environment", "progress", "files", "data_sets", "evaluation", "predictions", "detect")
+ROOMS += ("media", "run", "trained")
+PROGRAMS = SERVICES | set(ROOMS) | {"cli"}
 ALLOWED = {
+    "__init__": set(),
     "types": set(),
     "errors": set(),
     "bounds": set(),
     "fields": set(),
+    "experiments": set(),
     "darknet": {"errors", "darknet"},
     "ops": OPS,
     "assign": OPS | {"assign"},
@@ -61,24 +45,21 @@ ALLOWED = {
     "data": DATA,
     "metrics": {"types", "metrics"},
     "viz": {"types", "viz"},
-    "sharding": {"types"},
-    "flags": set(),
-    "checks": {"errors"},
+    "sharding": {"types", "errors"},
+    "cli": {"errors"},
+    "checks": {"errors", "data"},
     "config": {"errors", "checks", "experiments"},
-    "checkpoint": {"types", "contract", "errors"},
-    "optim": {"types", "contract", "errors"},
-    "programs": PROGRAMS,
-    "run_log": PROGRAMS,
-    "update": {"types", "contract", "optim"},
     "distributed": {"errors", "sharding"},
-    "step": PROGRAMS,
+    **{room: SERVICES | set(ROOMS[: i + 1]) for i, room in enumerate(ROOMS)},
     "train": PROGRAMS,
     "eval": PROGRAMS,
     "demo": PROGRAMS,
+    "listing": {"errors", "config", "experiments"},
     "tools": PROGRAMS | {"tools"},
+    "__main__": {"errors", "cli", "config", "files", "listing", "environment", "experiments"},
 }
-NO_JAX = {"types", "errors", "fields", "flags", "checks", "config", "data", "metrics", "viz"}
-NO_JAX |= {"darknet"}
+NO_JAX = {"types", "errors", "fields", "cli", "checks", "config", "data", "metrics", "viz"}
+NO_JAX |= {"darknet", "experiments", "listing", "__main__"}
 NO_FLAX = NO_JAX | {"ops", "assign", "losses", "sharding", "views"}
 
 
@@ -134,10 +115,10 @@ def test_converters_stand_on_detlab_and_benchmarks_on_both(folder, forbidden):
             assert top not in forbidden, f"{path} imports {imported}"
 
 
-def test_experiments_import_only_ml_collections_common_and_recipes():
+def test_experiments_import_only_ml_collections_and_what_they_share():
     for path in python_files("experiments"):
         for imported in imports(path):
-            shared = re.match(r"detlab\.experiments\.(common|recipes)\b", imported)
+            shared = re.match(r"detlab\.(experiments\.(common|recipes)|data\.settings)\b", imported)
             assert shared or imported.split(".")[0] == "ml_collections", f"{path}: {imported}"
 
 

@@ -15,6 +15,7 @@ PACKAGES = {
     "experiments": ("detlab", "experiments"),
 }
 
+
 @pytest.fixture(scope="module")
 def wheel(repository, tmp_path_factory):
     folder = tmp_path_factory.mktemp("wheel")
@@ -46,6 +47,9 @@ def test_the_wheel_holds_one_package_and_no_tests(wheel, repository):
         for path in (repository / folder).rglob("*.py")
     }
     assert set(names) == expected
+    (entry_points,) = (n for n in zipfile.ZipFile(wheel).namelist() if "entry_points" in n)
+    commands = zipfile.ZipFile(wheel).read(entry_points).decode()
+    assert commands.split() == ["[console_scripts]", "detlab", "=", "detlab.__main__:main"]
 
 
 @pytest.mark.slow

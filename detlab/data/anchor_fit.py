@@ -10,7 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from detlab.data import loader
+from detlab.data import augment
+from detlab.data import plan
+from detlab.data import settings as settings_lib
 
 LEAST = 2.0  # px: no side of an anchor is smaller; objects with both sides smaller do not count
 _STARTS = 5  # of k-means, of which the best counts
@@ -36,15 +38,15 @@ def object_sizes(source, canvases, resize="fit"):
     Args:
       source: any source.
       canvases: (height, width) px; each image goes to the one that suits it.
-      resize: as in `loader.train_batches`.
+      resize: see `settings.Settings`.
     Raises:
       DataError: the source has no images.
       ValueError: `resize` is unknown.
     """
-    loader.resizer(resize, 0)  # refuses what is unknown
-    sizes = loader.source_sizes(source)
+    augment.resizer(settings_lib.Settings(canvases, 0, 0, resize))  # refuses what is unknown
+    sizes = plan.source_sizes(source)
     found = [np.zeros((0, 2))]
-    for canvas, group in zip(canvases, loader.group_by_canvas(sizes, canvases), strict=True):
+    for canvas, group in zip(canvases, plan.group_by_canvas(sizes, canvases), strict=True):
         for i in group.tolist():
             annotation = source.annotation(i)
             boxes = annotation["boxes"][~annotation["ignore"]].astype(np.float64)

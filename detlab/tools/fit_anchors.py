@@ -9,24 +9,26 @@ the config.
 
 import json
 
+from detlab import cli
 from detlab import config as config_lib
-from detlab import flags
 
 if __name__ == "__main__":
-    config_lib.answer_first(flags.fit_anchors(__doc__))  # --help needs no import below
+    cli.answer_first(cli.fit_anchors(__doc__))  # --help needs no import below
 
 import numpy as np
 
 from detlab import checks
 from detlab import contract
+from detlab import data_sets
 from detlab import errors
-from detlab import programs
+from detlab import files
+from detlab.data import settings
 from detlab.darknet import networks as darknet_networks
 from detlab.data import anchor_fit
 
 
 def main(arguments: list[str]) -> None:
-    args, overrides = config_lib.parse(arguments, flags.fit_anchors(__doc__))
+    args, overrides = cli.parse(arguments, cli.fit_anchors(__doc__))
     config = config_lib.load(args.config, overrides)
     checks.check_config(config)
     now, levels = current(config)
@@ -39,8 +41,8 @@ def main(arguments: list[str]) -> None:
     if ratio <= 1 or args.generations < 0:
         raise errors.UserError("--ratio must be above 1, and --generations at least 0.")
 
-    source = programs.open_source(config, "train")
-    resize = programs.resize_rule(config.data, "train")["resize"]
+    source = data_sets.open_source(config, "train")
+    resize = settings.of(config.data, "train").resize
     sizes = anchor_fit.object_sizes(source, config.data.canvases, resize)
     try:
         fitted = anchor_fit.fit(
@@ -66,7 +68,7 @@ def main(arguments: list[str]) -> None:
             "now": before._asdict(),
             "fitted": after._asdict(),
         }
-        programs.write_text(args.output, json.dumps(result, indent=1) + "\n")
+        files.write_text(args.output, json.dumps(result, indent=1) + "\n")
         print(f"written to {args.output}")
 
 

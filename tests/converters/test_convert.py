@@ -10,11 +10,9 @@ import numpy as np
 import pytest
 import tables
 
-from detlab import checkpoint
 from detlab import config as config_lib
 from detlab import contract
 from detlab import errors
-from detlab import train
 from detlab.converters import convert
 from detlab.converters import download
 from detlab.converters import flags as flags_lib
@@ -22,6 +20,8 @@ from detlab.converters import mapping
 from detlab.converters.readers import files
 from detlab.converters.tables import mmdet_retinanet
 from detlab.converters.tables import torchvision_resnet
+from detlab.run import checkpoint
+from detlab.run import state as state_lib
 
 CONFIG = """
 from ml_collections import ConfigDict
@@ -206,7 +206,7 @@ def test_training_starts_with_other_classes_and_says_what_is_initialised(
     five = ml_config(config_file, {"model.num_classes": "5"})
     five.init_from = str(tmp_path / "weights")
     detector = contract.build(five)
-    params, _ = train.initial_weights(detector, five)
+    params, _ = state_lib.initial_weights(detector, five)
     assert params["head"]["cls_logits"]["bias"].shape == (5 * 9,)
     printed = capsys.readouterr().out
     assert "2 stay as initialised" in printed

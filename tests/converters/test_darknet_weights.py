@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import tables
 
-from detlab import checkpoint
 from detlab import config as config_lib
 from detlab import errors
 from detlab.converters import convert
 from detlab.converters.readers import darknet as reader
 from detlab.darknet import cfg as darknet_cfg
 from detlab.darknet import networks as darknet_networks
+from detlab.run import checkpoint
 
 CFG = """[net]
 width=64

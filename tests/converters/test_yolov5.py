@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import tables
 
-from detlab import checkpoint
 from detlab import config as config_lib
 from detlab import contract
 from detlab import errors
@@ -17,6 +16,7 @@ from detlab.converters import sources
 from detlab.converters.readers import contents
 from detlab.converters.readers import torch_file
 from detlab.converters.tables import yolov5
+from detlab.run import checkpoint
 
 NETWORK = ("block", "activation", "stem", "pool", "pool_size", "repeats", "neck_repeats")
 SIZES = ("depth_multiple", "width_multiple", "anchor_sizes")

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from detlab.data import anchor_fit
-from detlab.data import loader
+from detlab.data import augment
 from detlab.data import records
+from detlab.data import settings
 
 PLANTED = np.array([(10, 14), (30, 25), (24, 80), (100, 60), (150, 210.0)])
 
@@ -163,7 +164,8 @@ def test_objects_are_as_large_as_the_transforms_make_them(resize):
             "area": np.ones(2),
             "ignore": annotation["ignore"][:2],
         }
-        boxes = loader.resizer(resize, 0)(record, *canvas)["boxes"]
+        resizer = augment.resizer(settings.Settings((canvas,), 0, 0, resize))
+        boxes = resizer(record, *canvas)["boxes"]
         expected.append(boxes[:, 2:] - boxes[:, :2])
     found = anchor_fit.object_sizes(source, CANVASES, resize)
     # Images have whole sides: up to half a px of 30.

@@ -14,7 +14,7 @@ import pytest
 import tensorflow_datasets as tensorflow_datasets_lib
 import tfds_writer
 
-from detlab.data import loader, records, tfds
+from detlab.data import loader, records, settings, tfds
 
 features_lib = tensorflow_datasets_lib.features
 NAMES = ("cat", "dog")
@@ -213,10 +213,8 @@ def test_a_copy_for_a_worker_process_gives_the_same(data_dir):
 def test_the_loader_reads_it(data_dir):
     batches = loader.eval_batches(
         tfds.Tfds("like_coco", "validation", data_dir),
+        settings.Settings(canvases=((64, 64),), max_boxes=4, pad_value=0),
         batch_size=1,
-        canvases=((64, 64),),
-        max_boxes=4,
-        pad_value=0,
     )
     np.testing.assert_array_equal(next(batches).batch.valid, [[False, True, False, False]])
 

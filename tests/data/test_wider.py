@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from detlab.data import loader, records, wider, wrappers
+from detlab.data import loader, records, settings, wider, wrappers
 
 A, B = "0--Parade/a_1.jpg", "1--Handshaking/b.c_2.jpg"
 ZEROS = "0 0 0 0 0 0 0 0 0 0 "
@@ -85,9 +85,8 @@ def test_face_that_sticks_out_is_clipped(tmp_path):
 
 def test_the_flags_reach_no_batch_and_stop_none(tmp_path):
     source = wider.Wider(write_data(tmp_path, *TWO_FACES))
-    batches = loader.eval_batches(
-        source, batch_size=1, canvases=((64, 64),), max_boxes=4, pad_value=0
-    )
+    small = settings.Settings(canvases=((64, 64),), max_boxes=4, pad_value=0)
+    batches = loader.eval_batches(source, small, batch_size=1)
     batch = next(batches).batch
     np.testing.assert_array_equal(batch.valid, [[True, False, False, False]])
     np.testing.assert_array_equal(batch.ignore, [[False, True, False, False]])

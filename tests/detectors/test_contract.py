@@ -13,12 +13,12 @@ import pytest
 import tiny
 from ml_collections import ConfigDict
 
-from detlab import checkpoint
 from detlab import contract
-from detlab import optim
-from detlab import update
 from detlab.experiments import common
 from detlab.ops import conv as conv_lib
+from detlab.run import checkpoint
+from detlab.run import optim
+from detlab.run import state as state_lib
 
 KEY = jax.random.key(0)
 FLOAT32 = jnp.dtype(jnp.float32)
@@ -185,7 +185,9 @@ def test_state_is_restored_exactly(subject, tmp_path):
     config.optim.update(name="adamw", ema_decay=0.9)
     params, state = subject.variables
     optimizer = optim.build(config.optim, params, 1000, 2, 1, subject.detector.frozen)
-    shapes = jax.eval_shape(lambda p, s: update.initial(p, s, optimizer, config), params, state)
+    shapes = jax.eval_shape(
+        lambda p, s: state_lib.of_weights(p, s, optimizer, config), params, state
+    )
     rng = np.random.default_rng(0)
     train_state = jax.tree.map(
         lambda x: jax.device_put(rng.uniform(0, 100, x.shape).astype(x.dtype)), shapes

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import tiny
 
-from detlab import checkpoint
 from detlab import contract
 from detlab.detectors import ghm
 from detlab.detectors import retinanet
+from detlab.run import checkpoint
 
 TINY = tiny.TINY["ghm"].fields
 KEY = jax.random.key(0)

@@ -13,15 +13,17 @@ import pytest
 import tiny
 from ml_collections import ConfigDict
 
-from detlab import checkpoint
 from detlab import checks
 from detlab import config as config_lib
 from detlab import contract
 from detlab import errors
-from detlab import optim
-from detlab import programs
-from detlab.data import loader
+from detlab.data import settings
+from detlab.data import augment
+from detlab.data import plan
 from detlab.experiments import common
+from detlab.run import checkpoint
+from detlab.run import optim
+from detlab.run import state as state_lib
 
 
 # Variants of experiments that list none, as it may be a path, or very many.
@@ -77,7 +79,7 @@ def shaping(config):
 @functools.cache
 def abstract_leaves(name):
     config = load(name)
-    images = programs.example_images(config)
+    images = state_lib.example_images(config)
     return jax.eval_shape(contract.build(config).init, jax.random.key(0), images)
 
 
@@ -224,14 +226,14 @@ def test_experiment_resizes_pictures_as_its_family_does(name):
         assert config.data.source == "shapes"
         family = "mmdet"
     training, evaluation, shown = (
-        programs.resize_rule(config.data, use) for use in ("train", "eval", "demo")
+        settings.of(config.data, use) for use in ("train", "eval", "demo")
     )
-    rounding = training["rounding"], evaluation["rounding"], shown["rounding"]
-    assert (*rounding, evaluation["shrink"]) == SIZES[family]
-    assert training["shrink"] == shown["shrink"] == "linear"
-    assert training["resize"] == evaluation["resize"] == shown["resize"]
+    rounding = training.rounding, evaluation.rounding, shown.rounding
+    assert (*rounding, evaluation.shrink) == SIZES[family]
+    assert training.shrink == shown.shrink == "linear"
+    assert training.resize == evaluation.resize == shown.resize
     resize = {"YOLOv5": "letterbox", "darknet": "stretch"}.get(family)
-    assert resize is None or training["resize"] == resize
+    assert resize is None or training.resize == resize
 
 
 @pytest.mark.parametrize(
@@ -258,11 +260,11 @@ def test_sides_of_pictures_are_those_of_the_family(name, size, evaluation, shown
     }
     [canvas] = [
         canvas
-        for canvas, group in zip(data.canvases, loader.group_by_canvas([size], data.canvases))
+        for canvas, group in zip(data.canvases, plan.group_by_canvas([size], data.canvases))
         if len(group)
     ]
     for use, expected in (("eval", evaluation), ("demo", shown)):
-        resize = loader.resizer(pad_value=0, **programs.resize_rule(data, use))
+        resize = augment.resizer(settings.of(data, use))
         x1, y1, x2, y2 = resize(record, *canvas)["boxes"][0]
         np.testing.assert_allclose((y2 - y1, x2 - x1), expected, atol=1e-3)
 

@@ -6,12 +6,15 @@ import pathlib
 import cv2
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 
 from detlab import config as config_lib
 from detlab import demo
+from detlab import detect as detect_lib
 from detlab import errors
+from detlab import media
+from detlab import trained
 from detlab import types
+from detlab.data import settings
 from detlab.data import shapes
 
 
@@ -101,14 +104,14 @@ def test_a_mistake_gets_one_sentence(what, words, tiny_run, tmp_path, monkeypatc
 
 def test_output_names_differ():
     names = ("x/a.jpg", "y/a.jpg", "a.png", "b.png", "a_jpg_1.png", "c.AVI")
-    results = demo.output_names([pathlib.Path(name) for name in names])
+    results = media.output_names([pathlib.Path(name) for name in names])
     assert len(set(results)) == 6
     assert results[3] == "b.png" and results[5] == "c.mp4"
 
 
 @pytest.mark.parametrize("what", ["folder", "file", "pattern", "link to the folder", "link to it"])
 def test_the_users_own_files_are_never_written_to(what, tiny_run, photos, tmp_path, monkeypatch):
-    monkeypatch.setattr(demo.programs, "load_model", None)  # it is found before any work
+    monkeypatch.setattr(trained, "load", None)  # it is found before any work
     target, output = photos, photos
     if what == "file":
         target = photos / "grey.png"
@@ -129,7 +132,7 @@ def test_the_users_own_files_are_never_written_to(what, tiny_run, photos, tmp_pa
 def test_an_output_that_cannot_be_written_is_found_before_any_work(
     tiny_run, photos, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(demo.programs, "load_model", None)
+    monkeypatch.setattr(trained, "load", None)
     (tmp_path / "file").write_text("")
     with pytest.raises(errors.UserError, match="cannot write into the folder .*file"):
         run(tiny_run, photos, tmp_path / "file")
@@ -183,8 +186,8 @@ def test_frames_of_another_size_are_resized_to_the_first(tmp_path, monkeypatch):
             return []
 
     video_capture = cv2.VideoCapture
-    monkeypatch.setattr(demo.cv2, "VideoCapture", Reader)
-    row = demo.process(pathlib.Path("film.mp4"), tmp_path / "film.mp4", Nothing())
+    monkeypatch.setattr(media.cv2, "VideoCapture", Reader)
+    row = media.process(pathlib.Path("film.mp4"), tmp_path / "film.mp4", Nothing())
     assert (row["height"], row["width"]) == (64, 96)
     assert row["frames"] == [[], []] and row["problems"] == []
     written = video_capture(str(tmp_path / "film.mp4"))
@@ -207,8 +210,8 @@ def test_a_picture_is_resized_by_the_rule_of_the_demo(experiment, sides):
             boxes, np.ones((1, 1)), np.zeros((1, 1), int), np.ones((1, 1), bool)
         )
 
-    data = ConfigDict(data.to_dict() | {"pad_value": 7})
-    detect = demo.Detect(predict, {}, {}, data, ("thing",), 0.5, 9)
+    shown = settings.of(data, "demo")._replace(pad_value=7)
+    detect = detect_lib.Detect(predict, {}, {}, shown, ("thing",), 0.5, 9)
     found = detect(np.full((820, 1024, 3), 200, np.uint8))
     [[image]] = seen
     rows, columns = (image[..., 0] == 200).any(axis=1), (image[..., 0] == 200).any(axis=0)
@@ -216,21 +219,10 @@ def test_a_picture_is_resized_by_the_rule_of_the_demo(experiment, sides):
     np.testing.assert_array_equal(found["boxes"], [[0, 0, 1024, 820]])
 
 
-def test_the_canvas_of_a_letterbox_has_room_for_the_rounded_picture():
-    """Of 820 of 1024 px remain 512, of 828 px 518, as YOLOv5's detect.py rounds them."""
-    data = config_lib.load("yolov5_coco").data
-    data.canvases = ((640, 640), (512, 640), (640, 512))
-    sizes = {(820, 1024): (512, 640), (1024, 820): (640, 512), (828, 1024): (640, 640)}
-    assert {size: demo.canvas_of(size, data) for size in sizes} == sizes
-    data.resize = "fit"
-    assert demo.canvas_of((820, 1024), data) == (640, 640)
-    assert demo.canvas_of((512, 640), data) == (512, 640)
-
-
 def test_class_names_fall_back_to_the_config_and_then_to_numbers(tiny_config):
     config = config_lib.load(tiny_config, {"model.num_classes": "2"})
     config.data.class_names = ("dog", "cow")
-    assert demo.names_of(["cat"], config) == ("cat",)
-    assert demo.names_of(None, config) == ("dog", "cow")
+    assert detect_lib.names_of(["cat"], config) == ("cat",)
+    assert detect_lib.names_of(None, config) == ("dog", "cow")
     config.data.class_names = ()
-    assert demo.names_of(None, config) == ("class 0", "class 1")
+    assert detect_lib.names_of(None, config) == ("class 0", "class 1")

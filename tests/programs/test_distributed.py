@@ -17,14 +17,14 @@ import jax
 import numpy as np
 import pytest
 
-from detlab import checkpoint
+from detlab import data_sets
 from detlab import distributed
 from detlab import errors
-from detlab import programs
-from detlab import run_log
 from detlab import train
 from detlab.data import shapes
 from detlab.data import wrappers
+from detlab.run import checkpoint
+from detlab.run import log as log_lib
 
 CHANGES = """
     config.model.num_classes = 2
@@ -136,7 +136,7 @@ class Pair:
         return results
 
     def wait_for_step(self, workdir, step):
-        while not any(r["step"] >= step for r in run_log.read_rows(workdir / "metrics.jsonl")):
+        while not any(r["step"] >= step for r in log_lib.read_rows(workdir / "metrics.jsonl")):
             assert all(p.poll() is None for p in self.processes), self.finish()
             time.sleep(0.02)
 
@@ -144,7 +144,7 @@ class Pair:
 def rows(workdir, prefix):
     """{step: {key: value}} of the log, without what depends on time."""
     found = {}
-    for row in run_log.read_rows(workdir / "metrics.jsonl"):
+    for row in log_lib.read_rows(workdir / "metrics.jsonl"):
         values = {k: v for k, v in row.items() if k.startswith(prefix) and "second" not in k}
         if values:
             found[row["step"]] = values
@@ -279,16 +279,16 @@ def test_sources_of_other_images_have_other_fingerprints():
     whole = shapes.Shapes("val")
     part = wrappers.Filtered(whole, range(len(whole) - 1))
     swapped = wrappers.Filtered(whole, [1, 0, *range(2, len(whole))])
-    found = [programs.fingerprint(source) for source in (whole, part, swapped)]
-    assert found[0] == programs.fingerprint(shapes.Shapes("val"))
+    found = [data_sets.fingerprint(source) for source in (whole, part, swapped)]
+    assert found[0] == data_sets.fingerprint(shapes.Shapes("val"))
     assert found[0] != found[1] and found[0] != found[2]
 
 
 def test_a_signal_before_training_ends_the_process(config):
     """jax's own handler, which comes with the joining, must not swallow it."""
     code = (
-        "import os, signal, sys; from detlab import distributed, train, programs;"
-        "programs.open_source = lambda *_: os.kill(os.getpid(), signal.SIGTERM);"
+        "import os, signal, sys; from detlab import data_sets, distributed, train;"
+        "data_sets.open_source = lambda *_: os.kill(os.getpid(), signal.SIGTERM);"
         "distributed.run_main(train.main)"
     )
     with socket.socket() as probe:

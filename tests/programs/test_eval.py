@@ -13,8 +13,12 @@ import pytest
 from detlab import config as config_lib
 from detlab import errors
 from detlab import eval as eval_lib
+from detlab import evaluation
+from detlab import files
+from detlab import predictions as predictions_lib
 from detlab import sharding
 from detlab import types
+from detlab.data import batch as batch_lib
 from detlab.data import records
 from detlab.data import shapes
 from detlab.data import transforms
@@ -77,14 +81,14 @@ def test_figures_equal_those_of_training_and_those_of_saved_predictions(
     assert "compiled prediction for 64x64 in" in output and "img/s after compilation" in output
     figures = json.loads((evaluated / "figures.json").read_text())
     trained = json.loads((tiny_run / "eval.json").read_text())
-    for key in eval_lib.scalars(figures):
+    for key in evaluation.scalars(figures):
         assert figures[key] == pytest.approx(trained[key], abs=1e-6)
 
     arguments = ["--config", tiny_config, "--predictions", str(evaluated / "predictions.json")]
     eval_lib.main([*arguments, "--json", str(tmp_path / "again.json")])
     again = json.loads((tmp_path / "again.json").read_text())
     assert figures["AR100"] > 0
-    for key in eval_lib.scalars(figures):
+    for key in evaluation.scalars(figures):
         # Saved boxes are rounded to 0.001 px.
         assert again[key] == pytest.approx(figures[key], abs=1e-3)
 
@@ -104,8 +108,8 @@ def test_pictures_are_drawn_for_as_many_images_as_asked(evaluated):
 def test_every_image_gets_its_own_picture_whatever_its_id(tmp_path):
     ids = ["img.v1.001", "img.v1.002", "a/x", "b/x", "a_x", "A_X", "contact_sheet", 7]
     source = Renamed(ids)
-    truth = eval_lib.ground_truth(source)
-    assert eval_lib.draw(tmp_path, source, truth, perfect(truth), 0.5, limit=0) == 8
+    truth = evaluation.ground_truth(source)
+    assert predictions_lib.draw(tmp_path, source, truth, perfect(truth), 0.5, limit=0) == 8
     assert {path.name for path in tmp_path.iterdir()} == {
         f"{name}.png"
         for name in ("img.v1.001", "img.v1.002", "a_x", "b_x", "a_x_5", "A_X_6")
@@ -116,13 +120,13 @@ def test_every_image_gets_its_own_picture_whatever_its_id(tmp_path):
 
 
 def test_names_that_numbering_would_repeat_still_differ():
-    assert eval_lib.unique_names(["a", "a_2", "a", "b"]) == ["a", "a_2", "a_2_2", "b"]
+    assert files.unique_names(["a", "a_2", "a", "b"]) == ["a", "a_2", "a_2_2", "b"]
 
 
 def test_an_image_that_cannot_be_drawn_is_left_out_with_a_sentence(tmp_path, capsys):
     source = Renamed(["one", "two", "three"], broken=[1])
-    truth = eval_lib.ground_truth(source)
-    assert eval_lib.draw(tmp_path, source, truth, perfect(truth), 0.5, limit=0) == 2
+    truth = evaluation.ground_truth(source)
+    assert predictions_lib.draw(tmp_path, source, truth, perfect(truth), 0.5, limit=0) == 2
     assert "image file two cannot be decoded" in capsys.readouterr().out
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {"one.png", "three.png", "contact_sheet.png"}
@@ -131,9 +135,9 @@ def test_an_image_that_cannot_be_drawn_is_left_out_with_a_sentence(tmp_path, cap
 def test_a_picture_that_cannot_be_written_is_a_sentence(tmp_path):
     (tmp_path / "file").write_text("")
     source = Renamed(["one"])
-    truth = eval_lib.ground_truth(source)
+    truth = evaluation.ground_truth(source)
     with pytest.raises(errors.UserError, match="cannot write .*one.png"):
-        eval_lib.draw(tmp_path / "file", source, truth, [], 0.5, limit=0)
+        predictions_lib.draw(tmp_path / "file", source, truth, [], 0.5, limit=0)
 
 
 def nothing_found(params, state, images, image_size):
@@ -152,9 +156,9 @@ def test_images_that_cannot_be_read_are_skipped_only_where_the_config_says_so(ti
     mesh = sharding.make_mesh()
     config = config_lib.load(tiny_config, {"eval.batch_size": "2"})
     with pytest.raises(errors.UserError, match="image file two cannot be decoded"):
-        eval_lib.predict(nothing_found, {}, {}, source, config, mesh)
+        evaluation.predict(nothing_found, {}, {}, source, config, mesh)
     config.data.eval_skip_broken = True
-    predictions, _ = eval_lib.predict(nothing_found, {}, {}, source, config, mesh)
+    predictions, _ = evaluation.predict(nothing_found, {}, {}, source, config, mesh)
     assert [p["image_id"] for p in predictions] == ["one", "three"]
     output = capsys.readouterr().out
     assert "skipped: image file two cannot be decoded" in output
@@ -178,7 +182,7 @@ def test_pictures_are_made_smaller_by_the_rule_of_evaluation(shrink, grey, tiny_
     config = config_lib.load(tiny_config, {"data.canvases": "((32, 32),)"})
     config.eval.batch_size = mesh.size
     config.data.eval_shrink = shrink
-    predictions, _ = eval_lib.predict(look, {}, {}, Stripes(["one"]), config, mesh)
+    predictions, _ = evaluation.predict(look, {}, {}, Stripes(["one"]), config, mesh)
     assert len(predictions) == 1
 
 
@@ -211,7 +215,7 @@ def test_exceeded_bounds_are_counted_on_images_alone_over_all_batches(tiny_confi
     overrides = {"eval.batch_size": "4", "data.canvases": "((128,64),(128,128))"}
     config = config_lib.load(tiny_config, overrides)
     config.data.eval_skip_broken = True
-    predictions, bounds = eval_lib.predict(
+    predictions, bounds = evaluation.predict(
         reached_on_wide_images, {}, {}, source, config, sharding.make_mesh()
     )
     assert len(predictions) == 11
@@ -246,7 +250,7 @@ def test_bounds_that_were_not_exceeded_are_not_told(tmp_path, capsys, tiny_run, 
         return found, {name: flag & False for name, flag in flags.items()}
 
     within.compiled_in, within.compile_seconds = {}, 0.0
-    monkeypatch.setattr(eval_lib, "Predictor", lambda detector, mesh: within)
+    monkeypatch.setattr(evaluation, "Predictor", lambda detector, mesh: within)
     figures = tmp_path / "figures.json"
     eval_lib.main(["--workdir", str(tiny_run), "--json", str(figures)])
     assert "On " not in capsys.readouterr().out
@@ -256,7 +260,7 @@ def test_bounds_that_were_not_exceeded_are_not_told(tmp_path, capsys, tiny_run, 
 def test_prediction_is_compiled_once_for_each_canvas():
     detector = python_types.SimpleNamespace(predict_with_bounds=nothing_found)
     mesh = sharding.make_mesh()
-    predictor = eval_lib.Predictor(detector, mesh)
+    predictor = evaluation.Predictor(detector, mesh)
     for canvas in ((8, 16), (16, 8), (8, 16)):
         images = np.zeros((mesh.size, *canvas, 3), np.uint8)
         size = np.full((mesh.size, 2), canvas, np.int32)
@@ -270,22 +274,22 @@ def test_prediction_is_compiled_once_for_each_canvas():
 def test_boxes_come_back_to_the_original_image_exactly(canvas):
     record = shapes.Shapes("val", num_images=1)[0]
     moved = transforms.pad(transforms.resize_keep_ratio(record, *canvas), canvas, 0)
-    back = eval_lib.to_original(moved["boxes"], moved["placement"], (128, 128))
+    back = batch_lib.to_original(moved["boxes"], moved["placement"], (128, 128))
     np.testing.assert_allclose(back, record["boxes"], atol=1e-3)
 
 
 def test_a_perfect_prediction_scores_one_in_both_protocols():
-    truth = eval_lib.ground_truth(shapes.Shapes("val", num_images=20))
-    result = eval_lib.score(truth, perfect(truth), shapes.CLASS_NAMES)
+    truth = evaluation.ground_truth(shapes.Shapes("val", num_images=20))
+    result = evaluation.score(truth, perfect(truth), shapes.CLASS_NAMES)
     assert result["AP"] == result["mAP07"] == result["mAP12"] == pytest.approx(1.0)
 
 
 def test_predictions_that_are_not_finite_are_refused_with_a_sentence():
-    truth = eval_lib.ground_truth(shapes.Shapes("val", num_images=1))
+    truth = evaluation.ground_truth(shapes.Shapes("val", num_images=1))
     predictions = perfect(truth)
     predictions[0]["scores"][0] = np.nan
     with pytest.raises(errors.UserError, match="cannot be scored: prediction of image 0: scores"):
-        eval_lib.score(truth, predictions, shapes.CLASS_NAMES)
+        evaluation.score(truth, predictions, shapes.CLASS_NAMES)
 
 
 @pytest.mark.parametrize(
@@ -311,7 +315,7 @@ def test_predictions_that_are_not_finite_are_refused_with_a_sentence():
 )
 def test_a_mistake_gets_one_sentence(make, words, tiny_run, tiny_config, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(eval_lib, "predict", None)  # all of them are found before the long work
+    monkeypatch.setattr(evaluation, "predict", None)  # all of them are found before the long work
     with pytest.raises(errors.UserError) as error:
         eval_lib.main(make(str(tiny_run), tiny_config))
     text = str(error.value)
@@ -353,8 +357,8 @@ def saved(**changed):
 def test_saved_predictions_that_do_not_fit_get_one_sentence(content, words, tmp_path):
     path = tmp_path / "predictions.json"
     path.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
-    truth = eval_lib.ground_truth(shapes.Shapes("val", num_images=1))
+    truth = evaluation.ground_truth(shapes.Shapes("val", num_images=1))
     with pytest.raises(errors.UserError) as error:
-        eval_lib.read_predictions(path, truth, shapes.CLASS_NAMES)
+        predictions_lib.read(path, truth, shapes.CLASS_NAMES)
     assert words in str(error.value) and str(path) in str(error.value)
     assert "\n" not in str(error.value)

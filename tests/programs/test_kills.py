@@ -12,8 +12,8 @@ import time
 import pytest
 
 from benchmarks import kills
-from detlab import checkpoint
 from detlab import train
+from detlab.run import checkpoint
 
 KILLED_AT = 4
 

@@ -14,7 +14,7 @@ PROGRAMS = sorted(
     ".".join(path.relative_to(REPOSITORY).with_suffix("").parts)
     for folder in ("detlab", "converters", "benchmarks")
     for path in (REPOSITORY / folder).rglob("*.py")
-    if MAIN.search(path.read_text())
+    if MAIN.search(path.read_text()) and path != REPOSITORY / "detlab" / "__main__.py"
 )
 # Its tables need jax for the choices of a flag; peers answers benchmarks.models.
 WITH_JAX = ("benchmarks.ops", "benchmarks.peers")

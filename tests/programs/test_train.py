@@ -16,17 +16,21 @@ import pytest
 import tfds_writer
 from flax import traverse_util
 
-from detlab import checkpoint
 from detlab import config as config_lib
 from detlab import contract
+from detlab import data_sets
 from detlab import demo
 from detlab import distributed
 from detlab import errors
 from detlab import eval as eval_lib
-from detlab import programs
-from detlab import run_log
 from detlab import train
 from detlab.data import voc
+from detlab.run import checkpoint
+from detlab.run import dry_run
+from detlab.run import log as log_lib
+from detlab.run import state as state_lib
+from detlab.run import step as step_lib
+from detlab.run import workdir as workdir_lib
 
 
 def leaves(weights):
@@ -42,7 +46,7 @@ def message(call, *arguments) -> str:
 
 
 def test_a_run_leaves_figures_checkpoints_curves_and_pictures(tiny_run):
-    rows = run_log.read_rows(tiny_run / "metrics.jsonl")
+    rows = log_lib.read_rows(tiny_run / "metrics.jsonl")
     train_rows = [row for row in rows if "train/loss" in row]
     assert [row["step"] for row in train_rows] == [2, 3, 4, 6]  # every 2, and where it saves
     for row in train_rows:
@@ -61,8 +65,39 @@ def test_a_run_leaves_figures_checkpoints_curves_and_pictures(tiny_run):
     assert pictures == ["0.png", "1.png", "contact_sheet.png"]
     assert list((tiny_run / "tensorboard").iterdir())
     assert json.loads((tiny_run / "eval.json").read_text())["AP"] == eval_rows[-1]["eval/AP"]
+    environment = json.loads((tiny_run / "env.json").read_text())
+    assert environment["packages"]["jax"] == jax.__version__ and environment["config_hash"]
     info = checkpoint.load_weights(tiny_run).info
     assert info["class_names"] == ["rectangle", "ellipse", "triangle", "cross"]
+
+
+def test_a_hidden_copy_to_the_device_ends_a_run(tiny_config, tmp_path, monkeypatch):
+    """One that a jitted call makes of a NumPy array, such as of a batch that was not put there."""
+    monkeypatch.setattr(step_lib.sharding, "put_batch", lambda batch, mesh: batch)
+    with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
+        train.main(["--config", tiny_config, "--workdir", str(tmp_path)])
+
+
+@pytest.mark.slow
+def test_a_profile_of_some_steps_is_written_and_the_run_is_the_same(
+    tiny_run, tiny_config, tmp_path, capsys
+):
+    train.main(["--config", tiny_config, "--workdir", str(tmp_path), "--profile", "2"])
+    assert f"profile:      {tmp_path / 'profile'}" in capsys.readouterr().out
+    assert list((tmp_path / "profile").rglob("*.trace.json.gz"))
+    assert (tmp_path / "eval.json").read_text() == (tiny_run / "eval.json").read_text()
+
+
+@pytest.mark.parametrize(
+    "words, sentence",
+    [
+        (["--profile", "-1"], "--profile is -1"),
+        (["--profile", "2", "--dry_run"], "leave one out"),
+        (["--draw", "look"], "--draw goes with --dry_run"),
+    ],
+)
+def test_flags_that_cannot_be_are_refused(words, sentence, tiny_config):
+    assert sentence in message(train.main, ["--config", tiny_config, *words])
 
 
 def test_a_finished_run_says_so(tiny_run, tiny_config, capsys):
@@ -83,13 +118,13 @@ def test_a_workdir_older_than_a_key_is_resumed_with_what_was_done_then(tiny_conf
     for key in config_lib.LATER["data"]:
         del values["data"][key]
     (tmp_path / "config.json").write_text(json.dumps(values))
-    assert not train.check_workdir(tmp_path, config)  # no checkpoint yet, and no difference
+    workdir_lib.Workdir(tmp_path).check(config)  # no checkpoint yet, and no difference
     config.data.demo_rounding = "half_even"  # which training does not depend on
-    assert not train.check_workdir(tmp_path, config)
+    workdir_lib.Workdir(tmp_path).check(config)
     config.data.rounding = "down"
     words = r"differing in data.rounding \('half_up' there, 'down' now\); give"
     with pytest.raises(errors.UserError, match=words):
-        train.check_workdir(tmp_path, config)
+        workdir_lib.Workdir(tmp_path).check(config)
 
 
 def test_a_field_at_its_default_may_be_named_or_not(tiny_config, tmp_path):
@@ -98,11 +133,11 @@ def test_a_field_at_its_default_may_be_named_or_not(tiny_config, tmp_path):
     values["model"] |= dict(dtype="float32", strides=[8, 16, 32, 64, 128])
     values["init_skip"] = ["params/head/.*"]  # which counts before the first step alone
     (tmp_path / "config.json").write_text(json.dumps(values))
-    assert not train.check_workdir(tmp_path, config)
+    workdir_lib.Workdir(tmp_path).check(config)
     values["model"]["strides"] = [8, 16, 32]
     (tmp_path / "config.json").write_text(json.dumps(values))
     with pytest.raises(errors.UserError, match=r"differing in model.strides \(\[8, 16, 32\] there"):
-        train.check_workdir(tmp_path, config)
+        workdir_lib.Workdir(tmp_path).check(config)
 
 
 def test_a_workdir_of_a_detector_that_is_not_there_is_named(tiny_config, tmp_path):
@@ -111,7 +146,7 @@ def test_a_workdir_of_a_detector_that_is_not_there_is_named(tiny_config, tmp_pat
     (tmp_path / "config.json").write_text(json.dumps(values))
     sentence = r"config.json cannot be read \(config.detector is 'retinaface', .*\); choose another"
     with pytest.raises(errors.UserError, match=sentence):
-        train.check_workdir(tmp_path, config)
+        workdir_lib.Workdir(tmp_path).check(config)
 
 
 def test_sigterm_saves_and_exits_0_and_the_resumed_run_is_bit_equal(
@@ -121,7 +156,7 @@ def test_sigterm_saves_and_exits_0_and_the_resumed_run_is_bit_equal(
     command = [sys.executable, "-m", "detlab.train", "--config", tiny_config]
     command += ["--workdir", str(workdir)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        while not any(row["step"] >= 2 for row in run_log.read_rows(workdir / "metrics.jsonl")):
+        while not any(row["step"] >= 2 for row in log_lib.read_rows(workdir / "metrics.jsonl")):
             assert process.poll() is None, "the run ended before its second step"
             time.sleep(0.02)
         process.send_signal(signal.SIGTERM)
@@ -136,7 +171,7 @@ def test_sigterm_saves_and_exits_0_and_the_resumed_run_is_bit_equal(
     for a, b in zip(leaves(whole), leaves(resumed), strict=True):
         np.testing.assert_array_equal(a, b)
     losses = [
-        [row["train/loss"] for row in run_log.read_rows(w / "metrics.jsonl") if "train/loss" in row]
+        [row["train/loss"] for row in log_lib.read_rows(w / "metrics.jsonl") if "train/loss" in row]
         for w in (tiny_run, workdir)
     ]
     assert losses[0][-1] == losses[1][-1]
@@ -145,20 +180,20 @@ def test_sigterm_saves_and_exits_0_and_the_resumed_run_is_bit_equal(
 def test_a_signal_at_any_place_of_the_loop_saves_the_step_that_was_reached(
     tiny_config, tmp_path, monkeypatch, capsys
 ):
-    write = run_log.RunLog.write
+    write = log_lib.RunLog.write
 
     def interrupted(self, step, batch_size):
         if step == 3:
             os.kill(os.getpid(), signal.SIGTERM)
         return write(self, step, batch_size)
 
-    monkeypatch.setattr(run_log.RunLog, "write", interrupted)
+    monkeypatch.setattr(log_lib.RunLog, "write", interrupted)
     arguments = ["--config", tiny_config, "--workdir", str(tmp_path), "--config.train.log_every=1"]
     arguments += ["--config.train.checkpoint_every=6", "--config.train.eval_every=6"]
     train.main(arguments)
     assert "stopped by SIGTERM at step 3 of 6" in capsys.readouterr().out
     assert checkpoint.latest_step(tmp_path) == 3
-    assert [row["step"] for row in run_log.read_rows(tmp_path / "metrics.jsonl")] == [1, 2, 3]
+    assert [row["step"] for row in log_lib.read_rows(tmp_path / "metrics.jsonl")] == [1, 2, 3]
 
 
 @pytest.mark.slow
@@ -187,7 +222,7 @@ class StopAfter(distributed.StopSignals):
 
     @property
     def wanted(self):
-        rows = run_log.read_rows(self._workdir / "metrics.jsonl")
+        rows = log_lib.read_rows(self._workdir / "metrics.jsonl")
         return any(row["step"] >= self._step for row in rows)
 
 
@@ -198,8 +233,8 @@ def test_an_evaluation_that_a_kill_took_is_made_up_on_resume(tiny_run, tiny_conf
     rows = (workdir / "metrics.jsonl").read_text().splitlines()
     (workdir / "metrics.jsonl").write_text("\n".join(rows[:-1]) + "\n" + rows[-1][:20])
     train.main(["--config", tiny_config, "--workdir", str(workdir)])
-    before = run_log.read_rows(tiny_run / "metrics.jsonl")[-1]
-    after = run_log.read_rows(workdir / "metrics.jsonl")[-1]
+    before = log_lib.read_rows(tiny_run / "metrics.jsonl")[-1]
+    after = log_lib.read_rows(workdir / "metrics.jsonl")[-1]
     assert after == before
     assert (workdir / "eval.json").exists()
 
@@ -263,11 +298,8 @@ def test_a_dry_run_takes_two_steps_and_writes_only_the_images_as_the_detector_ge
     assert list(tmp_path.iterdir()) == [look] and list(look.iterdir()) == [path]
     flipped = path.read_bytes()
     config = config_lib.load(tiny_config, {"data.flip_horizontal": "0.0"})
-    train.draw_batches(look, programs.open_source(config, "train"), config)
+    dry_run.draw_batches(look, data_sets.open_source(config, "train"), config)
     assert path.read_bytes() != flipped
-    assert "--draw goes with --dry_run" in message(
-        train.main, ["--config", tiny_config, "--draw", str(tmp_path)]
-    )
 
 
 @pytest.mark.slow
@@ -321,7 +353,7 @@ def test_no_frozen_leaf_or_used_statistic_keeps_its_initial_value(
     config = small_voc_config.copy_and_resolve_references()
     config.init_from = str(backbone_weights)
     detector = contract.build(config)
-    params, state = train.initial_weights(detector, config)
+    params, state = state_lib.initial_weights(detector, config)
     fresh = jax.jit(detector.init)(jax.random.key(config.seed), np.zeros((1, 64, 64, 3), np.uint8))
     flat = traverse_util.flatten_dict({"params": params, **state}, sep="/")
     initial = traverse_util.flatten_dict({"params": fresh[0], **fresh[1]}, sep="/")
@@ -335,7 +367,7 @@ def test_no_frozen_leaf_or_used_statistic_keeps_its_initial_value(
 def test_a_frozen_random_backbone_is_refused(small_voc_config):
     config = small_voc_config.copy_and_resolve_references()
     config.init_from = ""
-    text = message(train.initial_weights, contract.build(config), config)
+    text = message(state_lib.initial_weights, contract.build(config), config)
     assert "never trained" in text and "config.init_from" in text
 
 
@@ -344,7 +376,7 @@ def test_weights_without_the_statistics_are_refused(small_voc_config, backbone_w
     checkpoint.save_weights(tmp_path / "part", weights.params, {}, weights.info)
     config = small_voc_config.copy_and_resolve_references()
     config.init_from = str(tmp_path / "part")
-    text = message(train.initial_weights, contract.build(config), config)
+    text = message(state_lib.initial_weights, contract.build(config), config)
     assert "not in the file" in text and "batch_stats/backbone" in text
 
 

@@ -19,14 +19,16 @@ from ml_collections import ConfigDict
 from detlab import checks
 from detlab import config as config_lib
 from detlab import contract
-from detlab import eval as eval_lib
-from detlab import optim
+from detlab import evaluation
 from detlab import sharding
-from detlab import step as step_lib
-from detlab import train
+from detlab.data import batch as batch_lib
 from detlab.data import loader
+from detlab.data import settings
 from detlab.data import shapes
 from detlab.experiments import common
+from detlab.run import optim
+from detlab.run import state as state_lib
+from detlab.run import step as step_lib
 
 
 def main(count: str, folder: str, config: str, *names: str) -> None:
@@ -52,13 +54,10 @@ def training(path: str, mesh) -> dict:
     checks.check_config(config)
     stream = loader.train_batches(
         shapes.Shapes("train"),
+        settings.Settings(canvases=((64, 64),), max_boxes=8, pad_value=0),
         batch_size=8,
-        canvases=((64, 64),),
         seed=0,
-        max_boxes=8,
-        pad_value=0,
         num_steps=2,
-        flip_horizontal=0.5,
     )
     loaded = list(stream)
     batch = sharding.put_batch(loaded[0].batch, mesh)
@@ -77,7 +76,7 @@ def training(path: str, mesh) -> dict:
     config.train.accumulate = 2
     config.optim.ema_decay = 0.5
     optimizer = optim.build(config.optim, params, 10, 8, 1, detector.frozen)
-    train_state = train.initial_state(detector, optimizer, config, mesh)
+    train_state = state_lib.initial(detector, optimizer, config, mesh)
     step = step_lib.TrainStep(detector, optimizer, config, mesh)
     for i, one in enumerate(loaded):
         train_state, values, notes = step(train_state, one, stop=i == 1)
@@ -85,7 +84,7 @@ def training(path: str, mesh) -> dict:
         assert int(notes.stop) == (i == 1)
 
     # Detections, each device with its own images.
-    predictor = eval_lib.Predictor(detector, mesh)
+    predictor = evaluation.Predictor(detector, mesh)
     detections, bounds = predictor(params, state, batch.images, batch.image_size)
     found |= {f"bounds {k}": v for k, v in bounds.items()}
     return found | {f"detections {k}": v for k, v in detections._asdict().items()}
@@ -132,15 +131,15 @@ def detector(name: str, path: str, mesh) -> dict:
     built = contract.build(config)
     batch = tiny.make_batch(entry.canvas, objects=(4, 0, 2, 3))
     params, state = tiny.jit(built.init)(jax.random.key(0), batch.images[:1])
-    predictor = eval_lib.Predictor(built, mesh)
+    predictor = evaluation.Predictor(built, mesh)
     whole = jax.device_put((params, state), sharding.replicated(mesh))
     detections, bounds = predictor(
         *whole, *sharding.put_batch((batch.images, batch.image_size), mesh)
     )
     optimizer = optim.build(config.optim, params, 10, 4, 1, built.frozen)
-    train_state = train.initial_state(built, optimizer, config, mesh)
+    train_state = state_lib.initial(built, optimizer, config, mesh)
     step = step_lib.TrainStep(built, optimizer, config, mesh)
-    after, metrics, _ = step(train_state, loader.Loaded(batch, 0, ()))
+    after, metrics, _ = step(train_state, batch_lib.Loaded(batch, 0, ()))
     found = {f"detections {k}": v for k, v in detections._asdict().items()}
     found |= {f"bounds {k}": v for k, v in bounds.items()}
     found |= {f"metric {k}": v for k, v in metrics.items()}

@@ -6,10 +6,10 @@ from typing import Mapping
 
 import numpy as np
 
-from detlab import checkpoint
 from detlab import contract
 from detlab.converters import convert
 from detlab.converters import mapping
+from detlab.run import checkpoint
 
 
 @functools.cache

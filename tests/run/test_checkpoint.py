@@ -13,9 +13,9 @@ import numpy as np
 import optax
 import pytest
 
-from detlab import checkpoint
 from detlab import errors
 from detlab import types
+from detlab.run import checkpoint
 
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 INFO = {"config": {"detector": "toy", "canvases": [[8, 8]]}, "class_names": ["a", "b"]}
@@ -505,9 +505,9 @@ import pathlib, resource, sys
 import jax.numpy as jnp
 import numpy as np
 
-from detlab import checkpoint
 from detlab import errors
 from detlab import types
+from detlab.run import checkpoint
 
 
 def state(step):

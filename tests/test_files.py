@@ -1,4 +1,4 @@
-"""What the command lines share."""
+"""Files that are written whole or not at all."""
 
 import errno
 import pathlib
@@ -8,12 +8,12 @@ import sys
 import pytest
 
 from detlab import errors
-from detlab import programs
+from detlab import files
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     path = tmp_path / "folder" / "config.json"
-    programs.write_text(path, "first")
+    files.write_text(path, "first")
     write_text = pathlib.Path.write_text
 
     def disk_full(self, text):
@@ -22,14 +22,14 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
 
     monkeypatch.setattr(pathlib.Path, "write_text", disk_full)
     with pytest.raises(errors.UserError, match="config.json: No space left on device"):
-        programs.write_text(path, "second")
+        files.write_text(path, "second")
     assert path.read_text() == "first"
     monkeypatch.undo()
-    programs.write_text(path, "third")
+    files.write_text(path, "third")
     assert path.read_text() == "third" and [p.name for p in path.parent.iterdir()] == [path.name]
 
 
 def test_a_stream_is_written_to_and_not_replaced(tmp_path):
-    code = "from detlab import programs; programs.write_text('/dev/stdout', 'figures')"
+    code = "from detlab import files; files.write_text('/dev/stdout', 'figures')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "figures"

@@ -1,12 +1,13 @@
 """One step of a training run on the devices, and reading what it says.
 
-`TrainStep` compiles `detlab.update` once a canvas; `MetricReader` reads the metrics of a step while
-the next one runs.
+`TrainStep` compiles `detlab.run.update` once a canvas; `MetricReader` reads the metrics of a step
+while the next one runs.
 """
 
+import contextlib
 import math
 import time
-from typing import Any, NamedTuple
+from typing import Any, Callable, NamedTuple
 
 import jax
 import numpy as np
@@ -14,12 +15,12 @@ import tqdm
 
 from detlab import distributed
 from detlab import errors
-from detlab import optim
-from detlab import run_log
 from detlab import sharding
 from detlab import types
-from detlab import update as update_lib
-from detlab.data import loader
+from detlab.data import batch as batch_lib
+from detlab.run import log as log_lib
+from detlab.run import optim
+from detlab.run import update as update_lib
 
 
 class Notes(NamedTuple):
@@ -33,17 +34,26 @@ class Notes(NamedTuple):
 class TrainStep:
     """(TrainState, Loaded, whether to stop) -> (TrainState, metrics, Notes of all processes).
 
+    Compilation runs in the context that `not_training()` gives, so that a log can leave it out.
+
     Attributes:
       compiled: canvas (height, width) px -> its compiled program.
     """
 
-    def __init__(self, detector, optimizer: optim.Optimizer, config, mesh, log=None):
+    def __init__(
+        self,
+        detector,
+        optimizer: optim.Optimizer,
+        config,
+        mesh,
+        not_training: Callable = contextlib.nullcontext,
+    ):
         self._mesh = mesh
-        self._log = log  # whose speed leaves compilation out
+        self._not_training = not_training
         self.compiled = {}
         self.compile_seconds = 0.0
 
-        update = update_lib.make(detector, optimizer, config)
+        update = update_lib.of(detector, optimizer, config)
 
         def step(state: types.TrainState, batch: types.Batch, notes: jax.Array):
             state, metrics = update(state, batch)
@@ -51,24 +61,26 @@ class TrainStep:
 
         self._step = jax.jit(step, donate_argnums=0, out_shardings=sharding.replicated(mesh))
 
-    def __call__(self, state: types.TrainState, loaded: loader.Loaded, stop: bool = False):
+    def __call__(self, state: types.TrainState, loaded: batch_lib.Loaded, stop: bool = False):
         images = loaded.batch.images
         notes = np.zeros((len(images), len(Notes._fields)), np.int32)  # in the first row; summed
         notes[0] = Notes(stop, loaded.dropped_boxes, len(loaded.skipped))
         batch, notes = sharding.put_batch((loaded.batch, notes), self._mesh)
         canvas = images.shape[1:3]
         if canvas not in self.compiled:
-            start = time.time()
-            with jax.set_mesh(self._mesh):  # for what works per device, see sharding.per_device
-                self.compiled[canvas] = self._step.lower(state, batch, notes).compile()
-            seconds = time.time() - start
-            self.compile_seconds += seconds
-            if self._log is not None:
-                self._log.exclude(seconds)
-            tqdm.tqdm.write(
-                f"compiled the train step for {canvas[0]}x{canvas[1]} in {seconds:.1f} s"
-            )
+            with self._not_training():
+                self.compiled[canvas] = self._compile(state, batch, notes)
         return self.compiled[canvas](state, batch, notes)
+
+    def _compile(self, state: types.TrainState, batch: types.Batch, notes: jax.Array):
+        start = time.time()
+        with jax.set_mesh(self._mesh):  # for what works per device, see sharding.per_device
+            compiled = self._step.lower(state, batch, notes).compile()
+        seconds = time.time() - start
+        self.compile_seconds += seconds
+        height, width = batch.images.shape[1:3]
+        tqdm.tqdm.write(f"compiled the train step for {height}x{width} in {seconds:.1f} s")
+        return compiled
 
 
 class MetricReader:
@@ -78,7 +90,7 @@ class MetricReader:
     finite never is.
     """
 
-    def __init__(self, log: run_log.RunLog, source, stop: distributed.StopSignals):
+    def __init__(self, log: log_lib.RunLog, source, stop: distributed.StopSignals):
         self._log, self._source, self._stop = log, source, stop
         self._unread = None
 

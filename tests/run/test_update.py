@@ -10,11 +10,12 @@ import pytest
 from flax import traverse_util
 
 from detlab import contract
-from detlab import optim
 from detlab import types
-from detlab import update as update_lib
 from detlab.detectors import retinanet
 from detlab.experiments import common
+from detlab.run import optim
+from detlab.run import state as state_lib
+from detlab.run import update as update_lib
 
 
 def settings(accumulate=1, **changes):
@@ -90,8 +91,8 @@ def toy_update(config, detector):
     """(update, state of step 0)"""
     optimizer = build_optimizer(config, PARAMS, detector.frozen)
     params, state = jax.tree.map(jnp.array, (PARAMS, STATE))
-    initial = update_lib.initial(params, state, optimizer, config)
-    return update_lib.make(detector, optimizer, config), initial
+    initial = state_lib.of_weights(params, state, optimizer, config)
+    return update_lib.of(detector, optimizer, config), initial
 
 
 def run_toy(config, detector=None, steps=1):
@@ -202,7 +203,7 @@ def test_averages_equal_their_closed_form(warmup, decays):
 
 def test_averages_start_as_copies_and_are_what_is_evaluated():
     _, state = toy_update(settings(ema_decay=0.9), toy())
-    params, model_state = update_lib.evaluated(state)
+    params, model_state = state_lib.evaluated(state)
     assert params is state.ema["params"] and model_state is state.ema["state"]
     for average, value in zip(jax.tree.leaves(state.ema), jax.tree.leaves((PARAMS, STATE))):
         np.testing.assert_array_equal(average, value)
@@ -210,7 +211,7 @@ def test_averages_start_as_copies_and_are_what_is_evaluated():
 
 def test_without_averages_the_values_are_evaluated():
     states, _ = run_toy(settings())
-    params, model_state = update_lib.evaluated(states[1])
+    params, model_state = state_lib.evaluated(states[1])
     assert states[1].ema is None
     assert params is states[1].params and model_state is states[1].state
 
@@ -260,9 +261,9 @@ def run_retina(config, detector, steps):
     """As `run_toy`, with the metrics of every update."""
     weights = retina_weights()
     optimizer = build_optimizer(config, weights[0], detector.frozen)
-    initial = jax.jit(lambda p, s: update_lib.initial(p, s, optimizer, config))
+    initial = jax.jit(lambda p, s: state_lib.of_weights(p, s, optimizer, config))
     state = jax.device_put(initial(*weights), jax.devices()[0])
-    update = jax.jit(update_lib.make(detector, optimizer, config), donate_argnums=0)
+    update = jax.jit(update_lib.of(detector, optimizer, config), donate_argnums=0)
     states, metrics = [jax.tree.map(np.array, state)], []
     for step in range(steps):
         state, values = update(state, make_batch(seed=step))
@@ -366,9 +367,12 @@ import jax
 import numpy as np
 
 from detlab import contract
-from detlab import optim, sharding, types
-from detlab import update as update_lib
+from detlab import sharding
+from detlab import types
 from detlab.experiments import common
+from detlab.run import optim
+from detlab.run import state as state_lib
+from detlab.run import update as update_lib
 
 config = common.base("retinanet")
 config.train.accumulate = 2
@@ -388,7 +392,7 @@ params = {"weight": np.ones(3, np.float32)}
 optimizer = optim.build(config.optim, params, 10, batch_size=8, steps_per_unit=1)
 mesh = sharding.make_mesh()
 everywhere = sharding.replicated(mesh)
-state = update_lib.initial(params, {}, optimizer, config)
+state = state_lib.of_weights(params, {}, optimizer, config)
 state = jax.device_put(state, everywhere)
 rng = np.random.default_rng(0)
 host = types.Batch(*[np.zeros(8, np.float32)] * 9)
@@ -397,7 +401,7 @@ host = host._replace(
 )
 batch = sharding.put_batch(host, mesh)
 update = jax.jit(
-    update_lib.make(detector, optimizer, config), out_shardings=(everywhere, everywhere)
+    update_lib.of(detector, optimizer, config), out_shardings=(everywhere, everywhere)
 )
 program = update.lower(state, batch).compile()
 text = program.as_text()

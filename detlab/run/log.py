@@ -89,9 +89,12 @@ class RunLog:
             self._row(step, {f"eval/{k}": v for k, v in figures.items()})
             self._evaluated.add(step)
 
-    def exclude(self, seconds: float) -> None:
-        """Time that was not training: compilation, evaluation."""
-        self._since += seconds
+    @contextlib.contextmanager
+    def not_training(self):
+        """What is done inside, such as evaluation, does not count as time of training."""
+        start = time.time()
+        yield
+        self._since += time.time() - start
 
     def close(self) -> None:
         with self._writing():

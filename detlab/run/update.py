@@ -1,6 +1,6 @@
 """One update of a training run: gradients, optimizer, averaged weights, metrics.
 
-All of it is a pure function of arrays, compiled by `detlab.train`.
+All of it is a pure function of arrays, compiled by `detlab.run.step`.
 """
 
 from typing import Any, Callable
@@ -11,39 +11,22 @@ import optax
 from jax import lax
 
 from detlab import contract
-from detlab import optim
 from detlab import types
+from detlab.run import optim
 
 
-def initial(params: Any, state: Any, optimizer: optim.Optimizer, config) -> types.TrainState:
-    """The training state of step 0; the averages start as the values themselves."""
-    opt_state = optimizer.transform.init(params)
-    ema = None
-    if config.optim.ema_decay:
-        # Copies, as a step donates the buffers of the whole state and no buffer twice.
-        ema = jax.tree.map(jnp.copy, {"params": params, "state": state})
-    return types.TrainState(jnp.zeros((), jnp.int32), params, state, opt_state, ema)
-
-
-def evaluated(state: types.TrainState) -> tuple[Any, Any]:
-    """(params, model state) to evaluate and predict with: the averages where there are any."""
-    if state.ema is None:
-        return state.params, state.state
-    return state.ema["params"], state.ema["state"]
-
-
-def make(detector: contract.Detector, optimizer: optim.Optimizer, config) -> Callable:
+def of(detector: contract.Detector, optimizer: optim.Optimizer, config) -> Callable:
     """(TrainState, Batch) -> (TrainState, metrics), to be compiled.
 
     The metrics are float32 scalars: `loss`, its terms `loss/*`, what else the detector reports,
     the norms of gradients and of trained parameters after the update, `lr`, and `momentum` and
     `lr_biases` where these warm up.
 
-    With `config.train.accumulate` = k the batch is worked through in k parts, see `accumulated`;
-    it stays one update, with one step of schedule, optimizer and averages.
+    With `config.train.accumulate` = k the batch is worked through in k parts, see
+    `gradients_in_parts`; it stays one update, with one step of schedule, optimizer and averages.
     """
-    parts = config.train.accumulate
-    gradients = accumulated(detector.loss, parts) if parts > 1 else whole(detector.loss)
+    parts, loss_of = config.train.accumulate, detector.loss
+    gradients = gradients_in_parts(loss_of, parts) if parts > 1 else gradients_of(loss_of)
 
     def update(state: types.TrainState, batch: types.Batch):
         rng = jax.random.fold_in(jax.random.key(config.seed), state.step)
@@ -60,7 +43,7 @@ def make(detector: contract.Detector, optimizer: optim.Optimizer, config) -> Cal
         }
         step, ema = state.step + 1, None
         if state.ema is not None:
-            ema = averaged(state.ema, params, model_state, step, config.optim)
+            ema = moving_averages(state.ema, params, model_state, step, config.optim)
         return types.TrainState(step, params, model_state, opt_state, ema), metrics
 
     def trained_leaves(tree):
@@ -70,7 +53,7 @@ def make(detector: contract.Detector, optimizer: optim.Optimizer, config) -> Cal
     return update
 
 
-def whole(loss: Callable) -> Callable:
+def gradients_of(loss: Callable) -> Callable:
     """(params, model state, batch, rng) -> (loss, metrics, model state, gradients)."""
 
     def gradients(params, model_state, batch: types.Batch, rng: jax.Array):
@@ -81,8 +64,8 @@ def whole(loss: Callable) -> Callable:
     return gradients
 
 
-def accumulated(loss: Callable, parts: int) -> Callable:
-    """`whole` in the memory of one of `parts` equal parts of the batch, worked through in turn.
+def gradients_in_parts(loss: Callable, parts: int) -> Callable:
+    """`gradients_of` in the memory of one of `parts` equal parts of a batch, one after another.
 
     Where a detector reports `metrics["normaliser"]`, what its loss terms were divided by, parts
     count by it: sum(n_j * loss_j) / sum(n_j) is the loss of the whole batch.  Without it they count
@@ -102,7 +85,7 @@ def accumulated(loss: Callable, parts: int) -> Callable:
             part = jax.tree.map(
                 lambda x: lax.dynamic_index_in_dim(x, j, axis=1, keepdims=False), rows
             )
-            value, metrics, model_state, grads = whole(loss)(
+            value, metrics, model_state, grads = gradients_of(loss)(
                 params, model_state, part, jax.random.fold_in(rng, j)
             )
             weight = metrics.get("normaliser", 1.0)
@@ -128,7 +111,7 @@ def accumulated(loss: Callable, parts: int) -> Callable:
     return gradients
 
 
-def averaged(ema: Any, params: Any, model_state: Any, step: jax.Array, settings) -> Any:
+def moving_averages(ema: Any, params: Any, model_state: Any, step: jax.Array, settings) -> Any:
     """Exponential moving averages of parameters and batch statistics after update `step`.
 
     The decay is `ema_decay`, or ema_decay * (1 - exp(-step / ema_warmup)) as in YOLOv5's ModelEMA,

@@ -1,0 +1,200 @@
+"""Command lines: their flags, how they are read, and --help without importing jax.
+
+The functions that are called as programs are take the docstring of their program, which --help
+shows above the flags.
+"""
+
+import argparse
+import difflib
+import pathlib
+import sys
+from typing import Sequence
+
+from detlab import errors
+
+
+def program(module: str, docstring: str, epilog: str | None = None) -> argparse.ArgumentParser:
+    """The parser of `python -m MODULE`, without flags: --help shows the docstring as it stands.
+
+    As a part of the command `detlab` it is called after that (detlab/__main__.py).
+    """
+    part = sys.argv[0].startswith("detlab ")
+    return argparse.ArgumentParser(
+        prog=sys.argv[0] if part else f"python -m {module}",
+        description=docstring,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def parse(
+    arguments: Sequence[str], parser: argparse.ArgumentParser
+) -> tuple[argparse.Namespace, dict[str, str]]:
+    """Splits a command line into the parser's own flags and the `--config.key=value` overrides.
+
+    Raises:
+      UserError: instead of argparse's exit, for every mistake; flags are not abbreviated.
+    """
+    overrides, own = {}, []
+    arguments = list(arguments)
+    while arguments:
+        word = arguments.pop(0)
+        if not word.startswith("--config."):
+            own.append(word)
+            continue
+        key, equals, text = word.removeprefix("--config.").partition("=")
+        if not equals:
+            if not arguments or arguments[0].startswith("--"):
+                raise errors.UserError(f"{word} needs a value: {word}=VALUE.")
+            text = arguments.pop(0)
+        overrides[key] = text
+    _check_flags(own, parser)
+    parser.allow_abbrev = False
+    parser.error = _refuse
+    return parser.parse_args(own), overrides
+
+
+def answer_first(parser: argparse.ArgumentParser) -> None:
+    """Ends the process if its command line asks for --help or has a mistaken flag.
+
+    A program calls this above the imports that it computes with: jax alone takes a second.
+    """
+    errors.run_main(lambda arguments: parse(arguments, parser))
+
+
+# ------------------------------------------------------------------------------------------------
+# The flags of each program
+
+
+def train(docstring: str) -> argparse.ArgumentParser:
+    """The flags of `python -m detlab.train`."""
+    parser = program("detlab.train", docstring)
+    _add_config(parser, required=True)
+    parser.add_argument("--workdir", help="folder of the run; default runs/<config name>")
+    parser.add_argument(
+        "--dry_run", action="store_true", help="build everything, run two steps, write no run"
+    )
+    parser.add_argument(
+        "--draw", help="with --dry_run: draw the first training images into this folder"
+    )
+    parser.add_argument(
+        "--profile", type=int, default=0, metavar="N", help="trace N steps into WORKDIR/profile"
+    )
+    _add_distributed(parser)
+    return parser
+
+
+def check_train(args: argparse.Namespace) -> None:
+    """Refuses flags of `train` that do not go together."""
+    if args.draw and not args.dry_run:
+        raise errors.UserError("--draw goes with --dry_run; a run draws into its workdir.")
+    if args.profile and args.dry_run:
+        raise errors.UserError("--profile is of a run, and --dry_run writes none; leave one out.")
+    if args.profile < 0:
+        raise errors.UserError(f"--profile is {args.profile}; it is a number of steps.")
+
+
+def evaluation(docstring: str) -> argparse.ArgumentParser:
+    """The flags of `python -m detlab.eval`."""
+    parser = program("detlab.eval", docstring)
+    _add_model(parser)
+    parser.add_argument("--predictions", help="write predictions here; without a model, read them")
+    parser.add_argument("--json", help="write the figures here")
+    parser.add_argument("--draw", help="draw pictures into this folder")
+    parser.add_argument("--draw_limit", type=int, default=0, help="number of pictures; 0: all")
+    parser.add_argument("--threshold", type=float, default=0.3, help="lowest score that is drawn")
+    _add_distributed(parser)
+    return parser
+
+
+def check_evaluation(args: argparse.Namespace) -> None:
+    """Refuses values of the flags of `evaluation` that cannot be."""
+    _check_threshold(args.threshold)
+    if args.draw_limit < 0:
+        raise errors.UserError(f"--draw_limit is {args.draw_limit}; 0 draws all images.")
+
+
+def demo(docstring: str) -> argparse.ArgumentParser:
+    """The flags of `python -m detlab.demo`."""
+    parser = program("detlab.demo", docstring)
+    _add_model(parser)
+    parser.add_argument("--input", required=True, help="image, folder, 'glob' or video")
+    parser.add_argument("--output", required=True, help="folder for pictures and JSON")
+    parser.add_argument("--threshold", type=float, default=0.3, help="lowest score that is shown")
+    parser.add_argument("--top_k", type=int, default=100, help="objects an image at the most")
+    return parser
+
+
+def check_demo(args: argparse.Namespace) -> None:
+    """Refuses values of the flags of `demo` that cannot be."""
+    _check_threshold(args.threshold)
+    if args.top_k < 1:
+        raise errors.UserError(f"--top_k is {args.top_k}; at least 1 object an image is shown.")
+
+
+def fit_anchors(docstring: str) -> argparse.ArgumentParser:
+    """The flags of `python -m detlab.tools.fit_anchors`."""
+    parser = program("detlab.tools.fit_anchors", docstring)
+    _add_config(parser, required=True)
+    parser.add_argument("--anchors", type=int, help="number of all; by default as many as now")
+    parser.add_argument("--ratio", type=float, help="of sides, by default the detector's, or 4")
+    parser.add_argument("--generations", type=int, default=1000, help="of changes after k-means")
+    parser.add_argument("--output", type=pathlib.Path, help="JSON with the anchors and figures")
+    return parser
+
+
+def _add_config(parser: argparse.ArgumentParser, required: bool) -> None:
+    parser.add_argument(
+        "--config",
+        required=required,
+        help="path of a config or name of a shipped experiment, `:variant` appended",
+    )
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    """--workdir, or --config with --checkpoint: where the detector comes from."""
+    parser.add_argument("--workdir", help="folder of a training run")
+    _add_config(parser, required=False)
+    parser.add_argument(
+        "--checkpoint",
+        help="with --workdir best (default), last or a step; with --config the folder of weights",
+    )
+
+
+def _add_distributed(parser: argparse.ArgumentParser) -> None:
+    """--distributed, and what it needs where no cluster is recognised."""
+    parser.add_argument(
+        "--distributed",
+        action="store_true",
+        help="join the other processes of this run (docs/scaling.md)",
+    )
+    parser.add_argument("--coordinator", help="host:port of the first process")
+    parser.add_argument("--num_processes", type=int, help="of the whole run")
+    parser.add_argument("--process_id", type=int, help="0 is the first, which writes all files")
+
+
+# ------------------------------------------------------------------------------------------------
+# Mistakes
+
+
+def _check_flags(words: Sequence[str], parser: argparse.ArgumentParser) -> None:
+    """Unknown flags come first: argparse would rather name the required one that is missing."""
+    known = [option for action in parser._actions for option in action.option_strings]
+    for word in words:
+        flag = word.partition("=")[0]
+        if not flag.startswith("--") or flag in known:
+            continue
+        name, dot, key = flag.partition(".")  # --confg.optim.lr
+        close = difflib.get_close_matches(name, known, n=1)
+        meant = f"{close[0]}{dot}{key}" if close == ["--config"] else "".join(close)
+        hint = f"Did you mean {meant}?" if meant else "--help lists the flags."
+        raise errors.UserError(f"unknown flag {flag}. {hint}")
+
+
+def _refuse(message: str) -> None:
+    raise errors.UserError(f"{message}; --help lists the flags.")
+
+
+def _check_threshold(threshold: float) -> None:
+    if not 0 <= threshold <= 1:
+        raise errors.UserError(f"--threshold is {threshold:g}; it is a score, from 0 to 1.")

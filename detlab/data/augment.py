@@ -1,0 +1,217 @@
+"""What happens to a record on its way into a batch: crop, mosaic, affine map, resize, flips."""
+
+import functools
+from typing import Any, Callable, NamedTuple
+
+import numpy as np
+
+from detlab.data import affine
+from detlab.data import mosaic
+from detlab.data import plan
+from detlab.data import settings as settings_lib
+from detlab.data import transforms
+
+Record = dict[str, Any]
+Change = Callable[[Record, np.random.Generator], Record]
+Resize = Callable[..., Record]  # (record, height, width) -> record; some take `limits` too
+
+
+class Augmenter(NamedTuple):
+    """A row of a step to the record that enters the batch.
+
+    `read(i, skipped)` gives record i, or None where there is to be none; what cannot be read is
+    told in `skipped`.
+    """
+
+    read: Callable[[int, list[str]], Record | None]
+    num_images: int
+    settings: settings_lib.Settings
+    before: tuple[Change, ...]  # of an image in its own size
+    resize: Resize
+    resize_tile: Resize  # of a part of a mosaic
+    after: tuple[Change, ...]
+
+    def __call__(self, step: plan.Step, row: int, skipped: list[str]) -> Record | None:
+        """The transformed record of a row of the step; None where there is to be none."""
+        augment = self.settings.augment
+        rng = np.random.default_rng(int(step.seed[row]))
+        limits = {} if step.limits is None else {"limits": step.limits[row].tolist()}
+        at = _Row(step.canvas, limits, rng, skipped)
+        record = self._picture(int(step.index[row]), at)
+        if record is None:
+            return None
+        if augment.mixup and rng.random() < augment.mixup:
+            part = rng.beta(augment.mixup_beta, augment.mixup_beta)
+            other = self._picture(self._any_image(rng), at)
+            record = mosaic.mix(record, other, part, self.settings.pad_value)
+        for change in self.after:
+            record = change(record, rng)
+        return record
+
+    def _picture(self, i: int, at: "_Row") -> Record | None:
+        """Image i resized or, by chance, in a mosaic; moved by the affine map, by chance too."""
+        augment = self.settings.augment
+        if augment.mosaic and at.rng.random() < augment.mosaic:
+            return move(self._mosaic(i, at), at.canvas, self.settings, at.rng)
+        record = self._small(i, self.resize, at)
+        if record is None:
+            return None
+        return move(record, record["image_size"], self.settings, at.rng)
+
+    def _mosaic(self, i: int, at: "_Row") -> Record:
+        """The plane of a mosaic of image i, in any place of it, and others of the source."""
+        nine = self.settings.augment.mosaic_nine
+        make, count = mosaic.four, 4
+        if nine and at.rng.random() < nine:
+            make, count = mosaic.nine, 9
+        place = int(at.rng.integers(count))
+        chosen = [self._any_image(at.rng) for _ in range(count)]
+        chosen[place] = i
+        tiles = [self._small(k, self.resize_tile, at) for k in chosen]
+        plane = make(tiles, at.canvas, at.rng, self.settings.pad_value)
+        return {**plane, "index": tiles[place]["index"]}
+
+    def _any_image(self, rng: np.random.Generator) -> int:
+        return int(rng.integers(self.num_images))
+
+    def _small(self, i: int, resize: Resize, at: "_Row") -> Record | None:
+        """Image i, changed and resized; nothing of its own size is kept."""
+        record = self.read(i, at.skipped)
+        if record is None:
+            return None
+        for change in self.before:
+            record = change(record, at.rng)
+        return resize(record, *at.canvas, **at.limits)
+
+
+class _Row(NamedTuple):
+    """What the pictures of one row of a step have in common."""
+
+    canvas: tuple[int, int]  # height, width px
+    limits: dict  # arguments of the resize
+    rng: np.random.Generator
+    skipped: list[str]  # sentences on images that cannot be read
+
+
+def of(settings: settings_lib.Settings, read: Callable, num_images: int) -> Augmenter:
+    """The augmenter that the settings mean, of a source of `num_images`.
+
+    Raises:
+      ValueError: a setting is none of those that it may be, or they do not go together.
+    """
+    _check(settings)
+    tile = settings._replace(resize="fit") if settings.resize == "letterbox" else settings
+    before, after = augmentations(settings.augment, settings.pad_value)
+    flips = (
+        transforms.flip_horizontal(settings.flip_horizontal),
+        transforms.flip_vertical(settings.flip_vertical),
+    )
+    return Augmenter(
+        read, num_images, settings, before, resizer(settings), resizer(tile), (*flips, *after)
+    )
+
+
+def resizer(settings: settings_lib.Settings) -> Resize:
+    """(record, height, width) -> record, as `settings.resize` says.
+
+    Raises:
+      ValueError: `resize`, `rounding` or `shrink` is none of those that it may be.
+    """
+    resize, rounding, shrink = settings.resize, settings.rounding, settings.shrink
+    for name, value, known in (
+        ("rounding", rounding, transforms.ROUNDINGS),
+        ("shrink", shrink, transforms.SHRINKS),
+    ):
+        if value not in known:
+            raise ValueError(f"{name} {value!r} is none of {', '.join(known)}")
+    options = dict(pad_value=settings.pad_value, shrink=shrink)
+    if resize == "stretch":
+        return functools.partial(transforms.resize_fixed, **options)
+    options["rounding"] = rounding
+    if resize == "fit":
+        return functools.partial(transforms.resize_keep_ratio, **options)
+    if resize == "letterbox":
+        return functools.partial(transforms.letterbox, **options)
+    if isinstance(resize, str) or len(resize) != 2:
+        raise ValueError(
+            f'resize {resize!r} is neither "fit" nor "letterbox" nor "stretch" nor (long, short) px'
+        )
+    return functools.partial(transforms.resize_keep_ratio, limits=tuple(resize), **options)
+
+
+def augmentations(
+    augment: settings_lib.Augment, pad_value
+) -> tuple[tuple[Change, ...], tuple[Change, ...]]:
+    """What is done before the resizing, and after the flips.
+
+    What `augment` has turned off is not in them and draws nothing.
+    """
+    before, after = [], []
+    if augment.photometric:
+        before.append(
+            transforms.photometric(
+                augment.photometric,
+                augment.brightness,
+                augment.contrast,
+                augment.saturation,
+                augment.hue,
+            )
+        )
+    if augment.expand:
+        before.append(transforms.expand(augment.expand, augment.expand_ratio))
+    if augment.crop == "random":
+        before.append(transforms.crop_random(augment.crop_probability, augment.crop_size))
+    elif augment.crop == "min_iou":
+        before.append(transforms.crop_min_iou(augment.crop_min_ious))
+    elif augment.crop == "center":
+        before.append(
+            transforms.crop_center(augment.crop_side, augment.crop_scales, augment.crop_border)
+        )
+    elif augment.crop == "jitter":
+        before.append(transforms.crop_jitter(augment.crop_jitter))
+    elif augment.crop != "none":
+        crops = "none, random, min_iou, center nor jitter"
+        raise ValueError(f"crop {augment.crop!r} is neither {crops}")
+    if augment.hsv:
+        after.append(transforms.hsv(augment.hsv, augment.hsv_gains, augment.hsv_form))
+    if augment.cutout:
+        after.append(
+            transforms.cut_out(augment.cutout, augment.cutout_holes, augment.cutout_size, pad_value)
+        )
+    return tuple(before), tuple(after)
+
+
+def move(
+    record: Record, target, settings: settings_lib.Settings, rng: np.random.Generator
+) -> Record:
+    """A resized picture or the plane of a mosaic in `target` (height, width) px, moved by chance.
+
+    What is not moved is the record itself or, of a plane, the middle.
+    """
+    augment = settings.augment
+    size = record["image"].shape[:2]
+    if augment.affine and rng.random() < augment.affine:
+        ranges = affine.Ranges(
+            augment.affine_degrees,
+            augment.affine_translate,
+            augment.affine_scale,
+            augment.affine_shear,
+            augment.affine_perspective,
+        )
+        moved_by = affine.draw(ranges, size, target, rng)
+    elif size == tuple(target):
+        return record
+    else:
+        moved_by = affine.centred(size, target)
+    rule = affine.Rule(augment.box_min_side, augment.box_min_part, augment.box_max_ratio)
+    return affine.warp(record, moved_by, target, rule, settings.pad_value)
+
+
+def _check(settings: settings_lib.Settings) -> None:
+    multiscale, canvases, resize = settings.multiscale, settings.canvases, settings.resize
+    if multiscale.mode not in ("list", "range"):
+        raise ValueError(f'multi-scale mode {multiscale.mode!r} is neither "list" nor "range"')
+    if any(len(alternative) != len(canvases) for alternative in multiscale.canvases):
+        raise ValueError(f"each alternative to {len(canvases)} canvases must have as many")
+    if multiscale.limits and resize in ("letterbox", "stretch"):
+        raise ValueError(f'multi-scale limits do not go with resize "{resize}"')

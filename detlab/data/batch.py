@@ -1,0 +1,78 @@
+"""Records of one canvas to a `types.Batch` of NumPy arrays, and boxes on it back to their image."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from detlab import types
+from detlab.data import transforms
+
+
+class Loaded(NamedTuple):
+    """One batch, with what was lost while making it, for the log."""
+
+    batch: types.Batch
+    dropped_boxes: int  # objects for which the batch had no slot
+    skipped: tuple[str, ...]  # a sentence for each image that could not be read
+
+
+def to_batch(records, canvas, max_boxes, pad_value):
+    """A `types.Batch` of NumPy arrays from records that fit on the canvas.
+
+    An image with more than `max_boxes` objects keeps the largest, and real ones before ignored
+    ones; `count_dropped` tells how many that loses.  A record None gives a row that is not real:
+    an empty canvas.
+
+    Args:
+      records: list of B transformed records, or None.
+      canvas: (height, width) px.
+      max_boxes: G, slots for objects.
+      pad_value: 0..255 outside the content, one number or one for each of R, G, B.
+    """
+    shape = (len(records), max_boxes)
+    batch = types.Batch(
+        images=np.empty((len(records), *canvas, 3), np.uint8),
+        boxes=np.zeros((*shape, 4), np.float32),
+        labels=np.zeros(shape, np.int32),
+        valid=np.zeros(shape, bool),
+        ignore=np.zeros(shape, bool),
+        image_size=np.full((len(records), 2), canvas, np.int32),
+        placement=np.tile(np.array([1, 1, 0, 0], np.float32), (len(records), 1)),
+        index=np.full(len(records), -1, np.int32),
+        real=np.array([record is not None for record in records]),
+    )
+    for row, record in enumerate(records):
+        if record is None:
+            batch.images[row] = pad_value
+            continue
+        record = transforms.pad(record, canvas, pad_value)
+        batch.images[row] = record["image"]
+        batch.image_size[row] = record["image_size"]
+        batch.placement[row] = record["placement"]
+        batch.index[row] = record["index"]
+        keep = _largest(record, max_boxes)
+        batch.boxes[row, : len(keep)] = record["boxes"][keep]
+        batch.labels[row, : len(keep)] = record["labels"][keep]
+        batch.valid[row, : len(keep)] = ~record["ignore"][keep]
+        batch.ignore[row, : len(keep)] = record["ignore"][keep]
+    return batch
+
+
+def count_dropped(records, max_boxes):
+    """How many objects of the records `to_batch` has no slot for."""
+    return sum(max(len(record["boxes"]) - max_boxes, 0) for record in records if record)
+
+
+def to_original(boxes: np.ndarray, placement: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Boxes [n, 4] from px of the canvas to px of the original image, clipped to it."""
+    scale, shift = np.tile(placement[:2], 2), np.tile(placement[2:], 2)
+    height, width = size
+    limits = np.array([width, height, width, height], np.float32)
+    return np.clip((boxes - shift) / scale, 0, limits).astype(np.float32)
+
+
+def _largest(record, count):
+    """Positions, in order, of the `count` largest objects; all real ones count as larger."""
+    width, height = (record["boxes"][:, 2:] - record["boxes"][:, :2]).T
+    order = np.lexsort((-width * height, record["ignore"]))  # the last key is the first to decide
+    return np.sort(order[:count])

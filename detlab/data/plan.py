@@ -1,0 +1,163 @@
+"""The plan: which images make which batch.
+
+**The order of images is a pure function.**  The plan says for every step of an epoch which canvas
+(the fixed size of the batch's images), which images with which random seeds and which scales make
+the batch, the same on every process; process p reads its share of the rows.  The loader's state is
+therefore the number of the step.
+"""
+
+import functools
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from detlab.data import records as records_lib
+from detlab.data import settings as settings_lib
+from detlab.data import transforms
+
+
+class Step(NamedTuple):
+    """One batch of the plan."""
+
+    canvas: tuple[int, int]  # height, width px
+    index: np.ndarray  # [B] int64 position in the source; -1 where not real
+    seed: np.ndarray  # [B] int64, of the generator that the transforms of this image get
+    real: np.ndarray  # [B] bool
+    limits: np.ndarray | None = None  # [B, 2] int64 long, short px of `resize_keep_ratio`
+
+
+def source_sizes(source):
+    """[n, 2] int64 (height, width) of all images of a source."""
+    if not len(source):
+        raise records_lib.DataError("the data source has no images; look at its split and filters")
+    return np.array([source.size(i) for i in range(len(source))], np.int64)
+
+
+def group_by_canvas(sizes, canvases):
+    """For each canvas, the images it suits best.
+
+    That is where they can be largest; of equals the smallest canvas, and of these the first.
+
+    Args:
+      sizes: [n, 2] height, width of the images.
+      canvases: sequence of (height, width).
+    Returns:
+      list of increasing int64 arrays, one a canvas, that hold each of 0..n-1 once.
+    """
+    scale = (np.asarray(canvases)[None] / np.asarray(sizes)[:, None]).min(axis=2)  # [n, canvases]
+    enough = scale >= (1 - 1e-6) * scale.max(axis=1, keepdims=True)
+    area = np.asarray(canvases).prod(axis=1)
+    best = np.where(enough, area, np.inf).argmin(axis=1)
+    return [np.flatnonzero(best == c) for c in range(len(canvases))]
+
+
+def steps_per_epoch(sizes, batch_size, canvases):
+    """Batches that show every image at least once; the same for every epoch."""
+    return sum(-(-len(group) // batch_size) for group in group_by_canvas(sizes, canvases))
+
+
+def canvas_of(size: tuple[int, int], settings: settings_lib.Settings) -> tuple[int, int]:
+    """The smallest canvas of those on which a picture of (height, width) px is largest.
+
+    Of a letterbox the rounded sides decide, as in YOLOv5's `detect.py`: 820x1024 px fit on 512x640.
+    """
+    if settings.resize != "letterbox":
+        groups = group_by_canvas([size], settings.canvases)
+        return next(c for c, group in zip(settings.canvases, groups) if len(group))
+
+    def smaller_picture_then_larger_canvas(canvas):
+        sides = transforms.letterbox_sides(size, canvas, settings.rounding)
+        return -math.prod(sides), math.prod(canvas)
+
+    return min(settings.canvases, key=smaller_picture_then_larger_canvas)
+
+
+def epoch_steps(sizes, seed, epoch, batch_size, canvases, multiscale=settings_lib.MultiScale()):
+    """The training steps of one epoch: a list of `Step`, a pure function of its arguments.
+
+    Images are shuffled within the group of their canvas, and the batches of all groups are
+    shuffled together.  The last batch of a group is filled with images of the same group.
+    Multi-scale changes sizes only: `canvases` decide the groups, and the order is the same.
+    """
+    rng = np.random.default_rng([seed, epoch])
+    steps = []
+    for canvas, group in zip(canvases, group_by_canvas(sizes, canvases), strict=True):
+        count = -(-len(group) // batch_size)
+        order = np.resize(rng.permutation(group), (count, batch_size))  # repeats from the start
+        seeds = rng.integers(0, 2**63, (count, batch_size))
+        real = np.ones(batch_size, bool)
+        steps += [Step(tuple(canvas), order[k], seeds[k], real) for k in range(count)]
+    steps = [steps[k] for k in rng.permutation(len(steps))]
+    if multiscale.canvases:
+        group = [tuple(canvas) for canvas in canvases]
+        chosen = rng.integers(len(multiscale.canvases), size=len(steps))
+        alternatives = [multiscale.canvases[c] for c in chosen]
+        steps = [
+            step._replace(canvas=tuple(alternative[group.index(step.canvas)]))
+            for step, alternative in zip(steps, alternatives, strict=True)
+        ]
+    if multiscale.limits:
+        limits = _draw_limits(rng, multiscale, (len(steps), batch_size))
+        steps = [step._replace(limits=row) for step, row in zip(steps, limits, strict=True)]
+    return steps
+
+
+def _draw_limits(rng, multiscale, shape):
+    """int64 [*shape, 2] long, short px, as mmdetection's `Resize` draws its `img_scale`."""
+    limits = np.array(multiscale.limits)
+    if multiscale.mode == "list":
+        return limits[rng.integers(len(limits), size=shape)]
+    drawn = rng.integers(limits.min(axis=0), limits.max(axis=0) + 1, (*shape, 2))
+    return np.sort(drawn)[..., ::-1]  # ranges that overlap may give a long below the short
+
+
+def evaluation_steps(sizes, batch_size, canvases):
+    """The evaluation steps: every image once, in order, canvas by canvas; a list of `Step`."""
+    steps = []
+    for canvas, group in zip(canvases, group_by_canvas(sizes, canvases), strict=True):
+        for start in range(0, len(group), batch_size):
+            index = np.full(batch_size, -1)
+            part = group[start : start + batch_size]
+            index[: len(part)] = part
+            steps.append(Step(tuple(canvas), index, np.zeros(batch_size, np.int64), index >= 0))
+    return steps
+
+
+class Epochs:
+    """Step number -> `Step`, through the plans of two epochs at a time."""
+
+    def __init__(self, sizes, seed, batch_size, canvases, multiscale):
+        self._make_plan = functools.partial(
+            epoch_steps,
+            sizes,
+            seed,
+            batch_size=batch_size,
+            canvases=canvases,
+            multiscale=multiscale,
+        )
+        self._length = steps_per_epoch(sizes, batch_size, canvases)
+        self._plans = {}
+
+    def __call__(self, step):
+        epoch, k = divmod(step, self._length)
+        steps = self._plans.get(epoch)
+        if steps is None:
+            # Threads near the end of an epoch ask for two.  A race costs a plan made twice.
+            steps = self._make_plan(epoch)
+            self._plans = {epoch: steps} | {
+                e: p for e, p in self._plans.items() if abs(e - epoch) == 1
+            }
+        return steps[k]
+
+
+def rows_of(batch_size, process_index, process_count):
+    """The rows of the global batch that a process makes, as a slice.
+
+    Raises:
+      ValueError: the batch cannot be shared out.
+    """
+    if batch_size % process_count:
+        raise ValueError(f"a batch of {batch_size} images cannot be shared by {process_count}")
+    share = batch_size // process_count
+    return slice(process_index * share, (process_index + 1) * share)

@@ -1,0 +1,66 @@
+"""One picture to its objects, outside of any data set."""
+
+from typing import Any, Callable, NamedTuple, Sequence
+
+import jax
+import numpy as np
+
+from detlab import contract
+from detlab.data import augment
+from detlab.data import batch as batch_lib
+from detlab.data import plan
+from detlab.data import settings as settings_lib
+from detlab.viz import boxes as draw_lib
+
+
+class Detect(NamedTuple):
+    """An image to its objects, with what is shown of them."""
+
+    predict: Callable  # (params, state, images, image_size) -> Detections
+    params: Any
+    state: Any
+    settings: settings_lib.Settings  # of the demo
+    class_names: Sequence[str]
+    threshold: float
+    top_k: int
+
+    def __call__(self, image: np.ndarray) -> dict[str, np.ndarray]:
+        """[h, w, 3] uint8 RGB -> boxes [k, 4] in its px, scores [k], labels [k], best first."""
+        canvas = plan.canvas_of(image.shape[:2], self.settings)
+        record = {
+            "image": image,
+            "boxes": np.zeros((0, 4), np.float32),
+            "labels": np.zeros(0, np.int32),
+            "ignore": np.zeros(0, bool),
+            "area": np.zeros(0, np.float32),
+            "index": 0,
+        }
+        record = augment.resizer(self.settings)(record, *canvas)
+        batch = batch_lib.to_batch([record], canvas, 1, self.settings.pad_value)
+        found = jax.device_get(
+            self.predict(self.params, self.state, batch.images, batch.image_size)
+        )
+        keep = found.valid[0] & (found.scores[0] >= self.threshold)
+        keep = np.flatnonzero(keep)[: self.top_k]
+        boxes = batch_lib.to_original(found.boxes[0][keep], batch.placement[0], image.shape[:2])
+        return {"boxes": boxes, "scores": found.scores[0][keep], "labels": found.labels[0][keep]}
+
+    def draw(self, image: np.ndarray, found: dict[str, np.ndarray], min_side: int) -> np.ndarray:
+        return draw_lib.draw(image, class_names=self.class_names, min_side=min_side, **found)
+
+    def as_json(self, found: dict[str, np.ndarray]) -> list[dict]:
+        """One entry an object: class, score and xyxy box in px of the original."""
+        return [
+            {
+                "class": self.class_names[label],
+                "score": round(float(score), 4),
+                "box": [round(float(x), 2) for x in box],
+            }
+            for box, score, label in zip(found["boxes"], found["scores"], found["labels"])
+        ]
+
+
+def names_of(saved: Sequence[str] | None, config) -> tuple[str, ...]:
+    """Class names of the checkpoint, else of the config, else numbers."""
+    names = tuple(saved or config.data.class_names)
+    return names or tuple(f"class {i}" for i in range(contract.num_classes(config)))

@@ -1,0 +1,166 @@
+"""What a run or a bug happened in: versions, devices, variables, caches, and the config's hash.
+
+Plain JSON values without the names of user and host, so that it may be shown to anybody.
+"""
+
+import collections
+import hashlib
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import re
+import subprocess
+from typing import Any, Mapping
+
+import jax
+
+import detlab
+from detlab import config as config_lib
+from detlab import errors
+
+# What detlab needs (`install_requires` of setup.cfg) and what computes for jax.
+PACKAGES = (
+    *("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets"),
+    *("importlib_resources", "numpy", "safetensors", "pycocotools", "ml_collections", "absl-py"),
+    *("grain", "opencv-python-headless", "tensorboardX", "matplotlib", "tqdm"),
+)
+_VARIABLES = re.compile(r"XLA_FLAGS|LIBTPU_INIT_ARGS|CUDA_VISIBLE_DEVICES|JAX_\w+|XLA_PYTHON_\w+")
+
+
+def describe(config=None) -> dict[str, Any]:
+    """All of it; values that there are not are None.
+
+    Devices are started by it, so that `distributed.join` must come before.  The compilation cache
+    is the one in effect, which `use_compilation_cache` sets.
+    """
+    return {
+        "detlab": detlab.__version__,
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": processor(),
+        "cores": os.cpu_count(),
+        **_devices(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "variables": {
+            name: "set" if "ADDRESS" in name else anonymous(value)  # of a host
+            for name, value in sorted(os.environ.items())
+            if _VARIABLES.fullmatch(name)
+        },
+        "compilation_cache": _compilation_cache(),
+        "config_hash": None if config is None else config_hash(config),
+    }
+
+
+def use_compilation_cache(config) -> None:
+    """Keeps compiled programs in the user's cache folder, so that a second start is quick."""
+    if not config.compilation_cache or jax.config.jax_compilation_cache_dir:
+        return
+    base = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+    jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(base) / "detlab" / "xla"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def text(found: Mapping[str, Any]) -> str:
+    """What `describe` found, a line a value."""
+    lines = []
+    for key, value in found.items():
+        if isinstance(value, Mapping):
+            lines.append(f"{key}:" if value else f"{key + ':':19}none")
+            lines += [f"  {k:32} {_shown(v)}" for k, v in value.items()]
+        else:
+            lines.append(f"{key + ':':19}{_shown(value)}")
+    return "\n".join(lines)
+
+
+def config_hash(config) -> str:
+    """Hexadecimal digits that two configs share if all their values are the same."""
+    values = json.dumps(config_lib.to_json(config), sort_keys=True)
+    return hashlib.sha256(values.encode()).hexdigest()[:16]
+
+
+def processor() -> str:
+    """The model of the processor."""
+    info = pathlib.Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def devices() -> str:
+    """Number and kind of the devices of all processes, `8 x NVIDIA H200`."""
+    counts = collections.Counter(device.device_kind for device in jax.devices())
+    return ", ".join(f"{count} x {kind}" for kind, count in counts.items())
+
+
+def anonymous(value: str) -> str:
+    """A text without the user's home folder, and without the names of user and host."""
+    home = pathlib.Path.home()
+    for path in {str(home), str(home.resolve())} - {"/"}:
+        value = re.sub(rf"{re.escape(path)}(?![\w.-])", "~", value)
+    users = {home.name, os.environ.get("USER"), os.environ.get("LOGNAME")}
+    for user in users - {"", None}:  # as the name of a folder alone: users may be called "cpu"
+        value = re.sub(rf"(?<=/){re.escape(user)}(?=/|$)", "USER", value)
+    if platform.node():
+        value = re.sub(rf"(?<![\w-]){re.escape(platform.node())}(?![\w-])", "HOST", value)
+    return value
+
+
+def _commit() -> str | None:
+    """The commit of a checkout, `-dirty` behind it if files differ."""
+    root = pathlib.Path(detlab.__file__).resolve().parents[1]
+    if not (root / ".git").exists():  # a repository around site-packages is not ours
+        return None
+    words = "git describe --always --dirty --abbrev=40 --exclude=*".split()
+    try:
+        done = subprocess.run(
+            words, cwd=root, capture_output=True, text=True, check=True, timeout=30
+        )
+    except (OSError, subprocess.SubprocessError):  # no git, or not the owner
+        return None
+    return done.stdout.strip()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _devices() -> dict[str, Any]:
+    try:
+        return {
+            "backend": jax.default_backend(),
+            "driver": " ".join(jax.devices()[0].client.platform_version.split()),
+            "devices": devices(),
+            "processes": jax.process_count(),
+        }
+    except RuntimeError as error:  # what a bug report is often about
+        return {"backend": None, "devices": anonymous(errors.first_line(error))}
+
+
+def _compilation_cache() -> dict[str, Any] | None:
+    folder = jax.config.jax_compilation_cache_dir
+    if not folder:
+        return None
+    sizes = []
+    for path in pathlib.Path(folder).rglob("*"):
+        try:
+            sizes.append(path.stat().st_size)
+        except OSError:  # another process has just removed it
+            continue
+    return {
+        "folder": anonymous(str(folder)),
+        "files": len(sizes),
+        "megabytes": round(sum(sizes) / 1e6, 1),
+    }
+
+
+def _shown(value: Any) -> str:
+    return "none" if value is None else str(value)

@@ -1,0 +1,184 @@
+"""Evaluation: predict every image of a source, and score what was found.
+
+Objects marked as crowd (COCO) or difficult (VOC) are ignored: finding or missing them changes no
+figure.
+"""
+
+import collections
+import time
+from typing import Any, NamedTuple, Sequence
+
+import jax
+import numpy as np
+
+from detlab import contract
+from detlab import data_sets
+from detlab import distributed
+from detlab import errors
+from detlab import progress
+from detlab import sharding
+from detlab import types
+from detlab.data import batch as batch_lib
+from detlab.metrics import coco
+from detlab.metrics import voc
+
+
+def ground_truth(source) -> list[dict]:
+    """What the metrics compare with: the annotations of all images, in original px."""
+    truth = []
+    for i in range(len(source)):
+        height, width = source.size(i)
+        record = source.annotation(i)
+        truth.append(
+            {
+                "image_id": source.image_id(i),
+                "height": height,
+                "width": width,
+                **{k: record[k] for k in ("boxes", "labels", "ignore", "area")},
+            }
+        )
+    return truth
+
+
+class Predictor:
+    """`Detector.predict_with_bounds`, each device with its own images.
+
+    There is one compiled program for each canvas.
+
+    Attributes:
+      compiled_in: canvas (height, width) px -> seconds that compilation took.
+    """
+
+    def __init__(self, detector: contract.Detector, mesh):
+        self.compiled_in = {}
+        function = sharding.per_image(detector.predict_with_bounds, mesh, constants=2)
+        self._predict = jax.jit(function)
+        self._compiled = {}
+
+    @property
+    def compile_seconds(self) -> float:
+        return sum(self.compiled_in.values())
+
+    def __call__(
+        self, params: Any, state: Any, images: Any, image_size: Any
+    ) -> tuple[types.Detections, dict[str, jax.Array]]:
+        canvas = images.shape[1:3]
+        if canvas not in self._compiled:
+            start = time.time()
+            lowered = self._predict.lower(params, state, images, image_size)
+            self._compiled[canvas] = lowered.compile()
+            self.compiled_in[canvas] = time.time() - start
+        return self._compiled[canvas](params, state, images, image_size)
+
+
+def predict(
+    predictor: Predictor,
+    params: Any,
+    state: Any,
+    source,
+    config,
+    mesh,
+    stop: distributed.StopSignals | None = None,
+) -> tuple[list[dict], dict[str, dict]]:
+    """Detections of every image of a source, in its original px; stops early if `stop()`.
+
+    An image that is skipped because it cannot be read has no entry; a sentence is printed for it.
+    With several processes each predicts its share and gets what all of them found.
+
+    Returns:
+      One dict an image, and the bounds on candidates that were exceeded: key of the config ->
+      {"keeps": its value, "exceeded_on": number of images, "images": number of all predicted}.
+    """
+    predictions, num_skipped, exceeded = [], 0, collections.Counter()
+    with progress.bar(len(source), "evaluate", "img", leave=False) as bar:
+        for loaded in data_sets.evaluation_batches(source, config):
+            if stop is not None and stop():
+                break
+            progress.report_skipped(loaded.skipped)
+            batch = loaded.batch
+            images, size = sharding.put_batch((batch.images, batch.image_size), mesh)
+            detections, on_image = predictor(params, state, images, size)
+            rows = _Rows(
+                batch.index,
+                batch.placement,
+                batch.real,
+                skipped=np.repeat([len(loaded.skipped), 0], [1, len(batch.index) - 1]),
+                stop=np.full(len(batch.index), stop is not None and stop.wanted),
+            )
+            detections, on_image, rows = distributed.gather((detections, on_image, rows), mesh)
+            if stop is not None:
+                stop.agree(rows.stop.any())
+            for row in np.flatnonzero(rows.real):
+                i = int(rows.index[row])
+                keep = detections.valid[row]
+                boxes = batch_lib.to_original(
+                    detections.boxes[row][keep], rows.placement[row], source.size(i)
+                )
+                predictions.append(
+                    {
+                        "image_id": source.image_id(i),
+                        "boxes": boxes,
+                        "scores": detections.scores[row][keep],
+                        "labels": detections.labels[row][keep],
+                    }
+                )
+            exceeded.update({k: int(v[rows.real].sum()) for k, v in on_image.items()})
+            num_skipped += int(rows.skipped.sum())
+            bar.update(int(rows.real.sum() + rows.skipped.sum()))
+        if num_skipped:
+            bar.write(
+                f"{num_skipped} of {len(source)} images cannot be read and count as images"
+                " without detections"
+            )
+    bounds = {
+        f"config.model.{name}": {
+            "keeps": contract.field(config, name),
+            "exceeded_on": count,
+            "images": len(predictions),
+        }
+        for name, count in exceeded.items()
+        if count
+    }
+    return predictions, bounds
+
+
+class _Rows(NamedTuple):
+    """What the host knows of the images of a batch, and of its process in the last two."""
+
+    index: np.ndarray
+    placement: np.ndarray
+    real: np.ndarray
+    skipped: np.ndarray  # images that could not be read: their number in the first row
+    stop: np.ndarray  # whether the process was told to stop
+
+
+def score(
+    truth: list[dict],
+    predictions: list[dict],
+    class_names: Sequence[str],
+    bounds: dict[str, dict] | None = None,
+) -> dict:
+    """Figures of both protocols: the COCO keys, mAP07, mAP12 and one row a class.
+
+    The exceeded bounds that `predict` returned are among them as "bounds", if there are any.
+
+    Raises:
+      UserError: the predictions do not fit the ground truth, or are not finite.
+    """
+    try:
+        result = coco.evaluate(truth, predictions, class_names)
+        result_voc = voc.evaluate(truth, predictions, class_names)
+    except ValueError as error:
+        raise errors.UserError(f"the predictions cannot be scored: {error}.") from error
+    classes = [
+        {**row, "AP07": row_voc["AP07"], "AP12": row_voc["AP12"]}
+        for row, row_voc in zip(result["classes"], result_voc["classes"])
+    ]
+    overall = {k: result_voc[k] for k in ("mAP07", "mAP12")}
+    result = {**result, **overall, "classes": classes}
+    return {**result, "bounds": bounds} if bounds else result
+
+
+def scalars(result: dict) -> dict[str, float]:
+    """The figures of `score` without the table and the bounds."""
+    return {k: float(v) for k, v in result.items() if k not in ("classes", "bounds")}

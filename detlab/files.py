@@ -1,0 +1,75 @@
+"""Files: written whole or not at all, and found writable before the work for them."""
+
+import json
+import os
+import pathlib
+import tempfile
+from typing import Any, Iterable
+
+import numpy as np
+
+from detlab import errors
+from detlab.viz import boxes as draw_lib
+
+
+def write_text(path: str | pathlib.Path, text: str) -> None:
+    """Writes a file whole or not at all, making its folder."""
+    path = pathlib.Path(path)
+    special = path.exists() and not path.is_file()  # /dev/stdout cannot be replaced
+    temporary = path if special else path.with_name(path.name + ".tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(text)
+        if not special:
+            temporary.replace(path)
+    except OSError as error:
+        raise errors.UserError(f"cannot write {path}: {error.strerror or error}.") from error
+
+
+def write_json(path: str | pathlib.Path, value: Any) -> None:
+    """Writes a value as JSON, whole or not at all, making its folder."""
+    write_text(path, json.dumps(value, indent=1) + "\n")
+
+
+def save_picture(path: pathlib.Path, image: np.ndarray) -> None:
+    """Writes an RGB image; a path that cannot be written is the user's error."""
+    try:
+        draw_lib.save(path, image)
+    except OSError as error:
+        raise errors.UserError(f"cannot write {path}: {error.strerror or error}.") from error
+
+
+def unique_names(names: Iterable[str]) -> list[str]:
+    """The names; one that was there before, in capitals or not, gets its position appended."""
+    taken, unique = set(), []
+    for i, name in enumerate(names):
+        while name.lower() in taken:
+            name = f"{name}_{i}"
+        taken.add(name.lower())
+        unique.append(name)
+    return unique
+
+
+def check_outputs(
+    files: Iterable[str | pathlib.Path] = (), folders: Iterable[str | pathlib.Path] = ()
+) -> None:
+    """Makes the folders of what will be written, to fail before the long work and not after it.
+
+    Raises:
+      UserError: a path that cannot be written.
+    """
+    files = [pathlib.Path(file) for file in files]
+    for folder in [*map(pathlib.Path, folders), *(file.parent for file in files)]:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            raise errors.UserError(
+                f"cannot write into the folder {folder}: {error.strerror or error}."
+            ) from error
+    for file in files:
+        if file.is_dir():
+            raise errors.UserError(f"cannot write {file}: it is a folder; name a file in it.")
+        if file.exists() and not os.access(file, os.W_OK):
+            raise errors.UserError(f"cannot write {file}: it is protected against writing.")

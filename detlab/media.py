@@ -1,0 +1,128 @@
+"""Images and videos of the user: found by a path or pattern, read, detected on and drawn."""
+
+import collections
+import glob
+import pathlib
+from typing import Sequence
+
+import cv2
+
+from detlab import detect as detect_lib
+from detlab import errors
+from detlab import files as files_lib
+from detlab.data import records
+
+IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v")
+
+
+def find_inputs(text: str) -> list[pathlib.Path]:
+    """The images and videos that a path, a folder or a glob pattern means, in order."""
+    path = pathlib.Path(text)
+    if path.is_dir():
+        found = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGES + VIDEOS)
+        if not found:
+            raise errors.UserError(f"folder {path} holds no image ({', '.join(IMAGES)}) or video.")
+        return found
+    if path.is_file():
+        return [path]
+    found = sorted(pathlib.Path(p) for p in glob.glob(text, recursive=True))
+    found = [p for p in found if p.is_file()]
+    if not found:
+        raise errors.UserError(
+            f"--input {text} is no file, no folder, and matches nothing as a pattern."
+        )
+    return found
+
+
+def output_names(files: Sequence[pathlib.Path]) -> list[str]:
+    """File names of the results, all different; equal stems keep their suffix to differ."""
+    counts = collections.Counter(p.stem for p in files)
+    stems = [p.stem if counts[p.stem] == 1 else p.name.replace(".", "_") for p in files]
+    suffixes = [".mp4" if p.suffix.lower() in VIDEOS else ".png" for p in files]
+    return [stem + suffix for stem, suffix in zip(files_lib.unique_names(stems), suffixes)]
+
+
+def check_originals(files: Sequence[pathlib.Path], targets: Sequence[pathlib.Path]) -> None:
+    """Refuses to write over the user's files, or among them.
+
+    Raises:
+      UserError: a result is an input, directly or through a link, or would lie beside one.
+    """
+    originals = {p.resolve() for p in files}
+    folders = {p.parent for p in originals} | {p.parent.resolve() for p in files}
+    for target in targets:
+        if target.parent.resolve() in folders:
+            raise errors.UserError(
+                f"--output {target.parent} is a folder of the input, where results could replace"
+                " your files; name another folder."
+            )
+        if target.resolve() in originals:
+            raise errors.UserError(
+                f"the result {target} would replace the input {target.resolve()}; name another"
+                " --output."
+            )
+
+
+def process(path: pathlib.Path, target: pathlib.Path, detect: detect_lib.Detect) -> dict:
+    """Draws one file to `target`; returns its row of `detections.json`."""
+    if path.suffix.lower() in VIDEOS:
+        return process_video(path, target, detect)
+    image = records.read_image(path, upright=True)
+    found = detect(image)
+    files_lib.save_picture(target, detect.draw(image, found, min_side=480))
+    height, width = image.shape[:2]
+    return {
+        "file": str(path),
+        "picture": str(target),
+        "height": height,
+        "width": width,
+        "objects": detect.as_json(found),
+    }
+
+
+def process_video(path: pathlib.Path, target: pathlib.Path, detect: detect_lib.Detect) -> dict:
+    """The same for every frame of a video.
+
+    `frames` has one list of objects a frame, and `problems` a sentence where the video has fewer
+    frames than its header says.  Frames of another size than the first are resized to it.
+    """
+    reader = cv2.VideoCapture(str(path))
+    readable, frame = reader.read()
+    if not readable:
+        raise records.DataError(f"video {path} cannot be decoded; convert it to another format.")
+    # Of the frame, not of the header: a video that is stored turned is decoded upright.
+    height, width = frame.shape[:2]
+    announced = int(reader.get(cv2.CAP_PROP_FRAME_COUNT))  # 0 or less where it is not known
+    rate = reader.get(cv2.CAP_PROP_FPS) or 25.0
+    writer = cv2.VideoWriter(str(target), cv2.VideoWriter_fourcc(*"mp4v"), rate, (width, height))
+    if not writer.isOpened():
+        raise errors.UserError(f"cannot write the video {target}.")
+    frames = []
+    try:
+        while readable:
+            if frame.shape[:2] != (height, width):
+                frame = cv2.resize(frame, (width, height))
+            image = cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
+            found = detect(image)
+            drawn = detect.draw(image, found, min_side=0)  # a video keeps its size
+            writer.write(cv2.cvtColor(drawn, cv2.COLOR_RGB2BGR))
+            frames.append(detect.as_json(found))
+            readable, frame = reader.read()
+    finally:  # what there is can be played, also after Ctrl-C
+        writer.release()
+        reader.release()
+    problems = []
+    if len(frames) < announced:
+        problems.append(
+            f"video {path} ends after {len(frames)} of the {announced} frames it should have"
+        )
+    return {
+        "file": str(path),
+        "picture": str(target),
+        "height": height,
+        "width": width,
+        "frames_per_second": rate,
+        "problems": problems,
+        "frames": frames,
+    }

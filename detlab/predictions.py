@@ -1,0 +1,155 @@
+"""Predictions and their figures for people: as JSON, as text, as pictures."""
+
+import json
+import pathlib
+import re
+from typing import Sequence
+
+import numpy as np
+
+from detlab import data_sets
+from detlab import errors
+from detlab import files
+from detlab.data import records
+from detlab.metrics import inputs
+from detlab.metrics import tables
+from detlab.viz import boxes as draw_lib
+
+
+def write(path: str | pathlib.Path, predictions: list[dict], class_names: Sequence[str]) -> None:
+    """Saves predictions as JSON: xyxy boxes in original px, and the class names."""
+    images = [
+        {
+            "image_id": p["image_id"],
+            "boxes": np.round(p["boxes"].astype(float), 3).tolist(),
+            "scores": np.round(p["scores"].astype(float), 6).tolist(),
+            "labels": p["labels"].tolist(),
+        }
+        for p in predictions
+    ]
+    files.write_text(path, json.dumps({"class_names": list(class_names), "images": images}))
+
+
+def read(path: str | pathlib.Path, truth: list[dict], class_names: Sequence[str]) -> list[dict]:
+    """What `write` saved.
+
+    Raises:
+      UserError: no such file, another kind of file, or predictions that do not fit the ground
+        truth: other classes, an unknown image, arrays of different lengths, values not finite.
+    """
+    try:
+        saved = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+        data_sets.check_class_names(saved["class_names"], class_names)
+        predictions = [
+            {
+                "image_id": p["image_id"],
+                "boxes": np.array(p["boxes"], np.float32),
+                "scores": np.array(p["scores"], np.float32),
+                "labels": np.array(p["labels"], np.int32),
+            }
+            for p in saved["images"]
+        ]
+    except FileNotFoundError:
+        raise errors.UserError(
+            f"no predictions at {path}; give --workdir or --checkpoint to make them."
+        ) from None
+    except OSError as error:
+        raise errors.UserError(f"cannot read {path}: {error.strerror or error}.") from error
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
+        raise errors.UserError(
+            f"{path} is not a file of predictions that detlab.eval wrote ({error})."
+        ) from error
+    try:
+        inputs.flatten(truth, predictions, len(class_names))
+    except (ValueError, TypeError) as error:  # TypeError: an id that is a list
+        raise errors.UserError(
+            f"the predictions in {path} do not fit the data: {error}."
+        ) from error
+    return predictions
+
+
+def report(result: dict) -> str:
+    """The figures as text: one row a class, both protocols, a sentence for an exceeded bound."""
+    number = tables.number
+    lines = (
+        ("COCO", ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")),
+        ("", ("AR1", "AR10", "AR100", "AR_small", "AR_medium", "AR_large")),
+        ("VOC", ("mAP07", "mAP12")),
+    )
+    overall = "\n".join(
+        f"{name:4s}  " + "  ".join(f"{key} {number(result[key])}" for key in keys)
+        for name, keys in lines
+    )
+    header = ["class", "objects", "detections", "AP", "AP50", "VOC 07", "VOC 12"]
+    rows = [
+        [
+            row["name"],
+            str(row["num_objects"]),
+            str(row["num_detections"]),
+            *(number(row[k]) for k in ("AP", "AP50", "AP07", "AP12")),
+        ]
+        for row in result["classes"]
+    ]
+    sentences = [
+        f"On {bound['exceeded_on']} of {bound['images']} images more candidates passed the"
+        f" threshold than {key} ({bound['keeps']}) keeps; the worst were dropped before"
+        " suppression."
+        for key, bound in result.get("bounds", {}).items()
+    ]
+    return "\n".join([tables.text_table(header, rows), overall, *sentences])
+
+
+def summary(figures: dict[str, float]) -> str:
+    keys = ("AP", "AP50", "AP75", "mAP07", "mAP12")
+    return "  ".join(f"{k} {figures[k]:.3f}" for k in keys)
+
+
+def draw(
+    folder: str | pathlib.Path,
+    source,
+    truth: list[dict],
+    predictions: list[dict],
+    threshold: float,
+    limit: int,
+) -> int:
+    """Ground truth beside predictions for the first `limit` images (0: all), one file an image.
+
+    The files are named after the images; `contact_sheet.png` has the first 16 of them together.
+    An image that cannot be read is left out with a printed sentence.
+
+    Returns:
+      How many pictures were written.
+    Raises:
+      UserError: a picture cannot be written.
+    """
+    folder = pathlib.Path(folder)
+    by_id = {p["image_id"]: p for p in predictions}
+    shown_truth = truth[: limit or None]
+    ids = [re.sub(r"[^\w.-]", "_", str(t["image_id"])) for t in shown_truth]
+    _, *names = files.unique_names(["contact_sheet", *ids])
+    count, first, cell = 0, [], (300, 560)
+    for i, (objects, name) in enumerate(zip(shown_truth, names)):
+        try:
+            image = source[i]["image"]
+        except records.DataError as error:
+            print(f"not drawn: {error}")
+            continue
+        found = by_id.get(objects["image_id"], _NOTHING)
+        keep = found["scores"] >= threshold
+        shown = {k: found[k][keep] for k in ("boxes", "labels", "scores")}
+        picture = draw_lib.draw_pair(image, objects, shown, source.class_names)
+        files.save_picture(folder / f"{name}.png", picture)
+        count += 1
+        if len(first) < 16:
+            first.append(draw_lib.fit(picture, cell))
+    if first:
+        sheet = draw_lib.contact_sheet(first, columns=4, cell=cell)
+        files.save_picture(folder / "contact_sheet.png", sheet)
+    return count
+
+
+_NOTHING = {
+    "boxes": np.zeros((0, 4), np.float32),
+    "labels": np.zeros(0, np.int32),
+    "scores": np.zeros(0, np.float32),
+}

@@ -1,0 +1,1 @@
+"""What a training run is: its state, its steps, its folder and what it writes there."""

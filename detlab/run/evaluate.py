@@ -1,0 +1,104 @@
+"""Evaluation during a run, and what the run leaves to look at."""
+
+from typing import NamedTuple
+
+import tqdm
+
+from detlab import distributed
+from detlab import errors
+from detlab import evaluation
+from detlab import files
+from detlab import predictions as predictions_lib
+from detlab import types
+from detlab.run import checkpoint
+from detlab.run import log as log_lib
+from detlab.run import setup as setup_lib
+from detlab.run import state as state_lib
+from detlab.run import workdir as workdir_lib
+from detlab.viz import curves
+
+
+class Outcome(NamedTuple):
+    """Of one evaluation."""
+
+    figures: dict  # see `evaluation.score`
+    predictions: list[dict]
+
+
+class Evaluation:
+    """Evaluates a state: logs the figures, and keeps the best checkpoint.
+
+    Attributes:
+      truth: what the predictions are compared with, see `evaluation.ground_truth`.
+    """
+
+    def __init__(
+        self,
+        setup: setup_lib.Setup,
+        log: log_lib.RunLog,
+        checkpoints: checkpoint.Checkpoints,
+        info: dict,
+    ):
+        """`info` goes with the weights into each checkpoint, see `checkpoint.Weights`."""
+        self.truth = evaluation.ground_truth(setup.eval_source)
+        self._predictor = evaluation.Predictor(setup.detector, setup.mesh)
+        self._source, self._config, self._mesh = setup.eval_source, setup.config, setup.mesh
+        self._log, self._checkpoints, self._info = log, checkpoints, info
+
+    @property
+    def compile_seconds(self) -> float:
+        return self._predictor.compile_seconds
+
+    def __call__(
+        self, state: types.TrainState, stop: distributed.StopSignals, bar: tqdm.tqdm
+    ) -> Outcome | None:
+        """None where `stop()` came before the end."""
+        with self._log.not_training():
+            params, model_state = state_lib.evaluated(state)
+            predictions, bounds = evaluation.predict(
+                self._predictor, params, model_state, self._source, self._config, self._mesh, stop
+            )
+            if stop():
+                return None
+            result = evaluation.score(self.truth, predictions, self._source.class_names, bounds)
+            figures = evaluation.scalars(result)
+            score = figures[self._config.eval.best_by]
+            best = self._checkpoints.best_score()
+            if best is None or score > best:
+                self._checkpoints.save_best(state, {**self._info, "metrics": figures}, score)
+            step = int(state.step)
+            self._log.evaluation(step, figures)
+            bar.write(f"step {step}: {predictions_lib.summary(figures)}")
+        return Outcome(result, predictions)
+
+
+def write_results(
+    workdir: workdir_lib.Workdir, outcome: Outcome, truth: list[dict], source, config
+) -> None:
+    """Writes predictions, curves, pictures and figures of a finished run, and says where they are.
+
+    The figures come last: with them the run is finished.
+    """
+    print(predictions_lib.report(outcome.figures))
+    predictions_lib.write(workdir.predictions, outcome.predictions, source.class_names)
+    try:
+        curves.plot_run(log_lib.read_rows(workdir.log), workdir.curves)
+    except OSError as error:
+        raise errors.UserError(
+            f"cannot write {workdir.curves}: {error.strerror or error}."
+        ) from error
+    if config.eval.pictures:
+        predictions_lib.draw(
+            workdir.pictures,
+            source,
+            truth,
+            outcome.predictions,
+            config.eval.threshold,
+            config.eval.pictures,
+        )
+    files.write_json(workdir.figures, outcome.figures)
+    print(f"curves:       {workdir.curves} (numbers in {workdir.log}, and tensorboard/)")
+    print(f"figures:      {workdir.figures}")
+    print(f"predictions:  {workdir.predictions}")
+    if config.eval.pictures:
+        print(f"pictures:     {workdir.pictures} (left what is there, right what was found)")

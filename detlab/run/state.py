@@ -1,0 +1,117 @@
+"""The state of a run: new, from weights, or only its shapes; and what of it is evaluated."""
+
+import pathlib
+import re
+import time
+from typing import Any, Sequence
+
+import jax
+import jax.numpy as jnp
+
+from detlab import contract
+from detlab import errors
+from detlab import sharding
+from detlab import types
+from detlab.run import checkpoint
+from detlab.run import optim
+
+
+def initial(
+    detector: contract.Detector, optimizer: optim.Optimizer, config, mesh
+) -> types.TrainState:
+    """The state of step 0, on every device; its weights are those of `initial_weights`."""
+    params, state = initial_weights(detector, config)
+    new = jax.jit(lambda p, s: of_weights(p, s, optimizer, config))(params, state)
+    return jax.device_put(new, sharding.replicated(mesh))
+
+
+def abstract(
+    detector: contract.Detector, optimizer: optim.Optimizer, config, mesh
+) -> types.TrainState:
+    """Shapes and places of a state that is to be restored; nothing is computed."""
+
+    def make(images):
+        params, state = detector.init(jax.random.key(0), images)
+        return of_weights(params, state, optimizer, config)
+
+    everywhere = sharding.replicated(mesh)
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere),
+        jax.eval_shape(make, example_images(config)),
+    )
+
+
+def of_weights(params: Any, state: Any, optimizer: optim.Optimizer, config) -> types.TrainState:
+    """The state of step 0 with these weights; the averages start as the values themselves."""
+    opt_state = optimizer.transform.init(params)
+    ema = None
+    if config.optim.ema_decay:
+        # Copies, as a step donates the buffers of the whole state and no buffer twice.
+        ema = jax.tree.map(jnp.copy, {"params": params, "state": state})
+    return types.TrainState(jnp.zeros((), jnp.int32), params, state, opt_state, ema)
+
+
+def evaluated(state: types.TrainState) -> tuple[Any, Any]:
+    """(params, model state) to evaluate and predict with: the averages where there are any."""
+    if state.ema is None:
+        return state.params, state.state
+    return state.ema["params"], state.ema["state"]
+
+
+def initial_weights(detector: contract.Detector, config):
+    """(params, state) to start from: those of `init_from`, the rest as the modules initialise.
+
+    Raises:
+      UserError: leaves that training never changes would keep their random values.
+    """
+    key, images = jax.random.key(config.seed), example_images(config)
+    params, state = jax.eval_shape(detector.init, key, images)
+    random = checkpoint.flat_paths(params, state)
+    if config.init_from:
+        weights = checkpoint.load_weights(config.init_from)
+        reasons = checkpoint.may_differ(weights, contract.num_classes(config))
+        reasons["named by config.init_skip"] = config.init_skip
+        merged = checkpoint.merge(params, state, weights, sum(reasons.values(), ()))
+        params, state, random = merged.params, merged.state, merged.initialised
+        print(f"{len(merged.loaded)} leaves from {weights.path}, {len(random)} stay as initialised")
+        untold = list(random)
+        for reason, regexes in reasons.items():
+            paths = [p for p in untold if any(re.fullmatch(r, p) for r in regexes)]
+            untold = [p for p in untold if p not in paths]
+            if paths:
+                print(f"as initialised, {reason}: {checkpoint.listed(paths)}")
+    constant = [p for p in random if any(re.fullmatch(f, p) for f in detector.frozen)]
+    if constant:
+        raise errors.UserError(
+            f"{len(constant)} leaves are never trained but would keep their initial values, such as"
+            f" {constant[0]}: name weights in config.init_from, or train everything with"
+            " --config.model.backbone_norm=batch --config.model.frozen_stages=0."
+        )
+    start = time.time()
+    drawn = jax.block_until_ready(_initial_leaves(detector, key, images, random))
+    print(f"initialised in {time.time() - start:.1f} s")
+    return checkpoint.replaced(params, state, drawn)
+
+
+def _initial_leaves(detector: contract.Detector, key, images, paths: Sequence[str]):
+    """{path: value} of some leaves as the modules initialise them; no other is computed."""
+
+    def compute(key):
+        leaves = checkpoint.flat_leaves(*detector.init(key, images))
+        return {path: leaves[path] for path in paths}
+
+    return jax.jit(compute)(key)
+
+
+def check_init_from(config) -> None:
+    """Whether the weights to start from are there: asked first, as data may take long to open."""
+    if config.init_from and not pathlib.Path(config.init_from).exists():
+        remedy = f": {config.init_help}" if config.init_help else ""
+        raise errors.UserError(
+            f"config.init_from names {config.init_from}, which does not exist{remedy}."
+        )
+
+
+def example_images(config) -> jax.Array:
+    """One empty canvas: parameters do not depend on its size."""
+    return jnp.zeros((1, *config.data.canvases[0], 3), jnp.uint8)

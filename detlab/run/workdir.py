@@ -1,0 +1,80 @@
+"""The folder of a run: what lies where, and what another start does with it."""
+
+import json
+import pathlib
+
+from detlab import config as config_lib
+from detlab import contract
+from detlab import distributed
+from detlab import environment
+from detlab import errors
+from detlab import files
+from detlab.run import checkpoint
+
+# Keys that change no number of a run, so that it may be resumed with others.
+WITHOUT_EFFECT = (
+    "compilation_cache",
+    "data.demo_rounding",
+    "data.read_threads",
+    "data.workers",
+    "eval.pictures",
+    "eval.threshold",
+    "init_help",
+    "init_skip",  # a resumed run has all its leaves
+    "train.keep_last",
+)
+
+
+class Workdir:
+    """The paths of a run.  `detlab.run.checkpoint` keeps `checkpoints` and `best` there."""
+
+    def __init__(self, path: str | pathlib.Path):
+        self.path = pathlib.Path(path)
+        self.config = self.path / "config.json"
+        self.log = self.path / "metrics.jsonl"
+        self.environment = self.path / "env.json"  # of the last start
+        self.curves = self.path / "curves.png"
+        self.predictions = self.path / "predictions.json"
+        self.pictures = self.path / "pictures"
+        self.profile = self.path / "profile"
+        self.figures = self.path / "eval.json"  # of the last step; written last, so it ends a run
+
+    @property
+    def finished(self) -> bool:
+        return self.figures.exists()
+
+    @property
+    def latest_step(self) -> int | None:
+        """The step that a run goes on from; None where it begins."""
+        return checkpoint.latest_step(self.path)
+
+    def check(self, config) -> None:
+        """Finds out whether a run of this config can live here; writes nothing.
+
+        Raises:
+          UserError: the folder holds a run with another config, or is not a folder.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise errors.UserError(f"--workdir {self.path} is a file; name a folder.")
+        if not self.config.exists():
+            return
+        try:
+            there = config_lib.from_json(json.loads(self.config.read_text()))
+            both = (config_lib.to_json(contract.with_defaults(x)) for x in (there, config))
+            different = config_lib.differences(*both, but=WITHOUT_EFFECT)
+        except (OSError, ValueError, AttributeError, TypeError, errors.UserError) as error:
+            text = str(error).removesuffix(".")
+            raise errors.UserError(
+                f"{self.config} cannot be read ({text}); choose another --workdir."
+            ) from error
+        if different:
+            raise errors.UserError(
+                f"{self.path} holds a run with another config, differing in"
+                f" {', '.join(different)}; give the same config to resume it, or another --workdir."
+            )
+
+    def open(self, config) -> None:
+        """Makes the folder, with the config of its run and what it runs in."""
+        if distributed.is_first():
+            files.write_json(self.config, config_lib.to_json(config))
+            files.write_json(self.environment, environment.describe(config))

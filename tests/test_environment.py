@@ -1,0 +1,93 @@
+"""What bug reports and runs say of their environment: true, complete, and nobody's name."""
+
+import configparser
+import json
+import os
+import pathlib
+import platform
+import re
+
+import jax
+import pytest
+from ml_collections import ConfigDict
+
+import detlab
+from detlab import config as config_lib
+from detlab import environment
+
+
+def test_describe_is_plain_json_with_versions_devices_cache_and_hash():
+    config = config_lib.load("retinanet_shapes")
+    found = environment.describe(config)
+    assert json.loads(json.dumps(found)) == found
+    assert found["detlab"] == detlab.__version__
+    assert found["commit"] is None or re.fullmatch("[0-9a-f]{40}(-dirty)?", found["commit"])
+    assert found["packages"]["jax"] == jax.__version__
+    assert found["backend"] == jax.default_backend()
+    assert found["devices"] == f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+    assert found["variables"]["XLA_FLAGS"] == environment.anonymous(os.environ["XLA_FLAGS"])
+    cache = found["compilation_cache"]
+    assert cache["folder"] == environment.anonymous(jax.config.jax_compilation_cache_dir)
+    assert cache["files"] >= 0 and cache["megabytes"] >= 0
+    assert found["config_hash"] == environment.config_hash(config)
+    assert environment.describe()["config_hash"] is None
+
+
+def test_packages_are_those_that_detlab_requires(repository):
+    setup = configparser.ConfigParser()
+    setup.read(repository / "setup.cfg")
+    required = {re.split("[>=<]", x)[0] for x in setup["options"]["install_requires"].split()}
+    assert set(environment.PACKAGES) == required | {"jaxlib"}
+    assert None not in environment.describe()["packages"].values()
+
+
+def test_hash_of_a_config_is_that_of_its_values_in_any_order():
+    config = ConfigDict({"b": (1, 2), "a": {"y": None, "x": 0.5}})
+    other = ConfigDict({"a": {"x": 0.5, "y": None}, "b": (1, 2)})
+    # sha256 of {"a": {"x": 0.5, "y": null}, "b": [1, 2]}: the same in every process.
+    assert environment.config_hash(config) == "a62ccf74e9b0e014"
+    assert environment.config_hash(other) == environment.config_hash(config)
+    other.a.x = 0.25
+    assert environment.config_hash(other) != environment.config_hash(config)
+
+
+def test_names_of_user_and_host_and_the_home_folder_are_not_told(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/ada")
+    monkeypatch.setenv("USER", "ada")
+    monkeypatch.setattr(platform, "node", lambda: "engine-1")
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "/home/ada/cache")
+    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "engine-0:1234")
+    monkeypatch.setenv("XLA_FLAGS", "--xla_dump_to=/scratch/ada/dump --other=/nfs/engine-1/x")
+    found = environment.describe()["variables"]
+    assert found["JAX_COMPILATION_CACHE_DIR"] == "~/cache"
+    assert found["JAX_COORDINATOR_ADDRESS"] == "set"
+    assert found["XLA_FLAGS"] == "--xla_dump_to=/scratch/USER/dump --other=/nfs/HOST/x"
+    assert environment.anonymous("/home/adalbert/x ada") == "/home/adalbert/x ada"
+    assert str(pathlib.Path.home()) == "/home/ada"
+
+
+def test_devices_that_do_not_start_are_said_with_their_error(monkeypatch):
+    def no_backend():
+        raise RuntimeError("Unable to initialize backend 'cuda': no driver\nmore")
+
+    monkeypatch.setattr(jax, "default_backend", no_backend)
+    found = environment.describe()
+    assert found["backend"] is None
+    assert found["devices"] == "Unable to initialize backend 'cuda': no driver"
+
+
+def test_a_package_inside_the_repository_of_another_has_no_commit(monkeypatch, tmp_path):
+    monkeypatch.setattr(detlab, "__file__", str(tmp_path / "detlab" / "__init__.py"))
+    assert environment.describe()["commit"] is None
+
+
+@pytest.mark.parametrize("variables", [{}, {"JAX_PLATFORMS": "cpu"}])
+def test_text_has_a_line_a_value(variables):
+    found = {"python": "3.11.7", "commit": None, "variables": variables, "config_hash": "ab"}
+    shown = environment.text(found).splitlines()
+    assert shown[0].split() == ["python:", "3.11.7"]
+    assert shown[1].split() == ["commit:", "none"]
+    assert shown[-1].split() == ["config_hash:", "ab"]
+    assert [line.split() for line in shown[2:-1]] == (
+        [["variables:"], ["JAX_PLATFORMS", "cpu"]] if variables else [["variables:", "none"]]
+    )
