@@ -50,8 +50,8 @@ from benchmarks.parity_adapters import adapter as adapter_lib
 from detlab import contract
 from detlab import errors
 from detlab import types
-from detlab.converters import convert
 from detlab.converters import mapping
+from detlab.converters import target
 
 _MODULES = (
     importlib.import_module(f"{parity_adapters.__name__}.{found.name}")
@@ -131,7 +131,7 @@ def convert_weights(
     """
     tensors = fixture_weights.state_dict(case.info)
     table = adapter.table(case.bgr)
-    shapes = convert.target_shapes(config)
+    shapes = target.shapes(config)
     try:
         tree, _ = mapping.convert(tensors, table, shapes)
     except mapping.ConversionError as error:

@@ -21,8 +21,8 @@ from benchmarks import parity_checks
 from detlab import contract
 from detlab import errors
 from detlab import types
-from detlab.converters import convert
 from detlab.converters import mapping
+from detlab.converters import target
 from detlab.converters.readers import darknet as darknet_reader
 from detlab.converters.readers import npz_file
 from detlab.converters.tables import darknet as darknet_table
@@ -123,7 +123,7 @@ class _Model:
         )
         self.module = darknet.Darknet(**fields)
         config = python_types.SimpleNamespace(detector="darknet", model=fields)
-        shapes = convert.target_shapes(config)
+        shapes = target.shapes(config)
         tree, _ = mapping.convert(tensors, darknet_table.table(network), shapes)
         self._params, self._state = tree.pop("params"), tree
         detector = contract.build(config)

@@ -24,8 +24,8 @@ from benchmarks import parity_darknet
 from detlab import errors
 from detlab import evaluation
 from detlab import types
-from detlab.converters import convert
 from detlab.converters import mapping
+from detlab.converters import target
 from detlab.converters.readers import contents
 from detlab.converters.readers import files
 from detlab.converters.readers import npz_file
@@ -91,7 +91,7 @@ class _Model:
         config = python_types.SimpleNamespace(detector="yolov5", model=fields)
         try:
             table = yolov5_table.table(fields)
-            tree, _ = mapping.convert(file.tensors, table, convert.target_shapes(config))
+            tree, _ = mapping.convert(file.tensors, table, target.shapes(config))
         except mapping.ConversionError as error:
             raise errors.UserError(f"case {name}: {error}") from error
         self.variables = tree

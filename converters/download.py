@@ -26,6 +26,15 @@ def is_url(text: str) -> bool:
     return re.match(r"[a-zA-Z][a-zA-Z0-9+.-]*://", text) is not None
 
 
+def local(file: str, sha256: str) -> pathlib.Path:
+    """The path of a file, which is downloaded first if it is a URL."""
+    if is_url(file):
+        return fetch(file, sha256)
+    if sha256:
+        raise errors.UserError("--sha256 goes with a URL; a file that is here is read as it is.")
+    return pathlib.Path(file)
+
+
 def fetch(url: str, sha256: str = "", folder: pathlib.Path | None = None) -> pathlib.Path:
     """The path of the file behind a URL, downloaded unless it is there.
 

@@ -4,8 +4,7 @@ import argparse
 import pathlib
 
 from detlab import cli
-
-FAMILIES = ("torchvision", "mmdet", "yolov5", "darknet")  # of weight files; see `convert.SOURCES`
+from detlab.converters import families
 
 
 def convert(docstring: str) -> argparse.ArgumentParser:
@@ -14,7 +13,7 @@ def convert(docstring: str) -> argparse.ArgumentParser:
         docstring,
         epilog="Any key of the config is overridden by --config.key=value.",
     )
-    parser.add_argument("--source", choices=("auto", *FAMILIES), default="auto")
+    parser.add_argument("--source", choices=("auto", *families.NAMES), default="auto")
     parser.add_argument("--config", help="experiment file or name")
     parser.add_argument("--input", help="a weight file (.pth, .pt, .safetensors, .npz) or its URL")
     parser.add_argument("--sha256", default="", help="of a URL whose name does not have it")

@@ -1,5 +1,6 @@
 """What a weight file holds, as text: the work of `python -m converters.convert --inspect FILE`."""
 
+import argparse
 import collections
 import math
 import os
@@ -9,6 +10,7 @@ from typing import Any, Iterator
 
 import numpy as np
 
+from detlab.converters import download
 from detlab.converters.readers import contents
 from detlab.converters.readers import darknet
 from detlab.converters.readers import files
@@ -17,6 +19,12 @@ from detlab.darknet import cfg as darknet_cfg
 _CHUNK = 1 << 20  # values that statistics are made of at a time
 _MAX_NAMES = 10_000  # letters of all class names together
 _MAX_VALUE = 100  # letters of an entry beside the weights; mmdet keeps its whole configuration
+
+
+def run(flags: argparse.Namespace) -> None:
+    """Prints what the file of --inspect holds."""
+    network = darknet_cfg.read(flags.cfg) if flags.cfg else None
+    print(describe(download.local(flags.inspect, flags.sha256), network))
 
 
 def describe(path: str | os.PathLike, network: darknet_cfg.Network | None = None) -> str:

@@ -6,38 +6,19 @@ source of its own with the same marks; the config then says which is meant.
 
 import importlib
 import pkgutil
-from typing import Any, Callable, Iterable, Mapping, NamedTuple
-
-import numpy as np
+from typing import Callable, Iterable, NamedTuple
 
 from detlab.converters import mapping
 from detlab.converters import tables
-from detlab.converters.readers import contents
-
-
-class Found(NamedTuple):
-    """Fields of the detector that follow from a file."""
-
-    certain: dict[str, Any]
-    assumed: dict[str, Any]  # that the file does not tell
-    num_classes: int
-
-
-class Networks(NamedTuple):
-    """The tables of a family whose files decide what network they are of."""
-
-    fields: Callable[[contents.Contents], Found]
-    table_of: Callable[[Mapping[str, Any]], mapping.Table]  # of the detector's fields
-    buffers: Callable[[Mapping[str, Any]], dict[str, np.ndarray]]  # written besides the leaves
 
 
 class Source(NamedTuple):
     """A kind of file: how to know one, and what it is converted by."""
 
-    family: str  # what --source names
+    family: str  # one of `families.NAMES`
     description: str
     marks: tuple[str, ...]  # names that every such file has
-    table: Callable[[bool], mapping.Table] | Networks  # of `bgr`, or of the detector's fields
+    table: Callable[..., mapping.Table]  # of `bgr`, or of what its family makes a table of
     detector: str | None  # the only one that it fits; None: any with such a subtree
 
 

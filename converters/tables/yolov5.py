@@ -38,6 +38,14 @@ ANCHORS_4 = (
 _ACTIVATIONS = {"SiLU": "silu", "Hardswish": "hard_swish", "LeakyReLU": "leaky_relu"}
 
 
+class Found(NamedTuple):
+    """Fields of the detector that follow from a file."""
+
+    certain: dict[str, Any]
+    assumed: dict[str, Any]  # that the file does not tell
+    num_classes: int
+
+
 class Numbers(NamedTuple):
     """`model.<number>` of the modules of a network, by their paths here."""
 
@@ -108,7 +116,7 @@ def buffers(model: Mapping[str, Any]) -> dict[str, np.ndarray]:
     return found
 
 
-def fields(file: contents.Contents) -> sources.Found:
+def fields(file: contents.Contents) -> Found:
     """Which network the tensors of a file are of.
 
     Raises:
@@ -169,7 +177,7 @@ def fields(file: contents.Contents) -> sources.Found:
         if "anchor_sizes" not in certain:
             assumed["anchor_sizes"] = ANCHORS_4
     outputs = shapes[f"model.{known.head}.m.0.bias"][0]
-    return sources.Found(certain, assumed, outputs // per_cell - 5)
+    return Found(certain, assumed, outputs // per_cell - 5)
 
 
 def _sizes(shapes: Mapping[str, tuple], known: Numbers, levels: int, pool: str) -> dict[str, Any]:
@@ -221,20 +229,19 @@ def _block(source: str, target: str, kind: str) -> list[mapping.Rule]:
     return [*rules, *bottlenecks]
 
 
-NETWORKS = sources.Networks(fields, table, buffers)
 SOURCES = (
     sources.Source(
         "yolov5",
         "a YOLOv5 of release 3",
         ("model.1.conv.weight", "model.2.cv3.weight", "model.2.cv4.conv.weight"),
-        NETWORKS,
+        table,
         "yolov5",
     ),
     sources.Source(
         "yolov5",
         "a YOLOv5 of the releases 4 to 7",
         ("model.1.conv.weight", "model.2.cv3.conv.weight", "model.2.m.0.cv1.conv.weight"),
-        NETWORKS,
+        table,
         "yolov5",
     ),
 )

@@ -15,8 +15,10 @@ from detlab import contract
 from detlab import errors
 from detlab.converters import convert
 from detlab.converters import download
-from detlab.converters import flags as flags_lib
+from detlab.converters import families
 from detlab.converters import mapping
+from detlab.converters import named
+from detlab.converters import target
 from detlab.converters.readers import files
 from detlab.converters.tables import mmdet_retinanet
 from detlab.converters.tables import torchvision_resnet
@@ -52,7 +54,7 @@ def config_file(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def shapes(config_file):
-    return convert.target_shapes(ml_config(config_file))
+    return target.shapes(ml_config(config_file))
 
 
 def source_tensors(shapes, table, extra):
@@ -169,7 +171,7 @@ def test_published_retinanet_fits_the_detector_with_its_default_fields(shared_di
     config = ml_collections.ConfigDict({"detector": "retinanet", "model": model})
     # Zeros that take no memory, as only names and shapes count here.
     tensors = {n: np.broadcast_to(np.float32(0), s) for n, s, _ in case["state_dict"]}
-    _, report = mapping.convert(tensors, mmdet_retinanet.table(), convert.target_shapes(config))
+    _, report = mapping.convert(tensors, mmdet_retinanet.table(), target.shapes(config))
     assert {row.status.split(":")[0] for row in report} == {"matched", "dropped"}
 
 
@@ -340,8 +342,8 @@ def test_a_bgr_network_goes_back_as_one_without_being_told(config_file, mmdet_fi
 
 def test_no_table_for_a_detector_is_a_sentence(config_file, mmdet_file, tmp_path, monkeypatch):
     run(config_file, mmdet_file[0], tmp_path / "weights")
-    sources = [source for source in convert.SOURCES if source.detector != "retinanet"]
-    monkeypatch.setattr(convert, "SOURCES", sources)
+    sources = [source for source in named.SOURCES if source.detector != "retinanet"]
+    monkeypatch.setattr(named, "SOURCES", sources)
     with pytest.raises(errors.UserError, match="--source mmdet has no table for detector retina"):
         back(tmp_path / "weights", tmp_path / "x.pth", "--source", "mmdet")
 
@@ -378,7 +380,7 @@ def test_a_file_that_two_tables_know_alike_needs_the_family(
 ):
     (twin,) = mmdet_retinanet.SOURCES
     twin = twin._replace(family="yolov5", description="its twin")
-    monkeypatch.setattr(convert, "SOURCES", (*convert.SOURCES, twin))
+    monkeypatch.setattr(named, "SOURCES", (*named.SOURCES, twin))
     text = refused(config_file, mmdet_file[0], tmp_path / "w")
     assert "may be an mmdet RetinaNet or its twin; say which with --source" in text
     run(config_file, mmdet_file[0], tmp_path / "w", "--source", "mmdet")
@@ -478,6 +480,4 @@ def test_command_line_prints_one_sentence_and_exits_with_2(config_file, reposito
 
 
 def test_source_can_name_the_family_of_every_source():
-    assert {source.family for source in convert.SOURCES} | {convert.DARKNET} == {
-        *flags_lib.FAMILIES
-    }
+    assert {source.family for source in named.SOURCES} | {"darknet"} == {*families.NAMES}

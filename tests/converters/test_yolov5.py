@@ -1,6 +1,7 @@
 """YOLOv5's files: which network they are of, into a weights folder and back."""
 
 import json
+import types
 
 import jax
 import numpy as np
@@ -12,7 +13,10 @@ from detlab import contract
 from detlab import errors
 from detlab.converters import convert
 from detlab.converters import mapping
+from detlab.converters import named
 from detlab.converters import sources
+from detlab.converters import target
+from detlab.converters.families import yolov5 as family
 from detlab.converters.readers import contents
 from detlab.converters.readers import torch_file
 from detlab.converters.tables import yolov5
@@ -25,7 +29,7 @@ EVERY = (*NETWORK, *SIZES)
 
 def state_dict(config):
     """Names and arrays that a file of the network would have, all zeros."""
-    shapes = convert.target_shapes(config)
+    shapes = target.shapes(config)
     leaves = {path: np.zeros(shape, np.float32) for path, shape in shapes.items()}
     return mapping.reverse(leaves, yolov5.table(config.model)) | yolov5.buffers(config.model)
 
@@ -61,7 +65,7 @@ def test_network_is_found_from_names_and_shapes(published, variant):
     assert {**found.certain, **found.assumed}.items() >= fields_of(config).items()
     assert set(found.assumed) - {"level_balance"} == {"activation", "pool_size"}
     assert found.num_classes == 80
-    (source,) = sources.fitting(convert.SOURCES, tensors)
+    (source,) = sources.fitting(named.SOURCES, tensors)
     assert source.description.endswith("release 3" if variant == "s_v3" else "releases 4 to 7")
 
 
@@ -117,7 +121,7 @@ def test_tables_fill_every_leaf_and_run_backwards():
     for config in (three, four, late):
         config.model.update(width_multiple=0.0625, neck_repeats=1)
         config.model.repeats = (1,) * (5 if config is four else 4)
-        shapes = convert.target_shapes(config)
+        shapes = target.shapes(config)
         leaves = {path: rng.normal(size=shape).astype(np.float32) for path, shape in shapes.items()}
         table = yolov5.table(config.model)
         tensors = mapping.reverse(leaves, table) | yolov5.buffers(config.model)
@@ -157,7 +161,7 @@ def test_a_published_file_says_its_size_and_brings_its_classes(folder):
 def test_blood_cells_start_from_it_without_its_predictors(folder):
     """80 classes there and 3 here; in a network of the same anchors."""
     config = config_lib.load("yolov5_bccd")
-    predictors = {p for p in convert.target_shapes(config) if p.startswith("params/head/predict")}
+    predictors = {p for p in target.shapes(config) if p.startswith("params/head/predict")}
     assert set(tables.start(folder, config).initialised) == predictors
 
 
@@ -194,12 +198,13 @@ def test_the_activation_of_a_state_dict_is_assumed_unless_it_is_said(shared_dir,
     file = contents.Contents("npz", {}, None, {})
     with np.load(shared_dir / "weights" / "yolov5n-v6.npz") as arrays:
         file = file._replace(tensors=dict(arrays))
-    convert._fill_in(config, {}, yolov5, "a.npz", file, False)
+    flags = types.SimpleNamespace(reset_classes=False)
+    family.fill_in("a.npz", file, config, flags, {})
     assert "assumed, as a.npz does not tell: activation 'silu', pool_size 5" in (
         capsys.readouterr().out
     )
     config.model.activation = "hard_swish"
-    convert._fill_in(config, {"model.activation": "hard_swish"}, yolov5, "a.npz", file, False)
+    family.fill_in("a.npz", file, config, flags, {"model.activation": "hard_swish"})
     assert config.model.activation == "hard_swish" and config.model.width_multiple == 0.25
 
 

@@ -7,15 +7,15 @@ from typing import Mapping
 import numpy as np
 
 from detlab import contract
-from detlab.converters import convert
 from detlab.converters import mapping
+from detlab.converters import target
 from detlab.run import checkpoint
 
 
 @functools.cache
 def _shapes(detector: str, model: tuple) -> dict[str, tuple[int, ...]]:
     config = python_types.SimpleNamespace(detector=detector, model=dict(model))
-    return convert.target_shapes(config)
+    return target.shapes(config)
 
 
 def shapes(detector: str, fields: Mapping) -> dict[str, tuple[int, ...]]:

@@ -1,0 +1,104 @@
+"""Darknet, whose `.weights` files have no names: what is in one follows from a cfg.
+
+The cfg is of --cfg or of the config.  Files go in and out byte for byte, header included.
+"""
+
+import argparse
+import pathlib
+from typing import Any, Mapping
+
+from detlab import contract
+from detlab import errors
+from detlab import files as files_lib
+from detlab.converters import mapping
+from detlab.converters import target
+from detlab.converters import family
+from detlab.converters.readers import contents
+from detlab.converters.readers import darknet as reader
+from detlab.converters.tables import darknet as tables
+from detlab.darknet import cfg as darknet_cfg
+from detlab.darknet import networks
+from detlab.detectors import darknet as detector
+from detlab.run import checkpoint
+
+
+def read(
+    path: pathlib.Path, config, flags: argparse.Namespace, overrides: Mapping[str, str]
+) -> family.Foreign:
+    """The layers of a file, all or the first ones; --cfg becomes the config's network."""
+    if config.detector != "darknet":
+        raise errors.UserError(
+            f"a darknet .weights file fits detector darknet only, and {flags.config} is of"
+            f" {config.detector}."
+        )
+    if flags.cfg:
+        network = darknet_cfg.read(flags.cfg)
+        config.model.cfg = darknet_cfg.format(network)
+        config.data.canvases = ((network.net.height, network.net.width),)
+        config.data.multiscale_canvases = ()
+        if not flags.reset_classes:
+            config.model.num_classes = network.layers[networks.heads(network)[-1]].classes
+    else:
+        network = networks.resolve(contract.field(config, "cfg"))
+        if not flags.reset_classes:
+            network = networks.with_classes(network, contract.num_classes(config))
+    header, tensors = reader.read(path, network)
+    layers = {int(name.partition(".")[0]) for name in tensors}
+    names = ()
+    if flags.names and not flags.reset_classes:
+        names = _class_names(flags.names, contract.num_classes(config))
+    return family.Foreign(
+        tensors,
+        tables.table(network, max(layers) + 1),
+        names,
+        {"header": header._asdict()},
+        f"{len(tensors)} tensors of {len(layers)} layers",
+    )
+
+
+def _class_names(path: str, count: int) -> tuple[str, ...]:
+    """The class names of a text file, a line each."""
+    try:
+        lines = pathlib.Path(path).read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise errors.UserError(f"--names {path} cannot be read: {error}.") from error
+    names = tuple(line.strip() for line in lines if line.strip())
+    if len(names) != count:
+        raise errors.UserError(f"--names {path} has {len(names)} names, and the network {count}.")
+    return contents.as_class_names(names)
+
+
+def write(
+    flags: argparse.Namespace, config, weights: checkpoint.Weights, leaves: Mapping[str, Any]
+) -> str:
+    """`.weights` and beside it `.cfg`; the header is that of the file they came from, if any."""
+    output, cfg = flags.output, flags.output.with_suffix(".cfg")
+    if cfg.exists():
+        raise errors.UserError(f"{cfg} exists already; name a new file.")
+    fields = {
+        k: v for k, v in config.model.items() if k in ("cfg", "num_classes", "width_multiple")
+    }
+    network = detector.Darknet(**fields).network()
+    missing = [path for path in target.shapes(config) if path not in leaves]
+    if missing:
+        raise errors.UserError(
+            f"{weights.path} lacks {checkpoint.listed(missing)}; only a whole network is written."
+        )
+    tensors = mapping.reverse(mapping.nest(leaves), tables.table(network))
+    header = reader.Header(**weights.info.get("converted_from", {}).get("header", {}))
+    output.parent.mkdir(parents=True, exist_ok=True)
+    reader.write(output, network, reader.Weights(header, tensors))
+    files_lib.write_text(cfg, darknet_cfg.format(network))
+    return f"{len(tensors)} tensors of {weights.path} are in {output}, their network in {cfg}"
+
+
+FAMILY = family.Family(
+    "darknet",
+    read,
+    write,
+    (".weights",),
+    files="a darknet .weights file",
+    knows=contents.is_darknet,
+    detector="darknet",
+    flags=("cfg", "names"),
+)

@@ -1,0 +1,76 @@
+"""YOLOv5, whose files decide what network they are of; see `tables.yolov5`."""
+
+import argparse
+import pathlib
+from typing import Mapping
+
+from detlab import contract
+from detlab import errors
+from detlab.converters import mapping
+from detlab.converters import sources
+from detlab.converters import family
+from detlab.converters import named
+from detlab.converters.readers import contents
+from detlab.converters.tables import yolov5 as tables
+
+
+def table(source: sources.Source, config, bgr: bool) -> mapping.Table:
+    """The table of the config's network."""
+    if bgr:
+        raise errors.UserError(f"--bgr does not go with {source.description}: all are of RGB.")
+    return source.table(config.model)
+
+
+def fill_in(
+    path: pathlib.Path,
+    file: contents.Contents,
+    config,
+    flags: argparse.Namespace,
+    overrides: Mapping[str, str],
+) -> None:
+    """Sets the fields of the detector that the file decides; what it does not tell is assumed.
+
+    Raises:
+      UserError: the command line says another value, or the file has other classes.
+    """
+    try:
+        found = tables.fields(file)
+    except errors.UserError as error:
+        raise errors.UserError(f"{path}: {error}.") from error
+    for name, value in found.certain.items():
+        now = contract.field(config, name)
+        if f"model.{name}" in overrides and now != value:
+            raise errors.UserError(
+                f"--config.model.{name} is {now!r}, and the network of {path} has {value!r}; leave"
+                " it out."
+            )
+    expected = contract.num_classes(config)
+    if not flags.reset_classes and found.num_classes != expected:
+        raise errors.UserError(
+            f"{path} predicts {found.num_classes} classes and config.model.num_classes is"
+            f" {expected}; add --config.model.num_classes={found.num_classes}, or, to train on"
+            " other classes, --reset_classes."
+        )
+    assumed = {k: v for k, v in found.assumed.items() if f"model.{k}" not in overrides}
+    fields = {**found.certain, **assumed}
+    changed = {k: v for k, v in fields.items() if contract.field(config, k) != v}
+    config.model.update(changed)
+
+    def listed(values):
+        return ", ".join(f"{name} {value!r}" for name, value in values.items())
+
+    if changed:
+        print(f"set for the network of {path}: {listed(changed)}")
+    if assumed:
+        print(f"assumed, as {path} does not tell: {listed(assumed)}")
+
+
+FAMILY = family.Family(
+    "yolov5",
+    named.read,
+    named.write,
+    named.SUFFIXES,
+    table=table,
+    fill_in=fill_in,
+    buffers=lambda config: tables.buffers(config.model),
+)
