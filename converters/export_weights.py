@@ -5,8 +5,8 @@ from typing import Mapping
 
 from detlab import config as config_lib
 from detlab import errors
-from detlab.converters import mapping
 from detlab.converters import family as family_lib
+from detlab.converters import mapping
 from detlab.run import checkpoint
 
 

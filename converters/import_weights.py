@@ -10,9 +10,9 @@ from detlab import contract
 from detlab import errors
 from detlab import files as files_lib
 from detlab.converters import download
+from detlab.converters import family as family_lib
 from detlab.converters import mapping
 from detlab.converters import target
-from detlab.converters import family as family_lib
 from detlab.run import checkpoint
 
 

@@ -6,10 +6,10 @@ from typing import Any, Mapping
 
 from detlab import contract
 from detlab import errors
+from detlab.converters import family as family_lib
 from detlab.converters import mapping
 from detlab.converters import sources
 from detlab.converters import target
-from detlab.converters import family as family_lib
 from detlab.converters.readers import contents
 from detlab.converters.readers import files
 from detlab.converters.writers import safetensors_file

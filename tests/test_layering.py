@@ -1,6 +1,7 @@
 """The layer order of docs/architecture.md, read from the imports of every module."""
 
 import ast
+import graphlib
 import pathlib
 import re
 
@@ -8,30 +9,26 @@ import pytest
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 
-# The folders and files of detlab from the ground to the top: each may import what it names, and a
-# name covers what is below it in its folder.
+# The files and folders of detlab, from the ground to the top: what each may import of the others.
 OPS = {"types", "ops"}
-LEAVES = OPS | {"assign", "losses"}
 PARTS = OPS | {"layers"}
-MODELS = LEAVES | PARTS | {"backbones", "necks", "heads", "detectors", "bounds", "fields"}
-MODELS |= {"sharding", "darknet"}
+MODELS = PARTS | {"bounds", "fields", "darknet", "sharding", "assign", "losses"}
+MODELS |= {"backbones", "necks", "heads", "detectors"}
 DATA = {"types", "data"}
-SERVICES = (
-    MODELS | DATA | {"contract", "checks", "config", "distributed", "metrics", "viz", "views"}
-)
-SERVICES |= {"experiments", "errors"}
-# Rooms that the programs share, each above those before it.
+BELOW = MODELS | DATA | {"errors", "views", "contract", "experiments", "metrics", "viz"}
+BELOW |= {"checks", "config", "distributed"}
+# What the programs share: each room stands on those before it.
 ROOMS = ("environment", "progress", "files", "data_sets", "evaluation", "predictions", "detect")
 ROOMS += ("media", "run", "trained")
-PROGRAMS = SERVICES | set(ROOMS) | {"cli"}
+PROGRAMS = BELOW | set(ROOMS) | {"cli"}
 ALLOWED = {
     "__init__": set(),
     "types": set(),
     "errors": set(),
     "bounds": set(),
     "fields": set(),
-    "experiments": set(),
     "darknet": {"errors", "darknet"},
+    "sharding": {"types", "errors"},
     "ops": OPS,
     "assign": OPS | {"assign"},
     "losses": OPS | {"losses"},
@@ -40,22 +37,22 @@ ALLOWED = {
     "necks": PARTS | {"necks"},
     "heads": PARTS | {"heads"},
     "detectors": MODELS,
+    "views": OPS,
     "contract": {"types", "errors", "bounds", "views", "detectors"},
-    "views": {"types", "ops"},
     "data": DATA,
+    "experiments": {"data"},
     "metrics": {"types", "metrics"},
     "viz": {"types", "viz"},
-    "sharding": {"types", "errors"},
     "cli": {"errors"},
-    "checks": {"errors", "data"},
+    "checks": {"errors"},
     "config": {"errors", "checks", "experiments"},
     "distributed": {"errors", "sharding"},
-    **{room: SERVICES | set(ROOMS[: i + 1]) for i, room in enumerate(ROOMS)},
+    **{room: BELOW | set(ROOMS[: i + 1]) for i, room in enumerate(ROOMS)},
     "train": PROGRAMS,
     "eval": PROGRAMS,
     "demo": PROGRAMS,
-    "listing": {"errors", "config", "experiments"},
     "tools": PROGRAMS | {"tools"},
+    "listing": {"errors", "config", "experiments"},
     "__main__": {"errors", "cli", "config", "files", "listing", "environment", "experiments"},
 }
 NO_JAX = {"types", "errors", "fields", "cli", "checks", "config", "data", "metrics", "viz"}
@@ -101,18 +98,56 @@ def test_detlab_modules_import_only_from_layers_below(path):
             assert top != "flax", f"{path} imports {imported}"
 
 
-@pytest.mark.parametrize(
-    "folder, forbidden",
-    [
-        ("converters", {"experiments", "tests", "benchmarks"}),
-        ("benchmarks", {"tests"}),  # parity runs on converted weights
-    ],
-)
-def test_converters_stand_on_detlab_and_benchmarks_on_both(folder, forbidden):
+# Folder of the checkout -> its name as a package, from the ground to the top.
+PACKAGES = {
+    "experiments": "detlab.experiments",
+    "detlab": "detlab",
+    "converters": "detlab.converters",
+    "benchmarks": "benchmarks",  # parity runs on converted weights
+    "tests": "tests",
+}
+
+
+@pytest.mark.parametrize("folder", ["converters", "benchmarks"])
+def test_converters_stand_on_detlab_and_benchmarks_on_both(folder):
+    above = tuple(PACKAGES.values())[list(PACKAGES).index(folder) + 1 :]
     for path in python_files(folder):
         for imported in imports(path):
-            top, *rest = imported.removeprefix("detlab.").split(".")
-            assert top not in forbidden, f"{path} imports {imported}"
+            assert imported.split(".")[0] not in ("converters", "experiments"), (
+                f"{path}: {imported}"
+            )
+            assert not imported.startswith((*above, "detlab.__main__")), f"{path}: {imported}"
+            if folder == "converters":  # what ships is no part for conversion
+                assert not imported.startswith("detlab.experiments"), f"{path}: {imported}"
+
+
+def test_each_room_stands_on_those_before_it():
+    """No arrow upward: the order of `ALLOWED` is that of docs/architecture.md."""
+    names = list(ALLOWED)
+    for i, (name, allowed) in enumerate(ALLOWED.items()):
+        above = allowed & set(names[i + 1 :])
+        assert not above, f"{name} may import {above}, which comes after it"
+        assert allowed <= set(names), allowed - set(names)
+
+
+def module_of(path):
+    """The dotted name of a file; the folder's for an `__init__.py`."""
+    folder, *rest = path.relative_to(REPOSITORY).with_suffix("").parts
+    return ".".join((PACKAGES[folder], *(part for part in rest if part != "__init__")))
+
+
+def test_no_file_imports_itself_in_a_circle():
+    files = {module_of(path): path for path in python_files(*list(PACKAGES)[:-1])}
+    graph = {
+        module: {
+            name if name in files else name.rpartition(".")[0]
+            for name in imports(path)
+            if name in files or name.rpartition(".")[0] in files
+        }
+        for module, path in files.items()
+    }
+    assert len(graph) > 150 and sum(map(len, graph.values())) > 500
+    graphlib.TopologicalSorter(graph).prepare()  # a CycleError names the files
 
 
 def test_experiments_import_only_ml_collections_and_what_they_share():

@@ -68,3 +68,34 @@ def test_the_wheel_trains_a_shipped_experiment_from_any_folder(wheel, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert "dry run: all is well" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("where", ["checkout", "wheel"])
+def test_both_roads_into_the_package_lead_to_one_module(where, wheel, repository, tmp_path):
+    """In a checkout, whatever is installed, and from a wheel without a checkout."""
+    site = repository
+    if where == "wheel":
+        site = tmp_path / "site"
+        zipfile.ZipFile(wheel).extractall(site)
+    (tmp_path / "mine.py").write_text(
+        "import experiments.retinanet_shapes as short\n"
+        "from detlab.experiments import retinanet_shapes as long\n"
+        "def get_config():\n    assert short is long\n    return short.get_config()\n"
+    )
+    program = (
+        "from detlab import config, errors; from detlab.converters import convert;"
+        " from detlab.experiments import common; config.load('mine.py');"
+        " assert convert.errors is errors; print(convert.__file__, common.__file__)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", program],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(site)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    inside = site / "detlab" if where == "wheel" else site
+    expected = [inside / "converters" / "convert.py", inside / "experiments" / "common.py"]
+    assert done.stdout.split() == [str(path) for path in expected]

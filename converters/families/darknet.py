@@ -10,9 +10,9 @@ from typing import Any, Mapping
 from detlab import contract
 from detlab import errors
 from detlab import files as files_lib
+from detlab.converters import family
 from detlab.converters import mapping
 from detlab.converters import target
-from detlab.converters import family
 from detlab.converters.readers import contents
 from detlab.converters.readers import darknet as reader
 from detlab.converters.tables import darknet as tables

@@ -6,10 +6,10 @@ from typing import Mapping
 
 from detlab import contract
 from detlab import errors
-from detlab.converters import mapping
-from detlab.converters import sources
 from detlab.converters import family
+from detlab.converters import mapping
 from detlab.converters import named
+from detlab.converters import sources
 from detlab.converters.readers import contents
 from detlab.converters.tables import yolov5 as tables
 

@@ -22,9 +22,9 @@ from detlab import contract
 from detlab import data_sets
 from detlab import errors
 from detlab import files
-from detlab.data import settings
 from detlab.darknet import networks as darknet_networks
 from detlab.data import anchor_fit
+from detlab.data import settings
 
 
 def main(arguments: list[str]) -> None:

@@ -17,9 +17,9 @@ from detlab import checks
 from detlab import config as config_lib
 from detlab import contract
 from detlab import errors
-from detlab.data import settings
 from detlab.data import augment
 from detlab.data import plan
+from detlab.data import settings
 from detlab.experiments import common
 from detlab.run import checkpoint
 from detlab.run import optim
