@@ -69,8 +69,8 @@ def parity(docstring: str) -> argparse.ArgumentParser:
 
 
 def parity_errors(docstring: str) -> argparse.ArgumentParser:
-    """The flags of `python -m benchmarks.parity_errors`."""
-    parser = cli.program("benchmarks.parity_errors", docstring)
+    """The flags of `python -m benchmarks.parity.errors`."""
+    parser = cli.program("benchmarks.parity.errors", docstring)
     _cases(parser, CASES / "small")
     parser.add_argument("--seed", action="append", type=int, default=[], help="may be repeated")
     parser.add_argument("--kernels", type=int, default=3, help="of each part; 0 for all")

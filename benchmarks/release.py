@@ -42,8 +42,8 @@ if __name__ == "__main__":
 from benchmarks import command
 from benchmarks import models
 from benchmarks import overfit
-from benchmarks import parity
-from benchmarks import parity_cases
+from benchmarks.parity import cases as cases_lib
+from benchmarks.parity import references
 from detlab import errors
 from detlab import files
 
@@ -247,8 +247,8 @@ def jax_version() -> str:
 
 @functools.cache
 def find_cases(folder: pathlib.Path) -> dict[str, dict]:
-    """`parity_cases.find`, once: the files are large."""
-    return parity_cases.find(folder)
+    """`cases.find` of parity, once: the files are large."""
+    return cases_lib.find(folder)
 
 
 def can_run(settings: Settings, step: str, name: str) -> bool:
@@ -258,7 +258,7 @@ def can_run(settings: Settings, step: str, name: str) -> bool:
 
 def lacks(settings: Settings, name: str) -> str:
     """What detlab does not have that a case needs; "" where it can run."""
-    return parity.lacks(settings.fixtures, name, find_cases(settings.fixtures)[name])
+    return references.lacks(settings.fixtures, name, find_cases(settings.fixtures)[name])
 
 
 def _parity_file(settings: Settings) -> pathlib.Path:

@@ -1,7 +1,7 @@
 """Command lines: their flags, how they are read, and --help without importing jax.
 
-The functions that are called as programs are take the docstring of their program, which --help
-shows above the flags.
+Functions that are named after a program give its flags.  They take the docstring of the program,
+which --help shows above the flags.
 """
 
 import argparse

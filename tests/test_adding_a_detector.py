@@ -26,7 +26,7 @@ TEMPLATES = {
 }
 NAMES = [name for name, _ in TEMPLATES.values()]
 OWN_FILES = (
-    "benchmarks/parity_adapters/{}.py",
+    "benchmarks/parity/adapters/{}.py",
     "converters/tables/mmdet_{}.py",
     "detlab/detectors/{}.py",
     "experiments/{}_coco.py",
@@ -132,15 +132,16 @@ PROGRAM = """
 import json, pathlib, sys
 
 import detlab
-from benchmarks import models, overfit, pages, parity
+from benchmarks import models, overfit, pages
+from benchmarks.parity import mmdet
 from detlab import train
 
 print(detlab.__file__)
 table = pages.detectors(pathlib.Path())
 for name, info in json.loads(sys.argv[1]).items():
     assert name in overfit.OVERFIT and name in models.MODELS and f"[`{name}`]" in table
-    adapter, _, config = parity.plan(info)
-    assert adapter.detector == config.detector == name
+    plan = mmdet.plan(info)
+    assert plan.adapter.detector == plan.config.detector == name
     words = ["--config", f"experiments/{name}_shapes.py", "--workdir", f"runs/{name}"]
     train.main([*words, *sys.argv[2:]])
 """

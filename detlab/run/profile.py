@@ -10,7 +10,7 @@ from detlab import distributed
 class Profiler:
     """Traces `steps` steps, from the second one of this start on: the first also compiles.
 
-    A context; what runs when it ends is written too, as where a signal stops the run before.
+    At the end of the context, such as when a signal stops the run, it writes what it has.
     """
 
     def __init__(self, folder: pathlib.Path, steps: int, first: int):

@@ -1,5 +1,6 @@
-"""Where cases lie."""
+"""Where cases lie, and changed copies of one."""
 
+import parity_runs
 import pytest
 
 
@@ -7,3 +8,9 @@ import pytest
 def compact(repository):
     """The case that lies in this repository, cut from the shared one."""
     return repository / "tests" / "data" / "parity"
+
+
+@pytest.fixture
+def fixtures(compact, tmp_path):
+    """`fixtures(change)`: a folder with the compact case, changed."""
+    return lambda change: parity_runs.changed(compact, tmp_path, change)

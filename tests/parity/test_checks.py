@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from benchmarks import parity_checks as checks
+from benchmarks.parity import checks
 from detlab import types
 
 

@@ -6,9 +6,9 @@ import shutil
 import parity_runs
 import pytest
 
-from benchmarks import parity_darknet
+from benchmarks.parity import darknet
 
-CASES = [name for name, kind in parity_runs.runnable("yolo").items() if kind is parity_darknet]
+CASES = parity_runs.runnable("yolo", darknet.RUNNER)
 
 # Cases of sections and rules that detlab does not follow yet -> words of the reason.
 MISSING = {

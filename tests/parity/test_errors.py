@@ -6,10 +6,11 @@ import numpy as np
 import parity_runs
 import pytest
 
-from benchmarks import parity
-from benchmarks import parity_cases
-from benchmarks import parity_errors
+from benchmarks.parity import cases
+from benchmarks.parity import errors
+from benchmarks.parity import mmdet
 from detlab import types
+from detlab.converters import mapping
 from detlab.ops import boxes as boxes_lib
 
 
@@ -18,7 +19,7 @@ from detlab.ops import boxes as boxes_lib
 def test_every_error_is_noticed(name, shared_dir, tmp_path, capsys):
     fixtures = shared_dir / "parity"
     # The first and the last kernel of each part.
-    parity_errors.main(["--fixtures", str(fixtures), "--case", name, "--kernels", "2"])
+    errors.main(["--fixtures", str(fixtures), "--case", name, "--kernels", "2"])
     text = capsys.readouterr().out
     assert "0 with another verdict than wanted" in text
     assert "passed       as it is: 0 lines miss" in text
@@ -27,15 +28,15 @@ def test_every_error_is_noticed(name, shared_dir, tmp_path, capsys):
         assert any(line.startswith(error) for line in noticed), error
     missing = "stop_gradient missing in "
     files = {line.removeprefix(missing).split(":")[0] for line in noticed if missing in line}
-    adapter, *_ = parity.plan(parity_cases.find(fixtures)[name])
+    adapter = mmdet.adapter_of(cases.find(fixtures)[name])
     assert set(adapter.gradient_stops) <= files
 
 
 def test_a_case_that_cannot_run_is_skipped_with_its_reason(shared_dir, capsys):
-    fixtures, cases = shared_dir / "parity", ("atss_r50_fpn", "yolo/yolov3-tiny")
+    fixtures, names = shared_dir / "parity", ("atss_r50_fpn", "yolo/yolov3-tiny")
     with pytest.raises(SystemExit):
-        words = [word for case in cases for word in ("--case", case)]
-        parity_errors.main(["--fixtures", str(fixtures), *words])
+        words = [word for name in names for word in ("--case", name)]
+        errors.main(["--fixtures", str(fixtures), *words])
     text = capsys.readouterr().out
     assert "skipped  atss_r50_fpn: no model for mmdet 3.3.0" in text
     assert "skipped  yolo/yolov3-tiny: its reference is not mmdet" in text
@@ -43,16 +44,16 @@ def test_a_case_that_cannot_run_is_skipped_with_its_reason(shared_dir, capsys):
 
 def inputs():
     leaves = {f"part{i}/conv{j}/kernel": np.zeros((3, 3, 2, 2)) for i in (0, 1) for j in range(5)}
-    params = parity_errors.mapping.nest({**leaves, "part0/conv0/bias": np.zeros(2)})
+    params = mapping.nest({**leaves, "part0/conv0/bias": np.zeros(2)})
     images = np.arange(24, dtype=np.float32).reshape(1, 2, 4, 3)
     batch = types.Batch(images, *[None] * (len(types.Batch._fields) - 1))
     state = {"loss_factors": {"loss/box": np.float32(1), "loss/cls": np.float32(1)}}
-    return parity_errors.Inputs(params, state, batch, jax.random.key(0))
+    return errors.Inputs(params, state, batch, jax.random.key(0))
 
 
 def test_errors_in_numbers_change_one_thing_each():
     given = inputs()
-    found = dict(parity_errors.errors_in_numbers(given, 3))
+    found = dict(errors.errors_in_numbers(given, 3))
     kernels = [f"part{i}/conv{j}/kernel" for i in (0, 1) for j in (0, 2, 4)]
     assert list(found) == [
         "channels of the input reversed",
@@ -66,7 +67,7 @@ def test_errors_in_numbers_change_one_thing_each():
     assert reversed_.params is given.params and reversed_.state is given.state
     factors = found["loss/cls 2 % heavier"].state["loss_factors"]
     assert factors == {"loss/box": 1, "loss/cls": np.float32(1.02)}
-    assert len(list(parity_errors.errors_in_numbers(given, 0))) == 4 + 2 * 10
+    assert len(list(errors.errors_in_numbers(given, 0))) == 4 + 2 * 10
 
 
 def test_the_stop_gradient_of_one_file_alone_is_missing():
@@ -76,8 +77,8 @@ def test_the_stop_gradient_of_one_file_alone_is_missing():
         return jax.grad(lambda x: boxes_lib.ciou(x, others).sum())(boxes)
 
     kept = gradient()
-    with parity_errors._stop_gradient(lambda file: not file.endswith("ops/boxes.py")):
+    with errors.stop_gradient(lambda file: not file.endswith("ops/boxes.py")):
         assert not np.allclose(gradient(), kept)
-    with parity_errors._stop_gradient(lambda file: not file.endswith("losses/ghm.py")):
+    with errors.stop_gradient(lambda file: not file.endswith("losses/ghm.py")):
         np.testing.assert_array_equal(gradient(), kept)
     np.testing.assert_array_equal(gradient(), kept)

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from benchmarks import fixture_weights
+from benchmarks.parity import fixture_weights
 
 
 @pytest.mark.parametrize(

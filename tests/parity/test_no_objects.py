@@ -10,7 +10,7 @@ import numpy as np
 import parity_runs
 import pytest
 
-from benchmarks import parity
+from benchmarks.parity import mmdet
 
 RECORDED = parity_runs.REPOSITORY / "tests" / "data" / "no_objects"
 NAMES = [path.stem.removesuffix("_3_0") for path in sorted(RECORDED.glob("*_3_0.json"))]
@@ -42,7 +42,7 @@ def with_objects(shared_dir, tmp_path):
         with np.load(RECORDED / f"{name}.npz") as file:
             arrays |= dict(file)
         np.savez(tmp_path / f"{name}.npz", **arrays)
-        absent = "|".join(parity._kind(shared).not_compared) or "none"
+        absent = "|".join(mmdet.adapter_of(shared).not_compared) or "none"
         fewer = sum(not re.fullmatch(absent, key) for key in gone - arrays.keys())
         if not info["grad_norms"]:
             # Norm and dot of each gradient, and those that are frozen and unused.

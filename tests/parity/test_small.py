@@ -3,10 +3,11 @@
 import parity_runs
 import pytest
 
-from benchmarks import parity
-from benchmarks import parity_cases
+from benchmarks.parity import cases as cases_lib
+from benchmarks.parity import mmdet
+from benchmarks.parity import references
 
-TWINS = parity_runs.parameters(parity_runs.runnable("small"), parity_runs.every_day())
+TWINS = parity_runs.parameters(parity_runs.runnable("small", mmdet.RUNNER), parity_runs.every_day())
 
 
 @pytest.mark.parametrize("name", TWINS)
@@ -24,7 +25,7 @@ def test_a_case_without_a_passed_row_names_the_command_that_writes_one():
 def test_every_case_that_has_passed_is_still_known(shared_dir):
     """So that none is lost unseen, as tests find the cases by their adapters."""
     folder = shared_dir / "parity"
-    cases = parity_cases.find(folder)
+    cases = cases_lib.find(folder)
     passed = [name for name, row in parity_runs.rows().items() if row["status"] == "passed"]
     assert len(passed) >= 35
-    assert [name for name in passed if parity.lacks(folder, name, cases[name])] == []
+    assert [name for name in passed if references.lacks(folder, name, cases[name])] == []

@@ -11,7 +11,7 @@ import pytest
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 MAIN = re.compile(r'^if __name__ == "__main__":', re.MULTILINE)
 PROGRAMS = sorted(
-    ".".join(path.relative_to(REPOSITORY).with_suffix("").parts)
+    ".".join(path.relative_to(REPOSITORY).with_suffix("").parts).removesuffix(".__main__")
     for folder in ("detlab", "converters", "benchmarks")
     for path in (REPOSITORY / folder).rglob("*.py")
     if MAIN.search(path.read_text()) and path != REPOSITORY / "detlab" / "__main__.py"
@@ -35,7 +35,9 @@ for program in programs:
         runpy.run_module(program, run_name="__main__", alter_sys=True)
     helps[program] = text.getvalue(), "jax" in sys.modules
 for program in programs:
-    importlib.import_module(program)
+    module = importlib.import_module(program)
+    if hasattr(module, "__path__"):
+        importlib.import_module(f"{program}.__main__")
 print(json.dumps([helps, sorted({name.partition(".")[0] for name in sys.modules})]))
 """
 

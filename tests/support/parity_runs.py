@@ -5,13 +5,16 @@ import json
 import pathlib
 import re
 import shutil
-from typing import Any, Callable, Iterable, NamedTuple
+from typing import Callable, Iterable, NamedTuple
 
 import numpy as np
 import pytest
 
-from benchmarks import parity
-from benchmarks import parity_cases
+from benchmarks.parity import __main__ as program
+from benchmarks.parity import cases as cases_lib
+from benchmarks.parity import mmdet
+from benchmarks.parity import references
+from benchmarks.parity import runner as runner_lib
 
 CASE = "retinanet_r50_fpn"
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
@@ -29,7 +32,7 @@ def run(capsys, fixtures: pathlib.Path, *more: str) -> Run:
     """`python -m benchmarks.parity --quick --fixtures FIXTURES ...` in this process."""
     capsys.readouterr()
     try:
-        parity.main(["--fixtures", str(fixtures), "--quick", *more])
+        program.main(["--fixtures", str(fixtures), "--quick", *more])
         status = 0
     except SystemExit as error:
         status = error.code
@@ -66,17 +69,20 @@ def rows() -> dict[str, dict]:
 
 
 @functools.cache
-def runnable(folder: str) -> dict[str, Any]:
-    """`folder/NAME` of each shared case that parity can run -> its adapter or runner.
+def _cases(folder: str) -> dict[str, dict]:
+    place = SHARED / folder
+    return cases_lib.find(place) if place.is_dir() else {}
+
+
+def runnable(folder: str, runner: runner_lib.Runner) -> dict[str, dict]:
+    """`folder/NAME` of each shared case that a runner can run -> its JSON.
 
     Without the shared folder it is empty; tests that run a case then say so.
     """
-    place = SHARED / folder
-    cases = parity_cases.find(place) if place.is_dir() else {}
     return {
-        f"{folder}/{name}": parity._kind(info)
-        for name, info in cases.items()
-        if not parity.lacks(place, name, info)
+        f"{folder}/{name}": info
+        for name, info in _cases(folder).items()
+        if references.of(info) is runner and not runner.lacks(SHARED / folder, name, info)
     }
 
 
@@ -84,9 +90,10 @@ def runnable(folder: str) -> dict[str, Any]:
 def every_day() -> list[str]:
     """Of each detector the narrow twin of most quantities, few first; others are slow."""
     most = {}
-    for name, adapter in runnable("small").items():
+    for name, info in runnable("small", mmdet.RUNNER).items():
         count = rows().get(name, {}).get("quantities", 0)
-        most[adapter.detector] = max(most.get(adapter.detector, (0, name)), (count, name))
+        detector = mmdet.adapter_of(info).detector
+        most[detector] = max(most.get(detector, (0, name)), (count, name))
     return [name for _, name in sorted(most.values())]
 
 
@@ -141,3 +148,19 @@ def mapped(tree, change: Callable[[str, np.ndarray], np.ndarray], prefix: str = 
     if not hasattr(tree, "items"):
         return change(prefix, tree)
     return {key: mapped(value, change, f"{prefix}/{key}") for key, value in tree.items()}
+
+
+def made_case(bgr_to_rgb: bool, counts: list[int]) -> cases_lib.Case:
+    """A case of two images with so many objects, and no arrays but theirs."""
+    image = np.arange(2 * 3 * 4 * 5, dtype=np.float32).reshape(2, 3, 4, 5)
+    arrays = {"image": image}
+    for i, count in enumerate(counts):
+        arrays[f"gt_boxes_{i}"] = np.ones((count, 4), np.float32)
+        arrays[f"gt_labels_{i}"] = np.full(count, 2, np.int32)
+    info = {
+        "gt_counts": counts,
+        "model_cfg": {"data_preprocessor": {"bgr_to_rgb": bgr_to_rgb}},
+        "sampled": {"x": {"shape": [2, 3], "step": 4}},
+        "batch_norm_in_train": {"batch_statistics": 0},
+    }
+    return cases_lib.Case("made", info, arrays)

@@ -2,46 +2,46 @@
 
 import numpy as np
 
-from benchmarks import reference_configs
-from benchmarks.parity_adapters import adapter
+from benchmarks.parity import configs
+from benchmarks.parity.adapters import adapter
 from detlab import errors
 from detlab.converters.tables import mmdet_faster_rcnn
 
 
 def fields(info: dict) -> dict:
     """Fields of `detectors.faster_rcnn.FasterRCNN`."""
-    with reference_configs.readers(info) as (model, train, test):
+    with configs.readers(info) as (model, train, test):
         model.expect("type", "FasterRCNN")
         roi, rpn = model.child("roi_head"), model.child("rpn_head")
         roi.expect("type", "StandardRoIHead")
-        head = reference_configs.head(roi, "Shared2FCBBoxHead", info)
+        head = configs.head(roi, "Shared2FCBBoxHead", info)
         head.expect("roi_feat_size", 7)
         head.expect("reg_class_agnostic", False, default=False)
-        reference_configs.cross_entropy(head.child("loss_cls"), sigmoid=False)
+        configs.cross_entropy(head.child("loss_cls"), sigmoid=False)
         for part in (rpn, head):
-            reference_configs.loss(part.child("loss_bbox"), "L1Loss")
-        rpn_fields = reference_configs.rpn(rpn)
-        rcnn = reference_configs.training(train.child("rcnn"))
-        in_training = reference_configs.proposals(train.child("rpn_proposal"), "train_proposals")
-        in_prediction = reference_configs.proposals(test.child("rpn"), "proposals")
+            configs.loss(part.child("loss_bbox"), "L1Loss")
+        rpn_fields = configs.rpn(rpn)
+        rcnn = configs.training(train.child("rcnn"))
+        in_training = configs.proposals(train.child("rpn_proposal"), "train_proposals")
+        in_prediction = configs.proposals(test.child("rpn"), "proposals")
         if in_training["proposal_nms_iou"] != in_prediction["proposal_nms_iou"]:
             raise errors.UserError(
                 f"{test.path}.rpn has another NMS than training; detlab has one."
             )
         return {
-            **reference_configs.inputs(info, model),
-            **reference_configs.resnet(model.child("backbone")),
-            **reference_configs.fpn(model.child("neck"), 0, False, len(rpn_fields["strides"])),
+            **configs.inputs(info, model),
+            **configs.resnet(model.child("backbone")),
+            **configs.fpn(model.child("neck"), 0, False, len(rpn_fields["strides"])),
             **rpn_fields,
-            **reference_configs.roi_extractor(roi.child("bbox_roi_extractor")),
+            **configs.roi_extractor(roi.child("bbox_roi_extractor")),
             "box_width": head.take("fc_out_channels"),
-            **reference_configs.delta_coder(head.child("bbox_coder")),
-            **reference_configs.rpn_training(train.child("rpn")),
+            **configs.delta_coder(head.child("bbox_coder")),
+            **configs.rpn_training(train.child("rpn")),
             **in_training,
             **in_prediction,
-            "positive_iou": reference_configs.roi_assigner(rcnn.child("assigner")),
-            **reference_configs.random_sampler(rcnn.child("sampler"), "box", with_objects=True),
-            **reference_configs.detections(test.child("rcnn")),
+            "positive_iou": configs.roi_assigner(rcnn.child("assigner")),
+            **configs.random_sampler(rcnn.child("sampler"), "box", with_objects=True),
+            **configs.detections(test.child("rcnn")),
         }
 
 

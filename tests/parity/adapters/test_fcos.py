@@ -7,16 +7,16 @@ import pytest
 import tables
 import tiny
 
-from benchmarks import parity
-from benchmarks import parity_cases
-from benchmarks.parity_adapters import fcos as adapter
+from benchmarks.parity import cases
+from benchmarks.parity import lines as lines_lib
+from benchmarks.parity.adapters import fcos as adapter
 from detlab.converters.tables import mmdet_fcos
 
 
 def test_a_wrong_distance_is_noticed_at_positive_points_alone(shared_dir):
     folder, name = shared_dir / "parity" / "small", "fcos_r50_caffe_fpn_gn_head_small"
     info = json.loads((folder / f"{name}.json").read_text())
-    case = parity_cases.read(folder, name, info, None)
+    case = cases.read(folder, name, info)
     readable = adapter.readable(case)
     assert len(readable) == 5
     noticed = 0
@@ -25,7 +25,7 @@ def test_a_wrong_distance_is_noticed_at_positive_points_alone(shared_dir):
         for row, positive in enumerate(mask[:, 0]):
             mine = case.arrays[array].copy()
             mine[row, row % 4] += 1.0
-            (line,), _ = parity._array_lines(of_array, {array: mine}, (), readable=readable)
+            (line,), _ = lines_lib.of_arrays(of_array, {array: mine}, (), readable=readable)
             assert line.passed != positive
             noticed += positive
     labels = [case.arrays[array.replace(".0.1_", ".0.0_")] for array in readable]

@@ -2,40 +2,40 @@
 
 import numpy as np
 
-from benchmarks import reference_configs
-from benchmarks.parity_adapters import adapter
+from benchmarks.parity import configs
+from benchmarks.parity.adapters import adapter
 from detlab.converters.tables import mmdet_retinanet
 
-Reader = reference_configs.Reader
+Reader = configs.Reader
 
 
 def fields(info: dict) -> dict:
     """Fields of `detectors.retinanet.RetinaNet`."""
-    with reference_configs.readers(info) as (model, train, test):
-        head = reference_configs.head(model, "RetinaHead", info)
+    with configs.readers(info) as (model, train, test):
+        head = configs.head(model, "RetinaHead", info)
         return {
             **all_but_losses(info, model, head, train, test),
-            **reference_configs.focal_loss(head.child("loss_cls")),
-            "box_weight": reference_configs.loss(head.child("loss_bbox"), "L1Loss", weight=None),
+            **configs.focal_loss(head.child("loss_cls")),
+            "box_weight": configs.loss(head.child("loss_bbox"), "L1Loss", weight=None),
         }
 
 
 def all_but_losses(info: dict, model: Reader, head: Reader, train: Reader, test: Reader) -> dict:
     """The fields that RetinaNets with other losses have too."""
     model.expect("type", "RetinaNet")
-    anchors = reference_configs.octave_anchors(head.child("anchor_generator"))
+    anchors = configs.octave_anchors(head.child("anchor_generator"))
     num_levels = len(anchors["strides"])
-    sampler = reference_configs.training(train).child("sampler")
+    sampler = configs.training(train).child("sampler")
     sampler.expect("type", "PseudoSampler")  # takes every anchor
     return {
-        **reference_configs.inputs(info, model),
-        **reference_configs.resnet(model.child("backbone")),
-        **reference_configs.fpn(model.child("neck"), 1, "on_input", num_levels),
-        **reference_configs.tower(head),
+        **configs.inputs(info, model),
+        **configs.resnet(model.child("backbone")),
+        **configs.fpn(model.child("neck"), 1, "on_input", num_levels),
+        **configs.tower(head),
         **anchors,
-        **reference_configs.delta_coder(head.child("bbox_coder")),
-        **reference_configs.max_iou(train.child("assigner")),
-        **reference_configs.dense_test(test),
+        **configs.delta_coder(head.child("bbox_coder")),
+        **configs.max_iou(train.child("assigner")),
+        **configs.dense_test(test),
     }
 
 

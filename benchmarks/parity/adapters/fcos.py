@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from benchmarks import reference_configs
-from benchmarks.parity_adapters import adapter
+from benchmarks.parity import configs
+from benchmarks.parity.adapters import adapter
 from detlab import errors
 from detlab.converters.tables import mmdet_fcos
 
@@ -14,9 +14,9 @@ _RANGES = ((-1, 64), (64, 128), (128, 256), (256, 512), (512, _INFINITE))
 
 def fields(info: dict) -> dict:
     """Fields of `detectors.fcos.FCOS`."""
-    with reference_configs.readers(info) as (model, _, test):
+    with configs.readers(info) as (model, _, test):
         model.expect("type", "FCOS")
-        head = reference_configs.head(model, "FCOSHead", info)
+        head = configs.head(model, "FCOSHead", info)
         strides = tuple(head.take("strides"))
         head.expect("dcn_on_last_conv", False, default=False)
         radius = head.take("center_sample_radius", 1.5)
@@ -28,15 +28,15 @@ def fields(info: dict) -> dict:
                 f"{box_loss.path}.type is {kind!r}; detlab has {list(box_losses)}."
             )
         box_loss.expect("loss_weight", 1.0)
-        reference_configs.cross_entropy(head.child("loss_centerness"), sigmoid=True)
+        configs.cross_entropy(head.child("loss_centerness"), sigmoid=True)
         neck = model.child("neck")
         neck.expect("relu_before_extra_convs", True, default=False)
         return {
-            **reference_configs.inputs(info, model),
-            **reference_configs.resnet(model.child("backbone")),
-            **reference_configs.fpn(neck, 1, "on_output", len(strides)),
-            **reference_configs.tower(head),
-            **reference_configs.group_norm(head.child("norm_cfg")),
+            **configs.inputs(info, model),
+            **configs.resnet(model.child("backbone")),
+            **configs.fpn(neck, 1, "on_output", len(strides)),
+            **configs.tower(head),
+            **configs.group_norm(head.child("norm_cfg")),
             # "auto": where they have no norm
             "conv_bias": head.take("conv_bias", "auto") is True,
             "centerness_on_box": head.take("centerness_on_reg", False),
@@ -45,8 +45,8 @@ def fields(info: dict) -> dict:
             "level_limits": _limits(head),
             "center_radius": radius if head.take("center_sampling", False) else 0.0,
             "box_loss": box_losses[kind],
-            **reference_configs.focal_loss(head.child("loss_cls")),
-            **reference_configs.dense_test(test),
+            **configs.focal_loss(head.child("loss_cls")),
+            **configs.dense_test(test),
         }
 
 
@@ -79,7 +79,7 @@ def readable(case) -> dict[str, np.ndarray]:
     return masks
 
 
-def _limits(head: reference_configs.Reader) -> tuple[float, ...]:
+def _limits(head: configs.Reader) -> tuple[float, ...]:
     """Where one level ends and the next begins, of `regress_ranges`, which leave no gap."""
     low, high = zip(*head.take("regress_ranges", _RANGES))
     if low[0] > 0 or low[1:] != high[:-1] or high[-1] < _INFINITE:

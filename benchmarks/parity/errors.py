@@ -1,7 +1,7 @@
 """Would parity notice?  Deliberate errors, each of which must miss in at least one line.
 
-    python -m benchmarks.parity_errors
-    python -m benchmarks.parity_errors --case retinanet_r50_fpn_small --kernels 0
+    python -m benchmarks.parity.errors
+    python -m benchmarks.parity.errors --case retinanet_r50_fpn_small --kernels 0
 
 Every case of mmdet in the folder --fixtures that has a model is run as it is, where it must pass,
 and with one error at a time, where it must not: two input channels of a convolution swapped, its
@@ -18,7 +18,7 @@ import contextlib
 import pathlib
 import sys
 import time
-from typing import Any, Callable, Iterator, Mapping, NamedTuple, Sequence
+from typing import Callable, ContextManager, Iterator, Mapping, NamedTuple, Sequence
 from unittest import mock
 
 from benchmarks import flags
@@ -32,8 +32,11 @@ import numpy as np
 
 from benchmarks import command
 from benchmarks import machine
-from benchmarks import parity
-from benchmarks import parity_cases
+from benchmarks.parity import cases
+from benchmarks.parity import lines as lines_lib
+from benchmarks.parity import mmdet
+from benchmarks.parity import references
+from benchmarks.parity import weights
 from detlab import contract
 from detlab import errors
 from detlab import layers
@@ -69,22 +72,22 @@ def main(arguments: Sequence[str]) -> None:
     args = flags.parity_errors(__doc__).parse_args(arguments)
     if args.kernels < 0:
         raise errors.UserError(f"--kernels is {args.kernels}; it must be at least 0, for all.")
-    folders = parity.case_folders(args)
-    chosen = parity_cases.choose(parity_cases.find(args.fixtures), args.case)
+    cases.folders(args)  # refuses what is no folder
+    chosen = cases.choose(cases.find(args.fixtures), args.case)
     rows = []
     for name, info in chosen.items():
-        reason = parity.lacks(args.fixtures, name, info)
-        plan = parity.plan(info) if not reason else None
-        if plan in parity.RUNNERS:
+        reason = references.lacks(args.fixtures, name, info)
+        if not reason and references.of(info) is not mmdet.RUNNER:
             reason = "its reference is not mmdet"
         if reason:
             print(f"skipped  {name}: {reason}")
             continue
-        case = parity_cases.read(args.fixtures, name, info, folders)
+        plan = mmdet.plan(info)
+        case = cases.read(args.fixtures, name, info)
         for seed in args.seed or [0]:
             start = time.perf_counter()
             print(f"case {name}, seed {seed}")
-            for run in try_errors(case, *plan, seed, args.kernels):
+            for run in try_errors(case, plan, seed, args.kernels):
                 rows.append({"case": name, "seed": seed, **run._asdict()})
                 some = f", such as {run.missed[0]}" if run.missed else ""
                 what = run.error or "as it is"
@@ -100,21 +103,20 @@ def main(arguments: Sequence[str]) -> None:
         sys.exit(1)
 
 
-def try_errors(
-    case: parity_cases.Case, adapter, detector: contract.Detector, config, seed: int, count: int
-) -> Iterator[Run]:
+def try_errors(case: cases.Case, plan: mmdet.Plan, seed: int, count: int) -> Iterator[Run]:
     """Runs a case as it is and with every error.
 
     Args:
       seed: of what the check itself draws.
       count: convolutions of each part of the network; 0 for all.
     """
-    converted = parity.convert_weights(case, adapter, config, seed)
+    adapter, detector, config = plan
+    converted = weights.convert(case, adapter, config, seed)
     weighted = _weighted(detector)
 
     def judge(error: str, results) -> Run:
         own = results._replace(state={k: v for k, v in results.state.items() if k != _FACTORS})
-        lines, _ = parity.compare(case, adapter, converted, own)
+        lines, _ = lines_lib.compare(case, adapter, converted, own)
         missed = [line.quantity for line in lines if not line.passed]
         if not error:
             return Run("", missed, "failed" if missed else "passed")
@@ -124,7 +126,7 @@ def try_errors(
 
     def lower(with_gradients: bool):
         jax.clear_caches()  # of functions that were traced without the error, or with another
-        return parity.program(weighted, with_gradients, command.QUICK).lower(*inputs)
+        return mmdet.program(weighted, with_gradients, command.QUICK).lower(*inputs)
 
     inputs = Inputs(converted.params, converted.state, case.batch(), jax.random.key(seed))
     _, (metrics, _) = jax.eval_shape(detector.loss, *inputs)
@@ -196,7 +198,7 @@ def _kernels(leaves: Mapping[str, np.ndarray], count: int) -> list[str]:
 
 def errors_in_code(
     detector: contract.Detector, inputs: Inputs
-) -> Iterator[tuple[str, Callable[[], Any]]]:
+) -> Iterator[tuple[str, Callable[[], ContextManager]]]:
     """(error, context in which a program with it is traced)."""
     norms, callers = [], []
 
@@ -211,7 +213,7 @@ def errors_in_code(
 
     state = {name: value for name, value in inputs.state.items() if name != _FACTORS}
     jax.clear_caches()
-    with layers.nn.intercept_methods(list_norm), _stop_gradient(list_caller):
+    with layers.nn.intercept_methods(list_norm), stop_gradient(list_caller):
         jax.eval_shape(detector.loss, inputs.params, state, inputs.batch, inputs.rng)
     norms = list(dict.fromkeys(norms))
     if norms:
@@ -223,7 +225,7 @@ def errors_in_code(
     for caller in dict.fromkeys(callers):
         name = pathlib.Path(caller).relative_to(_PACKAGE)
         keep = caller.__ne__
-        yield f"stop_gradient missing in {name}", lambda keep=keep: _stop_gradient(keep)
+        yield f"stop_gradient missing in {name}", lambda keep=keep: stop_gradient(keep)
 
 
 def _epsilon(paths: Sequence[tuple[str, ...]]):
@@ -240,7 +242,7 @@ def _epsilon(paths: Sequence[tuple[str, ...]]):
 
 
 @contextlib.contextmanager
-def _stop_gradient(keep: Callable[[str], bool]):
+def stop_gradient(keep: Callable[[str], bool]):
     """`stop_gradient` does nothing in files of detlab of which `keep(file)` is false."""
     real = jax.lax.stop_gradient
 

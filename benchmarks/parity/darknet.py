@@ -8,7 +8,6 @@ what it then detects is compared.
 import hashlib
 import pathlib
 import types as python_types
-import zlib
 from typing import Mapping
 
 import cv2
@@ -16,8 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import parity_cases
-from benchmarks import parity_checks
+from benchmarks.parity import cases
+from benchmarks.parity import checks
+from benchmarks.parity import fixture_weights
+from benchmarks.parity import runner
 from detlab import contract
 from detlab import errors
 from detlab import types
@@ -59,15 +60,10 @@ def lacks(folder: pathlib.Path, name: str, info: Mapping) -> str:
     return f"the rule of its weights has {', '.join(keys)}, not followed yet" if keys else ""
 
 
-def run(
-    folder: pathlib.Path,
-    name: str,
-    info: dict,
-    folders: parity_cases.Folders,
-    compiler_options: Mapping | None = None,
-):
-    """(lines, names of arrays that nothing is compared with)."""
-    model = _Model(folder, name, info, folders, compiler_options)
+def run(folder: pathlib.Path, name: str, info: dict, settings: runner.Settings) -> runner.Compared:
+    """The lines of a case; see `runner.Runner`."""
+    folders = settings.folders
+    model = _Model(folder, name, info, folders, settings.compiler_options)
     if "images" in info:
         return _photographs(model, info, folders), []
     arrays = npz_file.read(folder / f"{name}.npz").tensors
@@ -78,12 +74,12 @@ def run(
         # [Hl, Wl, A, 5 + C] -> [A, 5 + C, Hl, Wl]
         mine = raw[0].transpose(2, 3, 0, 1)
         lines.append(
-            parity_checks.array_map(
+            checks.array_map(
                 f"map {name}_raw", mine[..., ::stride, ::stride], arrays[f"{name}_raw"]
             )
         )
         mine = _decoded_as_darknet(mine, model.module.heads()[i].scale_x_y)
-        lines.append(parity_checks.array_map(f"map {name}_out", mine, arrays[f"{name}_out"]))
+        lines.append(checks.array_map(f"map {name}_out", mine, arrays[f"{name}_out"]))
     lines += _cells(found.raw, arrays, info["thresh"])
     size = np.array(arrays["image"].shape[1::-1] * 2, np.float32)
     for kind in ("candidates", "detections"):
@@ -92,7 +88,7 @@ def run(
         # Nothing clips these boxes, of which made-up weights make some hundreds of images wide: of
         # a coordinate more than an image's side outside it counts that alone.
         mine, theirs = (x._replace(boxes=np.clip(x.boxes, -size, 2 * size)) for x in (mine, theirs))
-        for line in parity_checks.detections([mine], [theirs]):
+        for line in checks.detections([mine], [theirs]):
             lines.append(line._replace(quantity=line.quantity.replace("detections", kind, 1)))
     return lines, []
 
@@ -108,7 +104,7 @@ class _Model:
         if isinstance(info["weights"], str):
             path = folders.weights / info["weights"]
             network = darknet_cfg.read(path.with_suffix(".cfg"))
-            _check_sha256(path, info.get("sha256") or info["weights_sha256"])
+            cases.check_sha256(path, info.get("sha256") or info["weights_sha256"])
             tensors = darknet_reader.read(path, network).tensors
         else:
             network = darknet_cfg.read((folder / name).with_name(info["cfg"]))
@@ -143,15 +139,6 @@ class _Model:
         return _Found(raw=raw, candidates=candidates, detections=found)
 
 
-def _check_sha256(path: pathlib.Path, wanted: str) -> None:
-    try:
-        found = hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError as error:
-        raise errors.UserError(f"{path} cannot be read: {error.strerror or error}.") from error
-    if found != wanted:
-        raise errors.UserError(f"{path} has SHA-256 {found}, and the case wants {wanted}.")
-
-
 def _made_up(info: dict) -> dict[str, np.ndarray]:
     """Tensors by the rule of the fixtures, in the names of the reader."""
     seed, tensors = info["weights"]["seed"], {}
@@ -170,7 +157,7 @@ def _made_up(info: dict) -> dict[str, np.ndarray]:
         shape = (layer["filters"], layer["fan_in"] // layer["size"] ** 2, *(layer["size"],) * 2)
         bound = np.sqrt(3.0 * layer["gain"] / layer["fan_in"])
         count = layer["filters"] * layer["fan_in"]
-        value = uniform(f"{number}.weights", count, seed, -bound, bound)
+        value = fixture_weights.uniform(f"{number}.weights", count, seed, -bound, bound)
         tensors[f"{number}.weight"] = value.reshape(shape)
         digest.update(value.astype("<f4").tobytes())
     if digest.hexdigest() != info["weights_sha256"]:
@@ -181,7 +168,8 @@ def _made_up(info: dict) -> dict[str, np.ndarray]:
 def _vector(key: str, kind: str, layer: dict, seed: int) -> np.ndarray:
     count = layer["filters"]
     if kind == "biases" and layer["before_yolo"]:
-        value = uniform(key, count, seed, -0.5, 0.5).reshape(-1, 5 + layer["classes"])
+        value = fixture_weights.uniform(key, count, seed, -0.5, 0.5)
+        value = value.reshape(-1, 5 + layer["classes"])
         value[:, 4] -= np.float32(4)
         value[:, 5:] -= np.float32(2)
         return value.reshape(-1)
@@ -192,15 +180,7 @@ def _vector(key: str, kind: str, layer: dict, seed: int) -> np.ndarray:
         "mean": (-0.1, 0.1),
         "variance": (0.5, 1.5),
     }[kind]
-    return uniform(key, count, seed, low, high)
-
-
-def uniform(key: str, count: int, seed: int, low: float, high: float) -> np.ndarray:
-    """[count] float32 in low..high from 24 bits each of NumPy's Philox, by key and seed alone."""
-    generator = np.random.Philox(key=[zlib.crc32(key.encode()), seed])
-    raw = np.atleast_1d(generator.random_raw((count + 1) // 2)).astype("<u8").view("<u4")
-    unit = (raw[:count] >> 8).astype(np.float32) * np.float32(2**-24)
-    return np.float32(low) + np.float32(high - low) * unit
+    return fixture_weights.uniform(key, count, seed, low, high)
 
 
 def _sigmoid(x):
@@ -215,7 +195,7 @@ def _decoded_as_darknet(raw: np.ndarray, factor: float) -> np.ndarray:
     return out
 
 
-def _cells(heads, arrays, threshold: float) -> list[parity_checks.Line]:
+def _cells(heads, arrays, threshold: float) -> list[checks.Line]:
     """Which cells hold an object, and its classes."""
     cells, scores = [], []
     for number, raw in enumerate(heads):
@@ -225,13 +205,13 @@ def _cells(heads, arrays, threshold: float) -> list[parity_checks.Line]:
             scores.append(_sigmoid(raw[anchor, row, column, 5:]))
     mine, theirs = np.array(cells), arrays["cells"]
     same = mine.shape == theirs.shape
-    count = parity_checks.Line("cells count", float(abs(len(mine) - len(theirs))), 0.0)
+    count = checks.Line("cells count", float(abs(len(mine) - len(theirs))), 0.0)
     if not same:
         return [count]
     return [
         count,
-        parity_checks.decision("cells", mine, theirs),
-        parity_checks.array_map("cells scores", np.array(scores), arrays["cell_probs"]),
+        checks.decision("cells", mine, theirs),
+        checks.array_map("cells scores", np.array(scores), arrays["cell_probs"]),
     ]
 
 
@@ -265,7 +245,7 @@ def stretched(image: np.ndarray, width: int, height: int) -> np.ndarray:
     return along(along(image.astype(np.float32), width, 1), height, 0).astype(np.float32)
 
 
-def _photographs(model: _Model, info: dict, folders) -> list[parity_checks.Line]:
+def _photographs(model: _Model, info: dict, folders) -> list[checks.Line]:
     """Detections on each photograph, in px of the photograph."""
     width, height = info["network_size_wh"]
     lines = []
@@ -281,6 +261,9 @@ def _photographs(model: _Model, info: dict, folders) -> list[parity_checks.Line]
         rows = [[d["class"], d["score"], d["objectness"], *d["xywh"]] for d in recorded["darknet"]]
         theirs = _detections(np.array(rows, np.float64).reshape(-1, 7), size)
         box_px = PHOTO_BOXES * max(recorded["size_wh"])
-        for line in parity_checks.detections([mine], [theirs], 0.0, box_px, PHOTO_SCORES):
+        for line in checks.detections([mine], [theirs], 0.0, box_px, PHOTO_SCORES):
             lines.append(line._replace(quantity=f"{name} {line.quantity}"))
     return lines
+
+
+RUNNER = runner.Runner("darknet", knows, run, lacks)

@@ -7,8 +7,9 @@ import numpy as np
 import parity_runs
 import pytest
 
-from benchmarks import parity
-from benchmarks.parity_adapters import retinanet as retinanet_adapter
+from benchmarks.parity import mmdet
+from benchmarks.parity import weights
+from benchmarks.parity.adapters import retinanet as retinanet_adapter
 from detlab import errors
 from detlab.converters import mapping
 from detlab.converters.tables import mmdet_retinanet
@@ -27,8 +28,8 @@ def compiled():
     return {}
 
 
-def once(compiled, program=parity.program):
-    """`parity.program` that compiles at the first use in this file, for one detector."""
+def once(compiled, program=mmdet.program):
+    """`mmdet.program` that compiles at the first use in this file, for one detector."""
 
     def compile_once(detector, with_gradients, compiler_options):
         if with_gradients not in compiled:
@@ -40,7 +41,7 @@ def once(compiled, program=parity.program):
 
 @pytest.fixture
 def one_program(compiled, monkeypatch):
-    monkeypatch.setattr(parity, "program", once(compiled))
+    monkeypatch.setattr(mmdet, "program", once(compiled))
 
 
 def test_the_compact_case_passes_in_every_quantity(compact, capsys, one_program):
@@ -62,7 +63,7 @@ def with_weights(monkeypatch):
     """`with_weights(change)`: conversion gives what `change(path, array)` makes of each leaf."""
 
     def set_up(change):
-        real = parity.convert_weights
+        real = weights.convert
 
         def converted(*args):
             found = real(*args)
@@ -71,7 +72,7 @@ def with_weights(monkeypatch):
                 state=parity_runs.mapped(found.state, change),
             )
 
-        monkeypatch.setattr(parity, "convert_weights", converted)
+        monkeypatch.setattr(weights, "convert", converted)
 
     return set_up
 
@@ -107,7 +108,7 @@ def with_table(monkeypatch):
         adapter = retinanet_adapter.ADAPTER._replace(
             table=lambda bgr: change(mmdet_retinanet.table(bgr))
         )
-        monkeypatch.setattr(parity, "ADAPTERS", (adapter,))
+        monkeypatch.setattr(mmdet, "ADAPTERS", (adapter,))
 
     return set_up
 
@@ -168,7 +169,7 @@ BEHIND_THE_MAPS = {
 def given_maps(compact, compiled, capsys, monkeypatch):
     """Instead of the network its maps of the compact case: what follows compiles in seconds."""
     if "maps" not in compiled:
-        real_run = parity.run
+        real_run = mmdet.run_program
 
         def run(*args):
             results = real_run(*args)
@@ -176,18 +177,18 @@ def given_maps(compact, compiled, capsys, monkeypatch):
             return results
 
         with monkeypatch.context() as patch:
-            patch.setattr(parity, "program", once(compiled))
-            patch.setattr(parity, "run", run)
+            patch.setattr(mmdet, "program", once(compiled))
+            patch.setattr(mmdet, "run_program", run)
             parity_runs.run(capsys, compact)
 
     def maps(self, images, train):
         return self.get_variable("given", "maps")
 
-    def convert_weights(*args):
-        return parity.Converted({}, None, {}, {"given": {"maps": compiled["maps"]}}, ())
+    def convert(*args):
+        return weights.Converted({}, None, {}, {"given": {"maps": compiled["maps"]}}, ())
 
     monkeypatch.setattr(retinanet.RetinaNet, "maps", maps)
-    monkeypatch.setattr(parity, "convert_weights", convert_weights)
+    monkeypatch.setattr(weights, "convert", convert)
 
 
 @pytest.mark.slow

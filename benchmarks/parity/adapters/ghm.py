@@ -2,18 +2,18 @@
 
 import numpy as np
 
-from benchmarks import reference_configs
-from benchmarks.parity_adapters import adapter
-from benchmarks.parity_adapters import retinanet
+from benchmarks.parity import configs
+from benchmarks.parity.adapters import adapter
+from benchmarks.parity.adapters import retinanet
 from detlab.converters.tables import mmdet_ghm
 
 
 def fields(info: dict) -> dict:
     """Fields of `detectors.ghm.GHM`: those of RetinaNet, with two other losses."""
-    with reference_configs.readers(info) as (model, train, test):
-        head = reference_configs.head(model, "RetinaHead", info)
+    with configs.readers(info) as (model, train, test):
+        head = configs.head(model, "RetinaHead", info)
         cls, box = head.child("loss_cls"), head.child("loss_bbox")
-        reference_configs.loss(cls, "GHMC")
+        configs.loss(cls, "GHMC")
         cls.expect("use_sigmoid", True)
         return {
             **retinanet.all_but_losses(info, model, head, train, test),
@@ -22,7 +22,7 @@ def fields(info: dict) -> dict:
             "box_bins": box.take("bins", 10),
             "box_momentum": box.take("momentum", 0.0),
             "box_mu": box.take("mu", 0.02),
-            "box_weight": reference_configs.loss(box, "GHMR", weight=None),
+            "box_weight": configs.loss(box, "GHMR", weight=None),
         }
 
 

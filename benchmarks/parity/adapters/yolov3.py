@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from benchmarks import reference_configs
-from benchmarks.parity_adapters import adapter
+from benchmarks.parity import configs
+from benchmarks.parity.adapters import adapter
 from detlab import errors
 from detlab.converters.tables import mmdet_yolov3
 from detlab.detectors import yolov3
@@ -11,9 +11,9 @@ from detlab.detectors import yolov3
 
 def fields(info: dict) -> dict:
     """Fields of `detectors.yolov3.YOLOv3`."""
-    with reference_configs.readers(info) as (model, train, test):
+    with configs.readers(info) as (model, train, test):
         model.expect("type", "YOLOV3")
-        head = reference_configs.head(model, "YOLOV3Head", info)
+        head = configs.head(model, "YOLOV3Head", info)
         head.expect("featmap_strides", list(yolov3.STRIDES[::-1]), default=[32, 16, 8])
         head.expect("one_hot_smoother", 0.0, default=0.0)
         anchors = head.child("anchor_generator")
@@ -21,7 +21,7 @@ def fields(info: dict) -> dict:
         anchors.expect("strides", list(yolov3.STRIDES[::-1]))
         head.child("bbox_coder").expect("type", "YOLOBBoxCoder")
         return {
-            **reference_configs.inputs(info, model),
+            **configs.inputs(info, model),
             **_darknet(model.child("backbone")),
             **_neck(model.child("neck")),
             "head_width": _finest(head, "out_channels"),
@@ -38,7 +38,7 @@ def fields(info: dict) -> dict:
         }
 
 
-def _darknet(config: reference_configs.Reader) -> dict:
+def _darknet(config: configs.Reader) -> dict:
     config.expect("type", "Darknet")
     config.expect("depth", 53)
     config.expect("out_indices", [3, 4, 5])
@@ -47,14 +47,14 @@ def _darknet(config: reference_configs.Reader) -> dict:
     return {"backbone_norm": "stored" if config.take("norm_eval", True) else "batch"}
 
 
-def _neck(config: reference_configs.Reader) -> dict:
+def _neck(config: configs.Reader) -> dict:
     config.expect("type", "YOLOV3Neck")
     config.expect("num_scales", 3)
     config.skip("in_channels")  # follow from the backbone; a wrong one does not convert
     return {"neck_width": _finest(config, "out_channels")}
 
 
-def _finest(config: reference_configs.Reader, key: str) -> int:
+def _finest(config: configs.Reader, key: str) -> int:
     """Of widths that double from level to level, coarsest first, the last."""
     widths = config.take(key)
     if list(widths) != [4 * widths[-1], 2 * widths[-1], widths[-1]]:
@@ -62,14 +62,14 @@ def _finest(config: reference_configs.Reader, key: str) -> int:
     return widths[-1]
 
 
-def _summed_loss(config: reference_configs.Reader, kind: str) -> float:
+def _summed_loss(config: configs.Reader, kind: str) -> float:
     config.expect("reduction", "sum", default="mean")
     if kind == "CrossEntropyLoss":
-        return reference_configs.cross_entropy(config, sigmoid=True, weight=None)
-    return reference_configs.loss(config, kind, weight=None)
+        return configs.cross_entropy(config, sigmoid=True, weight=None)
+    return configs.loss(config, kind, weight=None)
 
 
-def _grid(config: reference_configs.Reader) -> dict:
+def _grid(config: configs.Reader) -> dict:
     config.expect("type", "GridAssigner")
     config.expect("gt_max_assign_all", True, default=True)
     return {
@@ -79,12 +79,12 @@ def _grid(config: reference_configs.Reader) -> dict:
     }
 
 
-def _prediction(config: reference_configs.Reader) -> dict:
+def _prediction(config: configs.Reader) -> dict:
     config.expect("min_bbox_size", 0, default=-1)
     return {
         "num_candidates": config.take("nms_pre"),
         "objectness_threshold": config.take("conf_thr"),
-        **reference_configs.detections(config),
+        **configs.detections(config),
     }
 
 

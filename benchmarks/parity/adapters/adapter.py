@@ -4,7 +4,7 @@ from typing import Any, Callable, Mapping, NamedTuple, Sequence
 
 import numpy as np
 
-from benchmarks import parity_cases
+from benchmarks.parity import cases
 from detlab.converters import mapping
 
 
@@ -42,7 +42,7 @@ class Adapter(NamedTuple):
 
     def knows(self, info: Mapping) -> bool:
         """Whether a case is of this kind."""
-        return all(parity_cases.part(info, path) == value for path, value in self.parts.items())
+        return all(cases.part(info, path) == value for path, value in self.parts.items())
 
 
 def maps(name: str, levels: Sequence) -> dict[str, np.ndarray]:

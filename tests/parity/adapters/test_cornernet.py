@@ -6,7 +6,7 @@ import parity_runs
 import pytest
 import tiny
 
-from benchmarks import parity_checks
+from benchmarks.parity import checks
 from detlab import types
 from detlab.detectors import cornernet
 
@@ -53,5 +53,5 @@ def test_recorded_maps_give_the_recorded_detections(how, shared_dir):
         mine.append(types.Detections(*(values[i][valid] for values in found)))
         boxes, scores, labels = (arrays[f"det_{x}_{i}"] for x in ("boxes", "scores", "labels"))
         theirs.append(types.Detections(boxes, scores, labels, np.ones(len(scores), bool)))
-    lines = parity_checks.detections(mine, theirs)
+    lines = checks.detections(mine, theirs)
     assert {line.quantity for line in lines if not line.passed} == missed

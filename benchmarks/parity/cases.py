@@ -5,7 +5,9 @@ folders in it; those are called `folder/NAME`.  Other JSON files there, such as 
 are no cases.
 """
 
+import hashlib
 import json
+import os
 import pathlib
 from typing import Any, Mapping, NamedTuple
 
@@ -43,7 +45,6 @@ class Case(NamedTuple):
     name: str
     info: dict  # the JSON
     arrays: dict[str, np.ndarray]  # the NPZ, read-only; maps are NCHW, boxes xyxy px of the input
-    folders: Folders
 
     @property
     def bgr(self) -> bool:
@@ -86,6 +87,20 @@ class Case(NamedTuple):
         if whole.shape != shape:
             raise ValueError(f"shape {whole.shape}, not {shape}")
         return whole.reshape(-1)[:: entry["step"]] if entry else whole
+
+
+def folders(args) -> Folders:
+    """The given folders, which must exist, or those beside the folder `parity`."""
+    fixtures = args.fixtures.resolve()
+    above = (folder for folder in (fixtures, *fixtures.parents) if folder.name == "parity")
+    beside = pathlib.Path(os.path.relpath(next(above, fixtures).parent))
+    found = {}
+    for name in Folders._fields:
+        given = getattr(args, name)
+        if given is not None and not given.is_dir():
+            raise errors.UserError(f"--{name} {given} is not a folder.")
+        found[name] = given or beside / name
+    return Folders(**found)
 
 
 def find(folder: pathlib.Path) -> dict[str, dict]:
@@ -137,7 +152,7 @@ def choose(found: Mapping[str, dict], wanted: list[str]) -> dict[str, dict]:
     return {name: found[name] for name in command.choose(wanted, found, "case", "--case")}
 
 
-def read(folder: pathlib.Path, name: str, info: dict, folders: Folders) -> Case:
+def read(folder: pathlib.Path, name: str, info: dict) -> Case:
     """The case with its arrays.
 
     Raises:
@@ -152,7 +167,28 @@ def read(folder: pathlib.Path, name: str, info: dict, folders: Folders) -> Case:
     absent = [array for array in needed if array not in arrays]
     if absent:
         raise errors.UserError(f"{path} is no whole case: no array {', '.join(absent)}.")
-    return Case(name, info, arrays, folders)
+    return Case(name, info, arrays)
+
+
+def title(info: Mapping) -> str:
+    """What a case was recorded of, in a line."""
+    if "model_cfg" in info:
+        return f"{info['source']}, seed {info['seed']}, input {info['input_shape']}"
+    return info.get("reference") or info["weights"]
+
+
+def check_sha256(path: pathlib.Path, wanted: str | None) -> None:
+    """Published weights must be those of the case, where it says which.
+
+    Raises:
+      UserError: they cannot be read, or are others.
+    """
+    try:
+        found = hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise errors.UserError(f"{path} cannot be read: {error.strerror or error}.") from error
+    if wanted not in (None, found):
+        raise errors.UserError(f"{path} has SHA-256 {found}, and the case wants {wanted}.")
 
 
 def part(info: Mapping, path: str) -> Any:

@@ -52,11 +52,15 @@ def make(key: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
       seed: of the case.
     """
     low, high = _range(key, shape)
-    count = math.prod(shape)
+    return uniform(key, math.prod(shape), seed, low, high).reshape(shape)
+
+
+def uniform(key: str, count: int, seed: int, low: float, high: float) -> np.ndarray:
+    """[count] float32 in low..high from 24 bits each of NumPy's Philox, by key and seed alone."""
     generator = np.random.Philox(key=[zlib.crc32(key.encode()), seed])
     raw = np.atleast_1d(generator.random_raw((count + 1) // 2)).astype("<u8").view("<u4")
-    unit = (raw[:count] >> 8).astype(np.float32) * np.float32(2**-24)  # 24 bits in [0, 1)
-    return (np.float32(low) + np.float32(high - low) * unit).reshape(shape)
+    unit = (raw[:count] >> 8).astype(np.float32) * np.float32(2**-24)
+    return np.float32(low) + np.float32(high - low) * unit
 
 
 def state_dict(info: dict) -> dict[str, np.ndarray]:

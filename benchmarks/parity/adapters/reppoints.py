@@ -2,28 +2,28 @@
 
 import numpy as np
 
-from benchmarks import reference_configs
-from benchmarks.parity_adapters import adapter
+from benchmarks.parity import configs
+from benchmarks.parity.adapters import adapter
 from detlab import errors
 from detlab.converters.tables import mmdet_reppoints
 
 
 def fields(info: dict) -> dict:
     """Fields of `detectors.reppoints.RepPoints`."""
-    with reference_configs.readers(info) as (model, train, test):
+    with configs.readers(info) as (model, train, test):
         model.expect("type", "RepPointsDetector")
-        head, neck = reference_configs.head(model, "RepPointsHead", info), model.child("neck")
+        head, neck = configs.head(model, "RepPointsHead", info), model.child("neck")
         head.expect("center_init", True)
         head.expect("moment_mul", 0.01)
         head.expect("conv_bias", "auto")
         head.skip("init_cfg")
         strides = tuple(head.take("point_strides", (8, 16, 32, 64, 128)))
         return {
-            **reference_configs.inputs(info, model),
-            **reference_configs.resnet(model.child("backbone")),
-            **reference_configs.fpn(neck, 1, "on_input", len(strides)),
+            **configs.inputs(info, model),
+            **configs.resnet(model.child("backbone")),
+            **configs.fpn(neck, 1, "on_input", len(strides)),
             **_norm(neck, head),
-            **reference_configs.tower(head),
+            **configs.tower(head),
             "point_width": head.take("point_feat_channels", 256),
             "num_points": head.take("num_points", 9),
             "transform": head.take("transform_method", "moment"),
@@ -31,20 +31,20 @@ def fields(info: dict) -> dict:
             "offset_gradient": head.take("gradient_mul", 0.1),
             "strides": strides,
             "base_scale": head.take("point_base_scale", 4),
-            **reference_configs.focal_loss(head.child("loss_cls")),
+            **configs.focal_loss(head.child("loss_cls")),
             **_box_losses(head.child("loss_bbox_init"), head.child("loss_bbox_refine")),
             **_assigners(train.child("init"), train.child("refine")),
-            **reference_configs.dense_test(test),
+            **configs.dense_test(test),
         }
 
 
-def _norm(neck: reference_configs.Reader, head: reference_configs.Reader) -> dict:
+def _norm(neck: configs.Reader, head: configs.Reader) -> dict:
     """Group norms in neck and head, or none in both."""
     norms = [part.child("norm_cfg") for part in (neck, head)]
     absent = [norm.empty for norm in norms]
     if all(absent):
         return {"norm": "none"}
-    of_neck, of_head = (reference_configs.group_norm(norm) for norm in norms)
+    of_neck, of_head = (configs.group_norm(norm) for norm in norms)
     if any(absent) or of_neck != of_head:
         raise errors.UserError(
             f"{head.path}.norm_cfg and that of the neck differ; detlab has one for both."
@@ -52,19 +52,19 @@ def _norm(neck: reference_configs.Reader, head: reference_configs.Reader) -> dic
     return {"norm": "group", **of_head}
 
 
-def _box_losses(init: reference_configs.Reader, refine: reference_configs.Reader) -> dict:
+def _box_losses(init: configs.Reader, refine: configs.Reader) -> dict:
     beta = init.take("beta", 1.0)
     refine.expect("beta", beta, default=1.0)
     return {
         "smooth_l1_beta": beta,
-        "init_weight": reference_configs.loss(init, "SmoothL1Loss", weight=None),
-        "refine_weight": reference_configs.loss(refine, "SmoothL1Loss", weight=None),
+        "init_weight": configs.loss(init, "SmoothL1Loss", weight=None),
+        "refine_weight": configs.loss(refine, "SmoothL1Loss", weight=None),
     }
 
 
-def _assigners(init: reference_configs.Reader, refine: reference_configs.Reader) -> dict:
-    found = reference_configs.max_iou(reference_configs.training(refine).child("assigner"))
-    assigner = reference_configs.training(init).child("assigner")
+def _assigners(init: configs.Reader, refine: configs.Reader) -> dict:
+    found = configs.max_iou(configs.training(refine).child("assigner"))
+    assigner = configs.training(init).child("assigner")
     kind = assigner.take("type")
     if kind == "PointAssigner":
         return found | {
@@ -74,7 +74,7 @@ def _assigners(init: reference_configs.Reader, refine: reference_configs.Reader)
         }
     if kind != "MaxIoUAssigner":
         raise errors.UserError(f"{assigner.path}.type is {kind!r}; detlab has no such assigner.")
-    if reference_configs.max_iou(assigner) != found:
+    if configs.max_iou(assigner) != found:
         raise errors.UserError(f"{assigner.path} and that of refine differ; detlab has one.")
     return found | {"init_assigner": "max_iou"}
 

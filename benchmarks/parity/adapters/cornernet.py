@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from benchmarks import reference_configs
-from benchmarks.parity_adapters import adapter
+from benchmarks.parity import configs
+from benchmarks.parity.adapters import adapter
 from detlab import errors
 from detlab.converters.tables import mmdet_cornernet
 
@@ -12,17 +12,17 @@ _KINDS = {"tl": "top_left", "br": "bottom_right"}
 
 def fields(info: dict) -> dict:
     """Fields of `detectors.cornernet.CornerNet`."""
-    with reference_configs.readers(info) as (model, _, test):
+    with configs.readers(info) as (model, _, test):
         model.expect("type", "CornerNet")
         model.expect("neck", None)
-        head = reference_configs.head(model, "CornerHead", info)
+        head = configs.head(model, "CornerHead", info)
         head.expect("corner_emb_channels", 1, default=1)
         backbone = _hourglass(model.child("backbone"))
         head.expect("num_feat_levels", backbone["stacks"])
         heat, tags, offset = (
             head.child(f"loss_{name}") for name in ("heatmap", "embedding", "offset")
         )
-        reference_configs.loss(heat, "GaussianFocalLoss")
+        configs.loss(heat, "GaussianFocalLoss")
         heat.expect("alpha", 2.0)
         heat.expect("gamma", 4.0)
         tags.expect("type", "AssociativeEmbeddingLoss")
@@ -33,12 +33,12 @@ def fields(info: dict) -> dict:
         nms.skip("iou_threshold")  # of no effect on the gaussian form
         test.skip("score_thr")  # unused there
         return {
-            **reference_configs.inputs(info, model),
+            **configs.inputs(info, model),
             **backbone,
             "norm": "batch" if info["batch_norm_in_train"]["batch_statistics"] else "stored",
             "pull_weight": tags.take("pull_weight"),
             "push_weight": tags.take("push_weight"),
-            "offset_weight": float(reference_configs.loss(offset, "SmoothL1Loss", weight=None)),
+            "offset_weight": float(configs.loss(offset, "SmoothL1Loss", weight=None)),
             "max_corners": test.take("corner_topk"),
             "peak_kernel": test.take("local_maximum_kernel"),
             "max_tag_distance": test.take("distance_threshold"),
@@ -46,7 +46,7 @@ def fields(info: dict) -> dict:
         }
 
 
-def _hourglass(config: reference_configs.Reader) -> dict:
+def _hourglass(config: configs.Reader) -> dict:
     config.expect("type", "HourglassNet")
     channels = tuple(config.take("stage_channels"))
     config.expect("downsample_times", len(channels) - 1)

@@ -1,0 +1,31 @@
+"""Parity with YOLOv5, and which kind of its cases one is.
+
+Cases are those of `parity/yolo` with reference "ultralytics/yolov5": made-up weights by their rule,
+or published ones on photographs and on a small part of COCO.
+"""
+
+import pathlib
+from typing import Mapping
+
+from benchmarks.parity import runner
+from benchmarks.parity.yolov5 import data_set
+from benchmarks.parity.yolov5 import made_up
+from benchmarks.parity.yolov5 import photographs
+
+
+def knows(info: Mapping) -> bool:
+    """Whether a case is of YOLOv5."""
+    weights = info.get("weights")
+    named = isinstance(weights, str) and weights.startswith("yolov5")
+    return named or "ultralytics/yolov5" in str(info.get("reference"))
+
+
+def run(
+    fixtures: pathlib.Path, name: str, info: dict, settings: runner.Settings
+) -> runner.Compared:
+    """The lines of a case, by the module of its kind."""
+    kind = data_set if "data" in info else photographs if "images" in info else made_up
+    return kind.run(fixtures, name, info, settings), []
+
+
+RUNNER = runner.Runner("YOLOv5", knows, run)
