@@ -2,11 +2,10 @@
 
 import difflib
 import importlib.metadata
-import json
 import pathlib
 import subprocess
 import sys
-from typing import Any, Collection, Iterable, Sequence
+from typing import Collection, Iterable, Sequence
 
 from detlab import errors
 
@@ -59,19 +58,6 @@ def make_folder(folder: pathlib.Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise errors.UserError(f"{folder} cannot be made a folder: {error.strerror}.") from None
-
-
-def write_json(path: pathlib.Path, result: Any) -> None:
-    """Writes a result, and its folder.
-
-    Raises:
-      UserError: the system refuses.
-    """
-    make_folder(path.parent)
-    try:
-        path.write_text(json.dumps(result, indent=1) + "\n")
-    except OSError as error:
-        raise errors.UserError(f"{path} cannot be written: {error.strerror}.") from None
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

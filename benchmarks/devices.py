@@ -22,13 +22,13 @@ if __name__ == "__main__":
 
 import jax
 
-from benchmarks import command
 from benchmarks import machine
 from detlab import checks
 from detlab import contract
 from detlab import data_sets
 from detlab import errors
 from detlab import evaluation
+from detlab import files
 from detlab import sharding
 from detlab.run import optim
 from detlab.run import state as state_lib
@@ -65,7 +65,7 @@ def main(arguments: list[str]) -> None:
         )
     if args.output:
         result = {"machine": machine.describe(), "config": args.config, "rows": results}
-        command.write_json(args.output, result)
+        files.write_json(args.output, result)
 
 
 def measure(config, steps: int) -> dict:

@@ -12,10 +12,10 @@ import pathlib
 import subprocess
 import sys
 
-from benchmarks import command
 from benchmarks import machine
 from detlab import cli
 from detlab import errors
+from detlab import files
 from detlab.run import log as log_lib
 
 
@@ -29,7 +29,7 @@ def main(arguments: list[str]) -> None:
         words = [sys.executable, "-m", "detlab.train", "--workdir", str(args.workdir), *rest]
         subprocess.run(words, check=True)
     result = {**summarise(args.workdir), "note": args.note}
-    command.write_json(args.output, result)
+    files.write_json(args.output, result)
     figures = result["figures"]
     print(f"AP {figures['AP']:.3f}  AP50 {figures['AP50']:.3f}  in {result['seconds']:.0f} s")
     print(f"written: {args.output}")

@@ -20,6 +20,7 @@ from benchmarks import command
 from benchmarks import experiment
 from detlab import cli
 from detlab import errors
+from detlab import files
 
 
 class Network(NamedTuple):
@@ -61,7 +62,7 @@ def main(arguments: Sequence[str]) -> None:
     for name in names:
         with tempfile.TemporaryDirectory(prefix="fine_tuning") as folder:
             result = run(name, args.weights, args.data, pathlib.Path(folder), overrides)
-        command.write_json(args.output / f"fine_tuning_{name}.json", result)
+        files.write_json(args.output / f"fine_tuning_{name}.json", result)
         reached = {start: result[start]["figures"] for start in ("weights", "scratch")}
         print(name, *(f"{s}: AP {f['AP']:.3f}, AP50 {f['AP50']:.3f};" for s, f in reached.items()))
         if reached["weights"]["AP"] <= reached["scratch"]["AP"]:

@@ -33,9 +33,9 @@ if __name__ == "__main__":
 import jax
 import numpy as np
 
-from benchmarks import command
 from benchmarks import machine
 from detlab import errors
+from detlab import files
 from detlab.run import checkpoint
 from detlab.run import log as log_lib
 
@@ -95,7 +95,7 @@ def main(arguments) -> None:
             "finished_runs": finished,
             "violations": violations,
         }
-        command.write_json(args.json, result)
+        files.write_json(args.json, result)
     if violations:
         sys.exit(1)
 

@@ -28,10 +28,10 @@ if __name__ == "__main__":
 import jax
 import numpy as np
 
-from benchmarks import command
 from benchmarks import machine
 from detlab import data_sets
 from detlab import errors
+from detlab import files
 from detlab import train
 from detlab.data import plan
 from detlab.run import length as length_lib
@@ -78,7 +78,7 @@ def main(arguments) -> None:
     if args.json:
         report = {"machine": machine.describe(), "config": args.config, "overrides": overrides}
         report |= {**result, "samples": [sample._asdict() for sample in samples]}
-        command.write_json(args.json, report)
+        files.write_json(args.json, report)
 
 
 def warm_step(config) -> tuple[int, int]:

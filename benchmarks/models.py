@@ -41,6 +41,7 @@ from benchmarks import train_step
 from benchmarks import turns
 from detlab import contract
 from detlab import errors
+from detlab import files
 from detlab.converters.readers import darknet
 from detlab.darknet import cfg as darknet_cfg
 from detlab.darknet import networks as darknet_networks
@@ -117,7 +118,7 @@ def main(arguments: Sequence[str]) -> None:
         print(line(name, rows[name]), flush=True)
         if args.output:  # after each, as all of them take long
             result = {"machine": machine.describe(), "batch": args.batch, "models": rows}
-            command.write_json(args.output, result)
+            files.write_json(args.output, result)
 
 
 def measure(name: str, args, overrides: Mapping[str, Any]) -> dict:

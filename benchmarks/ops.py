@@ -23,10 +23,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import command
 from benchmarks import machine
 from detlab import cli
 from detlab import errors
+from detlab import files
 from detlab.ops import deform_conv as deform_conv_lib
 from detlab.ops import nms as nms_lib
 from detlab.ops import roi_align as roi_align_lib
@@ -58,7 +58,7 @@ def main(arguments) -> None:
             result["cases"][case.name] = figures
             print(table(case.name, figures), flush=True)
     if args.output:
-        command.write_json(args.output, result)
+        files.write_json(args.output, result)
 
 
 def measure(case: Case, repeats: int) -> dict[str, dict]:

@@ -26,6 +26,7 @@ from benchmarks import machine
 from detlab import cli
 from detlab import config as config_lib
 from detlab import errors
+from detlab import files
 from detlab.data import shapes
 from detlab.run import log as log_lib
 
@@ -67,7 +68,7 @@ def main(arguments: Sequence[str]) -> None:
         with tempfile.TemporaryDirectory(prefix="overfit") as folder:
             result = run(name, overrides, pathlib.Path(folder))
         path = args.output / f"overfit_{name}_{result['platform']}.json"
-        command.write_json(path, result)
+        files.write_json(path, result)
         rows.append(result)
         print(line(result), flush=True)
     if args.picture:

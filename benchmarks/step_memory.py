@@ -28,6 +28,7 @@ from benchmarks import machine
 from benchmarks import train_step
 from detlab import contract
 from detlab import errors
+from detlab import files
 from detlab import sharding
 from detlab import types
 from detlab.run import optim
@@ -53,7 +54,7 @@ def main(arguments) -> None:
         )
         if args.output:  # after each, as all of them take long
             result = {"machine": machine.describe(), "experiments": dict(sorted(found.items()))}
-            command.write_json(args.output, result)
+            files.write_json(args.output, result)
 
 
 def measure(config, quick: bool = True) -> dict:

@@ -28,6 +28,7 @@ from benchmarks import command
 from benchmarks import machine
 from detlab import cli
 from detlab import errors
+from detlab import files
 
 PARTS = ("everyday", "slow")
 MOVED = 0.1  # a part of the committed time
@@ -71,7 +72,7 @@ def main(arguments: Sequence[str]) -> None:
     if args.compare:  # after the tables, which are wanted whatever is in that file
         print("", *moved(read_figures(args.compare), figures, args.compare), sep="\n", flush=True)
     if args.output:
-        command.write_json(args.output, figures)
+        files.write_json(args.output, figures)
 
 
 def read(path: pathlib.Path) -> Part:

@@ -19,10 +19,10 @@ if __name__ == "__main__":
 import jax
 import numpy as np
 
-from benchmarks import command
 from benchmarks import machine
 from detlab import contract
 from detlab import errors
+from detlab import files
 from detlab import types
 from detlab.ops import conv as conv_lib
 
@@ -76,7 +76,7 @@ def main(arguments) -> None:
         result[f"ratio_{kind}"] = result["detlab"][kind] / result["native"][kind]
     print(f"ratio detlab / native: {result['ratio_median_s']:.2f} by median")
     if args.output:
-        command.write_json(args.output, result)
+        files.write_json(args.output, result)
 
 
 def native_conv(x, kernel, stride=1, padding=None):

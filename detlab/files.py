@@ -9,7 +9,6 @@ from typing import Any, Iterable
 import numpy as np
 
 from detlab import errors
-from detlab.viz import boxes as draw_lib
 
 
 def write_text(path: str | pathlib.Path, text: str) -> None:
@@ -33,6 +32,8 @@ def write_json(path: str | pathlib.Path, value: Any) -> None:
 
 def save_picture(path: pathlib.Path, image: np.ndarray) -> None:
     """Writes an RGB image; a path that cannot be written is the user's error."""
+    from detlab.viz import boxes as draw_lib  # here, as text is written without OpenCV
+
     try:
         draw_lib.save(path, image)
     except OSError as error:

@@ -29,6 +29,11 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     assert path.read_text() == "third" and [p.name for p in path.parent.iterdir()] == [path.name]
 
 
+def test_a_folder_is_not_written_to(tmp_path):
+    with pytest.raises(errors.UserError, match=f"cannot write {tmp_path}: Is a directory"):
+        files.write_json(tmp_path, {})
+
+
 def test_a_stream_is_written_to_and_not_replaced(tmp_path):
     code = "from detlab import files; files.write_text('/dev/stdout', 'figures')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -56,7 +56,7 @@ ALLOWED = {
     "__main__": {"errors", "cli", "config", "files", "listing", "environment", "experiments"},
 }
 NO_JAX = {"types", "errors", "fields", "cli", "checks", "config", "data", "metrics", "viz"}
-NO_JAX |= {"darknet", "experiments", "listing", "__main__"}
+NO_JAX |= {"darknet", "experiments", "files", "listing", "__main__"}
 NO_FLAX = NO_JAX | {"ops", "assign", "losses", "sharding", "views"}
 
 

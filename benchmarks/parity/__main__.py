@@ -36,6 +36,7 @@ from benchmarks.parity import cases
 from benchmarks.parity import references
 from benchmarks.parity import runner
 from detlab import errors
+from detlab import files
 
 
 def main(arguments: list[str]) -> None:
@@ -67,7 +68,7 @@ def main(arguments: list[str]) -> None:
     print(f"{len(rows)} cases: " + ", ".join(f"{n} {status}" for status, n in counts.items()))
     if args.json:
         result = {"machine": machine.describe(), "cases": rows}
-        command.write_json(args.json, result)
+        files.write_json(args.json, result)
     if counts["failed"] or (counts["missing"] and (args.all or args.case)):
         sys.exit(1)
 

@@ -39,6 +39,7 @@ from benchmarks.parity import references
 from benchmarks.parity import weights
 from detlab import contract
 from detlab import errors
+from detlab import files
 from detlab import layers
 from detlab import types
 from detlab.converters import mapping
@@ -98,7 +99,7 @@ def main(arguments: Sequence[str]) -> None:
     for row in bad:
         print(f"{row['verdict']}: {row['case']}, {row['error'] or 'as it is'}")
     if args.json:
-        command.write_json(args.json, {"machine": machine.describe(), "runs": rows})
+        files.write_json(args.json, {"machine": machine.describe(), "runs": rows})
     if bad or not rows:
         sys.exit(1)
 
