@@ -1,7 +1,7 @@
 """One command for all programs of detlab.
 
     detlab list retinanet                       # shipped experiments, what to expect of them
-    detlab train --config retinanet_shapes      # needs no data: about 7 minutes on 2 CPU cores
+    detlab train --config retinanet_shapes      # needs no data: about 8 minutes on 2 CPU cores
     detlab train --config retinanet_voc --config.data.root=VOCdevkit --dry_run
     detlab eval --workdir runs/retinanet_shapes --json figures.json
     detlab demo --workdir runs/retinanet_shapes --input photos --output found
