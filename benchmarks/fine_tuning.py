@@ -79,7 +79,7 @@ def run(name: str, weights: str, data: str, folder: pathlib.Path, overrides) -> 
     network = NETWORKS[name]
     converted = folder / "converted"
     words = [word.format(weights=weights) for word in network.convert]
-    command.run_module("converters.convert", *words, f"--output={converted}")
+    command.run_module("detlab.converters.convert", *words, f"--output={converted}")
     settings = [f"--config={network.config.format(weights=weights)}", f"--config.data.root={data}"]
     settings += [f"--config.{key}={value}" for key, value in overrides.items()]
     result = {"name": name}

@@ -235,7 +235,7 @@ def read(path: pathlib.Path, *keys: str) -> Any:
 
 def write(path: pathlib.Path, result: Any) -> None:
     """A file of results, whole or not at all, as this command may be killed at any time."""
-    files.write_text(path, json.dumps(result, indent=1) + "\n")
+    files.write_json(path, result)
 
 
 def jax_version() -> str:

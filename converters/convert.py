@@ -1,9 +1,9 @@
 """Weights of other code bases as a detlab weights folder, and back.
 
-    python -m converters.convert --source torchvision --config experiments/retinanet_voc.py \\
+    detlab convert --source torchvision --config retinanet_voc \\
         --input resnet50-0676ba61.pth --output weights/resnet50_torchvision
-    python -m converters.convert --reverse --input runs/retinanet_voc --output retinanet.pth
-    python -m converters.convert --inspect FILE
+    detlab convert --reverse --input runs/retinanet_voc --output retinanet.pth
+    detlab convert --inspect FILE
 
 The folder is what `config.init_from`, eval and demo read; its `report.json` says what became of
 every tensor of the file and every leaf of the detector.  A torchvision file fills the backbone

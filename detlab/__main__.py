@@ -23,7 +23,6 @@ from detlab import config as config_lib
 from detlab import errors
 from detlab import files
 from detlab import listing
-from detlab.experiments import common
 
 
 class Subcommand(NamedTuple):
@@ -104,7 +103,7 @@ def _env(arguments: Sequence[str]) -> None:
     from detlab import environment  # here, as the lines above need no jax
 
     config = config_lib.load(args.config, overrides) if args.config else None
-    environment.use_compilation_cache(config or common.base("any"))
+    environment.use_compilation_cache(config)
     found = environment.describe(config)
     print(environment.text(found))
     if args.json:

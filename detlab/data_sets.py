@@ -86,7 +86,10 @@ def user_errors(items: Iterable) -> Iterator:
 def training_batches(
     source, config, num_steps: int, start_step: int = 0
 ) -> Iterator[batch_lib.Loaded]:
-    """This process's part of steps start_step + 1 .. num_steps; of the seed and the step alone."""
+    """This process's part of the batches of steps start_step + 1 .. num_steps.
+
+    They are a function of the seed and the step alone.
+    """
     return user_errors(
         loader.train_batches(
             source,

@@ -22,6 +22,7 @@ import jax
 
 from detlab import contract
 from detlab import detect as detect_lib
+from detlab import environment
 from detlab import errors
 from detlab import files as files_lib
 from detlab import media
@@ -43,6 +44,7 @@ def main(arguments: Sequence[str]) -> None:
     files_lib.check_outputs(files=[*targets, listing])
 
     config, weights = trained.load(args, overrides)
+    environment.use_compilation_cache(config)
     detector = contract.build(config)
     params, state = trained.fit(detector, config, weights, sharding.make_mesh())
     detect = detect_lib.Detect(

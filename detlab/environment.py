@@ -54,9 +54,12 @@ def describe(config=None) -> dict[str, Any]:
     }
 
 
-def use_compilation_cache(config) -> None:
-    """Keeps compiled programs in the user's cache folder, so that a second start is quick."""
-    if not config.compilation_cache or jax.config.jax_compilation_cache_dir:
+def use_compilation_cache(config=None) -> None:
+    """Keeps compiled programs in the user's cache folder, so that a second start is quick.
+
+    A config may say no; a folder that JAX_COMPILATION_CACHE_DIR names stays.
+    """
+    if (config and not config.compilation_cache) or jax.config.jax_compilation_cache_dir:
         return
     base = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
     jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(base) / "detlab" / "xla"))
@@ -116,7 +119,7 @@ def _commit() -> str | None:
     root = pathlib.Path(detlab.__file__).resolve().parents[1]
     if not (root / ".git").exists():  # a repository around site-packages is not ours
         return None
-    words = "git describe --always --dirty --abbrev=40 --exclude=*".split()
+    words = "git --no-optional-locks describe --always --dirty --abbrev=40 --exclude=*".split()
     try:
         done = subprocess.run(
             words, cwd=root, capture_output=True, text=True, check=True, timeout=30
@@ -152,7 +155,8 @@ def _compilation_cache() -> dict[str, Any] | None:
     sizes = []
     for path in pathlib.Path(folder).rglob("*"):
         try:
-            sizes.append(path.stat().st_size)
+            if path.is_file():
+                sizes.append(path.stat().st_size)
         except OSError:  # another process has just removed it
             continue
     return {

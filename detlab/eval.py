@@ -25,6 +25,7 @@ from detlab import config as config_lib
 from detlab import contract
 from detlab import data_sets
 from detlab import distributed
+from detlab import environment
 from detlab import evaluation
 from detlab import files
 from detlab import predictions as predictions_lib
@@ -40,6 +41,7 @@ def main(arguments: Sequence[str]) -> None:
         config, weights = config_lib.load(args.config, overrides), None
     else:
         config, weights = trained.load(args, overrides)
+        environment.use_compilation_cache(config)
     written = [args.json] if weights is None else [args.json, args.predictions]
     files.check_outputs(files=filter(None, written), folders=filter(None, [args.draw]))
     source = data_sets.open_source(config, "eval")

@@ -60,7 +60,7 @@ def main(arguments: Sequence[str]) -> None:
 
     # Data, devices, detector, optimizer.
     setup = setup_lib.build(config)
-    _, train_source, eval_source, length, mesh, detector, optimizer = setup
+    length, mesh, detector, optimizer = setup.length, setup.mesh, setup.detector, setup.optimizer
     if args.dry_run:
         dry_run.run(setup, args.draw)
         return
@@ -80,13 +80,13 @@ def main(arguments: Sequence[str]) -> None:
         first = int(state.step)
 
         # What the loop uses.
-        counts = records.counts(train_source)
+        counts = records.counts(setup.train_source)
         log = log_lib.RunLog(workdir.path, first, counts, writes=distributed.is_first())
         stack.callback(log.close)
-        info = {"config": config_json, "class_names": list(train_source.class_names)}
-        batches = data_sets.training_batches(train_source, config, length.total, first)
+        info = {"config": config_json, "class_names": list(setup.train_source.class_names)}
+        batches = data_sets.training_batches(setup.train_source, config, length.total, first)
         train_step = step_lib.TrainStep(detector, optimizer, config, mesh, log.not_training)
-        reader = step_lib.MetricReader(log, train_source, stop)
+        reader = step_lib.MetricReader(log, setup.train_source, stop)
         evaluate = evaluate_lib.Evaluation(setup, log, checkpoints, info)
         profiler = stack.enter_context(profile.Profiler(workdir.profile, args.profile, first))
         bar = stack.enter_context(progress.bar(length.total, "train", "step", initial=first))
@@ -99,7 +99,8 @@ def main(arguments: Sequence[str]) -> None:
             if stop():
                 break
             profiler.step(step, state)
-            with jax.transfer_guard("disallow"):  # a hidden copy from host to device is an error
+            # A hidden copy between host and devices, or between devices, is an error.
+            with jax.transfer_guard("disallow"):
                 loaded = next(batches)
                 progress.report_skipped(loaded.skipped)
                 state, metrics, notes = train_step(state, loaded, stop.wanted)
@@ -129,7 +130,7 @@ def main(arguments: Sequence[str]) -> None:
         best = checkpoints.best_score()
     if not distributed.is_first():
         return
-    evaluate_lib.write_results(workdir, outcome, evaluate.truth, eval_source, config)
+    evaluate_lib.write_results(workdir, outcome, evaluate.truth, setup.eval_source, config)
     print(f"checkpoints:  {workdir.path / 'checkpoints'}")
     print(f"best:         {workdir.path / 'best'} ({config.eval.best_by} {best:.3f})")
     print(

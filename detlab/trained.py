@@ -8,7 +8,6 @@ import jax
 from detlab import checks
 from detlab import config as config_lib
 from detlab import contract
-from detlab import environment
 from detlab import errors
 from detlab import sharding
 from detlab.run import checkpoint
@@ -35,7 +34,6 @@ def load(args: argparse.Namespace, overrides: Mapping[str, str]):
     else:
         raise errors.UserError("give --workdir of a run, or --config together with --checkpoint.")
     checks.check_config(config)
-    environment.use_compilation_cache(config)
     return config, weights
 
 

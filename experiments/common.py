@@ -195,12 +195,12 @@ def start_from(
       name: path of the experiment, which has a variant `scratch`.
       file: that its authors publish.
       folder: of the converted weights.
-      source: of the file, in the words of converters.convert.
+      source: of the file, in the words of `detlab convert --source`.
     """
     config.init_from = folder
     config.init_help = (
-        f"download {authors}'s {file}, convert it with `python -m converters.convert --source"
-        f" {source} --config {name} --input {file} --output {folder}`, or train from random"
+        f"download {authors}'s {file}, convert it with `detlab convert --source {source}"
+        f" --config {name} --input {file} --output {folder}`, or train from random"
         f" weights with `--config {name}:scratch`"
     )
 

@@ -57,7 +57,7 @@ def test_the_wheel_trains_a_shipped_experiment_from_any_folder(wheel, tmp_path):
     site = tmp_path / "site"
     zipfile.ZipFile(wheel).extractall(site)
     (tmp_path / "elsewhere").mkdir()
-    command = [sys.executable, "-P", "-m", "detlab.train", "--config", "retinanet_shapes"]
+    command = [sys.executable, "-P", "-m", "detlab", "train", "--config", "retinanet_shapes"]
     command += ["--dry_run", "--config.model.backbone_width=8", "--config.data.canvases=((64,64),)"]
     done = subprocess.run(
         command,

@@ -1,4 +1,4 @@
-"""Code bases whose weights are converted: a file each, which ends with its `FAMILY`."""
+"""The code bases whose weights are converted, one file each; every file ends with its `FAMILY`."""
 
 # As --source says them.  Each is a file of this folder, which `family.find` imports when it is
 # needed: --help needs neither them nor jax.

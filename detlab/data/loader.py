@@ -2,7 +2,7 @@
 
 `start_step` alone resumes a stream, whatever the number of threads, worker processes or machines
 was or will be: the plan is a pure function (see `detlab.data.plan`), which grain only carries out.
-It maps steps to batches in threads or worker processes.
+Grain maps steps to batches in threads or worker processes.
 """
 
 import signal
@@ -40,9 +40,11 @@ def train_batches(
 
     Args:
       source: see `detlab.data.records`.
+      settings: see `detlab.data.settings`.
       batch_size: images in the global batch.
       seed: decides order, flips and all else that is random.
       num_steps: steps of the whole run; epochs follow one another.
+      start_step: steps that are over; the stream begins after them.
       process_index, process_count: this process makes its part of the rows of each batch.
     Raises:
       ValueError: the batch cannot be shared out, or settings that cannot be.
@@ -71,7 +73,7 @@ def eval_batches(
     """Batches that show every image once, as it is, in an order always the same.
 
     Rows that fill up the last batch of a canvas have `real` False.  The arguments are those of
-    `train_batches`; what they draw is not drawn.  With `skip_broken` an image that cannot be read
+    `train_batches`, and nothing random is drawn.  With `skip_broken` an image that cannot be read
     gives such a row too, and no other takes its place, as each counts once.
 
     Raises:

@@ -71,7 +71,7 @@ class Settings(NamedTuple):
     augment: Augment = Augment()
     flip_horizontal: float = 0.5  # probabilities
     flip_vertical: float = 0.0
-    skip_broken: bool = True  # leave out what cannot be read, and tell; False raises
+    skip_broken: bool = False  # leave out what cannot be read, and tell; else it raises
     read_threads: int = 2  # 0 reads when asked
     workers: int = 0  # processes that read instead; a script needs `if __name__ == "__main__"`
 

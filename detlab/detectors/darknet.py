@@ -1,8 +1,8 @@
 """Any network of darknet: YOLOv3 (arXiv:1804.02767), YOLOv4 (arXiv:2004.10934), their tiny forms.
 
 The field `cfg` is the text of a darknet cfg, or the name of one of the four standard networks in
-`darknet_networks.py`.  The network is built from its sections, so custom and depthwise ones are
-detectors like any other; what [yolo] says of anchors, thresholds and losses counts.
+`detlab/darknet/networks.py`.  The network is built from its sections, so custom and depthwise ones
+are detectors like any other; what [yolo] says of anchors, thresholds and losses counts.
 
 Reference: AlexeyAB/darknet (docs/parity.md has the commit).  As there: width and height are
 multiples of anchors, a class counts by objectness times its own probability, and `greedynms`

@@ -8,7 +8,7 @@ three items:
 - `config`: JSON of the resolved config, class names, metrics.
 
 So whoever evaluates, or starts from a checkpoint, reads `weights` alone.  A weights folder, as
-`converters.convert` writes it, is one such step without `training`.
+`detlab convert` writes it, is one such step without `training`.
 
 A step has a longer name until all of it is written, and an older one goes only after that, so a
 kill or a full disk costs no complete checkpoint.
@@ -232,7 +232,7 @@ def find(path: str | pathlib.Path, which: str = "best") -> pathlib.Path:
         what = kinds.get(True, "does not exist")
         raise errors.UserError(
             f"{path} {what}; give the workdir of a run, a checkpoint's folder, or a folder written"
-            " by converters.convert."
+            " by `detlab convert`."
         )
     if which == "best":
         steps = best or last

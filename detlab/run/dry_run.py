@@ -18,7 +18,8 @@ from detlab.viz import boxes as draw_lib
 
 def run(setup: setup_lib.Setup, draw: str | None) -> None:
     """All that a run does, once or twice; nothing is written but the sheet in folder `draw`."""
-    config, train_source, eval_source, length, mesh, detector, optimizer = setup
+    config, mesh, detector, optimizer = setup.config, setup.mesh, setup.detector, setup.optimizer
+    train_source, eval_source = setup.train_source, setup.eval_source
     state = state_lib.initial(detector, optimizer, config, mesh)
     train_step = step_lib.TrainStep(detector, optimizer, config, mesh)
     batches = data_sets.training_batches(train_source, config, num_steps=2)
@@ -33,7 +34,9 @@ def run(setup: setup_lib.Setup, draw: str | None) -> None:
     inputs = sharding.put_batch((loaded.batch.images, loaded.batch.image_size), mesh)
     jax.block_until_ready(predictor(*state_lib.evaluated(state), *inputs))
     evaluation.score(evaluation.ground_truth(eval_source), [], eval_source.class_names)
-    print(f"dry run: all is well; the run would have {length.total} steps.  No run was written.")
+    print(
+        f"dry run: all is well; the run would have {setup.length.total} steps.  No run was written."
+    )
     if draw and distributed.is_first():
         draw_batches(pathlib.Path(draw), train_source, config)
 

@@ -3,14 +3,18 @@
 import pathlib
 
 import jax
+import tqdm
 
 from detlab import distributed
+from detlab import errors
 
 
 class Profiler:
     """Traces `steps` steps, from the second one of this start on: the first also compiles.
 
-    At the end of the context, such as when a signal stops the run, it writes what it has.
+    What else the run does between them, such as an evaluation or compiling for another canvas, is
+    traced too.  At the end of the context, such as when a signal stops the run, it writes what it
+    has.
     """
 
     def __init__(self, folder: pathlib.Path, steps: int, first: int):
@@ -18,14 +22,19 @@ class Profiler:
         self._folder = folder
         self._begin = first + 2
         self._end = self._begin + steps
-        self._running = False
+        self._wanted = steps > 0 and distributed.is_first()
+        self._running = self._begun = False
 
     def step(self, step: int, state) -> None:
-        """Comes before step `step` starts; `state` is what it starts from."""
-        if step == self._begin < self._end and distributed.is_first():
+        """Comes before step `step` starts; `state` is what it starts from.
+
+        Raises:
+          UserError: the trace cannot be written.
+        """
+        if step == self._begin and self._wanted:
             jax.block_until_ready(state)
-            jax.profiler.start_trace(self._folder)
-            self._running = True
+            self._running = self._begun = True
+            self._try(lambda: jax.profiler.start_trace(self._folder))
         elif step == self._end and self._running:
             jax.block_until_ready(state)
             self._stop()
@@ -36,8 +45,21 @@ class Profiler:
     def __exit__(self, *_):
         if self._running:
             self._stop()
+        elif self._wanted and not self._begun:
+            tqdm.tqdm.write("profile:      none, as this start took fewer than two steps")
 
     def _stop(self) -> None:
         self._running = False
-        jax.profiler.stop_trace()
-        print(f"profile:      {self._folder} (open *.trace.json.gz with https://ui.perfetto.dev)")
+        self._try(jax.profiler.stop_trace)
+        tqdm.tqdm.write(
+            f"profile:      {self._folder} (open *.trace.json.gz with https://ui.perfetto.dev)"
+        )
+
+    def _try(self, call) -> None:
+        try:
+            call()
+        except OSError as error:
+            self._running = False
+            raise errors.UserError(
+                f"cannot write {self._folder}: {error.strerror or error}; train without --profile."
+            ) from error

@@ -74,7 +74,7 @@ class Workdir:
             )
 
     def open(self, config) -> None:
-        """Makes the folder, with the config of its run and what it runs in."""
+        """Makes the folder and writes the config of the run and its environment."""
         if distributed.is_first():
             files.write_json(self.config, config_lib.to_json(config))
             files.write_json(self.environment, environment.describe(config))

@@ -7,8 +7,6 @@ as a value for the config, or as a line for a darknet cfg.  Objects are measured
 the config.
 """
 
-import json
-
 from detlab import cli
 from detlab import config as config_lib
 
@@ -68,7 +66,7 @@ def main(arguments: list[str]) -> None:
             "now": before._asdict(),
             "fitted": after._asdict(),
         }
-        files.write_text(args.output, json.dumps(result, indent=1) + "\n")
+        files.write_json(args.output, result)
         print(f"written to {args.output}")
 
 

@@ -23,7 +23,7 @@ def test_a_case_without_a_model_is_listed_and_fails_when_it_was_asked_for(fixtur
         assert f"missing  {parity_runs.CASE}: no model for mmdet 3.3.0" in run.text
 
 
-def test_no_recorded_case_is_known_to_two_adapters(shared_dir):
+def test_no_recorded_case_is_known_to_two_runners_or_adapters(shared_dir):
     for info in cases.find(shared_dir / "parity").values():
         references.of(info)  # raises where one is
 

@@ -53,7 +53,7 @@ def test_seconds_are_summed_by_folder_and_by_detector(reports):
 @pytest.mark.parametrize(
     "file, name, detector",
     [
-        ("tests/parity/test_faster_rcnn.py", "test_x", "faster_rcnn"),
+        ("tests/parity/adapters/test_faster_rcnn.py", "test_x", "faster_rcnn"),
         ("tests/parity/test_darknet.py", "test_x[yolov3]", "darknet"),
         ("tests/detectors/test_contract.py", "test_x[float32-yolov5]", "yolov5"),
         ("tests/experiments/test_configs.py", "test_x[fcos_coco:scratch]", "fcos"),

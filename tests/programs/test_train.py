@@ -118,7 +118,9 @@ def test_a_workdir_older_than_a_key_is_resumed_with_what_was_done_then(tiny_conf
     for key in config_lib.LATER["data"]:
         del values["data"][key]
     (tmp_path / "config.json").write_text(json.dumps(values))
-    workdir_lib.Workdir(tmp_path).check(config)  # no checkpoint yet, and no difference
+    workdir = workdir_lib.Workdir(tmp_path)
+    workdir.check(config)  # no difference
+    assert workdir.latest_step is None
     config.data.demo_rounding = "half_even"  # which training does not depend on
     workdir_lib.Workdir(tmp_path).check(config)
     config.data.rounding = "down"
@@ -314,7 +316,7 @@ def test_missing_weights_stop_with_the_file_the_command_and_the_way_without():
     text = message(train.main, ["--config", "experiments/retinanet_voc.py"])
     assert "weights/resnet50_torchvision" in text
     assert "resnet50-0676ba61.pth" in text
-    assert "python -m converters.convert --source torchvision" in text
+    assert "detlab convert --source torchvision" in text
     assert "--config experiments/retinanet_voc.py:scratch" in text
 
 

@@ -1,9 +1,12 @@
 """Profiles: which steps are traced, and where they are written."""
 
+import errno
+
 import jax
 import jax.numpy as jnp
 import pytest
 
+from detlab import errors
 from detlab.run import profile
 
 
@@ -35,8 +38,24 @@ def test_a_trace_ends_with_the_run(traced):
     assert traced(9, first=0, total=4) == [2, 3, 4]
 
 
-def test_no_step_is_traced_unless_asked_for(traced):
+def test_no_step_is_traced_unless_asked_for(traced, capsys):
     assert traced(0, first=0, total=4) == []
+    assert not capsys.readouterr().out
+
+
+def test_a_start_without_a_second_step_says_that_nothing_was_traced(traced, capsys):
+    assert traced(3, first=0, total=1) == []
+    assert "profile:      none" in capsys.readouterr().out
+
+
+def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path, monkeypatch):
+    def disk_full(folder):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(jax.profiler, "start_trace", disk_full)
+    with pytest.raises(errors.UserError, match="cannot write .*: No space left on device; train"):
+        with profile.Profiler(tmp_path, 1, first=0) as profiler:
+            profiler.step(2, jnp.zeros(()))
 
 
 def test_the_files_are_those_of_the_viewers(tmp_path, capsys):

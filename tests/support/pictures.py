@@ -52,14 +52,14 @@ def split(changes):
 
 def train(source, **changes):
     """All batches of a training stream, by default nine of four images."""
-    chosen, arguments = split({"flip_vertical": 0.5, **changes})
+    chosen, arguments = split({"flip_vertical": 0.5, "skip_broken": True, **changes})
     arguments = {"batch_size": 4, "seed": 7, "num_steps": 9, **arguments}
     return list(loader.train_batches(source, chosen, **arguments))
 
 
 def evaluate(source, **changes):
     """All batches of an evaluation stream, by default of four images."""
-    chosen, arguments = split({"skip_broken": False, **changes})
+    chosen, arguments = split(changes)
     return list(loader.eval_batches(source, chosen, **{"batch_size": 4, **arguments}))
 
 
