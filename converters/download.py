@@ -3,7 +3,6 @@
 import contextlib
 import fcntl
 import hashlib
-import os
 import pathlib
 import re
 import sys
@@ -15,6 +14,7 @@ from typing import Iterator
 
 import tqdm
 
+from detlab import environment
 from detlab import errors
 
 TIMEOUT_S = 60  # without a byte
@@ -56,7 +56,7 @@ def fetch(url: str, sha256: str = "", folder: pathlib.Path | None = None) -> pat
     if parts.scheme not in ("http", "https") or not name:
         raise errors.UserError(f"{url} is no http or https address of a file.")
     wanted = _checksum(url, name, sha256)
-    folder = folder or _cache_folder()
+    folder = folder or environment.cache_folder("downloads")
     path = folder / f"{wanted[:8]}-{name}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -156,11 +156,6 @@ def _download(url: str, part: pathlib.Path) -> None:
                 bar.update(len(block))
             if total is not None and file.tell() < total:
                 raise client.IncompleteRead(b"", total - file.tell())
-
-
-def _cache_folder() -> pathlib.Path:
-    base = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-    return pathlib.Path(base) / "detlab" / "downloads"
 
 
 def _sha256(path: pathlib.Path) -> str:

@@ -49,7 +49,8 @@ def describe(config=None) -> dict[str, Any]:
             for name, value in sorted(os.environ.items())
             if _VARIABLES.fullmatch(name)
         },
-        "compilation_cache": _compilation_cache(),
+        "compilation_cache": _folder(jax.config.jax_compilation_cache_dir),
+        "download_cache": _folder(cache_folder("downloads")),
         "config_hash": None if config is None else config_hash(config),
     }
 
@@ -61,10 +62,15 @@ def use_compilation_cache(config=None) -> None:
     """
     if (config and not config.compilation_cache) or jax.config.jax_compilation_cache_dir:
         return
-    base = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-    jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(base) / "detlab" / "xla"))
+    jax.config.update("jax_compilation_cache_dir", str(cache_folder("xla")))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def cache_folder(name: str) -> pathlib.Path:
+    """A folder in the user's cache: `xla` has compiled programs, `downloads` files from URLs."""
+    base = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+    return pathlib.Path(base) / "detlab" / name
 
 
 def text(found: Mapping[str, Any]) -> str:
@@ -148,8 +154,8 @@ def _devices() -> dict[str, Any]:
         return {"backend": None, "devices": anonymous(errors.first_line(error))}
 
 
-def _compilation_cache() -> dict[str, Any] | None:
-    folder = jax.config.jax_compilation_cache_dir
+def _folder(folder: str | pathlib.Path | None) -> dict[str, Any] | None:
+    """What a folder holds, nothing where there is none yet; None without a name."""
     if not folder:
         return None
     sizes = []

@@ -22,6 +22,7 @@ from detlab import config as config_lib
 from detlab import data_sets
 from detlab import distributed
 from detlab import environment
+from detlab import predictions
 from detlab import progress
 from detlab.data import records
 from detlab.run import checkpoint
@@ -130,13 +131,14 @@ def main(arguments: Sequence[str]) -> None:
         best = checkpoints.best_score()
     if not distributed.is_first():
         return
-    evaluate_lib.write_results(workdir, outcome, evaluate.truth, setup.eval_source, config)
-    print(f"checkpoints:  {workdir.path / 'checkpoints'}")
-    print(f"best:         {workdir.path / 'best'} ({config.eval.best_by} {best:.3f})")
+    print(predictions.report(outcome.figures))
     print(
         f"compilation:  {train_step.compile_seconds:.1f} s for training,"
         f" {evaluate.compile_seconds:.1f} s for prediction"
     )
+    print(f"checkpoints:  {workdir.path / 'checkpoints'}")
+    print(f"best:         {workdir.path / 'best'} ({config.eval.best_by} {best:.3f})")
+    evaluate_lib.write_results(workdir, outcome, evaluate.truth, setup.eval_source, config)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,8 @@ def test_describe_is_plain_json_with_versions_devices_cache_and_hash():
     cache = found["compilation_cache"]
     assert cache["folder"] == environment.anonymous(jax.config.jax_compilation_cache_dir)
     assert cache["files"] >= 0 and cache["megabytes"] >= 0
+    downloads = found["download_cache"]
+    assert downloads["folder"].endswith("detlab/downloads") and downloads["files"] >= 0
     assert found["config_hash"] == environment.config_hash(config)
     assert environment.describe()["config_hash"] is None
 

@@ -79,7 +79,6 @@ def write_results(
 
     The figures come last: with them the run is finished.
     """
-    print(predictions_lib.report(outcome.figures))
     predictions_lib.write(workdir.predictions, outcome.predictions, source.class_names)
     try:
         curves.plot_run(log_lib.read_rows(workdir.log), workdir.curves)
