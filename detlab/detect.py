@@ -9,6 +9,7 @@ from detlab import contract
 from detlab.data import augment
 from detlab.data import batch as batch_lib
 from detlab.data import plan
+from detlab.data import records
 from detlab.data import settings as settings_lib
 from detlab.viz import boxes as draw_lib
 
@@ -27,15 +28,7 @@ class Detect(NamedTuple):
     def __call__(self, image: np.ndarray) -> dict[str, np.ndarray]:
         """[h, w, 3] uint8 RGB -> boxes [k, 4] in its px, scores [k], labels [k], best first."""
         canvas = plan.canvas_of(image.shape[:2], self.settings)
-        record = {
-            "image": image,
-            "boxes": np.zeros((0, 4), np.float32),
-            "labels": np.zeros(0, np.int32),
-            "ignore": np.zeros(0, bool),
-            "area": np.zeros(0, np.float32),
-            "index": 0,
-        }
-        record = augment.resizer(self.settings)(record, *canvas)
+        record = augment.resizer(self.settings)(records.without_objects(image), *canvas)
         batch = batch_lib.to_batch([record], canvas, 1, self.settings.pad_value)
         found = jax.device_get(
             self.predict(self.params, self.state, batch.images, batch.image_size)

@@ -123,7 +123,7 @@ def anonymous(value: str) -> str:
 def _commit() -> str | None:
     """The commit of a checkout, `-dirty` behind it if files differ."""
     root = pathlib.Path(detlab.__file__).resolve().parents[1]
-    if not (root / ".git").exists():  # a repository around site-packages is not ours
+    if not (root / ".git").exists():  # a repository around an installation is not ours
         return None
     words = "git --no-optional-locks describe --always --dirty --abbrev=40 --exclude=*".split()
     try:

@@ -1,5 +1,6 @@
 """Files: written whole or not at all, and found writable before the work for them."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -11,18 +12,25 @@ import numpy as np
 from detlab import errors
 
 
+@contextlib.contextmanager
+def writing(path: str | pathlib.Path):
+    """What the system refuses while `path` is written is the user's error."""
+    try:
+        yield
+    except OSError as error:
+        raise errors.UserError(f"cannot write {path}: {error.strerror or error}.") from error
+
+
 def write_text(path: str | pathlib.Path, text: str) -> None:
     """Writes a file whole or not at all, making its folder."""
     path = pathlib.Path(path)
     special = path.exists() and not path.is_file()  # /dev/stdout cannot be replaced
     temporary = path if special else path.with_name(path.name + ".tmp")
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_text(text)
         if not special:
             temporary.replace(path)
-    except OSError as error:
-        raise errors.UserError(f"cannot write {path}: {error.strerror or error}.") from error
 
 
 def write_json(path: str | pathlib.Path, value: Any) -> None:
@@ -34,10 +42,8 @@ def save_picture(path: pathlib.Path, image: np.ndarray) -> None:
     """Writes an RGB image; a path that cannot be written is the user's error."""
     from detlab.viz import boxes as draw_lib  # here, as text is written without OpenCV
 
-    try:
+    with writing(path):
         draw_lib.save(path, image)
-    except OSError as error:
-        raise errors.UserError(f"cannot write {path}: {error.strerror or error}.") from error
 
 
 def unique_names(names: Iterable[str]) -> list[str]:

@@ -72,6 +72,18 @@ def counts(source):
     return {name: getattr(source, name) for name in names}
 
 
+def without_objects(image):
+    """The record of a picture that belongs to no source, [h, w, 3] uint8 RGB."""
+    return {
+        "image": image,
+        "boxes": np.zeros((0, 4), np.float32),
+        "labels": np.zeros(0, np.int32),
+        "ignore": np.zeros(0, bool),
+        "area": np.zeros(0, np.float32),
+        "index": 0,
+    }
+
+
 def select_objects(record, keep):
     """The record with the objects `keep` alone, a mask [n] or positions."""
     return {k: v[keep] if k in _PER_OBJECT else v for k, v in record.items()}

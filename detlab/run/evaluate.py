@@ -5,7 +5,6 @@ from typing import NamedTuple
 import tqdm
 
 from detlab import distributed
-from detlab import errors
 from detlab import evaluation
 from detlab import files
 from detlab import predictions as predictions_lib
@@ -80,12 +79,9 @@ def write_results(
     The figures come last: with them the run is finished.
     """
     predictions_lib.write(workdir.predictions, outcome.predictions, source.class_names)
-    try:
-        curves.plot_run(log_lib.read_rows(workdir.log), workdir.curves)
-    except OSError as error:
-        raise errors.UserError(
-            f"cannot write {workdir.curves}: {error.strerror or error}."
-        ) from error
+    rows = log_lib.read_rows(workdir.log)
+    with files.writing(workdir.curves):
+        curves.plot_run(rows, workdir.curves)
     if config.eval.pictures:
         predictions_lib.draw(
             workdir.pictures,

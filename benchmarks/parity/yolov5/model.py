@@ -23,6 +23,7 @@ from detlab.converters import target
 from detlab.converters.readers import contents
 from detlab.converters.readers import files
 from detlab.converters.tables import yolov5 as yolov5_table
+from detlab.data import records
 from detlab.data import transforms
 from detlab.detectors import yolov5
 from detlab.ops import nms as nms_lib
@@ -84,14 +85,7 @@ class Model:
         rounded; detlab's programs take the ratio of each rounded side, up to 0.2 px away.
         """
         height, width = image.shape[:2]
-        record = {
-            "image": image,
-            "boxes": np.zeros((0, 4), np.float32),
-            "labels": np.zeros(0, np.int32),
-            "ignore": np.zeros(0, bool),
-            "area": np.zeros(0, np.float32),
-            "index": 0,
-        }
+        record = records.without_objects(image)
         record = transforms.letterbox(record, *canvas, GREY, "half_even")
         both = self(record["image"][None])[2]
         ratio = min(canvas[0] / height, canvas[1] / width)
