@@ -14,10 +14,7 @@ import pathlib
 import cv2
 import numpy as np
 
-from detlab.data import coco
-from detlab.data import loader
-from detlab.data import settings
-from detlab.data import shapes
+from detlab.data import coco, loader, settings, shapes
 from detlab.viz import boxes as draw_lib
 
 CANVAS = (300, 400)  # height, width px

@@ -5,7 +5,7 @@ import importlib.metadata
 import pathlib
 import subprocess
 import sys
-from typing import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from detlab import errors
 

@@ -23,13 +23,7 @@ if __name__ == "__main__":
 import jax
 
 from benchmarks import machine
-from detlab import checks
-from detlab import contract
-from detlab import data_sets
-from detlab import errors
-from detlab import evaluation
-from detlab import files
-from detlab import sharding
+from detlab import checks, contract, data_sets, errors, evaluation, files, sharding
 from detlab.run import optim
 from detlab.run import state as state_lib
 from detlab.run import step as step_lib

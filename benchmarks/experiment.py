@@ -1,6 +1,6 @@
-"""Runs an experiment to its end and writes down what it reached, and how long it took.
+r"""Runs an experiment to its end and writes down what it reached, and how long it took.
 
-    python -m benchmarks.experiment --workdir runs/shapes --output result.json \\
+    python -m benchmarks.experiment --workdir runs/shapes --output result.json \
         --config experiments/retinanet_shapes.py
 
 Arguments that it does not know go to `detlab.train`.  A workdir whose run is finished is only
@@ -13,9 +13,7 @@ import subprocess
 import sys
 
 from benchmarks import machine
-from detlab import cli
-from detlab import errors
-from detlab import files
+from detlab import cli, errors, files
 from detlab.run import log as log_lib
 
 

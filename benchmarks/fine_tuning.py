@@ -1,6 +1,6 @@
-"""What do real weights help on another data set, against the same network from scratch?
+r"""What do real weights help on another data set, against the same network from scratch?
 
-    python -m benchmarks.fine_tuning --weights ../shared/weights --data ../shared/data/bccd \\
+    python -m benchmarks.fine_tuning --weights ../shared/weights --data ../shared/data/bccd \
         --output benchmarks/results --picture docs/images/fine_tuning.png
 
 Published COCO weights of YOLOv5n (PyTorch) and of yolo-fastest (darknet) are converted without the
@@ -14,13 +14,11 @@ import json
 import pathlib
 import sys
 import tempfile
-from typing import NamedTuple, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple
 
-from benchmarks import command
-from benchmarks import experiment
-from detlab import cli
-from detlab import errors
-from detlab import files
+from benchmarks import command, experiment
+from detlab import cli, errors, files
 
 
 class Network(NamedTuple):
@@ -96,7 +94,9 @@ def draw(folder: pathlib.Path, picture: pathlib.Path) -> None:
 
     results = [json.loads(path.read_text()) for path in sorted(folder.glob("fine_tuning_*.json"))]
     figure = figure_lib.Figure(figsize=(5 * len(results), 4), layout="constrained")
-    for axis, result in zip(figure.subplots(1, len(results), squeeze=False)[0], results):
+    for axis, result in zip(
+        figure.subplots(1, len(results), squeeze=False)[0], results, strict=True
+    ):
         for start, color in (("weights", "C0"), ("scratch", "C1")):
             rows = result[start]["curve"]["eval"]
             steps = [row["step"] for row in rows]

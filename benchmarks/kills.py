@@ -22,7 +22,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from typing import Iterator, NamedTuple
+from collections.abc import Iterator
+from typing import NamedTuple
 
 from benchmarks import flags
 from detlab import cli
@@ -34,8 +35,7 @@ import jax
 import numpy as np
 
 from benchmarks import machine
-from detlab import errors
-from detlab import files
+from detlab import errors, files
 from detlab.run import checkpoint
 from detlab.run import log as log_lib
 
@@ -301,7 +301,7 @@ def different_steps(whole, workdir, name: str, step: int) -> list[str]:
 def bit_equal(a, b) -> bool:
     if jax.tree.structure(a) != jax.tree.structure(b):
         return False
-    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b))
+    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
     return all(
         x.dtype == y.dtype and x.shape == y.shape and x.tobytes() == y.tobytes()
         for x, y in ((np.asarray(x), np.asarray(y)) for x, y in pairs)

@@ -1,6 +1,6 @@
-"""Memory and compilations of a training run: are they flat after the first epoch?
+r"""Memory and compilations of a training run: are they flat after the first epoch?
 
-    python -m benchmarks.memory --config experiments/retinanet_shapes.py \\
+    python -m benchmarks.memory --config experiments/retinanet_shapes.py \
         --config.train.steps=2000 --json memory.json --picture memory.png
 
 Trains in this process and looks every two seconds at the memory of the process, at the arrays
@@ -29,10 +29,7 @@ import jax
 import numpy as np
 
 from benchmarks import machine
-from detlab import data_sets
-from detlab import errors
-from detlab import files
-from detlab import train
+from detlab import data_sets, errors, files, train
 from detlab.data import plan
 from detlab.run import length as length_lib
 from detlab.run import log as log_lib

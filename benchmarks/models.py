@@ -22,7 +22,8 @@ import statistics
 import sys
 import tempfile
 import time
-from typing import Any, Callable, Mapping, NamedTuple, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from benchmarks import flags
 from detlab import cli
@@ -34,14 +35,8 @@ if __name__ == "__main__":
 import jax
 import numpy as np
 
-from benchmarks import command
-from benchmarks import machine
-from benchmarks import peers
-from benchmarks import train_step
-from benchmarks import turns
-from detlab import contract
-from detlab import errors
-from detlab import files
+from benchmarks import command, machine, peers, train_step, turns
+from detlab import contract, errors, files
 from detlab.converters.readers import darknet
 from detlab.darknet import cfg as darknet_cfg
 from detlab.darknet import networks as darknet_networks
@@ -164,7 +159,7 @@ def in_turns(own: turns.Worker, peer: turns.Worker | dict | None, repeats: int, 
         return figures(own, [own.run() for _ in range(repeats)], batch) | {"peer": peer}
     with peer:
         pairs = [(own.run(), peer.run()) for _ in range(repeats)]
-        mine, theirs = zip(*pairs)
+        mine, theirs = zip(*pairs, strict=True)
         ratio = statistics.median(a / b for a, b in pairs)
         other = peer.ready | figures(peer, theirs, batch)
         return figures(own, mine, batch) | {"peer": other, "ratio": round(ratio, 3)}

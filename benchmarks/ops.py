@@ -15,7 +15,8 @@ import importlib
 import pathlib
 import statistics
 import time
-from typing import Any, Callable, Iterator, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 from unittest import mock
 
 import cv2
@@ -24,9 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import machine
-from detlab import cli
-from detlab import errors
-from detlab import files
+from detlab import cli, errors, files
 from detlab.ops import deform_conv as deform_conv_lib
 from detlab.ops import nms as nms_lib
 from detlab.ops import roi_align as roi_align_lib
@@ -107,7 +106,7 @@ def table(name: str, figures: dict[str, dict]) -> str:
 
 def _difference(a, b) -> float:
     """Largest difference of the arrays that both have: some peers compute no gradients."""
-    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b))
+    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
     return max(
         float(np.abs(np.asarray(x, np.float64) - np.asarray(y, np.float64)).max(initial=0))
         for x, y in pairs
@@ -170,10 +169,10 @@ def nms_cases(size) -> Iterator[Case]:
             return np.stack([np.pad(k, (0, count - len(k)), constant_values=-1) for k in kept])
 
         def opencv(boxes, scores):
-            return filled([_opencv_nms(*image) for image in zip(boxes, scores)])
+            return filled([_opencv_nms(*image) for image in zip(boxes, scores, strict=True)])
 
         def numpy(boxes, scores):
-            return filled([_numpy_nms(*image) for image in zip(boxes, scores)])
+            return filled([_numpy_nms(*image) for image in zip(boxes, scores, strict=True)])
 
         yield Case(
             f"nms {images}x{count} boxes",
@@ -262,7 +261,7 @@ def roi_align_cases(size) -> Iterator[Case]:
 def _numpy_roi_align(features, rois, _):
     levels = np.asarray(roi_align_lib.levels(rois, len(features)))
     out = np.zeros((len(rois), 7, 7, features[0].shape[-1]), np.float32)
-    for r, (roi, level) in enumerate(zip(rois, levels)):
+    for r, (roi, level) in enumerate(zip(rois, levels, strict=True)):
         maps = features[level]
         x1, y1, x2, y2 = roi / STRIDES[level] - 0.5
         steps = (np.arange(14) + 0.5) / 14

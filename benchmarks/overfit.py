@@ -17,16 +17,13 @@ import resource
 import sys
 import tempfile
 import time
-from typing import Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import cv2
 
-from benchmarks import command
-from benchmarks import machine
-from detlab import cli
+from benchmarks import command, machine
+from detlab import cli, errors, files
 from detlab import config as config_lib
-from detlab import errors
-from detlab import files
 from detlab.data import shapes
 from detlab.run import log as log_lib
 
@@ -92,7 +89,9 @@ def write_images(folder: pathlib.Path) -> None:
         file = f"{i}.png"
         cv2.imwrite(str(folder / "images" / file), record["image"][..., ::-1])
         images.append({"id": i, "file_name": file, "height": SIDE, "width": SIDE})
-        for (x1, y1, x2, y2), label in zip(record["boxes"].tolist(), record["labels"].tolist()):
+        for (x1, y1, x2, y2), label in zip(
+            record["boxes"].tolist(), record["labels"].tolist(), strict=True
+        ):
             box = [x1, y1, x2 - x1, y2 - y1]
             annotations.append(
                 {
@@ -163,9 +162,9 @@ def draw(folder: pathlib.Path, picture: pathlib.Path) -> None:
     left, right = figure.subplots(1, 2)
     for i, result in enumerate(results):
         style = dict(label=result["name"], linestyle=("-", "--", ":")[i // 10 % 3])
-        steps, losses = zip(*result["curve"]["train"])
+        steps, losses = zip(*result["curve"]["train"], strict=True)
         left.semilogy(steps, [loss / losses[0] for loss in losses], **style)
-        right.plot(*zip(*result["curve"]["eval"]), marker="o", markersize=3, **style)
+        right.plot(*zip(*result["curve"]["eval"], strict=True), marker="o", markersize=3, **style)
     left.set_title("loss, part of the first", loc="left", fontsize=10)
     right.set_title("AP50 on the eight images", loc="left", fontsize=10)
     right.axhline(WANTED, color="grey", linewidth=0.8)

@@ -18,13 +18,11 @@ import collections
 import json
 import pathlib
 import re
-from typing import Any, Sequence
+from collections.abc import Sequence
+from typing import Any
 
-from benchmarks import command
-from benchmarks import test_times
-from detlab import cli
-from detlab import errors
-from detlab import files
+from benchmarks import command, test_times
+from detlab import cli, errors, files
 
 _RESULTS = pathlib.PurePath("benchmarks", "results")
 

@@ -16,7 +16,8 @@ import importlib
 import json
 import pathlib
 import sys
-from typing import Any, Callable, NamedTuple, Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -88,7 +89,7 @@ def torchvision(task: Task, name: str):
     images = [_nchw(torch, picture[None])[0].to(device) for picture in pictures]
     targets = [
         {"boxes": torch.from_numpy(b).to(device), "labels": torch.from_numpy(c + first).to(device)}
-        for b, c in zip(boxes, labels)
+        for b, c in zip(boxes, labels, strict=True)
     ]
     versions = {"version": f"torchvision {vision.__version__}, PyTorch {torch.__version__}"}
     if task.program == "predict":
@@ -131,7 +132,7 @@ def yolov5(task: Task, name: str):
     rows = [  # image, class, centre and size relative to the image
         (i, c, *(b[:2] + b[2:]) / 2, *(b[2:] - b[:2]))
         for i in range(task.batch)
-        for b, c in zip(boxes[i] / size, labels[i])
+        for b, c in zip(boxes[i] / size, labels[i], strict=True)
     ]
     targets = torch.tensor(np.array(rows, np.float32), device=device)
     model.train()

@@ -31,7 +31,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from typing import Any, Callable, Mapping, NamedTuple, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from benchmarks import flags
 from detlab import cli
@@ -39,13 +40,10 @@ from detlab import cli
 if __name__ == "__main__":
     cli.answer_first(flags.release(__doc__))  # --help needs no import below
 
-from benchmarks import command
-from benchmarks import models
-from benchmarks import overfit
+from benchmarks import command, models, overfit
 from benchmarks.parity import cases as cases_lib
 from benchmarks.parity import references
-from detlab import errors
-from detlab import files
+from detlab import errors, files
 
 KILLS = flags.KILLS
 KILLED = "retinanet_shapes"  # the experiment that is killed

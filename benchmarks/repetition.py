@@ -23,11 +23,11 @@ import ast
 import collections
 import pathlib
 import sys
-from typing import Mapping, NamedTuple, Sequence
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from benchmarks import command
-from detlab import cli
-from detlab import errors
+from detlab import cli, errors
 
 SHORTEST = 13  # characters: less is `return loss` or a bracket
 FILES = 3
@@ -103,7 +103,7 @@ def repeated(sources: Mapping[str, str]) -> dict[str, list[Repeated]]:
 def _pairs(lines: Mapping[int, str]) -> dict[tuple[int, int], tuple[str, str]]:
     """{numbers: texts} of two lines of a file with at most one that does not count between."""
     items = list(lines.items())
-    return {(i, j): (a, b) for (i, a), (j, b) in zip(items, items[1:]) if j - i <= 2}
+    return {(i, j): (a, b) for (i, a), (j, b) in zip(items, items[1:], strict=True) if j - i <= 2}
 
 
 def counted(source: str) -> dict[int, str]:

@@ -23,14 +23,8 @@ if __name__ == "__main__":
 
 import jax
 
-from benchmarks import command
-from benchmarks import machine
-from benchmarks import train_step
-from detlab import contract
-from detlab import errors
-from detlab import files
-from detlab import sharding
-from detlab import types
+from benchmarks import command, machine, train_step
+from detlab import contract, errors, files, sharding, types
 from detlab.run import optim
 from detlab.run import state as state_lib
 from detlab.run import update as update_lib

@@ -1,8 +1,8 @@
-"""Where the time of the tests goes: by folder, by detector, and the slowest tests.
+r"""Where the time of the tests goes: by folder, by detector, and the slowest tests.
 
     python -m pytest -m "not slow" -n 2 --dist worksteal --junitxml everyday.xml
     python -m pytest -m slow -n 2 --dist worksteal --junitxml slow.xml
-    python -m benchmarks.test_times --everyday everyday.xml --slow slow.xml \\
+    python -m benchmarks.test_times --everyday everyday.xml --slow slow.xml \
         --output benchmarks/results/tests_cpu.json
 
 Reads pytest's own reports; either part may be left out.  `.ci/run` prints the tables and, with
@@ -21,14 +21,12 @@ import collections
 import json
 import pathlib
 import re
-from typing import Any, Iterable, Mapping, NamedTuple, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
-from benchmarks import command
-from benchmarks import machine
-from detlab import cli
-from detlab import errors
-from detlab import files
+from benchmarks import command, machine
+from detlab import cli, errors, files
 
 PARTS = ("everyday", "slow")
 MOVED = 0.1  # a part of the committed time
@@ -104,7 +102,7 @@ def summarise(part: Part) -> dict[str, Any]:
     known = list(command.detector_files())
     return {
         "wall_s": round(part.wall_s),
-        **_sums((("all", test) for test in part.tests))["all"],
+        **_sums(("all", test) for test in part.tests)["all"],
         "folders": _sums(
             (pathlib.PurePath(test.file).parent.as_posix(), test) for test in part.tests
         ),

@@ -20,10 +20,7 @@ import jax
 import numpy as np
 
 from benchmarks import machine
-from detlab import contract
-from detlab import errors
-from detlab import files
-from detlab import types
+from detlab import contract, errors, files, types
 from detlab.ops import conv as conv_lib
 
 

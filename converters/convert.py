@@ -1,6 +1,6 @@
-"""Weights of other code bases as a detlab weights folder, and back.
+r"""Weights of other code bases as a detlab weights folder, and back.
 
-    detlab convert --source torchvision --config retinanet_voc \\
+    detlab convert --source torchvision --config retinanet_voc \
         --input resnet50-0676ba61.pth --output weights/resnet50_torchvision
     detlab convert --reverse --input runs/retinanet_voc --output retinanet.pth
     detlab convert --inspect FILE
@@ -11,7 +11,7 @@ alone, an mmdet file the whole detector, and a yolov5 file decides its size and 
 `--input` may be a URL.
 """
 
-from typing import Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from detlab import cli
 from detlab.converters import flags as flags_lib
@@ -20,9 +20,7 @@ if __name__ == "__main__":
     cli.answer_first(flags_lib.convert(__doc__))  # --help needs no import below
 
 from detlab import errors
-from detlab.converters import export_weights
-from detlab.converters import import_weights
-from detlab.converters import inspect_file
+from detlab.converters import export_weights, import_weights, inspect_file
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -9,13 +9,12 @@ import sys
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections.abc import Iterator
 from http import client
-from typing import Iterator
 
 import tqdm
 
-from detlab import environment
-from detlab import errors
+from detlab import environment, errors
 
 TIMEOUT_S = 60  # without a byte
 _BLOCK = 1 << 20

@@ -1,7 +1,7 @@
 """A weights folder -> foreign weights: the work of `python -m converters.convert --reverse`."""
 
 import argparse
-from typing import Mapping
+from collections.abc import Mapping
 
 from detlab import config as config_lib
 from detlab import errors

@@ -3,13 +3,12 @@
 import argparse
 import importlib
 import pathlib
-from typing import Any, Callable, Mapping, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from detlab.converters import families
-from detlab.converters import mapping
-from detlab.converters import sources
+from detlab.converters import families, mapping, sources
 from detlab.converters.readers import contents
 from detlab.run import checkpoint
 

@@ -2,17 +2,13 @@
 
 import argparse
 import pathlib
-from typing import Mapping
+from collections.abc import Mapping
 
-from detlab import checks
+from detlab import checks, contract, errors
 from detlab import config as config_lib
-from detlab import contract
-from detlab import errors
 from detlab import files as files_lib
-from detlab.converters import download
+from detlab.converters import download, mapping, target
 from detlab.converters import family as family_lib
-from detlab.converters import mapping
-from detlab.converters import target
 from detlab.run import checkpoint
 
 

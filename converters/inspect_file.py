@@ -6,14 +6,13 @@ import math
 import os
 import pathlib
 import struct
-from typing import Any, Iterator
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
 from detlab.converters import download
-from detlab.converters.readers import contents
-from detlab.converters.readers import darknet
-from detlab.converters.readers import files
+from detlab.converters.readers import contents, darknet, files
 from detlab.darknet import cfg as darknet_cfg
 
 _CHUNK = 1 << 20  # values that statistics are made of at a time

@@ -1,18 +1,19 @@
-"""The conversion engine: named tensors -> the parameter tree of a detector, strictly, and back.
+r"""The conversion engine: named tensors -> the parameter tree of a detector, strictly, and back.
 
 A table is data: rules that say where each foreign tensor goes and which pure functions bring it
 into detlab's layout.  Within the subtrees that a table names nothing is skipped silently: every
 source name is matched by one rule or listed as dropped, every leaf is filled once, shapes agree.
 
-Source names are written as regexes of literal text, `\\.` and groups without groups inside; a
-target refers to the groups as `\\1`, `\\2`.  So a rule can also be read backwards.
+Source names are written as regexes of literal text, `\.` and groups without groups inside; a
+target refers to the groups as `\1`, `\2`.  So a rule can also be read backwards.
 """
 
 import collections
 import difflib
 import functools
 import re
-from typing import Callable, Iterable, Mapping, NamedTuple
+from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
 
 import numpy as np
 
@@ -230,7 +231,9 @@ def format_report(rows: Iterable[Row]) -> str:
         numbers = ("" if x is None else f"{x:.4g}" for x in (row.mean, row.std))
         cells.append((row.source, row.target, "x".join(map(str, row.shape)), *numbers, row.status))
     widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
-    lines = ["  ".join(c.ljust(w) for c, w in zip(line, widths)).rstrip() for line in cells]
+    lines = [
+        "  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in cells
+    ]
     counts = collections.Counter(row.status for row in rows)
     return "\n".join([*lines, "", *(f"{n:5d} {status}" for status, n in counts.items())])
 
@@ -288,7 +291,7 @@ def _sources(path: str, table: Table) -> list[tuple[str, Rule]]:
         match = pattern.fullmatch(path)
         if match:
             values = [match[f"g{i}"] for i in range(1, len(literals))]
-            name = "".join(a + b for a, b in zip(literals, [*values, ""]))
+            name = "".join(a + b for a, b in zip(literals, [*values, ""], strict=True))
             found.append((name, rule))
     return found
 

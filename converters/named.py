@@ -2,18 +2,14 @@
 
 import argparse
 import pathlib
-from typing import Any, Mapping
+from collections.abc import Mapping
+from typing import Any
 
-from detlab import contract
-from detlab import errors
+from detlab import contract, errors
 from detlab.converters import family as family_lib
-from detlab.converters import mapping
-from detlab.converters import sources
-from detlab.converters import target
-from detlab.converters.readers import contents
-from detlab.converters.readers import files
-from detlab.converters.writers import safetensors_file
-from detlab.converters.writers import torch_file
+from detlab.converters import mapping, sources, target
+from detlab.converters.readers import contents, files
+from detlab.converters.writers import safetensors_file, torch_file
 from detlab.run import checkpoint
 
 SOURCES = sources.collect()

@@ -6,10 +6,10 @@ source of its own with the same marks; the config then says which is meant.
 
 import importlib
 import pkgutil
-from typing import Callable, Iterable, NamedTuple
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
-from detlab.converters import mapping
-from detlab.converters import tables
+from detlab.converters import mapping, tables
 
 
 class Source(NamedTuple):

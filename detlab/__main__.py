@@ -16,13 +16,11 @@ import inspect
 import pathlib
 import runpy
 import sys
-from typing import Callable, NamedTuple, Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
-from detlab import cli
+from detlab import cli, errors, files, listing
 from detlab import config as config_lib
-from detlab import errors
-from detlab import files
-from detlab import listing
 
 
 class Subcommand(NamedTuple):

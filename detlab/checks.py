@@ -7,7 +7,8 @@ belong to the detector, see `detlab.contract.build`.
 import difflib
 import math
 import re
-from typing import Any, Callable, Mapping, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 from detlab import errors
 
@@ -59,7 +60,7 @@ def _is_part(value: Any) -> bool:
 def _is_increasing(value: Any) -> bool:
     if not _is_tuple_of(value, _is_number):
         return False
-    return all(a < b for a, b in zip((0, *value), value))
+    return all(a < b for a, b in zip((0, *value), value, strict=True))
 
 
 def _are_limits(value: Any) -> bool:
@@ -350,7 +351,7 @@ def check_config(config) -> None:
 
 
 def suggestion(name: str) -> str:
-    """ " Did you mean 'lr'?" for a key that resembles `name`, dotted or alone; else ""."""
+    """The words " Did you mean 'lr'?" for a key that resembles `name`, dotted or alone, else ""."""
     known = {"model", *RULES}
     for key in RULES:
         known.update(key.split("."))

@@ -8,7 +8,7 @@ import argparse
 import difflib
 import pathlib
 import sys
-from typing import Sequence
+from collections.abc import Sequence
 
 from detlab import errors
 

@@ -19,14 +19,13 @@ import re
 import sys
 import traceback
 import types as python_types
-from typing import Any, Collection, Mapping
+from collections.abc import Collection, Mapping
+from typing import Any
 
 import ml_collections
 from ml_collections import config_dict
 
-from detlab import checks
-from detlab import errors
-from detlab import experiments
+from detlab import checks, errors, experiments
 
 # Keys that older configs lack, with what was done then.
 LATER = {

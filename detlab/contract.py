@@ -8,18 +8,16 @@ import difflib
 import importlib
 import pathlib
 import re
-from typing import Any, Callable, Iterator, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax import traverse_util
 
-from detlab import bounds
-from detlab import errors
-from detlab import types
+from detlab import bounds, errors, types
 from detlab import views as views_lib
-
 
 # Fields that detectors once had -> what to set instead.
 FORMER = {"flip_test": "config.eval.views=('image','mirror')"}

@@ -1,18 +1,13 @@
 """The data that a config names, opened and checked against its detector, for the programs."""
 
 import zlib
-from typing import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import jax
 
-from detlab import contract
-from detlab import distributed
-from detlab import errors
+from detlab import contract, distributed, errors
 from detlab.data import batch as batch_lib
-from detlab.data import loader
-from detlab.data import records
-from detlab.data import settings
-from detlab.data import sources
+from detlab.data import loader, records, settings, sources
 
 
 def open_source(config, part: str):

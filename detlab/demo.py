@@ -11,7 +11,7 @@ picture.
 """
 
 import pathlib
-from typing import Sequence
+from collections.abc import Sequence
 
 from detlab import cli
 
@@ -20,17 +20,10 @@ if __name__ == "__main__":
 
 import jax
 
-from detlab import contract
+from detlab import contract, environment, errors, media, progress, sharding, trained
 from detlab import detect as detect_lib
-from detlab import environment
-from detlab import errors
 from detlab import files as files_lib
-from detlab import media
-from detlab import progress
-from detlab import sharding
-from detlab import trained
-from detlab.data import records
-from detlab.data import settings
+from detlab.data import records, settings
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -58,7 +51,7 @@ def main(arguments: Sequence[str]) -> None:
     )
     rows, failed = [], []
     with progress.bar(len(files), "detect", "file") as bar:
-        for path, target in zip(files, targets):
+        for path, target in zip(files, targets, strict=True):
             try:
                 row = media.process(path, target, detect)
             except records.DataError as error:

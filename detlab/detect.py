@@ -1,15 +1,14 @@
 """One picture to its objects, outside of any data set."""
 
-from typing import Any, Callable, NamedTuple, Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from detlab import contract
-from detlab.data import augment
+from detlab.data import augment, plan, records
 from detlab.data import batch as batch_lib
-from detlab.data import plan
-from detlab.data import records
 from detlab.data import settings as settings_lib
 from detlab.viz import boxes as draw_lib
 
@@ -49,7 +48,9 @@ class Detect(NamedTuple):
                 "score": round(float(score), 4),
                 "box": [round(float(x), 2) for x in box],
             }
-            for box, score, label in zip(found["boxes"], found["scores"], found["labels"])
+            for box, score, label in zip(
+                found["boxes"], found["scores"], found["labels"], strict=True
+            )
         ]
 
 

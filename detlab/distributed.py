@@ -13,14 +13,14 @@ import os
 import signal
 import sys
 import zlib
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from detlab import errors
-from detlab import sharding
+from detlab import errors, sharding
 
 HEARTBEAT_S = 60  # a process that is silent for so long counts as ended
 JOIN_S = 300  # to wait for all processes to start
@@ -98,7 +98,9 @@ def check_same(**values: Any) -> None:
     texts = [json.dumps(value, sort_keys=True) for value in values.values()]
     own = np.array([zlib.crc32(text.encode()) for text in texts], np.uint32)
     of_all = multihost_utils.process_allgather(own)  # [processes, values]
-    differ = [name for name, column in zip(values, of_all.T) if (column != column[0]).any()]
+    differ = [
+        name for name, column in zip(values, of_all.T, strict=True) if (column != column[0]).any()
+    ]
     if differ:
         raise errors.UserError(
             f"the processes of this run differ in {', '.join(differ)}; give all of them the same"

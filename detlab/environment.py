@@ -12,7 +12,8 @@ import pathlib
 import platform
 import re
 import subprocess
-from typing import Any, Mapping
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 

@@ -14,7 +14,7 @@ config.model.num_candidates.
 """
 
 import time
-from typing import Sequence
+from collections.abc import Sequence
 
 from detlab import cli
 
@@ -22,15 +22,17 @@ if __name__ == "__main__":
     cli.answer_first(cli.evaluation(__doc__))  # --help needs no import below
 
 from detlab import config as config_lib
-from detlab import contract
-from detlab import data_sets
-from detlab import distributed
-from detlab import environment
-from detlab import evaluation
-from detlab import files
+from detlab import (
+    contract,
+    data_sets,
+    distributed,
+    environment,
+    evaluation,
+    files,
+    sharding,
+    trained,
+)
 from detlab import predictions as predictions_lib
-from detlab import sharding
-from detlab import trained
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -6,21 +6,15 @@ figure.
 
 import collections
 import time
-from typing import Any, NamedTuple, Sequence
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from detlab import contract
-from detlab import data_sets
-from detlab import distributed
-from detlab import errors
-from detlab import progress
-from detlab import sharding
-from detlab import types
+from detlab import contract, data_sets, distributed, errors, progress, sharding, types
 from detlab.data import batch as batch_lib
-from detlab.metrics import coco
-from detlab.metrics import voc
+from detlab.metrics import coco, voc
 
 
 def ground_truth(source) -> list[dict]:
@@ -172,7 +166,7 @@ def score(
         raise errors.UserError(f"the predictions cannot be scored: {error}.") from error
     classes = [
         {**row, "AP07": row_voc["AP07"], "AP12": row_voc["AP12"]}
-        for row, row_voc in zip(result["classes"], result_voc["classes"])
+        for row, row_voc in zip(result["classes"], result_voc["classes"], strict=True)
     ]
     overall = {k: result_voc[k] for k in ("mAP07", "mAP12")}
     result = {**result, **overall, "classes": classes}

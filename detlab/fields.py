@@ -4,7 +4,8 @@ A rule is (name of the field, whether its value is right, what it must be in wor
 several detectors have is called the same in all of them, and its rule stands here, in `shared`.
 """
 
-from typing import Any, Iterable
+from collections.abc import Iterable
+from typing import Any
 
 
 def check(module: Any, rules: Iterable[tuple[str, bool, str]] = ()) -> None:

@@ -5,7 +5,8 @@ import json
 import os
 import pathlib
 import tempfile
-from typing import Any, Iterable
+from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 

@@ -10,7 +10,7 @@ Norm modes, with the same parameter paths in all of them:
 
 import functools
 import math
-from typing import Callable
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -179,7 +179,7 @@ class LevelScales(nn.Module):
     @nn.compact
     def __call__(self, maps):  # (P3, ...) -> (P3, ...)
         scales = [self.param(f"scale{i}", nn.initializers.ones, ()) for i in range(len(maps))]
-        return tuple(x * scale for x, scale in zip(maps, scales))
+        return tuple(x * scale for x, scale in zip(maps, scales, strict=True))
 
 
 def prior_bias(probability: float) -> Callable:

@@ -14,11 +14,11 @@ import ast
 import difflib
 import pathlib
 import re
-from typing import NamedTuple, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from detlab import config as config_lib
-from detlab import errors
-from detlab import experiments
+from detlab import errors, experiments
 
 EXPECTED = re.compile(
     r"Expected: (?P<data>[^|]+)"
@@ -76,9 +76,10 @@ def table(found: Sequence[Experiment]) -> str:
     """A line an experiment, in columns, under their names."""
     rows = [("experiment", *Experiment._fields[1:])]
     rows += [(row.name, _few(row.variants), *row[2:]) for row in found]
-    widths = [max(map(len, column)) for column in zip(*rows)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
     )
 
 

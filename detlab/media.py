@@ -3,7 +3,7 @@
 import collections
 import glob
 import pathlib
-from typing import Sequence
+from collections.abc import Sequence
 
 import cv2
 
@@ -40,7 +40,9 @@ def output_names(files: Sequence[pathlib.Path]) -> list[str]:
     counts = collections.Counter(p.stem for p in files)
     stems = [p.stem if counts[p.stem] == 1 else p.name.replace(".", "_") for p in files]
     suffixes = [".mp4" if p.suffix.lower() in VIDEOS else ".png" for p in files]
-    return [stem + suffix for stem, suffix in zip(files_lib.unique_names(stems), suffixes)]
+    return [
+        stem + suffix for stem, suffix in zip(files_lib.unique_names(stems), suffixes, strict=True)
+    ]
 
 
 def check_originals(files: Sequence[pathlib.Path], targets: Sequence[pathlib.Path]) -> None:

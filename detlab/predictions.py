@@ -3,16 +3,13 @@
 import json
 import pathlib
 import re
-from typing import Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
-from detlab import data_sets
-from detlab import errors
-from detlab import files
+from detlab import data_sets, errors, files
 from detlab.data import records
-from detlab.metrics import inputs
-from detlab.metrics import tables
+from detlab.metrics import inputs, tables
 from detlab.viz import boxes as draw_lib
 
 
@@ -128,7 +125,7 @@ def draw(
     ids = [re.sub(r"[^\w.-]", "_", str(t["image_id"])) for t in shown_truth]
     _, *names = files.unique_names(["contact_sheet", *ids])
     count, first, cell = 0, [], (300, 560)
-    for i, (objects, name) in enumerate(zip(shown_truth, names)):
+    for i, (objects, name) in enumerate(zip(shown_truth, names, strict=True)):
         try:
             image = source[i]["image"]
         except records.DataError as error:

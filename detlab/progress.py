@@ -1,7 +1,7 @@
 """What a long program says on its way: a bar, and sentences that do not break it."""
 
 import sys
-from typing import Iterable
+from collections.abc import Iterable
 
 import jax
 import tqdm

@@ -8,7 +8,7 @@ processes that train as one.
 """
 
 import contextlib
-from typing import Sequence
+from collections.abc import Sequence
 
 from detlab import cli
 
@@ -17,19 +17,12 @@ if __name__ == "__main__":
 
 import jax
 
-from detlab import checks
+from detlab import checks, data_sets, distributed, environment, predictions, progress
 from detlab import config as config_lib
-from detlab import data_sets
-from detlab import distributed
-from detlab import environment
-from detlab import predictions
-from detlab import progress
 from detlab.data import records
-from detlab.run import checkpoint
-from detlab.run import dry_run
+from detlab.run import checkpoint, dry_run, profile
 from detlab.run import evaluate as evaluate_lib
 from detlab.run import log as log_lib
-from detlab.run import profile
 from detlab.run import setup as setup_lib
 from detlab.run import state as state_lib
 from detlab.run import step as step_lib

@@ -1,15 +1,12 @@
 """A detector that was trained or converted: its config and weights, onto the devices."""
 
 import argparse
-from typing import Mapping
+from collections.abc import Mapping
 
 import jax
 
-from detlab import checks
+from detlab import checks, contract, errors, sharding
 from detlab import config as config_lib
-from detlab import contract
-from detlab import errors
-from detlab import sharding
 from detlab.run import checkpoint
 from detlab.run import state as state_lib
 

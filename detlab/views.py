@@ -4,7 +4,8 @@ Prediction joins the candidates of all views of an image and suppresses them tog
 `config.eval.views` names them.
 """
 
-from typing import Any, Callable, NamedTuple, Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp

@@ -1,9 +1,9 @@
-"""A network of darknet on BCCD, 364 microscope pictures of blood cells, from weights or scratch.
+r"""A network of darknet on BCCD, 364 microscope pictures of blood cells, from weights or scratch.
 
-    python -m converters.convert --config experiments/darknet_bccd.py \\
-        --input yolo-fastest-1.1.weights --cfg yolo-fastest-1.1.cfg --reset_classes \\
+    python -m converters.convert --config experiments/darknet_bccd.py \
+        --input yolo-fastest-1.1.weights --cfg yolo-fastest-1.1.cfg --reset_classes \
         --output weights/yolo_fastest
-    python -m detlab.train --config experiments/darknet_bccd.py:yolo-fastest-1.1.cfg \\
+    python -m detlab.train --config experiments/darknet_bccd.py:yolo-fastest-1.1.cfg \
         --config.data.root=BCCD --config.init_from=weights/yolo_fastest
 
 The variant is the path of a cfg, or the name of a standard network (tiny YOLOv4 where there is

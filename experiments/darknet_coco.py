@@ -1,8 +1,8 @@
-"""Darknet's networks on COCO 2017: yolov4 (default), or `:yolov3`, `:yolov3_tiny`, `:yolov4_tiny`.
+r"""Darknet's networks on COCO 2017: yolov4 (default), or `:yolov3`, `:yolov3_tiny`, `:yolov4_tiny`.
 
-    python -m converters.convert --config experiments/darknet_coco.py:yolov4_tiny \\
+    python -m converters.convert --config experiments/darknet_coco.py:yolov4_tiny \
         --input yolov4-tiny.weights --names coco.names --output weights/yolov4_tiny
-    python -m detlab.eval --config experiments/darknet_coco.py:yolov4_tiny \\
+    python -m detlab.eval --config experiments/darknet_coco.py:yolov4_tiny \
         --checkpoint weights/yolov4_tiny --config.data.root=coco
 
 Training is darknet's, see experiments/recipes/darknet.py, and was not run at this length.  Pictures

@@ -14,8 +14,7 @@ Expected: shapes | about 3 minutes on 2 CPU cores | 0.1 GB for 8 images | AP 0.1
 from ml_collections import ConfigDict
 
 from detlab.experiments import common
-from detlab.experiments.recipes import darknet
-from detlab.experiments.recipes import small
+from detlab.experiments.recipes import darknet, small
 
 
 def _section(name: str, **values) -> str:

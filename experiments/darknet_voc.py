@@ -1,6 +1,6 @@
-"""Darknet's networks on PASCAL VOC: yolov4 (default), or `:yolov3`, `:yolov3_tiny`, `:yolov4_tiny`.
+r"""YOLO of darknet on PASCAL VOC: yolov4 (default), `:yolov3`, `:yolov3_tiny`, `:yolov4_tiny`.
 
-    python -m detlab.train --config experiments/darknet_voc.py:yolov4_tiny \\
+    python -m detlab.train --config experiments/darknet_voc.py:yolov4_tiny \
         --config.data.root=VOCdevkit
 
 Training is darknet's, see experiments/recipes/darknet.py, for 2000 batches a class as its authors

@@ -12,8 +12,7 @@ Expected: shapes | about 7 minutes on 2 CPU cores | 0.3 GB for 8 images | AP 0.5
 from ml_collections import ConfigDict
 
 from detlab.experiments import common
-from detlab.experiments.recipes import fcos
-from detlab.experiments.recipes import small
+from detlab.experiments.recipes import fcos, small
 
 IMPROVED = dict(**fcos.IMPROVED, pixel_std=(58.395, 57.12, 57.375))
 # Limits of levels are half the paper's and less: objects have 16 px and more, or 12.

@@ -1,6 +1,6 @@
-"""YOLOv5 on BCCD, 364 microscope pictures of blood cells in VOC layout: `:n` (default), `:s` ...
+r"""YOLOv5 on BCCD, 364 microscope pictures of blood cells in VOC layout: `:n` (default), `:s` ...
 
-    python -m detlab.train --config experiments/yolov5_bccd.py --config.data.root=BCCD \\
+    python -m detlab.train --config experiments/yolov5_bccd.py --config.data.root=BCCD \
         --config.init_from=weights/yolov5n
 
 From COCO weights, which experiments/yolov5_coco.py tells how to convert; the predictors, of other

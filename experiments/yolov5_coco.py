@@ -1,6 +1,6 @@
-"""YOLOv5 on COCO 2017: `:n`, `:s` (default), `:m`, `:l`, `:x` of releases 6.0 to 7.0.
+r"""YOLOv5 on COCO 2017: `:n`, `:s` (default), `:m`, `:l`, `:x` of releases 6.0 to 7.0.
 
-    python -m converters.convert --source yolov5 --config experiments/yolov5_coco.py \\
+    python -m converters.convert --source yolov5 --config experiments/yolov5_coco.py \
         --input yolov5s.pt --output weights/yolov5s
     python -m detlab.demo --workdir weights/yolov5s --input photos --output found
     python -m detlab.eval --workdir weights/yolov5s --config.data.root=coco

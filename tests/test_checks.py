@@ -6,8 +6,7 @@ import operator
 import pytest
 from ml_collections import ConfigDict
 
-from detlab import checks
-from detlab import errors
+from detlab import checks, errors
 from detlab.experiments import common
 
 

@@ -4,8 +4,7 @@ import argparse
 
 import pytest
 
-from detlab import cli
-from detlab import errors
+from detlab import cli, errors
 
 
 def test_command_lines_are_split_into_flags_and_overrides():

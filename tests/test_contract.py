@@ -11,11 +11,7 @@ import tiny
 from flax import linen as nn
 from ml_collections import ConfigDict
 
-from detlab import bounds
-from detlab import contract
-from detlab import errors
-from detlab import layers
-from detlab import types
+from detlab import bounds, contract, errors, layers, types
 
 
 class Outputs(NamedTuple):

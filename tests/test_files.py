@@ -7,8 +7,7 @@ import sys
 
 import pytest
 
-from detlab import errors
-from detlab import files
+from detlab import errors, files
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):

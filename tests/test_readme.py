@@ -22,10 +22,8 @@ import pytest
 from detlab import config as config_lib
 from detlab import contract
 from detlab.converters import mapping
-from detlab.converters.readers import darknet
-from detlab.converters.readers import files
-from detlab.converters.tables import mmdet_retinanet
-from detlab.converters.tables import torchvision_resnet
+from detlab.converters.readers import darknet, files
+from detlab.converters.tables import mmdet_retinanet, torchvision_resnet
 from detlab.darknet import networks as darknet_networks
 from detlab.data import shapes
 from detlab.viz import boxes

@@ -3,9 +3,7 @@
 import jax
 import numpy as np
 
-from detlab import checks
-from detlab import types
-from detlab import views
+from detlab import checks, types, views
 
 SIZES = np.int32([[6, 8], [4, 5]])
 

@@ -30,13 +30,9 @@ if __name__ == "__main__":
 
 import jax
 
-from benchmarks import command
-from benchmarks import machine
-from benchmarks.parity import cases
-from benchmarks.parity import references
-from benchmarks.parity import runner
-from detlab import errors
-from detlab import files
+from benchmarks import command, machine
+from benchmarks.parity import cases, references, runner
+from detlab import errors, files
 
 
 def main(arguments: list[str]) -> None:

@@ -9,13 +9,13 @@ import hashlib
 import json
 import os
 import pathlib
-from typing import Any, Mapping, NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from benchmarks import command
-from detlab import errors
-from detlab import types
+from detlab import errors, types
 from detlab.converters.readers import npz_file
 
 # What is read of a case with generated weights; one with published weights has less.

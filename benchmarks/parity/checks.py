@@ -144,7 +144,7 @@ def detections(
     box_px, note = _with_drift(boxes_px, drift * max(_largest(b.boxes) for b in theirs))
     score, score_note = _with_drift(scores, drift * max(_largest(b.scores) for b in theirs))
     worst = {"boxes": 0.0, "scores": 0.0, "labels": 0.0}
-    for a, b in zip(mine, theirs):
+    for a, b in zip(mine, theirs, strict=True):
         pairs = _pairs(a, b, score)
         a = types.Detections(*(np.asarray(values)[[i for i, _ in pairs]] for values in a))
         b = types.Detections(*(np.asarray(values)[[j for _, j in pairs]] for values in b))

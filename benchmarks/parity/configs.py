@@ -6,7 +6,8 @@ change the numbers.  Defaults are those of mmdet 3.3.0.
 """
 
 import contextlib
-from typing import Any, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from detlab import errors
 

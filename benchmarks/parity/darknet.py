@@ -8,22 +8,16 @@ what it then detects is compared.
 import hashlib
 import pathlib
 import types as python_types
-from typing import Mapping
+from collections.abc import Mapping
 
 import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.parity import cases
-from benchmarks.parity import checks
-from benchmarks.parity import fixture_weights
-from benchmarks.parity import runner
-from detlab import contract
-from detlab import errors
-from detlab import types
-from detlab.converters import mapping
-from detlab.converters import target
+from benchmarks.parity import cases, checks, fixture_weights, runner
+from detlab import contract, errors, types
+from detlab.converters import mapping, target
 from detlab.converters.readers import darknet as darknet_reader
 from detlab.converters.readers import npz_file
 from detlab.converters.tables import darknet as darknet_table
@@ -69,7 +63,7 @@ def run(folder: pathlib.Path, name: str, info: dict, settings: runner.Settings) 
     arrays = npz_file.read(folder / f"{name}.npz").tensors
     found = model(arrays["image"][None])
     lines = []
-    for i, (head, raw) in enumerate(zip(info["heads"], found.raw)):
+    for i, (head, raw) in enumerate(zip(info["heads"], found.raw, strict=True)):
         stride, name = head["raw_stride"], f"yolo{head['layer']}"
         # [Hl, Wl, A, 5 + C] -> [A, 5 + C, Hl, Wl]
         mine = raw[0].transpose(2, 3, 0, 1)
@@ -135,7 +129,9 @@ class _Model:
     def __call__(self, images: np.ndarray) -> _Found:
         raw, candidates, found = jax.device_get(self._compute(self._params, self._state, images))
         heads = self.module.heads()
-        raw = [x.reshape(*x.shape[:3], len(head.mask), -1) for x, head in zip(raw, heads)]
+        raw = [
+            x.reshape(*x.shape[:3], len(head.mask), -1) for x, head in zip(raw, heads, strict=True)
+        ]
         return _Found(raw=raw, candidates=candidates, detections=found)
 
 

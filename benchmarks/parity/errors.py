@@ -18,7 +18,9 @@ import contextlib
 import pathlib
 import sys
 import time
-from typing import Callable, ContextManager, Iterator, Mapping, NamedTuple, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import NamedTuple
 from unittest import mock
 
 from benchmarks import flags
@@ -30,18 +32,10 @@ if __name__ == "__main__":
 import jax
 import numpy as np
 
-from benchmarks import command
-from benchmarks import machine
-from benchmarks.parity import cases
+from benchmarks import command, machine
+from benchmarks.parity import cases, mmdet, references, weights
 from benchmarks.parity import lines as lines_lib
-from benchmarks.parity import mmdet
-from benchmarks.parity import references
-from benchmarks.parity import weights
-from detlab import contract
-from detlab import errors
-from detlab import files
-from detlab import layers
-from detlab import types
+from detlab import contract, errors, files, layers, types
 from detlab.converters import mapping
 
 HEAVIER = 1.02  # the factor of one loss
@@ -199,7 +193,7 @@ def _kernels(leaves: Mapping[str, np.ndarray], count: int) -> list[str]:
 
 def errors_in_code(
     detector: contract.Detector, inputs: Inputs
-) -> Iterator[tuple[str, Callable[[], ContextManager]]]:
+) -> Iterator[tuple[str, Callable[[], AbstractContextManager]]]:
     """(error, context in which a program with it is traced)."""
     norms, callers = [], []
 
@@ -261,6 +255,7 @@ def _same(results, reference) -> bool:
     pairs = zip(
         jax.tree.leaves((results.gradients, results.metrics)),
         jax.tree.leaves((reference.gradients, reference.metrics)),
+        strict=True,
     )
     largest = max(float(np.abs(x).max()) for x in jax.tree.leaves(reference.gradients))
     return all(np.allclose(a, b, rtol=1e-4, atol=1e-6 * largest) for a, b in pairs)

@@ -3,14 +3,11 @@
 import math
 import re
 import types as python_types
-from typing import Mapping
+from collections.abc import Mapping
 
 import numpy as np
 
-from benchmarks.parity import cases
-from benchmarks.parity import checks
-from benchmarks.parity import runner
-from benchmarks.parity import weights
+from benchmarks.parity import cases, checks, runner, weights
 from benchmarks.parity.adapters import adapter as adapter_lib
 from detlab import types
 from detlab.converters import mapping

@@ -7,19 +7,15 @@ import importlib
 import pathlib
 import pkgutil
 import types as python_types
-from typing import Callable, Mapping, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import jax
 
-from benchmarks.parity import adapters
-from benchmarks.parity import cases
+from benchmarks.parity import adapters, cases, runner, weights
 from benchmarks.parity import lines as lines_lib
-from benchmarks.parity import runner
-from benchmarks.parity import weights
 from benchmarks.parity.adapters import adapter as adapter_lib
-from detlab import contract
-from detlab import errors
-from detlab import types
+from detlab import contract, errors, types
 
 _MODULES = (
     importlib.import_module(f"{adapters.__name__}.{found.name}")

@@ -1,11 +1,9 @@
 """The references of which there are cases, and which of them one is of."""
 
 import pathlib
-from typing import Mapping
+from collections.abc import Mapping
 
-from benchmarks.parity import darknet
-from benchmarks.parity import mmdet
-from benchmarks.parity import runner
+from benchmarks.parity import darknet, mmdet, runner
 from benchmarks.parity.yolov5 import kinds as yolov5
 from detlab import errors
 

@@ -1,10 +1,10 @@
 """What runs the recorded cases of one reference."""
 
 import pathlib
-from typing import Callable, Mapping, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
-from benchmarks.parity import cases
-from benchmarks.parity import checks
+from benchmarks.parity import cases, checks
 
 
 class Settings(NamedTuple):

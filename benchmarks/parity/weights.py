@@ -1,18 +1,16 @@
 """The weights of a case of mmdet, made by its rule and converted by the table of users' files."""
 
-from typing import Mapping, NamedTuple
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.parity import cases
-from benchmarks.parity import fixture_weights
+from benchmarks.parity import cases, fixture_weights
 from benchmarks.parity.adapters import adapter as adapter_lib
-from detlab import contract
-from detlab import errors
-from detlab.converters import mapping
-from detlab.converters import target
+from detlab import contract, errors
+from detlab.converters import mapping, target
 
 
 class Converted(NamedTuple):

@@ -5,14 +5,12 @@ The cfg is of --cfg or of the config.  Files go in and out byte for byte, header
 
 import argparse
 import pathlib
-from typing import Any, Mapping
+from collections.abc import Mapping
+from typing import Any
 
-from detlab import contract
-from detlab import errors
+from detlab import contract, errors
 from detlab import files as files_lib
-from detlab.converters import family
-from detlab.converters import mapping
-from detlab.converters import target
+from detlab.converters import family, mapping, target
 from detlab.converters.readers import contents
 from detlab.converters.readers import darknet as reader
 from detlab.converters.tables import darknet as tables

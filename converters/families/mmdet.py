@@ -4,14 +4,10 @@ Its configurations of caffe's ResNets are of BGR images, whose stem is flipped t
 """
 
 import pathlib
-from typing import Mapping
+from collections.abc import Mapping
 
-from detlab import contract
-from detlab import errors
-from detlab.converters import family
-from detlab.converters import mapping
-from detlab.converters import named
-from detlab.converters import sources
+from detlab import contract, errors
+from detlab.converters import family, mapping, named, sources
 from detlab.converters.readers import contents
 
 
@@ -30,7 +26,7 @@ def table(source: sources.Source, config, bgr: bool) -> mapping.Table:
 
 
 def check_channel_order(path: pathlib.Path, file: contents.Contents, config, flags, _) -> None:
-    """mmdet stores its configuration as text, with `to_rgb=False` (2.x) or `bgr_to_rgb=False`."""
+    """Mmdet stores its configuration as text, with `to_rgb=False` (2.x) or `bgr_to_rgb=False`."""
     inner = file.meta.get("meta")
     inner = inner if isinstance(inner, Mapping) else {}
     text = next((inner[key] for key in ("config", "cfg") if isinstance(inner.get(key), str)), "")

@@ -2,14 +2,10 @@
 
 import argparse
 import pathlib
-from typing import Mapping
+from collections.abc import Mapping
 
-from detlab import contract
-from detlab import errors
-from detlab.converters import family
-from detlab.converters import mapping
-from detlab.converters import named
-from detlab.converters import sources
+from detlab import contract, errors
+from detlab.converters import family, mapping, named, sources
 from detlab.converters.readers import contents
 from detlab.converters.tables import yolov5 as tables
 

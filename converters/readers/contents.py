@@ -4,7 +4,8 @@ import contextlib
 import os
 import pathlib
 import warnings
-from typing import Any, Iterator, NamedTuple
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 

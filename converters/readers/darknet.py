@@ -123,7 +123,7 @@ def tensor_shapes(
     """Names and shapes of the first layers' tensors, all if None, in the order of a file."""
     found = {}
     channels = network.net.channels
-    layers = list(zip(network.layers, darknet_cfg.shapes(network)))
+    layers = list(zip(network.layers, darknet_cfg.shapes(network), strict=True))
     for number, (layer, shape) in enumerate(layers[:first_layers]):
         if isinstance(layer, darknet_cfg.Convolutional):
             vectors = ("bias", "scale", "mean", "var") if layer.batch_normalize else ("bias",)

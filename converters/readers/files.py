@@ -2,12 +2,14 @@
 
 import os
 
-from detlab.converters.readers import archives
-from detlab.converters.readers import contents
-from detlab.converters.readers import darknet
-from detlab.converters.readers import npz_file
-from detlab.converters.readers import safetensors_file
-from detlab.converters.readers import torch_file
+from detlab.converters.readers import (
+    archives,
+    contents,
+    darknet,
+    npz_file,
+    safetensors_file,
+    torch_file,
+)
 from detlab.darknet import cfg as darknet_cfg
 
 

@@ -12,8 +12,7 @@ import zipfile
 
 import numpy as np
 
-from detlab.converters.readers import archives
-from detlab.converters.readers import contents
+from detlab.converters.readers import archives, contents
 
 
 class NpzError(contents.ReadError):

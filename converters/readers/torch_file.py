@@ -12,13 +12,12 @@ import io
 import math
 import os
 import zipfile
-from typing import Any, Iterator
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
-from detlab.converters.readers import archives
-from detlab.converters.readers import contents
-from detlab.converters.readers import pickle_machine
+from detlab.converters.readers import archives, contents, pickle_machine
 
 
 class TorchFileError(contents.ReadError):
@@ -371,7 +370,9 @@ def _view(name: str, ref: pickle_machine.TensorRef, data: np.ndarray) -> np.ndar
     if 0 in ref.size:
         return np.zeros(ref.size, ref.dtype)
     itemsize = ref.dtype.itemsize
-    last = ref.offset + sum((n - 1) * stride for n, stride in zip(ref.size, ref.strides))
+    last = ref.offset + sum(
+        (n - 1) * stride for n, stride in zip(ref.size, ref.strides, strict=True)
+    )
     if (last + 1) * itemsize > data.nbytes:
         raise TorchFileError(f"tensor {name} reaches behind its storage")
     return np.ndarray(

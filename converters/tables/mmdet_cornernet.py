@@ -4,8 +4,7 @@ Names of mmdet/models: backbones/hourglass.py and dense_heads/corner_head.py.  A
 the next larger one as `low2` there and as `inner` here.
 """
 
-from detlab.converters import mapping
-from detlab.converters import sources
+from detlab.converters import mapping, sources
 from detlab.converters.tables import parts
 
 DEPTHS = range(8)  # sizes that an hourglass may have; its published one has 6

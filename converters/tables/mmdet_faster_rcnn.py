@@ -5,10 +5,8 @@ dense_heads/rpn_head.py and roi_heads/bbox_heads/convfc_bbox_head.py.  Backgroun
 there and here; RoI features are flattened channel first there, channel last here.
 """
 
-from detlab.converters import mapping
-from detlab.converters import sources
-from detlab.converters.tables import parts
-from detlab.converters.tables import torchvision_resnet
+from detlab.converters import mapping, sources
+from detlab.converters.tables import parts, torchvision_resnet
 
 
 def table(bgr: bool = False) -> mapping.Table:

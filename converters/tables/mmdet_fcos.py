@@ -4,10 +4,8 @@ Names of mmdet/models: backbones/resnet.py (those of torchvision), necks/fpn.py 
 dense_heads/fcos_head.py.  Sides are left, top, right, bottom there and here.
 """
 
-from detlab.converters import mapping
-from detlab.converters import sources
-from detlab.converters.tables import parts
-from detlab.converters.tables import torchvision_resnet
+from detlab.converters import mapping, sources
+from detlab.converters.tables import parts, torchvision_resnet
 
 
 def table(bgr: bool = False) -> mapping.Table:

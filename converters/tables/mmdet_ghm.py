@@ -1,7 +1,6 @@
 """mmdet's RetinaNet with the losses of GHM -> detector `ghm`: as RetinaNet, and counts of bins."""
 
-from detlab.converters import mapping
-from detlab.converters import sources
+from detlab.converters import mapping, sources
 from detlab.converters.tables import mmdet_retinanet
 
 

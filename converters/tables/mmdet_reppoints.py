@@ -5,10 +5,8 @@ dense_heads/reppoints_head.py.  Points are y, x pairs there and here, and the fo
 form with grid points x, y, w, h, so the outputs keep the order of their channels.
 """
 
-from detlab.converters import mapping
-from detlab.converters import sources
-from detlab.converters.tables import parts
-from detlab.converters.tables import torchvision_resnet
+from detlab.converters import mapping, sources
+from detlab.converters.tables import parts, torchvision_resnet
 
 _CONVS = (
     ("pts_init_conv", "init_conv"),

@@ -5,10 +5,8 @@ dense_heads/retina_head.py.  Anchors of a cell and the four deltas have the same
 here, so the two output convolutions keep the order of their channels.
 """
 
-from detlab.converters import mapping
-from detlab.converters import sources
-from detlab.converters.tables import parts
-from detlab.converters.tables import torchvision_resnet
+from detlab.converters import mapping, sources
+from detlab.converters.tables import parts, torchvision_resnet
 
 
 def table(bgr: bool = False) -> mapping.Table:

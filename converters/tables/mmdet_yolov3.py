@@ -5,8 +5,7 @@ reference counts levels from the coarsest.  The channels of a prediction have th
 and here: anchor, then x, y, w, h, objectness, classes.
 """
 
-from detlab.converters import mapping
-from detlab.converters import sources
+from detlab.converters import mapping, sources
 from detlab.converters.tables import parts
 
 

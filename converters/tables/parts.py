@@ -1,10 +1,10 @@
-"""What tables share: the rules of PyTorch's layers and of the parts of mmdet's detectors.
+r"""What tables share: the rules of PyTorch's layers and of the parts of mmdet's detectors.
 
 A source is the name of a layer, a regex of literal text with groups (`mapping`); a target is its
-path here without the collection, such as r"head/cls_conv\\1".
+path here without the collection, such as r"head/cls_conv\1".
 """
 
-from typing import Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 from detlab.converters import mapping
 
@@ -61,7 +61,7 @@ def conv_bn(source: str, target: str, bgr: bool = False) -> list[mapping.Rule]:
 
 
 def conv_gn(source: str, target: str) -> list[mapping.Rule]:
-    """mmdet's `conv` and `gn`, of which a file may lack the bias or the norm."""
+    """Mmdet's `conv` and `gn`, of which a file may lack the bias or the norm."""
     return [
         *conv(rf"{source}\.conv", f"{target}/conv"),
         *group_norm(rf"{source}\.gn", f"{target}/norm"),
@@ -69,7 +69,7 @@ def conv_gn(source: str, target: str) -> list[mapping.Rule]:
 
 
 def fpn(laterals: Iterable[int], outputs: Iterable[int]) -> list[mapping.Rule]:
-    """mmdet's FPN, with group norms or without; the levels that it takes, and those it gives."""
+    """Mmdet's FPN, with group norms or without; the levels that it takes, and those it gives."""
     names = (("lateral_convs", "lateral", laterals), ("fpn_convs", "output", outputs))
     return [
         rule

@@ -4,16 +4,15 @@ Names of torchvision/models/resnet.py.  Its bottlenecks have their stride on the
 which is ResNet's style "pytorch" here.
 """
 
-from detlab.converters import mapping
-from detlab.converters import sources
+from detlab.converters import mapping, sources
 from detlab.converters.tables import parts
 
 
 def rules(prefix: str = "", bgr: bool = False) -> list[mapping.Rule]:
-    """Rules of a ResNet whose names start with `prefix` (a regex of literal text).
+    r"""Rules of a ResNet whose names start with `prefix` (a regex of literal text).
 
     Args:
-      prefix: of the source names, such as r"backbone\\.".
+      prefix: of the source names, such as r"backbone\.".
       bgr: the network was trained on BGR images (caffe), so its stem is flipped to RGB; the pixel
         mean and std of the detector are in RGB order as always.
     """

@@ -12,14 +12,14 @@ and here: anchor, then x, y, w, h, objectness, classes.
 """
 
 import re
-from typing import Any, Mapping, NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from detlab import errors
 from detlab.backbones import yolov5
-from detlab.converters import mapping
-from detlab.converters import sources
+from detlab.converters import mapping, sources
 from detlab.converters.readers import contents
 from detlab.converters.tables import parts
 from detlab.detectors import yolov5 as detector

@@ -2,7 +2,7 @@
 
 import json
 import os
-from typing import Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from safetensors import numpy as safetensors_numpy

@@ -8,7 +8,7 @@ import os
 import pickle
 import struct
 import zipfile
-from typing import Mapping
+from collections.abc import Mapping
 
 import numpy as np
 

@@ -5,7 +5,7 @@ import errno
 import os
 import pathlib
 import secrets
-from typing import Iterator
+from collections.abc import Iterator
 
 
 @contextlib.contextmanager

@@ -4,8 +4,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from detlab.assign import max_iou
-from detlab.assign import sampling
+from detlab.assign import max_iou, sampling
 
 Array = Any
 

@@ -4,7 +4,7 @@ Parameter paths: `stem/{conv,norm}`, `stage1_down/{conv,norm}`, `stage1_block0/c
 `stage1_block0/conv2/{conv,norm}`, ...; stage s has stride 2^s.
 """
 
-from typing import Sequence
+from collections.abc import Sequence
 
 import jax.numpy as jnp
 from flax import linen as nn

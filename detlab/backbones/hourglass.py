@@ -10,7 +10,7 @@ Parameter paths: `stem/{conv,norm}`, `stem_block/...`, `hourglass0/skip0/...`,
 `hourglass0/up0/...`, `out0/{conv,norm}`, and between the stacks `keep0`, `remap0`, `join0`.
 """
 
-from typing import Sequence
+from collections.abc import Sequence
 
 import jax.numpy as jnp
 from flax import linen as nn

@@ -6,7 +6,7 @@ stride of a bottleneck on its 3x3 convolution, as torchvision does; "caffe" on t
 the paper does.
 """
 
-from typing import Sequence
+from collections.abc import Sequence
 
 import jax.numpy as jnp
 from flax import linen as nn

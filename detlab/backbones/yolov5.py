@@ -15,7 +15,7 @@ Parameter paths: `stem/{conv,norm}`, `stage2_down/{conv,norm}`, `stage2_block/co
 
 import functools
 import math
-from typing import Callable, Sequence
+from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -179,7 +179,7 @@ class Backbone(nn.Module):
         else:
             x = conv(stem, 6, 2, name="stem", **common)(images, train)
         features = []
-        for stage, (width, repeats) in enumerate(zip(widths, self.repeats), start=2):
+        for stage, (width, repeats) in enumerate(zip(widths, self.repeats, strict=True), start=2):
             last = stage == len(widths) + 1
             x = conv(width, 3, 2, name=f"stage{stage}_down", **common)(x, train)
             pooling = spp(width, self.pool_size, name="spp", **common) if last else None

@@ -15,7 +15,8 @@ what a network computes and are not implemented.  Keys that are not known are ke
 import os
 import pathlib
 import re
-from typing import Any, Callable, NamedTuple, Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 from detlab import errors
 
@@ -228,7 +229,7 @@ def _pairs(text: str, number: int) -> tuple[tuple[float, float], ...]:
     values = _list_of(_number)(text, number)
     if len(values) % 2 or min(values) <= 0:
         raise ValueError("pairs of numbers above 0, width and height")
-    return tuple(zip(values[::2], values[1::2]))
+    return tuple(zip(values[::2], values[1::2], strict=True))
 
 
 def _earlier_layers(text: str, number: int) -> tuple[int, ...]:
@@ -392,7 +393,9 @@ def parse(text: str, name: str = "cfg") -> Network:
         raise CfgError(f"{name}, line {first + 1}: not a darknet cfg, which begins with [net].")
     starts = [i for i, content in enumerate(contents) if content.startswith("[")]
     sections = []
-    for number, (start, stop) in enumerate(zip(starts, [*starts[1:], len(lines)]), start=-1):
+    for number, (start, stop) in enumerate(
+        zip(starts, [*starts[1:], len(lines)], strict=True), start=-1
+    ):
         section = _section(name, number, start + 1, lines[start:stop])
         if isinstance(section, Net) != (number == -1):
             raise CfgError(f"{name}, line {start + 1}: [net] must be the first section, and once.")
@@ -629,7 +632,7 @@ def _sources(layer: Route | Shortcut, earlier: Sequence[Shape]) -> tuple[int, ..
 
 def _routed(layer: Route, earlier: Sequence[Shape]) -> Shape:
     parts = [earlier[source] for source in _sources(layer, earlier)]
-    for source, part in zip(layer.layers, parts):
+    for source, part in zip(layer.layers, parts, strict=True):
         if part[1:] != parts[0][1:]:
             raise ValueError(
                 f"joins layer {layer.layers[0]}, which gives {_words(parts[0])}, with layer"

@@ -4,7 +4,7 @@
 speak of, and equal the published cfgs section by section; docs/darknet.md describes them.
 """
 
-from typing import Sequence
+from collections.abc import Sequence
 
 from detlab.darknet import cfg as darknet_cfg
 

@@ -115,7 +115,7 @@ def warp(record, moved_by, target, rule, pad_value):
 
 
 def stays(rule, before, after, scale=1.0):
-    """bool [n]: which objects of boxes `before` [n, 4] stay as boxes `after` [n, 4].
+    """Bool [n]: which objects of boxes `before` [n, 4] stay as boxes `after` [n, 4].
 
     `scale` is the factor by which lengths grew, so that what was cut off is told from what shrank.
     """
@@ -137,5 +137,5 @@ def _inside(corners):
 
 
 def _ratio(upper, lower):
-    """upper / lower; 0 where there is nothing to divide by."""
+    """Upper / lower; 0 where there is nothing to divide by."""
     return np.divide(upper, lower, out=np.zeros_like(upper), where=lower > 0)

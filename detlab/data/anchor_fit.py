@@ -10,8 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from detlab.data import augment
-from detlab.data import plan
+from detlab.data import augment, plan
 from detlab.data import settings as settings_lib
 
 LEAST = 2.0  # px: no side of an anchor is smaller; objects with both sides smaller do not count
@@ -149,7 +148,7 @@ def _spread_out(points, count, rng):
 
 
 def _lloyd(points, centres):
-    """(centres, mean squared distance of the points from the nearest)"""
+    """The centres, and the mean squared distance of the points from the nearest one."""
     nearest = None
     for _ in range(_ROUNDS):
         squares = np.stack([((points - centre) ** 2).sum(axis=1) for centre in centres])  # [k, n]

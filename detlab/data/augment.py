@@ -1,15 +1,13 @@
 """What happens to a record on its way into a batch: crop, mosaic, affine map, resize, flips."""
 
 import functools
-from typing import Any, Callable, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from detlab.data import affine
-from detlab.data import mosaic
-from detlab.data import plan
+from detlab.data import affine, mosaic, plan, transforms
 from detlab.data import settings as settings_lib
-from detlab.data import transforms
 
 Record = dict[str, Any]
 Change = Callable[[Record, np.random.Generator], Record]

@@ -6,15 +6,15 @@ Grain maps steps to batches in threads or worker processes.
 """
 
 import signal
-from typing import Any, Callable, Iterator, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 from absl import flags
 
-from detlab.data import augment
+from detlab.data import augment, plan
 from detlab.data import batch as batch_lib
-from detlab.data import plan
 from detlab.data import records as records_lib
 from detlab.data import settings as settings_lib
 

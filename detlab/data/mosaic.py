@@ -42,7 +42,7 @@ def nine(tiles, canvas, rng, pad_value):
     """
     height, width = canvas
     x, y = width - int(rng.integers(width)), height - int(rng.integers(height))
-    w, h = zip(*(tile["image"].shape[1::-1] for tile in tiles))
+    w, h = zip(*(tile["image"].shape[1::-1] for tile in tiles), strict=True)
     # Two pictures along each side of the first, one of them at its corner.
     around = [
         (0, 0),
@@ -95,7 +95,7 @@ def paste(tiles, corners, size, pad_value):
 
 
 def mix(record, other, part, pad_value):
-    """mixup (arXiv:1710.09412): one picture shines through another, and all objects of both count.
+    """Mixup (arXiv:1710.09412): one picture shines through another, and all objects of both count.
 
     Args:
       part: 0..1, of the first in each pixel.

@@ -64,7 +64,7 @@ def canvas_of(size: tuple[int, int], settings: settings_lib.Settings) -> tuple[i
     """
     if settings.resize != "letterbox":
         groups = group_by_canvas([size], settings.canvases)
-        return next(c for c, group in zip(settings.canvases, groups) if len(group))
+        return next(c for c, group in zip(settings.canvases, groups, strict=True) if len(group))
 
     def smaller_picture_then_larger_canvas(canvas):
         sides = transforms.letterbox_sides(size, canvas, settings.rounding)

@@ -1,4 +1,4 @@
-"""Data sets prepared by TensorFlow Datasets, read without TensorFlow.
+r"""Data sets prepared by TensorFlow Datasets, read without TensorFlow.
 
 Any prepared data set in the random-access format `array_record` that has an image and a sequence of
 objects with a `BBoxFeature`.  Its files alone are read: neither its builder's code nor TensorFlow
@@ -7,7 +7,7 @@ is imported, and TFDS itself only where such a source is opened.
 Preparing writes the files once, on any machine.  The builders that come with TFDS mostly need
 TensorFlow for it, builders of one's own do not, as long as they give images encoded:
 
-    python -c "import tensorflow_datasets as tfds; \\
+    python -c "import tensorflow_datasets as tfds; \
       tfds.builder('voc/2007', data_dir='data', file_format='array_record').download_and_prepare()"
 """
 

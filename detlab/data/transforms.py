@@ -65,7 +65,7 @@ def _keep_ratio(size, bounds, canvas, rounding):
     """Height, width scaled by the smallest to / of in `bounds`: at least 1, at most the canvas."""
     to, of = min(bounds, key=lambda bound: bound[0] / bound[1])
     scaled = [ROUNDINGS[rounding](x, to, of) for x in size]
-    return tuple(min(most, max(1, x)) for x, most in zip(scaled, canvas))
+    return tuple(min(most, max(1, x)) for x, most in zip(scaled, canvas, strict=True))
 
 
 def resize_fixed(record, height, width, pad_value=0, shrink="linear"):
@@ -125,8 +125,8 @@ def letterbox_sides(size, canvas, rounding="half_up"):
     """
     side, longest = max(canvas), max(size)
     sides = [ROUNDINGS[rounding](x, side, longest) for x in size]
-    if any(x > most for x, most in zip(sides, canvas)):
-        return _keep_ratio(size, zip(canvas, size), canvas, rounding)
+    if any(x > most for x, most in zip(sides, canvas, strict=True)):
+        return _keep_ratio(size, zip(canvas, size, strict=True), canvas, rounding)
     return tuple(max(1, x) for x in sides)
 
 
@@ -346,7 +346,7 @@ def _crop_to_first(record, windows, min_iou=0.0):
 
 
 def _centres_inside(boxes, windows):
-    """bool [k, n]: the centre of box n lies within window k, not on its edge."""
+    """Bool [k, n]: the centre of box n lies within window k, not on its edge."""
     centre = (boxes[:, :2] + boxes[:, 2:]) / 2
     windows = windows[:, None]
     return ((windows[..., :2] < centre) & (centre < windows[..., 2:])).all(axis=2)

@@ -16,25 +16,21 @@ Expected: COCO val2017 AP 41.2 with experiments/cornernet_coco.py (the published
 reference; not trained here).
 """
 
-from typing import NamedTuple, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 
-from detlab import bounds
-from detlab import fields
-from detlab import layers
-from detlab import types
+from detlab import bounds, fields, layers, types
 from detlab.assign import heatmap as heatmap_targets
 from detlab.backbones import hourglass
 from detlab.heads import corner
-from detlab.losses import embedding
+from detlab.losses import embedding, regression
 from detlab.losses import heatmap as heatmap_losses
-from detlab.losses import regression
-from detlab.ops import corner_groups
-from detlab.ops import soft_nms
+from detlab.ops import corner_groups, soft_nms
 
 CORNERS = {"top_left": corner.TOP_LEFT, "bottom_right": corner.BOTTOM_RIGHT}
 
@@ -140,7 +136,7 @@ class CornerNet(nn.Module):
 
     def map_shape(self, canvas: tuple[int, int]) -> tuple[int, int]:
         """Cells (H, W) on a canvas (height, width): two padded strides of 2."""
-        return tuple(-(-(-(-side // 2)) // 2) for side in canvas)
+        return tuple(-(-side // 4) for side in canvas)
 
     def targets(self, batch: types.Batch, maps: Outputs) -> dict[str, types.Targets]:
         """Of each object its corners; `values` holds cells, heatmaps and offsets of both kinds.
@@ -157,7 +153,7 @@ class CornerNet(nn.Module):
             )
             return {
                 f"{name}_{field}": values
-                for name, found in zip(CORNERS, both)
+                for name, found in zip(CORNERS, both, strict=True)
                 for field, values in found._asdict().items()
             }
 

@@ -20,7 +20,8 @@ Expected: the accuracy of the weights that are converted; docs/darknet.md tells 
 """
 
 import functools
-from typing import NamedTuple, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,10 +29,7 @@ import numpy as np
 from flax import linen as nn
 from jax import lax
 
-from detlab import bounds
-from detlab import fields
-from detlab import layers
-from detlab import types
+from detlab import bounds, fields, layers, types
 from detlab.assign import darknet as assign_lib
 from detlab.assign import targets as targets_lib
 from detlab.darknet import cfg as darknet_cfg
@@ -246,7 +244,7 @@ class Darknet(nn.Module):
         Darknet has no bound on their number; `num_candidates` is one, and takes the worst first.
         """
         boxes, scores = [], []
-        for head, raw in zip(self.heads(), maps.predictions):
+        for head, raw in zip(self.heads(), maps.predictions, strict=True):
             raw = raw.reshape(*raw.shape[:3], len(head.mask), -1)
             decoded = self.decode(raw, head, canvas)
             objectness = nn.sigmoid(raw[..., 4:5])
@@ -311,7 +309,7 @@ class Darknet(nn.Module):
         padding but that of `letter_box`, which belongs to the content here as well.
         """
         canvas, found = batch.images.shape[1:3], []
-        for head, raw in zip(self.heads(), maps.predictions):
+        for head, raw in zip(self.heads(), maps.predictions, strict=True):
             shape = raw.shape[1:3]
             grid = anchors_lib.Grid((canvas[0] // shape[0],), (shape,), (len(head.mask),))
             raw = raw.reshape(*raw.shape[:3], len(head.mask), -1)
@@ -347,7 +345,7 @@ class Darknet(nn.Module):
         """
         canvas, slots = batch.images.shape[1:3], batch.boxes.shape[1]
         main, entries, start = [], [], 0
-        heads = zip(self.heads(), maps.predictions, self.learned(batch, maps))
+        heads = zip(self.heads(), maps.predictions, self.learned(batch, maps), strict=True)
         for head, raw, learned in heads:
             level = sum(other.shape[1] > raw.shape[1] for other in maps.predictions)
             boxes = self.anchors(head, raw.shape[1:3], canvas)  # [N, 4]
@@ -387,7 +385,7 @@ class Darknet(nn.Module):
         canvas = batch.images.shape[1:3]
         terms = {"loss/box": 0.0, "loss/objectness": 0.0, "loss/cls": 0.0}
         counts = {"positives": 0.0, "ignored": 0.0}
-        heads = zip(self.heads(), maps.predictions, self.learned(batch, maps))
+        heads = zip(self.heads(), maps.predictions, self.learned(batch, maps), strict=True)
         for head, raw, learned in heads:
             shape = raw.shape[1:3]
             raw = raw.reshape(*raw.shape[:3], len(head.mask), -1)
@@ -402,7 +400,9 @@ class Darknet(nn.Module):
             rows = raw.reshape(len(raw), -1, raw.shape[-1])  # [B, N, 5 + C]
             decoded = self.decode(raw, head, canvas).reshape(len(raw), -1, 4)
             sums = jax.vmap(one_image)(rows, decoded, learned, batch.boxes, batch.labels)
-            terms = {name: term + x.mean() for (name, term), x in zip(terms.items(), sums)}
+            terms = {
+                name: term + x.mean() for (name, term), x in zip(terms.items(), sums, strict=True)
+            }
             counts["positives"] += learned.entries.positive.sum() / len(raw)
             counts["ignored"] += (~learned.counts).sum() / len(raw)
         return sum(terms.values()), {**terms, **counts}

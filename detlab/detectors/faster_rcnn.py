@@ -24,32 +24,27 @@ Expected: COCO val2017 AP 37.4 with experiments/faster_rcnn_coco.py (the publish
 reference).
 """
 
-from typing import NamedTuple, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 
-from detlab import bounds
-from detlab import fields
-from detlab import layers
-from detlab import sharding
-from detlab import types
+from detlab import bounds, fields, layers, sharding, types
 from detlab.assign import rois as rois_lib
 from detlab.assign import targets as targets_lib
 from detlab.backbones import resnet
 from detlab.heads import box as box_lib
 from detlab.heads import rpn as rpn_lib
-from detlab.losses import cross_entropy
-from detlab.losses import regression
+from detlab.losses import cross_entropy, regression
 from detlab.necks import fpn
 from detlab.ops import anchors as anchors_lib
 from detlab.ops import candidates as candidates_lib
-from detlab.ops import coders
+from detlab.ops import coders, roi_align
 from detlab.ops import nms as nms_lib
 from detlab.ops import proposals as proposals_lib
-from detlab.ops import roi_align
 
 
 class Maps(NamedTuple):

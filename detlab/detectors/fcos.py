@@ -18,22 +18,19 @@ Expected: COCO val2017 AP 36.6 with experiments/fcos_coco.py and 38.7 with its v
 (the published figures of the reference).
 """
 
-from typing import NamedTuple, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from detlab import bounds
-from detlab import fields
-from detlab import layers
-from detlab import types
+from detlab import bounds, fields, layers, types
 from detlab.assign import points as points_lib
 from detlab.assign import targets as targets_lib
 from detlab.backbones import resnet
 from detlab.heads import dense
-from detlab.losses import cross_entropy
-from detlab.losses import focal
+from detlab.losses import cross_entropy, focal
 from detlab.losses import iou as iou_losses
 from detlab.necks import fpn
 from detlab.ops import anchors as anchors_lib
@@ -96,7 +93,7 @@ class FCOS(nn.Module):
         levels, limits = len(self.strides), self.level_limits
         grouped = self.norm_groups >= 1 and self.head_width % self.norm_groups == 0
         rising = len(limits) == levels - 1 and all(
-            low < high for low, high in zip((0, *limits), limits)
+            low < high for low, high in zip((0, *limits), limits, strict=True)
         )
         rules = (
             *fields.of_resnet(self, resnet.STAGES, layers.NORMS),
@@ -140,7 +137,7 @@ class FCOS(nn.Module):
         return anchors_lib.grid(canvas, self.strides)
 
     def distance_unit(self, grid: anchors_lib.Grid) -> jax.Array:
-        """px in one unit of the predicted distances of each point, [N, 1]."""
+        """Px in one unit of the predicted distances of each point, [N, 1]."""
         stride = grid.stride()[:, None]
         return stride if self.distances_in_strides else jnp.ones_like(stride)
 

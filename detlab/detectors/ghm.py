@@ -16,11 +16,9 @@ reference).
 
 import jax.numpy as jnp
 
-from detlab import fields
-from detlab import types
+from detlab import fields, types
 from detlab.detectors import retinanet
-from detlab.losses import cross_entropy
-from detlab.losses import ghm
+from detlab.losses import cross_entropy, ghm
 
 
 class GHM(retinanet.RetinaNet):

@@ -20,23 +20,20 @@ Expected: COCO val2017 AP 38.1 with experiments/reppoints_coco.py, and with its 
 """
 
 import functools
-from typing import NamedTuple, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from detlab import bounds
-from detlab import fields
-from detlab import layers
-from detlab import types
+from detlab import bounds, fields, layers, types
 from detlab.assign import max_iou
 from detlab.assign import points as points_lib
 from detlab.assign import targets as targets_lib
 from detlab.backbones import resnet
 from detlab.heads import reppoints as head_lib
-from detlab.losses import focal
-from detlab.losses import regression
+from detlab.losses import focal, regression
 from detlab.necks import fpn
 from detlab.ops import anchors as anchors_lib
 from detlab.ops import boxes as boxes_lib

@@ -13,22 +13,19 @@ reference); 0.56 on the shapes with experiments/retinanet_shapes.py, seed 0; 0.5
 experiments/retinanet_bccd.py, seed 0.
 """
 
-from typing import NamedTuple, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from detlab import bounds
-from detlab import fields
-from detlab import layers
-from detlab import types
+from detlab import bounds, fields, layers, types
 from detlab.assign import max_iou
 from detlab.assign import targets as targets_lib
 from detlab.backbones import resnet
 from detlab.heads import dense
-from detlab.losses import focal
-from detlab.losses import regression
+from detlab.losses import focal, regression
 from detlab.necks import fpn
 from detlab.ops import anchors as anchors_lib
 from detlab.ops import candidates as candidates_lib

@@ -21,17 +21,15 @@ experiments/yolov3_shapes.py, seed 0.
 """
 
 import math
-from typing import Callable, NamedTuple, Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from detlab import bounds
-from detlab import fields
-from detlab import layers
-from detlab import types
+from detlab import bounds, fields, layers, types
 from detlab.assign import targets as targets_lib
 from detlab.assign import yolov3 as assign_lib
 from detlab.backbones import darknet53
@@ -68,7 +66,7 @@ class Head(nn.Module):
     def __call__(self, features, train: bool):
         """(P3, P4, P5) -> maps [B, Hl, Wl, A * (5 + C)], float32."""
         maps = []
-        for level, x, bias_init in zip(LEVELS, features, self.bias_inits):
+        for level, x, bias_init in zip(LEVELS, features, self.bias_inits, strict=True):
             x = layers.ConvNorm(
                 self.width * 2 ** (level - 3),
                 norm="batch",

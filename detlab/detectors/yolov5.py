@@ -26,7 +26,8 @@ Expected: COCO val2017 AP at 640 px, the published figures of the reference: 28.
 
 import functools
 import math
-from typing import Callable, NamedTuple, Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -34,10 +35,7 @@ import numpy as np
 from flax import linen as nn
 from jax import lax
 
-from detlab import bounds
-from detlab import fields
-from detlab import layers
-from detlab import types
+from detlab import bounds, fields, layers, types
 from detlab.assign import targets as targets_lib
 from detlab.assign import yolov5 as entries_lib
 from detlab.backbones import yolov5
@@ -67,7 +65,9 @@ class Head(nn.Module):
     def __call__(self, features):
         """(P3, P4, ...) -> maps [B, Hl, Wl, A * (5 + C)], float32."""
         maps = []
-        for level, (x, bias_init) in enumerate(zip(features, self.bias_inits), start=3):
+        for level, (x, bias_init) in enumerate(
+            zip(features, self.bias_inits, strict=True), start=3
+        ):
             predictor = layers.Conv(
                 self.channels,
                 1,
@@ -165,7 +165,7 @@ class YOLOv5(nn.Module):
 
     @property
     def strides(self) -> tuple[int, ...]:
-        """px between the cells of each level."""
+        """Px between the cells of each level."""
         return tuple(8 * 2**i for i in range(len(self.repeats) - 1))
 
     @property
@@ -205,7 +205,7 @@ class YOLOv5(nn.Module):
         widths = yolov5.widths_of(len(self.strides), self.width_multiple)[2:]
         biases = [
             prior_bias(self.anchors_per_cell, self.num_classes, width, stride)
-            for width, stride in zip(widths, self.strides)
+            for width, stride in zip(widths, self.strides, strict=True)
         ]
         self.head = Head(channels, biases, dtype=self.dtype)
 
@@ -332,7 +332,7 @@ class YOLOv5(nn.Module):
         levels = [inside[:, part] for part in grid.slices()]
         weights = [
             balance * level / jnp.maximum(level.sum(), 1)
-            for balance, level in zip(self.level_balance, levels)
+            for balance, level in zip(self.level_balance, levels, strict=True)
         ]
         return jnp.concatenate(weights, axis=1)
 
@@ -355,7 +355,7 @@ class YOLOv5(nn.Module):
         return [rows[..., :4], rows[..., 4], rows[..., 5:]]
 
     def boxes(self, xywh: jax.Array, grid: anchors_lib.Grid, which=slice(None)) -> jax.Array:
-        """xyxy px of predicted xywh [..., M, 4], of all rows of a grid or `which` [M] of them."""
+        """Xyxy px of predicted xywh [..., M, 4], of all rows of a grid or `which` [M] of them."""
         cells = list(map(anchors_lib.sized_anchors, self.anchor_sizes, self.strides))
         stride = grid.stride()[which][:, None]  # [M, 1] px
         anchors = boxes_lib.xyxy_to_cxcywh(grid.anchors(cells))[which]  # around middles of cells

@@ -4,7 +4,7 @@ Parameter paths of a corner: `pool/{first,second,pooled,shortcut,out}/{conv,norm
 map `heat_conv/conv`, `heat`, `offset_conv/conv`, `offset`, `tag_conv/conv`, `tag`.
 """
 
-from typing import Callable, Mapping
+from collections.abc import Callable, Mapping
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -43,7 +43,7 @@ class CornerPooling(nn.Module):
 
         pooled = sum(
             corner_pool.corner_pool(conv(name, self.pool_width, 3, nn.relu)(x, train), direction)
-            for name, direction in zip(("first", "second"), self.directions)
+            for name, direction in zip(("first", "second"), self.directions, strict=True)
         )
         y = conv("pooled", width)(pooled, train) + conv("shortcut", width, 1)(x, train)
         return conv("out", width, activation=nn.relu)(nn.relu(y), train)

@@ -1,6 +1,6 @@
 """Convolutional towers shared by all pyramid levels, as dense one-stage detectors have them."""
 
-from typing import Callable, Mapping
+from collections.abc import Callable, Mapping
 
 import jax.numpy as jnp
 from flax import linen as nn

@@ -14,8 +14,7 @@ from flax import linen as nn
 from jax import lax
 
 from detlab import layers
-from detlab.ops import coders
-from detlab.ops import gradient
+from detlab.ops import coders, gradient
 
 
 class RepPointsHead(nn.Module):
@@ -90,12 +89,13 @@ class RepPointsHead(nn.Module):
         if self.use_grid_points:
             refine_boxes = tuple(
                 coders.decode_deltas(lax.stop_gradient(boxes), x)
-                for boxes, x in zip(init_boxes, predicted)
+                for boxes, x in zip(init_boxes, predicted, strict=True)
             )
             refine_points = tuple(grid(boxes, side) for boxes in refine_boxes)
         else:
             refine_points = tuple(
-                lax.stop_gradient(points) + x for points, x in zip(init_points, predicted)
+                lax.stop_gradient(points) + x
+                for points, x in zip(init_points, predicted, strict=True)
             )
             refine_boxes = tuple(boxes_around(x, self.transform, transfer) for x in refine_points)
 

@@ -69,7 +69,7 @@ def evaluate(ground_truth, predictions, class_names):
         }
         for label, name in enumerate(class_names)
     ]
-    return {**dict(zip(SUMMARY, map(float, evaluator.stats))), "classes": classes}
+    return {**dict(zip(SUMMARY, map(float, evaluator.stats), strict=True)), "classes": classes}
 
 
 def _index(boxes, num_images, num_classes, **columns):
@@ -89,12 +89,12 @@ def _index(boxes, num_images, num_classes, **columns):
         **columns,
     }
     # Lists of Python numbers: pycocotools is slow on NumPy scalars.
-    rows = zip(*(column.tolist() for column in columns.values()))
+    rows = zip(*(column.tolist() for column in columns.values()), strict=True)
     index = coco_lib.COCO()
     index.dataset = {
         "images": [{"id": image + 1} for image in range(num_images)],
         "categories": [{"id": label + 1} for label in range(num_classes)],
-        "annotations": [dict(zip(columns, row)) for row in rows],
+        "annotations": [dict(zip(columns, row, strict=True)) for row in rows],
     }
     index.createIndex()
     return index

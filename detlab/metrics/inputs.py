@@ -81,8 +81,10 @@ def flatten(ground_truth, predictions, num_classes):
 
     # The empty arrays give the types where there is no image at all.
     no_box = (np.zeros(0, int), np.zeros((0, 4), np.float32), np.zeros(0, np.int32))
-    objects = zip((*no_box, np.zeros(0, bool), np.zeros(0, np.float32)), *truths.values())
-    detected = zip((*no_box, np.zeros(0)), *detections)
+    objects = zip(
+        (*no_box, np.zeros(0, bool), np.zeros(0, np.float32)), *truths.values(), strict=True
+    )
+    detected = zip((*no_box, np.zeros(0)), *detections, strict=True)
     return Objects(*map(np.concatenate, objects)), Detected(*map(np.concatenate, detected))
 
 

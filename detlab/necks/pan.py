@@ -6,7 +6,7 @@ Parameter paths: `reduce5/{conv,norm}`, `down_block4/...`, `reduce4`, `down_bloc
 `up_block4`, `up4`, `up_block5`: down the pyramid to the finest level, and up again.
 """
 
-from typing import Callable
+from collections.abc import Callable
 
 import jax.numpy as jnp
 from flax import linen as nn

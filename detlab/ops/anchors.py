@@ -116,7 +116,7 @@ class Grid(NamedTuple):
     def slices(self):
         """Where the priors of each level lie among the N of all levels: a list of slices."""
         ends = np.cumsum([0, *self._counts()])
-        return [slice(start, end) for start, end in zip(ends, ends[1:])]
+        return [slice(start, end) for start, end in zip(ends, ends[1:], strict=True)]
 
     def level(self):
         """[N] int32, counted from the finest."""
@@ -137,12 +137,12 @@ class Grid(NamedTuple):
         """
         if len(cells) != len(self.strides):
             raise ValueError(f"anchors of {len(cells)} levels for a grid of {len(self.strides)}")
-        levels = zip(cells, self.strides, self.shapes)
+        levels = zip(cells, self.strides, self.shapes, strict=True)
         return jnp.concatenate([grid_anchors(*level) for level in levels])
 
     def points(self, offset=0.0):
         """The points of all levels, [N, 2] float32 x, y px; offset in strides from the corner."""
-        levels = zip(self.strides, self.shapes)
+        levels = zip(self.strides, self.shapes, strict=True)
         return jnp.concatenate([grid_points(*level, offset) for level in levels])
 
     def inside(self, image_size):
@@ -157,7 +157,9 @@ class Grid(NamedTuple):
         """
         height, width = image_size[0], image_size[1]
         levels = []
-        for (rows, columns), stride, count in zip(self.shapes, self.strides, self.per_cell):
+        for (rows, columns), stride, count in zip(
+            self.shapes, self.strides, self.per_cell, strict=True
+        ):
             # row < ceil(height / stride), in integers
             in_rows = jnp.arange(rows) * stride < height
             in_columns = jnp.arange(columns) * stride < width
@@ -167,7 +169,8 @@ class Grid(NamedTuple):
 
     def _counts(self):
         return [
-            rows * columns * count for (rows, columns), count in zip(self.shapes, self.per_cell)
+            rows * columns * count
+            for (rows, columns), count in zip(self.shapes, self.per_cell, strict=True)
         ]
 
 

@@ -22,7 +22,7 @@ def level_scores(grid, logits, image_size):
     """
     inside = jax.vmap(grid.inside)(image_size)  # [B, N]
     levels = []
-    for level, part in zip(logits, grid.slices()):
+    for level, part in zip(logits, grid.slices(), strict=True):
         scores = jax.nn.sigmoid(level.reshape(len(level), part.stop - part.start, -1))
         levels.append(jnp.where(inside[:, part, None], scores, 0.0))
     return levels
@@ -56,7 +56,7 @@ def level_pairs(levels, count):
         best, row, label = best_pairs(scores, count)
         found.append((best, row + start, label))
         start += len(scores)
-    return tuple(jnp.concatenate(parts) for parts in zip(*found))
+    return tuple(jnp.concatenate(parts) for parts in zip(*found, strict=True))
 
 
 def usable(boxes):

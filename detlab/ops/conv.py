@@ -8,7 +8,7 @@ own convolution and its own gradients.
 """
 
 import functools
-from typing import Callable, Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -134,7 +134,7 @@ def _gradients_3x3(stride, padding, x, kernel, dy):
 
 
 def _kernel_gradient(kernel_shape, stride, padding, x, dy):
-    """d kernel[i, j] = sum over positions of x shifted by (i, j), outer product with dy.
+    """D kernel[i, j] = sum over positions of x shifted by (i, j), outer product with dy.
 
     One matrix product a kernel row: its kw shifted copies of x stand side by side as channels.
     """

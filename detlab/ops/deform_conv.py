@@ -17,8 +17,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jax import custom_batching
-from jax import lax
+from jax import custom_batching, lax
 
 from detlab.ops import sample
 
@@ -95,7 +94,7 @@ def deform_conv_levels(
     kh, kw, depth, cout = kernel.shape
     taps = kh * kw
     sizes, cells, corners, start = [], [], [], 0
-    for x, level_offsets, mask in zip(maps, offsets, masks):
+    for x, level_offsets, mask in zip(maps, offsets, masks, strict=True):
         fits = x.ndim == 3 and x.shape[2] == depth * groups and x.shape[2] % deform_groups == 0
         if not fits or cout % groups:
             raise ValueError(
@@ -104,7 +103,7 @@ def deform_conv_levels(
             )
         size = tuple(
             (s + 2 * padding - dilation * (k - 1) - 1) // stride + 1
-            for s, k in zip(x.shape[:2], (kh, kw))
+            for s, k in zip(x.shape[:2], (kh, kw), strict=True)
         )
         for name, array, per_tap in (("offsets", level_offsets, 2), ("mask", mask, 1)):
             expected = (*size, deform_groups * taps * per_tap)
@@ -125,17 +124,17 @@ def deform_conv_levels(
         cells.append(padded)
         start += len(padded)
     if not cells:
-        return tuple(jnp.zeros((*size, cout), x.dtype) for size, x in zip(sizes, maps))
+        return tuple(jnp.zeros((*size, cout), x.dtype) for size, x in zip(sizes, maps, strict=True))
 
     width = next(size[1] for size in sizes if 0 not in size)
-    index, weight = (jnp.concatenate(parts) for parts in zip(*corners))  # [P, T, E, 4]
+    index, weight = (jnp.concatenate(parts) for parts in zip(*corners, strict=True))  # [P, T, E, 4]
     fill = ((0, -len(index) % width), (0, 0), (0, 0), (0, 0))  # the last row is a whole one
     kernel = kernel.reshape(taps, depth, groups, cout // groups).swapaxes(1, 2)
     out = _convolve(
         width, jnp.concatenate(cells), jnp.pad(index, fill), jnp.pad(weight, fill), kernel
     )  # [P, Cout]
     results, start = [], 0
-    for size, x in zip(sizes, maps):
+    for size, x in zip(sizes, maps, strict=True):
         end = start + size[0] * size[1]
         results.append(out[start:end].reshape(*size, cout).astype(x.dtype))
         start = end

@@ -1,13 +1,13 @@
 """Proposals from the maps of a region proposal network (arXiv:1506.01497, 3.1), for one image."""
 
-from typing import Any, NamedTuple, Sequence
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from detlab.ops import candidates
-from detlab.ops import coders
+from detlab.ops import candidates, coders
 from detlab.ops import nms as nms_lib
 
 Array = Any
@@ -47,9 +47,9 @@ def propose(
     """
     rows = []
     most = min(per_level, max(len(level) for level in logits))
-    for level in zip(logits, deltas, anchors, inside):
+    for level in zip(logits, deltas, anchors, inside, strict=True):
         rows.append(_best(*level, image_size, most, per_level, delta_stds))
-    boxes, scores, valid = (jnp.stack(parts) for parts in zip(*rows))  # [L, most, ...]
+    boxes, scores, valid = (jnp.stack(parts) for parts in zip(*rows, strict=True))  # [L, most, ...]
 
     def one_level(boxes, scores, valid):
         kept, keep = nms_lib.nms(boxes, scores, valid, nms_iou, most)

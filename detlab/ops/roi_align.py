@@ -15,12 +15,12 @@ Letters: R RoIs, L levels, D channels, S bins along one side.
 """
 
 import functools
-from typing import NamedTuple, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import custom_batching
-from jax import lax
+from jax import custom_batching, lax
 
 from detlab.ops import sample
 
@@ -206,7 +206,9 @@ def _backward_whole(static, level, grid, dy):
     dy = jnp.where(_column(level < len(counts)), dy, 0)
     total = _spread(static, total, grid, dy, sequential=False)
     totals = jnp.split(total, [sum(counts[:i]) for i in range(1, len(counts))])
-    return tuple(t.reshape(s).astype(static.dtype) for t, s in zip(totals, static.shapes))
+    return tuple(
+        t.reshape(s).astype(static.dtype) for t, s in zip(totals, static.shapes, strict=True)
+    )
 
 
 def _forward_loops(static, features, level, grid):
@@ -216,7 +218,7 @@ def _forward_loops(static, features, level, grid):
     """
     order, starts = _by_level(static, level)
     out = jnp.zeros((level.size, *static.output, static.shapes[0][2]), static.dtype)
-    for first, last, maps in zip(starts, starts[1:], features):
+    for first, last, maps in zip(starts, starts[1:], features, strict=True):
         cells = maps.reshape(-1, maps.shape[-1])
 
         def step(i, out, cells=cells):
@@ -237,7 +239,7 @@ def _backward_loops(static, level, grid, dy):
         return _spread(static, total, _one(grid, order[i], len(total)), one, sequential=True)
 
     gradients = []
-    for first, last, (height, width, depth) in zip(starts, starts[1:], static.shapes):
+    for first, last, (height, width, depth) in zip(starts, starts[1:], static.shapes, strict=True):
         total = jnp.zeros((len(level) * height * width, depth), static.accumulator)
         total = lax.fori_loop(first, last, step, total).astype(static.dtype)
         gradients.append(total.reshape(-1, height, width, depth))

@@ -24,14 +24,14 @@ import pathlib
 import re
 import shutil
 import sys
-from typing import Any, Mapping, NamedTuple, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from flax import traverse_util
 
-from detlab import errors
-from detlab import types
+from detlab import errors, types
 
 
 class Weights(NamedTuple):

@@ -5,11 +5,7 @@ import time
 
 import jax
 
-from detlab import data_sets
-from detlab import distributed
-from detlab import evaluation
-from detlab import files
-from detlab import sharding
+from detlab import data_sets, distributed, evaluation, files, sharding
 from detlab.run import setup as setup_lib
 from detlab.run import state as state_lib
 from detlab.run import step as step_lib

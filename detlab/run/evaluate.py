@@ -4,11 +4,8 @@ from typing import NamedTuple
 
 import tqdm
 
-from detlab import distributed
-from detlab import evaluation
-from detlab import files
+from detlab import distributed, evaluation, files, types
 from detlab import predictions as predictions_lib
-from detlab import types
 from detlab.run import checkpoint
 from detlab.run import log as log_lib
 from detlab.run import setup as setup_lib

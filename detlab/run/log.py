@@ -11,8 +11,7 @@ import pathlib
 import time
 
 from tensorboardX import event_file_writer
-from tensorboardX.proto import event_pb2
-from tensorboardX.proto import summary_pb2
+from tensorboardX.proto import event_pb2, summary_pb2
 
 from detlab import errors
 

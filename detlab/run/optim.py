@@ -5,7 +5,8 @@ that decay, those of `no_decay`, and the biases, whose learning rate may warm up
 """
 
 import re
-from typing import Any, Mapping, NamedTuple, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp

@@ -5,8 +5,7 @@ import pathlib
 import jax
 import tqdm
 
-from detlab import distributed
-from detlab import errors
+from detlab import distributed, errors
 
 
 class Profiler:

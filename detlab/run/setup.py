@@ -4,9 +4,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from detlab import contract
-from detlab import data_sets
-from detlab import sharding
+from detlab import contract, data_sets, sharding
 from detlab.data import plan
 from detlab.run import length as length_lib
 from detlab.run import optim
@@ -64,7 +62,7 @@ def _describe(config, optimizer: optim.Optimizer, params, num_images: int) -> No
     """Prints the size of the model, the learning rate and the devices."""
     labels = jax.tree.leaves(optimizer.labels)
     sizes = [x.size for x in jax.tree.leaves(params)]
-    trained = sum(n for n, label in zip(sizes, labels) if label == "train")
+    trained = sum(n for n, label in zip(sizes, labels, strict=True) if label == "train")
     print(f"{config.detector}: {sum(sizes) / 1e6:.2f} M parameters, {trained / 1e6:.2f} M trained")
     reference = config.optim.lr_batch_size
     if reference and reference != config.train.batch_size:

@@ -3,17 +3,14 @@
 import pathlib
 import re
 import time
-from typing import Any, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from detlab import contract
-from detlab import errors
-from detlab import sharding
-from detlab import types
-from detlab.run import checkpoint
-from detlab.run import optim
+from detlab import contract, errors, sharding, types
+from detlab.run import checkpoint, optim
 
 
 def initial(

@@ -7,16 +7,14 @@ while the next one runs.
 import contextlib
 import math
 import time
-from typing import Any, Callable, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import tqdm
 
-from detlab import distributed
-from detlab import errors
-from detlab import sharding
-from detlab import types
+from detlab import distributed, errors, sharding, types
 from detlab.data import batch as batch_lib
 from detlab.run import log as log_lib
 from detlab.run import optim

@@ -3,15 +3,15 @@
 All of it is a pure function of arrays, compiled by `detlab.run.step`.
 """
 
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
 
-from detlab import contract
-from detlab import types
+from detlab import contract, types
 from detlab.run import optim
 
 

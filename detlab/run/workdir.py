@@ -4,11 +4,7 @@ import json
 import pathlib
 
 from detlab import config as config_lib
-from detlab import contract
-from detlab import distributed
-from detlab import environment
-from detlab import errors
-from detlab import files
+from detlab import contract, distributed, environment, errors, files
 from detlab.run import checkpoint
 
 # Keys that change no number of a run, so that it may be resumed with others.

@@ -15,14 +15,9 @@ if __name__ == "__main__":
 
 import numpy as np
 
-from detlab import checks
-from detlab import contract
-from detlab import data_sets
-from detlab import errors
-from detlab import files
+from detlab import checks, contract, data_sets, errors, files
 from detlab.darknet import networks as darknet_networks
-from detlab.data import anchor_fit
-from detlab.data import settings
+from detlab.data import anchor_fit, settings
 
 
 def main(arguments: list[str]) -> None:

@@ -36,7 +36,7 @@ def plot_run(rows, output_png):
     # A figure of its own: pyplot would keep it in a global list and might look for a window.
     figure = figure_lib.Figure(figsize=(8, 3 * len(panels)), layout="constrained")
     axes = figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0]
-    for axis, (title, curves) in zip(axes, panels.items()):
+    for axis, (title, curves) in zip(axes, panels.items(), strict=True):
         for name, steps, values in curves:
             # Few values, as of evaluations, are marked: a single one has no line.
             axis.plot(

@@ -23,7 +23,8 @@ def program(**rules):
 
 @functools.cache
 def meet(num_rows):
-    def compute(entries, labels, predicted=np.full(num_rows, -1)):
+    def compute(entries, labels, predicted=None):
+        predicted = np.full(num_rows, -1) if predicted is None else predicted
         return darknet.meet(entries, labels, num_rows, 3, predicted)
 
     return tiny.jit(compute)

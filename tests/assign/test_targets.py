@@ -4,8 +4,7 @@ import jax
 import numpy as np
 import tiny
 
-from detlab.assign import max_iou
-from detlab.assign import targets
+from detlab.assign import max_iou, targets
 
 
 def test_only_positive_entries_keep_their_values():

@@ -9,8 +9,7 @@ import pytest
 import tiny
 from flax import traverse_util
 
-from detlab.backbones import hourglass
-from detlab.backbones import resnet
+from detlab.backbones import hourglass, resnet
 
 SMALL = dict(channels=(4, 4, 6), blocks=(1, 1, 2))
 KEY = jax.random.key(0)

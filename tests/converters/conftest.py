@@ -6,8 +6,7 @@ import pth_writer
 import pytest
 
 from detlab.converters import target
-from detlab.converters.tables import mmdet_retinanet
-from detlab.converters.tables import torchvision_resnet
+from detlab.converters.tables import mmdet_retinanet, torchvision_resnet
 
 
 @pytest.fixture

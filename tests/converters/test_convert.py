@@ -8,10 +8,7 @@ import conversions
 import pytest
 
 from detlab import errors
-from detlab.converters import convert
-from detlab.converters import download
-from detlab.converters import families
-from detlab.converters import named
+from detlab.converters import convert, download, families, named
 
 
 def test_a_url_is_fetched_first(config_file, mmdet_file, shapes, tmp_path, monkeypatch):

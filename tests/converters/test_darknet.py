@@ -3,8 +3,8 @@
 import json
 import struct
 import time
-import types
 import tracemalloc
+import types
 
 import numpy as np
 import pytest

@@ -13,12 +13,14 @@ import zipfile
 import numpy as np
 import pytest
 
-from detlab.converters.readers import contents
-from detlab.converters.readers import darknet
-from detlab.converters.readers import files
-from detlab.converters.readers import npz_file
-from detlab.converters.readers import safetensors_file
-from detlab.converters.readers import torch_file
+from detlab.converters.readers import (
+    contents,
+    darknet,
+    files,
+    npz_file,
+    safetensors_file,
+    torch_file,
+)
 from detlab.converters.writers import safetensors_file as safetensors_writer
 from detlab.converters.writers import torch_file as torch_writer
 from detlab.converters.writers import whole

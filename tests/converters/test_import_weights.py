@@ -9,10 +9,8 @@ import numpy as np
 import pytest
 import tables
 
-from detlab import contract
-from detlab import errors
-from detlab.converters import mapping
-from detlab.converters import target
+from detlab import contract, errors
+from detlab.converters import mapping, target
 from detlab.converters.tables import mmdet_retinanet
 from detlab.run import checkpoint
 from detlab.run import state as state_lib

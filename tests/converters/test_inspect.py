@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from detlab.converters import inspect_file
-from detlab.converters.readers import contents
-from detlab.converters.readers import files
+from detlab.converters.readers import contents, files
 from detlab.converters.writers import safetensors_file as writer
 from detlab.darknet import cfg as darknet_cfg
 

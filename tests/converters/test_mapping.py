@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from detlab.converters import mapping
-from detlab.converters.tables import mmdet_retinanet
-from detlab.converters.tables import torchvision_resnet
+from detlab.converters.tables import mmdet_retinanet, torchvision_resnet
 
 TABLE = mapping.Table(
     "toy",

@@ -8,10 +8,7 @@ import pytest
 import tables as table_runs
 import tiny
 
-from detlab.converters import mapping
-from detlab.converters import named
-from detlab.converters import sources
-from detlab.converters import tables
+from detlab.converters import mapping, named, sources, tables
 
 
 def fits(source, entry):

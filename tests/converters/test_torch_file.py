@@ -14,8 +14,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from detlab.converters.readers import pickle_machine
-from detlab.converters.readers import torch_file
+from detlab.converters.readers import pickle_machine, torch_file
 from detlab.converters.writers import torch_file as torch_writer
 
 ONE = np.ones(1, np.float32)

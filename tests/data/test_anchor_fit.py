@@ -3,10 +3,7 @@
 import numpy as np
 import pytest
 
-from detlab.data import anchor_fit
-from detlab.data import augment
-from detlab.data import records
-from detlab.data import settings
+from detlab.data import anchor_fit, augment, records, settings
 
 PLANTED = np.array([(10, 14), (30, 25), (24, 80), (100, 60), (150, 210.0)])
 

@@ -7,8 +7,7 @@ import pictures
 import pytest
 
 from detlab.data import augment as augment_lib
-from detlab.data import settings
-from detlab.data import shapes
+from detlab.data import settings, shapes
 
 
 def test_resize_choices_give_the_sizes_they_say():

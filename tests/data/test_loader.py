@@ -6,12 +6,7 @@ import numpy as np
 import pictures
 import pytest
 
-from detlab.data import coco
-from detlab.data import loader
-from detlab.data import records
-from detlab.data import settings
-from detlab.data import shapes
-from detlab.data import voc
+from detlab.data import coco, loader, records, settings, shapes, voc
 
 
 class Kept:

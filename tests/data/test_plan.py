@@ -5,8 +5,7 @@ import pictures
 import pytest
 
 from detlab import config as config_lib
-from detlab.data import plan
-from detlab.data import settings
+from detlab.data import plan, settings
 
 
 def test_images_go_to_the_canvas_that_shows_them_largest():
@@ -76,7 +75,7 @@ def test_an_epoch_shows_every_image_exactly_once_on_any_number_of_processes(proc
         for p in range(processes)
     ]
     index, tall = [], []
-    for step, shares in enumerate(zip(*streams, strict=True)):
+    for shares in zip(*streams, strict=True):
         shapes_of_step = {share.batch.images.shape for share in shares}
         assert len(shapes_of_step) == 1 and shapes_of_step.pop()[0] == 6 // processes
         index += [i for share in shares for i in share.batch.index.tolist()]

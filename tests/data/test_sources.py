@@ -247,7 +247,7 @@ def test_more_data_of_other_classes_or_with_unknown_keys_are_refused(tmp_path, s
 def test_more_data_can_be_typed_and_are_kept_with_the_checkpoint(tmp_path):
     config = common.base("retinanet")
     coco_block(tmp_path)
-    text = "{'source': 'coco', 'root': %r, 'train_annotations': 'a.json'}" % str(tmp_path)
+    text = f"{{'source': 'coco', 'root': {str(tmp_path)!r}, 'train_annotations': 'a.json'}}"
     config_lib.override(config, "data.source", "coco")
     config_lib.override(config, "data.root", str(tmp_path))
     config_lib.override(config, "data.train_annotations", "a.json")

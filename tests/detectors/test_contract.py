@@ -16,8 +16,7 @@ from ml_collections import ConfigDict
 from detlab import contract
 from detlab.experiments import common
 from detlab.ops import conv as conv_lib
-from detlab.run import checkpoint
-from detlab.run import optim
+from detlab.run import checkpoint, optim
 from detlab.run import state as state_lib
 
 KEY = jax.random.key(0)
@@ -81,12 +80,12 @@ def test_targets_are_finite_everywhere_and_zeros_where_there_is_no_object(subjec
         real=np.array([True, False]),
     )
     learned = 0
-    for batch in (batch, ignored):
-        found = jax.device_get(subject.targets(*subject.variables, batch, KEY))
+    for given in (batch, ignored):
+        found = jax.device_get(subject.targets(*subject.variables, given, KEY))
         for name, targets in found.items():
             assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(targets))
             positive = targets.status == 1
-            assert positive.any(1).tolist() == batch.valid.any(1).tolist()
+            assert positive.any(1).tolist() == given.valid.any(1).tolist()
             for key, values in targets.values.items():
                 of_entries = values.shape[:2] == positive.shape  # else a map, [B, H, W, ...]
                 learns = positive if of_entries else positive.any(1)

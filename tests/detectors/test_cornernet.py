@@ -9,8 +9,7 @@ import pytest
 import tables
 import tiny
 
-from detlab import contract
-from detlab import views
+from detlab import contract, views
 from detlab.converters.tables import mmdet_cornernet
 from detlab.detectors import cornernet
 
@@ -133,7 +132,7 @@ def colours(names, **fields):
 def test_the_mirror_image_adds_its_pairs_where_they_lie_in_the_image():
     images = np.zeros((2, 64, 96, 3), np.uint8)
     sizes = np.int32([[64, 96], [48, 80]])
-    for image, (_, width) in zip(images, sizes):
+    for image in images:
 
         def paint(row, column, colour):
             image[4 * row : 4 * row + 4, 4 * column : 4 * column + 4] = colour

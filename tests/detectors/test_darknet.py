@@ -5,8 +5,7 @@ import numpy as np
 import pytest
 import tiny
 
-from detlab import contract
-from detlab import types
+from detlab import contract, types
 from detlab.darknet import cfg as darknet_cfg
 from detlab.detectors import darknet
 

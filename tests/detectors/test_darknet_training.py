@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 import tiny
 
-from detlab import contract
-from detlab import types
+from detlab import contract, types
 from detlab.detectors import darknet
 
 FIELDS = tiny.TINY["darknet"].fields

@@ -7,8 +7,7 @@ import pytest
 import tiny
 
 from detlab import contract
-from detlab.detectors import ghm
-from detlab.detectors import retinanet
+from detlab.detectors import ghm, retinanet
 from detlab.run import checkpoint
 
 TINY = tiny.TINY["ghm"].fields

@@ -10,8 +10,7 @@ import pytest
 import tables
 import tiny
 
-from detlab import contract
-from detlab import types
+from detlab import contract, types
 from detlab.converters import mapping
 from detlab.converters.tables import mmdet_yolov3
 from detlab.detectors import yolov3

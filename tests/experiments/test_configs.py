@@ -13,18 +13,12 @@ import pytest
 import tiny
 from ml_collections import ConfigDict
 
-from detlab import checks
+from detlab import checks, contract, errors
 from detlab import config as config_lib
-from detlab import contract
-from detlab import errors
-from detlab.data import augment
-from detlab.data import plan
-from detlab.data import settings
+from detlab.data import augment, plan, settings
 from detlab.experiments import common
-from detlab.run import checkpoint
-from detlab.run import optim
+from detlab.run import checkpoint, optim
 from detlab.run import state as state_lib
-
 
 # Variants of experiments that list none, as it may be a path, or very many.
 SOME_VARIANTS = {

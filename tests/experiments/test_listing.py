@@ -6,9 +6,7 @@ import re
 import pytest
 
 from detlab import config as config_lib
-from detlab import errors
-from detlab import experiments
-from detlab import listing
+from detlab import errors, experiments, listing
 
 DATA = {"coco": "COCO 2017", "voc": "VOC 07+12", "shapes": "shapes", "wider": "WIDER FACE"}
 

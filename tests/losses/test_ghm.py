@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import tiny
 
-from detlab.losses import cross_entropy
-from detlab.losses import ghm
+from detlab.losses import cross_entropy, ghm
 
 SEED = 0
 

@@ -5,8 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from detlab.losses import focal
-from detlab.losses import heatmap
+from detlab.losses import focal, heatmap
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,7 @@
 
 import numpy as np
 
-from detlab.ops import anchors
-from detlab.ops import candidates
+from detlab.ops import anchors, candidates
 
 
 def sorted_pairs(scores):

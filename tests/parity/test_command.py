@@ -5,9 +5,7 @@ import json
 import parity_runs
 import pytest
 
-from benchmarks.parity import cases
-from benchmarks.parity import mmdet
-from benchmarks.parity import references
+from benchmarks.parity import cases, mmdet, references
 from detlab import errors
 
 

@@ -6,9 +6,7 @@ import numpy as np
 import parity_runs
 import pytest
 
-from benchmarks.parity import cases
-from benchmarks.parity import errors
-from benchmarks.parity import mmdet
+from benchmarks.parity import cases, errors, mmdet
 from detlab import types
 from detlab.converters import mapping
 from detlab.ops import boxes as boxes_lib

@@ -4,8 +4,7 @@ import parity_runs
 import pytest
 
 from benchmarks.parity import cases as cases_lib
-from benchmarks.parity import mmdet
-from benchmarks.parity import references
+from benchmarks.parity import mmdet, references
 
 TWINS = parity_runs.parameters(parity_runs.runnable("small", mmdet.RUNNER), parity_runs.every_day())
 

@@ -5,10 +5,7 @@ import shutil
 
 import pytest
 
-from benchmarks import experiment
-from benchmarks import kills
-from benchmarks import memory
-from benchmarks import train_step
+from benchmarks import experiment, kills, memory, train_step
 
 
 def test_a_finished_run_is_summarised_without_paths(tiny_run):

@@ -7,15 +7,9 @@ import sys
 
 import pytest
 
-from benchmarks import command
-from benchmarks import fine_tuning
-from benchmarks import models
-from benchmarks import overfit
-from benchmarks import peers
-from benchmarks import turns
+from benchmarks import command, fine_tuning, models, overfit, peers, turns
 from detlab import config as config_lib
-from detlab import detectors
-from detlab import errors
+from detlab import detectors, errors
 
 
 def test_a_misspelt_model_is_named_with_the_nearest():

@@ -8,14 +8,9 @@ import numpy as np
 import pytest
 
 from detlab import config as config_lib
-from detlab import demo
+from detlab import demo, errors, media, trained, types
 from detlab import detect as detect_lib
-from detlab import errors
-from detlab import media
-from detlab import trained
-from detlab import types
-from detlab.data import settings
-from detlab.data import shapes
+from detlab.data import settings, shapes
 
 
 @pytest.fixture(scope="module")

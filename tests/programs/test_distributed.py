@@ -17,12 +17,8 @@ import jax
 import numpy as np
 import pytest
 
-from detlab import data_sets
-from detlab import distributed
-from detlab import errors
-from detlab import train
-from detlab.data import shapes
-from detlab.data import wrappers
+from detlab import data_sets, distributed, errors, train
+from detlab.data import shapes, wrappers
 from detlab.run import checkpoint
 from detlab.run import log as log_lib
 

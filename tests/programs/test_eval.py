@@ -11,17 +11,11 @@ import numpy as np
 import pytest
 
 from detlab import config as config_lib
-from detlab import errors
+from detlab import errors, evaluation, files, sharding, types
 from detlab import eval as eval_lib
-from detlab import evaluation
-from detlab import files
 from detlab import predictions as predictions_lib
-from detlab import sharding
-from detlab import types
 from detlab.data import batch as batch_lib
-from detlab.data import records
-from detlab.data import shapes
-from detlab.data import transforms
+from detlab.data import records, shapes, transforms
 
 
 class Renamed:

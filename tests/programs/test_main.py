@@ -9,8 +9,7 @@ import pytest
 
 from detlab import __main__ as main_lib
 from detlab import config as config_lib
-from detlab import environment
-from detlab import errors
+from detlab import environment, errors
 
 PROGRAMS = {name: sub.run for name, sub in main_lib.SUBCOMMANDS.items() if isinstance(sub.run, str)}
 

@@ -9,8 +9,7 @@ import time
 
 import pytest
 
-from benchmarks import overfit
-from benchmarks import release
+from benchmarks import overfit, release
 from detlab import errors
 
 # The committed results

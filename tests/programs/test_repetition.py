@@ -2,8 +2,7 @@
 
 import pytest
 
-from benchmarks import command
-from benchmarks import repetition
+from benchmarks import command, repetition
 from detlab import errors
 
 

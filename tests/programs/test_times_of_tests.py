@@ -9,8 +9,7 @@ import sys
 
 import pytest
 
-from benchmarks import command
-from benchmarks import test_times
+from benchmarks import command, test_times
 from detlab import errors
 
 EVERYDAY = """<?xml version="1.0" encoding="utf-8"?>

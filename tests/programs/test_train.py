@@ -17,16 +17,10 @@ import tfds_writer
 from flax import traverse_util
 
 from detlab import config as config_lib
-from detlab import contract
-from detlab import data_sets
-from detlab import demo
-from detlab import distributed
-from detlab import errors
+from detlab import contract, data_sets, demo, distributed, errors, train
 from detlab import eval as eval_lib
-from detlab import train
 from detlab.data import voc
-from detlab.run import checkpoint
-from detlab.run import dry_run
+from detlab.run import checkpoint, dry_run
 from detlab.run import log as log_lib
 from detlab.run import state as state_lib
 from detlab.run import step as step_lib

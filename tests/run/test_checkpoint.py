@@ -13,8 +13,7 @@ import numpy as np
 import optax
 import pytest
 
-from detlab import errors
-from detlab import types
+from detlab import errors, types
 from detlab.run import checkpoint
 
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")

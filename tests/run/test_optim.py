@@ -10,10 +10,8 @@ import pytest
 from flax import traverse_util
 from ml_collections import ConfigDict
 
-from detlab import errors
-from detlab import types
-from detlab.run import checkpoint
-from detlab.run import optim
+from detlab import errors, types
+from detlab.run import checkpoint, optim
 
 # A float32 step for each operation; the references run in float64.
 CLOSE = dict(rtol=1e-5, atol=1e-7)

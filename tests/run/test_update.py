@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from detlab import contract
-from detlab import types
+from detlab import contract, types
 from detlab.detectors import retinanet
 from detlab.experiments import common
 from detlab.run import optim

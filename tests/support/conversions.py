@@ -5,8 +5,7 @@ import pytest
 
 from detlab import config as config_lib
 from detlab import errors
-from detlab.converters import convert
-from detlab.converters import mapping
+from detlab.converters import convert, mapping
 
 CONFIG = """
 from ml_collections import ConfigDict

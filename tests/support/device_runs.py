@@ -16,15 +16,10 @@ from flax import linen as nn
 from flax import traverse_util
 from ml_collections import ConfigDict
 
-from detlab import checks
+from detlab import checks, contract, evaluation, sharding
 from detlab import config as config_lib
-from detlab import contract
-from detlab import evaluation
-from detlab import sharding
 from detlab.data import batch as batch_lib
-from detlab.data import loader
-from detlab.data import settings
-from detlab.data import shapes
+from detlab.data import loader, settings, shapes
 from detlab.experiments import common
 from detlab.run import optim
 from detlab.run import state as state_lib

@@ -5,15 +5,15 @@ import json
 import pathlib
 import re
 import shutil
-from typing import Callable, Iterable, NamedTuple
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 
 from benchmarks.parity import __main__ as program
 from benchmarks.parity import cases as cases_lib
-from benchmarks.parity import mmdet
-from benchmarks.parity import references
+from benchmarks.parity import mmdet, references
 from benchmarks.parity import runner as runner_lib
 
 CASE = "retinanet_r50_fpn"

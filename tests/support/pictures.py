@@ -2,9 +2,7 @@
 
 import numpy as np
 
-from detlab.data import loader
-from detlab.data import records
-from detlab.data import settings
+from detlab.data import loader, records, settings
 
 CANVASES = ((32, 48), (48, 32))
 SIZES = np.array([(20, 40), (40, 20), (30, 30), (64, 90), (90, 64), (10, 11), (33, 21)] * 3)

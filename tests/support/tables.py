@@ -2,13 +2,12 @@
 
 import functools
 import types as python_types
-from typing import Mapping
+from collections.abc import Mapping
 
 import numpy as np
 
 from detlab import contract
-from detlab.converters import mapping
-from detlab.converters import target
+from detlab.converters import mapping, target
 from detlab.run import checkpoint
 
 

@@ -14,8 +14,7 @@ from ml_collections import ConfigDict
 
 from benchmarks import command
 from detlab import config as config_lib
-from detlab import contract
-from detlab import types
+from detlab import contract, types
 
 NUM_CLASSES = 3
 

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from detlab import config as config_lib
-from detlab import contract
-from detlab import errors
+from detlab import contract, errors
 from detlab.data import anchor_fit
 from detlab.experiments import common
 from detlab.tools import fit_anchors

@@ -1,6 +1,7 @@
 """The contract between the parity program and a reference detector, and helpers of several."""
 
-from typing import Any, Callable, Mapping, NamedTuple, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 

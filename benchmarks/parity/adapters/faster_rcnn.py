@@ -100,7 +100,7 @@ def _box_targets(case, box, kept) -> dict[str, np.ndarray]:
 
 
 def _rows(values: np.ndarray, rows) -> np.ndarray:
-    return np.concatenate([of_image[kept] for of_image, kept in zip(values, rows)])
+    return np.concatenate([of_image[kept] for of_image, kept in zip(values, rows, strict=True)])
 
 
 def _rois(boxes: np.ndarray, rows) -> np.ndarray:

@@ -60,7 +60,7 @@ def arrays(case, results: adapter.Results) -> dict[str, np.ndarray]:
     # mmdet's head turns strides into pixels in prediction alone.
     head = case.info["model_cfg"]["bbox_head"]
     unit = head["strides"] if head.get("norm_on_bbox") else [1] * len(distances)
-    found |= {name: x * stride for (name, x), stride in zip(distances.items(), unit)}
+    found |= {name: x * stride for (name, x), stride in zip(distances.items(), unit, strict=True)}
 
     labels, background = adapter.object_labels(case, targets), case.info["num_classes"]
     items = adapter.delta_items(targets, labels, background, targets.values["distances"])
@@ -81,7 +81,7 @@ def readable(case) -> dict[str, np.ndarray]:
 
 def _limits(head: configs.Reader) -> tuple[float, ...]:
     """Where one level ends and the next begins, of `regress_ranges`, which leave no gap."""
-    low, high = zip(*head.take("regress_ranges", _RANGES))
+    low, high = zip(*head.take("regress_ranges", _RANGES), strict=True)
     if low[0] > 0 or low[1:] != high[:-1] or high[-1] < _INFINITE:
         raise errors.UserError(f"{head.path}.regress_ranges leave out some distances.")
     return tuple(map(float, low[1:]))

@@ -3,8 +3,7 @@
 import numpy as np
 
 from benchmarks.parity import configs
-from benchmarks.parity.adapters import adapter
-from benchmarks.parity.adapters import retinanet
+from benchmarks.parity.adapters import adapter, retinanet
 from detlab.converters.tables import mmdet_ghm
 
 

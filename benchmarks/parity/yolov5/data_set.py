@@ -6,8 +6,7 @@ import re
 
 import numpy as np
 
-from benchmarks.parity import checks
-from benchmarks.parity import runner
+from benchmarks.parity import checks, runner
 from benchmarks.parity.yolov5 import model as model_lib
 from detlab import evaluation
 from detlab.data import coco as coco_data

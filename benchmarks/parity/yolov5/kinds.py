@@ -5,12 +5,10 @@ or published ones on photographs and on a small part of COCO.
 """
 
 import pathlib
-from typing import Mapping
+from collections.abc import Mapping
 
 from benchmarks.parity import runner
-from benchmarks.parity.yolov5 import data_set
-from benchmarks.parity.yolov5 import made_up
-from benchmarks.parity.yolov5 import photographs
+from benchmarks.parity.yolov5 import data_set, made_up, photographs
 
 
 def knows(info: Mapping) -> bool:

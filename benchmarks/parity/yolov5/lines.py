@@ -1,6 +1,6 @@
 """Lines of cases with made-up weights: stages, targets, losses and their gradients."""
 
-from typing import Mapping
+from collections.abc import Mapping
 
 import jax
 import numpy as np

@@ -2,22 +2,20 @@
 
 import pathlib
 import re
-from typing import Any, Mapping
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.parity import checks
-from benchmarks.parity import runner
+from benchmarks.parity import checks, runner
 from benchmarks.parity.yolov5 import lines as lines_lib
 from benchmarks.parity.yolov5 import model as model_lib
 from benchmarks.parity.yolov5 import weights
-from detlab import errors
-from detlab import types
+from detlab import errors, types
 from detlab.converters import mapping
-from detlab.converters.readers import contents
-from detlab.converters.readers import npz_file
+from detlab.converters.readers import contents, npz_file
 from detlab.detectors import yolov5
 from detlab.ops import boxes as boxes_lib
 
@@ -61,7 +59,7 @@ def run(
     found = jax.device_get(compute(model.variables, _batch(arrays)))
 
     lines = lines_lib.stages(info["stages"], found["stages"], model.module)
-    for level, (raw, head) in enumerate(zip(found["raw"], info["heads"])):
+    for level, (raw, head) in enumerate(zip(found["raw"], info["heads"], strict=True)):
         step = head["raw_stride"]
         mine = raw[:, :, ::step, ::step]
         lines.append(checks.array_map(f"map raw{level}", mine, arrays[f"raw{level}"]))

@@ -6,25 +6,19 @@ Which network the weights are of is found out as `converters.convert` does for a
 import math
 import pathlib
 import types as python_types
-from typing import Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.parity import cases
-from benchmarks.parity import checks
-from benchmarks.parity import runner
-from detlab import errors
-from detlab import types
-from detlab.converters import mapping
-from detlab.converters import target
-from detlab.converters.readers import contents
-from detlab.converters.readers import files
+from benchmarks.parity import cases, checks, runner
+from detlab import errors, types
+from detlab.converters import mapping, target
+from detlab.converters.readers import contents, files
 from detlab.converters.tables import yolov5 as yolov5_table
-from detlab.data import records
-from detlab.data import transforms
+from detlab.data import records, transforms
 from detlab.detectors import yolov5
 from detlab.ops import nms as nms_lib
 
@@ -114,7 +108,7 @@ def _suppress_moved(candidates: types.Detections, module: yolov5.YOLOv5) -> type
 
 
 def shift(module: yolov5.YOLOv5) -> float:
-    """px by which the reference moves each class: of release 3.0, and of 7.0."""
+    """Px by which the reference moves each class: of release 3.0, and of 7.0."""
     return 4096.0 if module.block == "csp" else 7680.0
 
 
@@ -169,6 +163,6 @@ def head_by_head(module, rows, maps):
     parts = jnp.split(rows, ends[:-1], axis=1)
     parts = [
         by_anchor(module, part.reshape(*x.shape[:3], -1)).reshape(*part.shape)
-        for part, x in zip(parts, maps)
+        for part, x in zip(parts, maps, strict=True)
     ]
     return jnp.concatenate(parts, axis=1)

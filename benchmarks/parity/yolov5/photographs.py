@@ -6,8 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.parity import checks
-from benchmarks.parity import runner
+from benchmarks.parity import checks, runner
 from benchmarks.parity.yolov5 import model as model_lib
 from detlab.converters.readers import npz_file
 from detlab.ops import boxes as boxes_lib

@@ -9,16 +9,10 @@ import pytest
 import tables
 
 from detlab import config as config_lib
-from detlab import contract
-from detlab import errors
-from detlab.converters import convert
-from detlab.converters import mapping
-from detlab.converters import named
-from detlab.converters import sources
-from detlab.converters import target
+from detlab import contract, errors
+from detlab.converters import convert, mapping, named, sources, target
 from detlab.converters.families import yolov5 as family
-from detlab.converters.readers import contents
-from detlab.converters.readers import torch_file
+from detlab.converters.readers import contents, torch_file
 from detlab.converters.tables import yolov5
 from detlab.run import checkpoint
 

@@ -31,7 +31,7 @@ def main(source: pathlib.Path) -> None:
             kept[name] = values
         elif not name.startswith("train_"):
             entry = info["sampled"].get(name, {"shape": list(values.shape), "step": 1})
-            step = next((p for p in (1, *PRIMES) if values.size <= p * MOST))
+            step = next(p for p in (1, *PRIMES) if values.size <= p * MOST)
             kept[name] = values.reshape(-1)[::step]
             sampled[name] = {"shape": entry["shape"], "step": entry["step"] * step}
     del info["grad_float64"], info["loss_levels"]

@@ -6,8 +6,7 @@ import tables
 import tiny
 
 from detlab.converters import mapping
-from detlab.converters.tables import mmdet_ghm
-from detlab.converters.tables import mmdet_retinanet
+from detlab.converters.tables import mmdet_ghm, mmdet_retinanet
 
 
 def test_the_counts_go_with_the_weights_and_have_no_place_in_retinanet():

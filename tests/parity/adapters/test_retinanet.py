@@ -7,8 +7,7 @@ import numpy as np
 import parity_runs
 import pytest
 
-from benchmarks.parity import mmdet
-from benchmarks.parity import weights
+from benchmarks.parity import mmdet, weights
 from benchmarks.parity.adapters import retinanet as retinanet_adapter
 from detlab import errors
 from detlab.converters import mapping
