@@ -21,8 +21,8 @@ pytestmark = pytest.mark.slow
 PACKAGES = ("benchmarks", "converters", "detlab", "experiments", "tests")
 # Heading of the template -> names of the detector and of its class.
 TEMPLATES = {
-    "Template of a change": ("smooth_boxes", "SmoothBoxes"),
-    "Template of a file of its own": ("plain_points", "PlainPoints"),
+    "Template: a change to another detector": ("smooth_boxes", "SmoothBoxes"),
+    "Template: a new detector": ("plain_points", "PlainPoints"),
 }
 NAMES = [name for name, _ in TEMPLATES.values()]
 OWN_FILES = (
