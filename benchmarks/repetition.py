@@ -21,6 +21,7 @@ has LIMIT or more in a row.
 
 import ast
 import collections
+import itertools
 import pathlib
 import sys
 from collections.abc import Mapping, Sequence
@@ -103,7 +104,7 @@ def repeated(sources: Mapping[str, str]) -> dict[str, list[Repeated]]:
 def _pairs(lines: Mapping[int, str]) -> dict[tuple[int, int], tuple[str, str]]:
     """{numbers: texts} of two lines of a file with at most one that does not count between."""
     items = list(lines.items())
-    return {(i, j): (a, b) for (i, a), (j, b) in zip(items, items[1:], strict=True) if j - i <= 2}
+    return {(i, j): (a, b) for (i, a), (j, b) in itertools.pairwise(items) if j - i <= 2}
 
 
 def counted(source: str) -> dict[int, str]:

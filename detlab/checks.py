@@ -5,6 +5,7 @@ belong to the detector, see `detlab.contract.build`.
 """
 
 import difflib
+import itertools
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -60,7 +61,7 @@ def _is_part(value: Any) -> bool:
 def _is_increasing(value: Any) -> bool:
     if not _is_tuple_of(value, _is_number):
         return False
-    return all(a < b for a, b in zip((0, *value), value, strict=True))
+    return all(a < b for a, b in itertools.pairwise((0, *value)))
 
 
 def _are_limits(value: Any) -> bool:

@@ -257,6 +257,8 @@ def _read(text: str, present: Any, key: str) -> Any:
     """`text` as a value of the type of `present`."""
     if isinstance(present, str):
         return text
+    if isinstance(present, tuple) and (words := _words(text, present)):
+        return words
     try:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError):
@@ -284,12 +286,23 @@ def _read(text: str, present: Any, key: str) -> Any:
     return value
 
 
+def _words(text: str, present: tuple) -> tuple[str, ...]:
+    """The entries of `cat,kitten` for a tuple of text, or for an empty one; else ()."""
+    if not all(isinstance(entry, str) for entry in present) or re.search(r"[()\[\]'\"]", text):
+        return ()
+    words = tuple(word.strip() for word in text.removesuffix(",").split(","))
+    numbers = not present and all(re.fullmatch(r"[-+.\d]+(e[-+]?\d+)?", word) for word in words)
+    return () if numbers or not all(words) else words
+
+
 def _how_to_write(value: Any, present: tuple) -> str:
     """How a tuple is written; a single entry lacks only its comma."""
-    bracketed = isinstance(value, str) and any(c in value for c in "()[],")
-    if not bracketed and isinstance(value, type(present[0]) if present else (str, int, float)):
+    several = isinstance(value, str) and (value == "" or any(c in value for c in "()[],"))
+    if not several and isinstance(value, type(present[0]) if present else (str, int, float)):
         return f"Write {(value,)!r}."
-    return f"It is written like {present or ('a', 'b')!r}."
+    if all(isinstance(entry, str) for entry in present):
+        return f"It is written like {','.join(present or ('a', 'b'))}."
+    return f"It is written like {present!r}."
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -17,7 +17,13 @@ def example():
             detector="retinanet",
             resume=False,
             optim=dict(lr=0.01, steps=100, milestones=(8, 11), name="sgd"),
-            data=dict(canvases=((128, 128),), class_names=(), limit=None),
+            data=dict(
+                canvases=((128, 128),),
+                class_names=(),
+                train_splits=("train",),
+                size_limits=(),
+                limit=None,
+            ),
         )
     )
 
@@ -52,6 +58,13 @@ def write(path, text):
         ("optim.milestones", "()", ()),
         ("data.canvases", "((800, 1344), (1344, 800))", ((800, 1344), (1344, 800))),
         ("data.class_names", "('cat', 'dog')", ("cat", "dog")),
+        ("data.class_names", "cat,kitten", ("cat", "kitten")),
+        ("data.class_names", "traffic light, cat", ("traffic light", "cat")),
+        ("data.class_names", "cat", ("cat",)),
+        ("data.class_names", "cat,", ("cat",)),
+        ("data.train_splits", "2007_trainval,2012_trainval", ("2007_trainval", "2012_trainval")),
+        ("data.train_splits", "7,12", ("7", "12")),  # a tuple of text stays one
+        ("data.size_limits", "1333,800", (1333, 800)),
         ("data.limit", "5", 5),
         ("data.limit", "0.5", 0.5),
         ("data.limit", "None", None),
@@ -96,10 +109,10 @@ def test_a_value_of_another_type_is_refused_and_the_config_stays(key, text, kind
 @pytest.mark.parametrize(
     "key, text, hint",
     [
-        ("data.class_names", "RBC", "Write ('RBC',)."),
         ("data.class_names", "('RBC')", "Write ('RBC',)."),
-        ("data.class_names", "('RBC'", "It is written like ('a', 'b')."),
-        ("data.class_names", "RBC,WBC", "It is written like ('a', 'b')."),
+        ("data.class_names", "('RBC'", "It is written like a,b."),
+        ("data.class_names", "RBC,,WBC", "It is written like a,b."),
+        ("data.class_names", "", "It is written like a,b."),
         ("optim.milestones", "8", "Write (8,)."),
         ("optim.milestones", "(8, 11", "It is written like (8, 11)."),
         ("optim.milestones", "eight", "It is written like (8, 11)."),

@@ -18,6 +18,7 @@ Expected: COCO val2017 AP 36.6 with experiments/fcos_coco.py and 38.7 with its v
 (the published figures of the reference).
 """
 
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -93,7 +94,7 @@ class FCOS(nn.Module):
         levels, limits = len(self.strides), self.level_limits
         grouped = self.norm_groups >= 1 and self.head_width % self.norm_groups == 0
         rising = len(limits) == levels - 1 and all(
-            low < high for low, high in zip((0, *limits), limits, strict=True)
+            low < high for low, high in itertools.pairwise((0, *limits))
         )
         rules = (
             *fields.of_resnet(self, resnet.STAGES, layers.NORMS),

@@ -7,6 +7,7 @@ Cell anchors, those of the cell (0, 0), are small NumPy arrays made once; grids 
 the program from iotas, as hundreds of thousands of constants would only swell the executable.
 """
 
+import itertools
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -116,7 +117,7 @@ class Grid(NamedTuple):
     def slices(self):
         """Where the priors of each level lie among the N of all levels: a list of slices."""
         ends = np.cumsum([0, *self._counts()])
-        return [slice(start, end) for start, end in zip(ends, ends[1:], strict=True)]
+        return [slice(start, end) for start, end in itertools.pairwise(ends)]
 
     def level(self):
         """[N] int32, counted from the finest."""

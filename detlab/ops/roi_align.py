@@ -218,7 +218,7 @@ def _forward_loops(static, features, level, grid):
     """
     order, starts = _by_level(static, level)
     out = jnp.zeros((level.size, *static.output, static.shapes[0][2]), static.dtype)
-    for first, last, maps in zip(starts, starts[1:], features, strict=True):
+    for first, last, maps in zip(starts[:-1], starts[1:], features, strict=True):
         cells = maps.reshape(-1, maps.shape[-1])
 
         def step(i, out, cells=cells):
@@ -239,7 +239,9 @@ def _backward_loops(static, level, grid, dy):
         return _spread(static, total, _one(grid, order[i], len(total)), one, sequential=True)
 
     gradients = []
-    for first, last, (height, width, depth) in zip(starts, starts[1:], static.shapes, strict=True):
+    for first, last, (height, width, depth) in zip(
+        starts[:-1], starts[1:], static.shapes, strict=True
+    ):
         total = jnp.zeros((len(level) * height * width, depth), static.accumulator)
         total = lax.fori_loop(first, last, step, total).astype(static.dtype)
         gradients.append(total.reshape(-1, height, width, depth))
