@@ -15,6 +15,7 @@ what darknet's reader leaves out, and objects whose centre is on no cell, for wh
 outside of the map.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -52,7 +53,7 @@ class Learned(NamedTuple):
     counts: Array  # [N] bool: the objectness counts
 
 
-def learnable(gt_boxes, gt_valid, canvas):
+def learnable(gt_boxes, gt_valid, canvas: tuple[int, int]):
     """[G] bool: objects of 1 px and more along both sides, with their centre on the canvas.
 
     Args:
@@ -65,7 +66,7 @@ def learnable(gt_boxes, gt_valid, canvas):
     return gt_valid & on_canvas & (width >= 1) & (height >= 1)
 
 
-def shape_overlap(a, b, kind="iou"):
+def shape_overlap(a, b, kind: str = "iou"):
     """Overlap of boxes around one centre, `iou_thresh_kind` of the cfg.
 
     Args:
@@ -92,7 +93,16 @@ def shape_overlap(a, b, kind="iou"):
     return iou
 
 
-def assign(sizes, mask, shape, canvas, gt_boxes, gt_valid, iou_thresh=1.0, iou_kind="iou"):
+def assign(
+    sizes,
+    mask: Sequence[int],
+    shape: tuple[int, int],
+    canvas: tuple[int, int],
+    gt_boxes,
+    gt_valid,
+    iou_thresh: float = 1.0,
+    iou_kind: str = "iou",
+) -> Entries:
     """The entries of one head and one image.
 
     Args:
@@ -148,7 +158,7 @@ def best_overlap(boxes, gt_boxes, gt_valid):
     return lax.scan(step, start, gts)[0]
 
 
-def meet(entries, labels, num_rows, num_classes, predicted):
+def meet(entries: Entries, labels, num_rows: int, num_classes: int, predicted) -> Rows:
     """What a row learns where several objects are written into it.
 
     Args:
@@ -174,7 +184,14 @@ def meet(entries, labels, num_rows, num_classes, predicted):
     return Rows(first.astype(jnp.int32), last.astype(jnp.int32), later)
 
 
-def objectness(best_iou, confident, positive, ignore_thresh, truth_thresh=1.0, smooth=False):
+def objectness(
+    best_iou,
+    confident,
+    positive,
+    ignore_thresh: float,
+    truth_thresh: float = 1.0,
+    smooth: bool = False,
+):
     """What the objectness of each row learns, and whether it counts.
 
     A row that no object was assigned to is background, unless its box overlaps an object by more
@@ -199,7 +216,17 @@ def objectness(best_iou, confident, positive, ignore_thresh, truth_thresh=1.0, s
     return learns.astype(jnp.float32), learns | ~near
 
 
-def learn(head, boxes, scores, shape, canvas, gt_boxes, gt_labels, gt_valid, min_class_score=0.25):
+def learn(
+    head: Any,
+    boxes,
+    scores,
+    shape: tuple[int, int],
+    canvas: tuple[int, int],
+    gt_boxes,
+    gt_labels,
+    gt_valid,
+    min_class_score: float = 0.25,
+) -> Learned:
     """Everything that one head learns of one image.
 
     Args:

@@ -20,7 +20,15 @@ class CornerTargets(NamedTuple):
     offset: Array  # [H, W, 2] float32 x, y of the corner in its cell, 0..1; 0 elsewhere
 
 
-def corners(boxes, labels, valid, shape, canvas, num_classes, min_overlap=0.3):
+def corners(
+    boxes,
+    labels,
+    valid,
+    shape: tuple[int, int],
+    canvas: tuple[int, int],
+    num_classes: int,
+    min_overlap: float = 0.3,
+) -> tuple[CornerTargets, CornerTargets]:
     """Targets of both kinds of corners of one image.
 
     Args:

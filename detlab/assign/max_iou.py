@@ -27,18 +27,18 @@ def assign(
     anchors,
     gt_boxes,
     gt_valid,
-    pos_iou,
-    neg_iou,
-    min_pos_iou,
+    pos_iou: float | Array,
+    neg_iou: float | Array | tuple[float, float],
+    min_pos_iou: float | Array,
     *,
     anchor_valid=None,
-    low_quality=True,
-    all_ties=True,
-    require_overlap=True,
+    low_quality: bool = True,
+    all_ties: bool = True,
+    require_overlap: bool = True,
     gt_ignore=None,
-    ignore_iof=-1.0,
-    ignore_wrt_anchors=True,
-):
+    ignore_iof: float = -1.0,
+    ignore_wrt_anchors: bool = True,
+) -> MaxIoU:
     """Positive, negative and ignored anchors of one image.
 
     An anchor whose largest IoU is at least `pos_iou` learns that object (the first of equals),

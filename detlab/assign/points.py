@@ -4,6 +4,7 @@ Objects are scanned one after another with a running minimum of the area, or of 
 the points, so that memory is a few vectors of N points, whatever the number of objects.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -31,7 +32,7 @@ def assign(
     *,
     center_radius=None,
     point_valid=None,
-):
+) -> Assigned:
     """Positive points: those strictly inside an object whose sides lie within the level's reach.
 
     FCOS, arXiv:1904.01355, section 3.  The reach is compared with the largest of the four
@@ -75,14 +76,14 @@ def assign(
 def assign_nearest(
     points,
     level,
-    strides,
+    strides: Sequence[int],
     gt_boxes,
     gt_valid,
     *,
-    scale=4.0,
-    num_positive=1,
+    scale: float = 4.0,
+    num_positive: int = 1,
     point_valid=None,
-):
+) -> Assigned:
     """Positive points: the nearest to the centre of each object, on the level of its size.
 
     RepPoints, arXiv:1904.11490, section 3.3: a box of w x h px belongs to the level of stride

@@ -18,14 +18,25 @@ class RoIs(NamedTuple):
     index: Array  # [R] int32 row among the proposals and, after them, the slots of objects
 
 
-def sample_anchors(key, anchors, inside, boxes, valid, *, ious, num, positive_fraction):
+def sample_anchors(
+    key: Array,
+    anchors,
+    inside,
+    boxes,
+    valid,
+    *,
+    ious: tuple[float, float, float],
+    num: int,
+    positive_fraction: float,
+) -> max_iou.MaxIoU:
     """`max_iou.MaxIoU` of the anchors of one image; status -1 where not sampled.
 
     Args:
       key: of this image.
       anchors: [N, 4] xyxy px.
       inside: [N] bool; other anchors take no part.
-      boxes: [G, 4] xyxy px, the objects; valid: [G] bool, the real ones.
+      boxes: [G, 4] xyxy px, the objects.
+      valid: [G] bool, the real ones.
       ious: an anchor is positive from the first on, negative below the second, and an object's
         best anchor is positive from the third on.
       num, positive_fraction: static, see `sampling.sample`.
@@ -40,14 +51,25 @@ def sample_anchors(key, anchors, inside, boxes, valid, *, ious, num, positive_fr
     return assigned._replace(status=jnp.where(taken, assigned.status, -1))
 
 
-def sample_rois(key, proposals, there, boxes, valid, *, iou, num, positive_fraction):
+def sample_rois(
+    key: Array,
+    proposals,
+    there,
+    boxes,
+    valid,
+    *,
+    iou: float | Array,
+    num: int,
+    positive_fraction: float,
+) -> RoIs:
     """A random sample of the proposals of one image and of its objects.
 
     Args:
       key: of this image.
       proposals: [P, 4] xyxy px.
       there: [P] bool; other rows are empty and never sampled.
-      boxes: [G, 4] xyxy px, the objects; valid: [G] bool, the real ones.
+      boxes: [G, 4] xyxy px, the objects.
+      valid: [G] bool, the real ones.
       iou: a proposal is positive from here on, else negative.
       num, positive_fraction: static, see `sampling.sample`.
     Returns:

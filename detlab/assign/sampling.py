@@ -21,7 +21,13 @@ class Sampled(NamedTuple):
     positive: Array  # [K] bool
 
 
-def sample(rng, status, num, positive_fraction, negatives_per_positive=None):
+def sample(
+    rng: Array,
+    status,
+    num: int,
+    positive_fraction: float,
+    negatives_per_positive: float | None = None,
+) -> Sampled:
     """A uniform draw of at most `num` candidates of one image, without replacement.
 
     At most `num * positive_fraction` (rounded down) positives are drawn.  Negatives fill the rest,

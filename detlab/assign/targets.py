@@ -1,5 +1,8 @@
 """From an assignment to `types.Targets`: of one image, of a batch, and the classes in them."""
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -7,7 +10,7 @@ from jax import lax
 from detlab import types
 
 
-def of_entries(boxes, level, assigned, values):
+def of_entries(boxes, level, assigned: Any, values: Any) -> types.Targets:
     """The targets of one image.
 
     Args:
@@ -20,7 +23,7 @@ def of_entries(boxes, level, assigned, values):
     return types.Targets(boxes, level, assigned.status, assigned.matched, values)
 
 
-def of_positives(status, values):
+def of_positives(status, values: Any) -> Any:
     """The values of positive entries, and zeros in place of all others.
 
     An entry that is background, ignored or padding has no object, so what was computed for it,
@@ -41,7 +44,7 @@ def of_positives(status, values):
     return jax.tree.map(of_array, values)
 
 
-def of_images(one_image, batch, *predicted):
+def of_images(one_image: Callable[..., Any], batch: types.Batch, *predicted) -> Any:
     """`one_image(boxes, valid, image_size, *predicted)` of every image, without a gradient.
 
     Args:
@@ -53,7 +56,7 @@ def of_images(one_image, batch, *predicted):
     return lax.stop_gradient(jax.vmap(one_image)(*rows))
 
 
-def one_hot(labels, targets, num_classes):
+def one_hot(labels, targets: types.Targets, num_classes: int):
     """[B, M, C] float32: 1 in the column of the object's class where positive, zeros elsewhere.
 
     Args:

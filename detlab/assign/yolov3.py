@@ -46,13 +46,13 @@ def assign(
     strides,
     gt_boxes,
     gt_valid,
-    pos_iou,
-    neg_iou,
-    min_pos_iou=0.0,
+    pos_iou: float,
+    neg_iou: float,
+    min_pos_iou: float = 0.0,
     *,
     anchor_valid=None,
-    all_ties=True,
-):
+    all_ties: bool = True,
+) -> Grid:
     """Positive, negative and ignored anchors of one image.
 
     An anchor whose largest IoU is at most `neg_iou` is negative.  A responsible one whose largest

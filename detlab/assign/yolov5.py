@@ -32,7 +32,7 @@ class Entries(NamedTuple):
     xywh: Array  # [E, 4] centre from the corner of the cell, width and height, all in cells
 
 
-def assign(gt_boxes, gt_valid, anchor_sizes, stride, cells, max_ratio=4.0):
+def assign(gt_boxes, gt_valid, anchor_sizes, stride: int, cells, max_ratio: float = 4.0) -> Entries:
     """The entries of one level of one image.
 
     Where the centre of an object is nearer to the left side of its cell than to the right one, the

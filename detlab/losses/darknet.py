@@ -13,6 +13,7 @@ Boxes are relative to the canvas here, as in darknet: centre x and y, width and 
 size of the deltas depends on that.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -51,7 +52,7 @@ def with_slope(value, variables, slope):
     return lax.stop_gradient(value) + (lax.stop_gradient(slope) * change).sum(-1)
 
 
-def place(raw, targets, scale_x_y=1.0):
+def place(raw, targets, scale_x_y: float = 1.0):
     """Loss of the place in a cell, whose delta is target - (s sigmoid(raw) - (s - 1) / 2).
 
     It is s times the cross entropy with the sigmoid that gives the target.
@@ -68,11 +69,18 @@ def place(raw, targets, scale_x_y=1.0):
 
 
 def size(raw, targets):
-    """Half the squared error of the logarithms of width and height: [..., 2] each -> [..., 2]."""
+    """Half the squared error of the logarithms of width and height.
+
+    Args:
+      raw: [..., 2] w, h.
+      targets: [..., 2] logarithms of the width and height of the object over those of the anchor.
+    Returns:
+      [..., 2].
+    """
     return 0.5 * jnp.square(raw - targets)
 
 
-def overlap(raw, boxes, targets, growth, kind, weight, max_delta):
+def overlap(raw, boxes, targets, growth, kind: str, weight, max_delta: float):
     """1 - the overlap, times `weight`, with darknet's deltas as the descent of the raw outputs.
 
     Args:
@@ -101,7 +109,7 @@ def overlap(raw, boxes, targets, growth, kind, weight, max_delta):
     return with_slope(weight * jnp.where(jnp.isfinite(loss), loss, 1.0), raw, -deltas)
 
 
-def overlap_deltas(boxes, targets, growth, kind):
+def overlap_deltas(boxes, targets, growth, kind: str):
     """Darknet's direction towards more overlap, [..., 4] of the raw x, y, w, h.
 
     It is near the derivative by centre and size, but not the same, and followed to the letter:
@@ -118,7 +126,9 @@ def overlap_deltas(boxes, targets, growth, kind):
       - Equal sides pass nothing on.
 
     Args:
-      boxes, targets, growth, kind: as in `overlap`.
+      boxes, targets: [..., 4] cxcywh, as in `overlap`.
+      growth: [..., 2], as in `overlap`.
+      kind: as in `overlap`.
     Returns:
       [..., 4] before weight and bound; may be NaN or infinite where boxes are not finite.
     Raises:
@@ -160,7 +170,7 @@ def overlap_deltas(boxes, targets, growth, kind):
     return direction * jnp.concatenate([jnp.ones_like(growth), growth], axis=-1)
 
 
-def class_multipliers(counters, max_delta):
+def class_multipliers(counters: Sequence[int], max_delta: float):
     """How much each class counts with `counters_per_class`: rare ones more, up to `max_delta`.
 
     Args:
@@ -180,9 +190,9 @@ def class_targets(
     first,
     later,
     multipliers=None,
-    cls_normalizer=1.0,
-    label_smooth_eps=0.0,
-    focal=False,
+    cls_normalizer: float = 1.0,
+    label_smooth_eps: float = 0.0,
+    focal: bool = False,
     own_score=None,
 ):
     """What the classes of each row learn, and how much each of them counts.
@@ -227,7 +237,17 @@ def class_targets(
     return jnp.where(later, smooth(1.0), targets), jnp.where(later, once_more, weights)
 
 
-def head_terms(head, raw, boxes, anchors, shape, canvas, learned, gt_boxes, gt_labels):
+def head_terms(
+    head: Any,
+    raw,
+    boxes,
+    anchors,
+    shape: tuple[int, int],
+    canvas: tuple[int, int],
+    learned: Any,
+    gt_boxes,
+    gt_labels,
+) -> Terms:
     """All terms of one head and one image, weighted as darknet weighs them.
 
     With `iou_thresh` below 1 darknet divides the box deltas of a row, which are those of all its
@@ -292,7 +312,16 @@ def head_terms(head, raw, boxes, anchors, shape, canvas, learned, gt_boxes, gt_l
     return Terms(jnp.concatenate(terms), objectness, classes)
 
 
-def box_loss(head, raw, boxes, anchors, shape, canvas, truths, factor):
+def box_loss(
+    head: Any,
+    raw,
+    boxes,
+    anchors,
+    shape: tuple[int, int],
+    canvas: tuple[int, int],
+    truths,
+    factor,
+):
     """The loss of boxes, of the kind `iou_loss`, times its normaliser and `factor`.
 
     With "mse" small objects count more, up to twice: 2 - the part of the canvas.

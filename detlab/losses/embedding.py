@@ -19,7 +19,7 @@ def pull(first, second):
     return (first - mean) ** 2 + (second - mean) ** 2
 
 
-def push(first, second, margin=1.0):
+def push(first, second, margin: float = 1.0):
     """How much nearer than `margin` the means of two objects are (eq. 5).
 
     Args:

@@ -15,17 +15,32 @@ import numpy as np
 
 
 def classification_norm(logits, targets):
-    """|p - p*|, the gradient norm of the cross entropy: [...] each -> [...] in 0..1."""
+    """|p - p*|, the gradient norm of the cross entropy.
+
+    Args:
+      logits: [...] any float type; the norm is float32.
+      targets: [...] 0..1.
+    Returns:
+      [...] in 0..1.
+    """
     return jnp.abs(jax.nn.sigmoid(logits.astype(jnp.float32)) - targets)
 
 
-def regression_norm(deltas, targets, mu):
-    """Gradient norm of `authentic_smooth_l1`: [...] each -> [...] in 0..1."""
+def regression_norm(deltas, targets, mu: float):
+    """The gradient norm of `authentic_smooth_l1`.
+
+    Args:
+      deltas: [...].
+      targets: [...].
+      mu: as in `authentic_smooth_l1`.
+    Returns:
+      [...] in 0..1.
+    """
     distance = deltas - targets
     return jnp.abs(distance) / jnp.sqrt(distance**2 + mu**2)
 
 
-def authentic_smooth_l1(deltas, targets, mu):
+def authentic_smooth_l1(deltas, targets, mu: float):
     """sqrt(d^2 + mu^2) - mu: unlike smooth L1 its gradient norm tells outliers apart.
 
     Args:
@@ -38,7 +53,7 @@ def authentic_smooth_l1(deltas, targets, mu):
     return jnp.sqrt((deltas - targets) ** 2 + mu**2) - mu
 
 
-def harmonize(norms, valid, counts, momentum):
+def harmonize(norms, valid, counts, momentum: float):
     """Weights of examples by the density of their gradient norms, and the density afterwards.
 
     Args:

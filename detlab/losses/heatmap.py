@@ -5,7 +5,7 @@ import jax.numpy as jnp
 _TINY = 1e-12  # the reference's, which bounds the loss of a cell by 27.6
 
 
-def gaussian_focal(scores, targets, alpha=2.0, gamma=4.0):
+def gaussian_focal(scores, targets, alpha: float = 2.0, gamma: float = 4.0):
     """Focal loss that forgives near misses (CornerNet, arXiv:1808.01244, eq. 1).
 
     Args:

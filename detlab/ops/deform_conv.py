@@ -27,11 +27,11 @@ def deform_conv(
     offsets,
     kernel,
     mask=None,
-    stride=1,
-    padding=1,
-    dilation=1,
-    groups=1,
-    deform_groups=1,
+    stride: int = 1,
+    padding: int = 1,
+    dilation: int = 1,
+    groups: int = 1,
+    deform_groups: int = 1,
 ):
     """Deformable convolution of one image.
 
@@ -63,11 +63,11 @@ def deform_conv_levels(
     offsets,
     kernel,
     masks=None,
-    stride=1,
-    padding=1,
-    dilation=1,
-    groups=1,
-    deform_groups=1,
+    stride: int = 1,
+    padding: int = 1,
+    dilation: int = 1,
+    groups: int = 1,
+    deform_groups: int = 1,
 ):
     """`deform_conv` of the maps of a pyramid by one kernel, in one loop over all their cells.
 
@@ -75,10 +75,10 @@ def deform_conv_levels(
     level, a second or two each.
 
     Args:
-      maps: for each level what `deform_conv` calls x.
-      offsets: for each level.
-      kernel: of all levels.
-      masks: for each level, or None.
+      maps: [H, W, Cin] for each level.
+      offsets: [H', W', E * T * 2] for each level.
+      kernel: [kh, kw, Cin / groups, Cout], of all levels.
+      masks: [H', W', E * T] for each level, or None.
       stride, padding, dilation, groups, deform_groups: see there; of all levels.
     Returns:
       [H', W', Cout] of each level, dtype of its map.  What is made on the way is that of all

@@ -10,6 +10,8 @@ accelerators, for which every step costs a launch, take tiles of boxes.
 """
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +23,7 @@ from detlab.ops import boxes as boxes_lib
 _TILE = 256
 
 
-def iou_less_distance(a, b, power=0.6, aspect=1.0):
+def iou_less_distance(a, b, power: float = 0.6, aspect: float = 1.0):
     """IoU - (d^2 / c^2)^power: the measure of darknet's `greedynms` and `diounms`.
 
     d is the distance of the centres and c the diagonal of the enclosing box.  Darknet measures both
@@ -42,7 +44,15 @@ def iou_less_distance(a, b, power=0.6, aspect=1.0):
     return boxes_lib.iou(a, b) - distance**power
 
 
-def nms(boxes, scores, valid, iou_threshold, max_outputs, labels=None, measure=boxes_lib.iou):
+def nms(
+    boxes,
+    scores,
+    valid,
+    iou_threshold: float,
+    max_outputs: int,
+    labels=None,
+    measure: Callable[..., Any] = boxes_lib.iou,
+):
     """Indices of the boxes that survive, best first.
 
     Args:
@@ -89,10 +99,10 @@ def suppress(
     scores,
     labels,
     valid,
-    iou_threshold,
-    max_outputs,
-    measure=boxes_lib.iou,
-    by_class=True,
+    iou_threshold: float,
+    max_outputs: int,
+    measure: Callable[..., Any] = boxes_lib.iou,
+    by_class: bool = True,
 ):
     """The detections of one image after class-aware NMS.
 
@@ -114,7 +124,9 @@ def suppress(
     return (*(take(values, indices, keep) for values in (boxes, scores, labels)), keep)
 
 
-def suppress_images(candidates, iou_threshold, max_outputs, **settings):
+def suppress_images(
+    candidates: types.Detections, iou_threshold: float, max_outputs: int, **settings: Any
+) -> types.Detections:
     """`suppress` for every image of `types.Detections`: the best `max_outputs` of each stay."""
 
     def one_image(boxes, scores, labels, valid):

@@ -25,7 +25,14 @@ from jax import custom_batching, lax
 from detlab.ops import sample
 
 
-def roi_align(features, rois, output_size, spatial_scale, sampling_ratio=2, max_samples=None):
+def roi_align(
+    features,
+    rois,
+    output_size: int | tuple[int, int],
+    spatial_scale: float,
+    sampling_ratio: int = 2,
+    max_samples: int | None = None,
+):
     """RoIs cut out of one map.
 
     Args:
@@ -55,10 +62,10 @@ def multilevel(
     rois,
     valid,
     strides: Sequence[int],
-    output_size=7,
-    sampling_ratio=2,
-    finest_scale=56,
-    max_samples=None,
+    output_size: int | tuple[int, int] = 7,
+    sampling_ratio: int = 2,
+    finest_scale: float = 56,
+    max_samples: int | None = None,
 ):
     """RoIs cut out of the level of a pyramid that suits their size (see `levels`).
 
@@ -89,8 +96,8 @@ def multilevel(
     )
 
 
-def levels(rois, num_levels, finest_scale=56):
-    """Level [R] int32 of RoIs [R, 4] (Feature Pyramid Networks, arXiv:1612.03144, eq. 1).
+def levels(rois, num_levels: int, finest_scale: float = 56):
+    """Level [R] int32 of `rois` [R, 4] (Feature Pyramid Networks, arXiv:1612.03144, eq. 1).
 
     A RoI of sqrt(area) below 2 * finest_scale px belongs to level 0, and each doubling is one level
     more.  The equation has k0 = 4 for 224 px: finest_scale 56 with P2 as level 0.  A RoI without
@@ -122,7 +129,7 @@ class _Static(NamedTuple):
     dtype: jnp.dtype  # of the features
 
     @property
-    def accumulator(self):
+    def accumulator(self) -> jnp.dtype:
         return jnp.promote_types(self.dtype, jnp.float32)
 
 

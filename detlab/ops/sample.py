@@ -28,7 +28,7 @@ def corners(y, x, height, width) -> Corners:
     Args:
       y, x: [...] positions in cells, which broadcast; cell (i, j) lies at (i, j).  They must be
         inside: 0 <= y <= height - 1, 0 <= x <= width - 1.
-      height, width: cells; numbers, or arrays that broadcast with the positions.
+      height, width: [...] cells; numbers, or arrays that broadcast with the positions.
     Returns:
       `Corners` [..., 4]; the derivative of `weight` by `y` and `x` is that of the cell which a
       position on the line between two cells opens (towards larger coordinates).
@@ -52,7 +52,7 @@ def gather(cells, corners: Corners):
     )
 
 
-def scatter_add(total, corners: Corners, values, sequential):
+def scatter_add(total, corners: Corners, values, sequential: bool):
     """Adjoint of `gather` in `cells`: `total` [N, D] plus the weighted `values` [..., D]."""
     if not sequential:
         for i in range(4):
@@ -72,8 +72,8 @@ def scatter_add(total, corners: Corners, values, sequential):
     return lax.fori_loop(0, len(index), step, total)
 
 
-def weight_gradient(cells, corners: Corners, values, sequential):
-    """Adjoint of `gather` in `weight`, [..., 4]: products of `values` [..., D] and the cells."""
+def weight_gradient(cells, corners: Corners, values, sequential: bool):
+    """Adjoint of `gather` in `weight`, [..., 4]: `values` [..., D] times `cells` [N, D]."""
     if not sequential:
         products = [
             (cells.at[corners.index[..., i]].get(mode="clip") * values).sum(-1) for i in range(4)

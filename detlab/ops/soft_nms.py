@@ -5,6 +5,8 @@ What is taken later changes nothing about what was taken before, so the loop has
 there are outputs, and each costs one row of IoUs.
 """
 
+from typing import Any
+
 import jax.numpy as jnp
 from jax import lax
 
@@ -18,13 +20,13 @@ def soft_nms(
     boxes,
     scores,
     valid,
-    max_outputs,
+    max_outputs: int,
     labels=None,
     *,
-    method="linear",
-    iou_threshold=0.3,
-    sigma=0.5,
-    min_score=1e-3,
+    method: str = "linear",
+    iou_threshold: float = 0.3,
+    sigma: float = 0.5,
+    min_score: float = 1e-3,
 ):
     """The boxes in the order in which they are taken, and their lowered scores.
 
@@ -85,7 +87,7 @@ def soft_nms(
     return jnp.pad(indices, empty), jnp.pad(taken_scores, empty), jnp.pad(keep, empty)
 
 
-def suppress(boxes, scores, labels, valid, max_outputs, **settings):
+def suppress(boxes, scores, labels, valid, max_outputs: int, **settings: Any):
     """The detections of one image after class-aware soft-NMS.
 
     Args:
