@@ -49,6 +49,12 @@ def deform_conv(
       of 4 cells a sample, [P, T, E, 4], and samples, [W', T, Cin] on a CPU, [P, Cin] elsewhere.
     Raises:
       ValueError: shapes or groups that do not fit.
+    Example:
+      Each cell reads half a cell to its right; the map is 0 outside.
+      >>> x = jnp.array([1.0, 2, 3]).reshape(1, 3, 1)
+      >>> offsets = jnp.broadcast_to(jnp.array([0, 0.5]), (1, 3, 2))  # dy, dx
+      >>> deform_conv(x, offsets, jnp.ones((1, 1, 1, 1)), padding=0).ravel().tolist()
+      [1.5, 2.5, 1.5]
 
     Gradients go to x, offsets, kernel and mask.
     """
@@ -85,6 +91,13 @@ def deform_conv_levels(
       levels together; on a CPU W' is that of the first.
     Raises:
       ValueError: shapes, groups or numbers of levels that do not fit.
+    Example:
+      Two levels, of 1x2 and 1x1 cells, without offsets and with the kernel 10.
+      >>> maps = jnp.array([1.0, 2]).reshape(1, 2, 1), jnp.array([3.0]).reshape(1, 1, 1)
+      >>> offsets = jnp.zeros((1, 2, 2)), jnp.zeros((1, 1, 2))
+      >>> out = deform_conv_levels(maps, offsets, jnp.full((1, 1, 1, 1), 10.0), padding=0)
+      >>> [level.ravel().tolist() for level in out]
+      [[10.0, 20.0], [30.0]]
     """
     maps, offsets = (tuple(map(jnp.asarray, values)) for values in (maps, offsets))
     masks = (None,) * len(maps) if masks is None else masks

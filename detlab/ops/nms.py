@@ -35,6 +35,11 @@ def iou_less_distance(a, b, power: float = 0.6, aspect: float = 1.0):
       aspect: width / height of the canvas, static.
     Returns:
       [...].
+    Example:
+      Two squares side by side: IoU 0, d^2 = 2^2, c^2 = 4^2 + 2^2.
+      >>> a, b = jnp.array([0.0, 0, 2, 2]), jnp.array([2.0, 0, 4, 2])
+      >>> round(float(iou_less_distance(a, b, power=1.0)), 3)
+      -0.2
     """
     unit = jnp.array([1.0, aspect], jnp.float32)
     centre = unit * (a[..., :2] + a[..., 2:] - b[..., :2] - b[..., 2:]) / 2
@@ -67,6 +72,12 @@ def nms(
       (indices [K] int32, 0 in empty slots; keep [K] bool, the filled slots, which come first).
     Raises:
       ValueError: `boxes` is not [N, 4], or `max_outputs` is below 1.
+    Example:
+      The second box is half of the first (IoU 0.5); the third overlaps neither.
+      >>> boxes = jnp.array([[0.0, 0, 2, 2], [0, 0, 2, 1], [5, 5, 6, 6]])
+      >>> indices, keep = nms(boxes, jnp.array([0.9, 0.8, 0.7]), jnp.ones(3, bool), 0.4, 3)
+      >>> indices.tolist(), keep.tolist()
+      ([0, 2, 0], [True, True, False])
     """
     if boxes.ndim != 2 or boxes.shape[-1] != 4:
         raise ValueError(f"boxes must be [N, 4], not {boxes.shape}")
@@ -118,6 +129,12 @@ def suppress(
     Returns:
       (boxes [K, 4], scores [K], labels [K], valid [K] bool), sorted by score; empty rows come
       last and hold zeros.
+    Example:
+      Two equal boxes of different classes both stay.
+      >>> boxes, scores = jnp.array([[0.0, 0, 2, 2], [0, 0, 2, 2]]), jnp.array([0.25, 0.5])
+      >>> out = suppress(boxes, scores, jnp.array([7, 3]), jnp.ones(2, bool), 0.5, max_outputs=3)
+      >>> [values.tolist() for values in out[1:]]
+      [[0.5, 0.25, 0.0], [3, 7, 0], [True, True, False]]
     """
     of_class = labels if by_class else None
     indices, keep = nms(boxes, scores, valid, iou_threshold, max_outputs, of_class, measure)
@@ -127,7 +144,16 @@ def suppress(
 def suppress_images(
     candidates: types.Detections, iou_threshold: float, max_outputs: int, **settings: Any
 ) -> types.Detections:
-    """`suppress` for every image of `types.Detections`: the best `max_outputs` of each stay."""
+    """`suppress` for every image of `types.Detections`: the best `max_outputs` of each stay.
+
+    Example:
+      One image, two equal boxes of different classes, suppressed across classes.
+      >>> boxes, scores = jnp.array([[[0.0, 0, 2, 2]] * 2]), jnp.array([[0.25, 0.5]])
+      >>> found = types.Detections(boxes, scores, jnp.array([[7, 3]]), jnp.ones((1, 2), bool))
+      >>> kept = suppress_images(found, 0.5, max_outputs=2, by_class=False)
+      >>> kept.labels.tolist(), kept.valid.tolist()
+      ([[3, 0]], [[True, False]])
+    """
 
     def one_image(boxes, scores, labels, valid):
         return suppress(boxes, scores, labels, valid, iou_threshold, max_outputs, **settings)
@@ -136,7 +162,13 @@ def suppress_images(
 
 
 def take(values, indices, keep):
-    """Rows of `values` [N, ...] in the slots of `indices` [K] where `keep` [K], else zeros."""
+    """Rows of `values` [N, ...] in the slots of `indices` [K] where `keep` [K], else zeros.
+
+    Example:
+      >>> values, keep = jnp.array([10, 20, 30]), jnp.array([True, True, False])
+      >>> take(values, jnp.array([2, 1, 0]), keep).tolist()
+      [30, 20, 0]
+    """
     padded = jnp.pad(values, [(0, 1)] + [(0, 0)] * (values.ndim - 1))
     return padded[jnp.where(keep, indices, -1)]  # empty slots take the row of zeros
 

@@ -23,6 +23,10 @@ def max_pool(x, size: int):
       [B, H, W, D].
     Raises:
       ValueError: `size` is even or below 1.
+    Example:
+      >>> x = jnp.array([1.0, 5, 2, 0, 0]).reshape(1, 1, 5, 1)
+      >>> max_pool(x, 3).ravel().tolist()
+      [5.0, 5.0, 5.0, 2.0, 0.0]
     """
     if size < 1 or size % 2 == 0:
         raise ValueError(f"size must be odd and at least 1, not {size}")

@@ -44,6 +44,13 @@ def propose(
       num_proposals: static, P.
       nms_iou: threshold of the suppression.
       delta_stds: of the deltas.
+    Example:
+      One level of three anchors: the first suppresses the second, the third is clipped.
+      >>> anchors = [jnp.array([[0.0, 0, 4, 4], [0, 0, 4, 3], [6, 0, 10, 4]])]
+      >>> maps = [jnp.array([2.0, 1, 0])], [jnp.zeros((3, 4))], anchors, [jnp.ones(3, bool)]
+      >>> size, settings = jnp.array([4, 8]), dict(per_level=3, num_proposals=3, nms_iou=0.5)
+      >>> propose(*maps, size, **settings).boxes.tolist()
+      [[0.0, 0.0, 4.0, 4.0], [6.0, 0.0, 8.0, 4.0], [0.0, 0.0, 0.0, 0.0]]
     """
     rows = []
     most = min(per_level, max(len(level) for level in logits))

@@ -49,6 +49,11 @@ def roi_align(
       [R, Sy, Sx, D], dtype of the features.  Made on the way: as in `multilevel`.
     Raises:
       ValueError: shapes, sizes or ratio that do not fit.
+    Example:
+      Each cell holds the number of its column; a RoI over the whole map has 2x2 bins.
+      >>> features = jnp.broadcast_to(jnp.arange(4.0)[:, None], (4, 4, 1))
+      >>> roi_align(features, jnp.array([[0.0, 0, 4, 4]]), 2, spatial_scale=1.0)[0, ..., 0].tolist()
+      [[0.5, 2.5], [0.5, 2.5]]
     """
     valid = jnp.ones(len(rois), bool)
     level = jnp.zeros(len(rois), jnp.int32)
@@ -83,6 +88,12 @@ def multilevel(
       result.
     Raises:
       ValueError: shapes, sizes or ratio that do not fit.
+    Example:
+      A RoI of 8 px is read from the finest level, one of 16 px from the next.
+      >>> pyramid = jnp.full((8, 8, 1), 10.0), jnp.full((4, 4, 1), 20.0)
+      >>> rois = jnp.array([[0.0, 0, 8, 8], [0, 0, 16, 16]])
+      >>> multilevel(pyramid, rois, jnp.ones(2, bool), (4, 8), 1, finest_scale=8).ravel().tolist()
+      [10.0, 20.0]
 
     Call it per device where the batch is sharded: on a CPU images are taken one by one, and with
     sampling_ratio 0 the devices would agree on the length of the loop.
@@ -102,6 +113,10 @@ def levels(rois, num_levels: int, finest_scale: float = 56):
     A RoI of sqrt(area) below 2 * finest_scale px belongs to level 0, and each doubling is one level
     more.  The equation has k0 = 4 for 224 px: finest_scale 56 with P2 as level 0.  A RoI without
     area is of level 0.  mmdetection adds 1e-6 inside the logarithm, which is followed.
+
+    Example:
+      >>> levels(jnp.array([[0.0, 0, 111, 111], [0, 0, 112, 112], [0, 0, 224, 224]]), 4).tolist()
+      [0, 1, 2]
     """
     rois = jnp.asarray(rois)
     size = rois[:, 2:] - rois[:, :2]

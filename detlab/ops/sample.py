@@ -32,6 +32,11 @@ def corners(y, x, height, width) -> Corners:
     Returns:
       `Corners` [..., 4]; the derivative of `weight` by `y` and `x` is that of the cell which a
       position on the line between two cells opens (towards larger coordinates).
+    Example:
+      A quarter of a cell down and half a cell to the right, on a map of 2x2 cells.
+      >>> index, weight = corners(jnp.array(0.25), jnp.array(0.5), height=2, width=2)
+      >>> index.tolist(), weight.tolist()
+      ([0, 1, 2, 3], [0.375, 0.375, 0.125, 0.125])
     """
     y, x = jnp.broadcast_arrays(y, x)
     top, left = jnp.floor(y), jnp.floor(x)
@@ -45,7 +50,14 @@ def corners(y, x, height, width) -> Corners:
 
 
 def gather(cells, corners: Corners):
-    """Samples [..., D] of `cells` [N, D]."""
+    """Samples [..., D] of `cells` [N, D].
+
+    Example:
+      The cells 0 1 over 2 3: 0.375 * 1 + 0.125 * 2 + 0.125 * 3.
+      >>> cells = jnp.array([[0.0], [1], [2], [3]])
+      >>> gather(cells, corners(jnp.array(0.25), jnp.array(0.5), 2, 2)).tolist()
+      [1.0]
+    """
     return sum(
         cells.at[corners.index[..., i]].get(mode="clip") * corners.weight[..., i, None]
         for i in range(4)
@@ -53,7 +65,13 @@ def gather(cells, corners: Corners):
 
 
 def scatter_add(total, corners: Corners, values, sequential: bool):
-    """Adjoint of `gather` in `cells`: `total` [N, D] plus the weighted `values` [..., D]."""
+    """Adjoint of `gather` in `cells`: `total` [N, D] plus the weighted `values` [..., D].
+
+    Example:
+      >>> at = corners(jnp.array([0.25]), jnp.array([0.5]), 2, 2)
+      >>> scatter_add(jnp.zeros((4, 1)), at, jnp.array([[8.0]]), sequential=False).ravel().tolist()
+      [3.0, 3.0, 1.0, 1.0]
+    """
     if not sequential:
         for i in range(4):
             share = values * corners.weight[..., i, None]
@@ -73,7 +91,14 @@ def scatter_add(total, corners: Corners, values, sequential: bool):
 
 
 def weight_gradient(cells, corners: Corners, values, sequential: bool):
-    """Adjoint of `gather` in `weight`, [..., 4]: `values` [..., D] times `cells` [N, D]."""
+    """Adjoint of `gather` in `weight`, [..., 4]: `values` [..., D] times `cells` [N, D].
+
+    Example:
+      >>> at = corners(jnp.array([0.25]), jnp.array([0.5]), 2, 2)
+      >>> cells = jnp.array([[0.0], [1], [2], [3]])
+      >>> weight_gradient(cells, at, jnp.array([[10.0]]), sequential=False).tolist()
+      [[0.0, 10.0, 20.0, 30.0]]
+    """
     if not sequential:
         products = [
             (cells.at[corners.index[..., i]].get(mode="clip") * values).sum(-1) for i in range(4)

@@ -50,6 +50,12 @@ def soft_nms(
       keep [K] bool, the filled slots, which come first).
     Raises:
       ValueError: `boxes` is not [N, 4], `max_outputs` is below 1, or another method.
+    Example:
+      The second box is half of the first (IoU 0.5): 0.75 becomes 0.375, below the third's score.
+      >>> boxes = jnp.array([[0.0, 0, 2, 2], [0, 0, 2, 1], [5, 5, 6, 6]])
+      >>> found = soft_nms(boxes, jnp.array([1.0, 0.75, 0.5]), jnp.ones(3, bool), 3)
+      >>> [values.tolist() for values in found]
+      [[0, 2, 1], [1.0, 0.5, 0.375], [True, True, True]]
     """
     if boxes.ndim != 2 or boxes.shape[-1] != 4:
         raise ValueError(f"boxes must be [N, 4], not {boxes.shape}")
@@ -100,6 +106,13 @@ def suppress(boxes, scores, labels, valid, max_outputs: int, **settings: Any):
     Returns:
       (boxes [K, 4], lowered scores [K], labels [K], valid [K] bool), sorted by score; empty rows
       come last and hold zeros.
+    Example:
+      Only the second box has the class of the first, and only its score falls.
+      >>> boxes = jnp.array([[0.0, 0, 2, 2], [0, 0, 2, 1], [0, 0, 2, 1]])
+      >>> scores, labels = jnp.array([1.0, 0.75, 0.5]), jnp.array([3, 3, 7])
+      >>> out = suppress(boxes, scores, labels, jnp.ones(3, bool), max_outputs=3)
+      >>> out[1].tolist(), out[2].tolist()
+      ([1.0, 0.5, 0.375], [3, 7, 3])
     """
     indices, scores, keep = soft_nms(boxes, scores, valid, max_outputs, labels, **settings)
     return nms_lib.take(boxes, indices, keep), scores, nms_lib.take(labels, indices, keep), keep
