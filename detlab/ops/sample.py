@@ -1,11 +1,11 @@
-"""Bilinear samples of a map, and their adjoint: what RoIAlign and deformable convolution share.
+"""Bilinear samples of a map and their adjoint, shared by RoIAlign and deformable convolution.
 
-A map is a matrix of cells, [N, D], so that a sample is four rows with four weights.  Only weights
-depend smoothly on the position; rows do not.
+A map is a matrix of cells, [N, D], so a sample is four rows with four weights.  Only the weights
+are differentiable in the position.
 
-XLA turns a gather into good code on every platform.  Its scatter-add, the adjoint, runs five times
-slower on a CPU than a plain loop that updates one row at a time, which is what `sequential` means
-here; an accelerator would pay a launch for each of these steps.
+XLA compiles a gather well on every platform.  On a CPU its scatter-add, the adjoint, is five times
+slower than a plain loop that updates one row at a time (`sequential` here).  On an accelerator each
+step of that loop would cost a launch.
 """
 
 from typing import NamedTuple
@@ -23,15 +23,15 @@ class Corners(NamedTuple):
 
 
 def corners(y, x, height, width) -> Corners:
-    """Cells around positions on one map.
+    """The four cells around each position on a map, and their weights.
 
     Args:
-      y, x: [...] positions in cells, which broadcast; cell (i, j) lies at (i, j).  They must be
-        inside: 0 <= y <= height - 1, 0 <= x <= width - 1.
+      y, x: [...] positions in cells; they broadcast.  Cell (i, j) lies at (i, j).  Positions must
+        be inside: 0 <= y <= height - 1, 0 <= x <= width - 1.
       height, width: [...] cells; numbers, or arrays that broadcast with the positions.
     Returns:
-      `Corners` [..., 4]; the derivative of `weight` by `y` and `x` is that of the cell which a
-      position on the line between two cells opens (towards larger coordinates).
+      `Corners` [..., 4].  Where y or x is a whole number, the derivative of `weight` is the one
+      towards larger coordinates.
     Example:
       A quarter of a cell down and half a cell to the right, on a map of 2x2 cells.
       >>> index, weight = corners(jnp.array(0.25), jnp.array(0.5), height=2, width=2)

@@ -1,8 +1,8 @@
-"""Soft non-maximum suppression (arXiv:1704.04503): overlapping boxes lose score, not life.
+"""Soft non-maximum suppression (arXiv:1704.04503): overlaps lower scores instead of dropping boxes.
 
-Again and again the best remaining box is taken and lowers the scores of those that overlap it.
-What is taken later changes nothing about what was taken before, so the loop has as many steps as
-there are outputs, and each costs one row of IoUs.
+Each step takes the best remaining box and lowers the scores of the boxes that overlap it.  Later
+steps change nothing about earlier ones, so the loop has as many steps as outputs, and each costs
+one row of IoUs.
 """
 
 from typing import Any
@@ -28,28 +28,28 @@ def soft_nms(
     sigma: float = 0.5,
     min_score: float = 1e-3,
 ):
-    """The boxes in the order in which they are taken, and their lowered scores.
+    """Boxes in the order in which they are taken, and their lowered scores.
 
-    A box taken multiplies the score of another one of its class by
+    Each box that is taken multiplies the scores of the remaining boxes of its class by
       "linear"    1 - IoU where IoU >= iou_threshold (section 3 of the paper, first formula),
       "gaussian"  exp(-IoU^2 / sigma) (second formula),
-      "naive"     0 where IoU >= iou_threshold: plain NMS, which however drops above it only.
+      "naive"     0 where IoU >= iou_threshold: unlike this, `nms` drops only above it.
 
     Args:
       boxes: [N, 4] xyxy px, of one image.
-      scores: [N] float, >= 0; of equal ones the first is taken.
-      valid: [N] bool; other boxes are never taken.
+      scores: [N] float, >= 0; of equal scores, the first box is taken.
+      valid: [N] bool; invalid boxes are never taken.
       max_outputs: K, static; may be larger than N.
-      labels: [N] int; if given, only boxes of the same class lower each other.
+      labels: [N] int; if given, boxes only lower scores of their own class.
       method: see above; static.
       iou_threshold, sigma: see above.
-      min_score: boxes below it are dropped, at the start or as soon as they sink there.  (The
+      min_score: boxes below it are dropped, at the start or once their score falls below it.  (The
         reference keeps the best box of an image whatever its score.)
     Returns:
       (indices [K] int32, 0 in empty slots; scores [K] float32, falling, 0 in empty slots;
       keep [K] bool, the filled slots, which come first).
     Raises:
-      ValueError: `boxes` is not [N, 4], `max_outputs` is below 1, or another method.
+      ValueError: `boxes` is not [N, 4], `max_outputs` is below 1, or `method` is unknown.
     Example:
       The second box is half of the first (IoU 0.5): 0.75 becomes 0.375, below the third's score.
       >>> boxes = jnp.array([[0.0, 0, 2, 2], [0, 0, 2, 1], [5, 5, 6, 6]])
