@@ -1,4 +1,4 @@
-"""Losses of whole boxes by their overlap, unreduced; boxes are [..., 4] xyxy px."""
+"""Overlap losses of boxes, unreduced; boxes are [..., 4] xyxy px."""
 
 import jax.numpy as jnp
 
@@ -9,12 +9,12 @@ from detlab.ops import boxes as boxes_lib
 def iou_loss(pred, target, mode: str = "log"):
     """-ln IoU (UnitBox, arXiv:1608.01471), 1 - IoU or 1 - IoU^2.
 
-    IoU is raised to 1e-6 first: boxes that do not meet have a finite loss and no gradient.
+    The IoU is clipped to at least 1e-6: boxes without overlap have a finite loss and no gradient.
 
     Args:
       pred: [..., 4] xyxy px.
       target: [..., 4] xyxy px.
-      mode: "log", "linear" or "square", in the order of the first line.
+      mode: "log", "linear" or "square": the first, second or third of these losses.
     Returns:
       [...].
     Raises:
@@ -29,17 +29,17 @@ def iou_loss(pred, target, mode: str = "log"):
 
 
 def giou_loss(pred, target):
-    """1 - GIoU (arXiv:1902.09630) of pred [..., 4] and target [..., 4]: [...] in 0..2."""
+    """1 - GIoU (arXiv:1902.09630), [...] in 0..2, of pred [..., 4] and target [..., 4]."""
     return 1 - boxes_lib.giou(pred, target)
 
 
 def diou_loss(pred, target):
-    """1 - DIoU (arXiv:1911.08287) of pred [..., 4] and target [..., 4]: [...] in 0..2."""
+    """1 - DIoU (arXiv:1911.08287), [...] in 0..2, of pred [..., 4] and target [..., 4]."""
     return 1 - boxes_lib.diou(pred, target)
 
 
 def ciou_loss(pred, target):
-    """1 - CIoU (arXiv:1911.08287) of pred [..., 4] and target [..., 4]: [...].
+    """1 - CIoU (arXiv:1911.08287), [...], of pred [..., 4] and target [..., 4].
 
     Identical boxes give 0, not 0 / 0.
     """

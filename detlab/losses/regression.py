@@ -1,13 +1,13 @@
-"""Losses of one number against another, unreduced."""
+"""Regression losses of single numbers, unreduced."""
 
 import jax
 import jax.numpy as jnp
 
 
 def l1(pred, target):
-    """|pred - target|, [...], of pred [...] and target [...]; the gradient at 0 is 0."""
+    """|pred - target|, [...], of pred [...] and target [...]; 0 gradient where they are equal."""
     difference = pred - target
-    # The gradient of jnp.abs at 0 is 1; that of a maximum of equals is shared.
+    # The gradient of jnp.abs at 0 is 1; a maximum splits its gradient between equal arguments.
     return jnp.maximum(difference, -difference)
 
 
