@@ -33,7 +33,7 @@ def deform_conv(
     groups: int = 1,
     deform_groups: int = 1,
 ):
-    """Deformable convolution of one image.
+    """Deformable convolution of one image; x, offsets, kernel and mask all get gradients.
 
     Args:
       x: [H, W, Cin].
@@ -57,8 +57,6 @@ def deform_conv(
       >>> offsets = jnp.broadcast_to(jnp.array([0, 0.5]), (1, 3, 2))  # dy, dx
       >>> deform_conv(x, offsets, jnp.ones((1, 1, 1, 1)), padding=0).ravel().tolist()
       [1.5, 2.5, 1.5]
-
-    x, offsets, kernel and mask all get gradients.
     """
     masks = None if mask is None else (mask,)
     return deform_conv_levels(

@@ -1,6 +1,6 @@
 """Greedy non-maximum suppression with a fixed number of outputs.
 
-The result is exactly that of the sequential algorithm: in order of falling score, a box is kept
+The result is exactly that of the sequential algorithm: in descending order of score, a box is kept
 unless its IoU with a kept box exceeds the threshold.  A mask separates boxes of different classes.
 The usual trick, shifting each class by a multiple of the image size, rounds coordinates (to
 0.008 px at 80 classes) and lets boxes with negative coordinates overlap those of another class.
@@ -62,7 +62,7 @@ def nms(
 
     Args:
       boxes: [N, 4] xyxy px, of one image.
-      scores: [N] float; of equal scores, the first box comes first.
+      scores: [N] float; equal scores keep the order of the boxes.
       valid: [N] bool; invalid boxes are never kept and suppress nothing.
       iou_threshold: a box is dropped where IoU > iou_threshold.
       max_outputs: K, static; may be larger than N.
@@ -96,7 +96,7 @@ def nms(
         cpu=functools.partial(_keep_sequential, measure=measure),
         default=functools.partial(_keep_tiled, measure=measure),
     )
-    # The first K kept positions: ranks fall along the sorted boxes and are 0 where not kept.
+    # The first K kept positions: ranks decrease along the sorted boxes and are 0 where not kept.
     ranks = jnp.where(keep, jnp.arange(len(boxes), 0, -1), 0)
     ranks, positions = lax.top_k(ranks, min(max_outputs, len(boxes)))
     keep = ranks > 0

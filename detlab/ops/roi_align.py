@@ -50,7 +50,7 @@ def roi_align(
     Raises:
       ValueError: invalid shapes, `output_size` or `sampling_ratio`.
     Example:
-      Each cell holds the number of its column; a RoI over the whole map has 2x2 bins.
+      Each cell holds the number of its column; the RoI is the whole map, in 2x2 bins.
       >>> features = jnp.broadcast_to(jnp.arange(4.0)[:, None], (4, 4, 1))
       >>> roi_align(features, jnp.array([[0.0, 0, 4, 4]]), 2, spatial_scale=1.0)[0, ..., 0].tolist()
       [[0.5, 2.5], [0.5, 2.5]]
@@ -74,10 +74,13 @@ def multilevel(
 ):
     """RoIAlign on a pyramid, each RoI on the level for its size (see `levels`).
 
+    If the batch is sharded, call it per device: a CPU processes the images one by one, and with
+    sampling_ratio 0 the devices would have to agree on the length of the loop.
+
     Args:
       features: L maps [Hl, Wl, D] of one image, finest first.
       rois: [R, 4] xyxy px.
-      valid: [R] bool; results of invalid RoIs are 0 without gradient, whatever their coordinates.
+      valid: [R] bool; results of invalid RoIs are 0 without gradient, whatever the coordinates.
       strides: of the L levels, px.
       output_size, sampling_ratio, max_samples: as in `roi_align`; the default of `max_samples` is
         that of the largest level.
@@ -93,9 +96,6 @@ def multilevel(
       >>> rois = jnp.array([[0.0, 0, 8, 8], [0, 0, 16, 16]])
       >>> multilevel(pyramid, rois, jnp.ones(2, bool), (4, 8), 1, finest_scale=8).ravel().tolist()
       [10.0, 20.0]
-
-    If the batch is sharded, call it per device: a CPU processes the images one by one, and with
-    sampling_ratio 0 the devices would have to agree on the length of the loop.
     """
     if len(features) != len(strides):
         raise ValueError(

@@ -33,7 +33,7 @@ def soft_nms(
     Each box that is taken multiplies the scores of the remaining boxes of its class by
       "linear"    1 - IoU where IoU >= iou_threshold (section 3 of the paper, first formula),
       "gaussian"  exp(-IoU^2 / sigma) (second formula),
-      "naive"     0 where IoU >= iou_threshold: unlike this, `nms` drops only above it.
+      "naive"     0 where IoU >= iou_threshold: plain NMS, except that `nms` drops only above it.
 
     Args:
       boxes: [N, 4] xyxy px, of one image.
@@ -46,7 +46,7 @@ def soft_nms(
       min_score: boxes below it are dropped, at the start or once their score falls below it.  (The
         reference keeps the best box of an image whatever its score.)
     Returns:
-      (indices [K] int32, 0 in empty slots; scores [K] float32, falling, 0 in empty slots;
+      (indices [K] int32, 0 in empty slots; scores [K] float32, descending, 0 in empty slots;
       keep [K] bool, the filled slots, which come first).
     Raises:
       ValueError: `boxes` is not [N, 4], `max_outputs` is below 1, or `method` is unknown.
