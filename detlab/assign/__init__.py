@@ -1,1 +1,1 @@
-"""Which prediction learns which object: one rule a file, pure array functions on one image."""
+"""Which prediction learns which object: one rule per file, pure array functions on one image."""

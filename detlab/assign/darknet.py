@@ -1,20 +1,21 @@
 """Which anchors learn which objects in darknet's YOLOv3 and YOLOv4 (AlexeyAB's `yolo_layer.c`).
 
-An object is learned in the cell of its centre.  Of all anchors of the network, in whatever head,
-the one nearest to its width and height learns it.  With `iou_thresh` below 1 (YOLOv4 has 0.213)
-so does every other one that fits it better than that.  Each head looks at the objects by itself
-and takes those that came to the anchors of its `mask`: an object whose anchor no head has is not
-learned (anchor 0 of tiny YOLOv4).
+An object is learned in the cell of its centre, by the anchor closest to its width and height among
+the anchors of all heads.  With `iou_thresh` below 1 (0.213 in YOLOv4), every other anchor whose
+overlap with the object exceeds it learns the object too.  Each head assigns the objects by itself,
+to the anchors of its `mask`: an object whose anchor belongs to no head is not learned (anchor 0 of
+tiny YOLOv4).
 
-Objects may meet in one anchor of one cell, a *row* of the head's output.  Darknet writes one after
-another; `meet` says what stands there in the end.  It shuffles the objects of an image before;
-here they come in the order of their slots.
+Several objects may be assigned to the same anchor of the same cell, a *row* of the head's output.
+Darknet writes them there one after another; `meet` computes the result.  Darknet shuffles the
+objects of an image first; here they keep the order of their slots.
 
-Darknet reads labels as they are, and warns of those that cannot be.  Here `learnable` leaves out
-what darknet's reader leaves out, and objects whose centre is on no cell, for which it writes
-outside of the map.
+Darknet reads labels unchanged and warns about impossible ones.  Here `learnable` drops the objects
+that darknet's reader drops, and those whose centre is on no cell, for which darknet writes outside
+the map.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -27,33 +28,33 @@ Array = Any
 
 
 class Entries(NamedTuple):
-    """What the anchors of a head may learn of an image: one entry an anchor and object slot."""
+    """The assignment of one head and image: one entry per anchor and object slot."""
 
-    row: Array  # [A, G] int32 in 0..Hl*Wl*A-1, by rows, columns and anchors of a cell
+    row: Array  # [A, G] int32 in 0..Hl*Wl*A-1, in order of map row, column and anchor
     positive: Array  # [A, G] bool: the anchor learns the object there
 
 
 class Rows(NamedTuple):
-    """What objects have written into the N rows of a head; slots are -1 where none has."""
+    """The objects of each of the N rows of a head; a slot is -1 where there is none."""
 
-    first: Array  # [N] int32 slot of the object that came first
+    first: Array  # [N] int32 slot of the first object
     last: Array  # [N] int32 slot of the last object that was assigned
-    later: Array  # [N, C] bool: classes of objects that came to a row which was taken
+    later: Array  # [N, C] bool: classes of the objects after the first
 
 
 class Learned(NamedTuple):
-    """What a head learns of an image, in its N rows."""
+    """The training targets of the N rows of a head for one image."""
 
     entries: Entries
     rows: Rows
-    iou: Array  # [N] of the predicted box with the object that it overlaps best
-    predicted: Array  # [N] int32 that object's slot where iou > truth_thresh, else -1
+    iou: Array  # [N] largest IoU of the predicted box with an object
+    predicted: Array  # [N] int32 slot of that object where iou > truth_thresh, else -1
     objectness: Array  # [N] 0..1
-    counts: Array  # [N] bool: the objectness counts
+    counts: Array  # [N] bool: False where the objectness is ignored
 
 
-def learnable(gt_boxes, gt_valid, canvas):
-    """[G] bool: objects of 1 px and more along both sides, with their centre on the canvas.
+def learnable(gt_boxes, gt_valid, canvas: tuple[int, int]):
+    """[G] bool: objects of at least 1 px along both sides, with their centre on the canvas.
 
     Args:
       gt_boxes: [G, 4] xyxy px, padded.
@@ -65,17 +66,17 @@ def learnable(gt_boxes, gt_valid, canvas):
     return gt_valid & on_canvas & (width >= 1) & (height >= 1)
 
 
-def shape_overlap(a, b, kind="iou"):
-    """Overlap of boxes around one centre, `iou_thresh_kind` of the cfg.
+def shape_overlap(a, b, kind: str = "iou"):
+    """Overlap of boxes with the same centre, of the kind `iou_thresh_kind` of the cfg.
 
     Args:
-      a, b: [..., 2] width and height, > 0 each, that broadcast.
-      kind: "iou", "giou", "diou" (here the same as "iou") or "ciou", whose aspect term counts at
-        any IoU, unlike that of `boxes.ciou`.
+      a, b: [..., 2] width and height, both > 0; they broadcast.
+      kind: "iou", "giou", "diou" (here the same as "iou") or "ciou".  The aspect term of "ciou"
+        counts at any IoU, unlike that of `boxes.ciou`.
     Returns:
       [...].
     Raises:
-      ValueError: another kind.
+      ValueError: unknown kind.
     """
     if kind not in ("iou", "giou", "diou", "ciou"):
         raise ValueError(f"kind must be 'iou', 'giou', 'diou' or 'ciou', not {kind!r}")
@@ -92,27 +93,36 @@ def shape_overlap(a, b, kind="iou"):
     return iou
 
 
-def assign(sizes, mask, shape, canvas, gt_boxes, gt_valid, iou_thresh=1.0, iou_kind="iou"):
-    """The entries of one head and one image.
+def assign(
+    sizes,
+    mask: Sequence[int],
+    shape: tuple[int, int],
+    canvas: tuple[int, int],
+    gt_boxes,
+    gt_valid,
+    iou_thresh: float = 1.0,
+    iou_kind: str = "iou",
+) -> Entries:
+    """The entries of one head for one image.
 
     Args:
       sizes: [K, 2] width and height of all anchors of the network, px, static.
-      mask: the numbers of this head's A anchors, static.
+      mask: indices of this head's A anchors in `sizes`, static.
       shape: (Hl, Wl) cells of the head.
       canvas: (height, width) px.
       gt_boxes: [G, 4] xyxy px, padded.
-      gt_valid: [G] bool, those that are `learnable`.
-      iou_thresh: anchors of a larger overlap with an object learn it besides the best; from 1
-        there are none.
-      iou_kind: the overlap that `iou_thresh` is one of, see `shape_overlap`.
+      gt_valid: [G] bool, the `learnable` objects.
+      iou_thresh: besides the best anchor, those whose overlap with an object exceeds this learn
+        it; at 1 or above, only the best does.
+      iou_kind: the kind of overlap compared with `iou_thresh`, see `shape_overlap`.
     Returns:
       Entries.
     """
-    unit = np.array([canvas[1], canvas[0]], np.float32)  # relative, as in darknet: only ciou cares
+    unit = np.array([canvas[1], canvas[0]], np.float32)  # as in darknet; matters for ciou only
     anchors = jnp.asarray(sizes, jnp.float32) / unit  # [K, 2]
     center, extent = jnp.split(boxes_lib.xyxy_to_cxcywh(gt_boxes) / np.tile(unit, 2), 2, axis=-1)
     extent = jnp.where(gt_valid[:, None], extent, 1.0)  # [G, 2]
-    best = jnp.argmax(shape_overlap(anchors[:, None], extent), axis=0)  # [G], the first of equals
+    best = jnp.argmax(shape_overlap(anchors[:, None], extent), axis=0)  # [G], the first on ties
     numbers = np.asarray(mask)[:, None]  # [A, 1]
     positive = numbers == best  # [A, G]
     if iou_thresh < 1:
@@ -129,11 +139,11 @@ def best_overlap(boxes, gt_boxes, gt_valid):
     """The object that each predicted box overlaps best; objects are scanned one after another.
 
     Args:
-      boxes: [N, 4] xyxy px; one that is not finite overlaps nothing.
+      boxes: [N, 4] xyxy px; a box that is not finite overlaps nothing.
       gt_boxes: [G, 4] xyxy px, padded.
       gt_valid: [G] bool.
     Returns:
-      (IoU [N], 0 where there is none; slot [N] int32, the first of equals).
+      (IoU [N], 0 without overlap; slot [N] int32, the first on ties).
     """
 
     def step(carry, gt):
@@ -148,23 +158,23 @@ def best_overlap(boxes, gt_boxes, gt_valid):
     return lax.scan(step, start, gts)[0]
 
 
-def meet(entries, labels, num_rows, num_classes, predicted):
-    """What a row learns where several objects are written into it.
+def meet(entries: Entries, labels, num_rows: int, num_classes: int, predicted) -> Rows:
+    """The objects of each row, where several may be assigned to the same row.
 
     Args:
-      entries: of `assign`.
+      entries: result of `assign`.
       labels: [G] int32.
       num_rows: N of the head.
       num_classes: C.
-      predicted: [N] int32 slot of the object that a row learns because it predicts it
-        (`truth_thresh`), which is written before all others; -1 for none.
+      predicted: [N] int32 slot of the object that a row learns because its predicted box overlaps
+        it by more than `truth_thresh`; it comes before all others; -1 for none.
     Returns:
       Rows.
     """
     row, positive = entries
     predicted = jnp.asarray(predicted)
     slots = jnp.broadcast_to(jnp.arange(len(labels)), row.shape)
-    none = len(labels)  # a slot behind all others
+    none = len(labels)  # a slot after all others
     first = jnp.full(num_rows, none).at[row].min(jnp.where(positive, slots, none))
     last = jnp.full(num_rows, -1).at[row].max(jnp.where(positive, slots, -1))
     is_later = positive & ((slots > first[row]) | (predicted[row] >= 0))
@@ -174,20 +184,27 @@ def meet(entries, labels, num_rows, num_classes, predicted):
     return Rows(first.astype(jnp.int32), last.astype(jnp.int32), later)
 
 
-def objectness(best_iou, confident, positive, ignore_thresh, truth_thresh=1.0, smooth=False):
-    """What the objectness of each row learns, and whether it counts.
+def objectness(
+    best_iou,
+    confident,
+    positive,
+    ignore_thresh: float,
+    truth_thresh: float = 1.0,
+    smooth: bool = False,
+):
+    """The objectness target of each row, and whether it counts.
 
-    A row that no object was assigned to is background, unless its box overlaps an object by more
-    than `ignore_thresh`: then it does not count, and by more than `truth_thresh` it learns to be an
-    object.  With `smooth` the former learns its IoU, the latter its square, and assignments
-    change nothing: darknet writes theirs only where what stands there is exactly 0.
+    A row without an assigned object is background.  If its box overlaps an object by more than
+    `ignore_thresh`, the row is ignored; by more than `truth_thresh`, its target is 1.  With
+    `smooth` the target is the IoU in the first case and its square in the second, and assigned
+    objects change nothing: darknet writes their target only where the value there is exactly 0.
 
     Args:
-      best_iou: [N] of `best_overlap`.
-      confident: [N] bool: rows with a class score high enough for `ignore_thresh`.
-      positive: [N] bool: some object was assigned.
+      best_iou: [N] from `best_overlap`.
+      confident: [N] bool: rows with a class score high enough for `ignore_thresh` to apply.
+      positive: [N] bool: rows with an assigned object.
       ignore_thresh, truth_thresh: see above.
-      smooth: `objectness_smooth`.
+      smooth: `objectness_smooth` of the cfg.
     Returns:
       (target [N] in 0..1, counts [N] bool).
     """
@@ -199,20 +216,30 @@ def objectness(best_iou, confident, positive, ignore_thresh, truth_thresh=1.0, s
     return learns.astype(jnp.float32), learns | ~near
 
 
-def learn(head, boxes, scores, shape, canvas, gt_boxes, gt_labels, gt_valid, min_class_score=0.25):
-    """Everything that one head learns of one image.
+def learn(
+    head: Any,
+    boxes,
+    scores,
+    shape: tuple[int, int],
+    canvas: tuple[int, int],
+    gt_boxes,
+    gt_labels,
+    gt_valid,
+    min_class_score: float = 0.25,
+) -> Learned:
+    """All training targets of one head for one image.
 
     Args:
-      head: has the fields of `darknet_cfg.Yolo`.
-      boxes: [N, 4] cxcywh that the rows predict, relative to the canvas.
-      scores: [N, C] sigmoids of the classes.
+      head: has the fields of `detlab.darknet.cfg.Yolo`.
+      boxes: [N, 4] predicted boxes of the rows, cxcywh relative to the canvas.
+      scores: [N, C] class scores, after the sigmoid.
       shape: (Hl, Wl) cells of the head.
       canvas: (height, width) px.
       gt_boxes: [G, 4] xyxy px, padded.
       gt_labels: [G] int32.
       gt_valid: [G] bool, the real objects.
-      min_class_score: `ignore_thresh` is for rows with a class above it, of whatever kind; any
-        below 0 is the rule of the original darknet, which does not look at classes.
+      min_class_score: `ignore_thresh` applies to rows with any class score above this.  A value
+        below 0 gives the rule of the original darknet, which ignores the class scores.
     Returns:
       Learned.
     """

@@ -1,4 +1,4 @@
-"""Corner targets: heatmaps, places inside cells, and which corners belong together.
+"""Corner targets: heatmaps, offsets inside cells, and which corners belong together.
 
 CornerNet (arXiv:1808.01244, sections 3.2 and 3.3).
 """
@@ -13,15 +13,23 @@ Array = Any
 
 
 class CornerTargets(NamedTuple):
-    """What one kind of corner of an image learns."""
+    """The targets of one kind of corner for one image."""
 
     cells: Array  # [G] int32 row * W + column of each object's corner, 0 where not valid
     heat: Array  # [H, W, C] float32, exactly 1 in the cells of corners
     offset: Array  # [H, W, 2] float32 x, y of the corner in its cell, 0..1; 0 elsewhere
 
 
-def corners(boxes, labels, valid, shape, canvas, num_classes, min_overlap=0.3):
-    """Targets of both kinds of corners of one image.
+def corners(
+    boxes,
+    labels,
+    valid,
+    shape: tuple[int, int],
+    canvas: tuple[int, int],
+    num_classes: int,
+    min_overlap: float = 0.3,
+) -> tuple[CornerTargets, CornerTargets]:
+    """Targets of both kinds of corners for one image.
 
     Args:
       boxes: [G, 4] xyxy px, padded.
@@ -38,7 +46,7 @@ def corners(boxes, labels, valid, shape, canvas, num_classes, min_overlap=0.3):
     rows_columns = jnp.array([shape[1] / canvas[1], shape[0] / canvas[0]], jnp.float32)
     points = boxes.reshape(-1, 2, 2) * rows_columns  # [G, 2, 2] corner, (x, y) in cells
     largest = jnp.array([shape[1] - 1, shape[0] - 1])
-    cells = jnp.minimum(points, largest).astype(jnp.int32)  # towards 0, as in the reference
+    cells = jnp.minimum(points, largest).astype(jnp.int32)  # rounded towards 0, as in the reference
     sizes = jnp.ceil(points[:, 1] - points[:, 0])
     radii = jnp.maximum(heatmaps.gaussian_radius(sizes, min_overlap), 0).astype(jnp.int32)
 

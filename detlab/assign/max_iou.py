@@ -1,8 +1,8 @@
 """Assignment by the largest IoU (Faster R-CNN, arXiv:1506.01497, 3.1.2; RetinaNet, SSD).
 
-Objects are scanned one after another with a running maximum over the anchors.  Memory is a few
-vectors of N anchors, whatever the number of objects, where the [N, G] matrix of 200k anchors and
-100 objects takes 80 MB; on a CPU of two cores the scan of these takes 35 ms.
+Objects are scanned one after another, keeping a running maximum for each anchor.  Memory is a few
+vectors of N anchors, whatever the number of objects; the [N, G] matrix of 200k anchors and 100
+objects would take 80 MB.  The scan of these takes 35 ms on a CPU with two cores.
 """
 
 from typing import Any, NamedTuple
@@ -16,53 +16,53 @@ Array = Any
 
 
 class MaxIoU(NamedTuple):
-    """What each anchor of an image learns."""
+    """The assignment of each anchor of an image."""
 
     status: Array  # [N] int32: -1 ignored, 0 negative, 1 positive
     matched: Array  # [N] int32 slot of the object; where not positive, that of the largest IoU
-    max_iou: Array  # [N] float32 largest IoU with an object; -1 where an anchor takes no part
+    max_iou: Array  # [N] float32 largest IoU with an object; -1 for excluded anchors
 
 
 def assign(
     anchors,
     gt_boxes,
     gt_valid,
-    pos_iou,
-    neg_iou,
-    min_pos_iou,
+    pos_iou: float | Array,
+    neg_iou: float | Array | tuple[float, float],
+    min_pos_iou: float | Array,
     *,
     anchor_valid=None,
-    low_quality=True,
-    all_ties=True,
-    require_overlap=True,
+    low_quality: bool = True,
+    all_ties: bool = True,
+    require_overlap: bool = True,
     gt_ignore=None,
-    ignore_iof=-1.0,
-    ignore_wrt_anchors=True,
-):
+    ignore_iof: float = -1.0,
+    ignore_wrt_anchors: bool = True,
+) -> MaxIoU:
     """Positive, negative and ignored anchors of one image.
 
-    An anchor whose largest IoU is at least `pos_iou` learns that object (the first of equals),
-    one below `neg_iou` is negative, and what lies between is ignored.  With `low_quality`, each
-    object then claims the anchors that overlap it best, if that IoU is at least `min_pos_iou`; an
-    object in a later slot takes anchors from earlier ones.  Without objects all are negative.
+    An anchor whose largest IoU is at least `pos_iou` is matched to that object (the first on ties).
+    Below `neg_iou` it is negative, and in between it is ignored.  With `low_quality`, each object
+    then claims the anchors that overlap it best, if that IoU is at least `min_pos_iou`; objects in
+    later slots take anchors from earlier ones.  Without objects, all anchors are negative.
 
     Args:
       anchors: [N, 4] xyxy px.
       gt_boxes: [G, 4] xyxy px, padded.
-      gt_valid: [G] bool, the real objects; no other box is ever matched.
+      gt_valid: [G] bool, the real objects; other boxes are never matched.
       pos_iou: threshold; may be traced (Dynamic R-CNN).
       neg_iou: threshold, or a pair (low, high): negative only where low <= IoU < high.
       min_pos_iou: see above.
-      anchor_valid: [N] bool; other anchors are ignored and are never an object's best.
+      anchor_valid: [N] bool; invalid anchors are ignored and are never an object's best.
       low_quality: whether objects claim their best anchors.
       all_ties: an object claims all anchors that share its best IoU, not only the first.
-      require_overlap: an object that meets no anchor claims none.  Without it, and `min_pos_iou`
-        0, such an object claims every anchor it does not meet, as in the reference.
-      gt_ignore: [G] bool, boxes that mark an area to be ignored (crowd, difficult).
-      ignore_iof: static; anchors whose intersection over area with a `gt_ignore` box is above it
-        are ignored; not used if <= 0, as in all published configurations.  As in the reference,
-        an image without objects has no such areas.
-      ignore_wrt_anchors: relative to the area of the anchor, else to that of the ignored box.
+      require_overlap: an object that overlaps no anchor claims none.  If False and `min_pos_iou`
+        is 0, such an object claims every anchor, as in the reference.
+      gt_ignore: [G] bool, boxes of areas to ignore (crowd, difficult).
+      ignore_iof: static; anchors whose intersection over area with a `gt_ignore` box is above this
+        are ignored.  Off if <= 0, as in all published configurations.  As in the reference, it has
+        no effect on images without objects.
+      ignore_wrt_anchors: the area is that of the anchor; if False, that of the ignored box.
     Returns:
       MaxIoU.
     Raises:
@@ -73,7 +73,7 @@ def assign(
     candidates = takes_part
     if ignore_iof > 0:
         if gt_ignore is None:
-            raise ValueError(f"ignore_iof is {ignore_iof} but there is no gt_ignore")
+            raise ValueError(f"ignore_iof is {ignore_iof}, so gt_ignore is needed")
         areas = _in_ignored_area(anchors, gt_boxes, gt_ignore, ignore_iof, ignore_wrt_anchors)
         candidates = candidates & ~(areas & has_objects)
 
@@ -102,8 +102,8 @@ def _scan_objects(anchors, candidates, gt_boxes, gt_valid, min_pos_iou, all_ties
         max_iou, matched, claimed = carry
         slot, box, valid = gt
         row = jnp.where(candidates & valid, boxes_lib.iou(anchors, box), -1.0)  # [N]
-        # Fused separately into the maximum and into the comparison with it, the same formula may
-        # round differently, and no anchor equal the best.  Behind the barrier it is one array.
+        # Fused separately into the maximum and into the comparison with it, the IoU may round
+        # differently, and no anchor would equal the best.  The barrier makes it one array.
         row = lax.optimization_barrier(row)
         best = jnp.max(row, initial=-1.0)
         claims = row == best

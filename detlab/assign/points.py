@@ -1,9 +1,10 @@
-"""Assignment of points to objects: around them (FCOS) or near their centres (RepPoints).
+"""Assignment of points to objects: points inside (FCOS) or nearest to the centre (RepPoints).
 
-Objects are scanned one after another with a running minimum of the area, or of the distance, over
-the points, so that memory is a few vectors of N points, whatever the number of objects.
+Objects are scanned one after another, keeping a running minimum of the area or the distance for
+each point.  Memory is a few vectors of N points, whatever the number of objects.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ Array = Any
 
 
 class Assigned(NamedTuple):
-    """What each point of an image learns."""
+    """The assignment of each point of an image."""
 
     status: Array  # [N] int32: -1 ignored, 0 negative, 1 positive
     matched: Array  # [N] int32 slot of the object; 0 where not positive
@@ -31,21 +32,21 @@ def assign(
     *,
     center_radius=None,
     point_valid=None,
-):
-    """Positive points: those strictly inside an object whose sides lie within the level's reach.
+) -> Assigned:
+    """Positive points: strictly inside an object whose sides are within the reach of the level.
 
     FCOS, arXiv:1904.01355, section 3.  The reach is compared with the largest of the four
-    distances, both ends included as in the reference.  Of several objects a point learns that of
-    the smallest area, the first of equals.
+    distances, both ends included as in the reference.  Of several objects, a point is matched to
+    the one with the smallest area (the first on ties).
 
     Args:
       points: [N, 2] x, y px.
-      min_reach, max_reach: [N] px, for each point those of its level (paper: m_i-1 and m_i).
+      min_reach, max_reach: [N] px, limits of the level of each point (paper: m_i-1 and m_i).
       gt_boxes: [G, 4] xyxy px, padded.
-      gt_valid: [G] bool, the real objects; no other box is ever matched.
-      center_radius: [N] px: points have to be closer than that to the centre of the object too,
-        along both axes ("center sampling", arXiv:2006.09214).  None: anywhere inside.
-      point_valid: [N] bool; other points are ignored.
+      gt_valid: [G] bool, the real objects; other boxes are never matched.
+      center_radius: [N] px: points must also be closer than this to the centre of the object along
+        both axes ("center sampling", arXiv:2006.09214).  None: anywhere inside.
+      point_valid: [N] bool; invalid points are ignored.
     Returns:
       Assigned.
     """
@@ -75,37 +76,37 @@ def assign(
 def assign_nearest(
     points,
     level,
-    strides,
+    strides: Sequence[int],
     gt_boxes,
     gt_valid,
     *,
-    scale=4.0,
-    num_positive=1,
+    scale: float = 4.0,
+    num_positive: int = 1,
     point_valid=None,
-):
-    """Positive points: the nearest to the centre of each object, on the level of its size.
+) -> Assigned:
+    """Positive points: the nearest to the centre of each object, on the level for its size.
 
     RepPoints, arXiv:1904.11490, section 3.3: a box of w x h px belongs to the level of stride
-    2^floor(log2(sqrt(w h) / scale)), or to the first or last there is.  Distances are parts of the
-    sides of the object, as in the reference.  A point that several objects take learns the nearest,
-    the first of equals.
+    2^floor(log2(sqrt(w h) / scale)), clipped to the first and last level.  Distances are relative
+    to the sides of the object, as in the reference.  A point that several objects claim is matched
+    to the nearest (the first on ties).
 
     Args:
       points: [N, 2] x, y px.
-      level: [N] int32 of each point.
-      strides: px of each level, static, rising.
+      level: [N] int32 level of each point.
+      strides: px of each level, static, increasing.
       gt_boxes: [G, 4] xyxy px, padded.
-      gt_valid: [G] bool, the real objects; no other box is ever matched.
+      gt_valid: [G] bool, the real objects; other boxes are never matched.
       scale: see above.
-      num_positive: static; points that an object takes, or all of its level where it has fewer.
-      point_valid: [N] bool; other points are ignored.
+      num_positive: static; points that an object claims, or all of its level if it has fewer.
+      point_valid: [N] bool; invalid points are ignored.
     Returns:
       Assigned.
     """
     takes_part = jnp.ones(len(points), bool) if point_valid is None else point_valid
     gts = boxes_lib.xyxy_to_cxcywh(gt_boxes)
     center, size = gts[:, :2], jnp.maximum(gts[:, 2:], 1e-6)
-    # Products of powers of two, where a logarithm would round to the wrong side of a level.
+    # Products of powers of two are exact; a logarithm could round to the wrong level.
     least_area = jnp.square(scale * jnp.asarray(strides[1:], jnp.float32))  # [L - 1]
     gt_level = (size.prod(-1)[:, None] >= least_area).sum(-1)  # [G]
 
@@ -129,12 +130,12 @@ def assign_nearest(
 
 
 def centerness(distances):
-    """How near to the middle of its object a point is (FCOS, eq. 3).
+    """How close each point is to the centre of its object (FCOS, eq. 3).
 
     Args:
       distances: [..., 4] left, top, right, bottom, in any unit.
     Returns:
-      [...] 1 in the middle, 0 on a side and outside.
+      [...] 1 at the centre, 0 on a side and outside.
     """
     ratio = jnp.ones(distances.shape[:-1], distances.dtype)
     for low, high in ((0, 2), (1, 3)):

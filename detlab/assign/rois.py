@@ -1,4 +1,4 @@
-"""What the two stages of an R-CNN learn from: samples of anchors and of RoIs, for one image."""
+"""Training samples of the two stages of an R-CNN, anchors and RoIs, for one image."""
 
 from typing import Any, NamedTuple
 
@@ -10,24 +10,35 @@ Array = Any
 
 
 class RoIs(NamedTuple):
-    """What a box head learns from: positives first, then negatives, then empty slots."""
+    """Training samples of a box head: positives first, then negatives, then empty slots."""
 
     boxes: Array  # [R, 4] xyxy px, zeros in empty slots
     status: Array  # [R] int32: -1 empty, 0 background, 1 an object
     matched: Array  # [R] int32 slot of the object
-    index: Array  # [R] int32 row among the proposals and, after them, the slots of objects
+    index: Array  # [R] int32 row of the proposals followed by the object slots
 
 
-def sample_anchors(key, anchors, inside, boxes, valid, *, ious, num, positive_fraction):
-    """`max_iou.MaxIoU` of the anchors of one image; status -1 where not sampled.
+def sample_anchors(
+    key: Array,
+    anchors,
+    inside,
+    boxes,
+    valid,
+    *,
+    ious: tuple[float, float, float],
+    num: int,
+    positive_fraction: float,
+) -> max_iou.MaxIoU:
+    """`max_iou.MaxIoU` of the anchors of one image, with status -1 where not sampled.
 
     Args:
       key: of this image.
       anchors: [N, 4] xyxy px.
-      inside: [N] bool; other anchors take no part.
-      boxes: [G, 4] xyxy px, the objects; valid: [G] bool, the real ones.
-      ious: an anchor is positive from the first on, negative below the second, and an object's
-        best anchor is positive from the third on.
+      inside: [N] bool; anchors where it is False are ignored.
+      boxes: [G, 4] xyxy px, the objects.
+      valid: [G] bool, the real ones.
+      ious: an anchor is positive at or above the first and negative below the second; an object's
+        best anchor is positive at or above the third.
       num, positive_fraction: static, see `sampling.sample`.
     """
     pos_iou, neg_iou, min_pos_iou = ious
@@ -35,20 +46,31 @@ def sample_anchors(key, anchors, inside, boxes, valid, *, ious, num, positive_fr
         anchors, boxes, valid, pos_iou, neg_iou, min_pos_iou, anchor_valid=inside
     )
     drawn = sampling.sample(key, assigned.status, num, positive_fraction)
-    rows = jnp.where(drawn.valid, drawn.index, len(anchors))  # empty slots fall off
+    rows = jnp.where(drawn.valid, drawn.index, len(anchors))  # empty slots are dropped
     taken = jnp.zeros(len(anchors), bool).at[rows].set(True, mode="drop")
     return assigned._replace(status=jnp.where(taken, assigned.status, -1))
 
 
-def sample_rois(key, proposals, there, boxes, valid, *, iou, num, positive_fraction):
-    """A random sample of the proposals of one image and of its objects.
+def sample_rois(
+    key: Array,
+    proposals,
+    there,
+    boxes,
+    valid,
+    *,
+    iou: float | Array,
+    num: int,
+    positive_fraction: float,
+) -> RoIs:
+    """A random sample of the proposals and objects of one image.
 
     Args:
       key: of this image.
       proposals: [P, 4] xyxy px.
-      there: [P] bool; other rows are empty and never sampled.
-      boxes: [G, 4] xyxy px, the objects; valid: [G] bool, the real ones.
-      iou: a proposal is positive from here on, else negative.
+      there: [P] bool; rows where it is False are empty and never sampled.
+      boxes: [G, 4] xyxy px, the objects.
+      valid: [G] bool, the real ones.
+      iou: a proposal is positive at or above this, else negative.
       num, positive_fraction: static, see `sampling.sample`.
     Returns:
       RoIs with R = min(num, P + G).
@@ -56,8 +78,8 @@ def sample_rois(key, proposals, there, boxes, valid, *, iou, num, positive_fract
     assigned = max_iou.assign(
         proposals, boxes, valid, iou, iou, iou, low_quality=False, anchor_valid=there
     )
-    # The objects are proposals too, each its own.  They come last: so more slots for them leave
-    # the random numbers of the others, and with them the draw, as they are.
+    # The objects are proposals too, each matched to itself.  They come last, so that more object
+    # slots change neither the random numbers of the proposals nor the draw.
     rois = jnp.concatenate([proposals, boxes])
     status = jnp.concatenate([assigned.status, jnp.where(valid, 1, -1)])
     matched = jnp.concatenate([assigned.matched, jnp.arange(len(boxes))])

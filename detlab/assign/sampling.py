@@ -1,6 +1,6 @@
 """Random samples of fixed size from assigned candidates (Faster R-CNN, arXiv:1506.01497, 3.1.3).
 
-A sample is the candidates with the largest of random numbers, so a `top_k` draws it without
+Each candidate gets a random number and the largest ones are drawn: a `top_k` does that without
 replacement, and no array is sorted.
 """
 
@@ -21,20 +21,26 @@ class Sampled(NamedTuple):
     positive: Array  # [K] bool
 
 
-def sample(rng, status, num, positive_fraction, negatives_per_positive=None):
+def sample(
+    rng: Array,
+    status,
+    num: int,
+    positive_fraction: float,
+    negatives_per_positive: float | None = None,
+) -> Sampled:
     """A uniform draw of at most `num` candidates of one image, without replacement.
 
     At most `num * positive_fraction` (rounded down) positives are drawn.  Negatives fill the rest,
-    also what the positives left of their share; positives never fill in for missing negatives.
+    including the unused share of the positives; positives never replace missing negatives.
 
     Args:
-      rng: key of this image, such as `fold_in(key, number of the image in the global batch)`: then
-        the draw does not depend on how the images are divided over devices.
-      status: [N] int: 1 positive, 0 negative, -1 neither, never drawn.
+      rng: key of this image, such as `fold_in(key, index of the image in the global batch)`, which
+        makes the draw independent of how the images are split across devices.
+      status: [N] int: 1 positive, 0 negative, -1 never drawn.
       num: static; 256 for an RPN, 512 for its box head.
       positive_fraction: static; 0.5 for an RPN, 0.25 for its box head.
-      negatives_per_positive: static; if given, at most that many times the positives drawn (at
-        least one is reckoned with) are drawn of negatives.  The reference's `neg_pos_ub`.
+      negatives_per_positive: static; if given, the most negatives per drawn positive; no drawn
+        positives count as one.  The reference's `neg_pos_ub`.
     Returns:
       Sampled with K = min(num, N).
     Raises:
@@ -48,8 +54,8 @@ def sample(rng, status, num, positive_fraction, negatives_per_positive=None):
         raise ValueError(f"positive_fraction must be in 0..1, not {positive_fraction}")
     count = len(status)
     slots, quota = min(num, count), min(int(num * positive_fraction), count)
-    # float32, for which XLA has a fast top_k (100 times that of integers on a CPU).  Of two equal
-    # numbers, of 2^23 that there are, the first is drawn: too rare to matter.
+    # float32, because XLA's top_k of integers is 100 times slower on a CPU.  There are 2^23
+    # different numbers; of two equal ones the first is drawn, which is too rare to matter.
     numbers = jax.random.uniform(rng, (count,))
 
     def draw(kind, at_most):
@@ -68,7 +74,7 @@ def sample(rng, status, num, positive_fraction, negatives_per_positive=None):
     slot = jnp.arange(slots)
     positive = slot < num_positives
     valid = slot < num_positives + num_negatives
-    # The first slots take the positives, the following ones the negatives from their first on.
+    # The first slots take the positives, the next ones the negatives.
     source = jnp.where(positive, slot, quota + slot - num_positives)
     index = jnp.concatenate([positives, negatives])[source]
     return Sampled(jnp.where(valid, index, 0).astype(jnp.int32), valid, positive)

@@ -1,4 +1,7 @@
-"""From an assignment to `types.Targets`: of one image, of a batch, and the classes in them."""
+"""From an assignment to `types.Targets`: for one image, for a batch, and one-hot classes."""
+
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +10,7 @@ from jax import lax
 from detlab import types
 
 
-def of_entries(boxes, level, assigned, values):
+def of_entries(boxes, level, assigned: Any, values: Any) -> types.Targets:
     """The targets of one image.
 
     Args:
@@ -20,17 +23,17 @@ def of_entries(boxes, level, assigned, values):
     return types.Targets(boxes, level, assigned.status, assigned.matched, values)
 
 
-def of_positives(status, values):
-    """The values of positive entries, and zeros in place of all others.
+def of_positives(status, values: Any) -> Any:
+    """Keeps the values of positive entries and sets all others to zero.
 
-    An entry that is background, ignored or padding has no object, so what was computed for it,
-    mostly from slot 0, means nothing.
+    Background, ignored and padded entries have no object, so the values computed for them, mostly
+    from slot 0, are meaningless.
 
     Args:
       status: [..., M] int32 of `types.Targets`.
       values: tree of arrays [..., M, ...], finite where positive.
     Returns:
-      The tree with the same shapes and dtypes.
+      A tree with the same shapes and dtypes.
     """
     positive = status == 1
 
@@ -41,24 +44,24 @@ def of_positives(status, values):
     return jax.tree.map(of_array, values)
 
 
-def of_images(one_image, batch, *predicted):
-    """`one_image(boxes, valid, image_size, *predicted)` of every image, without a gradient.
+def of_images(one_image: Callable[..., Any], batch: types.Batch, *predicted) -> Any:
+    """`one_image(boxes, valid, image_size, *predicted)` for every image, without gradients.
 
     Args:
-      one_image: gives a tree of targets of one image.
-      batch: `types.Batch`.
-      predicted: [B, ...] arrays of the network that the assignment looks at.
+      one_image: returns a tree of targets of one image.
+      batch: the images and their objects.
+      predicted: [B, ...] network outputs that the assignment reads.
     """
     rows = batch.boxes, batch.valid, batch.image_size, *lax.stop_gradient(predicted)
     return lax.stop_gradient(jax.vmap(one_image)(*rows))
 
 
-def one_hot(labels, targets, num_classes):
-    """[B, M, C] float32: 1 in the column of the object's class where positive, zeros elsewhere.
+def one_hot(labels, targets: types.Targets, num_classes: int):
+    """[B, M, C] float32: 1 at the class of the matched object where positive, else 0.
 
     Args:
-      labels: [B, G] int of the objects.
-      targets: of the batch.
+      labels: [B, G] int labels of the objects.
+      targets: those of the batch.
       num_classes: C.
     """
     labels = jnp.take_along_axis(labels, targets.matched, axis=1)

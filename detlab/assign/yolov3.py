@@ -1,8 +1,8 @@
-"""Assignment by grid cell (YOLOv3, arXiv:1804.02767, section 2.1), as mmdetection has it.
+"""Assignment by grid cell (YOLOv3, arXiv:1804.02767, section 2.1), as in mmdetection.
 
-In the paper the one anchor that fits an object best learns it.  In mmdetection's `GridAssigner`,
-which is followed here, every anchor in the cell of some object's centre is *responsible*, and may
-learn any object that it overlaps well, so that there are more positives.
+In the paper only the anchor that fits an object best learns it.  Here, as in mmdetection's
+`GridAssigner`, every anchor in the cell of some object's centre is *responsible* and may learn any
+object that it overlaps well, which gives more positives.
 """
 
 from typing import Any, NamedTuple
@@ -16,17 +16,17 @@ Array = Any
 
 
 class Grid(NamedTuple):
-    """What each anchor of an image learns."""
+    """The assignment of each anchor of an image."""
 
     status: Array  # [N] int32: -1 ignored, 0 negative, 1 positive
-    matched: Array  # [N] int32 slot of the object; of no meaning where not positive
+    matched: Array  # [N] int32 slot of the object; meaningless where not positive
 
 
 def responsible(anchors, strides, gt_boxes, gt_valid):
-    """Which anchors are in the cell of some object's centre.
+    """Which anchors are in the cell of an object's centre.
 
     Args:
-      anchors: [N, 4] xyxy px, around the middles of their cells.
+      anchors: [N, 4] xyxy px, centred on their cells.
       strides: [N] px, of each anchor's level.
       gt_boxes: [G, 4] xyxy px, padded.
       gt_valid: [G] bool, the real objects.
@@ -46,30 +46,30 @@ def assign(
     strides,
     gt_boxes,
     gt_valid,
-    pos_iou,
-    neg_iou,
-    min_pos_iou=0.0,
+    pos_iou: float,
+    neg_iou: float,
+    min_pos_iou: float = 0.0,
     *,
     anchor_valid=None,
-    all_ties=True,
-):
+    all_ties: bool = True,
+) -> Grid:
     """Positive, negative and ignored anchors of one image.
 
-    An anchor whose largest IoU is at most `neg_iou` is negative.  A responsible one whose largest
-    IoU exceeds `pos_iou` learns that object (the first of equals).  Each object then claims the
-    responsible anchor that overlaps it best, if that IoU exceeds `min_pos_iou`; an object in a
-    later slot takes anchors from earlier ones.  What is left is ignored.  Without objects all are
-    negative.  Objects are scanned one after another, as in `max_iou.assign`.
+    An anchor whose largest IoU is at most `neg_iou` is negative.  A responsible anchor whose
+    largest IoU exceeds `pos_iou` is matched to that object (the first on ties).  Each object then
+    claims the responsible anchor that overlaps it best, if that IoU exceeds `min_pos_iou`; objects
+    in later slots take anchors from earlier ones.  All other anchors are ignored.  Without objects,
+    all are negative.  Objects are scanned one after another, as in `max_iou.assign`.
 
     Args:
-      anchors: [N, 4] xyxy px, around the middles of their cells.
+      anchors: [N, 4] xyxy px, centred on their cells.
       strides: [N] px, of each anchor's level.
       gt_boxes: [G, 4] xyxy px, padded.
-      gt_valid: [G] bool, the real objects; no other box is ever matched.
+      gt_valid: [G] bool, the real objects; other boxes are never matched.
       pos_iou: threshold.
       neg_iou: threshold.
       min_pos_iou: see above; at least 0.
-      anchor_valid: [N] bool; other anchors are ignored.
+      anchor_valid: [N] bool; invalid anchors are ignored.
       all_ties: an object claims all anchors that share its best IoU, not only the first.
     Returns:
       Grid.

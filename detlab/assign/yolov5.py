@@ -1,11 +1,11 @@
 """Assignment of YOLOv5: by the ratio of sides, in a cell and two of its neighbours.
 
-Where YOLOv3 looks at overlaps, here an anchor may learn every object whose width and height it has
-to within a factor, in the cell of the object's centre and in the two neighbour cells that are
-nearest to it.  A cell may so learn several objects: an assignment is a list of *entries* (object,
-anchor, neighbour), not a choice for each cell.
+YOLOv3 compares overlaps; here an anchor learns every object whose width and height are within a
+factor of its own, in the cell of the object's centre and in the two neighbour cells nearest to that
+centre.  A cell may learn several objects, so an assignment is a list of *entries* (object, anchor,
+neighbour), not one choice per cell.
 
-Reference: ultralytics/yolov5, `build_targets` of release 3.0, which is that of 7.0.
+Reference: `build_targets` of ultralytics/yolov5, release 3.0; release 7.0 has the same.
 """
 
 from typing import Any, NamedTuple
@@ -22,30 +22,30 @@ NEIGHBOURS = ((0, 0), (-1, 0), (0, -1), (1, 0), (0, 1))
 
 
 class Entries(NamedTuple):
-    """What one level of an image learns; E = 5 * A * G, by neighbour, anchor and object."""
+    """The entries of one level of an image; E = 5 * A * G, by neighbour, anchor and object."""
 
-    valid: Array  # [E] bool: the others are of no meaning
+    valid: Array  # [E] bool; other entries are meaningless
     column: Array  # [E] int32
     row: Array  # [E] int32
-    anchor: Array  # [E] int32 of the cell's
+    anchor: Array  # [E] int32 anchor of the cell
     matched: Array  # [E] int32 slot of the object
-    xywh: Array  # [E, 4] centre from the corner of the cell, width and height, all in cells
+    xywh: Array  # [E, 4] centre relative to the corner of the cell, width, height; in cells
 
 
-def assign(gt_boxes, gt_valid, anchor_sizes, stride, cells, max_ratio=4.0):
+def assign(gt_boxes, gt_valid, anchor_sizes, stride: int, cells, max_ratio: float = 4.0) -> Entries:
     """The entries of one level of one image.
 
-    Where the centre of an object is nearer to the left side of its cell than to the right one, the
-    cell to the left learns it too, else the cell to the right; likewise above and below.  There is
-    none outside the map, nor on the other side of a centre in the middle.
+    If the centre of an object is closer to the left side of its cell, the cell to the left learns
+    the object too; if closer to the right side, the cell to the right; likewise above and below.
+    Cells outside the map are skipped.  A centre exactly in the middle has no neighbour there.
 
     Args:
       gt_boxes: [G, 4] xyxy px, padded.
       gt_valid: [G] bool, the real objects.
       anchor_sizes: [A, 2] width, height, px.
       stride: px of a cell.
-      cells: [2] (rows, columns) of the map, or of its part that holds content; may be traced.
-      max_ratio: of the sides of object and anchor, either way, exclusive.
+      cells: [2] (rows, columns) of the map, or of its part with content; may be traced.
+      max_ratio: limit of the ratio between the sides of object and anchor, either way, exclusive.
     Returns:
       Entries.
     """
@@ -62,13 +62,13 @@ def assign(gt_boxes, gt_valid, anchor_sizes, stride, cells, max_ratio=4.0):
     near = jnp.stack([jnp.ones_like(gt_valid), low[:, 0], low[:, 1], high[:, 0], high[:, 1]])
     valid = near[:, None] & fits  # [5, A, G]
 
-    # Half a cell towards the neighbour: a centre on a border reaches its own cell once more.
+    # Half a cell towards the neighbour: a centre on a border falls into its own cell again.
     shift = np.float32(NEIGHBOURS) / 2
     last = extent - 1
     cell = jnp.clip(jnp.floor(center + shift[:, None]), 0, last)  # [5, G, 2]
     xywh = jnp.concatenate([center - cell, jnp.broadcast_to(size, cell.shape)], axis=-1)
 
-    def flat(values):  # which broadcast to [5, A, G, ...]
+    def flat(values):  # values broadcast to [5, A, G, ...]
         rest = values.shape[3:]
         return jnp.broadcast_to(values, (*valid.shape, *rest)).reshape(-1, *rest)
 

@@ -1,1 +1,1 @@
-"""Loss functions, one family a file; they return unreduced float32 values."""
+"""Loss functions, one family per file; they return unreduced float32 values."""

@@ -1,18 +1,19 @@
 """Losses of darknet's YOLOv3 and YOLOv4 (AlexeyAB's `yolo_layer.c` and `box.c`), unreduced.
 
-Darknet has no loss to differentiate: it writes *deltas*, the changes that it wants of the raw
-outputs, and hands them to the convolution before.  Each loss here has a value to follow, and minus
-the delta as its derivative by the raw outputs.
+Darknet differentiates no loss: it writes *deltas*, the desired changes of the raw outputs, and
+passes them to the convolution before.  Each loss here has a value to monitor, and its derivative by
+the raw outputs is minus the delta.
 
-For objectness, classes and, with `iou_loss=mse`, boxes the delta is target - prediction, which is
-the descent of a cross entropy or of half a square.  With the other kinds of `iou_loss` it is the
-slope of no function; `overlap` has the value 1 - IoU (GIoU, DIoU, CIoU) and is given the slope, see
-`overlap_deltas`.
+For objectness, classes and, with `iou_loss=mse`, boxes, the delta is target - prediction: minus the
+gradient of a cross entropy or of half a squared error.  With the other kinds of `iou_loss` the
+delta is not the gradient of any function: `overlap` has the value 1 - IoU (GIoU, DIoU, CIoU), and
+its gradient is set to minus the delta, see `overlap_deltas`.
 
 Boxes are relative to the canvas here, as in darknet: centre x and y, width and height in 0..1.  The
-size of the deltas depends on that.
+size of the deltas depends on it.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -30,15 +31,15 @@ KINDS = ("mse", "iou", "giou", "diou", "ciou")
 
 
 class Terms(NamedTuple):
-    """The loss of one head and one image."""
+    """The loss of one head for one image."""
 
-    box: Array  # [A * G] of each anchor and object slot, and [N] more with truth_thresh < 1
+    box: Array  # [A * G], per anchor and object slot, plus [N] with truth_thresh < 1
     objectness: Array  # [N]
     classes: Array  # [N, C]
 
 
 def with_slope(value, variables, slope):
-    """`value`, with `slope` as its derivative by `variables` whatever it was computed from.
+    """`value`, with `slope` as its derivative by `variables`, however it was computed.
 
     Args:
       value: [...].
@@ -51,10 +52,10 @@ def with_slope(value, variables, slope):
     return lax.stop_gradient(value) + (lax.stop_gradient(slope) * change).sum(-1)
 
 
-def place(raw, targets, scale_x_y=1.0):
-    """Loss of the place in a cell, whose delta is target - (s sigmoid(raw) - (s - 1) / 2).
+def place(raw, targets, scale_x_y: float = 1.0):
+    """Loss of the position in a cell, with the delta target - (s sigmoid(raw) - (s - 1) / 2).
 
-    It is s times the cross entropy with the sigmoid that gives the target.
+    It is s times the cross entropy with the sigmoid value that decodes to the target.
 
     Args:
       raw: [..., 2] x, y.
@@ -68,25 +69,32 @@ def place(raw, targets, scale_x_y=1.0):
 
 
 def size(raw, targets):
-    """Half the squared error of the logarithms of width and height: [..., 2] each -> [..., 2]."""
+    """Half the squared error of the logarithms of width and height.
+
+    Args:
+      raw: [..., 2] w, h.
+      targets: [..., 2] logarithms of the object's width and height over the anchor's.
+    Returns:
+      [..., 2].
+    """
     return 0.5 * jnp.square(raw - targets)
 
 
-def overlap(raw, boxes, targets, growth, kind, weight, max_delta):
-    """1 - the overlap, times `weight`, with darknet's deltas as the descent of the raw outputs.
+def overlap(raw, boxes, targets, growth, kind: str, weight, max_delta: float):
+    """`weight` * (1 - overlap); its gradient by the raw outputs is minus darknet's deltas.
 
     Args:
-      raw: [..., 4] x, y, w, h; nothing else has a derivative.
-      boxes: [..., 4] cxcywh that raw decodes to, relative to the canvas.
+      raw: [..., 4] x, y, w, h; only this has a gradient.
+      boxes: [..., 4] cxcywh decoded from raw, relative to the canvas.
       targets: [..., 4] cxcywh of the objects, relative to the canvas.
       growth: [..., 2] exp of the raw w and h.
       kind: "iou", "giou", "diou" or "ciou".
-      weight: [...] `iou_normalizer`, times what else the object counts.
+      weight: [...] `iou_normalizer` times the other weights of the object.
       max_delta: bound of each delta, after the weight.
     Returns:
-      [...]; a predicted box that is not finite costs the weight and has no slope.
+      [...]; a predicted box that is not finite costs the weight and has no gradient.
     Raises:
-      ValueError: another kind.
+      ValueError: unknown kind.
     """
     deltas = weight[..., None] * overlap_deltas(boxes, targets, growth, kind)
     deltas = jnp.clip(jnp.where(jnp.isfinite(deltas), deltas, 0.0), -max_delta, max_delta)
@@ -96,38 +104,40 @@ def overlap(raw, boxes, targets, growth, kind, weight, max_delta):
         "diou": iou_losses.diou_loss,
         "ciou": lambda a, b: 1 - boxes_lib.ciou(a, b, ratio_above=-1.0),
     }[kind]
-    # Far from the smallest area that the overlaps know: in thousandths of the canvas.
+    # In thousandths of the canvas, to stay far above the smallest area that the measures allow.
     loss = measure(*(1000 * boxes_lib.cxcywh_to_xyxy(x) for x in (boxes, targets)))
     return with_slope(weight * jnp.where(jnp.isfinite(loss), loss, 1.0), raw, -deltas)
 
 
-def overlap_deltas(boxes, targets, growth, kind):
-    """Darknet's direction towards more overlap, [..., 4] of the raw x, y, w, h.
+def overlap_deltas(boxes, targets, growth, kind: str):
+    """Darknet's direction of increasing overlap, [..., 4], for the raw x, y, w, h.
 
-    It is near the derivative by centre and size, but not the same, and followed to the letter:
-      - x and y lack the derivatives of the decoding (of the sigmoid, `scale_x_y`, the cell's
-        size), w and h the size of the anchor: only the exponential is there.
-      - The part of IoU and GIoU by width and height counts twice: it is the difference of the
+    It is close to the derivative by centre and size but not equal to it.  Followed exactly:
+      - x and y lack the derivatives of the decoding (sigmoid, `scale_x_y`, size of the cell).  w
+        and h include the exponential but lack the size of the anchor.
+      - The IoU and GIoU parts of width and height count twice: they are the difference of the
         derivatives by the two sides, not half of it.
-      - The intersection is not cut off at 0.  DIoU and CIoU leave the part of the IoU out where
-        boxes do not meet; with "iou" and "giou" it pulls, or pushes where they miss each other
-        along both axes.
-      - The part of DIoU and CIoU that comes from the enclosing box has the other sign in x and y.
+      - The intersection is not clipped at 0.  Where boxes do not overlap, "giou", "diou" and "ciou"
+        drop the IoU part, but the union in "giou" keeps the negative intersection.  With "iou" the
+        boxes attract each other there, or repel each other if apart along both axes.
+      - The part of DIoU and CIoU from the enclosing box has the opposite sign in x and y.
       - The aspect term of CIoU counts at any IoU, is not divided by width^2 + height^2, and its
         weight is a constant.
-      - Equal sides pass nothing on.
+      - Sides that are equal get no gradient.
 
     Args:
-      boxes, targets, growth, kind: as in `overlap`.
+      boxes, targets: [..., 4] cxcywh, as in `overlap`.
+      growth: [..., 2], as in `overlap`.
+      kind: as in `overlap`.
     Returns:
       [..., 4] before weight and bound; may be NaN or infinite where boxes are not finite.
     Raises:
-      ValueError: another kind.
+      ValueError: unknown kind.
     """
     if kind not in KINDS[1:]:
         raise ValueError(f"kind must be one of {', '.join(KINDS[1:])}, not {kind!r}")
     boxes, targets, growth = lax.stop_gradient((boxes, targets, growth))
-    extent = jnp.where(boxes[..., 2:] == 0, 1.0, boxes[..., 2:])  # as darknet, against 0 / 0
+    extent = jnp.where(boxes[..., 2:] == 0, 1.0, boxes[..., 2:])  # as in darknet, against 0 / 0
     boxes = jnp.concatenate([boxes[..., :2], extent], axis=-1)
     twice = jnp.array([1.0, 1.0, 2.0, 2.0])
 
@@ -160,14 +170,14 @@ def overlap_deltas(boxes, targets, growth, kind):
     return direction * jnp.concatenate([jnp.ones_like(growth), growth], axis=-1)
 
 
-def class_multipliers(counters, max_delta):
-    """How much each class counts with `counters_per_class`: rare ones more, up to `max_delta`.
+def class_multipliers(counters: Sequence[int], max_delta: float):
+    """Weight of each class with `counters_per_class`: rare classes get more, up to `max_delta`.
 
     Args:
       counters: number of objects of each class in the training data; () for no weights.
       max_delta: of the head.
     Returns:
-      [C] float32 NumPy, the largest number over that of the class; None for no counters.
+      [C] float32 NumPy, the largest number divided by that of the class; None without counters.
     """
     if not counters:
         return None
@@ -180,29 +190,28 @@ def class_targets(
     first,
     later,
     multipliers=None,
-    cls_normalizer=1.0,
-    label_smooth_eps=0.0,
-    focal=False,
+    cls_normalizer: float = 1.0,
+    label_smooth_eps: float = 0.0,
+    focal: bool = False,
     own_score=None,
 ):
-    """What the classes of each row learn, and how much each of them counts.
+    """Class targets of each row, and the weight of each class.
 
-    The object that comes to a row first writes all classes, those that follow only their own, so
-    that a row with several objects learns all their classes.  `cls_normalizer` multiplies what the
-    first object writes for its class, and that only where there are `multipliers`: so it is in
-    darknet, and has no effect otherwise.  A focal weight, one number for all classes, and the
-    label smoothing exclude each other for the first object, and only the smoothing is there for
-    those that follow.
+    The first object of a row writes all classes and later ones only their own class, so a row with
+    several objects learns all their classes.  As in darknet, `cls_normalizer` only multiplies what
+    the first object writes for its class, and only if there are `multipliers`.  For the first
+    object, the focal weight (one number for all classes) and label smoothing exclude each other;
+    later objects get only the smoothing.
 
     Args:
-      scores: [..., C] sigmoids; constants.
+      scores: [..., C] after the sigmoid; without gradients.
       first: [...] int32 label of the first object, -1 for none.
-      later: [..., C] bool, the classes of those that follow.
+      later: [..., C] bool, the classes of the later objects.
       multipliers: [C] or None, see `class_multipliers`.
-      cls_normalizer, label_smooth_eps, focal: of the head.
-      own_score: [...] or None: where it is above 0 the first object's class learns that instead.
+      cls_normalizer, label_smooth_eps, focal: settings of the head.
+      own_score: [...] or None; where above 0, it is the target of the first object's class.
     Returns:
-      (targets [..., C], weights [..., C]); of no meaning where there is no object.
+      (targets [..., C], weights [..., C]); meaningless where there is no object.
     """
     scores = lax.stop_gradient(scores)
     is_first = first[..., None] == jnp.arange(scores.shape[-1])  # [..., C]
@@ -227,22 +236,32 @@ def class_targets(
     return jnp.where(later, smooth(1.0), targets), jnp.where(later, once_more, weights)
 
 
-def head_terms(head, raw, boxes, anchors, shape, canvas, learned, gt_boxes, gt_labels):
-    """All terms of one head and one image, weighted as darknet weighs them.
+def head_terms(
+    head: Any,
+    raw,
+    boxes,
+    anchors,
+    shape: tuple[int, int],
+    canvas: tuple[int, int],
+    learned: Any,
+    gt_boxes,
+    gt_labels,
+) -> Terms:
+    """All loss terms of one head for one image, weighted as in darknet.
 
-    With `iou_thresh` below 1 darknet divides the box deltas of a row, which are those of all its
-    objects together, by the number of its class deltas above 0: by the number of classes of its
-    objects, but with label smoothing also of classes whose score is already below the smoothed 0.
-    (Darknet does not divide where the delta of the objectness is exactly 0.)
+    With `iou_thresh` below 1, darknet divides the box deltas of a row, summed over its objects, by
+    the number of its class deltas above 0.  That is the number of classes of its objects; with
+    label smoothing, classes whose score is below the smoothed 0 count too.  (Darknet does not
+    divide where the delta of the objectness is exactly 0.)
 
     Args:
-      head: has the fields of `darknet_cfg.Yolo`.
+      head: has the fields of `detlab.darknet.cfg.Yolo`.
       raw: [N, 5 + C] x, y, w, h, objectness, classes of each row, float32.
-      boxes: [N, 4] cxcywh that the rows predict, relative to the canvas.
-      anchors: [N, 4] xyxy px, around the middles of their cells.
+      boxes: [N, 4] predicted boxes of the rows, cxcywh relative to the canvas.
+      anchors: [N, 4] xyxy px, centred on their cells.
       shape: (Hl, Wl) cells of the head.
       canvas: (height, width) px.
-      learned: `assign.darknet.Learned`, constants.
+      learned: `assign.darknet.Learned`, without gradients.
       gt_boxes: [G, 4] xyxy px, padded.
       gt_labels: [G] int32.
     Returns:
@@ -292,19 +311,29 @@ def head_terms(head, raw, boxes, anchors, shape, canvas, learned, gt_boxes, gt_l
     return Terms(jnp.concatenate(terms), objectness, classes)
 
 
-def box_loss(head, raw, boxes, anchors, shape, canvas, truths, factor):
-    """The loss of boxes, of the kind `iou_loss`, times its normaliser and `factor`.
+def box_loss(
+    head: Any,
+    raw,
+    boxes,
+    anchors,
+    shape: tuple[int, int],
+    canvas: tuple[int, int],
+    truths,
+    factor,
+):
+    """The box loss of the kind `iou_loss`, times `iou_normalizer` and `factor`.
 
-    With "mse" small objects count more, up to twice: 2 - the part of the canvas.
+    With "mse" it is also multiplied by 2 - the object's share of the canvas: small objects count
+    up to twice.
 
     Args:
-      head: has the fields of `darknet_cfg.Yolo`.
+      head: has the fields of `detlab.darknet.cfg.Yolo`.
       raw: [..., 4] x, y, w, h.
-      boxes: [..., 4] cxcywh that raw decodes to, relative to the canvas.
+      boxes: [..., 4] cxcywh decoded from raw, relative to the canvas.
       anchors, truths: [..., 4] xyxy px.
       shape: (Hl, Wl) cells of the head.
       canvas: (height, width) px.
-      factor: [...] of the object's class.
+      factor: [...] weight of the object's class.
     Returns:
       [...].
     """
@@ -321,7 +350,7 @@ def box_loss(head, raw, boxes, anchors, shape, canvas, truths, factor):
     return overlap(raw, boxes, truths, growth, head.iou_loss, weight, head.max_delta)
 
 
-# Of two boxes cxcywh.  Comparisons, not minima: at equal sides nothing passes on to the first box.
+# Functions of cxcywh boxes.  Comparisons, not minima: equal sides give the first box no gradient.
 
 
 def _sides(boxes):
@@ -329,10 +358,7 @@ def _sides(boxes):
 
 
 def _spans(a, b):
-    """Width and height of the intersection, below 0 where they do not meet, and of what encloses.
-
-    [..., 2] each.
-    """
+    """Width and height [..., 2] of the intersection, < 0 without overlap, and of the outer box."""
     (a_low, a_high), (b_low, b_high) = _sides(a), _sides(b)
     inner = jnp.where(a_high < b_high, a_high, b_high) - jnp.where(a_low > b_low, a_low, b_low)
     outer = jnp.where(a_high > b_high, a_high, b_high) - jnp.where(a_low < b_low, a_low, b_low)
@@ -340,7 +366,7 @@ def _spans(a, b):
 
 
 def _areas(a, b):
-    """Intersection, also of negative spans, the union that it leaves, and what encloses both."""
+    """Areas of the intersection (product of its spans, also if < 0), union and enclosing box."""
     inner, outer = (span.prod(-1) for span in _spans(a, b))
     union = a[..., 2:].prod(-1) + b[..., 2:].prod(-1) - inner
     return inner, union, outer
@@ -357,12 +383,12 @@ def _union_of_outer(a, b):
 
 
 def _center_distance(a, b):
-    """Squared."""
+    """Squared distance of the centres."""
     return jnp.square(a[..., :2] - b[..., :2]).sum(-1)
 
 
 def _outer_diagonal(a, b):
-    """Squared."""
+    """Squared diagonal of the enclosing box."""
     return jnp.square(_spans(a, b)[1]).sum(-1)
 
 

@@ -1,4 +1,4 @@
-"""Losses of embeddings that tell which corners belong together (CornerNet, arXiv:1808.01244)."""
+"""Losses of the embeddings that pair corners (CornerNet, arXiv:1808.01244)."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,7 @@ from detlab.losses import regression
 
 
 def pull(first, second):
-    """How far two embeddings of an object are from their mean (eq. 4).
+    """Squared distances of the two embeddings of an object from their mean, summed (eq. 4).
 
     Args:
       first, second: [..., G] embeddings of both corners of each object.
@@ -19,8 +19,8 @@ def pull(first, second):
     return (first - mean) ** 2 + (second - mean) ** 2
 
 
-def push(first, second, margin=1.0):
-    """How much nearer than `margin` the means of two objects are (eq. 5).
+def push(first, second, margin: float = 1.0):
+    """How much closer than `margin` the mean embeddings of two objects are (eq. 5).
 
     Args:
       first, second: [G] embeddings of both corners of each object of one image.

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 
 
-def sigmoid_focal(logits, targets, alpha=0.25, gamma=2.0):
+def sigmoid_focal(logits, targets, alpha: float = 0.25, gamma: float = 2.0):
     """-alpha_t (1 - p_t)^gamma ln p_t, element by element.
 
     Everything is computed from ln p_t and ln (1 - p_t), which stay finite for any logit, so the

@@ -1,12 +1,12 @@
 """Gradient harmonizing mechanism: GHM-C and GHM-R (arXiv:1811.05181).
 
-An example whose gradient has the norm g weighs 1 / density(g), so that neither the flood of easy
-examples nor a few outliers decide.  The density is counted in bins of equal width ("Unit Region
-Approximation"), as an average over steps ("EMA"): a state that the caller keeps.
+An example with gradient norm g has the weight 1 / density(g), so that neither the many easy
+examples nor a few outliers dominate.  The density is counted in bins of equal width ("Unit Region
+Approximation") and averaged over steps ("EMA"); the caller keeps this state.
 
-As in the authors' code, a loss divides by the number of bins that have examples, and a bin without
+As in the authors' code, the loss is divided by the number of bins with examples, and a bin without
 examples keeps its average.  The paper's number of examples N cancels: each weight is N / density,
-and their sum is divided by N.
+and the sum is divided by N.
 """
 
 import jax
@@ -15,37 +15,52 @@ import numpy as np
 
 
 def classification_norm(logits, targets):
-    """|p - p*|, the gradient norm of the cross entropy: [...] each -> [...] in 0..1."""
+    """|p - p*|, the gradient norm of the cross entropy.
+
+    Args:
+      logits: [...] any float type; the norm is float32.
+      targets: [...] 0..1.
+    Returns:
+      [...] in 0..1.
+    """
     return jnp.abs(jax.nn.sigmoid(logits.astype(jnp.float32)) - targets)
 
 
-def regression_norm(deltas, targets, mu):
-    """Gradient norm of `authentic_smooth_l1`: [...] each -> [...] in 0..1."""
-    distance = deltas - targets
-    return jnp.abs(distance) / jnp.sqrt(distance**2 + mu**2)
-
-
-def authentic_smooth_l1(deltas, targets, mu):
-    """sqrt(d^2 + mu^2) - mu: unlike smooth L1 its gradient norm tells outliers apart.
+def regression_norm(deltas, targets, mu: float):
+    """The gradient norm of `authentic_smooth_l1`.
 
     Args:
       deltas: [...].
       targets: [...].
-      mu: > 0; below it the loss is about a parabola, above it a line.
+      mu: as in `authentic_smooth_l1`.
+    Returns:
+      [...] in 0..1.
+    """
+    distance = deltas - targets
+    return jnp.abs(distance) / jnp.sqrt(distance**2 + mu**2)
+
+
+def authentic_smooth_l1(deltas, targets, mu: float):
+    """sqrt(d^2 + mu^2) - mu: unlike for smooth L1, the gradient norm differs between outliers.
+
+    Args:
+      deltas: [...].
+      targets: [...].
+      mu: > 0; the loss is close to a parabola below it and to a line above it.
     Returns:
       [...], not reduced.
     """
     return jnp.sqrt((deltas - targets) ** 2 + mu**2) - mu
 
 
-def harmonize(norms, valid, counts, momentum):
-    """Weights of examples by the density of their gradient norms, and the density afterwards.
+def harmonize(norms, valid, counts, momentum: float):
+    """Example weights from the density of gradient norms, and the updated density.
 
     Args:
       norms: [B, ...] gradient norms in 0..1.
-      valid: bool that broadcasts to [B, ...], the examples; others are not counted and weigh 0.
+      valid: bool, broadcasts to [B, ...]; invalid examples are not counted and have weight 0.
       counts: [bins] average number of examples in each bin, 0 before the first step.
-      momentum: of the average; 0: only the examples at hand count.
+      momentum: of the average; with 0, only the current examples count.
     Returns:
       weights: [B, ...] float32 without gradient; sum(weights * loss) is the loss.
       counts: [bins] after these examples.
@@ -56,10 +71,10 @@ def harmonize(norms, valid, counts, momentum):
     member = jnp.searchsorted(inner_edges, norms, side="right", method="compare_all")
     valid = jnp.broadcast_to(valid, norms.shape)
 
-    def count(i):  # [B] of one bin: a sum over images here would be a message between devices
+    def count(i):  # [B] of one bin; a sum over images here would need communication
         return (valid & (member == i)).sum(range(1, norms.ndim), dtype=jnp.int32)
 
-    # Bin after bin: all at once, XLA on CPU keeps the whole [B, ..., bins] array.
+    # One bin at a time: for all at once, XLA on CPU stores the whole [B, ..., bins] array.
     found = jax.lax.map(count, jnp.arange(bins)).sum(-1).astype(jnp.float32)  # [bins]
     occupied = found > 0
     counts = jnp.where(occupied, momentum * counts + (1 - momentum) * found, counts)

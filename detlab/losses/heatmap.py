@@ -2,16 +2,16 @@
 
 import jax.numpy as jnp
 
-_TINY = 1e-12  # the reference's, which bounds the loss of a cell by 27.6
+_TINY = 1e-12  # as in the reference; bounds the loss of a cell by 27.6
 
 
-def gaussian_focal(scores, targets, alpha=2.0, gamma=4.0):
-    """Focal loss that forgives near misses (CornerNet, arXiv:1808.01244, eq. 1).
+def gaussian_focal(scores, targets, alpha: float = 2.0, gamma: float = 4.0):
+    """Focal loss with a smaller penalty near peaks (CornerNet, arXiv:1808.01244, eq. 1).
 
     Args:
       scores: [...] after the sigmoid.
-      targets: [...] 0..1; exactly 1 is a peak, and near one the penalty falls as (1 - t)^gamma.
-      alpha, gamma: the paper's.
+      targets: [...] 0..1; exactly 1 is a peak; elsewhere the penalty is scaled by (1 - t)^gamma.
+      alpha, gamma: exponents; the defaults are the paper's.
     Returns:
       [...] float32, not reduced; the paper divides the sum by the number of peaks.
     """

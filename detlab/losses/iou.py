@@ -1,4 +1,4 @@
-"""Losses of whole boxes by their overlap, unreduced; boxes are [..., 4] xyxy px."""
+"""Overlap losses of boxes, unreduced; boxes are [..., 4] xyxy px."""
 
 import jax.numpy as jnp
 
@@ -6,11 +6,17 @@ from detlab.losses import regression
 from detlab.ops import boxes as boxes_lib
 
 
-def iou_loss(pred, target, mode="log"):
-    """-ln IoU (UnitBox, arXiv:1608.01471), 1 - IoU or 1 - IoU^2: [..., 4] each -> [...].
+def iou_loss(pred, target, mode: str = "log"):
+    """-ln IoU (UnitBox, arXiv:1608.01471), 1 - IoU or 1 - IoU^2.
 
-    IoU is raised to 1e-6 first: boxes that do not meet have a finite loss and no gradient.
+    The IoU is clipped to at least 1e-6: boxes without overlap have a finite loss and no gradient.
 
+    Args:
+      pred: [..., 4] xyxy px.
+      target: [..., 4] xyxy px.
+      mode: "log", "linear" or "square": the first, second or third of these losses.
+    Returns:
+      [...].
     Raises:
       ValueError: `mode` is not "log", "linear" or "square".
     """
@@ -23,21 +29,24 @@ def iou_loss(pred, target, mode="log"):
 
 
 def giou_loss(pred, target):
-    """1 - GIoU (arXiv:1902.09630): [..., 4] each -> [...] in 0..2."""
+    """1 - GIoU (arXiv:1902.09630), [...] in 0..2, of pred [..., 4] and target [..., 4]."""
     return 1 - boxes_lib.giou(pred, target)
 
 
 def diou_loss(pred, target):
-    """1 - DIoU (arXiv:1911.08287): [..., 4] each -> [...] in 0..2."""
+    """1 - DIoU (arXiv:1911.08287), [...] in 0..2, of pred [..., 4] and target [..., 4]."""
     return 1 - boxes_lib.diou(pred, target)
 
 
 def ciou_loss(pred, target):
-    """1 - CIoU (arXiv:1911.08287): [..., 4] each -> [...]; 0, not 0 / 0, for identical boxes."""
+    """1 - CIoU (arXiv:1911.08287), [...], of pred [..., 4] and target [..., 4].
+
+    Identical boxes give 0, not 0 / 0.
+    """
     return 1 - boxes_lib.ciou(pred, target)
 
 
-def bounded_iou_loss(pred, target, beta=0.2, eps=1e-3):
+def bounded_iou_loss(pred, target, beta: float = 0.2, eps: float = 1e-3):
     """Smooth L1 of a bound of the IoU along each coordinate (arXiv:1711.00164, eq. 10).
 
     Args:

@@ -1,16 +1,17 @@
-"""Losses of one number against another, unreduced."""
+"""Regression losses of single numbers, unreduced."""
 
+import jax
 import jax.numpy as jnp
 
 
 def l1(pred, target):
-    """|pred - target|; the gradient is 0 where they are equal."""
+    """|pred - target|, [...], of pred [...] and target [...]; 0 gradient where they are equal."""
     difference = pred - target
-    # The gradient of jnp.abs at 0 is 1; that of a maximum of equals is shared.
+    # The gradient of jnp.abs at 0 is 1; a maximum splits its gradient between equal arguments.
     return jnp.maximum(difference, -difference)
 
 
-def smooth_l1(pred, target, beta=1.0):
+def smooth_l1(pred, target, beta: float | jax.Array = 1.0):
     """A parabola up to `beta`, a line beyond (Fast R-CNN, arXiv:1504.08083, eq. 3).
 
     Args:

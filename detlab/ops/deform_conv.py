@@ -1,12 +1,12 @@
 """Deformable convolution v1 (arXiv:1703.06211, eq. 2) and v2 (arXiv:1811.11168, eq. 1).
 
-Every tap of the kernel reads the map at its regular place plus an offset, by bilinear
-interpolation; v2 weights each tap with a mask.  The map is 0 outside: a sample within one cell of
-the border mixes with 0, farther ones are 0 and have no gradient.
+Every tap of the kernel reads the map at its regular position plus an offset, by bilinear
+interpolation; v2 also multiplies each tap by a mask.  The map is 0 outside: a sample within one
+cell of the border is interpolated with 0; a sample farther out is 0 and has no gradient.
 
-The matrix of all samples (im2col), which the usual implementations build, takes 155 MB for a map
-of 100x168x256.  Here parts of it are made, multiplied, and made again for the gradient: on CPUs one
-row of output cells, which stays in the cache; elsewhere one tap, which makes large products.
+The usual implementations build the matrix of all samples (im2col), 155 MB for a map of 100x168x256.
+Here one part of it at a time is computed, multiplied, and recomputed for the gradient: on CPUs one
+row of output cells, which stays in the cache; elsewhere one tap, which gives large products.
 
 Differentiable in reverse mode only.
 
@@ -27,13 +27,13 @@ def deform_conv(
     offsets,
     kernel,
     mask=None,
-    stride=1,
-    padding=1,
-    dilation=1,
-    groups=1,
-    deform_groups=1,
+    stride: int = 1,
+    padding: int = 1,
+    dilation: int = 1,
+    groups: int = 1,
+    deform_groups: int = 1,
 ):
-    """Deformable convolution of one image.
+    """Deformable convolution of one image; x, offsets, kernel and mask all get gradients.
 
     Args:
       x: [H, W, Cin].
@@ -42,15 +42,21 @@ def deform_conv(
       kernel: [kh, kw, Cin / groups, Cout].
       mask: [H', W', E * T] weights of the taps, after the sigmoid (v2); None for v1.
       stride, padding, dilation: the same along both axes; padding on all sides.
-      groups: channels of x and of the result fall into so many blocks; each reads only its own.
-      deform_groups: E; channels of x fall into so many blocks, each with offsets of its own.
+      groups: number of channel blocks of x and of the result; each block of the result reads the
+        same block of x.
+      deform_groups: E, number of channel blocks of x with separate offsets.
     Returns:
-      [H', W', Cout], dtype of x.  Made on the way: x with a border of one cell, index and weight
-      of 4 cells a sample, [P, T, E, 4], and samples, [W', T, Cin] on a CPU, [P, Cin] elsewhere.
+      [H', W', Cout], dtype of x.  Intermediate arrays: x with a border of one cell; index and
+      weight of the 4 cells of each sample, [P, T, E, 4]; samples, [W', T, Cin] on a CPU, [P, Cin]
+      elsewhere.
     Raises:
-      ValueError: shapes or groups that do not fit.
-
-    Gradients go to x, offsets, kernel and mask.
+      ValueError: shapes and groups do not fit together.
+    Example:
+      Each cell reads half a cell to its right; the map is 0 outside.
+      >>> x = jnp.array([1.0, 2, 3]).reshape(1, 3, 1)
+      >>> offsets = jnp.broadcast_to(jnp.array([0, 0.5]), (1, 3, 2))  # dy, dx
+      >>> deform_conv(x, offsets, jnp.ones((1, 1, 1, 1)), padding=0).ravel().tolist()
+      [1.5, 2.5, 1.5]
     """
     masks = None if mask is None else (mask,)
     return deform_conv_levels(
@@ -63,33 +69,43 @@ def deform_conv_levels(
     offsets,
     kernel,
     masks=None,
-    stride=1,
-    padding=1,
-    dilation=1,
-    groups=1,
-    deform_groups=1,
+    stride: int = 1,
+    padding: int = 1,
+    dilation: int = 1,
+    groups: int = 1,
+    deform_groups: int = 1,
 ):
-    """`deform_conv` of the maps of a pyramid by one kernel, in one loop over all their cells.
+    """`deform_conv` of all maps of a pyramid with one kernel, in one loop over all cells.
 
-    Level by level the results are the same, but XLA compiles the loop and its gradient once a
-    level, a second or two each.
+    Calling `deform_conv` for each level gives the same results, but XLA then compiles the loop and
+    its gradient once per level, a second or two each.
 
     Args:
-      maps: for each level what `deform_conv` calls x.
-      offsets: for each level.
-      kernel: of all levels.
-      masks: for each level, or None.
-      stride, padding, dilation, groups, deform_groups: see there; of all levels.
+      maps: [H, W, Cin] for each level.
+      offsets: [H', W', E * T * 2] for each level.
+      kernel: [kh, kw, Cin / groups, Cout], shared by all levels.
+      masks: [H', W', E * T] for each level, or None.
+      stride, padding, dilation, groups, deform_groups: as in `deform_conv`, for all levels.
     Returns:
-      [H', W', Cout] of each level, dtype of its map.  What is made on the way is that of all
-      levels together; on a CPU W' is that of the first.
+      [H', W', Cout] for each level, dtype of its map.  The intermediate arrays of `deform_conv`
+      hold all levels together; on a CPU their W' is that of the first non-empty level.
     Raises:
-      ValueError: shapes, groups or numbers of levels that do not fit.
+      ValueError: shapes and groups do not fit together, or the numbers of levels differ.
+    Example:
+      Two levels, of 1x2 and 1x1 cells, without offsets and with the kernel 10.
+      >>> maps = jnp.array([1.0, 2]).reshape(1, 2, 1), jnp.array([3.0]).reshape(1, 1, 1)
+      >>> offsets = jnp.zeros((1, 2, 2)), jnp.zeros((1, 1, 2))
+      >>> out = deform_conv_levels(maps, offsets, jnp.full((1, 1, 1, 1), 10.0), padding=0)
+      >>> [level.ravel().tolist() for level in out]
+      [[10.0, 20.0], [30.0]]
     """
     maps, offsets = (tuple(map(jnp.asarray, values)) for values in (maps, offsets))
     masks = (None,) * len(maps) if masks is None else masks
     if not len(maps) == len(offsets) == len(masks):
-        raise ValueError(f"{len(maps)} maps, {len(offsets)} offsets and {len(masks)} masks")
+        raise ValueError(
+            f"maps, offsets and masks need one entry per level, but have {len(maps)}, "
+            f"{len(offsets)} and {len(masks)}"
+        )
     kernel = jnp.asarray(kernel)
     kh, kw, depth, cout = kernel.shape
     taps = kh * kw
@@ -98,8 +114,9 @@ def deform_conv_levels(
         fits = x.ndim == 3 and x.shape[2] == depth * groups and x.shape[2] % deform_groups == 0
         if not fits or cout % groups:
             raise ValueError(
-                f"x {x.shape} and kernel {kernel.shape} do not fit with groups {groups} and "
-                f"deform_groups {deform_groups}"
+                f"x {x.shape} must be [H, W, Cin], kernel {kernel.shape} [kh, kw, Cin / groups, "
+                f"Cout], and the channels multiples of groups {groups} and of deform_groups "
+                f"{deform_groups}"
             )
         size = tuple(
             (s + 2 * padding - dilation * (k - 1) - 1) // stride + 1
@@ -128,7 +145,7 @@ def deform_conv_levels(
 
     width = next(size[1] for size in sizes if 0 not in size)
     index, weight = (jnp.concatenate(parts) for parts in zip(*corners, strict=True))  # [P, T, E, 4]
-    fill = ((0, -len(index) % width), (0, 0), (0, 0), (0, 0))  # the last row is a whole one
+    fill = ((0, -len(index) % width), (0, 0), (0, 0), (0, 0))  # completes the last row
     kernel = kernel.reshape(taps, depth, groups, cout // groups).swapaxes(1, 2)
     out = _convolve(
         width, jnp.concatenate(cells), jnp.pad(index, fill), jnp.pad(weight, fill), kernel
@@ -157,7 +174,7 @@ def _corners(shape, offsets, kernel_size, size, stride, padding, dilation, defor
     y, x = positions(0), positions(1)
     height, width = shape[:2]
     inside = (y > -1) & (y < height) & (x > -1) & (x < width)
-    # Others go to the corner of the ring: value 0, and `where` keeps the gradient 0.
+    # Samples outside read the corner of the ring: value 0, and `where` keeps the gradient 0.
     y, x = jnp.where(inside, y + 1, 0), jnp.where(inside, x + 1, 0)
     y, x = (v.reshape(-1, deform_groups, kh * kw).swapaxes(1, 2) for v in (y, x))
     index, weight = sample.corners(y, x, height + 2, width + 2)
@@ -196,7 +213,7 @@ _convolve.defvjp(_convolve_forward, _convolve_backward)
 
 
 def _forward_rows(width, cells, index, weight, kernel):
-    """One row of `width` output cells after another."""
+    """One row of `width` output cells at a time."""
 
     def row(corners):
         return _product(cells, *corners, kernel)
@@ -220,7 +237,7 @@ def _backward_rows(width, cells, index, weight, kernel, dy):
 
 
 def _forward_taps(cells, index, weight, kernel):
-    """One tap after another."""
+    """One tap at a time."""
 
     def step(total, tap):
         index, weight, kernel = tap
@@ -255,14 +272,17 @@ def _taps(*values):
 
 
 def _product(cells, index, weight, kernel):
-    """[P, Cout], P and T being those of a part."""
+    """Output [P, Cout] of one part; P and T count its cells and taps."""
     columns = _columns(cells, index, weight, kernel)
     out = _each_group(_multiply, columns, _matrix(kernel))  # [Q, P, Cout / Q]
     return jnp.moveaxis(out, 0, 1).reshape(len(index), -1)
 
 
 def _gradients(d_cells, cells, index, weight, dy, kernel, sequential):
-    """`d_cells` plus the share of a part, d_weight [P, T, E, 4], d_kernel, for `dy` [P, Cout]."""
+    """Gradients of one part for its `dy` [P, Cout].
+
+    `d_cells` plus the share of the part, d_weight [P, T, E, 4], d_kernel.
+    """
     corners = sample.Corners(index, weight)
     taps, groups, depth, _ = kernel.shape
     dy = jnp.moveaxis(dy.reshape(len(dy), groups, -1), 1, 0)  # [Q, P, Cout / Q]
@@ -278,9 +298,9 @@ def _gradients(d_cells, cells, index, weight, dy, kernel, sequential):
 
 
 def _columns(cells, index, weight, kernel):
-    """[Q, P, T Cin / Q]: the samples that each output cell is made of.
+    """[Q, P, T Cin / Q]: the samples that make up each output cell.
 
-    Tap by tap: one gather of all, with an axis for the tap, takes XLA:CPU three times as long.
+    One gather per tap: a single gather with a tap axis takes XLA:CPU three times as long.
     """
     taps, groups, depth, _ = kernel.shape
     columns = []
@@ -300,7 +320,7 @@ def _multiply(a, b):
 
 
 def _each_group(product, *arrays):
-    """`product` for each group, the first axis.  XLA:CPU is slower at a batch of one product."""
+    """`product` of each group (first axis).  One group is not batched: XLA:CPU would be slower."""
     if len(arrays[0]) == 1:
         return product(*(array[0] for array in arrays))[None]
     return jax.vmap(product)(*arrays)

@@ -1,15 +1,17 @@
 """Greedy non-maximum suppression with a fixed number of outputs.
 
-The result is exactly that of the sequential algorithm: in order of falling score, a box is kept
-unless its IoU with a kept box exceeds the threshold.  Boxes of different classes are told apart by
-a mask.  The usual trick, moving each class by a multiple of the image size, rounds coordinates (to
-0.008 px at 80 classes) and lets boxes with negative coordinates meet another class.
+The result is exactly that of the sequential algorithm: in descending order of score, a box is kept
+unless its IoU with a kept box exceeds the threshold.  A mask separates boxes of different classes.
+The usual trick, shifting each class by a multiple of the image size, rounds coordinates (to
+0.008 px at 80 classes) and lets boxes with negative coordinates overlap those of another class.
 
-Two programs compute the same keep mask.  CPUs take one IoU row per step of a loop of fixed length;
-accelerators, for which every step costs a launch, take tiles of boxes.
+Two programs compute the same keep mask.  CPUs run a loop of fixed length with one IoU row per step.
+Accelerators process tiles of boxes, because every step costs them a launch.
 """
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,18 +23,23 @@ from detlab.ops import boxes as boxes_lib
 _TILE = 256
 
 
-def iou_less_distance(a, b, power=0.6, aspect=1.0):
+def iou_less_distance(a, b, power: float = 0.6, aspect: float = 1.0):
     """IoU - (d^2 / c^2)^power: the measure of darknet's `greedynms` and `diounms`.
 
-    d is the distance of the centres and c the diagonal of the enclosing box.  Darknet measures both
-    relative to the picture, so on a canvas that is not square they are not those in px.
+    d is the distance between the centres and c the diagonal of the enclosing box.  Darknet measures
+    both relative to the image, so on a canvas that is not square they differ from those in px.
 
     Args:
-      a, b: [..., 4] xyxy px, that broadcast.
-      power: static.
+      a, b: [..., 4] xyxy px; they broadcast.
+      power: exponent, static.
       aspect: width / height of the canvas, static.
     Returns:
       [...].
+    Example:
+      Two squares side by side: IoU 0, d^2 = 2^2, c^2 = 4^2 + 2^2.
+      >>> a, b = jnp.array([0.0, 0, 2, 2]), jnp.array([2.0, 0, 4, 2])
+      >>> round(float(iou_less_distance(a, b, power=1.0)), 3)
+      -0.2
     """
     unit = jnp.array([1.0, aspect], jnp.float32)
     centre = unit * (a[..., :2] + a[..., 2:] - b[..., :2] - b[..., 2:]) / 2
@@ -42,21 +49,35 @@ def iou_less_distance(a, b, power=0.6, aspect=1.0):
     return boxes_lib.iou(a, b) - distance**power
 
 
-def nms(boxes, scores, valid, iou_threshold, max_outputs, labels=None, measure=boxes_lib.iou):
+def nms(
+    boxes,
+    scores,
+    valid,
+    iou_threshold: float,
+    max_outputs: int,
+    labels=None,
+    measure: Callable[..., Any] = boxes_lib.iou,
+):
     """Indices of the boxes that survive, best first.
 
     Args:
       boxes: [N, 4] xyxy px, of one image.
-      scores: [N] float; equal scores are taken in the order of the boxes.
-      valid: [N] bool; other boxes are never kept and suppress nothing.
+      scores: [N] float; equal scores keep the order of the boxes.
+      valid: [N] bool; invalid boxes are never kept and suppress nothing.
       iou_threshold: a box is dropped where IoU > iou_threshold.
       max_outputs: K, static; may be larger than N.
       labels: [N] int; if given, only boxes of the same class suppress each other.
-      measure: of two sets of boxes that broadcast, in the place of the IoU; static.
+      measure: static; used instead of the IoU: a function of two box arrays that broadcast.
     Returns:
       (indices [K] int32, 0 in empty slots; keep [K] bool, the filled slots, which come first).
     Raises:
       ValueError: `boxes` is not [N, 4], or `max_outputs` is below 1.
+    Example:
+      The second box is half of the first (IoU 0.5); the third overlaps neither.
+      >>> boxes = jnp.array([[0.0, 0, 2, 2], [0, 0, 2, 1], [5, 5, 6, 6]])
+      >>> indices, keep = nms(boxes, jnp.array([0.9, 0.8, 0.7]), jnp.ones(3, bool), 0.4, 3)
+      >>> indices.tolist(), keep.tolist()
+      ([0, 2, 0], [True, True, False])
     """
     if boxes.ndim != 2 or boxes.shape[-1] != 4:
         raise ValueError(f"boxes must be [N, 4], not {boxes.shape}")
@@ -75,7 +96,7 @@ def nms(boxes, scores, valid, iou_threshold, max_outputs, labels=None, measure=b
         cpu=functools.partial(_keep_sequential, measure=measure),
         default=functools.partial(_keep_tiled, measure=measure),
     )
-    # The first K kept positions: ranks fall along the sorted boxes and are 0 where not kept.
+    # The first K kept positions: ranks decrease along the sorted boxes and are 0 where not kept.
     ranks = jnp.where(keep, jnp.arange(len(boxes), 0, -1), 0)
     ranks, positions = lax.top_k(ranks, min(max_outputs, len(boxes)))
     keep = ranks > 0
@@ -89,10 +110,10 @@ def suppress(
     scores,
     labels,
     valid,
-    iou_threshold,
-    max_outputs,
-    measure=boxes_lib.iou,
-    by_class=True,
+    iou_threshold: float,
+    max_outputs: int,
+    measure: Callable[..., Any] = boxes_lib.iou,
+    by_class: bool = True,
 ):
     """The detections of one image after class-aware NMS.
 
@@ -101,21 +122,38 @@ def suppress(
       scores: [N].
       labels: [N] int.
       valid: [N] bool.
-      iou_threshold: a box is dropped where its IoU with a kept box of its class is above.
+      iou_threshold: a box is dropped if its IoU with a kept box of its class is above this.
       max_outputs: K, static.
       measure: see `nms`.
-      by_class: static; if not, boxes of other classes suppress too.
+      by_class: static; if False, boxes of different classes suppress each other too.
     Returns:
       (boxes [K, 4], scores [K], labels [K], valid [K] bool), sorted by score; empty rows come
       last and hold zeros.
+    Example:
+      Two equal boxes of different classes both stay.
+      >>> boxes, scores = jnp.array([[0.0, 0, 2, 2], [0, 0, 2, 2]]), jnp.array([0.25, 0.5])
+      >>> out = suppress(boxes, scores, jnp.array([7, 3]), jnp.ones(2, bool), 0.5, max_outputs=3)
+      >>> [values.tolist() for values in out[1:]]
+      [[0.5, 0.25, 0.0], [3, 7, 0], [True, True, False]]
     """
     of_class = labels if by_class else None
     indices, keep = nms(boxes, scores, valid, iou_threshold, max_outputs, of_class, measure)
     return (*(take(values, indices, keep) for values in (boxes, scores, labels)), keep)
 
 
-def suppress_images(candidates, iou_threshold, max_outputs, **settings):
-    """`suppress` for every image of `types.Detections`: the best `max_outputs` of each stay."""
+def suppress_images(
+    candidates: types.Detections, iou_threshold: float, max_outputs: int, **settings: Any
+) -> types.Detections:
+    """`suppress` for every image of `types.Detections`, keeping at most `max_outputs` of each.
+
+    Example:
+      One image, two equal boxes of different classes, suppressed across classes.
+      >>> boxes, scores = jnp.array([[[0.0, 0, 2, 2]] * 2]), jnp.array([[0.25, 0.5]])
+      >>> found = types.Detections(boxes, scores, jnp.array([[7, 3]]), jnp.ones((1, 2), bool))
+      >>> kept = suppress_images(found, 0.5, max_outputs=2, by_class=False)
+      >>> kept.labels.tolist(), kept.valid.tolist()
+      ([[3, 0]], [[True, False]])
+    """
 
     def one_image(boxes, scores, labels, valid):
         return suppress(boxes, scores, labels, valid, iou_threshold, max_outputs, **settings)
@@ -124,19 +162,25 @@ def suppress_images(candidates, iou_threshold, max_outputs, **settings):
 
 
 def take(values, indices, keep):
-    """Rows of `values` [N, ...] in the slots of `indices` [K] where `keep` [K], else zeros."""
+    """The rows `indices` [K] of `values` [N, ...], and zeros where `keep` [K] is False.
+
+    Example:
+      >>> values, keep = jnp.array([10, 20, 30]), jnp.array([True, True, False])
+      >>> take(values, jnp.array([2, 1, 0]), keep).tolist()
+      [30, 20, 0]
+    """
     padded = jnp.pad(values, [(0, 1)] + [(0, 0)] * (values.ndim - 1))
-    return padded[jnp.where(keep, indices, -1)]  # empty slots take the row of zeros
+    return padded[jnp.where(keep, indices, -1)]  # empty slots read the row of zeros
 
 
 def _keep_sequential(boxes, labels, alive, iou_threshold, measure=boxes_lib.iou):
     """Keep mask [N] of boxes sorted by score: one IoU row per step.
 
-    The number of steps is fixed: a data-dependent end would, vmapped over a batch sharded over
-    devices, need an all-reduce per step.
+    The number of steps is fixed.  With a data-dependent end, a `vmap` over a batch sharded across
+    devices would need an all-reduce per step.
     """
     positions = jnp.arange(len(boxes))
-    columns = boxes.T  # each coordinate contiguous: a third off the time of the loop
+    columns = boxes.T  # contiguous coordinates: the loop takes a third less time
 
     def step(i, keep):
         overlaps = measure(columns[:, i], columns.T) > iou_threshold  # [N]
@@ -147,13 +191,13 @@ def _keep_sequential(boxes, labels, alive, iou_threshold, measure=boxes_lib.iou)
 
 
 def _keep_tiled(boxes, labels, alive, iou_threshold, measure=boxes_lib.iou):
-    """Keep mask [N] of boxes sorted by score: tile by tile.
+    """Keep mask [N] of boxes sorted by score: one tile at a time.
 
-    Inside a tile, keep = alive and not suppressed by a kept box before it.  Iterating that rule
+    Within a tile, keep = alive and not suppressed by a kept box before it.  Iterating that rule
     settles the boxes from the first to the last, usually in a few rounds (as many as the longest
     chain of suppression), and its only fixed point is the greedy answer.  The kept boxes of a
-    tile then suppress all later ones at once.  The rounds are a loop with a data-dependent end:
-    over a batch sharded over devices, call it per device.
+    tile then suppress all later boxes at once.  The rounds are a loop with a data-dependent end:
+    if the batch is sharded across devices, call this per device.
     """
     length = len(boxes)
     padding = -length % _TILE

@@ -33,17 +33,25 @@ def propose(
     nms_iou: float,
     delta_stds: Sequence[float] = (1.0, 1.0, 1.0, 1.0),
 ) -> Proposals:
-    """Proposals of one image: the best of each level, suppressed level by level, the best of all.
+    """Proposals of one image: the best anchors of each level, NMS per level, then the best of all.
 
     Args:
-      logits, deltas: of each level [Nl] and [Nl, 4].
-      anchors: of each level [Nl, 4] xyxy px.
-      inside: of each level [Nl] bool; other anchors lie on padding and propose nothing.
-      image_size: [2] height, width px; boxes are clipped to it, and those left without area go.
-      per_level: static; anchors of each level that take part, those of the best scores.
+      logits: [Nl] for each level.
+      deltas: [Nl, 4] for each level.
+      anchors: [Nl, 4] xyxy px, for each level.
+      inside: [Nl] bool for each level; anchors where it is False lie on padding and are dropped.
+      image_size: [2] height, width px; boxes are clipped to it and dropped if no area is left.
+      per_level: static; how many of the best-scoring anchors of each level are used.
       num_proposals: static, P.
-      nms_iou: threshold of the suppression.
-      delta_stds: of the deltas.
+      nms_iou: IoU threshold of the NMS.
+      delta_stds: `stds` of `coders.decode_deltas`.
+    Example:
+      One level of three anchors: the first suppresses the second, the third is clipped.
+      >>> anchors = [jnp.array([[0.0, 0, 4, 4], [0, 0, 4, 3], [6, 0, 10, 4]])]
+      >>> maps = [jnp.array([2.0, 1, 0])], [jnp.zeros((3, 4))], anchors, [jnp.ones(3, bool)]
+      >>> size, settings = jnp.array([4, 8]), dict(per_level=3, num_proposals=3, nms_iou=0.5)
+      >>> propose(*maps, size, **settings).boxes.tolist()
+      [[0.0, 0.0, 4.0, 4.0], [6.0, 0.0, 8.0, 4.0], [0.0, 0.0, 0.0, 0.0]]
     """
     rows = []
     most = min(per_level, max(len(level) for level in logits))

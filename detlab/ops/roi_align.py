@@ -1,13 +1,13 @@
 """RoIAlign (Mask R-CNN, arXiv:1703.06870, section 3) on one map or on a feature pyramid.
 
-Each RoI is cut into bins, a bin is the mean of bilinear samples.  "Aligned", as mmcv's RoIAlign
-and detectron2's ROIAlignV2: the value of cell (i, j) belongs to its centre, (i + 0.5, j + 0.5)
-cells, so coordinates are moved by -0.5.  Samples more than one cell outside the map are 0, others
-are moved to its border.
+Each RoI is divided into bins, and each bin is the mean of bilinear samples.  The op is "aligned",
+like mmcv's RoIAlign and detectron2's ROIAlignV2: the value of cell (i, j) belongs to its centre,
+(i + 0.5, j + 0.5) cells, so coordinates are shifted by -0.5.  Samples more than one cell outside
+the map are 0; samples closer to it are clipped to its border.
 
-`sampling_ratio` is the number of samples of a bin along each axis.  2 is the default.  0 takes
-ceil(bin size in cells) for each RoI, as mmdetection's models were trained: exactly that number, by
-a loop whose length depends on the data, so that it takes no more memory than a fixed number.
+`sampling_ratio` is the number of samples per bin along each axis, 2 by default.  0 takes exactly
+ceil(bin size in cells) samples for each RoI, as mmdetection's models were trained.  The loop over
+them has a data-dependent length, so it takes no more memory than a fixed number.
 
 RoIs get no gradient, as in the reference code.  Differentiable in reverse mode only.
 
@@ -25,23 +25,35 @@ from jax import custom_batching, lax
 from detlab.ops import sample
 
 
-def roi_align(features, rois, output_size, spatial_scale, sampling_ratio=2, max_samples=None):
-    """RoIs cut out of one map.
+def roi_align(
+    features,
+    rois,
+    output_size: int | tuple[int, int],
+    spatial_scale: float,
+    sampling_ratio: int = 2,
+    max_samples: int | None = None,
+):
+    """RoIAlign on one map.
 
     Args:
       features: [H, W, D], of one image.
       rois: [R, 4] xyxy px; need not lie inside the image.
       output_size: S, or (bins along y, bins along x).
       spatial_scale: cells per px: 1 / stride.
-      sampling_ratio: samples of a bin along each axis; 0: ceil(bin size in cells), and none, so
-        that the result is 0, for a RoI without height or width.
-      max_samples: the most samples of a bin along one axis with sampling_ratio 0.  Larger RoIs
-        than that allows get `max_samples`, evenly spread.  By default those of a RoI twice as long
-        as the longer side of the map, ceil(2 max(H, W) / S), which no RoI inside the image needs.
+      sampling_ratio: samples per bin along each axis; 0: ceil(bin size in cells).  A RoI without
+        height or width then has no samples, and its result is 0.
+      max_samples: the most samples per bin along one axis with sampling_ratio 0; a RoI that would
+        need more gets `max_samples`, evenly spread.  The default, ceil(2 max(H, W) / S), is enough
+        for a RoI twice as long as the longer side of the map; no RoI inside the image needs more.
     Returns:
-      [R, Sy, Sx, D], dtype of the features.  Made on the way: as in `multilevel`.
+      [R, Sy, Sx, D], dtype of the features.  Memory: see `multilevel`.
     Raises:
-      ValueError: shapes, sizes or ratio that do not fit.
+      ValueError: invalid shapes, `output_size` or `sampling_ratio`.
+    Example:
+      Each cell holds the number of its column; the RoI is the whole map, in 2x2 bins.
+      >>> features = jnp.broadcast_to(jnp.arange(4.0)[:, None], (4, 4, 1))
+      >>> roi_align(features, jnp.array([[0.0, 0, 4, 4]]), 2, spatial_scale=1.0)[0, ..., 0].tolist()
+      [[0.5, 2.5], [0.5, 2.5]]
     """
     valid = jnp.ones(len(rois), bool)
     level = jnp.zeros(len(rois), jnp.int32)
@@ -55,33 +67,40 @@ def multilevel(
     rois,
     valid,
     strides: Sequence[int],
-    output_size=7,
-    sampling_ratio=2,
-    finest_scale=56,
-    max_samples=None,
+    output_size: int | tuple[int, int] = 7,
+    sampling_ratio: int = 2,
+    finest_scale: float = 56,
+    max_samples: int | None = None,
 ):
-    """RoIs cut out of the level of a pyramid that suits their size (see `levels`).
+    """RoIAlign on a pyramid, each RoI on the level for its size (see `levels`).
+
+    If the batch is sharded, call it per device: a CPU processes the images one by one, and with
+    sampling_ratio 0 the devices would have to agree on the length of the loop.
 
     Args:
       features: L maps [Hl, Wl, D] of one image, finest first.
       rois: [R, 4] xyxy px.
-      valid: [R] bool; the rows of other RoIs are 0 and give no gradient, whatever they hold.
+      valid: [R] bool; results of invalid RoIs are 0 without gradient, whatever the coordinates.
       strides: of the L levels, px.
-      output_size, sampling_ratio, max_samples: as in `roi_align`, where the map of the default
-        bound is the largest level.
+      output_size, sampling_ratio, max_samples: as in `roi_align`; the default of `max_samples` is
+        that of the largest level.
       finest_scale: as in `levels`.
     Returns:
-      [R, Sy, Sx, D], dtype of the features.  On CPU nothing else as large is made; elsewhere the
-      pyramid is copied once, and the samples of one position in all bins are as large as the
-      result.
+      [R, Sy, Sx, D], dtype of the features.  Memory: on CPU no other array is as large; elsewhere
+      the pyramid is copied once, and one sample of every bin takes as much as the result.
     Raises:
-      ValueError: shapes, sizes or ratio that do not fit.
-
-    Call it per device where the batch is sharded: on a CPU images are taken one by one, and with
-    sampling_ratio 0 the devices would agree on the length of the loop.
+      ValueError: invalid shapes, `output_size` or `sampling_ratio`.
+    Example:
+      A RoI of 8 px is read from the finest level, one of 16 px from the next.
+      >>> pyramid = jnp.full((8, 8, 1), 10.0), jnp.full((4, 4, 1), 20.0)
+      >>> rois = jnp.array([[0.0, 0, 8, 8], [0, 0, 16, 16]])
+      >>> multilevel(pyramid, rois, jnp.ones(2, bool), (4, 8), 1, finest_scale=8).ravel().tolist()
+      [10.0, 20.0]
     """
     if len(features) != len(strides):
-        raise ValueError(f"{len(features)} levels of features, but strides {tuple(strides)}")
+        raise ValueError(
+            f"strides need one entry per level of features, {len(features)}, not {tuple(strides)}"
+        )
     level = levels(rois, len(features), finest_scale)
     scales = tuple(1 / stride for stride in strides)
     return _multilevel(
@@ -89,12 +108,16 @@ def multilevel(
     )
 
 
-def levels(rois, num_levels, finest_scale=56):
-    """Level [R] int32 of RoIs [R, 4] (Feature Pyramid Networks, arXiv:1612.03144, eq. 1).
+def levels(rois, num_levels: int, finest_scale: float = 56):
+    """Level [R] int32 of `rois` [R, 4] (Feature Pyramid Networks, arXiv:1612.03144, eq. 1).
 
-    A RoI of sqrt(area) below 2 * finest_scale px belongs to level 0, and each doubling is one level
-    more.  The equation has k0 = 4 for 224 px: finest_scale 56 with P2 as level 0.  A RoI without
-    area is of level 0.  mmdetection adds 1e-6 inside the logarithm, which is followed.
+    A RoI with sqrt(area) below 2 * finest_scale px belongs to level 0, and each doubling adds one
+    level.  k0 = 4 for 224 px in the equation means finest_scale 56 with P2 as level 0.  A RoI
+    without area belongs to level 0.  As in mmdetection, 1e-6 is added inside the logarithm.
+
+    Example:
+      >>> levels(jnp.array([[0.0, 0, 111, 111], [0, 0, 112, 112], [0, 0, 224, 224]]), 4).tolist()
+      [0, 1, 2]
     """
     rois = jnp.asarray(rois)
     size = rois[:, 2:] - rois[:, :2]
@@ -104,7 +127,7 @@ def levels(rois, num_levels, finest_scale=56):
 
 
 class _Grid(NamedTuple):
-    """Where the samples of each RoI lie, in cells of its level; y before x."""
+    """Sample positions of each RoI, in cells of its level; y before x."""
 
     start: jax.Array  # [R, 2] upper left corner
     bin_size: jax.Array  # [R, 2]
@@ -114,7 +137,7 @@ class _Grid(NamedTuple):
 
 
 class _Static(NamedTuple):
-    """What a program is compiled for."""
+    """The static arguments of a program."""
 
     output: tuple[int, int]
     ratio: int
@@ -122,7 +145,7 @@ class _Static(NamedTuple):
     dtype: jnp.dtype  # of the features
 
     @property
-    def accumulator(self):
+    def accumulator(self) -> jnp.dtype:
         return jnp.promote_types(self.dtype, jnp.float32)
 
 
@@ -132,11 +155,14 @@ def _multilevel(features, rois, valid, level, scales, output_size, ratio, max_sa
     rois, valid = jnp.asarray(rois), jnp.asarray(valid)
     shapes = tuple(f.shape for f in features)
     if any(len(s) != 3 or s[2] != shapes[0][2] for s in shapes):
-        raise ValueError(f"features must be [H, W, D] of one D, not {shapes}")
+        raise ValueError(f"features must be [H, W, D] with the same D on all levels, not {shapes}")
     if rois.ndim != 2 or rois.shape[1] != 4 or valid.shape != rois.shape[:1]:
         raise ValueError(f"rois must be [R, 4] and valid [R], not {rois.shape} and {valid.shape}")
     if len(output) != 2 or min(output) < 1 or ratio < 0:
-        raise ValueError(f"bad output_size {output_size} or sampling_ratio {ratio}")
+        raise ValueError(
+            f"output_size must be one or two numbers of at least 1, not {output_size}, and "
+            f"sampling_ratio at least 0, not {ratio}"
+        )
     if max_samples is None:
         max_samples = -(-2 * max(max(s[:2]) for s in shapes) // min(output))
     static = _Static(output, ratio, shapes, jnp.result_type(*features))
@@ -212,9 +238,9 @@ def _backward_whole(static, level, grid, dy):
 
 
 def _forward_loops(static, features, level, grid):
-    """[B, R, Sy, Sx, D]: RoI by RoI in the order of levels, each level read where it is.
+    """[B, R, Sy, Sx, D]: one RoI at a time, in level order, reading each level in place.
 
-    Arguments have an image axis; the maps of a level are one map with the images under each other.
+    Arguments have an image axis; the maps of a level are read as one map of stacked images.
     """
     order, starts = _by_level(static, level)
     out = jnp.zeros((level.size, *static.output, static.shapes[0][2]), static.dtype)
@@ -249,9 +275,9 @@ def _backward_loops(static, level, grid, dy):
 
 
 def _images_together(function):
-    """For one image, `function` of arrays with an image axis; under `vmap`, one call for the batch.
+    """Calls `function`, which takes an image axis, on one image; under `vmap`, once for the batch.
 
-    Loops over the images would copy their maps, and `vmap` of a loop what it changes in place.
+    A loop over the images would copy their maps, and `vmap` of a loop what it updates in place.
     """
 
     @custom_batching.custom_vmap
@@ -290,7 +316,7 @@ def _spread(static, total, grid, dy, sequential):
 
 
 def _steps(static, grid):
-    """Samples in a bin: a constant, or the most that one of these RoIs has."""
+    """Samples per bin: a constant, or the largest number among these RoIs."""
     return static.ratio**2 if static.ratio else _most(grid.count[:, 0] * grid.count[:, 1])
 
 
@@ -301,14 +327,14 @@ def _most(counts):
 
 @_most.def_vmap
 def _most_of_batch(axis_size, batched, counts):
-    """One length for the images of a batch: a loop with a length each would copy its carry."""
+    """One loop length for the whole batch: separate lengths would make the loop copy its carry."""
     return _most(counts), False
 
 
 def _corners(static, grid, k):
-    """Sample number `k` of all bins: `Corners` [R, Sy, Sx, 4], weights divided by the count."""
+    """Sample `k` of every bin: `Corners` [R, Sy, Sx, 4], weights divided by the count."""
     count = jnp.maximum(grid.count, 1)
-    number = jnp.stack([k // count[:, 1], k % count[:, 1]], -1)  # [R, 2] of the sample, y and x
+    number = jnp.stack([k // count[:, 1], k % count[:, 1]], -1)  # [R, 2] along y and x
     inside_bin = (number + 0.5) * grid.bin_size / count
 
     def positions(axis):
@@ -328,13 +354,13 @@ def _corners(static, grid, k):
 
 
 def _by_level(static, level):
-    """(Flat RoIs sorted by level [B, R], where each level begins in them, and the last ends)."""
+    """(Flat indices of RoIs sorted by `level` [B, R], start of each level and end of the last)."""
     order = jnp.argsort(level.ravel())
     return order, jnp.searchsorted(level.ravel()[order], jnp.arange(len(static.shapes) + 1))
 
 
 def _one(grid, number, cells):
-    """RoI `number` of the batch, [B, R] flat, in maps that have `cells` cells together."""
+    """The grid of RoI `number`, flat in [B, R]; the maps of all images have `cells` cells."""
     images, rois = grid.base.shape
     row = [
         lax.dynamic_slice_in_dim(values.reshape(-1, *values.shape[2:]), number, 1)

@@ -1,11 +1,11 @@
-"""Bilinear samples of a map, and their adjoint: what RoIAlign and deformable convolution share.
+"""Bilinear samples of a map and their adjoint, shared by RoIAlign and deformable convolution.
 
-A map is a matrix of cells, [N, D], so that a sample is four rows with four weights.  Only weights
-depend smoothly on the position; rows do not.
+A map is a matrix of cells, [N, D], so a sample is four rows with four weights.  Only the weights
+are differentiable in the position.
 
-XLA turns a gather into good code on every platform.  Its scatter-add, the adjoint, runs five times
-slower on a CPU than a plain loop that updates one row at a time, which is what `sequential` means
-here; an accelerator would pay a launch for each of these steps.
+XLA compiles a gather well on every platform.  On a CPU its scatter-add, the adjoint, is five times
+slower than a plain loop that updates one row at a time (`sequential` here).  On an accelerator each
+step of that loop would cost a launch.
 """
 
 from typing import NamedTuple
@@ -23,15 +23,20 @@ class Corners(NamedTuple):
 
 
 def corners(y, x, height, width) -> Corners:
-    """Cells around positions on one map.
+    """The four cells around each position on a map, and their weights.
 
     Args:
-      y, x: [...] positions in cells, which broadcast; cell (i, j) lies at (i, j).  They must be
-        inside: 0 <= y <= height - 1, 0 <= x <= width - 1.
-      height, width: cells; numbers, or arrays that broadcast with the positions.
+      y, x: [...] positions in cells; they broadcast.  Cell (i, j) lies at (i, j).  Positions must
+        be inside: 0 <= y <= height - 1, 0 <= x <= width - 1.
+      height, width: [...] cells; numbers, or arrays that broadcast with the positions.
     Returns:
-      `Corners` [..., 4]; the derivative of `weight` by `y` and `x` is that of the cell which a
-      position on the line between two cells opens (towards larger coordinates).
+      `Corners` [..., 4].  Where y or x is a whole number, the derivative of `weight` is the one
+      towards larger coordinates.
+    Example:
+      A quarter of a cell down and half a cell to the right, on a map of 2x2 cells.
+      >>> index, weight = corners(jnp.array(0.25), jnp.array(0.5), height=2, width=2)
+      >>> index.tolist(), weight.tolist()
+      ([0, 1, 2, 3], [0.375, 0.375, 0.125, 0.125])
     """
     y, x = jnp.broadcast_arrays(y, x)
     top, left = jnp.floor(y), jnp.floor(x)
@@ -45,15 +50,28 @@ def corners(y, x, height, width) -> Corners:
 
 
 def gather(cells, corners: Corners):
-    """Samples [..., D] of `cells` [N, D]."""
+    """Samples [..., D] of `cells` [N, D].
+
+    Example:
+      The cells 0 1 over 2 3: 0.375 * 1 + 0.125 * 2 + 0.125 * 3.
+      >>> cells = jnp.array([[0.0], [1], [2], [3]])
+      >>> gather(cells, corners(jnp.array(0.25), jnp.array(0.5), 2, 2)).tolist()
+      [1.0]
+    """
     return sum(
         cells.at[corners.index[..., i]].get(mode="clip") * corners.weight[..., i, None]
         for i in range(4)
     )
 
 
-def scatter_add(total, corners: Corners, values, sequential):
-    """Adjoint of `gather` in `cells`: `total` [N, D] plus the weighted `values` [..., D]."""
+def scatter_add(total, corners: Corners, values, sequential: bool):
+    """Adjoint of `gather` in `cells`: `total` [N, D] plus the weighted `values` [..., D].
+
+    Example:
+      >>> at = corners(jnp.array([0.25]), jnp.array([0.5]), 2, 2)
+      >>> scatter_add(jnp.zeros((4, 1)), at, jnp.array([[8.0]]), sequential=False).ravel().tolist()
+      [3.0, 3.0, 1.0, 1.0]
+    """
     if not sequential:
         for i in range(4):
             share = values * corners.weight[..., i, None]
@@ -72,8 +90,15 @@ def scatter_add(total, corners: Corners, values, sequential):
     return lax.fori_loop(0, len(index), step, total)
 
 
-def weight_gradient(cells, corners: Corners, values, sequential):
-    """Adjoint of `gather` in `weight`, [..., 4]: products of `values` [..., D] and the cells."""
+def weight_gradient(cells, corners: Corners, values, sequential: bool):
+    """Adjoint of `gather` in `weight`, [..., 4]: `values` [..., D] times `cells` [N, D].
+
+    Example:
+      >>> at = corners(jnp.array([0.25]), jnp.array([0.5]), 2, 2)
+      >>> cells = jnp.array([[0.0], [1], [2], [3]])
+      >>> weight_gradient(cells, at, jnp.array([[10.0]]), sequential=False).tolist()
+      [[0.0, 10.0, 20.0, 30.0]]
+    """
     if not sequential:
         products = [
             (cells.at[corners.index[..., i]].get(mode="clip") * values).sum(-1) for i in range(4)

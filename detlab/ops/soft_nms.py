@@ -1,9 +1,11 @@
-"""Soft non-maximum suppression (arXiv:1704.04503): overlapping boxes lose score, not life.
+"""Soft non-maximum suppression (arXiv:1704.04503): overlaps lower scores instead of dropping boxes.
 
-Again and again the best remaining box is taken and lowers the scores of those that overlap it.
-What is taken later changes nothing about what was taken before, so the loop has as many steps as
-there are outputs, and each costs one row of IoUs.
+Each step takes the best remaining box and lowers the scores of the boxes that overlap it.  Later
+steps change nothing about earlier ones, so the loop has as many steps as outputs, and each costs
+one row of IoUs.
 """
+
+from typing import Any
 
 import jax.numpy as jnp
 from jax import lax
@@ -18,36 +20,42 @@ def soft_nms(
     boxes,
     scores,
     valid,
-    max_outputs,
+    max_outputs: int,
     labels=None,
     *,
-    method="linear",
-    iou_threshold=0.3,
-    sigma=0.5,
-    min_score=1e-3,
+    method: str = "linear",
+    iou_threshold: float = 0.3,
+    sigma: float = 0.5,
+    min_score: float = 1e-3,
 ):
-    """The boxes in the order in which they are taken, and their lowered scores.
+    """Boxes in the order in which they are taken, and their lowered scores.
 
-    A box taken multiplies the score of another one of its class by
+    Each box that is taken multiplies the scores of the remaining boxes of its class by
       "linear"    1 - IoU where IoU >= iou_threshold (section 3 of the paper, first formula),
       "gaussian"  exp(-IoU^2 / sigma) (second formula),
-      "naive"     0 where IoU >= iou_threshold: plain NMS, which however drops above it only.
+      "naive"     0 where IoU >= iou_threshold: plain NMS, except that `nms` drops only above it.
 
     Args:
       boxes: [N, 4] xyxy px, of one image.
-      scores: [N] float, >= 0; of equal ones the first is taken.
-      valid: [N] bool; other boxes are never taken.
+      scores: [N] float, >= 0; of equal scores, the first box is taken.
+      valid: [N] bool; invalid boxes are never taken.
       max_outputs: K, static; may be larger than N.
-      labels: [N] int; if given, only boxes of the same class lower each other.
+      labels: [N] int; if given, boxes only lower scores of their own class.
       method: see above; static.
       iou_threshold, sigma: see above.
-      min_score: boxes below it are dropped, at the start or as soon as they sink there.  (The
+      min_score: boxes below it are dropped, at the start or once their score falls below it.  (The
         reference keeps the best box of an image whatever its score.)
     Returns:
-      (indices [K] int32, 0 in empty slots; scores [K] float32, falling, 0 in empty slots;
+      (indices [K] int32, 0 in empty slots; scores [K] float32, descending, 0 in empty slots;
       keep [K] bool, the filled slots, which come first).
     Raises:
-      ValueError: `boxes` is not [N, 4], `max_outputs` is below 1, or another method.
+      ValueError: `boxes` is not [N, 4], `max_outputs` is below 1, or `method` is unknown.
+    Example:
+      The second box is half of the first (IoU 0.5): 0.75 becomes 0.375, below the third's score.
+      >>> boxes = jnp.array([[0.0, 0, 2, 2], [0, 0, 2, 1], [5, 5, 6, 6]])
+      >>> found = soft_nms(boxes, jnp.array([1.0, 0.75, 0.5]), jnp.ones(3, bool), 3)
+      >>> [values.tolist() for values in found]
+      [[0, 2, 1], [1.0, 0.5, 0.375], [True, True, True]]
     """
     if boxes.ndim != 2 or boxes.shape[-1] != 4:
         raise ValueError(f"boxes must be [N, 4], not {boxes.shape}")
@@ -85,7 +93,7 @@ def soft_nms(
     return jnp.pad(indices, empty), jnp.pad(taken_scores, empty), jnp.pad(keep, empty)
 
 
-def suppress(boxes, scores, labels, valid, max_outputs, **settings):
+def suppress(boxes, scores, labels, valid, max_outputs: int, **settings: Any):
     """The detections of one image after class-aware soft-NMS.
 
     Args:
@@ -98,6 +106,13 @@ def suppress(boxes, scores, labels, valid, max_outputs, **settings):
     Returns:
       (boxes [K, 4], lowered scores [K], labels [K], valid [K] bool), sorted by score; empty rows
       come last and hold zeros.
+    Example:
+      Only the second box has the class of the first, and only its score falls.
+      >>> boxes = jnp.array([[0.0, 0, 2, 2], [0, 0, 2, 1], [0, 0, 2, 1]])
+      >>> scores, labels = jnp.array([1.0, 0.75, 0.5]), jnp.array([3, 3, 7])
+      >>> out = suppress(boxes, scores, labels, jnp.ones(3, bool), max_outputs=3)
+      >>> out[1].tolist(), out[2].tolist()
+      ([1.0, 0.5, 0.375], [3, 7, 3])
     """
     indices, scores, keep = soft_nms(boxes, scores, valid, max_outputs, labels, **settings)
     return nms_lib.take(boxes, indices, keep), scores, nms_lib.take(labels, indices, keep), keep

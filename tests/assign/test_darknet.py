@@ -1,4 +1,4 @@
-"""Darknet's assignment: which anchors, where, and what stands in a row in the end."""
+"""Darknet's assignment: which anchors, which cells, and the final content of each row."""
 
 import functools
 
@@ -53,7 +53,7 @@ def test_the_nearest_anchor_of_all_heads_learns_an_object_in_the_cell_of_its_cen
 
 
 def test_a_threshold_adds_other_anchors_of_the_mask():
-    gt = boxes_around([[40, 20]], [[12, 30]])  # anchor 1 itself; 80 / 360 of it is anchor 0
+    gt = boxes_around([[40, 20]], [[12, 30]])  # anchor 1 itself; IoU 80 / 360 with anchor 0
     for threshold, others in ((0.22, True), (0.23, False)):
         found = program(mask=(0, 1), iou_thresh=threshold)(gt_boxes=gt, gt_valid=np.ones(1, bool))
         np.testing.assert_array_equal(found.positive[:, 0], [others, True])
@@ -76,7 +76,7 @@ def test_entries_equal_a_loop_over_objects_and_anchors(kind):
             assert positive[a, slot] == expected, (slot, number)
             assert row[a, slot] == (int(y // 16) * 6 + int(x // 16)) * 3 + a
     counts = positive.sum(0)
-    assert (counts > 1).any() and (counts[:12] == 0).any(), "several anchors, and none"
+    assert (counts > 1).any() and (counts[:12] == 0).any(), "several anchors or none"
     assert not positive[:, 12:].any()
 
 
@@ -115,7 +115,7 @@ def test_the_best_overlap_is_that_of_the_whole_matrix_and_broken_boxes_have_none
 
 
 def test_objects_that_meet_in_a_row_are_kept_in_their_order():
-    # Slots 0, 1 and 3 come to row 4, slot 2 to row 1 with both anchors' entries there, slot 4 none.
+    # Slots 0, 1 and 3 are assigned to row 4, slot 2 to row 1, where slot 4 has a negative entry.
     row = jnp.array([[4, 4, 1, 4, 0], [5, 5, 2, 5, 1]])
     positive = jnp.array([[True, True, True, True, False], [False] * 5])
     labels = jnp.array([2, 0, 1, 2, 1])
@@ -164,7 +164,7 @@ def test_objectness_of_objects_background_and_what_is_between():
     np.testing.assert_array_equal(counts, [0, 0, 1, 1, 1, 1])
     np.testing.assert_allclose(smooth_target, [0.9, 0.6, 0, 0, 0.6, 0], rtol=1e-6)
     np.testing.assert_array_equal(smooth_counts, np.ones(6))
-    # A good enough prediction is one without a class, too.
+    # A good enough prediction counts without a confident class too.
     (target, counts), (smooth_target, _) = both(0.8)
     np.testing.assert_array_equal(target, [1, 0, 0, 0, 1, 1])
     np.testing.assert_array_equal(counts, [1, 0, 1, 1, 1, 1])

@@ -1,4 +1,4 @@
-"""Corner targets: the recorded case, by hand, padding, and corners that share a cell."""
+"""Corner targets: a recorded case, cases by hand, padding, and corners that share a cell."""
 
 import jax.numpy as jnp
 import numpy as np

@@ -25,7 +25,7 @@ NAMES = (
     "no_area_first",
     "no_priors",
 )
-SLOTS = 12  # more than any case has, so that all of one rule share a program
+SLOTS = 12  # more than any case has, so that all cases of one rule share a program
 
 
 def random_boxes(count, seed, extent=100.0):
@@ -35,7 +35,7 @@ def random_boxes(count, seed, extent=100.0):
 
 
 def slow_assign(anchors, gts, pos_iou, neg_iou, min_pos_iou):
-    """The rule with the whole matrix, gt after gt; real gts only, all ties, overlap required."""
+    """The rule on the whole matrix, one gt at a time; real gts only, all ties, overlap required."""
     overlaps = np.asarray(boxes_lib.pairwise_iou(anchors, gts))  # [N, G]
     best = overlaps.max(axis=1)
     status = np.where(best >= pos_iou, 1, np.where(best < neg_iou, 0, -1))
@@ -54,7 +54,7 @@ def program(**rules):
 
 
 def run_case(case, arrays, require_overlap):
-    """The case's boxes, then its ignored areas, then padding, in slots; gt_inds as the case has."""
+    """Slots hold the boxes of the case, its ignored areas, then padding; gt_inds as in the case."""
     args = case["args"]
     gts, areas = arrays["gt_boxes"], arrays.get("ignore", np.zeros((0, 4), np.float32))
     slots = np.zeros((SLOTS, 4), np.float32)
@@ -92,7 +92,7 @@ def test_assignment_equals_the_reference(unit_cases, name):
 
 @pytest.mark.parametrize("name", ["far_last", "far_first", "no_area_last", "no_area_first"])
 def test_an_object_that_meets_no_anchor_claims_none(unit_cases, name):
-    """The reference gives it every anchor that it does not meet; ours leaves them as they were."""
+    """The reference gives it every anchor that it does not overlap; here they do not change."""
     case, arrays = unit_cases("assign")[f"max_iou_{name}"]
     gts = arrays["gt_boxes"]
     met = boxes_lib.pairwise_iou(arrays["priors"], gts).max(axis=0) > 0

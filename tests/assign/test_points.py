@@ -1,4 +1,4 @@
-"""Assignment of points to the objects around them, or near them."""
+"""Assignment of points to objects around them or near them."""
 
 import functools
 
@@ -40,7 +40,7 @@ def random_boxes(count, seed=SEED, extent=96.0):
 
 
 def slow_assign(points, low, high, boxes, radius=None):
-    """Point after point, object after object: (status, matched)."""
+    """A loop over points and objects: (status, matched)."""
     status, matched = np.zeros(len(points), int), np.zeros(len(points), int)
     for n, (x, y) in enumerate(points):
         smallest = np.inf
@@ -93,7 +93,7 @@ def test_targets_equal_the_reference(unit_cases, name):
 
 
 def test_assignment_by_hand():
-    """One row of points, 8 px apart, and two objects of which the second lies in the first."""
+    """One row of points, 8 px apart, and two objects, the second inside the first."""
     points = np.float32([[4, 4], [12, 4], [20, 4], [28, 4], [36, 4]])
     boxes = np.float32([[0, 0, 30, 8], [10, 0, 22, 8], [0, 0, 0, 0]])
     found = assign(points, np.zeros(5), np.full(5, np.inf), boxes, np.array([True, True, False]))
@@ -162,12 +162,12 @@ def test_points_outside_the_content_are_ignored():
 
 
 def nearest_args(strides, priors):
-    """The arguments of a unit case: points and level, of [N, 4] x, y, stride, stride."""
+    """Points, levels and strides of a unit case, from priors [N, 4] x, y, stride, stride."""
     return priors[:, :2], np.searchsorted(strides, priors[:, 2]).astype(np.int32), strides
 
 
 def slow_nearest(points, level, strides, boxes, scale, count):
-    """Object after object, each with all distances of its level: (status, matched)."""
+    """A loop over objects, with all distances of the level of each: (status, matched)."""
     nearest, matched = np.full(len(points), np.inf), np.zeros(len(points), int)
     for slot, (x1, y1, x2, y2) in enumerate(np.float64(boxes)):
         w, h = max(x2 - x1, 1e-6), max(y2 - y1, 1e-6)

@@ -1,4 +1,4 @@
-"""Samples of RoIs: of proposals and of the objects themselves."""
+"""Samples of RoIs from the proposals and the objects."""
 
 import functools
 from typing import NamedTuple
@@ -47,14 +47,14 @@ def test_all_proposals_and_objects_can_be_sampled_and_no_empty_row(seed):
     proposals, boxes, valid = candidates(seed)
     found = jax.device_get(sample_rois(KEY, proposals, boxes, valid, 1000))
     count, objects = len(proposals.boxes), len(boxes)
-    assert len(found.boxes) == count + objects, "slots are no more than there are candidates"
+    assert len(found.boxes) == count + objects, "there are no more slots than candidates"
     filled = found.status >= 0
     real = np.flatnonzero(np.concatenate([proposals.valid, valid]))
     np.testing.assert_array_equal(np.sort(found.index[filled]), real)
     assert not found.boxes[~filled].any() and (np.diff(found.status) <= 0).all()
     kinds = set()
     for box, status, matched, index in zip(*(values[filled] for values in found)):
-        if index >= count:  # an object, its own
+        if index >= count:  # an object, matched to itself
             assert status == 1 and matched == index - count
             np.testing.assert_array_equal(box, boxes[matched])
             continue

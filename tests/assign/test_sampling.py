@@ -1,4 +1,4 @@
-"""Random samples: exact quotas, fair choice, and independence of devices and padding."""
+"""Random samples: exact quotas, fair draws, and no dependence on devices or padding."""
 
 import functools
 import itertools
@@ -44,7 +44,7 @@ COUNTS = [(0, 0), (0, 5), (0, 40), (1, 0), (1, 39), (3, 20), (4, 4), (5, 2), (12
 
 
 def quota(positives, negatives, num, fraction, ratio):
-    """The reference's rule in Python integers: drawn (positives, negatives)."""
+    """The reference's rule in Python integers: (positives, negatives) drawn."""
     drawn = min(positives, int(num * fraction))
     room = num - drawn
     if ratio is not None:
@@ -64,7 +64,7 @@ def quota(positives, negatives, num, fraction, ratio):
     ],
 )
 def test_quotas_are_exact_and_nothing_is_drawn_twice(num, fraction, ratio):
-    """Also what the positives leave goes to negatives and never the other way."""
+    """Negatives also fill the slots that positives leave, never the other way round."""
     status = images(COUNTS)
     drawn = sample_batch(keys(len(COUNTS)), status, num, fraction, ratio)
     assert drawn.index.shape == (len(COUNTS), min(num, SLOTS))
@@ -89,9 +89,9 @@ def test_a_literal_image_where_all_are_taken():
 
 
 def test_all_samples_are_equally_likely_over_10000_keys():
-    """6 positives, 6 negatives and 4 ignored; 3 and 3 are drawn, of 20 x 20 pairs of subsets.
+    """Of 6 positives, 6 negatives and 4 ignored, 3 and 3 are drawn: 20 x 20 pairs of subsets.
 
-    Chi-square of the 20 subsets of either kind (19 degrees of freedom) and of their 400 pairs
+    Chi-square of the 20 subsets of each kind (19 degrees of freedom) and of their 400 pairs
     (399), against the 0.999 quantiles 43.8 and 489.
     """
     status = np.array([1, 0, -1, 1, 0, 0, 1, -1, -1, 1, 1, 0, 0, 1, -1, 0])
@@ -134,7 +134,7 @@ def test_every_one_of_many_candidates_is_drawn_as_often_over_10000_keys():
 
 
 def test_the_order_of_the_draw_is_fair_too():
-    """Each of 5 negatives is as often the first drawn: chi-square, 4 degrees, 0.999 quantile."""
+    """Each of 5 negatives is drawn first equally often: chi-square, 4 degrees, 0.999 quantile."""
     drawn = sample_batch(keys(10_000, 2), jnp.zeros((10_000, 5), int), 5, 0.5)
     counts = np.bincount(np.asarray(drawn.index[:, 0]), minlength=5)
     assert ((counts - 2000) ** 2 / 2000).sum() < 18.5

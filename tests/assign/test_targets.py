@@ -13,7 +13,7 @@ def test_only_positive_entries_keep_their_values():
         "deltas": np.arange(1, 13, dtype=np.float32).reshape(2, 3, 2),
         "row": np.arange(1, 7, dtype=np.int32).reshape(2, 3),
     }
-    tree["deltas"][0, 1:] = np.nan, np.inf  # what has no object need not be finite
+    tree["deltas"][0, 1:] = np.nan, np.inf  # values without an object need not be finite
     found = targets.of_positives(status, tree)
     assert found["deltas"].tolist() == [[[1, 2], [0, 0], [0, 0]], [[0, 0], [9, 10], [11, 12]]]
     assert found["row"].tolist() == [[1, 0, 0], [0, 5, 6]]
@@ -26,7 +26,7 @@ def test_status_of_one_image_alone_will_do():
 
 
 def of_boxes(boxes, status, matched):
-    """Targets of entries at some boxes, whose value is the corner of the object."""
+    """Targets of entries at `boxes`; their value is the corner of the matched box."""
     assigned = max_iou.MaxIoU(np.int32(status), np.int32(matched), None)
     values = {"corner": boxes[assigned.matched, :2]}
     return targets.of_entries(boxes, np.zeros(len(boxes), np.int32), assigned, values)

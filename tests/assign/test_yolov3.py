@@ -22,13 +22,13 @@ def program(**rules):
 
 
 def anchor_strides(args, anchors):
-    """The stride of each anchor of a case; every cell has as many anchors."""
+    """The stride of each anchor of a case; every cell has the same number of anchors."""
     cells = [height * width for height, width in args["featmap_sizes"]]
     return np.repeat(np.float32(args["strides"]), [n * anchors // sum(cells) for n in cells])
 
 
 def slow_assign(anchors, responsible, gts, pos_iou, neg_iou, min_pos_iou):
-    """The rule with the whole matrix, object after object; all ties."""
+    """The rule on the whole matrix, one object at a time; all ties."""
     overlaps = np.asarray(boxes_lib.pairwise_iou(anchors, gts))  # [N, G]
     status = np.where(overlaps.max(axis=1) <= neg_iou, 0, -1)
     own = np.where(responsible[:, None], overlaps, -1.0)
@@ -104,13 +104,13 @@ def test_rule_by_hand():
     np.testing.assert_array_equal(responsible, [1, 1, 0, 0, 0, 0, 0, 0])
     result = yolov3.assign(anchors, strides, gt, valid, 0.5, 0.12)
     # IoU 0.78 and 0.25 with the anchors of this cell, 0.07 and 0.14 with those of the next, 0 and
-    # 0.11 with those below: what is above 0.12 and not positive is ignored.
+    # 0.11 with those below: anchors above 0.12 that are not positive are ignored.
     np.testing.assert_array_equal(result.status, [1, -1, 0, -1, 0, 0, 0, 0])
     assert result.status.dtype == result.matched.dtype == jnp.int32
 
 
 def test_an_anchor_of_one_objects_cell_may_learn_another_object():
-    """As in the reference: responsible is a property of the cell, not of a pair."""
+    """As in the reference, being responsible depends on the cell, not on the object."""
     anchors, strides = grid(cells=2, sizes=((30, 30),))
     gts = jnp.array([[6.0, 6.0, 11.0, 11.0], [2.0, 2.0, 32.0, 32.0]])  # centres (8, 8), (17, 17)
     both = yolov3.assign(anchors, strides, gts, jnp.array([True, True]), 0.5, 0.5)

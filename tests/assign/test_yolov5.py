@@ -48,7 +48,7 @@ def as_rows(entries, slots):
 
 
 def random_objects(rng, count, width, height):
-    """Of 4 to 60 px; half of the centres on multiples of 4 px: on borders and middles of cells."""
+    """Sides of 4 to 60 px; half of the centres are multiples of 4 px: cell borders and middles."""
     size = rng.uniform(4, 60, (count, 2))
     center = rng.uniform(0, (width, height), (count, 2))
     snapped = rng.random((count, 1)) < 0.5
@@ -63,7 +63,7 @@ def assign():
 
 
 def test_random_objects_equal_a_slow_loop(assign):
-    """Also what no slot holds, and a map of which only a part has content."""
+    """Also with empty slots, and with content on only a part of the map."""
     rng, slots, compared = np.random.default_rng(0), 12, 0
     for cells in ((12, 16), (7, 9), (12, 16), (1, 2)):
         count = rng.integers(3, slots)
@@ -78,7 +78,7 @@ def test_random_objects_equal_a_slow_loop(assign):
 
 
 def test_the_two_neighbours_by_hand(assign):
-    """A centre at (2.25, 3.75) cells has the cell on its left and the one below."""
+    """A centre at (2.25, 3.75) cells also gets the cell on its left and the one below."""
     entries = assign(np.float32([[10, 20, 26, 40]]), np.array([True]), np.int32([8, 8]))
     rows = as_rows(entries, 1)
     np.testing.assert_array_equal(rows[:, 1], [0, 1, 2] * 3)  # 16x20 px suits all three anchors
@@ -88,7 +88,7 @@ def test_the_two_neighbours_by_hand(assign):
 
 
 def test_a_centre_on_a_border_of_cells_counts_twice_in_its_own(assign):
-    """It is nearest to the left side, and from there half a cell to the right is its own cell."""
+    """It is on the left side of its cell, and half a cell to the right is still the same cell."""
     entries = assign(np.float32([[24, 25, 40, 45]]), np.array([True]), np.int32([8, 8]))
     rows = as_rows(entries, 1)
     x = rows[rows[:, 1] == 0][:, [0, 4]]  # neighbour and column of the first anchor

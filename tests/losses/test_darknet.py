@@ -1,4 +1,4 @@
-"""Darknet's losses: values, and deltas as the descent of each."""
+"""Darknet's losses: their values, and darknet's deltas as minus their gradients."""
 
 import functools
 
@@ -37,7 +37,7 @@ def overlap(kind):
 
 
 def pairs(count=ROWS):
-    """Boxes that meet, that miss each other along one axis, and along both."""
+    """Boxes that overlap, that are apart along one axis, and along both."""
     rng = np.random.default_rng(SEED)
     truths = np.concatenate(
         [rng.uniform(0.2, 0.8, (count, 2)), rng.uniform(0.05, 0.4, (count, 2))], 1
@@ -62,14 +62,14 @@ def test_the_descent_of_the_overlap_is_darknets_delta(kind):
     boxes, truths, growth = pairs()
     inner = np.array([darknet_deltas.spans(b, t)[0] for b, t in zip(boxes, truths)])
     apart = (inner <= 0).sum(axis=1)
-    assert {0, 1, 2} == set(apart), "all cases are there"
+    assert {0, 1, 2} == set(apart), "all three cases occur"
     weight = np.linspace(0.5, 2, ROWS, dtype=np.float32)
     _, gradient = overlap(kind)(boxes, truths, growth, weight, np.inf)
     expected = weight[:, None] * deltas(boxes, truths, growth, kind)
     # Float32 against float64: differences of nearly equal terms lose some digits.
     np.testing.assert_allclose(-gradient, expected, rtol=2e-4, atol=2e-5 * np.abs(expected).max())
     if kind != "iou":
-        assert expected.any(axis=1).all(), "boxes that do not meet have a slope"
+        assert expected.any(axis=1).all(), "boxes without overlap have a gradient"
 
 
 def test_deltas_are_bounded_one_by_one_after_the_weight():
@@ -89,7 +89,7 @@ def test_the_value_is_one_minus_the_overlap(kind):
     values, _ = overlap(kind)(boxes, truths, growth, weight, np.inf)
     measures = {"iou": boxes_lib.iou, "giou": boxes_lib.giou}
     measures |= {"diou": boxes_lib.diou, "ciou": lambda a, b: boxes_lib.ciou(a, b, -1.0)}
-    # Ten thousand times larger: the smallest area that these know is far away.
+    # Scaled by 1e4, far above the smallest area that these measures allow.
     corners = [boxes_lib.cxcywh_to_xyxy(jnp.asarray(x) * 1e4) for x in (boxes, truths)]
     np.testing.assert_allclose(
         values, weight * (1 - tiny.jit(measures[kind])(*corners)), rtol=1e-4, atol=1e-5
@@ -98,7 +98,7 @@ def test_the_value_is_one_minus_the_overlap(kind):
 
 @pytest.mark.parametrize("kind", darknet.KINDS[1:])
 def test_degenerate_boxes_have_finite_values_and_slopes(kind):
-    """Equal boxes, no width, no size at all, infinite and undefined ones, padding."""
+    """Equal boxes, boxes without width or without size, infinite and NaN boxes, padding."""
     truth = np.tile(np.float32([0.5, 0.5, 0.2, 0.1]), (ROWS, 1))
     boxes, growth = truth.copy(), np.ones((ROWS, 2), np.float32)
     boxes[1, 2], growth[1, 0] = 0, 0
@@ -106,7 +106,7 @@ def test_degenerate_boxes_have_finite_values_and_slopes(kind):
     boxes[3, 2], growth[3, 0] = np.inf, np.inf
     boxes[4, 2:], growth[4] = np.inf, np.inf
     boxes[5] = np.nan
-    truth[6] = 1.0  # what stands for no object
+    truth[6] = 1.0  # a slot without an object
     values, gradient = overlap(kind)(boxes, truth, growth, np.ones(ROWS, np.float32), np.inf)
     assert np.isfinite(values).all() and np.isfinite(gradient).all()
     assert values[0] == pytest.approx(0, abs=1e-5)
@@ -114,7 +114,7 @@ def test_degenerate_boxes_have_finite_values_and_slopes(kind):
     np.testing.assert_array_equal(gradient[3:6], 0)
     usable = np.array([0, 1, 2, 6])
     expected = deltas(boxes[usable], truth[usable], growth[usable], kind)
-    # Of equal boxes, terms of about 20 cancel.
+    # For equal boxes, terms of about 20 cancel.
     np.testing.assert_allclose(-np.asarray(gradient)[usable], expected, rtol=1e-4, atol=1e-4)
 
 
@@ -157,7 +157,7 @@ def test_size_is_half_a_square():
 def test_classes_learn_what_objects_write_one_after_another(keys):
     head = darknet_deltas.Head((), (), **keys)
     rng = np.random.default_rng(SEED)
-    rows = [[0], [2, 1], [1, 1], [3, 0, 3, 0], [1, 2, 3, 0], []]  # labels, in their order
+    rows = [[0], [2, 1], [1, 1], [3, 0, 3, 0], [1, 2, 3, 0], []]  # labels in order
     logits = np.float32(rng.normal(0, 1.5, (len(rows), NUM_CLASSES)))
     scores = darknet_deltas.sigmoid(logits)
     expected = np.zeros_like(scores)
@@ -230,7 +230,7 @@ HEADS = {
     ),
 }
 
-EVERYDAY = ("yolov4", "predicted_smooth")  # which have every branch but the focal one
+EVERYDAY = ("yolov4", "predicted_smooth")  # cover every branch but the focal one
 
 
 def make_head(name):
@@ -238,11 +238,11 @@ def make_head(name):
 
 
 def outputs_and_objects(head, slots=9, objects=7):
-    """Random outputs, of which those in the cells of objects are near to them."""
+    """Random outputs; those in the cells of objects are close to the objects."""
     rng = np.random.default_rng(SEED)
     centers = rng.uniform(0.05, 0.95, (slots, 2)) * UNIT
     extents = np.array(ANCHORS)[rng.choice(head.mask, slots)] * rng.uniform(0.8, 1.25, (slots, 2))
-    # Three in one row: of two classes, and twice of one.
+    # Three objects in one row, two of them of the same class.
     centers[1:3], extents[1:3] = centers[0] + 0.01, extents[0] * [[1.02], [0.97]]
     labels = rng.integers(0, 3, slots, np.int32)
     labels[1], labels[2] = (labels[0] + 1) % 3, labels[0]
@@ -308,12 +308,12 @@ def test_the_descent_of_a_head_is_what_darknet_writes(name):
     for part in (slice(0, 4), slice(4, 5), slice(5, 8)):
         wanted = expected[..., part]
         assert np.any(wanted > 0) and np.any(wanted < 0)
-        # Float32 against float64, where what is decoded and encoded again loses two digits.
+        # Float32 against float64; decoding and encoding again loses two digits.
         np.testing.assert_allclose(
             -gradient[..., part], wanted, rtol=1e-4, atol=1e-5 * np.abs(wanted).max()
         )
     assert np.isfinite(sums).all() and min(sums) > 0
-    # Without objects all that is there is background.
+    # Without objects, everything is background.
     sums, gradient = compute(raw, boxes * 0, labels, valid & False)
     assert sums[0] == sums[2] == 0 and sums[1] > 0
     background = -head.obj_normalizer * darknet_deltas.sigmoid(raw[..., 4])
@@ -322,10 +322,10 @@ def test_the_descent_of_a_head_is_what_darknet_writes(name):
 
 
 def test_values_of_a_head_by_hand():
-    """One object, one row: the terms that yolov3.cfg has, written down."""
+    """One object, one row: the terms of yolov3.cfg, computed by hand."""
     head = make_head("yolov3")._replace(iou_normalizer=0.5, obj_normalizer=2.0)
     raw = np.zeros((*SHAPE, 3, 8), np.float32)  # scores 1/2; boxes are anchors
-    raw[..., 5:] = -3.0  # no class is likely, so no background is left out
+    raw[..., 5:] = -3.0  # no class is likely, so no background is ignored
     raw[2, 3, 1] = [0, 0, 0.1, -0.1, 1.0, -1.0, 0.5, 2.0]
     box = np.float32([[52.0, 38.0, 58.0, 45.0]])  # anchor 1 around (55, 41.5) in cell (2, 3)
     sums, _ = head_program(head)(raw, box, np.array([2]), np.array([True]))

@@ -1,4 +1,4 @@
-"""Pull and push of tags: the recorded case, by hand, and objects with equal tags."""
+"""Pull and push of tags: a recorded case, a case by hand, and objects with equal tags."""
 
 import jax
 import jax.numpy as jnp

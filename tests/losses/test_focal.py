@@ -65,7 +65,7 @@ def test_extreme_logits_have_finite_values_and_gradients(gamma):
         loss, gradient = value_and_grad(logits, jnp.full_like(logits, target))
         assert np.isfinite(loss).all() and np.isfinite(gradient).all()
         assert (loss >= 0).all()
-        # A logit that is wholly wrong costs alpha_t times its size, with slope alpha_t.
+        # A completely wrong logit costs alpha_t times its size, with slope alpha_t.
         wrong = 0 if target else -1
         alpha_t = 0.25 if target else 0.75
         np.testing.assert_allclose(loss[wrong], alpha_t * 1e4, rtol=1e-6)
@@ -73,7 +73,7 @@ def test_extreme_logits_have_finite_values_and_gradients(gamma):
 
 
 def test_gradient_equals_finite_differences():
-    x = np.linspace(-8, 8, 41)  # with 0, where ln p_t is put together from two halves
+    x = np.linspace(-8, 8, 41)  # includes 0, where the two branches of ln p_t meet
     gradient = tiny.jit(jax.vmap(jax.grad(lambda x, t: focal.sigmoid_focal(x, t, 0.25, 1.5))))
 
     def loss(x, target):  # float64 NumPy, straight from the paper

@@ -50,12 +50,12 @@ def test_two_steps_equal_the_reference(unit_cases, name):
         np.testing.assert_allclose(value, arrays[f"loss_{i}"], **case["tolerance"])
         gradient = arrays[f"cot_loss_{i}"] * gradient
         np.testing.assert_allclose(gradient, arrays[f"grad_pred_{i}"], **case["tolerance"])
-        if args["momentum"]:  # the reference keeps no state without
+        if args["momentum"]:  # without momentum the reference keeps no state
             np.testing.assert_allclose(counts, arrays[f"acc_sum_{i}"], **case["tolerance"])
 
 
 def test_weights_by_hand():
-    """Five examples, one left out, in four bins of which two have examples."""
+    """Five examples, one of them invalid; two of the four bins have examples."""
     norms = np.float32([0.1, 0.2, 0.24, 0.9, 0.6])
     valid = np.array([True, True, True, True, False])
     weights, counts = tiny.jit(ghm.harmonize)(norms, valid, np.float32([0, 0, 0, 5]), 0.8)

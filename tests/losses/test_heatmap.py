@@ -1,4 +1,4 @@
-"""The focal loss of heatmaps: recorded cases, a plain formula, its limits."""
+"""The focal loss of heatmaps: recorded cases, equality with focal loss, and limits."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Deformable convolution: both programs against a loop in NumPy, the reference and plain conv."""
+"""Deformable convolution: both programs against loops, the reference and plain convolution."""
 
 import functools
 
@@ -20,7 +20,7 @@ CLOSE = dict(rtol=2e-5, atol=2e-5)
 
 @pytest.fixture(params=[PROGRAMS[0], pytest.param(PROGRAMS[1], marks=pytest.mark.slow)])
 def program(request, monkeypatch):
-    """Each test runs the program of CPUs and that of all other platforms."""
+    """Each test runs the program for CPUs and the one for all other platforms."""
     branch = "cpu" if request.param == "rows" else "default"
     monkeypatch.setattr(
         deform_conv_lib.lax, "platform_dependent", lambda *args, **programs: programs[branch](*args)
@@ -29,7 +29,7 @@ def program(request, monkeypatch):
 
 
 def inputs(size=(6, 7), stride=1, groups=1, deform_groups=1, dtype=np.float32, seed=SEED):
-    """x, offsets, kernel and mask of a 3x3 convolution with padding 1; many samples leave x."""
+    """x, offsets, kernel and mask of a 3x3 convolution with padding 1; many samples miss x."""
     rng = np.random.default_rng(seed)
     height, width = ((s - 1) // stride + 1 for s in size)
     x = rng.standard_normal((*size, 4))
@@ -40,7 +40,7 @@ def inputs(size=(6, 7), stride=1, groups=1, deform_groups=1, dtype=np.float32, s
 
 
 def slow_deform_conv(x, offsets, kernel, mask, stride=1, padding=1, dilation=1, groups=1, dg=1):
-    """A loop over output cells, taps and corners, in float64."""
+    """A loop over output cells, taps and corners in float64."""
     x, offsets, kernel, mask = (np.asarray(v, np.float64) for v in (x, offsets, kernel, mask))
     height, width, cin = x.shape
     kh, kw, _, cout = kernel.shape
@@ -159,7 +159,7 @@ def test_without_offsets_it_is_a_convolution_in_value_and_gradient(program, grou
 def test_the_same_whole_offset_everywhere_moves_the_result(program):
     x, offsets, kernel, _ = inputs((9, 9))
     x[:3], x[-3:], x[:, :3], x[:, -3:] = 0, 0, 0, 0
-    run = jax.jit(lambda *arrays: deform_conv_lib.deform_conv(*arrays))  # traced anew
+    run = jax.jit(lambda *arrays: deform_conv_lib.deform_conv(*arrays))  # traced again
     still = run(x, np.zeros_like(offsets), kernel)
     moved = run(x, np.broadcast_to(np.float32([1, -1] * 9), offsets.shape), kernel)
     np.testing.assert_allclose(moved[:-1, 1:], still[1:, :-1], **CLOSE)
@@ -289,7 +289,7 @@ def test_bfloat16_is_summed_in_float32(program):
     assert out.dtype == jnp.bfloat16
     assert all(g.dtype == jnp.bfloat16 for g in vjp(out))
     exact = slow_deform_conv(*(np.asarray(v, np.float64) for v in arrays))
-    # Samples are rounded to 2^-9 before 36 products of order 0.3, and the sum is once more.
+    # Samples are rounded to 2^-9 before 36 products of order 0.3, and the sum is rounded too.
     np.testing.assert_allclose(out.astype(jnp.float32), exact, rtol=2**-8, atol=0.02)
 
 
@@ -331,5 +331,5 @@ def test_bad_arguments_raise():
         deform_conv_lib.deform_conv(x, mask, kernel)
     with pytest.raises(ValueError, match=r"mask must be \(6, 7, 9\)"):
         deform_conv_lib.deform_conv(x, offsets, kernel, offsets)
-    with pytest.raises(ValueError, match="2 maps, 1 offsets and 2 masks"):
+    with pytest.raises(ValueError, match="one entry per level, but have 2, 1 and 2"):
         deform_conv_lib.deform_conv_levels((x, x), (offsets,), kernel)

@@ -44,7 +44,7 @@ def slow_nms(boxes, scores, valid, threshold, labels):
 def random_images(images, count, seed):
     """Clusters of integer boxes, some with negative coordinates: many overlaps and equal scores.
 
-    With small integers areas are exact in float32, so no rounding decides about a threshold.
+    Areas of small integers are exact in float32, so rounding decides no comparison.
     """
     rng = np.random.default_rng(seed)
     spread = rng.choice([40, 200, 1000], (images, 1, 1))
@@ -62,7 +62,7 @@ def random_images(images, count, seed):
 @pytest.mark.parametrize("threshold", [0.3, 0.45, 0.5, 0.7])
 @pytest.mark.parametrize("classes", [False, True])
 def test_keep_mask_equals_a_sequential_loop_on_1000_images(program, threshold, classes):
-    """8 combinations of threshold and classes, 125 images each: empty, half and full ones."""
+    """8 combinations of threshold and classes, 125 images each: empty, half full and full."""
     seed = [SEED, int(100 * threshold), classes]
     boxes, _, labels, valid = random_images(BATCH, COUNT, seed)
     labels = labels if classes else np.zeros_like(labels)
@@ -203,9 +203,9 @@ def test_bad_arguments_raise():
 
 
 def test_distance_of_centres_saves_boxes_of_another_place():
-    """Darknet's greedynms: IoU - (d^2 / c^2)^0.6, by hand, in both forms of the algorithm."""
+    """Darknet's greedynms: IoU - (d^2 / c^2)^0.6, by hand, in both programs."""
     boxes = np.float32([[0, 0, 10, 10], [0, 3, 10, 13], [0, 0, 10, 11]])
-    # Of the first with the second: 70 / 130, centres 3 apart, an outer diagonal of sqrt(269).
+    # First and second: IoU 70 / 130, centres 3 apart, enclosing diagonal sqrt(269).
     measures = [70 / 130 - (9 / 269) ** 0.6, 100 / 110 - (0.25 / 221) ** 0.6]
     assert 0.4 < measures[0] < 0.45 < 70 / 130 and measures[1] > 0.45
     scores, labels = np.float32([0.9, 0.8, 0.7]), np.zeros(3, np.int32)
@@ -219,7 +219,7 @@ def test_distance_of_centres_saves_boxes_of_another_place():
 
 
 def test_distance_is_relative_to_a_canvas_that_is_not_square():
-    """On a canvas twice as wide as high a step along x counts half of one along y."""
+    """On a canvas twice as wide as high, a step along x counts half as much as one along y."""
     first = np.float32([0, 0, 10, 10])
     across, down = np.float32([3, 0, 13, 10]), np.float32([0, 3, 10, 13])
     measured = nms_lib.iou_less_distance(first, np.stack([across, down]), power=0.7, aspect=2.0)

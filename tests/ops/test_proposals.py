@@ -1,4 +1,4 @@
-"""Proposals: the best of each level, suppressed level by level, the best of all."""
+"""Proposals: the best anchors of each level, NMS per level, then the best of all."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +11,7 @@ SIZE = (100, 120)  # height, width
 
 
 def levels(seed, counts=(60, 20, 3)):
-    """Logits, deltas, anchors, inside of made-up levels."""
+    """Random logits, deltas, anchors and `inside` of each level."""
     rng = np.random.default_rng(seed)
     found = []
     for n in counts:
@@ -28,7 +28,7 @@ def iou(a, b):
 
 
 def slow(logits, deltas, anchors, inside, per_level, num_proposals, nms_iou):
-    """(boxes, scores), one box after another."""
+    """[(box, score)], one box at a time."""
     kept = []
     for logit, delta, anchor, there in zip(logits, deltas, anchors, inside):
         score = np.where(there, 1 / (1 + np.exp(-logit.astype(np.float64))), -1)

@@ -13,14 +13,14 @@ from detlab.ops import roi_align as roi_align_lib
 SEED = 0
 PROGRAMS = ("loops", "whole")
 STRIDES = (4, 8)
-# Means of bilinear samples of values of order one, at float32 positions of up to 50 cells: these
-# are rounded to 4e-6, and a sample changes by about 3 a cell.
+# Means of bilinear samples of values of order one.  Float32 positions of up to 50 cells are rounded
+# to 4e-6, and a sample changes by about 3 per cell.
 CLOSE = dict(rtol=1e-5, atol=3e-5)
 
 
 @pytest.fixture(params=[PROGRAMS[0], pytest.param(PROGRAMS[1], marks=pytest.mark.slow)])
 def program(request, monkeypatch):
-    """Each test runs the program of CPUs and that of all other platforms."""
+    """Each test runs the program for CPUs and the one for all other platforms."""
     choose_program(monkeypatch, request.param)
     return request.param
 
@@ -33,12 +33,12 @@ def choose_program(monkeypatch, name):
 
 
 def jitted(*args, **options):
-    """`roi_align` compiled with these arguments; a function of its own, so it is traced anew."""
+    """`roi_align` compiled with these arguments; a new function, so that it is traced again."""
     return jax.jit(lambda f, rois: roi_align_lib.roi_align(f, rois, *args, **options))
 
 
 def slow_roi_align(features, roi, output, scale, ratio, cotangent=None):
-    """One RoI by loops in float64: (pooled, the adjoint applied to `cotangent`)."""
+    """One RoI, with loops in float64: (pooled, the adjoint applied to `cotangent`)."""
     height, width, depth = features.shape
     features = features.astype(np.float64)
     x1, y1, x2, y2 = np.asarray(roi, np.float64) * scale - 0.5
@@ -62,7 +62,7 @@ def slow_roi_align(features, roi, output, scale, ratio, cotangent=None):
 
 
 def random_rois(count, size, seed):
-    """RoIs xyxy px of all sizes; some leave the image, one has no area."""
+    """RoIs xyxy px of all sizes; some reach outside the image, one has no area."""
     rng = np.random.default_rng(seed)
     side = np.exp(rng.uniform(np.log(2), np.log(size), (count, 2)))
     low = rng.uniform(-0.2, 1, (count, 2)) * size - side / 2
@@ -115,7 +115,7 @@ CASES += ["roi_extractor_7_r0", "roi_extractor_4_r2"]
 
 @pytest.mark.parametrize("name", CASES)
 def test_value_gradient_and_level_equal_the_reference(unit_cases, program, name):
-    """mmcv's list of RoIs of two images becomes, for each image, all RoIs with its own as valid."""
+    """mmcv lists the RoIs of two images; here each image gets all RoIs, only its own valid."""
     case, arrays = unit_cases("ops")[name]
     args, image, rois = case["args"], arrays["rois"][:, 0].astype(int), arrays["rois"][:, 1:]
     keys = sorted(key for key in arrays if key == "x" or key.startswith("x_"))
@@ -146,7 +146,7 @@ def test_levels_double_at_112_px_and_its_multiples():
     side = np.array([0.0, 1, 111, 112, 223, 224, 447, 448, 5000])
     rois = jnp.asarray(np.stack([side * 0, side * 0, side, side], -1), jnp.float32)
     np.testing.assert_array_equal(roi_align_lib.levels(rois, 4), [0, 0, 0, 1, 1, 2, 2, 3, 3])
-    wide = jnp.array([[0.0, 0, 1344, 9], [5, 5, 1, 1], [5, 5, 1, 9]])  # the others turned
+    wide = jnp.array([[0.0, 0, 1344, 9], [5, 5, 1, 1], [5, 5, 1, 9]])  # the last two inverted
     np.testing.assert_array_equal(roi_align_lib.levels(wide, 4), [0, 0, 0])
 
 
@@ -297,8 +297,8 @@ def test_a_cpu_keeps_less_than_one_roi_besides_pyramid_and_result(ratio):
         return roi_align_lib.multilevel(pyramid, rois, valid, STRIDES, 7, ratio)
 
     one_roi = 49 * 64 * 4
-    small = 256 * 200  # bytes a RoI of geometry and order
-    result = 256 * one_roi  # the cotangent that this test makes
+    small = 256 * 200  # bytes per RoI for geometry and order
+    result = 256 * one_roi  # the cotangent of this test
     for function, bound in ((forward, 6 * one_roi), (gradient, result + 6 * one_roi)):
         memory = jax.jit(function).lower(pyramid, rois, valid).compile().memory_analysis()
         assert memory.temp_size_in_bytes < bound + small
@@ -318,7 +318,7 @@ def test_bad_arguments_raise():
         roi_align_lib.roi_align(jnp.zeros((4, 4)), rois, 7, 1.0)
     with pytest.raises(ValueError, match=r"\(3, 5\)"):
         roi_align_lib.roi_align(features, jnp.zeros((3, 5)), 7, 1.0)
-    with pytest.raises(ValueError, match="sampling_ratio -1"):
+    with pytest.raises(ValueError, match="sampling_ratio at least 0, not -1"):
         roi_align_lib.roi_align(features, rois, 7, 1.0, -1)
-    with pytest.raises(ValueError, match="2 levels"):
+    with pytest.raises(ValueError, match=r"one entry per level of features, 2, not \(4,\)"):
         roi_align_lib.multilevel((features,) * 2, rois, jnp.ones(3, bool), (4,))

@@ -52,7 +52,7 @@ def run(boxes, scores, valid=None, labels=None, *, max_outputs=COUNT, method="li
 
 
 def slow_soft_nms(boxes, scores, valid, labels, method, iou_threshold, sigma, min_score):
-    """A list of what is left, in float64."""
+    """A loop over a list of the remaining boxes, in float64."""
     boxes, scores = boxes.astype(np.float64), scores.astype(np.float64)
     left = [i for i in range(len(boxes)) if valid[i] and scores[i] >= min_score]
     taken = []
@@ -77,7 +77,7 @@ def slow_soft_nms(boxes, scores, valid, labels, method, iou_threshold, sigma, mi
 
 
 def random_image(seed):
-    """Boxes of many overlaps; continuous, so that no IoU lies on a threshold."""
+    """Boxes with many overlaps, and continuous, so that no IoU lies on a threshold."""
     rng = np.random.default_rng(seed)
     low, size = rng.uniform(-20, 60, (COUNT, 2)), rng.uniform(0, 60, (COUNT, 2))
     boxes = np.concatenate([low, low + size], axis=-1).astype(np.float32)
@@ -115,14 +115,14 @@ def test_random_images_equal_a_list_that_shrinks(method):
 
 
 def test_three_boxes_by_hand():
-    """B covers the upper half of A (IoU 0.5), C lies apart, D is A again."""
+    """B covers the upper half of A (IoU 0.5), C is apart, D equals A."""
     boxes = np.array([[0, 0, 10, 10], [0, 0, 10, 5], [50, 50, 60, 60], [0, 0, 10, 10]])
     scores = np.array([0.9, 0.8, 0.5, 0.7])
     indices, lowered, keep = run(boxes, scores)
     np.testing.assert_array_equal(indices[keep], [0, 2, 1])  # D: 0.7 * (1 - 1) is below min_score
     np.testing.assert_allclose(lowered[keep], [0.9, 0.5, 0.4], rtol=1e-6)
     indices, lowered, keep = run(boxes, scores, method="gaussian", sigma=1.0)
-    # B: 0.8 exp(-1/4) = 0.623; D: 0.7 exp(-1) = 0.2575, then B takes its exp(-1/4).
+    # B: 0.8 exp(-1/4) = 0.623; D: 0.7 exp(-1) = 0.2575, then B multiplies it by exp(-1/4).
     np.testing.assert_array_equal(indices[keep], [0, 1, 2, 3])
     np.testing.assert_allclose(lowered[keep], [0.9, 0.62304, 0.5, 0.20055], rtol=1e-4)
 
