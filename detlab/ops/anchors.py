@@ -7,23 +7,26 @@ Cell anchors, those of the cell (0, 0), are small NumPy arrays made once; grids 
 the program from iotas, as hundreds of thousands of constants would only swell the executable.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
 
-def cell_anchors(base_size, scales, ratios, center_offset=0.0, scale_major=True):
+def cell_anchors(
+    base_size: float, scales, ratios, center_offset: float = 0.0, scale_major: bool = True
+):
     """Anchors of one cell from scales and aspect ratios (Faster R-CNN, arXiv:1506.01497, 3.1.1).
 
     Args:
       base_size: px, usually the stride; multiplied by every scale.
-      scales: numbers.
-      ratios: height / width; the area does not depend on it.
+      scales: [S].
+      ratios: [R] height / width; the area does not depend on it.
       center_offset: the centre, in base sizes from the top left corner of the cell.
       scale_major: the reference's name for ratios as the outer and scales as the inner loop.
     Returns:
-      [A, 4] float32 NumPy xyxy, px; A = number of scales times number of ratios.
+      [A, 4] float32 NumPy xyxy, px; A = S * R.
     """
     scales = np.asarray(scales, np.float64)
     root = np.sqrt(np.asarray(ratios, np.float64))
@@ -35,12 +38,12 @@ def cell_anchors(base_size, scales, ratios, center_offset=0.0, scale_major=True)
     return _centered(sizes, center_offset * base_size)
 
 
-def octave_scales(octave_base_scale, scales_per_octave):
-    """Scales that divide an octave evenly (RetinaNet, arXiv:1708.02002, section 4)."""
+def octave_scales(octave_base_scale: float, scales_per_octave: int):
+    """Scales [scales_per_octave] that divide an octave evenly (RetinaNet, arXiv:1708.02002, 4)."""
     return octave_base_scale * 2.0 ** (np.arange(scales_per_octave) / scales_per_octave)
 
 
-def ssd_sizes(min_size, max_size, ratios):
+def ssd_sizes(min_size: float, max_size: float, ratios: Sequence[float]):
     """Widths and heights of SSD's boxes (arXiv:1512.02325, section 2.2), in the reference's order.
 
     Args:
@@ -58,7 +61,7 @@ def ssd_sizes(min_size, max_size, ratios):
     return np.asarray(sizes, np.float32)
 
 
-def sized_anchors(sizes, stride):
+def sized_anchors(sizes, stride: float):
     """Anchors of given sizes around the middle of a cell (SSD, YOLO).
 
     Args:
@@ -74,7 +77,7 @@ def _centered(sizes, center):
     return np.concatenate([center - sizes / 2, center + sizes / 2], axis=-1).astype(np.float32)
 
 
-def grid_points(stride, shape, offset=0.0):
+def grid_points(stride: float | tuple[float, float], shape: tuple[int, int], offset: float = 0.0):
     """One point per cell.
 
     Args:
@@ -91,7 +94,7 @@ def grid_points(stride, shape, offset=0.0):
     return jnp.stack([x.ravel(), y.ravel()], axis=-1)
 
 
-def grid_anchors(cell, stride, shape):
+def grid_anchors(cell, stride: float | tuple[float, float], shape: tuple[int, int]):
     """The cell's anchors in every cell of a level.
 
     Args:
@@ -113,7 +116,7 @@ class Grid(NamedTuple):
     shapes: tuple  # (Hl, Wl) cells, static
     per_cell: tuple  # priors of a cell: its anchors, or 1 for points
 
-    def slices(self):
+    def slices(self) -> list[slice]:
         """Where the priors of each level lie among the N of all levels: a list of slices."""
         ends = np.cumsum([0, *self._counts()])
         return [slice(start, end) for start, end in zip(ends, ends[1:], strict=True)]
@@ -140,7 +143,7 @@ class Grid(NamedTuple):
         levels = zip(cells, self.strides, self.shapes, strict=True)
         return jnp.concatenate([grid_anchors(*level) for level in levels])
 
-    def points(self, offset=0.0):
+    def points(self, offset: float = 0.0):
         """The points of all levels, [N, 2] float32 x, y px; offset in strides from the corner."""
         levels = zip(self.strides, self.shapes, strict=True)
         return jnp.concatenate([grid_points(*level, offset) for level in levels])
@@ -174,7 +177,9 @@ class Grid(NamedTuple):
         ]
 
 
-def grid(canvas, strides, per_cell=1):
+def grid(
+    canvas: tuple[int, int], strides: Sequence[int], per_cell: int | tuple[int, ...] = 1
+) -> Grid:
     """The `Grid` of a canvas, whose levels have as many cells as padded convolutions give.
 
     Args:
@@ -187,7 +192,7 @@ def grid(canvas, strides, per_cell=1):
     return Grid(tuple(strides), shapes, counts)
 
 
-def flatten_levels(maps, channels):
+def flatten_levels(maps, channels: int):
     """Raw maps as rows in the order of the anchors.
 
     Args:

@@ -8,6 +8,9 @@ Denominators are at least `EPS` (a maximum, not a sum), so a box without area ha
 everything and zero padding gives neither NaN nor gradient.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -15,12 +18,12 @@ EPS = 1e-6
 
 
 def area(boxes):
-    """[..., 4] xyxy -> [...] width times height, px^2; negative for a box turned inside out."""
+    """Areas [...] of boxes [..., 4], px^2; negative if the corners along one axis are swapped."""
     return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
 
 
-def clip(boxes, height, width):
-    """Boxes [..., 4] moved into an image of `height` and `width` px, which may be traced."""
+def clip(boxes, height: float | jax.Array, width: float | jax.Array):
+    """Clips boxes [..., 4] to an image of `height` and `width` px."""
     zero = jnp.zeros_like(boxes[..., 0])
     x1, y1, x2, y2 = jnp.moveaxis(boxes, -1, 0)
     return jnp.stack(
@@ -34,14 +37,14 @@ def clip(boxes, height, width):
     )
 
 
-def flip_horizontal(boxes, width):
-    """Boxes [..., 4] mirrored in an image of `width` px."""
+def flip_horizontal(boxes, width: float | jax.Array):
+    """Mirrors boxes [..., 4] in an image of `width` px."""
     x1, y1, x2, y2 = jnp.moveaxis(boxes, -1, 0)
     return jnp.stack([width - x2, y1, width - x1, y2], axis=-1)
 
 
 def scale(boxes, factors):
-    """Boxes [..., 4] times `factors`: one number, or [..., 2] for x and y."""
+    """Multiplies boxes [..., 4] by factors [] or, one each for x and y, [..., 2]."""
     factors = jnp.asarray(factors, boxes.dtype)
     if factors.ndim:
         factors = jnp.concatenate([factors, factors], axis=-1)
@@ -49,40 +52,40 @@ def scale(boxes, factors):
 
 
 def xyxy_to_cxcywh(boxes):
-    """[..., 4] corners -> centre x, centre y, width, height."""
+    """Converts boxes [..., 4] from corners to centre x, centre y, width, height."""
     low, high = boxes[..., :2], boxes[..., 2:]
     return jnp.concatenate([(low + high) * 0.5, high - low], axis=-1)
 
 
 def cxcywh_to_xyxy(boxes):
-    """[..., 4] centre x, centre y, width, height -> corners."""
+    """Converts boxes [..., 4] from centre x, centre y, width, height to corners."""
     center, half = boxes[..., :2], boxes[..., 2:] * 0.5
     return jnp.concatenate([center - half, center + half], axis=-1)
 
 
 def xywh_to_xyxy(boxes):
-    """[..., 4] left, top, width, height (COCO's files) -> corners."""
+    """Converts boxes [..., 4] from left, top, width, height (COCO's files) to corners."""
     return jnp.concatenate([boxes[..., :2], boxes[..., :2] + boxes[..., 2:]], axis=-1)
 
 
 def xyxy_to_xywh(boxes):
-    """[..., 4] corners -> left, top, width, height."""
+    """Converts boxes [..., 4] from corners to left, top, width, height."""
     return jnp.concatenate([boxes[..., :2], boxes[..., 2:] - boxes[..., :2]], axis=-1)
 
 
 def iou(a, b):
-    """Intersection over union of boxes that broadcast, [..., 4] each -> [...]."""
+    """Intersection over union [...] of boxes a [..., 4] and b [..., 4]."""
     intersection, union = _intersection_and_union(a, b)
     return intersection / union
 
 
 def iof(a, b):
-    """Intersection over the area of the first box ("foreground"), [..., 4] each -> [...]."""
+    """Intersection over the first area ("foreground") [...] of boxes a [..., 4] and b [..., 4]."""
     return _intersection(a, b) / jnp.maximum(area(a), EPS)
 
 
 def giou(a, b):
-    """Generalized IoU (arXiv:1902.09630, algorithm 1): -1..1, and at most the IoU."""
+    """Generalized IoU (arXiv:1902.09630, algorithm 1) of a [..., 4] and b [..., 4], -1..IoU."""
     intersection, union = _intersection_and_union(a, b)
     width, height = _enclosing_size(a, b)
     enclosing = jnp.maximum(width * height, EPS)
@@ -90,7 +93,10 @@ def giou(a, b):
 
 
 def diou(a, b):
-    """Distance IoU (arXiv:1911.08287, eq. 7): IoU less the scaled squared centre distance."""
+    """Distance IoU (arXiv:1911.08287, eq. 7) of a [..., 4] and b [..., 4].
+
+    IoU less the scaled squared centre distance.
+    """
     dx = (b[..., 0] + b[..., 2] - a[..., 0] - a[..., 2]) * 0.5
     dy = (b[..., 1] + b[..., 3] - a[..., 1] - a[..., 3]) * 0.5
     width, height = _enclosing_size(a, b)
@@ -98,8 +104,10 @@ def diou(a, b):
     return iou(a, b) - (dx**2 + dy**2) / diagonal
 
 
-def ciou(a, b, ratio_above=0.5):
-    """Complete IoU (arXiv:1911.08287, eq. 8-11): DIoU less a term for the aspect ratio.
+def ciou(a, b, ratio_above: float = 0.5):
+    """Complete IoU (arXiv:1911.08287, eq. 8-11) of a [..., 4] and b [..., 4].
+
+    DIoU less a term for the aspect ratio.
 
     As in the authors' code the ratio counts only where IoU > 0.5, and its weight alpha is a
     constant for the gradient.  In YOLOv5 it counts everywhere, `ratio_above` -1.
@@ -112,13 +120,13 @@ def ciou(a, b, ratio_above=0.5):
     return diou(a, b) - jnp.where(overlap > ratio_above, alpha, 0.0) * v
 
 
-def pairwise(measure, a, b):
-    """`measure` (`iou`, `giou` ...) of every pair: [..., N, 4], [..., M, 4] -> [..., N, M]."""
+def pairwise(measure: Callable[..., Any], a, b):
+    """`measure` (`iou`, `giou` ...) [..., N, M] of every pair of a [..., N, 4], b [..., M, 4]."""
     return measure(a[..., :, None, :], b[..., None, :, :])
 
 
 def pairwise_iou(a, b):
-    """IoU of every pair: [..., N, 4], [..., M, 4] -> [..., N, M]."""
+    """IoU [..., N, M] of every pair of a [..., N, 4] and b [..., M, 4]."""
     return pairwise(iou, a, b)
 
 

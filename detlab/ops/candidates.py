@@ -8,9 +8,10 @@ import jax.numpy as jnp
 from jax import lax
 
 from detlab import types
+from detlab.ops import anchors
 
 
-def level_scores(grid, logits, image_size):
+def level_scores(grid: anchors.Grid, logits, image_size):
     """Class scores of a batch, level by level, 0 in cells that hold padding alone.
 
     Args:
@@ -28,7 +29,7 @@ def level_scores(grid, logits, image_size):
     return levels
 
 
-def best_pairs(scores, count):
+def best_pairs(scores, count: int):
     """The best pairs of a row and a class, best first.
 
     Args:
@@ -42,7 +43,7 @@ def best_pairs(scores, count):
     return best, pair // classes, (pair % classes).astype(jnp.int32)
 
 
-def level_pairs(levels, count):
+def level_pairs(levels, count: int):
     """`best_pairs` of each level, one after the other, with rows among those of all levels.
 
     Args:
@@ -64,6 +65,13 @@ def usable(boxes):
     return (boxes[:, 2:] > boxes[:, :2]).all(-1) & jnp.isfinite(boxes).all(-1)
 
 
-def above(threshold, boxes, scores, label):
-    """`types.Detections` of one image, valid where usable and of a score above the threshold."""
+def above(threshold: float, boxes, scores, label) -> types.Detections:
+    """Detections of one image, valid where usable and of a score above the threshold.
+
+    Args:
+      threshold: of the score.
+      boxes: [K, 4] xyxy px.
+      scores: [K].
+      label: [K] int32.
+    """
     return types.Detections(boxes, scores, label, (scores > threshold) & usable(boxes))

@@ -6,6 +6,7 @@ takes anchors [N, 1, 4].  A box or an anchor without extent along an axis is enc
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -22,7 +23,12 @@ MAX_LOG_RATIO = abs(math.log(16 / 1000))
 POINT_TRANSFORMS = ("moment", "minmax", "partial_minmax")
 
 
-def encode_deltas(anchors, boxes, stds=(1.0, 1.0, 1.0, 1.0), means=(0.0, 0.0, 0.0, 0.0)):
+def encode_deltas(
+    anchors,
+    boxes,
+    stds: Sequence[float] = (1.0, 1.0, 1.0, 1.0),
+    means: Sequence[float] = (0.0, 0.0, 0.0, 0.0),
+):
     """Normalised offsets from anchors to boxes (R-CNN, arXiv:1311.2524, appendix C, eq. 6-9).
 
     Args:
@@ -44,10 +50,10 @@ def encode_deltas(anchors, boxes, stds=(1.0, 1.0, 1.0, 1.0), means=(0.0, 0.0, 0.
 def decode_deltas(
     anchors,
     deltas,
-    stds=(1.0, 1.0, 1.0, 1.0),
-    means=(0.0, 0.0, 0.0, 0.0),
+    stds: Sequence[float] = (1.0, 1.0, 1.0, 1.0),
+    means: Sequence[float] = (0.0, 0.0, 0.0, 0.0),
     max_size=None,
-    max_log_ratio=MAX_LOG_RATIO,
+    max_log_ratio: float = MAX_LOG_RATIO,
 ):
     """Boxes from the offsets of `encode_deltas`.
 
@@ -56,7 +62,7 @@ def decode_deltas(
       deltas: [..., 4] normalised.
       stds: as encoded.
       means: as encoded.
-      max_size: (height, width) px, static or traced: boxes are clipped to it.
+      max_size: [2] height, width px, static or traced: boxes are clipped to it.
       max_log_ratio: bound of |dw| and |dh| after the stds, against overflow of the exponential.
     Returns:
       [..., 4] xyxy px.
@@ -69,7 +75,7 @@ def decode_deltas(
     return _clip(boxes_lib.cxcywh_to_xyxy(jnp.concatenate([center, size], axis=-1)), max_size)
 
 
-def encode_ltrb(points, boxes, max_distance=None):
+def encode_ltrb(points, boxes, max_distance: float | None = None):
     """Distances from points to the four sides (FCOS, arXiv:1904.01355, eq. 1).
 
     Args:
@@ -90,7 +96,7 @@ def decode_ltrb(points, distances, max_size=None):
     Args:
       points: [..., 2] x, y.
       distances: [..., 4] left, top, right, bottom, in the unit of the points.
-      max_size: (height, width), static or traced: boxes are clipped to it.
+      max_size: [2] height, width, static or traced: boxes are clipped to it.
     Returns:
       [..., 4] xyxy, in the unit of the points.
     """
@@ -98,7 +104,7 @@ def decode_ltrb(points, distances, max_size=None):
     return _clip(jnp.concatenate([low, high], axis=-1), max_size)
 
 
-def encode_yolo(anchors, boxes, strides, eps=1e-6):
+def encode_yolo(anchors, boxes, strides, eps: float = 1e-6):
     """Position in the cell and log size ratio (YOLOv3, arXiv:1804.02767, section 2.1).
 
     Args:
@@ -140,7 +146,9 @@ class Buckets(NamedTuple):
     label_weights: Array  # [..., 4, S] 0 at close buckets that are not the nearest, else 1
 
 
-def encode_buckets(rois, boxes, num_buckets, scale_factor, ignore_neighbors=True):
+def encode_buckets(
+    rois, boxes, num_buckets: int, scale_factor: float, ignore_neighbors: bool = True
+) -> Buckets:
     """Bucket labels and offsets of the four sides (SABL, arXiv:1912.04260, sections 3.2, 3.3).
 
     Args:
@@ -169,7 +177,7 @@ def encode_buckets(rois, boxes, num_buckets, scale_factor, ignore_neighbors=True
     return Buckets(offsets, offset_weights, nearest, label_weights)
 
 
-def decode_buckets(rois, logits, offsets, num_buckets, scale_factor, max_size=None):
+def decode_buckets(rois, logits, offsets, num_buckets: int, scale_factor: float, max_size=None):
     """Boxes and localisation confidence from bucket scores (SABL, sections 3.3, 3.4).
 
     Args:
@@ -178,7 +186,7 @@ def decode_buckets(rois, logits, offsets, num_buckets, scale_factor, max_size=No
       offsets: [..., 4, S] in bucket sizes.
       num_buckets: as encoded.
       scale_factor: as encoded.
-      max_size: (height, width) px: boxes are clipped to 0..size - 1, as the reference does here.
+      max_size: [2] height, width px: boxes are clipped to 0..size - 1, as the reference does here.
     Returns:
       (boxes [..., 4] xyxy px, confidence [...] in 0..1: over the four sides the mean probability
       of the best bucket, with that of the second where the two are neighbours).
@@ -200,7 +208,7 @@ def decode_buckets(rois, logits, offsets, num_buckets, scale_factor, max_size=No
     return boxes, jnp.mean(confidence, axis=-1)
 
 
-def points_to_boxes(points, transform, transfer=None, transfer_gradient=0.01):
+def points_to_boxes(points, transform: str, transfer=None, transfer_gradient: float = 0.01):
     """The box that a set of points stands for (RepPoints, arXiv:1904.11490, section 3.2).
 
     Args:
@@ -236,7 +244,7 @@ def points_to_boxes(points, transform, transfer=None, transfer_gradient=0.01):
     return jnp.concatenate([low, high], axis=-1)
 
 
-def boxes_to_grid(boxes, side):
+def boxes_to_grid(boxes, side: int):
     """Points spread evenly over boxes, corners and sides included.
 
     Args:

@@ -29,14 +29,14 @@ class Corners(NamedTuple):
     valid: Array  # [K] bool
 
 
-def find_corners(scores, offsets, max_corners, cell_size, kernel=3):
+def find_corners(scores, offsets, max_corners: int, cell_size, kernel: int = 3) -> Corners:
     """The best corners of a heatmap.
 
     Args:
       scores: [H, W, C] after the sigmoid.
       offsets: [H, W, 2] x, y of the corner relative to its cell, in cells.
       max_corners: K, static.
-      cell_size: px, one number or (x, y): sides of the network's input by those of the map, which
+      cell_size: [] or [2] x, y px: sides of the network's input by those of the map, which
         are not exactly the stride (511 / 128).
       kernel: see `heatmaps.find_peaks`.
     Returns:
@@ -50,12 +50,20 @@ def find_corners(scores, offsets, max_corners, cell_size, kernel=3):
     return Corners(peaks.cells, points, peaks.labels, peaks.scores, peaks.valid)
 
 
-def tags_agree(top_left_tags, bottom_right_tags, threshold):
-    """CornerNet: [K], [K] embeddings -> [K, K] bool, their distance is at most `threshold`."""
+def tags_agree(top_left_tags, bottom_right_tags, threshold: float):
+    """CornerNet: embeddings whose distance is at most `threshold`.
+
+    Args:
+      top_left_tags: [K].
+      bottom_right_tags: [K].
+      threshold: the largest distance.
+    Returns:
+      [K, K] bool, rows for the top left corners.
+    """
     return jnp.abs(top_left_tags[:, None] - bottom_right_tags) <= threshold
 
 
-def centers_agree(top_left, bottom_right, threshold):
+def centers_agree(top_left: tuple, bottom_right: tuple, threshold: float):
     """CentripetalNet (section 3.1): both corners point into the middle of their box.
 
     Args:
@@ -79,17 +87,17 @@ def centers_agree(top_left, bottom_right, threshold):
     return inside(low_centers) & inside(high_centers) & (between <= threshold * region)
 
 
-def possible_pairs(top_left, bottom_right, agree):
+def possible_pairs(top_left: Corners, bottom_right: Corners, agree):
     """[K, K] bool: pairs that agree, are of one class and on the right sides of each other.
 
-    The arguments are those of `pair_corners`.
+    The arguments are those of `pair_corners`, with agree [K, K] bool.
     """
     possible = agree & top_left.valid[:, None] & bottom_right.valid
     possible &= top_left.labels[:, None] == bottom_right.labels
     return possible & jnp.all(bottom_right.points > top_left.points[:, None], axis=-1)
 
 
-def pair_corners(top_left, bottom_right, agree, max_boxes):
+def pair_corners(top_left: Corners, bottom_right: Corners, agree, max_boxes: int):
     """The best boxes between corners that belong together.
 
     Args:

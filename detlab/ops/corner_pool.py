@@ -18,7 +18,7 @@ from jax import lax
 _DIRECTIONS = {"top": (-3, True), "bottom": (-3, False), "left": (-2, True), "right": (-2, False)}
 
 
-def corner_pool(x, direction):
+def corner_pool(x, direction: str):
     """Each cell's largest value from there to one border of the map.
 
     Args:
@@ -26,7 +26,7 @@ def corner_pool(x, direction):
       direction: static; "top" takes this row and those below it, "bottom" those above, "left" this
         column and those right of it, "right" those left of it.
     Returns:
-      Same shape and dtype.  Reverse-mode differentiable only.
+      [..., H, W, D], in the dtype of x.  Reverse-mode differentiable only.
     Raises:
       ValueError: another direction, or fewer than three axes.
     """

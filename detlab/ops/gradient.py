@@ -3,7 +3,7 @@
 from jax import lax
 
 
-def scale(x, factor):
-    """x, the value exactly, with `factor` times its gradient."""
+def scale(x, factor: float):
+    """The exact values [...] of x [...], with `factor` times its gradient."""
     still = lax.stop_gradient(x)
     return still + factor * (x - still)

@@ -21,7 +21,7 @@ class Peaks(NamedTuple):
     valid: Array  # [K] bool
 
 
-def gaussian_radius(sizes, min_overlap):
+def gaussian_radius(sizes, min_overlap: float):
     """How far both corners of a box may move and leave an IoU of `min_overlap` with it.
 
     The reference takes the smallest root of three quadratic equations: one corner moves inwards
@@ -43,7 +43,7 @@ def gaussian_radius(sizes, min_overlap):
     return lost / jnp.maximum(total + jnp.sqrt(total**2 - 4 * lost), 1e-6)
 
 
-def draw_gaussians(points, radii, labels, valid, shape, num_classes):
+def draw_gaussians(points, radii, labels, valid, shape: tuple[int, int], num_classes: int):
     """Peaks of height 1 in the channels of their classes; where they overlap the larger one counts.
 
     A peak is exp(-d^2 / (2 sigma^2)) with sigma = (2 radius + 1) / 6, cut to a square of
@@ -73,8 +73,17 @@ def draw_gaussians(points, radii, labels, valid, shape, num_classes):
     return jnp.moveaxis(heat, 0, -1)
 
 
-def local_maxima(heat, kernel=3):
-    """[H, W, C] -> bool: the largest of a square of `kernel` cells; equal neighbours all are."""
+def local_maxima(heat, kernel: int = 3):
+    """Cells that hold the largest value of a square around them; equal neighbours all do.
+
+    Args:
+      heat: [H, W, C].
+      kernel: cells along the side of the square, odd, static.
+    Returns:
+      [H, W, C] bool.
+    Raises:
+      ValueError: `kernel` is not odd.
+    """
     if kernel < 1 or kernel % 2 == 0:
         raise ValueError(f"kernel must be odd, not {kernel}")
     reach = kernel // 2
@@ -89,7 +98,7 @@ def local_maxima(heat, kernel=3):
     return heat == largest
 
 
-def find_peaks(heat, max_peaks, kernel=3):
+def find_peaks(heat, max_peaks: int, kernel: int = 3) -> Peaks:
     """The best local maxima of a map, over all its channels.
 
     Args:
