@@ -27,6 +27,9 @@ def cell_anchors(
       scale_major: the reference's name for ratios as the outer and scales as the inner loop.
     Returns:
       [A, 4] float32 NumPy xyxy, px; A = S * R.
+    Example:
+      >>> cell_anchors(8, scales=(1,), ratios=(1, 4)).tolist()
+      [[-4.0, -4.0, 4.0, 4.0], [-2.0, -8.0, 2.0, 8.0]]
     """
     scales = np.asarray(scales, np.float64)
     root = np.sqrt(np.asarray(ratios, np.float64))
@@ -39,7 +42,12 @@ def cell_anchors(
 
 
 def octave_scales(octave_base_scale: float, scales_per_octave: int):
-    """Scales [scales_per_octave] that divide an octave evenly (RetinaNet, arXiv:1708.02002, 4)."""
+    """Scales [scales_per_octave] that divide an octave evenly (RetinaNet, arXiv:1708.02002, 4).
+
+    Example:
+      >>> octave_scales(4, 3).round(3).tolist()
+      [4.0, 5.04, 6.35]
+    """
     return octave_base_scale * 2.0 ** (np.arange(scales_per_octave) / scales_per_octave)
 
 
@@ -52,6 +60,9 @@ def ssd_sizes(min_size: float, max_size: float, ratios: Sequence[float]):
       ratios: such as (2, 3); each gives a wide and a tall box.
     Returns:
       [2 + 2 * number of ratios, 2] float32 NumPy width, height, px.
+    Example:
+      >>> ssd_sizes(4, 9, ratios=(4,)).tolist()
+      [[4.0, 4.0], [6.0, 6.0], [8.0, 2.0], [2.0, 8.0]]
     """
     between = np.sqrt(min_size * max_size)
     sizes = [(min_size, min_size), (between, between)]
@@ -69,6 +80,9 @@ def sized_anchors(sizes, stride: float):
       stride: px.
     Returns:
       [A, 4] float32 NumPy xyxy, px.
+    Example:
+      >>> sized_anchors([(4, 2)], stride=8).tolist()
+      [[2.0, 3.0, 6.0, 5.0]]
     """
     return _centered(np.asarray(sizes, np.float64), stride / 2)
 
@@ -86,6 +100,9 @@ def grid_points(stride: float | tuple[float, float], shape: tuple[int, int], off
       offset: of the point in its cell, in strides.
     Returns:
       [Hl * Wl, 2] float32 x, y in px, by rows and columns.
+    Example:
+      >>> grid_points(8, (2, 2), offset=0.5).tolist()
+      [[4.0, 4.0], [12.0, 4.0], [4.0, 12.0], [12.0, 12.0]]
     """
     stride_x, stride_y = np.broadcast_to(stride, 2)
     y = (jnp.arange(shape[0], dtype=jnp.float32) + offset) * stride_y
@@ -103,6 +120,9 @@ def grid_anchors(cell, stride: float | tuple[float, float], shape: tuple[int, in
       shape: (Hl, Wl), static.
     Returns:
       [Hl * Wl * A, 4] float32 xyxy, px, by rows, columns and anchors.
+    Example:
+      >>> grid_anchors([[-4, -4, 4, 4]], 8, (1, 2)).tolist()
+      [[-4.0, -4.0, 4.0, 4.0], [4.0, -4.0, 12.0, 4.0]]
     """
     corners = grid_points(stride, shape)  # [Hl * Wl, 2]
     shifts = jnp.concatenate([corners, corners], axis=-1)
@@ -186,6 +206,12 @@ def grid(
       canvas: (height, width) px, static.
       strides: for each level px.
       per_cell: priors of a cell, one number or one for each level.
+    Example:
+      >>> pyramid = grid((8, 16), strides=(8, 16))
+      >>> pyramid.shapes
+      ((1, 2), (1, 1))
+      >>> pyramid.points(offset=0.5).tolist()
+      [[4.0, 4.0], [12.0, 4.0], [8.0, 8.0]]
     """
     shapes = tuple((-(-canvas[0] // stride), -(-canvas[1] // stride)) for stride in strides)
     counts = per_cell if isinstance(per_cell, tuple) else (per_cell,) * len(strides)
@@ -200,5 +226,9 @@ def flatten_levels(maps, channels: int):
       channels: per anchor.
     Returns:
       [B, N, channels].
+    Example:
+      >>> fine, coarse = jnp.array([[[[0, 1], [2, 3]]]]), jnp.array([[[[4, 5]]]])
+      >>> flatten_levels([fine, coarse], channels=2).tolist()
+      [[[0, 1], [2, 3], [4, 5]]]
     """
     return jnp.concatenate([level.reshape(level.shape[0], -1, channels) for level in maps], axis=1)

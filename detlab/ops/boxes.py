@@ -18,12 +18,22 @@ EPS = 1e-6
 
 
 def area(boxes):
-    """Areas [...] of boxes [..., 4], px^2; negative if the corners along one axis are swapped."""
+    """Areas [...] of boxes [..., 4], px^2; negative if the corners along one axis are swapped.
+
+    Example:
+      >>> float(area(jnp.array([1.0, 2.0, 4.0, 6.0])))
+      12.0
+    """
     return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
 
 
 def clip(boxes, height: float | jax.Array, width: float | jax.Array):
-    """Clips boxes [..., 4] to an image of `height` and `width` px."""
+    """Clips boxes [..., 4] to an image of `height` and `width` px.
+
+    Example:
+      >>> clip(jnp.array([-5.0, 2.0, 30.0, 8.0]), height=10, width=20).tolist()
+      [0.0, 2.0, 20.0, 8.0]
+    """
     zero = jnp.zeros_like(boxes[..., 0])
     x1, y1, x2, y2 = jnp.moveaxis(boxes, -1, 0)
     return jnp.stack(
@@ -38,13 +48,23 @@ def clip(boxes, height: float | jax.Array, width: float | jax.Array):
 
 
 def flip_horizontal(boxes, width: float | jax.Array):
-    """Mirrors boxes [..., 4] in an image of `width` px."""
+    """Mirrors boxes [..., 4] in an image of `width` px.
+
+    Example:
+      >>> flip_horizontal(jnp.array([1.0, 2.0, 4.0, 6.0]), width=10).tolist()
+      [6.0, 2.0, 9.0, 6.0]
+    """
     x1, y1, x2, y2 = jnp.moveaxis(boxes, -1, 0)
     return jnp.stack([width - x2, y1, width - x1, y2], axis=-1)
 
 
 def scale(boxes, factors):
-    """Multiplies boxes [..., 4] by factors [] or, one each for x and y, [..., 2]."""
+    """Multiplies boxes [..., 4] by factors [] or, one each for x and y, [..., 2].
+
+    Example:
+      >>> scale(jnp.array([1.0, 2.0, 4.0, 6.0]), (2, 10)).tolist()
+      [2.0, 20.0, 8.0, 60.0]
+    """
     factors = jnp.asarray(factors, boxes.dtype)
     if factors.ndim:
         factors = jnp.concatenate([factors, factors], axis=-1)
@@ -52,40 +72,78 @@ def scale(boxes, factors):
 
 
 def xyxy_to_cxcywh(boxes):
-    """Converts boxes [..., 4] from corners to centre x, centre y, width, height."""
+    """Converts boxes [..., 4] from corners to centre x, centre y, width, height.
+
+    Example:
+      >>> xyxy_to_cxcywh(jnp.array([1.0, 2.0, 5.0, 10.0])).tolist()
+      [3.0, 6.0, 4.0, 8.0]
+    """
     low, high = boxes[..., :2], boxes[..., 2:]
     return jnp.concatenate([(low + high) * 0.5, high - low], axis=-1)
 
 
 def cxcywh_to_xyxy(boxes):
-    """Converts boxes [..., 4] from centre x, centre y, width, height to corners."""
+    """Converts boxes [..., 4] from centre x, centre y, width, height to corners.
+
+    Example:
+      >>> cxcywh_to_xyxy(jnp.array([3.0, 6.0, 4.0, 8.0])).tolist()
+      [1.0, 2.0, 5.0, 10.0]
+    """
     center, half = boxes[..., :2], boxes[..., 2:] * 0.5
     return jnp.concatenate([center - half, center + half], axis=-1)
 
 
 def xywh_to_xyxy(boxes):
-    """Converts boxes [..., 4] from left, top, width, height (COCO's files) to corners."""
+    """Converts boxes [..., 4] from left, top, width, height (COCO's files) to corners.
+
+    Example:
+      >>> xywh_to_xyxy(jnp.array([1.0, 2.0, 4.0, 8.0])).tolist()
+      [1.0, 2.0, 5.0, 10.0]
+    """
     return jnp.concatenate([boxes[..., :2], boxes[..., :2] + boxes[..., 2:]], axis=-1)
 
 
 def xyxy_to_xywh(boxes):
-    """Converts boxes [..., 4] from corners to left, top, width, height."""
+    """Converts boxes [..., 4] from corners to left, top, width, height.
+
+    Example:
+      >>> xyxy_to_xywh(jnp.array([1.0, 2.0, 5.0, 10.0])).tolist()
+      [1.0, 2.0, 4.0, 8.0]
+    """
     return jnp.concatenate([boxes[..., :2], boxes[..., 2:] - boxes[..., :2]], axis=-1)
 
 
 def iou(a, b):
-    """Intersection over union [...] of boxes a [..., 4] and b [..., 4]."""
+    """Intersection over union [...] of boxes a [..., 4] and b [..., 4].
+
+    Example:
+      >>> a, b = jnp.array([0.0, 0.0, 3.0, 2.0]), jnp.array([1.0, 0.0, 4.0, 2.0])
+      >>> round(float(iou(a, b)), 3)  # 4 / 8
+      0.5
+    """
     intersection, union = _intersection_and_union(a, b)
     return intersection / union
 
 
 def iof(a, b):
-    """Intersection over the first area ("foreground") [...] of boxes a [..., 4] and b [..., 4]."""
+    """Intersection over the first area ("foreground") [...] of boxes a [..., 4] and b [..., 4].
+
+    Example:
+      >>> a, b = jnp.array([0.0, 0.0, 4.0, 2.0]), jnp.array([2.0, 0.0, 8.0, 2.0])
+      >>> round(float(iof(a, b)), 3)  # 4 / 8, where the IoU is 4 / 16
+      0.5
+    """
     return _intersection(a, b) / jnp.maximum(area(a), EPS)
 
 
 def giou(a, b):
-    """Generalized IoU (arXiv:1902.09630, algorithm 1) of a [..., 4] and b [..., 4], -1..IoU."""
+    """Generalized IoU (arXiv:1902.09630, algorithm 1) of a [..., 4] and b [..., 4], -1..IoU.
+
+    Example:
+      >>> a, b = jnp.array([0.0, 0.0, 2.0, 2.0]), jnp.array([6.0, 0.0, 8.0, 2.0])
+      >>> round(float(giou(a, b)), 3)  # 0 / 8 - (16 - 8) / 16
+      -0.5
+    """
     intersection, union = _intersection_and_union(a, b)
     width, height = _enclosing_size(a, b)
     enclosing = jnp.maximum(width * height, EPS)
@@ -96,6 +154,11 @@ def diou(a, b):
     """Distance IoU (arXiv:1911.08287, eq. 7) of a [..., 4] and b [..., 4].
 
     IoU less the scaled squared centre distance.
+
+    Example:
+      >>> a, b = jnp.array([0.0, 0.0, 2.0, 3.0]), jnp.array([2.0, 0.0, 4.0, 3.0])
+      >>> round(float(diou(a, b)), 3)  # 0 / 12 - 2**2 / (4**2 + 3**2)
+      -0.16
     """
     dx = (b[..., 0] + b[..., 2] - a[..., 0] - a[..., 2]) * 0.5
     dy = (b[..., 1] + b[..., 3] - a[..., 1] - a[..., 3]) * 0.5
@@ -111,6 +174,13 @@ def ciou(a, b, ratio_above: float = 0.5):
 
     As in the authors' code the ratio counts only where IoU > 0.5, and its weight alpha is a
     constant for the gradient.  In YOLOv5 it counts everywhere, `ratio_above` -1.
+
+    Example:
+      >>> a, b = jnp.array([0.0, 0.0, 4.0, 4.0]), jnp.array([0.0, 1.0, 4.0, 3.0])
+      >>> round(float(ciou(a, b)), 3)  # IoU 0.5, same centre
+      0.5
+      >>> round(float(ciou(a, b, ratio_above=-1.0)), 3)
+      0.497
     """
     v = (4 / jnp.pi**2) * (_aspect_angle(b) - _aspect_angle(a)) ** 2
     overlap = jax.lax.stop_gradient(iou(a, b))
@@ -121,12 +191,26 @@ def ciou(a, b, ratio_above: float = 0.5):
 
 
 def pairwise(measure: Callable[..., Any], a, b):
-    """`measure` (`iou`, `giou` ...) [..., N, M] of every pair of a [..., N, 4], b [..., M, 4]."""
+    """`measure` (`iou`, `giou` ...) [..., N, M] of every pair of a [..., N, 4], b [..., M, 4].
+
+    Example:
+      >>> a = jnp.array([[0.0, 0.0, 2.0, 2.0]])
+      >>> b = jnp.array([[0.0, 0.0, 2.0, 2.0], [6.0, 0.0, 8.0, 2.0]])
+      >>> pairwise(giou, a, b).round(3).tolist()
+      [[1.0, -0.5]]
+    """
     return measure(a[..., :, None, :], b[..., None, :, :])
 
 
 def pairwise_iou(a, b):
-    """IoU [..., N, M] of every pair of a [..., N, 4] and b [..., M, 4]."""
+    """IoU [..., N, M] of every pair of a [..., N, 4] and b [..., M, 4].
+
+    Example:
+      >>> a = jnp.array([[0.0, 0.0, 2.0, 2.0], [0.0, 0.0, 4.0, 2.0]])
+      >>> b = jnp.array([[0.0, 0.0, 2.0, 2.0], [2.0, 0.0, 4.0, 2.0]])
+      >>> pairwise_iou(a, b).round(3).tolist()
+      [[1.0, 0.0], [0.5, 0.5]]
+    """
     return pairwise(iou, a, b)
 
 

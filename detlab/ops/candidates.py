@@ -20,6 +20,10 @@ def level_scores(grid: anchors.Grid, logits, image_size):
       image_size: [B, 2] int32 height, width px of the content.
     Returns:
       For each level [B, Nl, C] sigmoids.
+    Example:
+      >>> grid = anchors.grid((8, 16), strides=(8,))  # two cells, the second one padding
+      >>> level_scores(grid, [jnp.zeros((1, 1, 2, 1))], jnp.array([[8, 8]]))[0].tolist()
+      [[[0.5], [0.0]]]
     """
     inside = jax.vmap(grid.inside)(image_size)  # [B, N]
     levels = []
@@ -37,6 +41,10 @@ def best_pairs(scores, count: int):
       count: static; all pairs where there are fewer.
     Returns:
       (scores [K], row [K], label [K] int32), K = min(count, N * C).
+    Example:
+      >>> scores, row, label = best_pairs(jnp.array([[0.25, 1.0], [0.75, 0.5]]), count=3)
+      >>> scores.tolist(), row.tolist(), label.tolist()
+      ([1.0, 0.75, 0.5], [0, 1, 1], [1, 0, 1])
     """
     classes = scores.shape[-1]
     best, pair = lax.top_k(scores.reshape(-1), min(count, scores.size))
@@ -51,6 +59,11 @@ def level_pairs(levels, count: int):
       count: static, of each level.
     Returns:
       (scores, row, label), each [sum of min(count, Nl * C) over the levels].
+    Example:
+      >>> levels = [jnp.array([[0.25], [0.75]]), jnp.array([[0.5]])]
+      >>> scores, row, label = level_pairs(levels, count=1)
+      >>> scores.tolist(), row.tolist(), label.tolist()
+      ([0.75, 0.5], [1, 2], [0, 0])
     """
     found, start = [], 0
     for scores in levels:
@@ -61,7 +74,12 @@ def level_pairs(levels, count: int):
 
 
 def usable(boxes):
-    """[K] bool: boxes [K, 4] that are finite and have an area, which clipping can take."""
+    """[K] bool: boxes [K, 4] that are finite and have an area, which clipping can take.
+
+    Example:
+      >>> usable(jnp.array([[0, 0, 2, 2], [2, 0, 2, 2], [0, 0, jnp.inf, 2]])).tolist()
+      [True, False, False]
+    """
     return (boxes[:, 2:] > boxes[:, :2]).all(-1) & jnp.isfinite(boxes).all(-1)
 
 
@@ -73,5 +91,9 @@ def above(threshold: float, boxes, scores, label) -> types.Detections:
       boxes: [K, 4] xyxy px.
       scores: [K].
       label: [K] int32.
+    Example:
+      >>> boxes = jnp.array([[0, 0, 2, 2], [0, 0, 2, 2], [2, 0, 2, 2]])
+      >>> above(0.5, boxes, jnp.array([0.9, 0.1, 0.9]), jnp.zeros(3, int)).valid.tolist()
+      [True, False, False]
     """
     return types.Detections(boxes, scores, label, (scores > threshold) & usable(boxes))

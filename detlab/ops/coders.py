@@ -38,6 +38,10 @@ def encode_deltas(
       means: subtracted first.
     Returns:
       [..., 4] dx, dy in anchor sizes, dw, dh natural logarithms of the size ratio; normalised.
+    Example:
+      >>> anchor, box = jnp.array([0.0, 0.0, 10.0, 20.0]), jnp.array([5.0, 0.0, 25.0, 20.0])
+      >>> [round(float(x), 3) for x in encode_deltas(anchor, box)]  # 10 px right, twice as wide
+      [1.0, 0.0, 0.693, 0.0]
     """
     anchors, boxes = boxes_lib.xyxy_to_cxcywh(anchors), boxes_lib.xyxy_to_cxcywh(boxes)
     size = _nonzero(anchors[..., 2:])
@@ -66,6 +70,12 @@ def decode_deltas(
       max_log_ratio: bound of |dw| and |dh| after the stds, against overflow of the exponential.
     Returns:
       [..., 4] xyxy px.
+    Example:
+      >>> anchor, deltas = jnp.array([0.0, 0.0, 10.0, 20.0]), jnp.array([1.0, 0.5, 0.0, 0.0])
+      >>> decode_deltas(anchor, deltas).tolist()
+      [10.0, 10.0, 20.0, 30.0]
+      >>> decode_deltas(anchor, deltas, max_size=(25, 15)).tolist()
+      [10.0, 10.0, 15.0, 25.0]
     """
     deltas = deltas * jnp.asarray(stds, deltas.dtype) + jnp.asarray(means, deltas.dtype)
     anchors = boxes_lib.xyxy_to_cxcywh(anchors)
@@ -85,6 +95,9 @@ def encode_ltrb(points, boxes, max_distance: float | None = None):
         max_distance can hold with a neighbour on either side (GFL, arXiv:2006.04388).
     Returns:
       [..., 4] left, top, right, bottom; below 0 where a point is outside of its box.
+    Example:
+      >>> encode_ltrb(jnp.array([4.0, 5.0]), jnp.array([1.0, 3.0, 10.0, 20.0])).tolist()
+      [3.0, 2.0, 6.0, 15.0]
     """
     distances = jnp.concatenate([points - boxes[..., :2], boxes[..., 2:] - points], axis=-1)
     return distances if max_distance is None else jnp.clip(distances, 0.0, max_distance - 0.1)
@@ -99,6 +112,9 @@ def decode_ltrb(points, distances, max_size=None):
       max_size: [2] height, width, static or traced: boxes are clipped to it.
     Returns:
       [..., 4] xyxy, in the unit of the points.
+    Example:
+      >>> decode_ltrb(jnp.array([4.0, 5.0]), jnp.array([3.0, 2.0, 6.0, 15.0])).tolist()
+      [1.0, 3.0, 10.0, 20.0]
     """
     low, high = points - distances[..., :2], points + distances[..., 2:]
     return _clip(jnp.concatenate([low, high], axis=-1), max_size)
@@ -114,6 +130,10 @@ def encode_yolo(anchors, boxes, strides, eps: float = 1e-6):
       eps: x and y are clamped to eps..1 - eps, so that they stay targets for a sigmoid.
     Returns:
       [..., 4] x, y of the centre in 0..1 of the cell, and ln(w / anchor w), ln(h / anchor h).
+    Example:
+      >>> anchor, box = jnp.array([2.0, 2.0, 6.0, 6.0]), jnp.array([4.0, 2.0, 8.0, 6.0])
+      >>> encode_yolo(anchor, box, strides=8.0).tolist()  # 2 px right of the middle of its cell
+      [0.75, 0.5, 0.0, 0.0]
     """
     anchors, boxes = boxes_lib.xyxy_to_cxcywh(anchors), boxes_lib.xyxy_to_cxcywh(boxes)
     offset = (boxes[..., :2] - anchors[..., :2]) / jnp.asarray(strides)[..., None] + 0.5
@@ -130,6 +150,10 @@ def decode_yolo(anchors, encoded, strides):
       strides: [...] px.
     Returns:
       [..., 4] xyxy px, not clipped.
+    Example:
+      >>> anchor, encoded = jnp.array([2.0, 2.0, 6.0, 6.0]), jnp.array([0.75, 0.5, 0.0, 0.0])
+      >>> decode_yolo(anchor, encoded, strides=8.0).tolist()
+      [4.0, 2.0, 8.0, 6.0]
     """
     anchors = boxes_lib.xyxy_to_cxcywh(anchors)
     center = anchors[..., :2] + (encoded[..., :2] - 0.5) * jnp.asarray(strides)[..., None]
@@ -159,6 +183,13 @@ def encode_buckets(
       ignore_neighbors: whether `label_weights` leaves out close buckets (section 3.2).
     Returns:
       Buckets.
+    Example:
+      >>> roi, box = jnp.array([0.0, 0.0, 8.0, 8.0]), jnp.array([1.0, 3.0, 7.0, 8.0])
+      >>> buckets = encode_buckets(roi, box, num_buckets=4, scale_factor=1.0)
+      >>> buckets.labels.tolist()  # centres at 1, 3 from the left and top, 7, 5 from the others
+      [[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [1.0, 0.0]]
+      >>> buckets.offsets.tolist()
+      [[0.0, 1.0], [0.0, -1.0], [-1.0, 0.0], [-0.5, -1.5]]
     """
     centers, size = _bucket_centers(rois, num_buckets, scale_factor)
     sides = jnp.stack(
@@ -190,6 +221,12 @@ def decode_buckets(rois, logits, offsets, num_buckets: int, scale_factor: float,
     Returns:
       (boxes [..., 4] xyxy px, confidence [...] in 0..1: over the four sides the mean probability
       of the best bucket, with that of the second where the two are neighbours).
+    Example:
+      >>> roi, box = jnp.array([0.0, 0.0, 8.0, 8.0]), jnp.array([1.0, 3.0, 7.0, 8.0])
+      >>> buckets = encode_buckets(roi, box, 4, 1.0)
+      >>> boxes, confidence = decode_buckets(roi, 100 * buckets.labels, buckets.offsets, 4, 1.0)
+      >>> boxes.tolist(), round(float(confidence), 3)
+      ([1.0, 3.0, 7.0, 8.0], 1.0)
     """
     centers, size = _bucket_centers(rois, num_buckets, scale_factor)
     scores = jax.nn.softmax(logits, axis=-1)
@@ -224,6 +261,12 @@ def points_to_boxes(points, transform: str, transfer=None, transfer_gradient: fl
       [..., 4] xyxy, in the unit of the points.
     Raises:
       ValueError: another transform, or moment without transfer or of a single point.
+    Example:
+      >>> points = jnp.array([[0.0, 0.0], [2.0, 4.0], [1.0, 1.0], [1.0, 2.0], [6.0, 2.0]])
+      >>> points_to_boxes(points, "minmax").tolist()
+      [0.0, 0.0, 6.0, 4.0]
+      >>> points_to_boxes(points, "partial_minmax").tolist()
+      [0.0, 0.0, 2.0, 4.0]
     """
     if transform not in POINT_TRANSFORMS:
         names = ", ".join(POINT_TRANSFORMS)
@@ -252,6 +295,9 @@ def boxes_to_grid(boxes, side: int):
       side: points along each axis, 2 or more.
     Returns:
       [..., side * side, 2] x, y by rows, in the unit of the boxes.
+    Example:
+      >>> boxes_to_grid(jnp.array([0.0, 0.0, 4.0, 2.0]), side=2).tolist()
+      [[0.0, 0.0], [4.0, 0.0], [0.0, 2.0], [4.0, 2.0]]
     """
     steps = jnp.linspace(0.0, 1.0, side, dtype=boxes.dtype)
     low, size = boxes[..., None, :2], (boxes[..., 2:] - boxes[..., :2])[..., None, :]

@@ -35,6 +35,13 @@ def conv(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: Padding | No
       [B, H', W', Cout] with H' = (H + top + bottom - kh) // stride + 1.
 
     Reverse-mode differentiable.  A 1x1 and a wide 3x3 convolution have no forward mode.
+
+    Example:
+      >>> x, kernel = jnp.ones((1, 3, 3, 1)), jnp.ones((3, 3, 1, 1))
+      >>> conv(x, kernel)[0, :, :, 0].tolist()
+      [[4.0, 6.0, 4.0], [6.0, 9.0, 6.0], [4.0, 6.0, 4.0]]
+      >>> conv(x, kernel, stride=2)[0, :, :, 0].tolist()
+      [[4.0, 4.0], [4.0, 4.0]]
     """
     kh, kw, cin, cout = kernel.shape
     if x.ndim != 4 or x.shape[3] != cin:
@@ -62,6 +69,10 @@ def depthwise(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: Padding
       stride, padding: as in `conv`.
     Returns:
       [B, H', W', D].  Reverse-mode differentiable.
+    Example:
+      >>> x, kernel = jnp.ones((1, 3, 3, 2)), jnp.ones((3, 3, 1, 2)) * jnp.array([1.0, 10.0])
+      >>> depthwise(x, kernel, stride=2).tolist()
+      [[[[4.0, 40.0], [4.0, 40.0]], [[4.0, 40.0], [4.0, 40.0]]]]
     """
     channels = kernel.shape[3]
     if x.ndim != 4 or x.shape[3] != channels or kernel.shape[2] != 1:

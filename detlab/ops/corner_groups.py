@@ -41,6 +41,10 @@ def find_corners(scores, offsets, max_corners: int, cell_size, kernel: int = 3) 
       kernel: see `heatmaps.find_peaks`.
     Returns:
       Corners, not clipped to the image.
+    Example:
+      >>> scores, offsets = jnp.array([[[0.1], [0.9]]]), jnp.array([[[0.0, 0.0], [0.5, 0.25]]])
+      >>> find_corners(scores, offsets, max_corners=1, cell_size=4).points.tolist()
+      [[6.0, 1.0]]
     """
     peaks = heatmaps.find_peaks(scores, max_corners, kernel)
     width = max(scores.shape[1], 1)
@@ -59,6 +63,9 @@ def tags_agree(top_left_tags, bottom_right_tags, threshold: float):
       threshold: the largest distance.
     Returns:
       [K, K] bool, rows for the top left corners.
+    Example:
+      >>> tags_agree(jnp.array([1.0, 3.0]), jnp.array([3.2, 0.9]), threshold=0.5).tolist()
+      [[False, True], [True, False]]
     """
     return jnp.abs(top_left_tags[:, None] - bottom_right_tags) <= threshold
 
@@ -72,6 +79,11 @@ def centers_agree(top_left: tuple, bottom_right: tuple, threshold: float):
       threshold: on the area between the two centres, relative to the central region of the box.
     Returns:
       [K, K] bool: both centres lie inside the central region, and close enough to each other.
+    Example:
+      >>> top_left = jnp.array([[10.0, 10.0]]), jnp.array([[30.0, 20.0]])
+      >>> bottom_right = jnp.array([[50.0, 30.0]]), jnp.array([[30.0, 20.0]])
+      >>> centers_agree(top_left, bottom_right, threshold=0.5).tolist()
+      [[True]]
     """
     (low, low_centers), (high, high_centers) = top_left, bottom_right
     low, low_centers = low[:, None], low_centers[:, None]  # [K, 1, 2]; with [K, 2]: [K, K, 2]
@@ -91,6 +103,14 @@ def possible_pairs(top_left: Corners, bottom_right: Corners, agree):
     """[K, K] bool: pairs that agree, are of one class and on the right sides of each other.
 
     The arguments are those of `pair_corners`, with agree [K, K] bool.
+
+    Example:
+      >>> label, score, valid = jnp.array([0]), jnp.array([0.75]), jnp.array([True])
+      >>> low = Corners(jnp.array([0]), jnp.array([[1.0, 2.0]]), label, score, valid)
+      >>> high = low._replace(points=jnp.array([[5.0, 8.0]]))
+      >>> agree = jnp.array([[True]])
+      >>> possible_pairs(low, high, agree).item(), possible_pairs(high, low, agree).item()
+      (True, False)
     """
     possible = agree & top_left.valid[:, None] & bottom_right.valid
     possible &= top_left.labels[:, None] == bottom_right.labels
@@ -110,6 +130,13 @@ def pair_corners(top_left: Corners, bottom_right: Corners, agree, max_boxes: int
       sorted by score; invalid rows come last and hold zeros.
     Raises:
       ValueError: `max_boxes` is below 1.
+    Example:
+      >>> label, score, valid = jnp.array([0]), jnp.array([0.75]), jnp.array([True])
+      >>> low = Corners(jnp.array([0]), jnp.array([[1.0, 2.0]]), label, score, valid)
+      >>> high = low._replace(points=jnp.array([[5.0, 8.0]]), scores=jnp.array([0.25]))
+      >>> boxes, scores, _, _ = pair_corners(low, high, jnp.array([[True]]), max_boxes=2)
+      >>> boxes.tolist(), scores.tolist()
+      ([[1.0, 2.0, 5.0, 8.0], [0.0, 0.0, 0.0, 0.0]], [0.5, 0.0])
     """
     if max_boxes < 1:
         raise ValueError(f"max_boxes must be at least 1, not {max_boxes}")

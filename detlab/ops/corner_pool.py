@@ -29,6 +29,10 @@ def corner_pool(x, direction: str):
       [..., H, W, D], in the dtype of x.  Reverse-mode differentiable only.
     Raises:
       ValueError: another direction, or fewer than three axes.
+    Example:
+      >>> x = jnp.array([[1.0, 5.0, 2.0], [3.0, 0.0, 4.0]])[:, :, None]
+      >>> corner_pool(x, "left")[:, :, 0].tolist()
+      [[5.0, 5.0, 2.0], [4.0, 4.0, 4.0]]
     """
     if direction not in _DIRECTIONS:
         raise ValueError(f"direction must be one of {', '.join(_DIRECTIONS)}, not {direction!r}")

@@ -35,6 +35,9 @@ def gaussian_radius(sizes, min_overlap: float):
       [...] float32 radius in that unit.  Where it is a whole number, as for a box of 10 x 24 cells
       at 0.3, the reference's double precision may end just below it and so round down to one less:
       1 size in 1000, of all up to 300 x 300 cells.
+    Example:
+      >>> round(float(gaussian_radius((4, 4), 0.25)), 3)  # (4 - 2) * (4 - 2) is 0.25 * 4 * 4
+      1.0
     """
     sizes = jnp.maximum(jnp.asarray(sizes, jnp.float32), 0)
     total = sizes[..., 0] + sizes[..., 1]
@@ -58,6 +61,11 @@ def draw_gaussians(points, radii, labels, valid, shape: tuple[int, int], num_cla
       num_classes: C, static.
     Returns:
       [H, W, C] float32 in 0..1; exactly 1 in the peaks' cells and nowhere else.
+    Example:
+      >>> point, radius, label = jnp.array([[1, 0]]), jnp.array([1]), jnp.array([0])
+      >>> heat = draw_gaussians(point, radius, label, jnp.array([True]), (1, 4), num_classes=1)
+      >>> [round(float(x), 3) for x in heat.ravel()]  # exp(-2) beside the peak
+      [0.135, 1.0, 0.135, 0.0]
     """
 
     def profile(centers, length):  # [G, length]; the gaussian is the product of two of these
@@ -83,6 +91,9 @@ def local_maxima(heat, kernel: int = 3):
       [H, W, C] bool.
     Raises:
       ValueError: `kernel` is not odd.
+    Example:
+      >>> local_maxima(jnp.array([[[1.0], [3.0], [2.0], [5.0]]]))[0, :, 0].tolist()
+      [False, True, False, True]
     """
     if kernel < 1 or kernel % 2 == 0:
         raise ValueError(f"kernel must be odd, not {kernel}")
@@ -110,6 +121,10 @@ def find_peaks(heat, max_peaks: int, kernel: int = 3) -> Peaks:
       that are no maxima, at score 0, where there are fewer than K of them; here they are empty.
     Raises:
       ValueError: `heat` is not [H, W, C], `max_peaks` is below 1, or `kernel` is even.
+    Example:
+      >>> peaks = find_peaks(jnp.array([[[1.0], [3.0], [2.0], [5.0]]]), max_peaks=3)
+      >>> peaks.cells.tolist(), peaks.scores.tolist(), peaks.valid.tolist()
+      ([3, 1, 0], [5.0, 3.0, 0.0], [True, True, False])
     """
     if heat.ndim != 3:
         raise ValueError(f"heat must be [H, W, C], not {heat.shape}")
@@ -131,5 +146,10 @@ def find_peaks(heat, max_peaks: int, kernel: int = 3) -> Peaks:
 
 
 def take_cells(maps, cells):
-    """Values [K, D] of `maps` [H, W, D] in `cells` [K], row * W + column."""
+    """Values [K, D] of `maps` [H, W, D] in `cells` [K], row * W + column.
+
+    Example:
+      >>> take_cells(jnp.array([[[0, 1], [2, 3]], [[4, 5], [6, 7]]]), jnp.array([3, 0])).tolist()
+      [[6, 7], [0, 1]]
+    """
     return maps.reshape(-1, maps.shape[-1])[cells]
