@@ -1,11 +1,11 @@
-"""Box arithmetic: formats, areas, geometric changes and the overlap measures.
+"""Box arithmetic: formats, areas, transforms and overlap measures.
 
 Boxes are `x1, y1, x2, y2` in pixels unless a name says otherwise, and a width is `x2 - x1` (no
-"+ 1").  All functions take any leading axes; those of two boxes broadcast, so equal shapes give
-aligned pairs and `pairwise` gives the full matrix.
+"+ 1").  All functions accept any leading axes.  Functions of two sets of boxes broadcast them:
+equal shapes give aligned pairs, and `pairwise` gives the full matrix.
 
-Denominators are at least `EPS` (a maximum, not a sum), so a box without area has IoU 0 with
-everything and zero padding gives neither NaN nor gradient.
+Denominators are clamped to at least `EPS` (a maximum, not a sum).  A box without area therefore
+has IoU 0 with every box, and zero padding causes neither NaN nor gradient.
 """
 
 from collections.abc import Callable
@@ -28,7 +28,7 @@ def area(boxes):
 
 
 def clip(boxes, height: float | jax.Array, width: float | jax.Array):
-    """Clips boxes [..., 4] to an image of `height` and `width` px.
+    """Clips boxes [..., 4] to an image of `height` and `width` px, static or traced.
 
     Example:
       >>> clip(jnp.array([-5.0, 2.0, 30.0, 8.0]), height=10, width=20).tolist()
@@ -126,7 +126,7 @@ def iou(a, b):
 
 
 def iof(a, b):
-    """Intersection over the first area ("foreground") [...] of boxes a [..., 4] and b [..., 4].
+    """Intersection over foreground, the area of a: [...] for boxes a [..., 4] and b [..., 4].
 
     Example:
       >>> a, b = jnp.array([0.0, 0.0, 4.0, 2.0]), jnp.array([2.0, 0.0, 8.0, 2.0])
@@ -137,7 +137,9 @@ def iof(a, b):
 
 
 def giou(a, b):
-    """Generalized IoU (arXiv:1902.09630, algorithm 1) of a [..., 4] and b [..., 4], -1..IoU.
+    """Generalized IoU (arXiv:1902.09630, algorithm 1) of boxes a [..., 4] and b [..., 4].
+
+    [...] in -1..1 and at most the IoU.
 
     Example:
       >>> a, b = jnp.array([0.0, 0.0, 2.0, 2.0]), jnp.array([6.0, 0.0, 8.0, 2.0])
@@ -151,9 +153,10 @@ def giou(a, b):
 
 
 def diou(a, b):
-    """Distance IoU (arXiv:1911.08287, eq. 7) of a [..., 4] and b [..., 4].
+    """Distance IoU (arXiv:1911.08287, eq. 7) of boxes a [..., 4] and b [..., 4].
 
-    IoU less the scaled squared centre distance.
+    [...]: the IoU minus the squared distance of the centres, relative to the squared diagonal of
+    the enclosing box.
 
     Example:
       >>> a, b = jnp.array([0.0, 0.0, 2.0, 3.0]), jnp.array([2.0, 0.0, 4.0, 3.0])
@@ -168,19 +171,19 @@ def diou(a, b):
 
 
 def ciou(a, b, ratio_above: float = 0.5):
-    """Complete IoU (arXiv:1911.08287, eq. 8-11) of a [..., 4] and b [..., 4].
+    """Complete IoU (arXiv:1911.08287, eq. 8-11) of boxes a [..., 4] and b [..., 4].
 
-    DIoU less a term for the aspect ratio.
+    [...]: the DIoU minus a term for the aspect ratio.
 
-    As in the authors' code the ratio counts only where IoU > 0.5, and its weight alpha is a
-    constant for the gradient.  In YOLOv5 it counts everywhere, `ratio_above` -1.
+    As in the authors' code, the term counts only where IoU > 0.5, and its weight alpha is a
+    constant for the gradient.  In YOLOv5 the term counts everywhere: `ratio_above` is -1.
 
     Example:
-      >>> a, b = jnp.array([0.0, 0.0, 4.0, 4.0]), jnp.array([0.0, 1.0, 4.0, 3.0])
-      >>> round(float(ciou(a, b)), 3)  # IoU 0.5, same centre
-      0.5
+      >>> a, b = jnp.array([0.0, 0.0, 4.0, 4.0]), jnp.array([0.0, 1.5, 4.0, 2.5])
+      >>> round(float(ciou(a, b)), 3)  # the IoU, as both have the same centre
+      0.25
       >>> round(float(ciou(a, b, ratio_above=-1.0)), 3)
-      0.497
+      0.234
     """
     v = (4 / jnp.pi**2) * (_aspect_angle(b) - _aspect_angle(a)) ** 2
     overlap = jax.lax.stop_gradient(iou(a, b))
@@ -191,7 +194,14 @@ def ciou(a, b, ratio_above: float = 0.5):
 
 
 def pairwise(measure: Callable[..., Any], a, b):
-    """`measure` (`iou`, `giou` ...) [..., N, M] of every pair of a [..., N, 4], b [..., M, 4].
+    """Applies `measure` to every pair of boxes.
+
+    Args:
+      measure: a function of two boxes, such as `iou` or `giou`.
+      a: [..., N, 4].
+      b: [..., M, 4].
+    Returns:
+      [..., N, M].
 
     Example:
       >>> a = jnp.array([[0.0, 0.0, 2.0, 2.0]])
@@ -215,16 +225,16 @@ def pairwise_iou(a, b):
 
 
 def _clamp(x, low, high):
-    # Unlike jnp.clip, a value on a border passes its whole gradient on, as in PyTorch.
+    # Unlike jnp.clip, this passes the full gradient of a value on the border, as PyTorch does.
     return jnp.where(x < low, low, jnp.where(x > high, high, x)).astype(x.dtype)
 
 
 def _positive_part(x):
-    # The gradient at 0 is 1 (jnp.maximum gives one half): touching boxes can begin to overlap.
+    # The gradient at 0 is 1 (jnp.maximum gives one half): touching boxes can start to overlap.
     return jnp.where(x >= 0, x, 0.0)
 
 
-# Coordinate by coordinate: XLA on CPU vectorises this and not a product over an axis of two.
+# One coordinate at a time: XLA on CPU vectorises this, but not a product over an axis of two.
 def _intersection(a, b):
     width = jnp.minimum(a[..., 2], b[..., 2]) - jnp.maximum(a[..., 0], b[..., 0])
     height = jnp.minimum(a[..., 3], b[..., 3]) - jnp.maximum(a[..., 1], b[..., 1])

@@ -1,6 +1,6 @@
-"""From scores and boxes to the candidates that suppression sees.
+"""Selects the candidates for suppression from scores and boxes.
 
-`level_scores` takes a batch, all else one image.
+`level_scores` takes a batch; the other functions take one image.
 """
 
 import jax
@@ -12,14 +12,14 @@ from detlab.ops import anchors
 
 
 def level_scores(grid: anchors.Grid, logits, image_size):
-    """Class scores of a batch, level by level, 0 in cells that hold padding alone.
+    """Class scores of a batch, level by level; 0 in cells that hold only padding.
 
     Args:
-      grid: `anchors.Grid` of the maps.
-      logits: for each level [B, Hl, Wl, A * C].
+      grid: of the maps.
+      logits: for each level, [B, Hl, Wl, A * C].
       image_size: [B, 2] int32 height, width px of the content.
     Returns:
-      For each level [B, Nl, C] sigmoids.
+      For each level, [B, Nl, C] sigmoids.
     Example:
       >>> grid = anchors.grid((8, 16), strides=(8,))  # two cells, the second one padding
       >>> level_scores(grid, [jnp.zeros((1, 1, 2, 1))], jnp.array([[8, 8]]))[0].tolist()
@@ -34,11 +34,11 @@ def level_scores(grid: anchors.Grid, logits, image_size):
 
 
 def best_pairs(scores, count: int):
-    """The best pairs of a row and a class, best first.
+    """The highest-scoring pairs of a row and a class, best first.
 
     Args:
       scores: [N, C].
-      count: static; all pairs where there are fewer.
+      count: the most pairs to return, static.
     Returns:
       (scores [K], row [K], label [K] int32), K = min(count, N * C).
     Example:
@@ -52,11 +52,11 @@ def best_pairs(scores, count: int):
 
 
 def level_pairs(levels, count: int):
-    """`best_pairs` of each level, one after the other, with rows among those of all levels.
+    """`best_pairs` of each level, concatenated; rows are counted across all levels.
 
     Args:
-      levels: for each level [Nl, C] scores.
-      count: static, of each level.
+      levels: for each level, [Nl, C] scores.
+      count: the most pairs of each level, static.
     Returns:
       (scores, row, label), each [sum of min(count, Nl * C) over the levels].
     Example:
@@ -74,7 +74,9 @@ def level_pairs(levels, count: int):
 
 
 def usable(boxes):
-    """[K] bool: boxes [K, 4] that are finite and have an area, which clipping can take.
+    """Marks boxes [K, 4] that are finite and have an area: [K] bool.
+
+    Clipping can leave a box without area.
 
     Example:
       >>> usable(jnp.array([[0, 0, 2, 2], [2, 0, 2, 2], [0, 0, jnp.inf, 2]])).tolist()
@@ -84,10 +86,10 @@ def usable(boxes):
 
 
 def above(threshold: float, boxes, scores, label) -> types.Detections:
-    """Detections of one image, valid where usable and of a score above the threshold.
+    """Detections of one image: valid are usable boxes with a score above the threshold.
 
     Args:
-      threshold: of the score.
+      threshold: of the scores.
       boxes: [K, 4] xyxy px.
       scores: [K].
       label: [K] int32.

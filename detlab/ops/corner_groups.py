@@ -1,8 +1,9 @@
-"""From corners to boxes: CornerNet (arXiv:1808.01244) and CentripetalNet (arXiv:2003.09119).
+"""Pairs corners to boxes: CornerNet (arXiv:1808.01244), CentripetalNet (arXiv:2003.09119).
 
-Every top left corner is tried with every bottom right corner, [K, K] pairs.  A pair is a box if
-the classes are the same, the corners lie on the right sides of each other and the network says
-that they belong together: by like embeddings, or by the centres to which both point.
+Each top left corner is paired with each bottom right corner, [K, K] pairs.  A pair is a box if
+both corners have the same class, the bottom right one lies below and to the right of the top left
+one, and the network says that they agree: by similar embeddings in CornerNet, by the centres they
+point to in CentripetalNet.
 """
 
 from typing import Any, NamedTuple
@@ -14,7 +15,8 @@ from detlab.ops import heatmaps
 
 Array = Any
 
-# CentripetalNet's central regions, section 4.1: sides relative to the box's, by area of the box.
+# CentripetalNet's central region (section 4.1): its sides relative to those of the box, for boxes
+# larger than the area and for all others.
 _LARGE_AREA = 3500.0  # px^2
 _LARGE_REGION, _SMALL_REGION = 1 / 2.1, 1 / 2.4
 
@@ -22,7 +24,7 @@ _LARGE_REGION, _SMALL_REGION = 1 / 2.1, 1 / 2.4
 class Corners(NamedTuple):
     """Corners of one kind in one image, best first; empty slots come last."""
 
-    cells: Array  # [K] int32, row * W + column: where to look into other maps
+    cells: Array  # [K] int32, row * W + column: the index into other maps
     points: Array  # [K, 2] float32 x, y px
     labels: Array  # [K] int32
     scores: Array  # [K] float32
@@ -36,11 +38,11 @@ def find_corners(scores, offsets, max_corners: int, cell_size, kernel: int = 3) 
       scores: [H, W, C] after the sigmoid.
       offsets: [H, W, 2] x, y of the corner relative to its cell, in cells.
       max_corners: K, static.
-      cell_size: [] or [2] x, y px: sides of the network's input by those of the map, which
-        are not exactly the stride (511 / 128).
-      kernel: see `heatmaps.find_peaks`.
+      cell_size: [] or [2] x, y px: the sides of the network's input divided by those of the map,
+        not exactly the stride (511 / 128).
+      kernel: as in `heatmaps.find_peaks`.
     Returns:
-      Corners, not clipped to the image.
+      The corners, not clipped to the image.
     Example:
       >>> scores, offsets = jnp.array([[[0.1], [0.9]]]), jnp.array([[[0.0, 0.0], [0.5, 0.25]]])
       >>> find_corners(scores, offsets, max_corners=1, cell_size=4).points.tolist()
@@ -55,14 +57,14 @@ def find_corners(scores, offsets, max_corners: int, cell_size, kernel: int = 3) 
 
 
 def tags_agree(top_left_tags, bottom_right_tags, threshold: float):
-    """CornerNet: embeddings whose distance is at most `threshold`.
+    """CornerNet: pairs whose embeddings are at most `threshold` apart.
 
     Args:
       top_left_tags: [K].
       bottom_right_tags: [K].
       threshold: the largest distance.
     Returns:
-      [K, K] bool, rows for the top left corners.
+      [K, K] bool, one row for each top left corner.
     Example:
       >>> tags_agree(jnp.array([1.0, 3.0]), jnp.array([3.2, 0.9]), threshold=0.5).tolist()
       [[False, True], [True, False]]
@@ -70,15 +72,18 @@ def tags_agree(top_left_tags, bottom_right_tags, threshold: float):
     return jnp.abs(top_left_tags[:, None] - bottom_right_tags) <= threshold
 
 
-def centers_agree(top_left: tuple, bottom_right: tuple, threshold: float):
-    """CentripetalNet (section 3.1): both corners point into the middle of their box.
+def centers_agree(
+    top_left: tuple[Array, Array], bottom_right: tuple[Array, Array], threshold: float
+):
+    """CentripetalNet (section 3.1): pairs whose corners both point to the middle of their box.
 
     Args:
       top_left: (points [K, 2], centers [K, 2]) px: the corners, and the centres they point to.
-      bottom_right: the same.
-      threshold: on the area between the two centres, relative to the central region of the box.
+      bottom_right: the same for the bottom right corners.
+      threshold: the largest area between the two centres, relative to the area of the box's
+        central region.
     Returns:
-      [K, K] bool: both centres lie inside the central region, and close enough to each other.
+      [K, K] bool: both centres lie inside the central region, and close enough together.
     Example:
       >>> top_left = jnp.array([[10.0, 10.0]]), jnp.array([[30.0, 20.0]])
       >>> bottom_right = jnp.array([[50.0, 30.0]]), jnp.array([[30.0, 20.0]])
@@ -100,10 +105,14 @@ def centers_agree(top_left: tuple, bottom_right: tuple, threshold: float):
 
 
 def possible_pairs(top_left: Corners, bottom_right: Corners, agree):
-    """[K, K] bool: pairs that agree, are of one class and on the right sides of each other.
+    """Pairs of one class that agree, with the bottom right corner below and right of the top left.
 
-    The arguments are those of `pair_corners`, with agree [K, K] bool.
-
+    Args:
+      top_left: of one image.
+      bottom_right: of the same image.
+      agree: [K, K] bool, one row for each top left corner.
+    Returns:
+      [K, K] bool; False for invalid corners.
     Example:
       >>> label, score, valid = jnp.array([0]), jnp.array([0.75]), jnp.array([True])
       >>> low = Corners(jnp.array([0]), jnp.array([[1.0, 2.0]]), label, score, valid)
@@ -118,16 +127,16 @@ def possible_pairs(top_left: Corners, bottom_right: Corners, agree):
 
 
 def pair_corners(top_left: Corners, bottom_right: Corners, agree, max_boxes: int):
-    """The best boxes between corners that belong together.
+    """The best boxes among all pairs of corners.
 
     Args:
-      top_left: Corners.
-      bottom_right: Corners.
-      agree: [K, K] bool, rows for the top left corners.
+      top_left: of one image.
+      bottom_right: of the same image.
+      agree: [K, K] bool, one row for each top left corner.
       max_boxes: M, static; may be larger than K * K.
     Returns:
-      (boxes [M, 4] xyxy px, scores [M]: the mean of both corners', labels [M], valid [M] bool),
-      sorted by score; invalid rows come last and hold zeros.
+      (boxes [M, 4] xyxy px, scores [M], labels [M], valid [M] bool), sorted by score, which is the
+      mean of the two corners' scores; invalid rows come last and hold zeros.
     Raises:
       ValueError: `max_boxes` is below 1.
     Example:

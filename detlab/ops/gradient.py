@@ -1,10 +1,10 @@
-"""Gradients that differ from those of the values."""
+"""Operations that change gradients and keep values."""
 
 from jax import lax
 
 
 def scale(x, factor: float):
-    """The exact values [...] of x [...], with `factor` times its gradient.
+    """Multiplies the gradient of x [...] by `factor`; the values [...] stay exact.
 
     Example:
       >>> import jax

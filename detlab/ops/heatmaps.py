@@ -1,7 +1,7 @@
 """Heatmaps of points: drawing targets and picking peaks (CornerNet, arXiv:1808.01244, section 3.2).
 
-A map is [H, W, C] with a channel per class.  A cell is a column and a row of it, or one number,
-row * W + column.
+A map is [H, W, C] with one channel for each class.  A cell is given by its column and row, or by
+one number, row * W + column.
 """
 
 from typing import Any, NamedTuple
@@ -22,19 +22,19 @@ class Peaks(NamedTuple):
 
 
 def gaussian_radius(sizes, min_overlap: float):
-    """How far both corners of a box may move and leave an IoU of `min_overlap` with it.
+    """How far both corners of a box can move before its IoU with the box falls below `min_overlap`.
 
     The reference takes the smallest root of three quadratic equations: one corner moves inwards
-    and the other outwards, both outwards, both inwards.  The last move always loses most, so its
-    equation, (w - 2r) (h - 2r) = min_overlap w h, is the only one here.
+    and the other outwards, both outwards, both inwards.  The last case always loses the most
+    overlap, so only its equation is solved here: (w - 2r) (h - 2r) = min_overlap w h.
 
     Args:
-      sizes: [..., 2] width and height, in any unit; not above 0 gives 0.
+      sizes: [..., 2] width and height, in any unit; the radius of sizes of 0 or less is 0.
       min_overlap: in (0, 1); 0.3 for CornerNet and CentripetalNet, 0.7 for RepPoints v2.
     Returns:
       [...] float32 radius in that unit.  Where it is a whole number, as for a box of 10 x 24 cells
-      at 0.3, the reference's double precision may end just below it and so round down to one less:
-      1 size in 1000, of all up to 300 x 300 cells.
+      at 0.3, the reference's double precision can end just below it, and the rounded-down radius is
+      one less: 1 in 1000 of all sizes up to 300 x 300 cells.
     Example:
       >>> round(float(gaussian_radius((4, 4), 0.25)), 3)  # (4 - 2) * (4 - 2) is 0.25 * 4 * 4
       1.0
@@ -42,12 +42,12 @@ def gaussian_radius(sizes, min_overlap: float):
     sizes = jnp.maximum(jnp.asarray(sizes, jnp.float32), 0)
     total = sizes[..., 0] + sizes[..., 1]
     lost = (1 - min_overlap) * (sizes[..., 0] * sizes[..., 1])
-    # The smaller root of 4 r^2 - 2 total r + lost, without the difference of near numbers.
+    # The smaller root of 4 r^2 - 2 total r + lost, without a difference of nearly equal numbers.
     return lost / jnp.maximum(total + jnp.sqrt(total**2 - 4 * lost), 1e-6)
 
 
 def draw_gaussians(points, radii, labels, valid, shape: tuple[int, int], num_classes: int):
-    """Peaks of height 1 in the channels of their classes; where they overlap the larger one counts.
+    """Draws peaks of height 1 in the channels of their classes; overlaps keep the larger value.
 
     A peak is exp(-d^2 / (2 sigma^2)) with sigma = (2 radius + 1) / 6, cut to a square of
     2 radius + 1 cells.
@@ -56,11 +56,11 @@ def draw_gaussians(points, radii, labels, valid, shape: tuple[int, int], num_cla
       points: [G, 2] int column and row of the peak's cell.
       radii: [G] int cells, >= 0.
       labels: [G] int channel.
-      valid: [G] bool; nothing else is drawn.
+      valid: [G] bool; only these are drawn.
       shape: (H, W), static.
       num_classes: C, static.
     Returns:
-      [H, W, C] float32 in 0..1; exactly 1 in the peaks' cells and nowhere else.
+      [H, W, C] float32 in 0..1; exactly 1 only in the peaks' cells.
     Example:
       >>> point, radius, label = jnp.array([[1, 0]]), jnp.array([1]), jnp.array([0])
       >>> heat = draw_gaussians(point, radius, label, jnp.array([True]), (1, 4), num_classes=1)
@@ -82,7 +82,7 @@ def draw_gaussians(points, radii, labels, valid, shape: tuple[int, int], num_cla
 
 
 def local_maxima(heat, kernel: int = 3):
-    """Cells that hold the largest value of a square around them; equal neighbours all do.
+    """Marks the cells that hold the largest value in a square around them, ties included.
 
     Args:
       heat: [H, W, C].
@@ -90,16 +90,16 @@ def local_maxima(heat, kernel: int = 3):
     Returns:
       [H, W, C] bool.
     Raises:
-      ValueError: `kernel` is not odd.
+      ValueError: `kernel` is even or below 1.
     Example:
       >>> local_maxima(jnp.array([[[1.0], [3.0], [2.0], [5.0]]]))[0, :, 0].tolist()
       [False, True, False, True]
     """
     if kernel < 1 or kernel % 2 == 0:
-        raise ValueError(f"kernel must be odd, not {kernel}")
+        raise ValueError(f"kernel must be odd and at least 1, not {kernel}")
     reach = kernel // 2
     largest = heat
-    # Maxima of shifted maps, one axis after the other: 5 times faster than XLA's pooling on a CPU.
+    # Maxima of shifted maps, one axis at a time: 5 times faster than XLA's pooling on a CPU.
     for axis in (0, 1):
         padding = [(reach, reach) if i == axis else (0, 0) for i in range(3)]
         padded = jnp.pad(largest, padding, constant_values=-jnp.inf)
@@ -115,12 +115,13 @@ def find_peaks(heat, max_peaks: int, kernel: int = 3) -> Peaks:
     Args:
       heat: [H, W, C] float.
       max_peaks: K, static; may be larger than the map.
-      kernel: cells, odd, static: how far around a peak must be the largest.
+      kernel: as in `local_maxima`.
     Returns:
-      Peaks.  Equal scores are taken by rows, columns, channels.  The reference fills up with cells
-      that are no maxima, at score 0, where there are fewer than K of them; here they are empty.
+      The peaks; equal scores are ordered by row, column and channel.  If there are fewer than K
+      maxima, the reference fills up with other cells at score 0; here those slots are empty.
     Raises:
-      ValueError: `heat` is not [H, W, C], `max_peaks` is below 1, or `kernel` is even.
+      ValueError: `heat` is not [H, W, C], `max_peaks` is below 1, or `kernel` is even or
+        below 1.
     Example:
       >>> peaks = find_peaks(jnp.array([[[1.0], [3.0], [2.0], [5.0]]]), max_peaks=3)
       >>> peaks.cells.tolist(), peaks.scores.tolist(), peaks.valid.tolist()
@@ -146,7 +147,7 @@ def find_peaks(heat, max_peaks: int, kernel: int = 3) -> Peaks:
 
 
 def take_cells(maps, cells):
-    """Values [K, D] of `maps` [H, W, D] in `cells` [K], row * W + column.
+    """Takes the values [K, D] of `maps` [H, W, D] at `cells` [K], row * W + column.
 
     Example:
       >>> take_cells(jnp.array([[[0, 1], [2, 3]], [[4, 5], [6, 7]]]), jnp.array([3, 0])).tolist()
