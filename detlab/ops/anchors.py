@@ -1,30 +1,38 @@
 """Anchor boxes and points of a feature pyramid, and the order in which its maps are flattened.
 
-A prior of level l sits in cell (row, column) of a map of `Hl x Wl` cells, `stride` px apart.  The
-flat order is levels, rows, columns, anchors of a cell, in every function here.
+A prior is an anchor or a point.  Level l is a map of `Hl x Wl` cells, `stride` px apart, and each
+cell holds the same number of priors.  Every function here flattens in the order levels, rows,
+columns, anchors of a cell.
 
-Cell anchors, those of the cell (0, 0), are small NumPy arrays made once; grids are made inside
-the program from iotas, as hundreds of thousands of constants would only swell the executable.
+Cell anchors, the anchors of cell (0, 0), are small NumPy arrays.  Grids are computed from iotas
+inside the compiled program, because hundreds of thousands of constants would swell the executable.
 """
 
 import itertools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
 
-def cell_anchors(base_size, scales, ratios, center_offset=0.0, scale_major=True):
+def cell_anchors(
+    base_size: float, scales, ratios, center_offset: float = 0.0, scale_major: bool = True
+):
     """Anchors of one cell from scales and aspect ratios (Faster R-CNN, arXiv:1506.01497, 3.1.1).
 
     Args:
-      base_size: px, usually the stride; multiplied by every scale.
-      scales: numbers.
-      ratios: height / width; the area does not depend on it.
-      center_offset: the centre, in base sizes from the top left corner of the cell.
-      scale_major: the reference's name for ratios as the outer and scales as the inner loop.
+      base_size: px, usually the stride; multiplied by each scale.
+      scales: [S].
+      ratios: [R] height / width; the area stays the same.
+      center_offset: of the centre from the cell's top left corner, in base sizes.
+      scale_major: order anchors by ratio, then scale (the reference's name); else by scale, then
+        ratio.
     Returns:
-      [A, 4] float32 NumPy xyxy, px; A = number of scales times number of ratios.
+      [A, 4] float32 NumPy xyxy, px; A = S * R.
+    Example:
+      >>> cell_anchors(8, scales=(1,), ratios=(1, 4)).tolist()
+      [[-4.0, -4.0, 4.0, 4.0], [-2.0, -8.0, 2.0, 8.0]]
     """
     scales = np.asarray(scales, np.float64)
     root = np.sqrt(np.asarray(ratios, np.float64))
@@ -36,12 +44,19 @@ def cell_anchors(base_size, scales, ratios, center_offset=0.0, scale_major=True)
     return _centered(sizes, center_offset * base_size)
 
 
-def octave_scales(octave_base_scale, scales_per_octave):
-    """Scales that divide an octave evenly (RetinaNet, arXiv:1708.02002, section 4)."""
+def octave_scales(octave_base_scale: float, scales_per_octave: int):
+    """Scales that divide an octave evenly (RetinaNet, arXiv:1708.02002, section 4).
+
+    Returns:
+      [scales_per_octave] float64 NumPy.
+    Example:
+      >>> octave_scales(4, 3).round(3).tolist()
+      [4.0, 5.04, 6.35]
+    """
     return octave_base_scale * 2.0 ** (np.arange(scales_per_octave) / scales_per_octave)
 
 
-def ssd_sizes(min_size, max_size, ratios):
+def ssd_sizes(min_size: float, max_size: float, ratios: Sequence[float]):
     """Widths and heights of SSD's boxes (arXiv:1512.02325, section 2.2), in the reference's order.
 
     Args:
@@ -50,6 +65,9 @@ def ssd_sizes(min_size, max_size, ratios):
       ratios: such as (2, 3); each gives a wide and a tall box.
     Returns:
       [2 + 2 * number of ratios, 2] float32 NumPy width, height, px.
+    Example:
+      >>> ssd_sizes(4, 9, ratios=(4,)).tolist()
+      [[4.0, 4.0], [6.0, 6.0], [8.0, 2.0], [2.0, 8.0]]
     """
     between = np.sqrt(min_size * max_size)
     sizes = [(min_size, min_size), (between, between)]
@@ -59,14 +77,17 @@ def ssd_sizes(min_size, max_size, ratios):
     return np.asarray(sizes, np.float32)
 
 
-def sized_anchors(sizes, stride):
-    """Anchors of given sizes around the middle of a cell (SSD, YOLO).
+def sized_anchors(sizes, stride: float):
+    """Anchors of given sizes, centred in a cell (SSD, YOLO).
 
     Args:
       sizes: [A, 2] width, height, px.
       stride: px.
     Returns:
       [A, 4] float32 NumPy xyxy, px.
+    Example:
+      >>> sized_anchors([(4, 2)], stride=8).tolist()
+      [[2.0, 3.0, 6.0, 5.0]]
     """
     return _centered(np.asarray(sizes, np.float64), stride / 2)
 
@@ -75,15 +96,18 @@ def _centered(sizes, center):
     return np.concatenate([center - sizes / 2, center + sizes / 2], axis=-1).astype(np.float32)
 
 
-def grid_points(stride, shape, offset=0.0):
+def grid_points(stride: float | tuple[float, float], shape: tuple[int, int], offset: float = 0.0):
     """One point per cell.
 
     Args:
       stride: px between cells, one number or (x, y).
       shape: (Hl, Wl), static.
-      offset: of the point in its cell, in strides.
+      offset: of the point from the cell's top left corner, in strides.
     Returns:
-      [Hl * Wl, 2] float32 x, y in px, by rows and columns.
+      [Hl * Wl, 2] float32 x, y px, row by row.
+    Example:
+      >>> grid_points(8, (2, 2), offset=0.5).tolist()
+      [[4.0, 4.0], [12.0, 4.0], [4.0, 12.0], [12.0, 12.0]]
     """
     stride_x, stride_y = np.broadcast_to(stride, 2)
     y = (jnp.arange(shape[0], dtype=jnp.float32) + offset) * stride_y
@@ -92,15 +116,18 @@ def grid_points(stride, shape, offset=0.0):
     return jnp.stack([x.ravel(), y.ravel()], axis=-1)
 
 
-def grid_anchors(cell, stride, shape):
-    """The cell's anchors in every cell of a level.
+def grid_anchors(cell, stride: float | tuple[float, float], shape: tuple[int, int]):
+    """Repeats the anchors of one cell in each cell of a level.
 
     Args:
       cell: [A, 4] anchors of the cell (0, 0), px.
       stride: px between cells, one number or (x, y).
       shape: (Hl, Wl), static.
     Returns:
-      [Hl * Wl * A, 4] float32 xyxy, px, by rows, columns and anchors.
+      [Hl * Wl * A, 4] float32 xyxy, px, in the order rows, columns, anchors.
+    Example:
+      >>> grid_anchors([[-4, -4, 4, 4]], 8, (1, 2)).tolist()
+      [[-4.0, -4.0, 4.0, 4.0], [4.0, -4.0, 12.0, 4.0]]
     """
     corners = grid_points(stride, shape)  # [Hl * Wl, 2]
     shifts = jnp.concatenate([corners, corners], axis=-1)
@@ -108,51 +135,54 @@ def grid_anchors(cell, stride, shape):
 
 
 class Grid(NamedTuple):
-    """The cells of a canvas on each level of a pyramid, and the N priors in them: see `grid`."""
+    """The cells of a canvas on each pyramid level and the N priors in them; `grid` makes one."""
 
     strides: tuple  # px between cells
     shapes: tuple  # (Hl, Wl) cells, static
-    per_cell: tuple  # priors of a cell: its anchors, or 1 for points
+    per_cell: tuple  # priors in a cell: the number of anchors, or 1 for points
 
-    def slices(self):
-        """Where the priors of each level lie among the N of all levels: a list of slices."""
+    def slices(self) -> list[slice]:
+        """The slice of each level among the N priors."""
         ends = np.cumsum([0, *self._counts()])
         return [slice(start, end) for start, end in itertools.pairwise(ends)]
 
     def level(self):
-        """[N] int32, counted from the finest."""
+        """The level [N] int32 of each prior, counted from the finest."""
         parts = [jnp.full(count, level, jnp.int32) for level, count in enumerate(self._counts())]
         return jnp.concatenate(parts)
 
     def stride(self):
-        """[N] float32 px, of the level of each prior."""
+        """The stride [N] float32 px of each prior's level."""
         return jnp.array(self.strides, jnp.float32)[self.level()]
 
     def anchors(self, cells):
         """The anchors of all levels, [N, 4] float32 xyxy px.
 
         Args:
-          cells: for each level [A, 4] anchors of the cell (0, 0), px.
+          cells: for each level, [A, 4] anchors of the cell (0, 0), px.
         Raises:
-          ValueError: not as many levels as the grid has.
+          ValueError: `cells` and the grid have different numbers of levels.
         """
         if len(cells) != len(self.strides):
-            raise ValueError(f"anchors of {len(cells)} levels for a grid of {len(self.strides)}")
+            raise ValueError(
+                f"cells must have one entry for each of the grid's {len(self.strides)} levels, "
+                f"not {len(cells)}"
+            )
         levels = zip(cells, self.strides, self.shapes, strict=True)
         return jnp.concatenate([grid_anchors(*level) for level in levels])
 
-    def points(self, offset=0.0):
-        """The points of all levels, [N, 2] float32 x, y px; offset in strides from the corner."""
+    def points(self, offset: float = 0.0):
+        """The points of all levels, [N, 2] float32 x, y px; `offset` as in `grid_points`."""
         levels = zip(self.strides, self.shapes, strict=True)
         return jnp.concatenate([grid_points(*level, offset) for level in levels])
 
     def inside(self, image_size):
-        """Which priors lie in cells that hold a part of the image and not only padding.
+        """Marks the priors in cells that hold part of the image, not only padding.
 
-        Priors elsewhere are ignored in the loss and masked among the candidates.
+        The loss ignores all other priors, and prediction masks them.
 
         Args:
-          image_size: [2] int32 height, width in px of the content of one image.
+          image_size: [2] int32 height, width px of one image's content.
         Returns:
           [N] bool: row < ceil(height / stride) and column < ceil(width / stride).
         """
@@ -175,26 +205,38 @@ class Grid(NamedTuple):
         ]
 
 
-def grid(canvas, strides, per_cell=1):
-    """The `Grid` of a canvas, whose levels have as many cells as padded convolutions give.
+def grid(
+    canvas: tuple[int, int], strides: Sequence[int], per_cell: int | tuple[int, ...] = 1
+) -> Grid:
+    """Makes the `Grid` of a canvas; sizes / strides round up, as in padded convolutions.
 
     Args:
       canvas: (height, width) px, static.
-      strides: for each level px.
-      per_cell: priors of a cell, one number or one for each level.
+      strides: px, one for each level.
+      per_cell: priors in a cell, one number or one for each level.
+    Example:
+      >>> pyramid = grid((8, 16), strides=(8, 16))
+      >>> pyramid.shapes
+      ((1, 2), (1, 1))
+      >>> pyramid.points(offset=0.5).tolist()
+      [[4.0, 4.0], [12.0, 4.0], [8.0, 8.0]]
     """
     shapes = tuple((-(-canvas[0] // stride), -(-canvas[1] // stride)) for stride in strides)
     counts = per_cell if isinstance(per_cell, tuple) else (per_cell,) * len(strides)
     return Grid(tuple(strides), shapes, counts)
 
 
-def flatten_levels(maps, channels):
-    """Raw maps as rows in the order of the anchors.
+def flatten_levels(maps, channels: int):
+    """Flattens raw maps to one row for each anchor, in the order of the anchors.
 
     Args:
-      maps: for each level [B, Hl, Wl, A * channels], as the convolution gives it.
-      channels: per anchor.
+      maps: for each level, [B, Hl, Wl, A * channels], the output of a convolution.
+      channels: of one anchor.
     Returns:
       [B, N, channels].
+    Example:
+      >>> fine, coarse = jnp.array([[[[0, 1], [2, 3]]]]), jnp.array([[[[4, 5]]]])
+      >>> flatten_levels([fine, coarse], channels=2).tolist()
+      [[[0, 1], [2, 3], [4, 5]]]
     """
     return jnp.concatenate([level.reshape(level.shape[0], -1, channels) for level in maps], axis=1)

@@ -1,11 +1,12 @@
-"""Box coders: what a regression branch predicts, and back.
+"""Box coders: from boxes to what a regression branch predicts, and back.
 
-Each `encode_*` has its `decode_*`; arrays broadcast over leading axes, so a prediction per class
-takes anchors [N, 1, 4].  A box or an anchor without extent along an axis is encoded as if it were
-1 px long there: rows of padding stay finite and a masked loss keeps a clean gradient.
+Each `encode_*` has a matching `decode_*`.  Arrays broadcast over leading axes: predictions for
+each class take anchors [N, 1, 4].  A box or anchor without extent along an axis is encoded as if
+it were 1 px long there, so padding stays finite and a masked loss has finite gradients.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -16,22 +17,31 @@ from detlab.ops import gradient
 
 Array = Any
 
-# A 16 px anchor can grow to 1000 px, or the other way round, and no further (Detectron).
+# The largest change of size: from a 16 px anchor to a 1000 px box, or the reverse (Detectron).
 MAX_LOG_RATIO = abs(math.log(16 / 1000))
 
 POINT_TRANSFORMS = ("moment", "minmax", "partial_minmax")
 
 
-def encode_deltas(anchors, boxes, stds=(1.0, 1.0, 1.0, 1.0), means=(0.0, 0.0, 0.0, 0.0)):
+def encode_deltas(
+    anchors,
+    boxes,
+    stds: Sequence[float] = (1.0, 1.0, 1.0, 1.0),
+    means: Sequence[float] = (0.0, 0.0, 0.0, 0.0),
+):
     """Normalised offsets from anchors to boxes (R-CNN, arXiv:1311.2524, appendix C, eq. 6-9).
 
     Args:
       anchors: [..., 4] xyxy px.
       boxes: [..., 4] xyxy px.
-      stds: of dx, dy, dw, dh, which are divided by them.
-      means: subtracted first.
+      stds: divisors of dx, dy, dw, dh.
+      means: subtracted before the division.
     Returns:
-      [..., 4] dx, dy in anchor sizes, dw, dh natural logarithms of the size ratio; normalised.
+      [..., 4] dx, dy in anchor sizes; dw, dh natural logarithms of the size ratios; normalised.
+    Example:
+      >>> anchor, box = jnp.array([0.0, 0.0, 10.0, 20.0]), jnp.array([5.0, 0.0, 25.0, 20.0])
+      >>> [round(float(x), 3) for x in encode_deltas(anchor, box)]  # 10 px right, twice as wide
+      [1.0, 0.0, 0.693, 0.0]
     """
     anchors, boxes = boxes_lib.xyxy_to_cxcywh(anchors), boxes_lib.xyxy_to_cxcywh(boxes)
     size = _nonzero(anchors[..., 2:])
@@ -44,22 +54,28 @@ def encode_deltas(anchors, boxes, stds=(1.0, 1.0, 1.0, 1.0), means=(0.0, 0.0, 0.
 def decode_deltas(
     anchors,
     deltas,
-    stds=(1.0, 1.0, 1.0, 1.0),
-    means=(0.0, 0.0, 0.0, 0.0),
+    stds: Sequence[float] = (1.0, 1.0, 1.0, 1.0),
+    means: Sequence[float] = (0.0, 0.0, 0.0, 0.0),
     max_size=None,
-    max_log_ratio=MAX_LOG_RATIO,
+    max_log_ratio: float = MAX_LOG_RATIO,
 ):
     """Boxes from the offsets of `encode_deltas`.
 
     Args:
       anchors: [..., 4] xyxy px.
       deltas: [..., 4] normalised.
-      stds: as encoded.
-      means: as encoded.
-      max_size: (height, width) px, static or traced: boxes are clipped to it.
-      max_log_ratio: bound of |dw| and |dh| after the stds, against overflow of the exponential.
+      stds: as in `encode_deltas`.
+      means: as in `encode_deltas`.
+      max_size: [2] height, width px, static or traced; clips the boxes if given.
+      max_log_ratio: bound of |dw| and |dh| after the stds; keeps the exponential from overflowing.
     Returns:
       [..., 4] xyxy px.
+    Example:
+      >>> anchor, deltas = jnp.array([0.0, 0.0, 10.0, 20.0]), jnp.array([1.0, 0.5, 0.0, 0.0])
+      >>> decode_deltas(anchor, deltas).tolist()
+      [10.0, 10.0, 20.0, 30.0]
+      >>> decode_deltas(anchor, deltas, max_size=(25, 15)).tolist()
+      [10.0, 10.0, 15.0, 25.0]
     """
     deltas = deltas * jnp.asarray(stds, deltas.dtype) + jnp.asarray(means, deltas.dtype)
     anchors = boxes_lib.xyxy_to_cxcywh(anchors)
@@ -69,16 +85,19 @@ def decode_deltas(
     return _clip(boxes_lib.cxcywh_to_xyxy(jnp.concatenate([center, size], axis=-1)), max_size)
 
 
-def encode_ltrb(points, boxes, max_distance=None):
+def encode_ltrb(points, boxes, max_distance: float | None = None):
     """Distances from points to the four sides (FCOS, arXiv:1904.01355, eq. 1).
 
     Args:
       points: [..., 2] x, y.
-      boxes: [..., 4] xyxy, in the unit of the points: px, or strides where both are divided.
-      max_distance: distances are brought to 0..max_distance - 0.1, the range that bins of 0, 1 ..
-        max_distance can hold with a neighbour on either side (GFL, arXiv:2006.04388).
+      boxes: [..., 4] xyxy, in the unit of the points: px, or strides if both are divided by them.
+      max_distance: clips distances to 0..max_distance - 0.1, so that each has a neighbour on either
+        side among the bins 0, 1 .. max_distance (GFL, arXiv:2006.04388).
     Returns:
-      [..., 4] left, top, right, bottom; below 0 where a point is outside of its box.
+      [..., 4] left, top, right, bottom; negative where a point is outside its box.
+    Example:
+      >>> encode_ltrb(jnp.array([4.0, 5.0]), jnp.array([1.0, 3.0, 10.0, 20.0])).tolist()
+      [3.0, 2.0, 6.0, 15.0]
     """
     distances = jnp.concatenate([points - boxes[..., :2], boxes[..., 2:] - points], axis=-1)
     return distances if max_distance is None else jnp.clip(distances, 0.0, max_distance - 0.1)
@@ -90,24 +109,31 @@ def decode_ltrb(points, distances, max_size=None):
     Args:
       points: [..., 2] x, y.
       distances: [..., 4] left, top, right, bottom, in the unit of the points.
-      max_size: (height, width), static or traced: boxes are clipped to it.
+      max_size: [2] height, width in the same unit, static or traced; clips the boxes if given.
     Returns:
       [..., 4] xyxy, in the unit of the points.
+    Example:
+      >>> decode_ltrb(jnp.array([4.0, 5.0]), jnp.array([3.0, 2.0, 6.0, 15.0])).tolist()
+      [1.0, 3.0, 10.0, 20.0]
     """
     low, high = points - distances[..., :2], points + distances[..., 2:]
     return _clip(jnp.concatenate([low, high], axis=-1), max_size)
 
 
-def encode_yolo(anchors, boxes, strides, eps=1e-6):
+def encode_yolo(anchors, boxes, strides, eps: float = 1e-6):
     """Position in the cell and log size ratio (YOLOv3, arXiv:1804.02767, section 2.1).
 
     Args:
-      anchors: [..., 4] xyxy px, around the middles of their cells.
+      anchors: [..., 4] xyxy px, centred in their cells.
       boxes: [..., 4] xyxy px.
       strides: [...] px.
-      eps: x and y are clamped to eps..1 - eps, so that they stay targets for a sigmoid.
+      eps: x and y are clipped to eps..1 - eps, which a sigmoid can reach.
     Returns:
-      [..., 4] x, y of the centre in 0..1 of the cell, and ln(w / anchor w), ln(h / anchor h).
+      [..., 4] x, y of the centre in 0..1 of the cell; ln(w / anchor w), ln(h / anchor h).
+    Example:
+      >>> anchor, box = jnp.array([2.0, 2.0, 6.0, 6.0]), jnp.array([4.0, 2.0, 8.0, 6.0])
+      >>> encode_yolo(anchor, box, strides=8.0).tolist()  # 2 px right of the middle of its cell
+      [0.75, 0.5, 0.0, 0.0]
     """
     anchors, boxes = boxes_lib.xyxy_to_cxcywh(anchors), boxes_lib.xyxy_to_cxcywh(boxes)
     offset = (boxes[..., :2] - anchors[..., :2]) / jnp.asarray(strides)[..., None] + 0.5
@@ -119,11 +145,15 @@ def decode_yolo(anchors, encoded, strides):
     """Boxes from positions in the cell and log size ratios; the inverse of `encode_yolo`.
 
     Args:
-      anchors: [..., 4] xyxy px, around the middles of their cells.
-      encoded: [..., 4] x, y after the sigmoid, and log ratios of width and height.
+      anchors: [..., 4] xyxy px, centred in their cells.
+      encoded: [..., 4] x, y after the sigmoid; log ratios of width and height.
       strides: [...] px.
     Returns:
       [..., 4] xyxy px, not clipped.
+    Example:
+      >>> anchor, encoded = jnp.array([2.0, 2.0, 6.0, 6.0]), jnp.array([0.75, 0.5, 0.0, 0.0])
+      >>> decode_yolo(anchor, encoded, strides=8.0).tolist()
+      [4.0, 2.0, 8.0, 6.0]
     """
     anchors = boxes_lib.xyxy_to_cxcywh(anchors)
     center = anchors[..., :2] + (encoded[..., :2] - 0.5) * jnp.asarray(strides)[..., None]
@@ -132,25 +162,32 @@ def decode_yolo(anchors, encoded, strides):
 
 
 class Buckets(NamedTuple):
-    """SABL's targets; sides are left, right, top, bottom and buckets go from outside inwards."""
+    """SABL's targets.  Sides are left, right, top, bottom; buckets run from outside inwards."""
 
     offsets: Array  # [..., 4, S] from the side of the box to the bucket, in bucket sizes
-    offset_weights: Array  # [..., 4, S] 1 at the nearest bucket, and the second if close, else 0
+    offset_weights: Array  # [..., 4, S] 1 at the nearest bucket, and at the second if close; else 0
     labels: Array  # [..., 4, S] one-hot: the nearest bucket
-    label_weights: Array  # [..., 4, S] 0 at close buckets that are not the nearest, else 1
+    label_weights: Array  # [..., 4, S] 0 at close buckets other than the nearest; else 1
 
 
-def encode_buckets(rois, boxes, num_buckets, scale_factor, ignore_neighbors=True):
+def encode_buckets(
+    rois, boxes, num_buckets: int, scale_factor: float, ignore_neighbors: bool = True
+) -> Buckets:
     """Bucket labels and offsets of the four sides (SABL, arXiv:1912.04260, sections 3.2, 3.3).
 
     Args:
       rois: [..., 4] xyxy px.
       boxes: [..., 4] xyxy px, the object of each RoI.
-      num_buckets: along the width and along the height; each side sees S = ceil(half) of them.
-      scale_factor: the buckets divide the RoI enlarged about its centre by this.
-      ignore_neighbors: whether `label_weights` leaves out close buckets (section 3.2).
-    Returns:
-      Buckets.
+      num_buckets: along the width and along the height; each side uses S = ceil(num_buckets / 2).
+      scale_factor: the RoI, enlarged about its centre by this factor, is divided into the buckets.
+      ignore_neighbors: `label_weights` is 0 at close buckets other than the nearest (section 3.2).
+    Example:
+      >>> roi, box = jnp.array([0.0, 0.0, 8.0, 8.0]), jnp.array([1.0, 3.0, 7.0, 8.0])
+      >>> buckets = encode_buckets(roi, box, num_buckets=4, scale_factor=1.0)
+      >>> buckets.labels.tolist()  # centres at 1, 3 from the left and top, 7, 5 from the others
+      [[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [1.0, 0.0]]
+      >>> buckets.offsets.tolist()
+      [[0.0, 1.0], [0.0, -1.0], [-1.0, 0.0], [-0.5, -1.5]]
     """
     centers, size = _bucket_centers(rois, num_buckets, scale_factor)
     sides = jnp.stack(
@@ -169,19 +206,25 @@ def encode_buckets(rois, boxes, num_buckets, scale_factor, ignore_neighbors=True
     return Buckets(offsets, offset_weights, nearest, label_weights)
 
 
-def decode_buckets(rois, logits, offsets, num_buckets, scale_factor, max_size=None):
+def decode_buckets(rois, logits, offsets, num_buckets: int, scale_factor: float, max_size=None):
     """Boxes and localisation confidence from bucket scores (SABL, sections 3.3, 3.4).
 
     Args:
       rois: [..., 4] xyxy px.
       logits: [..., 4, S] of the buckets of each side.
       offsets: [..., 4, S] in bucket sizes.
-      num_buckets: as encoded.
-      scale_factor: as encoded.
-      max_size: (height, width) px: boxes are clipped to 0..size - 1, as the reference does here.
+      num_buckets: as in `encode_buckets`.
+      scale_factor: as in `encode_buckets`.
+      max_size: [2] height, width px; clips boxes to 0..size - 1, as the reference does here.
     Returns:
-      (boxes [..., 4] xyxy px, confidence [...] in 0..1: over the four sides the mean probability
-      of the best bucket, with that of the second where the two are neighbours).
+      (boxes [..., 4] xyxy px, confidence [...] in 0..1).  The confidence is the mean over the four
+      sides of the best bucket's probability, plus that of the second best if they are neighbours.
+    Example:
+      >>> roi, box = jnp.array([0.0, 0.0, 8.0, 8.0]), jnp.array([1.0, 3.0, 7.0, 8.0])
+      >>> buckets = encode_buckets(roi, box, 4, 1.0)
+      >>> boxes, confidence = decode_buckets(roi, 100 * buckets.labels, buckets.offsets, 4, 1.0)
+      >>> boxes.tolist(), round(float(confidence), 3)
+      ([1.0, 3.0, 7.0, 8.0], 1.0)
     """
     centers, size = _bucket_centers(rois, num_buckets, scale_factor)
     scores = jax.nn.softmax(logits, axis=-1)
@@ -200,22 +243,28 @@ def decode_buckets(rois, logits, offsets, num_buckets, scale_factor, max_size=No
     return boxes, jnp.mean(confidence, axis=-1)
 
 
-def points_to_boxes(points, transform, transfer=None, transfer_gradient=0.01):
-    """The box that a set of points stands for (RepPoints, arXiv:1904.11490, section 3.2).
+def points_to_boxes(points, transform: str, transfer=None, transfer_gradient: float = 0.01):
+    """Converts point sets to boxes (RepPoints, arXiv:1904.11490, section 3.2).
 
     Args:
       points: [..., T, 2] x, y.
       transform:
-        minmax          T1: from the least to the largest coordinate;
-        partial_minmax  T2: the same of the first four points;
-        moment          T3: from the mean, a multiple of the standard deviation (that of T - 1) to
-                        either side.  Points without extent have no gradient through it.
-      transfer: [2] logarithms of the multiples along x and y; of moment only.
-      transfer_gradient: the gradient of `transfer` is multiplied by this, as in the reference.
+        minmax          T1: from the smallest to the largest coordinate;
+        partial_minmax  T2: the same for the first four points;
+        moment          T3: a multiple of the standard deviation (divisor T - 1) to either side of
+                        the mean.  The deviation has no gradient where all points coincide.
+      transfer: [2] logarithms of the multiples along x and y; only for moment.
+      transfer_gradient: factor of the gradient of `transfer`, as in the reference.
     Returns:
       [..., 4] xyxy, in the unit of the points.
     Raises:
-      ValueError: another transform, or moment without transfer or of a single point.
+      ValueError: unknown transform, or moment without `transfer` or with fewer than two points.
+    Example:
+      >>> points = jnp.array([[0.0, 0.0], [2.0, 4.0], [1.0, 1.0], [1.0, 2.0], [6.0, 2.0]])
+      >>> points_to_boxes(points, "minmax").tolist()
+      [0.0, 0.0, 6.0, 4.0]
+      >>> points_to_boxes(points, "partial_minmax").tolist()
+      [0.0, 0.0, 2.0, 4.0]
     """
     if transform not in POINT_TRANSFORMS:
         names = ", ".join(POINT_TRANSFORMS)
@@ -223,7 +272,9 @@ def points_to_boxes(points, transform, transfer=None, transfer_gradient=0.01):
     if transform == "moment":
         count = points.shape[-2]
         if transfer is None or count < 2:
-            raise ValueError(f"moment needs transfer and two points or more, not {count}")
+            raise ValueError(
+                f"transform 'moment' needs transfer and at least two points, not {count}"
+            )
         mean = points.mean(-2)
         variance = jnp.square(points - mean[..., None, :]).sum(-2) / (count - 1)
         spread = variance > 0
@@ -236,14 +287,17 @@ def points_to_boxes(points, transform, transfer=None, transfer_gradient=0.01):
     return jnp.concatenate([low, high], axis=-1)
 
 
-def boxes_to_grid(boxes, side):
-    """Points spread evenly over boxes, corners and sides included.
+def boxes_to_grid(boxes, side: int):
+    """Spreads points evenly over boxes, corners and sides included.
 
     Args:
       boxes: [..., 4] xyxy.
-      side: points along each axis, 2 or more.
+      side: points along each axis, at least 2.
     Returns:
-      [..., side * side, 2] x, y by rows, in the unit of the boxes.
+      [..., side * side, 2] x, y, row by row, in the unit of the boxes.
+    Example:
+      >>> boxes_to_grid(jnp.array([0.0, 0.0, 4.0, 2.0]), side=2).tolist()
+      [[0.0, 0.0], [4.0, 0.0], [0.0, 2.0], [4.0, 2.0]]
     """
     steps = jnp.linspace(0.0, 1.0, side, dtype=boxes.dtype)
     low, size = boxes[..., None, :2], (boxes[..., 2:] - boxes[..., :2])[..., None, :]

@@ -1,10 +1,10 @@
 """Convolution in NHWC with a weight gradient that is fast on every platform.
 
-XLA's CPU backend computes the weight gradient of a wide convolution slower than the convolution
-itself (docs/performance.md).  Rewrites avoid that on CPUs without changing parameters: a 1x1
-convolution is a matrix product, the weight gradient of a wide 3x3 one is three of them, and a
-depthwise convolution is a sum over the cells of its kernel.  Every other platform compiles XLA's
-own convolution and its own gradients.
+XLA's CPU backend is slower at the weight gradient of a wide convolution than at the convolution
+itself (docs/performance.md).  CPUs therefore compute equivalent forms with the same parameters: a
+1x1 convolution is a matrix product, the weight gradient of a wide 3x3 convolution is three matrix
+products, and a depthwise convolution is a sum over the cells of its kernel.  Every other platform
+compiles XLA's convolution and its gradients.
 """
 
 import functools
@@ -17,8 +17,8 @@ from jax import lax
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 Padding = Sequence[tuple[int, int]]
 
-# Input times output channels from which the gradient by matrix products wins on a CPU: measured
-# even at 256 x 256 on 20x20 cells, 0.76 of the time on 40x40, and 0.6 at 512 x 512.
+# From this many input times output channels, the gradient by matrix products is faster on a CPU.
+# Measured: the same time at 256 x 256 on 20x20 cells, 0.76 of it on 40x40, and 0.6 at 512 x 512.
 _WIDE = 256 * 256
 
 
@@ -30,15 +30,22 @@ def conv(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: Padding | No
       kernel: [kh, kw, Cin, Cout].
       stride: the same in both directions.
       padding: ((top, bottom), (left, right)); by default (k - 1) // 2 on every side, as in
-        PyTorch.  "SAME" of XLA would pad even sizes at stride 2 on the bottom and right only.
+        PyTorch.  XLA's "SAME" would pad even sizes at stride 2 on the bottom and right only.
     Returns:
-      [B, H', W', Cout] with H' = (H + top + bottom - kh) // stride + 1.
-
-    Reverse-mode differentiable.  A 1x1 and a wide 3x3 convolution have no forward mode.
+      [B, H', W', Cout] with H' = (H + top + bottom - kh) // stride + 1.  Reverse-mode
+      differentiable; 1x1 and wide 3x3 convolutions have no forward mode.
+    Raises:
+      ValueError: `x` does not fit the kernel.
+    Example:
+      >>> x, kernel = jnp.ones((1, 3, 3, 1)), jnp.ones((3, 3, 1, 1))
+      >>> conv(x, kernel)[0, :, :, 0].tolist()
+      [[4.0, 6.0, 4.0], [6.0, 9.0, 6.0], [4.0, 6.0, 4.0]]
+      >>> conv(x, kernel, stride=2)[0, :, :, 0].tolist()
+      [[4.0, 4.0], [4.0, 4.0]]
     """
     kh, kw, cin, cout = kernel.shape
     if x.ndim != 4 or x.shape[3] != cin:
-        raise ValueError(f"conv needs x of [B, H, W, {cin}] for kernel {kernel.shape}: {x.shape}")
+        raise ValueError(f"conv with kernel {kernel.shape} needs x [B, H, W, {cin}], not {x.shape}")
     padding = _sides(kernel, padding)
     native = functools.partial(_native, stride, padding)
     if (kh, kw) == (1, 1) and padding == ((0, 0), (0, 0)):
@@ -51,9 +58,9 @@ def conv(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: Padding | No
 
 
 def depthwise(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: Padding | None = None):
-    """Convolution of each channel with a kernel of its own.
+    """Convolves each channel with its own kernel.
 
-    XLA's CPU backend has no fast grouped convolution, least of all for its gradient
+    XLA's CPU backend is slow at grouped convolutions, and slowest at their gradients
     (docs/performance.md).
 
     Args:
@@ -62,10 +69,19 @@ def depthwise(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: Padding
       stride, padding: as in `conv`.
     Returns:
       [B, H', W', D].  Reverse-mode differentiable.
+    Raises:
+      ValueError: `x` does not fit the kernel, or the kernel is not [kh, kw, 1, D].
+    Example:
+      >>> x, kernel = jnp.ones((1, 3, 3, 2)), jnp.ones((3, 3, 1, 2)) * jnp.array([1.0, 10.0])
+      >>> depthwise(x, kernel, stride=2).tolist()
+      [[[[4.0, 40.0], [4.0, 40.0]], [[4.0, 40.0], [4.0, 40.0]]]]
     """
     channels = kernel.shape[3]
     if x.ndim != 4 or x.shape[3] != channels or kernel.shape[2] != 1:
-        raise ValueError(f"depthwise needs x of [B, H, W, {channels}], kernel [kh, kw, 1, D]")
+        raise ValueError(
+            f"depthwise needs x [B, H, W, {channels}] and kernel [kh, kw, 1, {channels}], "
+            f"not {x.shape} and {kernel.shape}"
+        )
     padding = _sides(kernel, padding)
     native = functools.partial(_native, stride, padding)
     by_cell = functools.partial(_depthwise_by_cell, stride, padding)
@@ -90,12 +106,12 @@ def _gradients_of(function: Callable) -> Callable:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def _by_platform(cpu, cpu_gradients, native, x, kernel):
-    """`cpu(x, kernel)` with its gradients on a CPU, `native(x, kernel)` with its own elsewhere.
+    """`cpu(x, kernel)` with `cpu_gradients` on a CPU, `native(x, kernel)` with its own elsewhere.
 
-    The choice is made in each direction anew: the gradient of one choice would keep the
-    intermediate values of both programs.
+    The forward and the backward pass each choose for themselves: differentiating one choice would
+    keep the intermediate values of both programs.
     """
-    if cpu is native:  # and only its gradients are others: one program to trace
+    if cpu is native:  # only the gradients differ: trace one program
         return native(x, kernel)
     return lax.platform_dependent(x, kernel, cpu=cpu, default=native)
 
@@ -113,7 +129,7 @@ _by_platform.defvjp(_by_platform_forward, _by_platform_backward)
 
 
 def _native(stride, padding, x, kernel):
-    """XLA's convolution, in as many groups as `kernel` [kh, kw, Cin / groups, Cout] leaves."""
+    """XLA's convolution; `kernel` [kh, kw, Cin / groups, Cout] sets the number of groups."""
     return lax.conv_general_dilated(
         x,
         kernel,
@@ -134,9 +150,9 @@ def _gradients_3x3(stride, padding, x, kernel, dy):
 
 
 def _kernel_gradient(kernel_shape, stride, padding, x, dy):
-    """D kernel[i, j] = sum over positions of x shifted by (i, j), outer product with dy.
+    """Gradient of kernel[i, j]: sum over positions of x shifted by (i, j), outer product with dy.
 
-    One matrix product a kernel row: its kw shifted copies of x stand side by side as channels.
+    One matrix product for each kernel row, on kw shifted copies of x concatenated as channels.
     """
     kh, kw, cin, cout = kernel_shape
     height, width = dy.shape[1:3]
@@ -162,7 +178,7 @@ def _depthwise_by_cell(stride, padding, x, kernel):
 
 
 def _shifted(x, i, j, stride, height, width):
-    """[B, H', W', C]: what cell (i, j) of the kernel meets at each position of padded `x`."""
+    """The values [B, H', W', C] of padded `x` under cell (i, j) of the kernel at each position."""
     rows = slice(i, i + stride * (height - 1) + 1, stride)
     columns = slice(j, j + stride * (width - 1) + 1, stride)
     return x[:, rows, columns]

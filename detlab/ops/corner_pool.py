@@ -1,11 +1,11 @@
 """Corner pooling: running maxima along rows or columns (CornerNet, arXiv:1808.01244, section 3.4).
 
-Where several cells hold the maximum, the gradient goes to one of them, the last that the running
-maximum met, as in the reference (`torch.cummax`).  XLA's cumulative maximum would divide it among
-all.  Ties are the rule and not the exception: the pooled maps come out of a ReLU, full of zeros.
+If several cells hold the maximum, the gradient goes to the last one that the running maximum
+reached, as in the reference (`torch.cummax`).  XLA's cumulative maximum would divide it among all
+of them.  Ties are common: the pooled maps come out of a ReLU and are full of zeros.
 
-Two programs compute the same.  CPUs keep one row and walk; accelerators, for which every step
-costs a launch, use cumulative operations of logarithmic depth.
+Two programs compute the same result.  CPUs scan the map row by row.  On accelerators each step of
+a scan costs a launch, so they use cumulative operations of logarithmic depth.
 """
 
 import functools
@@ -14,21 +14,25 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-# The axis that is pooled and whether the maximum runs against its direction.
+# The pooled axis, and whether the maximum runs backwards along it.
 _DIRECTIONS = {"top": (-3, True), "bottom": (-3, False), "left": (-2, True), "right": (-2, False)}
 
 
-def corner_pool(x, direction):
-    """Each cell's largest value from there to one border of the map.
+def corner_pool(x, direction: str):
+    """The largest value between each cell and one border of the map, both included.
 
     Args:
       x: [..., H, W, D] float.
-      direction: static; "top" takes this row and those below it, "bottom" those above, "left" this
-        column and those right of it, "right" those left of it.
+      direction: static.  "top" pools over the cell and those below it, "bottom" over those above,
+        "left" over those to its right, "right" over those to its left.
     Returns:
-      Same shape and dtype.  Reverse-mode differentiable only.
+      [..., H, W, D], in the dtype of x.  Reverse-mode differentiable only.
     Raises:
-      ValueError: another direction, or fewer than three axes.
+      ValueError: unknown direction, or fewer than three axes.
+    Example:
+      >>> x = jnp.array([[1.0, 5.0, 2.0], [3.0, 0.0, 4.0]])[:, :, None]
+      >>> corner_pool(x, "left")[:, :, 0].tolist()
+      [[5.0, 5.0, 2.0], [4.0, 4.0, 4.0]]
     """
     if direction not in _DIRECTIONS:
         raise ValueError(f"direction must be one of {', '.join(_DIRECTIONS)}, not {direction!r}")
@@ -49,7 +53,7 @@ def _running_max(x, axis, reverse):
 
 def _running_max_forward(x, axis, reverse):
     pooled = _running_max(x, axis, reverse)
-    return pooled, x == pooled  # the cells where a maximum starts, or is met again
+    return pooled, x == pooled  # the cells where a maximum starts or is reached again
 
 
 def _running_max_backward(axis, reverse, starts, dy):
@@ -77,9 +81,9 @@ def _max_by_rows(x, axis, reverse):
     return jnp.moveaxis(pooled, 0, axis)
 
 
-# A run is a start and the cells after it up to the next start, all of which show the start's value.
+# A run is a start and the cells after it up to the next start; all of them take the start's value.
 def _sum_runs_by_rows(starts, dy, axis, reverse):
-    """At each start the sum of `dy` over its run, 0 elsewhere: a walk against the pooling."""
+    """At each start, the sum of `dy` over its run; 0 elsewhere.  Scans against the pooling."""
 
     def step(total, row):
         start, dy = row
@@ -93,14 +97,14 @@ def _sum_runs_by_rows(starts, dy, axis, reverse):
 
 
 def _sum_runs_by_halves(starts, dy, axis, reverse):
-    """The same sums, joined from pieces of the axis: (whether a run ends in it, its open sum)."""
+    """The same sums, by joining pieces of the axis: (whether a run ends in it, its open sum)."""
 
-    def join(before, piece):  # in the order of the walk
+    def join(before, piece):  # in the order of the scan
         ends = piece[0]
         return before[0] | ends, jnp.where(ends, piece[1], before[1] + piece[1])
 
-    # The cell before a start is the end of a run.  What the roll carries round the edge lands on
-    # the first cell of the walk, which has nothing before it to cut off.
+    # The cell before a start ends a run.  The value that the roll wraps around lands on the first
+    # cell of the scan, which has nothing before it to cut off.
     ends = jnp.roll(starts, 1 if reverse else -1, axis)
     _, sums = lax.associative_scan(join, (ends, dy), reverse=not reverse, axis=axis)
     return jnp.where(starts, sums, 0)

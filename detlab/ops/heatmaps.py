@@ -1,7 +1,7 @@
 """Heatmaps of points: drawing targets and picking peaks (CornerNet, arXiv:1808.01244, section 3.2).
 
-A map is [H, W, C] with a channel per class.  A cell is a column and a row of it, or one number,
-row * W + column.
+A map is [H, W, C] with one channel for each class.  A cell is given by its column and row, or by
+one number, row * W + column.
 """
 
 from typing import Any, NamedTuple
@@ -21,30 +21,33 @@ class Peaks(NamedTuple):
     valid: Array  # [K] bool
 
 
-def gaussian_radius(sizes, min_overlap):
-    """How far both corners of a box may move and leave an IoU of `min_overlap` with it.
+def gaussian_radius(sizes, min_overlap: float):
+    """How far both corners of a box can move before its IoU with the box falls below `min_overlap`.
 
     The reference takes the smallest root of three quadratic equations: one corner moves inwards
-    and the other outwards, both outwards, both inwards.  The last move always loses most, so its
-    equation, (w - 2r) (h - 2r) = min_overlap w h, is the only one here.
+    and the other outwards, both outwards, both inwards.  The last case always loses the most
+    overlap, so only its equation is solved here: (w - 2r) (h - 2r) = min_overlap w h.
 
     Args:
-      sizes: [..., 2] width and height, in any unit; not above 0 gives 0.
+      sizes: [..., 2] width and height, in any unit; the radius of sizes of 0 or less is 0.
       min_overlap: in (0, 1); 0.3 for CornerNet and CentripetalNet, 0.7 for RepPoints v2.
     Returns:
       [...] float32 radius in that unit.  Where it is a whole number, as for a box of 10 x 24 cells
-      at 0.3, the reference's double precision may end just below it and so round down to one less:
-      1 size in 1000, of all up to 300 x 300 cells.
+      at 0.3, the reference's double precision can end just below it, and the rounded-down radius is
+      one less: 1 in 1000 of all sizes up to 300 x 300 cells.
+    Example:
+      >>> round(float(gaussian_radius((4, 4), 0.25)), 3)  # (4 - 2) * (4 - 2) is 0.25 * 4 * 4
+      1.0
     """
     sizes = jnp.maximum(jnp.asarray(sizes, jnp.float32), 0)
     total = sizes[..., 0] + sizes[..., 1]
     lost = (1 - min_overlap) * (sizes[..., 0] * sizes[..., 1])
-    # The smaller root of 4 r^2 - 2 total r + lost, without the difference of near numbers.
+    # The smaller root of 4 r^2 - 2 total r + lost, without a difference of nearly equal numbers.
     return lost / jnp.maximum(total + jnp.sqrt(total**2 - 4 * lost), 1e-6)
 
 
-def draw_gaussians(points, radii, labels, valid, shape, num_classes):
-    """Peaks of height 1 in the channels of their classes; where they overlap the larger one counts.
+def draw_gaussians(points, radii, labels, valid, shape: tuple[int, int], num_classes: int):
+    """Draws peaks of height 1 in the channels of their classes; overlaps keep the larger value.
 
     A peak is exp(-d^2 / (2 sigma^2)) with sigma = (2 radius + 1) / 6, cut to a square of
     2 radius + 1 cells.
@@ -53,11 +56,16 @@ def draw_gaussians(points, radii, labels, valid, shape, num_classes):
       points: [G, 2] int column and row of the peak's cell.
       radii: [G] int cells, >= 0.
       labels: [G] int channel.
-      valid: [G] bool; nothing else is drawn.
+      valid: [G] bool; only these are drawn.
       shape: (H, W), static.
       num_classes: C, static.
     Returns:
-      [H, W, C] float32 in 0..1; exactly 1 in the peaks' cells and nowhere else.
+      [H, W, C] float32 in 0..1; exactly 1 only in the peaks' cells.
+    Example:
+      >>> point, radius, label = jnp.array([[1, 0]]), jnp.array([1]), jnp.array([0])
+      >>> heat = draw_gaussians(point, radius, label, jnp.array([True]), (1, 4), num_classes=1)
+      >>> [round(float(x), 3) for x in heat.ravel()]  # exp(-2) beside the peak
+      [0.135, 1.0, 0.135, 0.0]
     """
 
     def profile(centers, length):  # [G, length]; the gaussian is the product of two of these
@@ -73,13 +81,25 @@ def draw_gaussians(points, radii, labels, valid, shape, num_classes):
     return jnp.moveaxis(heat, 0, -1)
 
 
-def local_maxima(heat, kernel=3):
-    """[H, W, C] -> bool: the largest of a square of `kernel` cells; equal neighbours all are."""
+def local_maxima(heat, kernel: int = 3):
+    """Marks the cells that hold the largest value in a square around them, ties included.
+
+    Args:
+      heat: [H, W, C].
+      kernel: cells along the side of the square, odd, static.
+    Returns:
+      [H, W, C] bool.
+    Raises:
+      ValueError: `kernel` is even or below 1.
+    Example:
+      >>> local_maxima(jnp.array([[[1.0], [3.0], [2.0], [5.0]]]))[0, :, 0].tolist()
+      [False, True, False, True]
+    """
     if kernel < 1 or kernel % 2 == 0:
-        raise ValueError(f"kernel must be odd, not {kernel}")
+        raise ValueError(f"kernel must be odd and at least 1, not {kernel}")
     reach = kernel // 2
     largest = heat
-    # Maxima of shifted maps, one axis after the other: 5 times faster than XLA's pooling on a CPU.
+    # Maxima of shifted maps, one axis at a time: 5 times faster than XLA's pooling on a CPU.
     for axis in (0, 1):
         padding = [(reach, reach) if i == axis else (0, 0) for i in range(3)]
         padded = jnp.pad(largest, padding, constant_values=-jnp.inf)
@@ -89,18 +109,23 @@ def local_maxima(heat, kernel=3):
     return heat == largest
 
 
-def find_peaks(heat, max_peaks, kernel=3):
+def find_peaks(heat, max_peaks: int, kernel: int = 3) -> Peaks:
     """The best local maxima of a map, over all its channels.
 
     Args:
       heat: [H, W, C] float.
       max_peaks: K, static; may be larger than the map.
-      kernel: cells, odd, static: how far around a peak must be the largest.
+      kernel: as in `local_maxima`.
     Returns:
-      Peaks.  Equal scores are taken by rows, columns, channels.  The reference fills up with cells
-      that are no maxima, at score 0, where there are fewer than K of them; here they are empty.
+      The peaks; equal scores are ordered by row, column and channel.  If there are fewer than K
+      maxima, the reference fills up with other cells at score 0; here those slots are empty.
     Raises:
-      ValueError: `heat` is not [H, W, C], `max_peaks` is below 1, or `kernel` is even.
+      ValueError: `heat` is not [H, W, C], `max_peaks` is below 1, or `kernel` is even or
+        below 1.
+    Example:
+      >>> peaks = find_peaks(jnp.array([[[1.0], [3.0], [2.0], [5.0]]]), max_peaks=3)
+      >>> peaks.cells.tolist(), peaks.scores.tolist(), peaks.valid.tolist()
+      ([3, 1, 0], [5.0, 3.0, 0.0], [True, True, False])
     """
     if heat.ndim != 3:
         raise ValueError(f"heat must be [H, W, C], not {heat.shape}")
@@ -122,5 +147,10 @@ def find_peaks(heat, max_peaks, kernel=3):
 
 
 def take_cells(maps, cells):
-    """Values [K, D] of `maps` [H, W, D] in `cells` [K], row * W + column."""
+    """Takes the values [K, D] of `maps` [H, W, D] at `cells` [K], row * W + column.
+
+    Example:
+      >>> take_cells(jnp.array([[[0, 1], [2, 3]], [[4, 5], [6, 7]]]), jnp.array([3, 0])).tolist()
+      [[6, 7], [0, 1]]
+    """
     return maps.reshape(-1, maps.shape[-1])[cells]

@@ -7,8 +7,8 @@ import pytest
 
 from detlab.ops import anchors as anchors_lib
 
-# Sides of SSD's squares in the reference's presets (mmdetection's configs/ssd): the last closes the
-# last level's pair.
+# Sides of SSD's squares in the reference's presets (mmdetection's configs/ssd).  Each level uses
+# two adjacent sides, so there is one side more than levels.
 SSD_SIDES = {
     "anchors_ssd300": (21, 45, 99, 153, 207, 261, 315),
     "anchors_ssd300_voc": (30, 60, 111, 162, 213, 264, 315),
@@ -146,5 +146,5 @@ def test_inside_is_one_cell_more_than_the_whole_strides():
 
 def test_levels_that_do_not_agree_raise():
     cell = anchors_lib.cell_anchors(8, (4,), (1.0,))
-    with pytest.raises(ValueError, match="anchors of 1 levels for a grid of 2"):
+    with pytest.raises(ValueError, match="each of the grid's 2 levels, not 1"):
         anchors_lib.grid((16, 16), (8, 16)).anchors([cell])

@@ -1,4 +1,4 @@
-"""Candidates: best pairs of a row and a class, level by level, and which boxes are usable."""
+"""Candidates: best pairs of a row and a class, level by level, and usable boxes."""
 
 import numpy as np
 
@@ -16,9 +16,9 @@ def test_best_pairs_are_those_of_a_sort():
     found = candidates.best_pairs(scores, 5)
     assert list(zip(*map(np.ndarray.tolist, map(np.asarray, found)))) == sorted_pairs(scores)[:5]
     assert found[2].dtype == np.int32
-    assert [len(x) for x in candidates.best_pairs(scores, 100)] == [12] * 3, "all there are"
+    assert [len(x) for x in candidates.best_pairs(scores, 100)] == [12] * 3, "all 12 pairs"
     _, row, label = candidates.best_pairs(np.float32([[1, 2], [2, 2]]), 3)
-    assert list(zip(row.tolist(), label.tolist())) == [(0, 1), (1, 0), (1, 1)], "of equals in order"
+    assert list(zip(row.tolist(), label.tolist())) == [(0, 1), (1, 0), (1, 1)], "ties in order"
 
 
 def test_pairs_of_levels_count_rows_among_those_of_all_levels():
@@ -37,7 +37,7 @@ def test_cells_that_hold_padding_alone_have_scores_of_zero():
     found = candidates.level_scores(grid, logits, np.int32([[16, 24], [8, 9]]))
     assert [x.shape for x in found] == [(2, 12, 3), (2, 4, 3)]
     assert all((level[0] == 0.5).all() for level in found)
-    # Two cells of the first level hold a part of 9 px, and one of the second; two anchors each.
+    # The 9 px reach two cells of the first level and one of the second; each has two anchors.
     rows = [np.flatnonzero(level[1].any(-1)).tolist() for level in found]
     assert rows == [[0, 1, 2, 3], [0, 1]]
 

@@ -21,7 +21,7 @@ def random_boxes(count, seed=SEED):
 
 
 def check(case, arrays, function, inputs):
-    """Values, and the gradients that the case has, of `function(*inputs)`."""
+    """Checks the values of `function(*inputs)`, and the gradients that the case records."""
 
     @jax.jit
     def value_and_vjp(values, cotangent):
@@ -177,7 +177,7 @@ def test_boxes_of_points_equal_the_reference(unit_cases, transform, order):
 
 
 def test_boxes_of_points_by_hand():
-    """Nine points on a line of slope 2 whose first four end at x = 3."""
+    """Nine points on a line of slope 2; the first four end at x = 3."""
     x = np.arange(9, dtype=np.float32)
     points = np.stack([x, 2 * x], -1)
     boxes = functools.partial(coders.points_to_boxes, points)
@@ -207,16 +207,16 @@ def test_points_in_one_place_have_a_finite_gradient():
     np.testing.assert_allclose(value, 0.6, rtol=1e-5)
     assert all(np.isfinite(gradient).all() for gradient in gradients)
     _, (still, _) = run(np.zeros_like(place), zeros)
-    np.testing.assert_allclose(still, 1 / 9, rtol=1e-6)  # that of the mean alone
+    np.testing.assert_allclose(still, 1 / 9, rtol=1e-6)  # the gradient of the mean alone
 
 
 def test_bad_points_are_refused():
     points = np.zeros((9, 2), np.float32)
     with pytest.raises(ValueError, match="transform 'median' is not one of moment, minmax"):
         coders.points_to_boxes(points, "median")
-    with pytest.raises(ValueError, match="moment needs transfer and two points or more, not 9"):
+    with pytest.raises(ValueError, match="'moment' needs transfer and at least two points, not 9"):
         coders.points_to_boxes(points, "moment")
-    with pytest.raises(ValueError, match="not 1"):
+    with pytest.raises(ValueError, match="at least two points, not 1"):
         coders.points_to_boxes(points[:1], "moment", np.zeros(2))
 
 

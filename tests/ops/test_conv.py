@@ -1,4 +1,4 @@
-"""Convolution and its gradients: against NumPy in float64, XLA's own, and finite differences."""
+"""Convolution and its gradients against NumPy in float64, XLA and finite differences."""
 
 import functools
 
@@ -10,19 +10,19 @@ from jax import lax
 
 from detlab.ops import conv as conv_lib
 
-# At stride 2 the padding matters to even and odd sizes differently: both, in both directions.
+# At stride 2, padding affects even and odd sizes differently: both occur in both directions.
 CASES = [
     (kernel_size, stride, size)
     for kernel_size in (1, 3, 7)
     for stride, size in ((1, (8, 9)), (2, (8, 9)), (2, (9, 8)))
 ]
-# Sums of up to 2 * 9 * 9 float32 products of order one; gradients and values differ by roundings.
+# Sums of up to 2 * 9 * 9 float32 products of order one: values and gradients differ by rounding.
 CLOSE = dict(rtol=2e-5, atol=2e-5)
 
 
 @pytest.fixture(autouse=True)
 def every_3x3_counts_as_wide(monkeypatch):
-    """The narrow ones have XLA's gradient, with which ours is compared."""
+    """Narrow convolutions use XLA's gradient, which these tests compare with ours."""
     monkeypatch.setattr(conv_lib, "_WIDE", 0)
 
 
@@ -34,12 +34,12 @@ def inputs(kernel_size, size, dtype=np.float32, seed=0):
 
 
 def cotangent(kernel_size, stride, size, dtype=np.float32):
-    out = [(s - 1) // stride + 1 for s in size]  # what padding (k - 1) // 2 keeps for odd k
+    out = [(s - 1) // stride + 1 for s in size]  # sizes with padding (k - 1) // 2 and odd k
     return np.random.default_rng(1).standard_normal((2, *out, 4)).astype(dtype)
 
 
 def slow_conv(x, kernel, stride):
-    """A loop over output cells, in float64, zero padded by (k - 1) // 2 on all sides."""
+    """A loop over output cells, in float64, with zero padding of (k - 1) // 2 on all sides."""
     k = kernel.shape[0]
     pad = (k - 1) // 2
     x = np.pad(x.astype(np.float64), ((0, 0), (pad, pad), (pad, pad), (0, 0)))
@@ -54,7 +54,7 @@ def slow_conv(x, kernel, stride):
 
 
 def slow_gradients(x, kernel, stride, dy):
-    """d x and d kernel of `slow_conv`, each output cell giving its share."""
+    """The gradients of `slow_conv`, summed over output cells."""
     k = kernel.shape[0]
     pad = (k - 1) // 2
     padded = np.pad(x.astype(np.float64), ((0, 0), (pad, pad), (pad, pad), (0, 0)))
@@ -110,7 +110,7 @@ def test_gradients_equal_finite_differences_in_float64(kernel_size, stride):
 
         gradients = jax.jit(jax.grad(loss, (0, 1)))(x, kernel)
         assert all(g.dtype == jnp.float64 for g in gradients)
-        # Central differences: error of order step^2 times third derivatives, and of 1e-16 / step.
+        # Central differences have errors of step^2 times third derivatives, and of 1e-16 / step.
         step = 1e-5
         along_x = (loss(x + step * dx, kernel) - loss(x - step * dx, kernel)) / (2 * step)
         along_k = (loss(x, kernel + step * dk) - loss(x, kernel - step * dk)) / (2 * step)
@@ -121,7 +121,7 @@ def test_gradients_equal_finite_differences_in_float64(kernel_size, stride):
 def test_stride_2_pads_even_sizes_on_both_sides_unlike_same():
     image = np.arange(1.0, 17.0, dtype=np.float32).reshape(1, 4, 4, 1)
     ones = np.ones((3, 3, 1, 1), np.float32)
-    # Windows start at -1 and 1: row sums of rows (0, 1) and (1, 2, 3), the same for columns.
+    # Windows start at -1 and 1: they cover rows (0, 1) and (1, 2, 3), and the same columns.
     expected = [[14.0, 30.0], [57.0, 99.0]]
     np.testing.assert_array_equal(conv_lib.conv(image, ones, 2)[0, :, :, 0], expected)
     explicit = conv_lib.conv(image, ones, 2, ((1, 1), (1, 1)))
@@ -154,13 +154,13 @@ def test_the_two_weight_gradients_agree(stride, padding):
 
 
 def operations(function, platform, *arguments):
-    """(products, convolutions) in the program of a function as a platform's compiler gets it."""
+    """Counts (products, convolutions) in the program that a platform's compiler receives."""
     lowered = jax.jit(function).trace(*arguments).lower(lowering_platforms=(platform,))
     text = lowered.as_text()
     return tuple(text.count(f"stablehlo.{name}") for name in ("dot_general", "convolution"))
 
 
-# Convolution, size of its kernel -> products on a CPU: forward, and in the two gradients.
+# Convolution, kernel size, products on a CPU: forward, and in both gradients.
 FORMS = {"1x1": (conv_lib.conv, 1, 1, 2), "wide 3x3": (conv_lib.conv, 3, 0, 3)}
 
 
@@ -248,5 +248,8 @@ def test_depthwise_equals_xlas_grouped_convolution_and_its_gradients(stride, pad
     change = rng.normal(size=expected.shape).astype(np.float32)
     for a, b in zip(grads(change), expected_grads(change)):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
-    with pytest.raises(ValueError, match="depthwise needs x of"):
+    with pytest.raises(
+        ValueError,
+        match=r"depthwise needs x \[B, H, W, 4\].*, not \(2, 7, 9, 5\) and \(3, 3, 1, 4\)",
+    ):
         conv_lib.depthwise(x, kernel[..., :4])

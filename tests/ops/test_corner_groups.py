@@ -1,4 +1,4 @@
-"""Boxes from pairs of corners: the rules, the slots, and the reference's two decoders."""
+"""Boxes from pairs of corners: the rules, the slots and the reference's two decoders."""
 
 import functools
 import json
@@ -38,7 +38,7 @@ def random_corners(seed, count=15):
 
 
 def slow_pairs(low, high, agree):
-    """(box, score, label) of every pair that is a box, best first."""
+    """(box, score, label) of each pair that is a box, best first."""
     found = []
     for i in range(len(low.scores)):
         for j in range(len(high.scores)):
@@ -58,8 +58,8 @@ def reference_case(shared_dir, name):
 
 
 # The second image of CentripetalNet's case has 278 bottom right peaks for 300 slots.  The reference
-# fills them with cells that are no peaks, at score 0, in no order but that in which torch.topk left
-# its equal numbers (recorded: label * 1024 + cell).  Three of its 56 boxes come from them.
+# fills the rest with other cells at score 0, in the order in which torch.topk returned its ties
+# (recorded: label * 1024 + cell).  Three of its 56 boxes come from these cells.
 FILLED = (3474, 3477, 3475, 3473, 3472, 3471, 3467, 3463, 3464, 3466, 3426)
 FILLED += (3476, 3470, 3433, 3432, 3431, 3430, 3429, 3428, 3427, 3489, 3468)
 
@@ -114,7 +114,7 @@ def test_whole_decoder_equals_the_reference(shared_dir, name):
         filled[1, -len(FILLED) :] = FILLED
     boxes, scores, labels, valid = decode(maps, filled)
     for i in range(2):
-        # The bounds of parity/README.md are 0.1 px and 1e-4; float32 comes much closer.
+        # parity/README.md allows 0.1 px and 1e-4; float32 comes much closer.
         np.testing.assert_allclose(boxes[i][valid[i]], arrays[f"det_boxes_{i}"], atol=1e-3)
         np.testing.assert_allclose(scores[i][valid[i]], arrays[f"det_scores_{i}"], atol=1e-5)
         np.testing.assert_array_equal(labels[i][valid[i]], arrays[f"det_labels_{i}"])
@@ -134,7 +134,7 @@ def test_two_objects_by_hand():
 
 @pytest.mark.parametrize("max_boxes", [10, 300])
 def test_random_corners_equal_a_loop_over_pairs(max_boxes):
-    """225 pairs: fewer slots than boxes, and more than pairs."""
+    """225 pairs: once fewer slots than boxes, once more slots than pairs."""
     for seed in range(5):
         low, high = random_corners([SEED, seed, 0]), random_corners([SEED, seed, 1])
         agree = np.random.default_rng(seed).uniform(size=(15, 15)) < 0.7
@@ -192,7 +192,7 @@ def slow_centers_agree(low, low_centers, high, high_centers, threshold):
 
 
 def test_random_centers_equal_a_loop_over_pairs():
-    """Boxes of both areas, centres near the middle of some of them."""
+    """Boxes above and below the large area; some centres lie near the middle of their box."""
     rng = np.random.default_rng(SEED)
     low, high = rng.uniform(0, 60, (2, 40, 2))
     high += rng.uniform(0, 60, (40, 1))
@@ -211,7 +211,7 @@ def test_corners_that_point_to_the_middle_agree_and_a_box_without_area_never_doe
     middle = (low + high) / 2
     assert centers_agree((low, middle), (high, middle), 0.0)
     assert not centers_agree((low, middle), (high, middle + [10, 0]), 0.5)  # outside, 8.3 allowed
-    # 6 x 4 px between the centres, a central region of 16.7 x 8.3 px: a share of 0.173.
+    # The centres span 6 x 4 px of a central region of 16.7 x 8.3 px: a ratio of 0.173.
     pair = (low, middle - [3, 2]), (high, middle + [3, 2])
     assert centers_agree(*pair, 0.18) and not centers_agree(*pair, 0.17)
     assert not centers_agree((low, low), (low, low), 0.5)

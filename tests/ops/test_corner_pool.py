@@ -1,4 +1,4 @@
-"""Corner pooling: four directions, two programs, and which of equal cells takes the gradient."""
+"""Corner pooling: four directions, two programs, and the gradient of tied cells."""
 
 import functools
 
@@ -22,7 +22,7 @@ def pull_back(x, dy, direction):
 
 
 def slow_pool(x, dy, direction):
-    """The pooled map and its gradient, cell by cell: the last of equal cells is taken."""
+    """The pooled map and its gradient, cell by cell; the last of tied cells wins."""
     axis, reverse = corner_pool_lib._DIRECTIONS[direction]
     x, dy = np.moveaxis(x, axis, 0), np.moveaxis(dy, axis, 0)
     pooled, dx = np.empty_like(x), np.zeros_like(dy)
@@ -37,7 +37,7 @@ def slow_pool(x, dy, direction):
 
 
 def integer_maps(seed, shape=(2, 7, 5, 3), values=4):
-    """Few small integers, so that most maxima are shared and every sum is exact in float32."""
+    """A few small integers: most maxima are tied, and all sums are exact in float32."""
     rng = np.random.default_rng(seed)
     x = rng.integers(0, values, shape).astype(np.float32)
     return x, rng.integers(-8, 9, shape).astype(np.float32)
@@ -74,7 +74,7 @@ def test_gradient_of_equal_cells_goes_to_the_last_that_the_maximum_met(direction
 
 
 def test_gradient_of_equal_cells_in_a_row_is_that_of_torch_cummax():
-    """Recorded: torch 2.13, cummax of these seven numbers, cotangent 1..7."""
+    """Recorded with torch 2.13: cummax of these seven numbers, cotangent 1..7."""
     x = np.array([1, 3, 3, 0, 3, 5, 5], np.float32).reshape(1, 7, 1)
     dy = np.arange(1, 8, dtype=np.float32).reshape(1, 7, 1)
     _, gradient = pull_back(x, dy, "right")
@@ -84,7 +84,7 @@ def test_gradient_of_equal_cells_in_a_row_is_that_of_torch_cummax():
 @pytest.mark.parametrize("axis", AXIS)
 @pytest.mark.parametrize("reverse", [False, True])
 def test_the_programs_of_accelerators_and_cpus_agree(axis, reverse):
-    """Exactly, as sums of small integers do not depend on their order."""
+    """They agree exactly, because sums of small integers do not depend on their order."""
     x, dy = integer_maps([SEED, 1], (2, 13, 16, 5))
     starts = x == jax.lax.cummax(x, axis, reverse)
 
@@ -116,8 +116,8 @@ def test_gradient_equals_finite_differences_in_float64(direction):
 
         gradient = jax.jit(jax.grad(loss))(x)
         assert gradient.dtype == jnp.float64
-        # No two values are closer than 1/8, so no maximum changes.  Central differences err by
-        # step^2 times third derivatives and by 1e-16 / step.
+        # Values differ by at least 1/8, so no maximum changes.  Central differences have errors of
+        # step^2 times third derivatives, and of 1e-16 / step.
         step = 1e-5
         along = (loss(x + step * dx) - loss(x - step * dx)) / (2 * step)
         np.testing.assert_allclose(np.vdot(gradient, dx), along, rtol=1e-7)

@@ -23,7 +23,7 @@ def draw_batch(points, radii, labels, valid, shape, num_classes):
 
 
 def draw(points, radii, labels, valid=None, slots=SLOTS):
-    """One image of SHAPE; its objects are padded, so that all tests share a program."""
+    """Draws one image of SHAPE; padding its objects lets all tests share a program."""
     space = slots - len(points)
     valid = np.ones(len(points), bool) if valid is None else valid
     return draw_batch(
@@ -50,7 +50,7 @@ def slow_radius(width, height, min_overlap):
 
 
 def slow_draw(points, radii, labels, shape, num_classes):
-    """Cell by cell, object after object, in float64."""
+    """A loop over objects and cells, in float64."""
     heat = np.zeros((*shape, num_classes))
     for (x, y), radius, label in zip(points, radii, labels):
         sigma = (2 * radius + 1) / 6
@@ -67,7 +67,7 @@ def test_radius_is_the_smallest_root_of_three_for_every_size_to_200_cells(min_ov
     radius = radius_of(sizes, min_overlap)
     expected = slow_radius(sizes[..., 0], sizes[..., 1], min_overlap)
     np.testing.assert_allclose(radius, expected, rtol=1e-6)
-    # Whole cells, with what double precision lost below a whole number put back.
+    # Compare whole cells; 1e-9 undoes double precision falling just below a whole number.
     np.testing.assert_array_equal(np.floor(radius), np.floor(expected + 1e-9))
 
 
@@ -93,7 +93,7 @@ def test_radius_is_symmetric_scales_with_the_box_and_is_0_without_area():
 
 
 def corner_heatmaps(boxes, labels, image_shape, shape, slots):
-    """What CornerNet does with boxes [B, G, 4], in NumPy up to the drawing."""
+    """CornerNet's heatmaps of boxes [B, G, 4], in NumPy up to the drawing."""
     height, width = shape
     scale = np.float32([width / image_shape[1], height / image_shape[0]])
     low, high = boxes[..., :2] * scale, boxes[..., 2:] * scale
@@ -108,7 +108,7 @@ def corner_heatmaps(boxes, labels, image_shape, shape, slots):
 
 @pytest.mark.parametrize("name", ["corner_targets", "centripetal_targets"])
 def test_targets_equal_the_reference(unit_cases, name):
-    """Three images, one without objects, one with objects that share a corner's cell."""
+    """Three images: one has no objects, one has objects that share a corner's cell."""
     case, arrays = unit_cases("targets")[name]
     boxes, labels = np.zeros((3, SLOTS, 4), np.float32), np.zeros((3, SLOTS), int)
     for i in range(3):
@@ -138,7 +138,7 @@ def test_random_objects_equal_a_loop_over_cells():
         radii, labels = rng.integers(0, 9, SLOTS), rng.integers(0, CLASSES, SLOTS)
         expected = slow_draw(points, radii, labels, SHAPE, CLASSES)
         heat = np.asarray(draw(points, radii, labels))
-        # Two factors, whose exponents reach 4.5 and are rounded four times to 6e-8 of themselves.
+        # Two factors with exponents up to 4.5, each rounded four times with relative error 6e-8.
         np.testing.assert_allclose(heat, expected, rtol=2.5e-6, err_msg=f"seed {seed}")
         np.testing.assert_array_equal(heat == 1, expected == 1)
 
@@ -165,7 +165,7 @@ def test_padding_draws_nothing_whatever_it_holds():
 
 
 def slow_peaks(heat, max_peaks, kernel):
-    """Windows cut out one by one; (row, column, channel) best first."""
+    """Searches window by window; (row, column, channel), best first."""
     reach, found = kernel // 2, []
     for row, column, channel in np.ndindex(heat.shape):
         rows = slice(max(row - reach, 0), row + reach + 1)
@@ -178,7 +178,7 @@ def slow_peaks(heat, max_peaks, kernel):
 @pytest.mark.parametrize("kernel", [1, 3, 5])
 def test_peaks_equal_a_search_window_by_window(kernel):
     rng = np.random.default_rng(SEED)
-    for values in (1000, 6):  # nearly all different, and many equal
+    for values in (1000, 6):  # almost no ties, and many ties
         heat = (rng.integers(1, values, (9, 12, 3)) / values).astype(np.float32)
         peaks = find_peaks(heat, 20, kernel)
         rows, columns = np.divmod(peaks.cells, 12)
