@@ -15,6 +15,7 @@ from http import client
 import tqdm
 
 from detlab import environment, errors
+from detlab.converters import published
 
 TIMEOUT_S = 60  # without a byte
 _BLOCK = 1 << 20
@@ -41,8 +42,9 @@ def fetch(url: str, sha256: str = "", folder: pathlib.Path | None = None) -> pat
 
     Args:
       url: http or https.
-      sha256: the whole checksum in hex, or its first 8 digits or more.  "" where the file's name
-        has it, as `resnet50-0676ba61.pth` and the names of mmdetection's files do.
+      sha256: the whole checksum in hex, or its first 8 digits or more.  "" where
+        `published.SHA256` has the URL, or the file's name ends with it, as
+        `resnet50-0676ba61.pth` and the names of mmdetection's files do.
       folder: where files are kept; default: detlab/downloads in the user's cache folder.
     Raises:
       UserError: no checksum, another one, or the server does not give the file.
@@ -113,7 +115,8 @@ def _only_one(lock: pathlib.Path) -> Iterator[None]:
 def _checksum(url: str, name: str, sha256: str) -> str:
     # Eight digits that begin with 19 or 20 are a date.
     in_name = re.search(r"-(?!(?:19|20)\d{6}\.)([0-9a-f]{8,64})\.\w+$", name)
-    wanted = (sha256 or (in_name[1] if in_name else "")).lower()
+    known = published.SHA256.get(url, in_name[1] if in_name else "")
+    wanted = (sha256 or known).lower()
     if not wanted:
         raise errors.UserError(
             f"{url} needs --sha256, the checksum that its publisher gives: weights are read from"

@@ -1,0 +1,29 @@
+"""SHA-256 of published weight files whose names carry none, by URL.
+
+Sources: `yolov4` and `yolov4-tiny` in openvinotoolkit/open_model_zoo, `models/public/*/model.yml`;
+`yolov3` and `yolov3-tiny` as five independent repositories record them; YOLOv5's as public lists of
+its releases record them, `yolov5n` also computed from the file.  docs/models.md lists all files.
+"""
+
+_DARKNET = "https://github.com/AlexeyAB/darknet/releases/download"
+_YOLOV5 = "https://github.com/ultralytics/yolov5/releases/download/v7.0"
+_YOLOV3 = "523e4e69e1d015393a1b0a441cef1d9c7659e3eb2d7e15f793f060a21b32f297"
+
+SHA256 = {
+    "https://pjreddie.com/media/files/yolov3.weights": _YOLOV3,
+    "https://github.com/hank-ai/darknet/releases/download/v2.0/yolov3.weights": _YOLOV3,
+    "https://pjreddie.com/media/files/yolov3-tiny.weights": (
+        "dccea06f59b781ec1234ddf8d1e94b9519a97f4245748a7d4db75d5b7080a42c"
+    ),
+    f"{_DARKNET}/darknet_yolo_v3_optimal/yolov4.weights": (
+        "e8a4f6c62188738d86dc6898d82724ec0964d0eb9d2ae0f0a9d53d65d108d562"
+    ),
+    f"{_DARKNET}/darknet_yolo_v4_pre/yolov4-tiny.weights": (
+        "cf9fbfd0f6d4869b35762f56100f50ed05268084078805f0e7989efe5bb8ca87"
+    ),
+    f"{_YOLOV5}/yolov5n.pt": "4f180cf23ba0717ada0badd6c685026d73d48f184d00fc159c2641284b2ac0a3",
+    f"{_YOLOV5}/yolov5s.pt": "8b3b748c1e592ddd8868022e8732fde20025197328490623cc16c6f24d0782ee",
+    f"{_YOLOV5}/yolov5m.pt": "61d933360ba5a7733a36764996c800287d973889d875227f5beedd2473a97a56",
+    f"{_YOLOV5}/yolov5l.pt": "2f603b7354c25454d1270663a14d8ddc1eea98e5eebc1d84ce0c6e3150fa155f",
+    f"{_YOLOV5}/yolov5x.pt": "9f27a794fa0308e2606f90565164571d6f0a0ba18a3ce2e5e5d323b71c157859",
+}
