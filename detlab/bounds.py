@@ -1,12 +1,12 @@
-"""Bounds on the candidates that suppression sees, and the images on which they were exceeded.
+"""Bounds on the candidates that suppression sees, and the images that exceed them.
 
-Arrays have a fixed length, so a detector keeps the best so many of the candidates that pass its
-threshold.  The others are lost, on a level or on the image, and evaluation must say so:
-`candidates` of a detector notes it here, and `Detector.predict_with_bounds` returns it.
+Arrays have a fixed length, so a detector keeps only the best of the candidates that pass its
+threshold, up to a bound for each level or image.  The rest are lost, and evaluation must report
+it: a detector's `candidates` notes it here, and `Detector.predict_with_bounds` returns it.
 
-Two kinds of bounds are not noted.  Those that come before any threshold are always reached and
+Two kinds of bounds are not noted.  Bounds that apply before any threshold are always reached and
 belong to the method: the RPN's best anchors of a level and its proposals, CornerNet's best corners.
-`max_detections` is what the user asks for.
+`max_detections` is a number that the user chooses.
 """
 
 import jax
@@ -17,14 +17,14 @@ COLLECTION = "bounds"
 
 
 def note(module: nn.Module, field: str, *passing: jax.Array) -> None:
-    """Notes the images of which more candidates pass than the field of that name keeps.
+    """Notes the images in which more candidates pass than the bound keeps.
 
     Args:
-      module: the detector.  Nothing is noted where it is unbound, or where its `apply` does not
-        have the collection `COLLECTION` as mutable.
-      field: the name of the bound.
-      passing: [B, ...] bool, of all candidates that the bound cuts; several where it cuts each by
-        itself, such as the levels, of which any may exceed it.
+      module: the detector.  Nothing is noted if it is unbound, or if its `apply` does not make
+        the collection `COLLECTION` mutable.
+      field: the name of the field that holds the bound.
+      passing: [B, ...] bool, True for candidates that pass; one array for each group, such as a
+        level, that the bound applies to.  An image is noted if any group exceeds the bound.
     """
     if module.scope is None:
         return

@@ -1,7 +1,7 @@
 """The contract between detectors and programs: a NamedTuple of pure functions.
 
-`build(config)` imports `detlab/detectors/<config.detector>.py` and fills the fields of the module
-class that the file calls `MODULE`.  The file name is the key; there is no registry.
+`build(config)` imports `detlab/detectors/<config.detector>.py` and fills in the fields of its
+module class, `MODULE`.  The file name is the key; there is no registry.
 """
 
 import difflib
@@ -15,64 +15,66 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax import traverse_util
+from ml_collections import ConfigDict
 
 from detlab import bounds, errors, types
 from detlab import views as views_lib
 
-# Fields that detectors once had -> what to set instead.
+# Fields that detectors no longer have -> what to set instead.
 FORMER = {"flip_test": "config.eval.views=('image','mirror')"}
 
 
 class Detector(NamedTuple):
-    """The only thing that the programs know of a detector.
+    """All that the programs know of a detector.
 
-    `params` is what is differentiated; `state` holds every other Flax collection, passed in and
-    returned new.  `canvas` is static, the (height, width) px of the images that maps are of.
+    `params` is the differentiated collection; `state` holds all the others, and a function that
+    changes it returns a new one.  `canvas` is the static (height, width), px, of the images that
+    the maps were computed from.
 
-    The metrics of a loss are scalars.  Those called `loss/*` add up to the loss.  `normaliser`,
-    where there is one, is what the terms were divided by: float32, and a sum over the images, such
-    as the number of positives.  A detector whose terms have several reports that of its main term.
-    Accumulation of gradients weighs the parts of a batch by it, and equally where there is none.
-    All other metrics are means over the images.
+    The metrics of a loss are scalars.  Those named `loss/*` add up to the loss.  `normaliser`, if
+    present, is the float32 number that the terms were divided by, a sum over the images such as
+    the number of positives; if the terms have different ones, it is that of the main term.
+    Gradient accumulation weights the parts of a batch by it, or equally if there is none.  All
+    other metrics are means over the images.
     """
 
     init: Callable  # (rng, images) -> (params, state)
 
-    # The parts.  `maps` is all that images alone decide; live norms update there.  Networks that
-    # drop activations at random take `rng` in training.
+    # The parts.  `maps` computes everything that depends on the images alone, and updates the
+    # running statistics of live norms.  Networks with dropout take `rng` in training.
     maps: Callable  # (params, state, images, train, rng=None) -> (NamedTuple, new_state)
-    # What the loss learns, or what both are made of; reads and never advances the state.
+    # The targets, from the same assignment that the loss uses; never changes the state.
     targets_of_maps: Callable  # (params, state, batch, maps, rng) -> {name: Targets}
-    # Differentiable in params and maps; `loss_state` advances here.
+    # Differentiable with respect to params and maps; updates `loss_state`.
     loss_of_maps: Callable  # (params, state, batch, maps, rng) -> (scalar, (metrics, new_state))
-    # The maps, and what prediction computes of them before any decoding.
+    # The maps, and what prediction computes from them before decoding.
     outputs: Callable  # (params, state, maps, image_size, canvas) -> NamedTuple
     candidates: Callable  # (params, state, maps, image_size, canvas) -> Detections
     suppress: Callable  # Detections -> Detections
     views: tuple[views_lib.View, ...]  # prediction joins their candidates
 
-    # The whole, made of the parts.
+    # The whole, composed of the parts.
     loss: Callable  # (params, state, batch, rng) -> (float32 scalar, (metrics, new_state))
     targets: Callable  # (params, state, batch, rng) -> {name: Targets}
     predict: Callable  # (params, state, images, image_size) -> Detections
-    # Also tells, for each field that bounds the number of candidates, on which images more passed
-    # than it keeps, see `detlab/bounds.py`.
+    # Also returns, for each field that bounds the number of candidates, the images on which more
+    # passed; see `detlab/bounds.py`.
     predict_with_bounds: Callable  # (the same) -> (Detections, {field: [B] bool})
     taps: Callable  # (params, state, images, pattern) -> {module path: array}
-    frozen: tuple[str, ...]  # regexes of "params/..." and "batch_stats/..." that never change
+    frozen: tuple[str, ...]  # regexes of constant "params/..." and "batch_stats/..."
 
 
 def from_module(
     module: nn.Module, views: tuple[views_lib.View, ...] = (views_lib.VIEWS["image"],)
 ) -> Detector:
-    """A Detector from a Flax module that has its parts.
+    """A Detector from a Flax module that implements its parts.
 
     The module has `maps(images, train)`, `targets(batch, maps)`, `loss(batch, maps)` -> (scalar,
     metrics), `candidates(maps, image_size, canvas)`, `suppress(detections)`, `frozen_paths()`, and
-    `outputs(maps, image_size, canvas)` where prediction computes more than maps before it decodes.
+    `outputs(maps, image_size, canvas)` if prediction computes more than the maps before decoding.
     Its `targets` draws random numbers from the stream "sample", once a step.  A module in
-    `detectors/` also has `check()`, and `check_canvas(height, width)` where not every size suits
-    it, see `build`.
+    `detectors/` also has `check()`, and `check_canvas(height, width)` if it does not accept every
+    size; see `build`.
     """
 
     def apply(params, state, *arguments, **options):
@@ -152,7 +154,7 @@ def from_module(
     def taps(params, state, images: jax.Array, pattern: str) -> dict[str, Any]:
         """Outputs of every submodule whose path, such as `backbone/stage2_block0`, matches.
 
-        A module that all levels share has one entry a call: `head/cls_conv0:0`, `:1`, ...
+        A module shared by all levels has one entry per call: `head/cls_conv0:0`, `:1`, ...
         """
 
         def keep(submodule: nn.Module, method: str) -> bool:
@@ -190,17 +192,17 @@ def from_module(
     )
 
 
-def build(config) -> Detector:
+def build(config: ConfigDict) -> Detector:
     """The detector that `config.detector` names, with `config.model` as its fields.
 
-    The types of the fields are those of their defaults.  The module says what else they must hold:
-    its `check()` builds nothing and raises a ValueError that starts with the field's name, such as
-    "depth is 20; it must be one of 18, 34, 50, 101".  Its `check_canvas(height, width)`, where it
-    has one, raises a ValueError for a canvas of `config.data` that the network cannot take.
+    The value of a field must have the type of its default.  The module checks the rest: its
+    `check()` builds nothing and raises a ValueError that starts with the field's name, such as
+    "depth is 20; it must be one of 18, 34, 50, 101".  Its `check_canvas(height, width)`, if it has
+    one, raises a ValueError for a canvas of `config.data` that the network cannot take.
 
     Raises:
-      UserError: no such detector, a field that it does not have, a value that cannot be, a canvas
-        that does not suit the network, or no such view.
+      UserError: an unknown detector, field or view, an invalid value, or a canvas that the network
+        cannot take.
     """
     module_class = _module_class(config)
     fields = _defaults(module_class)
@@ -208,7 +210,7 @@ def build(config) -> Detector:
         if key not in fields:
             close = difflib.get_close_matches(key, fields, n=1)
             hint = f" Did you mean '{close[0]}'?" if close else ""
-            hint = f" It is {FORMER[key]} now." if key in FORMER else hint
+            hint = f" Set {FORMER[key]} instead." if key in FORMER else hint
             raise errors.UserError(
                 f"config.model.{key}: detector {config.detector} has no such field.{hint}"
             )
@@ -224,26 +226,26 @@ def build(config) -> Detector:
         for key, canvas in _canvases(config):
             try:
                 module.check_canvas(*canvas)
-            except (ValueError, errors.UserError) as error:  # the latter of a darknet cfg
+            except (ValueError, errors.UserError) as error:  # the latter from a darknet cfg
                 text = str(error).removesuffix(".")
-                raise errors.UserError(f"{key} has {canvas}: {text}.") from error
+                raise errors.UserError(f"{key} contains {canvas}: {text}.") from error
     return from_module(module, _views(config))
 
 
-def field(config, name: str) -> Any:
-    """A field of the detector: the config's value, else its default; None where there is none.
+def field(config: ConfigDict, name: str) -> Any:
+    """The value of a detector's field in the config, else its default; None if no such field.
 
     Raises:
-      UserError: no such detector.
+      UserError: unknown detector.
     """
     return config.model.get(name, getattr(_module_class(config), name, None))
 
 
-def with_defaults(config):
+def with_defaults(config: ConfigDict) -> ConfigDict:
     """A copy of the config whose `model` has every field of the detector.
 
     Raises:
-      UserError: no such detector.
+      UserError: unknown detector.
     """
     copy = config.copy_and_resolve_references()
     defaults = _defaults(_module_class(config))
@@ -252,13 +254,13 @@ def with_defaults(config):
     return copy
 
 
-def num_classes(config) -> int:
-    """The number of classes of the detector."""
+def num_classes(config: ConfigDict) -> int:
+    """The detector's number of classes."""
     return field(config, "num_classes")
 
 
 def _defaults(module_class: type[nn.Module]) -> dict[str, Any]:
-    """Field -> default of a detector."""
+    """The detector's fields and their defaults."""
     fields = module_class.__dataclass_fields__
     return {name: fields[name].default for name in fields if name not in ("parent", "name")}
 
@@ -271,13 +273,13 @@ def _module_class(config) -> type[nn.Module]:
     )
     if config.detector not in names:
         raise errors.UserError(
-            f"config.detector is {config.detector!r}, and there are: {', '.join(names)}."
+            f"config.detector is {config.detector!r}; it must be one of {', '.join(names)}."
         )
     return importlib.import_module(f"detlab.detectors.{config.detector}").MODULE
 
 
 def _views(config) -> tuple[views_lib.View, ...]:
-    """Those that `config.eval.views` names; the image itself for a config of a model alone."""
+    """The views that `config.eval.views` names; the image alone if the config has no `eval`."""
     names = config.eval.views if hasattr(config, "eval") else ("image",)
     if not names or not set(names) <= views_lib.VIEWS.keys():
         known = ", ".join(views_lib.VIEWS)
@@ -288,7 +290,7 @@ def _views(config) -> tuple[views_lib.View, ...]:
 
 
 def _canvases(config) -> Iterator[tuple[str, tuple[int, int]]]:
-    """(key, (height, width)) of each canvas; none where the config is of a model alone."""
+    """(key, (height, width)) of each canvas; none if the config has no `data`."""
     data = getattr(config, "data", None)
     if data is None:
         return
@@ -300,7 +302,7 @@ def _canvases(config) -> Iterator[tuple[str, tuple[int, int]]]:
 
 
 def _fits(value: Any, default: Any) -> bool:
-    """Whether a config's value has the type of the field's default; None takes anything."""
+    """Whether a config's value has the type of the field's default; None accepts anything."""
     if isinstance(default, bool) or isinstance(value, bool):
         return isinstance(default, bool) == isinstance(value, bool)
     if isinstance(default, float):

@@ -1,7 +1,7 @@
-"""What the fields of a detector must hold: the rules that the `check()` of its module states.
+"""Rules for the fields of detectors, applied by the `check()` of each module.
 
-A rule is (name of the field, whether its value is right, what it must be in words).  A field that
-several detectors have is called the same in all of them, and its rule stands here, in `shared`.
+A rule is (name of the field, whether its value is valid, what it must be in words).  A field
+shared by several detectors has the same name in all of them; its rule is here, in `shared`.
 """
 
 from collections.abc import Iterable
@@ -9,11 +9,11 @@ from typing import Any
 
 
 def check(module: Any, rules: Iterable[tuple[str, bool, str]] = ()) -> None:
-    """Raises ValueError for the first rule that is broken, with a sentence that begins with it.
+    """Raises ValueError for the first broken rule; the message starts with the field's name.
 
     Args:
-      module: has the fields.
-      rules: of its own fields; those that are `shared` are checked first.
+      module: the detector with the fields.
+      rules: for the detector's own fields, checked after the `shared` ones.
     """
     for field, fits, words in (*shared(module), *rules):
         if not fits:
@@ -21,7 +21,7 @@ def check(module: Any, rules: Iterable[tuple[str, bool, str]] = ()) -> None:
 
 
 def shared(module: Any) -> tuple:
-    """Rules of the fields that several detectors have, as far as the module has them.
+    """Rules for the module's fields that several detectors share.
 
     Every detector has `pixel_mean`, `pixel_std` and `dtype`.
     """
@@ -52,24 +52,28 @@ def shared(module: Any) -> tuple:
         rules += (("positive_iou", 0 < high <= 1, "above 0 and at most 1"),)
     if those("negative_iou"):
         low, high = module.negative_iou, module.positive_iou
-        rules += (("negative_iou", 0 <= low <= high, "0 to positive_iou"),)
+        rules += (("negative_iou", 0 <= low <= high, "from 0 to positive_iou"),)
     return rules
 
 
-def numbers(values: Any, length: int | None = None, kind=(int, float)) -> bool:
-    """Whether values is a tuple of one or more numbers, `length` of them where it is given."""
+def numbers(
+    values: Any, length: int | None = None, kind: type | tuple[type, ...] = (int, float)
+) -> bool:
+    """Whether `values` is a non-empty tuple of numbers, with `length` of them if it is given."""
     if not isinstance(values, tuple) or not values or length not in (None, len(values)):
         return False
     return all(isinstance(v, kind) for v in values)
 
 
-def positive(values: Any, length: int | None = None, kind=(int, float)) -> bool:
-    """Whether they are `numbers` above 0."""
+def positive(
+    values: Any, length: int | None = None, kind: type | tuple[type, ...] = (int, float)
+) -> bool:
+    """Whether `values` passes `numbers` and all of them are above 0."""
     return numbers(values, length, kind) and min(values) > 0
 
 
 def sizes(levels: Any, length: int) -> bool:
-    """Whether levels is a tuple of that many, each of as many pairs (width, height) above 0."""
+    """Whether `levels` holds `length` tuples with equally many pairs (width, height) above 0."""
     if not isinstance(levels, tuple) or len(levels) != length:
         return False
     if not all(isinstance(level, tuple) and level for level in levels):
@@ -80,52 +84,52 @@ def sizes(levels: Any, length: int) -> bool:
 
 
 def at_least(module: Any, low: float, *names: str) -> tuple:
-    """Rules of fields that are numbers from `low` on."""
+    """Rules for fields that must be at least `low`."""
     return tuple((name, getattr(module, name) >= low, f"at least {low}") for name in names)
 
 
 def above(module: Any, low: float, *names: str) -> tuple:
-    """Rules of fields that are numbers above `low`."""
+    """Rules for fields that must be above `low`."""
     return tuple((name, getattr(module, name) > low, f"above {low}") for name in names)
 
 
 def fractions(module: Any, *names: str) -> tuple:
-    """Rules of fields from 0 to 1, both included."""
-    return tuple((name, 0 <= getattr(module, name) <= 1, "0 to 1") for name in names)
+    """Rules for fields that must be from 0 to 1, both included."""
+    return tuple((name, 0 <= getattr(module, name) <= 1, "from 0 to 1") for name in names)
 
 
 def between_0_and_1(module: Any, *names: str) -> tuple:
-    """Rules of fields above 0 and below 1."""
+    """Rules for fields that must be above 0 and below 1."""
     return tuple((name, 0 < getattr(module, name) < 1, "between 0 and 1") for name in names)
 
 
 def one_of(module: Any, name: str, values: Iterable) -> tuple:
-    """The rule of a field that is one of some values."""
+    """The rule for a field that must be one of `values`."""
     values = tuple(values)
     return (name, getattr(module, name) in values, f"one of {', '.join(map(str, values))}")
 
 
 def of_strides(module: Any, first: int, least_levels: int = 1) -> tuple:
-    """The rule of `strides`: each twice the one before, from the first on."""
+    """The rule for `strides`: the first is `first`, and each is twice the one before."""
     strides = tuple(module.strides)
     doubling = strides == tuple(first * 2**i for i in range(len(strides)))
     named = ", ".join(str(first * 2**i) for i in range(max(3, least_levels)))
-    words = f"{named} and so on, those of P{first.bit_length() - 1} upward"
+    words = f"{named} and so on, one for each level from P{first.bit_length() - 1} up"
     if least_levels > 1:
         words += f", at least {least_levels} of them"
     return ("strides", doubling and len(strides) >= least_levels, words)
 
 
 def of_resnet(module: Any, depths: Iterable[int], norms: Iterable[str]) -> tuple:
-    """Rules of the fields that a detector hands on to its ResNet of one of these depths, norms."""
+    """Rules for the fields that a detector passes to its ResNet."""
     stages, norm, width = module.backbone_stages, module.backbone_norm, module.backbone_width
     divisible = norm != "group" or width % 32 == 0  # every width is a multiple of the first
     return (
         one_of(module, "depth", depths),
         ("style", module.style in ("pytorch", "caffe"), "pytorch or caffe"),
         one_of(module, "backbone_norm", norms),
-        ("frozen_stages", 0 <= module.frozen_stages <= 4, "0 to 4"),
+        ("frozen_stages", 0 <= module.frozen_stages <= 4, "from 0 to 4"),
         *at_least(module, 1, "backbone_width"),
-        ("backbone_width", divisible, "divisible by 32 where backbone_norm is group"),
-        ("backbone_stages", stages is None or positive(stages, 4, int), "four block counts"),
+        ("backbone_width", divisible, "divisible by 32 when backbone_norm is group"),
+        ("backbone_stages", stages is None or positive(stages, 4, int), "four counts above 0"),
     )

@@ -1,10 +1,10 @@
-"""Flax building blocks: convolution, the four norm modes, and both together.
+"""Flax building blocks: convolution, normalisation, and the two combined.
 
-Norm modes, with the same parameter paths in all of them:
+Norm modes, all with the same parameter paths:
   batch   batch statistics in training, running statistics otherwise
-  stored  running statistics always; scale and bias are trained (mmdetection's `norm_eval`)
-  frozen  running statistics always; scale and bias are constants (caffe ResNets)
-  group   GroupNorm; it has no running statistics
+  stored  always running statistics; scale and bias are trained (mmdetection's `norm_eval`)
+  frozen  always running statistics; scale and bias are constants (caffe ResNets)
+  group   GroupNorm, without running statistics
   none    no norm; the convolution has a bias instead
 """
 
@@ -55,7 +55,7 @@ class Norm(nn.Module):
     """Batch or group normalisation over NHWC; statistics in float32."""
 
     mode: str = "batch"
-    momentum: float = 0.9  # of the old value: PyTorch's momentum 0.1
+    momentum: float = 0.9  # weight of the old value: 0.1 in PyTorch's convention
     epsilon: float = 1e-5
     groups: int = 32
     dtype: jnp.dtype = jnp.float32
@@ -100,7 +100,7 @@ class Norm(nn.Module):
 
 
 class ConvNorm(nn.Module):
-    """Convolution, norm, activation; by default the convolution has a bias where no norm is."""
+    """Convolution, norm, activation; by default the convolution has a bias only without a norm."""
 
     features: int
     kernel_size: int = 3
@@ -138,14 +138,14 @@ class ConvNorm(nn.Module):
 
 
 class DeformConv(nn.Module):
-    """Deformable convolution without bias of all levels of a pyramid, of stride 1.
+    """Deformable convolution of all levels of a pyramid, without bias, stride 1.
 
     Padded by (k - 1) // 2 on every side.  A single map is a pyramid of one level.
     """
 
     features: int
     kernel_size: int = 3
-    deform_groups: int = 1  # blocks of input channels, each with offsets of its own
+    deform_groups: int = 1  # blocks of input channels, each with its own offsets
     kernel_init: Callable = he_normal_out
     dtype: jnp.dtype = jnp.float32
 
@@ -153,7 +153,7 @@ class DeformConv(nn.Module):
     def __call__(self, maps, offsets):
         """([B, Hl, Wl, Cin], ...) and offsets -> ([B, Hl, Wl, features], ...).
 
-        Offsets are [B, Hl, Wl, deform_groups * k * k * 2]: dy, dx of each tap in cells, by rows.
+        Offsets are [B, Hl, Wl, deform_groups * k * k * 2]: dy, dx in cells of each tap, row by row.
         """
         shape = (self.kernel_size, self.kernel_size, maps[0].shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init, shape).astype(self.dtype)
@@ -171,9 +171,9 @@ class DeformConv(nn.Module):
 
 
 class LevelScales(nn.Module):
-    """A learnt factor for each pyramid level after a head that all share (FCOS, section 3.2).
+    """A learned factor for each pyramid level, after a shared head (FCOS, section 3.2).
 
-    Parameter paths: `scale0`, ... counted from the finest level.
+    Parameter paths: `scale0`, ..., counted from the finest level.
     """
 
     @nn.compact
@@ -193,19 +193,22 @@ def max_pool_3x3(x: jax.Array) -> jax.Array:
 
 
 def normalise(module: nn.Module, images: jax.Array) -> jax.Array:
-    """[B, H, W, 3] pixels, uint8 or float, less the mean and over the deviation of each channel.
+    """Pixels [B, H, W, 3], uint8 or float, minus the channel means, divided by the deviations.
 
     Args:
-      module: the detector, whose fields `pixel_mean`, `pixel_std` and `dtype` these are.
+      module: the detector with the fields `pixel_mean`, `pixel_std` and `dtype`.
     """
     mean, std = jnp.array(module.pixel_mean), jnp.array(module.pixel_std)
     return ((images.astype(jnp.float32) - mean) / std).astype(module.dtype)
 
 
-def upsample(x, size):
-    """Nearest neighbour: cell i of the larger map shows cell floor(i * small / large)."""
+def upsample(x: jax.Array, size: tuple[int, int]) -> jax.Array:
+    """Nearest-neighbour upsampling: [B, h, w, D] -> [B, H, W, D] with `size` = (H, W).
+
+    Cell i of the larger map copies cell floor(i * small / large).
+    """
     height, width = x.shape[1:3]
-    if size == (2 * height, 2 * width):  # without a gather, whose gradient is a scatter
+    if size == (2 * height, 2 * width):  # avoids a gather, whose gradient is a scatter
         return x.repeat(2, axis=1).repeat(2, axis=2)
     rows = jnp.arange(size[0]) * height // size[0]
     columns = jnp.arange(size[1]) * width // size[1]

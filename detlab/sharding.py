@@ -1,5 +1,6 @@
-"""One mesh axis, `data`: parameters on every device, each device a part of the batch."""
+"""One mesh axis, `data`: every device holds all parameters and a part of the batch."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,12 +13,12 @@ AXIS = "data"
 
 
 def make_mesh() -> jax.sharding.Mesh:
-    """All devices in a row.  Auto axes: with Explicit ones, jax's default, models do not trace."""
+    """All devices in a row.  Axes are Auto: with jax's default, Explicit, models do not trace."""
     return jax.make_mesh((jax.device_count(),), (AXIS,), axis_types=(jax.sharding.AxisType.Auto,))
 
 
 def check_batch_size(key: str, size: int, parts: int = 1) -> None:
-    """Every device takes the same number of images of a batch, or of each of its parts."""
+    """Raises UserError unless a batch, or each of its parts, divides evenly over the devices."""
     devices = jax.device_count()
     if size % (devices * parts):
         times = f", times config.train.accumulate = {parts}" if parts > 1 else ""
@@ -27,31 +28,34 @@ def check_batch_size(key: str, size: int, parts: int = 1) -> None:
 
 
 def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
+    """The sharding of an array that every device holds in full."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def put_batch(batch: Any, mesh: jax.sharding.Mesh) -> Any:
-    """A tree of host arrays, this process's rows of the global batch, onto the devices."""
+    """Puts a tree of host arrays, this process's rows of the global batch, onto the devices."""
     sharding = NamedSharding(mesh, PartitionSpec(AXIS))
-    # The copy that is meant: the train loop allows no other, see `jax.transfer_guard`.
+    # The only copy to devices that the train loop allows; see `jax.transfer_guard`.
     with jax.transfer_guard_host_to_device("allow"):
         return jax.tree.map(
             lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch
         )
 
 
-def per_image(function, mesh: jax.sharding.Mesh, constants: int):
-    """`function` with each device working on its own images.
+def per_image(
+    function: Callable[..., Any], mesh: jax.sharding.Mesh, constants: int
+) -> Callable[..., Any]:
+    """`function`, run on each device for that device's images.
 
-    Its first `constants` arguments are the same everywhere, the others and the result have the
-    image as their first axis.  A loop whose length depends on data, such as suppression, then needs
-    no talk between devices.
+    The first `constants` arguments are the same on all devices; in the others and in the result
+    the first axis is the image.  A loop whose length depends on the data, such as suppression, then
+    needs no communication between devices.
     """
     whole, part = PartitionSpec(), PartitionSpec(AXIS)
 
     def call(*arguments):
         specs = tuple(whole if i < constants else part for i in range(len(arguments)))
-        # The check would refuse every loop inside `function` whose carry starts as a constant.
+        # The check would reject every loop inside `function` whose carry starts as a constant.
         return jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=part, check_vma=False)(
             *arguments
         )
@@ -59,11 +63,11 @@ def per_image(function, mesh: jax.sharding.Mesh, constants: int):
     return call
 
 
-def per_device(function):
-    """`function` of arrays of images with each device working on its own, inside a larger program.
+def per_device(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function`, run on each device for that device's images, inside a larger program.
 
-    It finds the mesh of `jax.set_mesh`, and is `function` itself where there is none, or where each
-    device already works alone.  All arguments and results have the image as their first axis.
+    Uses the mesh of `jax.set_mesh`.  Returns `function` itself if there is no mesh, or if each
+    device already works alone.  In all arguments and results the first axis is the image.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if AXIS not in mesh.axis_names or AXIS in mesh.manual_axes:

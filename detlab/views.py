@@ -1,7 +1,7 @@
-"""Views: other pictures of an image, such as its mirror image (test-time augmentation).
+"""Views of an image, such as its mirror image (test-time augmentation).
 
 Prediction joins the candidates of all views of an image and suppresses them together.
-`config.eval.views` names them.
+`config.eval.views` names the views.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,18 +15,18 @@ from detlab.ops import boxes as boxes_lib
 
 
 class View(NamedTuple):
-    """How a batch of images becomes another one, and how what is found there comes back."""
+    """How to transform a batch of images, and how to map its detections back."""
 
-    # (images [B, H, W, 3], image_size [B, 2]) -> the same of the view, on any canvas
+    # (images [B, H, W, 3], image_size [B, 2]) -> those of the view, on any canvas
     transform: Callable
     # (Detections of the view, image_size [B, 2] of the images) -> Detections of the images
     undo: Callable
 
 
 def _mirror(images, image_size):
-    """Left and right of the content exchanged; it stays at the left of its canvas."""
+    """Mirrors the content left to right; it stays at the left of its canvas."""
 
-    def one_image(image, width):  # what lies right of the content comes mirrored too
+    def one_image(image, width):  # the padding right of the content is mirrored too
         return jnp.roll(image[:, ::-1], width - image.shape[1], axis=1)
 
     return jax.vmap(one_image)(images, image_size[:, 1]), image_size
@@ -46,16 +46,16 @@ VIEWS = {
 def candidates(
     find: Callable, views: Sequence[View], images: jax.Array, image_size: jax.Array
 ) -> tuple[types.Detections, dict[str, Any]]:
-    """The candidates of all views of each image, side by side, on the canvas of the images.
+    """The candidates of all views of each image, concatenated, on the canvas of the images.
 
-    Views of one size are one batch of `find`, so that the network is compiled once for them.
+    Views of the same size form one batch for `find`, so the network is compiled once for them.
 
     Args:
       find: (images [V, H, W, 3], image_size [V, 2]) -> (Detections, {bound: [V] bool}).
       images: [B, H, W, 3].
       image_size: [B, 2] int32 height, width px of the content.
     Returns:
-      Detections, and of each bound on which images a view exceeded it, [B] bool.
+      Detections, and for each bound [B] bool: the images on which any view exceeded it.
     """
     shown = [view.transform(images, image_size) for view in views]
     of_canvas = {}

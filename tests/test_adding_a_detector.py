@@ -1,6 +1,6 @@
-"""The templates of docs/adding_a_detector.md, filled in a copy of the checkout, work as they are.
+"""The templates of docs/adding_a_detector.md work as they are, filled in a copy of the checkout.
 
-A new detector is entered in its own files only: no other file of the copy is another than here.
+A new detector needs only its own files: no other file of the copy differs from the checkout.
 """
 
 import json
@@ -19,7 +19,7 @@ from detlab.run import log as log_lib
 pytestmark = pytest.mark.slow
 
 PACKAGES = ("benchmarks", "converters", "detlab", "experiments", "tests")
-# Heading of the template -> names of the detector and of its class.
+# Heading of the template -> names of the detector and its class.
 TEMPLATES = {
     "Template: a change to another detector": ("smooth_boxes", "SmoothBoxes"),
     "Template: a new detector": ("plain_points", "PlainPoints"),
@@ -60,7 +60,7 @@ def contents(folder: pathlib.Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def copy(repository, tmp_path_factory):
-    """The checkout with both templates filled."""
+    """A copy of the checkout with both templates filled."""
     folder = tmp_path_factory.mktemp("checkout")
     for package in PACKAGES:
         ignored = shutil.ignore_patterns("__pycache__")
@@ -73,7 +73,7 @@ def copy(repository, tmp_path_factory):
 
 
 def run(copy: pathlib.Path, *words: str) -> str:
-    """`python WORDS` in the copy, whose packages are imported; returns what it printed."""
+    """Runs `python WORDS` in the copy, with its packages; returns the output."""
     done = subprocess.run(
         [sys.executable, *words],
         cwd=copy,
@@ -100,7 +100,7 @@ TESTS = (
     "tests/test_layering.py",
     "tests/programs/test_repetition.py",
 )
-# In the names of tests of no one detector.
+# Parts of the names of tests that cover all detectors.
 FOR_ALL = ("layering", "repetition", "every_detector", "every_file", "every_variant", "every_table")
 
 
@@ -113,7 +113,7 @@ def test_new_detectors_pass_what_is_asked_of_every_detector_and_its_table(copy):
         return len(re.findall(rf"^PASSED tests/{pattern}", text, re.MULTILINE))
 
     asked = (copy / "tests" / "detectors" / "test_contract.py").read_text()
-    asked = re.findall(r"\n\n\ndef test_\w+\(subject", asked)  # those without a mark
+    asked = re.findall(r"\n\n\ndef test_\w+\(subject", asked)  # tests without a mark
     sources = 2  # the whole detector, and torchvision's backbone
     for name in NAMES:
         assert passed(rf"detectors/test_contract.py::.*\[{name}\]") == len(asked) > 5
@@ -127,7 +127,7 @@ def test_new_detectors_give_the_same_from_given_maps_bit_for_bit(copy):
     assert re.search(r"\b2 passed\b", run(copy, "-m", "pytest", *words))
 
 
-# In one process, which imports once: who finds the detectors, and a short training of each.
+# In one process, to import once: the programs that find detectors, and a short training of each.
 PROGRAM = """
 import json, pathlib, sys
 
@@ -156,7 +156,7 @@ SHORT = (
 
 
 def recorded(repository: pathlib.Path) -> dict[str, dict]:
-    """The configurations of cases that the adapters know, made of RetinaNet's."""
+    """The configurations of cases that the adapters recognise, derived from RetinaNet's."""
     text = (repository / "tests" / "data" / "parity" / "retinanet_r50_fpn.json").read_text()
     change, own = json.loads(text), json.loads(text)
     change["model_cfg"]["bbox_head"]["loss_bbox"] = {"type": "SmoothL1Loss", "beta": 0.11}

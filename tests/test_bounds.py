@@ -1,4 +1,4 @@
-"""Bounds on candidates: what is noted, and when nothing is."""
+"""Bounds on candidates: what is noted, and when nothing is noted."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +8,7 @@ from detlab import bounds
 
 
 class Levels(nn.Module):
-    """Notes the candidates of each level, arrays [B, ...] that are true where one passes."""
+    """Notes the candidates of each level, arrays [B, ...] that are True where one passes."""
 
     most: int = 2
 

@@ -29,7 +29,7 @@ class Body(nn.Module):
 
 
 class Toy(nn.Module):
-    """One score an image, a norm with statistics, a counter of losses and a random draw."""
+    """One score per image, a norm with statistics, a loss counter and a random draw."""
 
     norm: str = "batch"
     num_candidates: int = 0
@@ -111,7 +111,7 @@ def test_loss_depends_on_its_key_alone_and_targets_are_those_of_the_loss():
 
 
 def test_from_given_maps_everything_is_the_same_bit_for_bit():
-    """Loss, gradients, both kinds of state and the random draw; every operation by itself."""
+    """Loss, gradients, both kinds of state and the random draw, without jit."""
     detector, params, state = toy()
     batch, key = make_batch(), jax.random.key(1)
     (value, (_, after)), gradients = jax.value_and_grad(detector.loss, has_aux=True)(
@@ -122,7 +122,7 @@ def test_from_given_maps_everything_is_the_same_bit_for_bit():
         return detector.maps(params, state, batch.images, True)
 
     maps, back, advanced = jax.vjp(maps_of, params, has_aux=True)
-    assert int(advanced["loss_state"]["losses"]) == 0, "that advances with the loss"
+    assert int(advanced["loss_state"]["losses"]) == 0, "only the loss advances the counter"
 
     def loss_of(maps):
         return detector.loss_of_maps(params, advanced, batch, maps, key)
@@ -134,7 +134,9 @@ def test_from_given_maps_everything_is_the_same_bit_for_bit():
     )
     targets = detector.targets_of_maps(params, advanced, batch, maps, key)["main"]
     np.testing.assert_array_equal(targets, detector.targets(params, state, batch, key)["main"])
-    assert value == jnp.square(maps.scores - targets).mean(), "the draw is that of the loss"
+    assert value == jnp.square(maps.scores - targets).mean(), (
+        "targets and loss use the same random draw"
+    )
 
 
 def test_gradients_are_those_of_the_parameters():
@@ -163,7 +165,7 @@ def test_predict_is_suppress_of_candidates_with_running_statistics():
     predicted = jax.jit(detector.predict)(params, state, images, size)
     assert isinstance(predicted, types.Detections)
     np.testing.assert_allclose(predicted.scores, candidates.scores + 1, rtol=1e-6)
-    alone = jax.jit(tiny.maps_of(detector))(params, state, images[:1])  # no statistics of the batch
+    alone = jax.jit(tiny.maps_of(detector))(params, state, images[:1])  # no batch statistics
     np.testing.assert_allclose(alone.scores, maps.scores[:1], rtol=1e-5)
 
 
@@ -242,7 +244,7 @@ def test_a_canvas_that_the_network_cannot_take_is_refused_before_anything_is_bui
     good.data[key] = (canvases,) if key == "multiscale_canvases" else canvases
     with pytest.raises(errors.UserError) as caught:
         contract.build(good)
-    assert str(caught.value).startswith(f"config.data.{key} has {canvas}: {words}")
+    assert str(caught.value).startswith(f"config.data.{key} contains {canvas}: {words}")
 
 
 def test_frozen_paths_follow_the_fields():
@@ -254,8 +256,8 @@ def test_an_unknown_detector_lists_those_that_exist(name):
     with pytest.raises(errors.UserError) as caught:
         contract.build(config(name))
     message = str(caught.value)
-    assert message.startswith(f"config.detector is {name!r}, and there are: ")
-    listed = message.split("there are: ")[1].rstrip(".").split(", ")
+    assert message.startswith(f"config.detector is {name!r}; it must be one of ")
+    listed = message.split("one of ")[1].rstrip(".").split(", ")
     assert "retinanet" in listed and "__init__" not in listed and listed == sorted(listed)
 
 
@@ -271,7 +273,7 @@ def test_an_unknown_detector_lists_those_that_exist(name):
         (
             "flip_test",
             "config.model.flip_test: detector retinanet has no such field."
-            " It is config.eval.views=('image','mirror') now.",
+            " Set config.eval.views=('image','mirror') instead.",
         ),
         ("parent", "config.model.parent: detector retinanet has no such field."),
         ("name", "config.model.name: detector retinanet has no such field."),
@@ -293,9 +295,9 @@ def test_an_unknown_field_is_named_with_the_nearest(field, sentence):
         (dict(backbone_norm="foo"), "backbone_norm is 'foo'; it must be one of batch, stored,"),
         (
             dict(backbone_norm="group", backbone_width=48),
-            "backbone_width is 48; it must be divisible by 32 where backbone_norm is group.",
+            "backbone_width is 48; it must be divisible by 32 when backbone_norm is group.",
         ),
-        (dict(frozen_stages=5), "frozen_stages is 5; it must be 0 to 4."),
+        (dict(frozen_stages=5), "frozen_stages is 5; it must be from 0 to 4."),
         (dict(backbone_width=0), "backbone_width is 0; it must be at least 1."),
         (dict(backbone_stages=(1, 1, 1)), "backbone_stages is (1, 1, 1); it must be four"),
         (dict(backbone_stages=(1, 1, 0, 1)), "backbone_stages is (1, 1, 0, 1); it must be four"),
@@ -322,13 +324,13 @@ def test_an_unknown_field_is_named_with_the_nearest(field, sentence):
             "delta_stds is (0.1, 0.1, 0.0, 0.2); it must be four",
         ),
         (dict(positive_iou=1.5), "positive_iou is 1.5; it must be above 0 and at most 1."),
-        (dict(negative_iou=0.6), "negative_iou is 0.6; it must be 0 to positive_iou."),
-        (dict(focal_alpha=2.0), "focal_alpha is 2.0; it must be 0 to 1."),
+        (dict(negative_iou=0.6), "negative_iou is 0.6; it must be from 0 to positive_iou."),
+        (dict(focal_alpha=2.0), "focal_alpha is 2.0; it must be from 0 to 1."),
         (dict(focal_gamma=-1.0), "focal_gamma is -1.0; it must be at least 0."),
         (dict(box_weight=-1.0), "box_weight is -1.0; it must be at least 0."),
         (dict(candidates_per_level=0), "candidates_per_level is 0; it must be at least 1."),
-        (dict(score_threshold=5.0), "score_threshold is 5.0; it must be 0 to 1."),
-        (dict(nms_iou=float("nan")), "nms_iou is nan; it must be 0 to 1."),
+        (dict(score_threshold=5.0), "score_threshold is 5.0; it must be from 0 to 1."),
+        (dict(nms_iou=float("nan")), "nms_iou is nan; it must be from 0 to 1."),
         (dict(max_detections=0), "max_detections is 0; it must be at least 1."),
         (
             dict(pixel_mean=(0.0, "a", 0.0)),

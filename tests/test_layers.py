@@ -1,4 +1,4 @@
-"""Convolution, the norm modes, and both together."""
+"""Convolution, the norm modes, and the two combined."""
 
 import functools
 
@@ -146,7 +146,7 @@ def test_only_frozen_scale_and_bias_get_no_gradient(mode):
     of_params, of_x = gradients(tree["params"], example())
     for gradient in of_params.values():
         assert np.all(np.asarray(gradient) == 0) == (mode == "frozen")
-    assert np.abs(of_x).max() > 0  # the layers below go on learning
+    assert np.abs(of_x).max() > 0  # the layers below keep learning
 
 
 def test_batch_mode_gradient_passes_through_the_statistics():
@@ -222,7 +222,7 @@ def test_prior_bias_makes_a_sigmoid_predict_the_prior():
 
 def test_max_pool_pads_both_sides_with_less_than_any_value():
     x = -np.arange(1.0, 17.0, dtype=np.float32).reshape(1, 4, 4, 1)
-    # Windows start at -1 and 1; padding never wins, though all values are negative.
+    # Windows start at -1 and 1; padding is never the maximum, although all values are negative.
     np.testing.assert_array_equal(layers.max_pool_3x3(x)[0, :, :, 0], [[-1, -2], [-5, -6]])
     assert layers.max_pool_3x3(jnp.zeros((1, 5, 7, 2))).shape == (1, 3, 4, 2)
 

@@ -1,4 +1,4 @@
-"""Placement on four devices; a process of its own has them, as the number is fixed at start."""
+"""Placement on four devices, in a separate process: jax fixes their number when it starts."""
 
 import jax
 import numpy as np
@@ -19,7 +19,7 @@ mesh = sharding.make_mesh()
 assert dict(mesh.shape) == {"data": 4}
 everywhere = sharding.replicated(mesh)
 
-# put_batch: a tree of host arrays, the images divided in order.
+# put_batch: a tree of host arrays; the images are divided in order.
 images = np.arange(8 * 3, dtype=np.uint8).reshape(8, 3)
 batch = sharding.put_batch({"images": images, "real": np.arange(8) < 7, "none": None}, mesh)
 assert batch["none"] is None
@@ -29,11 +29,11 @@ np.testing.assert_array_equal(batch["images"], images)
 for i, shard in enumerate(sorted(batch["images"].addressable_shards, key=lambda s: s.device.id)):
     np.testing.assert_array_equal(shard.data, images[2 * i : 2 * i + 2])
 
-# replicated: the whole on every device.
+# replicated: the whole array on every device.
 weight = jax.device_put(jnp.float32(2.0), everywhere)
 assert len(weight.addressable_shards) == 4 and weight.is_fully_replicated
 
-# per_image: loops of a length that depends on the image, without talk between devices.
+# per_image: loops whose length depends on the image, without communication between devices.
 limits = np.array([1, 50, 3, 700, 0, 9, 1000, 2], np.float32)
 
 
@@ -51,7 +51,7 @@ apart = jax.jit(sharding.per_image(doublings, mesh, constants=1))
 out = apart(weight, placed)
 np.testing.assert_array_equal(out["power"], [1, 64, 4, 1024, 1, 16, 1024, 2])
 assert out["power"].sharding.spec == PartitionSpec("data")
-# What a function sees as its batch is the device's own two images.
+# The function sees only its device's two images as its batch.
 np.testing.assert_array_equal(out["local"], 3 * limits.reshape(4, 2).sum(1).repeat(2))
 
 
@@ -61,9 +61,9 @@ def collectives(function):
 
 
 assert collectives(sharding.per_image(doublings, mesh, constants=1)) == 0
-assert collectives(doublings) > 0  # the plain call would wait for the slowest image everywhere
+assert collectives(doublings) > 0  # the plain call would wait for the slowest image on all devices
 
-# per_device: the same inside a larger program, where a mesh is set; gradients pass through it.
+# per_device: the same inside a larger program, with a mesh set; gradients pass through it.
 def loss_of_doublings(weight, limits):
     powers = sharding.per_device(lambda limits: doublings(2.0, limits)["power"] * limits)(limits)
     return (weight * powers).sum()

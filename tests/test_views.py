@@ -1,4 +1,4 @@
-"""Views: their transforms and undos, and candidates joined of all views of an image."""
+"""Views: their transforms and undos, and the joined candidates of all views of an image."""
 
 import jax
 import numpy as np
@@ -13,7 +13,7 @@ def pictures():
 
 
 def boxes_as_seen(seen, sizes):
-    """As a network that knows where it looks: the box of pixel (1, 2), its score the red there."""
+    """A fake network: one box at pixel (1, 2), whose score is the red value there."""
     corner = np.tile(np.float32([2, 1, 3, 2]), (len(seen), 1, 1))
     scores = seen[:, 1, 2, :1] / np.float32(255)
     valid = np.ones((len(seen), 1), bool)
@@ -66,6 +66,6 @@ def test_a_view_of_another_size_is_seen_on_its_own_canvas():
 
     all_three = (views.VIEWS["image"], half, views.VIEWS["mirror"])
     found, exceeded = views.candidates(find, all_three, pictures(), SIZES)
-    assert seen == [(4, 6, 8, 3), (2, 3, 4, 3)], "views of one size are one batch"
+    assert seen == [(4, 6, 8, 3), (2, 3, 4, 3)], "views of one size form one batch"
     np.testing.assert_array_equal(found.boxes[0], [[2, 1, 3, 2], [4, 2, 6, 4], [5, 1, 6, 2]])
     assert exceeded["bound"].tolist() == [True, False]

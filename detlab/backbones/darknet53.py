@@ -13,7 +13,7 @@ from detlab import layers
 
 
 class Residual(nn.Module):
-    """A 1x1 convolution to half the width and a 3x3 one back, around which the input is added."""
+    """A 1x1 convolution to half the width and a 3x3 one back, plus the input."""
 
     norm: str = "batch"
     dtype: jnp.dtype = jnp.float32
@@ -30,8 +30,8 @@ class Residual(nn.Module):
 class Darknet(nn.Module):
     """Images to feature maps of strides 8, 16, 32.
 
-    Each of the five stages halves the map by a 3x3 convolution that doubles the channels, and has
-    `blocks` residual blocks.  `remat` as in `resnet.ResNet`.
+    Each of the five stages has a 3x3 convolution that halves the map and doubles the channels, then
+    residual blocks, as many as `blocks` says.  `remat` is as in `resnet.ResNet`.
     """
 
     blocks: Sequence[int] = (1, 2, 8, 8, 4)
@@ -44,7 +44,7 @@ class Darknet(nn.Module):
     def __call__(self, images, train: bool):
         """[B, H, W, 3] normalised images -> [C3, C4, C5], each [B, H/s, W/s, width * s]."""
         conv, block = layers.ConvNorm, Residual
-        if self.remat:  # `train`, argument 2 counted from self, stays a Python value
+        if self.remat:  # argument 2, counted from self, is `train`: a Python value
             conv, block = (nn.remat(part, static_argnums=(2,)) for part in (conv, block))
         common = dict(norm=self.norm, dtype=self.dtype)
         x = conv(self.width, 3, activation=layers.leaky_relu, name="stem", **common)(images, train)

@@ -1,9 +1,9 @@
-"""Stacked hourglass network (arXiv:1603.06937) as CornerNet has it (arXiv:1808.01244, section 3.5).
+"""Stacked hourglass network (arXiv:1603.06937) as in CornerNet (arXiv:1808.01244, section 3.5).
 
-An hourglass halves its map several times, and on the way back adds what it saw at each size.  A
-stack hands its map on to the next, so that each corrects the one before; all of them are
-supervised.  Unlike the first paper: strides in place of pooling, and residual blocks of two 3x3
-convolutions.
+An hourglass halves its map several times, then enlarges it again and adds the features that it had
+at each size.  Each stack passes its map on to the next, which refines it; all of them are
+supervised.  Unlike the first paper, there are strides instead of pooling, and residual blocks of
+two 3x3 convolutions.
 
 Parameter paths: `stem/{conv,norm}`, `stem_block/...`, `hourglass0/skip0/...`,
 `hourglass0/down0/...`, `hourglass0/inner/...` (the next smaller one, or blocks `inner0`, ...),
@@ -20,7 +20,7 @@ from detlab.backbones import resnet
 
 
 class Hourglass(nn.Module):
-    """One hourglass; `channels` and `blocks` are those of each size, largest first."""
+    """One hourglass; `channels` and `blocks` are for each map size, largest first."""
 
     channels: Sequence[int]
     blocks: Sequence[int]
@@ -69,7 +69,7 @@ class HourglassNet(nn.Module):
 
     @nn.compact
     def __call__(self, images, train: bool):
-        """[B, H, W, 3] normalised images -> of each stack [B, H / 4, W / 4, channels[0]]."""
+        """[B, H, W, 3] normalised images -> for each stack [B, H / 4, W / 4, channels[0]]."""
         common = dict(norm=self.norm, dtype=self.dtype)
         width = self.channels[0]
 

@@ -7,6 +7,7 @@ the paper does.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -60,8 +61,8 @@ class Bottleneck(nn.Module):
         return nn.relu(y + shortcut(x, 4 * self.width, self.stride, train, common))
 
 
-def shortcut(x, features, stride, train, common):
-    """The identity, or a projection where the shape changes (section 3.3, option B)."""
+def shortcut(x, features: int, stride: int, train: bool, common: dict[str, Any]):
+    """The identity on x [B, H, W, D], or a projection if the shape changes (3.3, option B)."""
     if stride == 1 and x.shape[-1] == features:
         return x
     return layers.ConvNorm(features, 1, stride, name="shortcut", **common)(x, train)
@@ -71,9 +72,9 @@ class ResNet(nn.Module):
     """Images to feature maps of strides 4, 8, 16, 32.
 
     Stages up to `frozen_stages` (0: none, 1: the stem and stage 1, ...) get no gradient and keep
-    their statistics.  With `remat` the backward pass computes the stem and each block again from
-    their inputs instead of keeping what is inside (arXiv:1604.06174): one more forward pass for
-    less memory.
+    their statistics.  With `remat` the backward pass recomputes the stem and each block from their
+    inputs instead of storing their activations (arXiv:1604.06174): one more forward pass for less
+    memory.
     """
 
     depth: int = 50
@@ -93,7 +94,7 @@ class ResNet(nn.Module):
         if self.style not in ("pytorch", "caffe"):
             raise ValueError(f"ResNet style {self.style!r} is neither 'pytorch' nor 'caffe'")
         stem, block = layers.ConvNorm, BasicBlock if self.depth < 50 else Bottleneck
-        if self.remat:  # `train`, argument 2 counted from self, stays a Python value
+        if self.remat:  # argument 2, counted from self, is `train`: a Python value
             stem, block = (nn.remat(part, static_argnums=(2,)) for part in (stem, block))
         x = stem(
             self.width,
@@ -127,7 +128,7 @@ class ResNet(nn.Module):
 
 
 def of(module: nn.Module) -> ResNet:
-    """The ResNet of a detector, from its fields: those of `fields.of_resnet` and `remat`."""
+    """The ResNet of a detector with the fields of `fields.of_resnet`, `remat` and `dtype`."""
     return ResNet(
         module.depth,
         module.style,
@@ -141,7 +142,7 @@ def of(module: nn.Module) -> ResNet:
 
 
 def frozen(module: nn.Module) -> tuple[str, ...]:
-    """Regexes of what training never changes of a detector whose `backbone` is `of(module)`."""
+    """Regexes of the leaves of the detector's `backbone` that training never changes."""
     return frozen_paths("backbone", module.backbone_norm, module.frozen_stages)
 
 

@@ -1,13 +1,14 @@
 """The backbone of YOLOv5 (ultralytics/yolov5, releases 3.0 to 7.0), and the blocks of its neck.
 
-Three things changed from release to release, and each is an argument here:
-  block   "csp": BottleneckCSP, releases 3.0 and 3.1; "c3": its successor without the two plain
-          convolutions and the norm after the concatenation, from 4.0
-  stem    "focus": a 3x3 convolution of the four pixels of each 2x2 square, up to 5.0; "conv6": a
-          6x6 convolution of stride 2, which can express the same, from 6.0
-  pool    "spp": pyramid pooling comes before the last block, which then has no shortcuts, up to
-          5.0; "sppf": it comes after the last block, from 6.0.  Both pool alike, see `SPP`
-and so did the activation: leaky ReLU, hard-swish (3.0), SiLU (from 4.0).
+Four things changed between releases, and each is an argument here:
+  block       "csp": BottleneckCSP, releases 3.0 and 3.1; "c3": its successor without the two plain
+              convolutions and the norm after the concatenation, from 4.0
+  stem        "focus": a 3x3 convolution of the four pixels of each 2x2 square, up to 5.0;
+              "conv6": a 6x6 convolution of stride 2, which can express the same, from 6.0
+  pool        "spp": pyramid pooling comes before the last block, which then has no shortcuts, up
+              to 5.0; "sppf": it comes after the last block, from 6.0.  Both compute the same maxima
+              (see `SPP`)
+  activation  leaky ReLU, hard-swish (3.0), SiLU (from 4.0)
 
 Parameter paths: `stem/{conv,norm}`, `stage2_down/{conv,norm}`, `stage2_block/conv1/{conv,norm}`,
 `stage2_block/bottleneck0/conv1/{conv,norm}`, ..., `spp/conv1/{conv,norm}`; stage s has stride 2^s.
@@ -32,16 +33,16 @@ BLOCKS = ("csp", "c3")
 STEMS = ("focus", "conv6")
 POOLS = ("spp", "sppf")
 
-# Channels of the stem and of each stage before the width multiple; with four levels of detection
-# there is a stage of 768 before the last.
+# Number of detection levels -> channels of the stem and of each stage, before the width multiple.
+# With four levels there is one more stage, of 768 channels, before the last.
 CHANNELS = {3: (64, 128, 256, 512, 1024), 4: (64, 128, 256, 512, 768, 1024)}
 
-# PyTorch's default, which YOLOv5 leaves as it is: uniform in +-1 / sqrt(fan in).
+# PyTorch's default, which YOLOv5 keeps: uniform in +-1 / sqrt(fan in).
 torch_uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
 def scaled_width(channels: int, multiple: float) -> int:
-    """Channels times the width multiple, up to the next multiple of 8."""
+    """Channels times the width multiple, rounded up to a multiple of 8."""
     return 8 * math.ceil(channels * multiple / 8)
 
 
@@ -57,7 +58,7 @@ conv_norm = functools.partial(
 
 
 class Bottleneck(nn.Module):
-    """A 1x1 and a 3x3 convolution of the input's width, around which it may be added."""
+    """A 1x1 and a 3x3 convolution of the input's width, plus the input if `shortcut`."""
 
     shortcut: bool = True
     norm: str = "batch"
@@ -73,11 +74,12 @@ class Bottleneck(nn.Module):
 
 
 class Block(nn.Module):
-    """Half of the channels through `depth` bottlenecks, half past them, and a convolution of both.
+    """A cross-stage-partial block: one path through `depth` bottlenecks, the other past them.
 
-    The first convolutions of both ways bring the input to half the width.  "csp" has no norm and
-    activation in the one past the bottlenecks and in one more behind them, and norms what it
-    concatenates.
+    A 1x1 convolution at the start of each path gives half of `features`; the last convolution
+    merges the concatenated paths.  In "csp" the convolution of the path past the bottlenecks has no
+    norm and activation, one more such convolution follows the bottlenecks, and norm and activation
+    come after the concatenation.
     """
 
     features: int
@@ -112,10 +114,10 @@ class Block(nn.Module):
 
 
 class SPP(nn.Module):
-    """Spatial pyramid pooling: the map beside its maxima over three window sizes.
+    """Spatial pyramid pooling: the map concatenated with its maxima over three window sizes.
 
-    They are `size`, 2 size - 1 and 3 size - 2, such as 5, 9, 13: each pooling works on the one
-    before, as in SPPF.
+    The windows are `size`, 2 size - 1 and 3 size - 2, such as 5, 9, 13: each pooling takes the
+    output of the one before, as in SPPF.
     """
 
     features: int
@@ -135,7 +137,7 @@ class SPP(nn.Module):
 
 
 def corners(images):
-    """The four pixels of each 2x2 square side by side: [B, H, W, 3] -> [B, H/2, W/2, 12].
+    """The four pixels of each 2x2 square of images [B, H, W, 3] as channels: [B, H/2, W/2, 12].
 
     Their order is (row, column) = (0, 0), (1, 0), (0, 1), (1, 1).
     """
@@ -147,8 +149,8 @@ def corners(images):
 class Backbone(nn.Module):
     """Images to the feature maps of stride 8 and every coarser stage.
 
-    `repeats` are of the blocks of each stage from stride 4 on, before the depth multiple.  `remat`
-    as in `resnet.ResNet`.
+    `repeats` is for the blocks of each stage from stride 4 up, before the depth multiple.  `remat`
+    is as in `resnet.ResNet`.
     """
 
     repeats: Sequence[int] = (3, 6, 9, 3)
@@ -167,7 +169,7 @@ class Backbone(nn.Module):
     def __call__(self, images, train: bool):
         """[B, H, W, 3] -> [C3, C4, ...], each [B, H/s, W/s, Ds]; strides divide H and W."""
         conv, block, spp = conv_norm, Block, SPP
-        if self.remat:  # `train`, argument 2 counted from self, stays a Python value
+        if self.remat:  # argument 2, counted from self, is `train`: a Python value
             conv = functools.partial(
                 nn.remat(layers.ConvNorm, static_argnums=(2,)), **conv_norm.keywords
             )
@@ -200,5 +202,5 @@ class Backbone(nn.Module):
 
 
 def widths_of(levels: int, multiple: float) -> list[int]:
-    """Channels of the stem and of every stage of a network with so many levels of detection."""
+    """Channels of the stem and of every stage of a network with `levels` detection levels."""
     return [scaled_width(channels, multiple) for channels in CHANNELS[levels]]

@@ -1,1 +1,1 @@
-"""Networks of darknet: the text format in which they are written, and the standard ones."""
+"""Darknet networks: their text format, and the standard ones."""

@@ -1,15 +1,15 @@
 """Network descriptions of darknet (`.cfg`): text -> typed sections and their graph, and back.
 
-A cfg is a list of sections, `[name]` and then lines `key=value`.  `[net]` comes first and says
-what goes in; every other section is a layer, numbered from 0.  A layer takes the output of the
-layer before it, the first one the image, unless it names others by number: negative numbers count
-back from the layer itself.  White space means nothing; `#` begins a comment, as does `;` at the
-beginning of a line.  Syntax, defaults and arithmetic are those of AlexeyAB/darknet,
+A cfg is a list of sections: a line `[name]`, then lines `key=value`.  `[net]` comes first and
+describes the input; every other section is a layer, numbered from 0.  A layer takes the output of
+the previous layer (the first one takes the image) unless it names others by number; negative
+numbers count back from the layer itself.  White space is ignored; `#` begins a comment, as does `;`
+at the beginning of a line.  Syntax, defaults and arithmetic are those of AlexeyAB/darknet,
 src/parser.c.
 
-Darknet reads `filters=3x` as 3, takes an unknown activation for ReLU and adds what overlaps when
-the inputs of a shortcut differ in shape.  Here these are errors, and so are options that change
-what a network computes and are not implemented.  Keys that are not known are kept for `format`.
+Darknet reads `filters=3x` as 3, treats an unknown activation as ReLU, and adds only the overlapping
+part when the inputs of a shortcut differ in shape.  Here these are errors, and so are unimplemented
+options that would change what a network computes.  Unknown keys are kept for `format`.
 """
 
 import os
@@ -22,18 +22,18 @@ from detlab import errors
 
 
 class CfgError(errors.UserError):
-    """The text describes no network; the message names the file, and the line if there is one."""
+    """The text is not a valid network; the message names the file, and the line if there is one."""
 
 
 class Source(NamedTuple):
     """The text that a section was read from: messages name its line, `format` writes it back."""
 
-    line: int = 0  # of the header, from 1; 0 for a section that was not read
+    line: int = 0  # of the header, from 1; 0 if the section was not read from text
     lines: tuple[str, ...] = ()  # the header and everything up to the next one, comments too
 
 
 class Net(NamedTuple):
-    """The input, and how darknet trains."""
+    """The input, and darknet's training settings."""
 
     width: int  # px
     height: int  # px
@@ -54,7 +54,7 @@ class Net(NamedTuple):
     policy: str = "constant"
     steps: tuple[int, ...] = ()
     scales: tuple[float, ...] = ()
-    other: tuple[tuple[str, str], ...] = ()  # keys that are not known here, and their values
+    other: tuple[tuple[str, str], ...] = ()  # unknown keys and their values
     source: Source = Source()
 
 
@@ -64,10 +64,10 @@ class Convolutional(NamedTuple):
     filters: int = 1
     size: int = 1  # of the square kernel
     stride: int = 1
-    pad: bool = False  # if True, `padding` does not count
+    pad: bool = False  # if True, `padding` is ignored
     padding: int = 0
     groups: int = 1
-    dilation: int = 1  # cells between neighbours of the kernel; of the border too
+    dilation: int = 1  # cells between neighbouring taps; multiplies the border too
     batch_normalize: bool = False
     activation: str = "logistic"
     other: tuple[tuple[str, str], ...] = ()
@@ -80,9 +80,9 @@ class Convolutional(NamedTuple):
 
 
 class Route(NamedTuple):
-    """One of `groups` equal parts of the channels of each layer, concatenated in this order."""
+    """Concatenates part `group_id` of `groups` equal parts of the channels of each layer."""
 
-    layers: tuple[int, ...]  # absolute numbers
+    layers: tuple[int, ...]  # absolute numbers, in the order of the result
     groups: int = 1
     group_id: int = 0
     other: tuple[tuple[str, str], ...] = ()
@@ -90,7 +90,7 @@ class Route(NamedTuple):
 
 
 class Shortcut(NamedTuple):
-    """Sum of the layer before and of the named ones, then the activation."""
+    """Sum of the previous layer and the named ones, then the activation."""
 
     layers: tuple[int, ...]  # absolute numbers; the key is `from`
     activation: str = "linear"
@@ -107,18 +107,18 @@ class Upsample(NamedTuple):
 
 
 class MaxPool(NamedTuple):
-    """Maximum of a window; cells outside the map do not take part."""
+    """Maximum of a window; cells outside the map are ignored."""
 
-    size: int  # in a cfg without the key: `stride`
-    # Both sides together: padding // 2 lie left and above, the rest right and below.
-    padding: int  # in a cfg without the key: `size` - 1
+    size: int  # defaults to `stride` in a cfg
+    # Of both sides together: padding // 2 is left and above, the rest right and below.
+    padding: int  # defaults to `size` - 1 in a cfg
     stride: int = 1
     other: tuple[tuple[str, str], ...] = ()
     source: Source = Source()
 
 
 class Dropout(NamedTuple):
-    """Nothing at inference."""
+    """Dropout in training; nothing at inference."""
 
     probability: float = 0.2
     other: tuple[tuple[str, str], ...] = ()
@@ -131,11 +131,11 @@ _FLT_MAX = float.fromhex("0x1.fffffep+127")
 class Yolo(NamedTuple):
     """Decodes x, y, w, h, objectness and classes of each anchor of `mask`, and trains them."""
 
-    anchors: tuple[tuple[float, float], ...]  # width, height in px of the input; all scales
-    mask: tuple[int, ...]  # the anchors of this scale; in a cfg without the key: all
+    anchors: tuple[tuple[float, float], ...]  # width, height in px of the input, for all scales
+    mask: tuple[int, ...]  # indices of this scale's anchors; defaults to all in a cfg
     classes: int = 20
     num: int = 1  # of `anchors`
-    max_boxes: int = 200  # objects of a training image; the key is `max`
+    max_boxes: int = 200  # objects per training image; the key is `max`
     scale_x_y: float = 1.0
     nms_kind: str = "default"
     beta_nms: float = 0.6
@@ -169,25 +169,25 @@ class Network(NamedTuple):
     name: str  # of the file, for messages
     net: Net
     layers: tuple[Layer, ...]
-    head: tuple[str, ...] = ()  # lines in front of `[net]`
+    head: tuple[str, ...] = ()  # lines before `[net]`
 
 
 class Shape(NamedTuple):
-    """Size of what a layer gives for one image."""
+    """Size of a layer's output for one image."""
 
     channels: int
     height: int
     width: int
 
 
-# ---- Values: text and number of the layer -> value; ValueError says what the text must be. ----
+# ---- Values: (text, layer number) -> value; ValueError says what the text must be. ----
 
 
 def _integer(low: int) -> Callable[[str, int], int]:
     def read(text: str, number: int) -> int:
-        # Nine digits: more do not fit into darknet's int.
+        # At most nine digits: more may not fit into darknet's int.
         if not re.fullmatch(r"[+-]?[0-9]{1,9}", text) or int(text) < low:
-            raise ValueError(f"an integer, at least {low}")
+            raise ValueError(f"an integer of at least {low}")
         return int(text)
 
     return read
@@ -220,7 +220,7 @@ def _list_of(read_one: Callable[[str, int], Any]) -> Callable[[str, int], tuple]
         try:
             return tuple(read_one(part, number) for part in text.split(","))
         except ValueError as error:
-            raise ValueError(f"a list with commas, each {error}") from None
+            raise ValueError(f"a comma-separated list, each item {error}") from None
 
     return read
 
@@ -228,22 +228,22 @@ def _list_of(read_one: Callable[[str, int], Any]) -> Callable[[str, int], tuple]
 def _pairs(text: str, number: int) -> tuple[tuple[float, float], ...]:
     values = _list_of(_number)(text, number)
     if len(values) % 2 or min(values) <= 0:
-        raise ValueError("pairs of numbers above 0, width and height")
+        raise ValueError("pairs of numbers above 0 (width, height)")
     return tuple(zip(values[::2], values[1::2], strict=True))
 
 
 def _earlier_layers(text: str, number: int) -> tuple[int, ...]:
     values = _list_of(_integer(-number))(text, number)
     if max(values) >= number:
-        raise ValueError(f"numbers of layers before it, which is layer {number}")
+        raise ValueError(f"numbers of layers before this one, layer {number}")
     return tuple(value + number if value < 0 else value for value in values)
 
 
 _ACTIVATION = _one_of("linear", "leaky", "mish", "relu", "logistic", "swish")
 _IOU_KINDS = ("iou", "giou", "diou", "ciou")
 
-# What is read of each section.  The key is the field's name but for those of _FIELDS; one whose
-# default depends on others stands behind them.
+# The keys that are read in each section.  A key is the name of its field, except for those in
+# _FIELDS.  A key whose default depends on others comes after them.
 _KEYS = {
     Net: {
         "width": _integer(1),
@@ -312,8 +312,8 @@ _KEYS = {
 }
 _FIELDS = {"from": "layers", "max": "max_boxes"}
 
-# Options that change what a layer computes or what its weights are, and are not implemented; the
-# value with which each of them changes nothing, None where there is no such value.
+# Unimplemented options that change what a layer computes or what its weights are -> the value that
+# has no effect, None if there is none.
 _NEUTRAL = {
     Net: {},
     Convolutional: {
@@ -333,7 +333,7 @@ _NEUTRAL = {
     Yolo: {"new_coords": "0", "embedding_layer": None},
 }
 
-# The names that darknet knows the sections by; the last one of each is written.
+# Darknet's names of the sections; the last name of each kind is the one that is written.
 _SECTIONS = {
     "network": Net,
     "net": Net,
@@ -349,46 +349,46 @@ _SECTIONS = {
 }
 _NAMES = {kind: name for name, kind in _SECTIONS.items()}
 
-_MAX_BYTES = 1 << 20  # of a cfg; the published ones have about 10 kB
-_MAX_SIZE = 1 << 20  # channels or cells of a side
+_MAX_BYTES = 1 << 20  # of a cfg; published ones have about 10 kB
+_MAX_SIZE = 1 << 20  # channels, or cells along a side
 
 
 def read(path: str | os.PathLike) -> Network:
     """Reads a cfg file; see `parse`.
 
     Raises:
-      CfgError: the file cannot be read, is no text, or `parse` refuses it.
+      CfgError: the file cannot be read, is not text, or is rejected by `parse`.
     """
     path = pathlib.Path(path)
     try:
         with path.open("rb") as file:
             data = file.read(_MAX_BYTES + 1)
     except OSError as error:
-        raise CfgError(f"{path}: cannot be read: {error.strerror or error}.") from error
+        raise CfgError(f"{path} cannot be read: {error.strerror or error}.") from error
     if len(data) > _MAX_BYTES:
-        raise CfgError(f"{path}: more than {_MAX_BYTES} bytes, too large for a darknet cfg.")
+        raise CfgError(f"{path} has more than {_MAX_BYTES} bytes, too large for a darknet cfg.")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise CfgError(f"{path}: not a darknet cfg, as it is no text in UTF-8.") from error
+        raise CfgError(f"{path} is not a darknet cfg: it is not UTF-8 text.") from error
     return parse(text, str(path))
 
 
 def parse(text: str, name: str = "cfg") -> Network:
-    """Sections with their values; whether the layers fit each other is what `shapes` finds out.
+    """The sections and their values; `shapes` checks that the layers fit together.
 
     Args:
       text: of a cfg file.
       name: of the file, for messages.
     Raises:
-      CfgError: a section is not known, a value is malformed, a needed key is missing, an option is
-        not implemented, or a layer refers to one that does not come before it.
+      CfgError: an unknown section, a malformed value, a missing key, an option that is not
+        implemented, or a layer that refers to one that does not come before it.
     """
     lines = text.split("\n")
     contents = [_content(line) for line in lines]
     first = next((i for i, content in enumerate(contents) if content), None)
     if first is None:
-        raise CfgError(f"{name}: empty, there is no section in it.")
+        raise CfgError(f"{name} is empty; a darknet cfg begins with [net].")
     if not contents[first].startswith("["):
         raise CfgError(f"{name}, line {first + 1}: not a darknet cfg, which begins with [net].")
     starts = [i for i, content in enumerate(contents) if content.startswith("[")]
@@ -398,19 +398,21 @@ def parse(text: str, name: str = "cfg") -> Network:
     ):
         section = _section(name, number, start + 1, lines[start:stop])
         if isinstance(section, Net) != (number == -1):
-            raise CfgError(f"{name}, line {start + 1}: [net] must be the first section, and once.")
+            raise CfgError(
+                f"{name}, line {start + 1}: [net] must be the first section and appear only once."
+            )
         sections.append(section)
     net, *layers = sections
     if not layers:
-        raise CfgError(f"{name}: there is no layer behind [net].")
+        raise CfgError(f"{name} has no layers after [net].")
     return Network(name, net, tuple(layers), tuple(lines[:first]))
 
 
 def format(network: Network) -> str:
     """The cfg text of a network.
 
-    What `parse` read comes out as it was, letter by letter.  Where fields have been replaced,
-    their lines are written anew, or added if the change makes them necessary.
+    Text that `parse` read is returned unchanged, character by character.  Lines of fields that have
+    been replaced are rewritten, or added if the change requires them.
     """
     lines = list(network.head)
     for number, section in enumerate((network.net, *network.layers), start=-1):
@@ -419,7 +421,7 @@ def format(network: Network) -> str:
 
 
 def plain(network: Network) -> Network:
-    """The network without its text: equal for two cfgs that say the same in other words."""
+    """The network without its text: equal for two cfgs that differ only in wording."""
     net, *layers = (
         section._replace(source=Source(), other=tuple(sorted(section.other)))
         for section in (network.net, *network.layers)
@@ -430,15 +432,15 @@ def plain(network: Network) -> Network:
 def shapes(
     network: Network, height: int | None = None, width: int | None = None
 ) -> tuple[Shape, ...]:
-    """What every layer gives for one image, or which of them cannot work.
+    """The output shape of every layer for one image.
 
     Args:
-      network: of `parse`, or made by hand.
-      height, width: of the image, px; None is what [net] says.
+      network: from `parse`, or made by hand.
+      height, width: of the image, px; None: those of [net].
     Returns:
-      one shape a layer.
+      One shape per layer.
     Raises:
-      CfgError: naming the first layer that does not fit those before it.
+      CfgError: a layer does not fit those before it; the message names the first such layer.
     """
     net = network.net
     image = Shape(net.channels, height or net.height, width or net.width)
@@ -447,7 +449,7 @@ def shapes(
         try:
             shape = _shape(layer, found[-1] if found else image, found)
             if not all(1 <= size <= _MAX_SIZE for size in shape):
-                raise ValueError(f"gives {_words(shape)}, which is too small or too large")
+                raise ValueError(f"outputs {_words(shape)}, which is too small or too large")
         except ValueError as error:
             where = _where(network.name, number, type(layer), layer.source.line)
             raise CfgError(f"{where} {error}.") from None
@@ -475,7 +477,7 @@ def _section(name: str, number: int, line: int, lines: Sequence[str]) -> Net | L
     kind = _SECTIONS.get(header[1:-1]) if header.endswith("]") else None
     if kind is None:
         known = ", ".join(f"[{known}]" for known in _NAMES.values())
-        raise CfgError(f"{name}, line {line}: unknown section {header[:40]!r}; known are {known}.")
+        raise CfgError(f"{name}, line {line}: unknown section {header[:40]!r}; use one of {known}.")
 
     values, other, seen = {}, [], {}
     for at, content in enumerate(map(_content, lines[1:]), start=line + 1):
@@ -507,16 +509,16 @@ def _section(name: str, number: int, line: int, lines: Sequence[str]) -> Net | L
     if kind is Yolo:
         if len(section.anchors) != section.num:
             given = len(section.anchors)
-            raise CfgError(f"{where} has num={section.num} and {given} pairs of anchors.")
+            raise CfgError(f"{where} has num={section.num} but {given} pairs of anchors.")
         if max(section.mask) >= section.num:
             raise CfgError(
-                f"{where} has mask={_text(section.mask)} and only {section.num} anchors."
+                f"{where} has mask={_text(section.mask)} but only {section.num} anchors."
             )
     return section
 
 
 def _with_defaults(kind: type, values: dict[str, Any]) -> dict[str, Any]:
-    """Adds the fields that a cfg need not give."""
+    """Adds the defaults of the fields that a cfg may omit."""
     values = kind._field_defaults | values
     if kind is MaxPool:
         values.setdefault("size", values["stride"])
@@ -527,10 +529,10 @@ def _with_defaults(kind: type, values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _lines(section: Net | Layer, number: int) -> list[str]:
-    """The lines of a section; those of its source where they still say what the fields say."""
+    """The lines of a section; a line of its source is kept if it still agrees with the field."""
     keys, texts = _KEYS[type(section)], dict(section.other)
-    other = dict(texts)  # those not written yet
-    lines, end, written = [], 1, {}  # `end`: behind the header and the last option
+    other = dict(texts)  # not written yet
+    lines, end, written = [], 1, {}  # `end`: after the header and the last option
     for line in section.source.lines or (f"[{_NAMES[type(section)]}]", ""):
         key, equals, text = _content(line).partition("=")
         if key in keys:
@@ -560,7 +562,7 @@ def _lines(section: Net | Layer, number: int) -> list[str]:
 def _says(read_value: Callable[[str, int], Any], text: str, number: int, value: Any) -> bool:
     try:
         return read_value(text, number) == value
-    except ValueError:  # "-4" where layers in front of this one have been taken away
+    except ValueError:  # such as "-4" after earlier layers have been removed
         return False
 
 
@@ -576,17 +578,17 @@ def _text(value: Any) -> str:
 
 
 def _shape(layer: Layer, before: Shape, earlier: Sequence[Shape]) -> Shape:
-    """What the layer gives; ValueError says why it cannot work."""
+    """The layer's output; ValueError says why it cannot work."""
     channels, height, width = before
     match layer:
         case Convolutional():
             if channels % layer.groups or layer.filters % layer.groups:
                 raise ValueError(
-                    f"has groups={layer.groups}, into which {channels} channels and"
-                    f" {layer.filters} filters cannot be divided"
+                    f"has groups={layer.groups}, which must divide its {channels} input channels"
+                    f" and {layer.filters} filters"
                 )
             if layer.dilation > 1 and 2 * layer.border != layer.size - 1:
-                # Darknet takes the size of the map from the kernel without its holes.
+                # Darknet computes the size of the map as if the kernel had no holes.
                 raise ValueError(
                     f"has dilation={layer.dilation}, for which darknet needs an odd size and pad=1"
                 )
@@ -600,7 +602,7 @@ def _shape(layer: Layer, before: Shape, earlier: Sequence[Shape]) -> Shape:
             for source in _sources(layer, earlier):
                 if earlier[source] != before:
                     raise ValueError(
-                        f"adds layer {source}, which gives {_words(earlier[source])}, to"
+                        f"adds layer {source}, which outputs {_words(earlier[source])}, to"
                         f" {_words(before)}"
                     )
             return before
@@ -610,8 +612,8 @@ def _shape(layer: Layer, before: Shape, earlier: Sequence[Shape]) -> Shape:
             needed = len(layer.mask) * (layer.classes + 5)
             if channels != needed:
                 raise ValueError(
-                    f"needs {needed} channels, {len(layer.mask)} anchors of 5 + {layer.classes}"
-                    f" values, and the layer before it gives {channels}"
+                    f"needs {needed} channels ({len(layer.mask)} anchors of 5 + {layer.classes}"
+                    f" values), but the layer before it outputs {channels}"
                 )
             return before
         case Dropout():
@@ -624,7 +626,7 @@ def _windows(side: int, padding: int, layer: Convolutional | MaxPool) -> int:
 
 
 def _sources(layer: Route | Shortcut, earlier: Sequence[Shape]) -> tuple[int, ...]:
-    # `parse` has seen to this; a network made by hand may be wrong.
+    # `parse` has checked this, but a network made by hand may be wrong.
     if not all(0 <= source < len(earlier) for source in layer.layers):
         raise ValueError(f"takes layers {_text(layer.layers)}, not all of which come before it")
     return layer.layers
@@ -635,16 +637,16 @@ def _routed(layer: Route, earlier: Sequence[Shape]) -> Shape:
     for source, part in zip(layer.layers, parts, strict=True):
         if part[1:] != parts[0][1:]:
             raise ValueError(
-                f"joins layer {layer.layers[0]}, which gives {_words(parts[0])}, with layer"
-                f" {source}, which gives {_words(part)}"
+                f"joins layer {layer.layers[0]}, which outputs {_words(parts[0])}, with layer"
+                f" {source}, which outputs {_words(part)}"
             )
         if part.channels % layer.groups:
             raise ValueError(
-                f"has groups={layer.groups}, into which the {part.channels} channels of layer"
-                f" {source} cannot be divided"
+                f"has groups={layer.groups}, which must divide the {part.channels} channels of"
+                f" layer {source}"
             )
     if layer.group_id >= layer.groups:
-        raise ValueError(f"has group_id={layer.group_id} of {layer.groups} groups")
+        raise ValueError(f"has group_id={layer.group_id}; it must be below groups={layer.groups}")
     return Shape(sum(part.channels // layer.groups for part in parts), *parts[0][1:])
 
 

@@ -1,10 +1,11 @@
-"""The four standard networks of darknet, and networks changed: other classes, fewer channels.
+"""The four standard networks of darknet, and changes to a network's classes and width.
 
 `yolov3`, `yolov3-tiny`, `yolov4` and `yolov4-tiny` are built from the blocks that their papers
-speak of, and equal the published cfgs section by section; docs/darknet.md describes them.
+describe, and equal the published cfgs section by section; docs/darknet.md describes them.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 from detlab.darknet import cfg as darknet_cfg
 
@@ -16,7 +17,7 @@ class _Writer:
         self._lines, self._next = [], -1
         self.section("net", **net)
 
-    def section(self, name: str, **values) -> int:
+    def section(self, name: str, **values: Any) -> int:
         self._lines += [f"[{name}]", *(f"{key}={value}" for key, value in values.items()), ""]
         self._next += 1
         return self._next - 1
@@ -25,7 +26,7 @@ class _Writer:
         values = dict(filters=filters, size=size, stride=stride, pad=1, activation=activation)
         return self.section("convolutional", batch_normalize=1, **values)
 
-    def route(self, *layers: int, **values) -> int:
+    def route(self, *layers: int, **values: Any) -> int:
         return self.section("route", layers=",".join(map(str, layers)), **values)
 
     def residual(self, inner: int, outer: int, activation: str) -> int:
@@ -33,8 +34,8 @@ class _Writer:
         self.conv(outer, 3, activation=activation)
         return self.section("shortcut", **{"from": -3, "activation": "linear"})
 
-    def head(self, mask: Sequence[int], anchors: str, classes: int = 80, **values) -> int:
-        """The predicting convolution and its [yolo]."""
+    def head(self, mask: Sequence[int], anchors: str, classes: int = 80, **values: Any) -> int:
+        """The predicting convolution and its [yolo] section."""
         filters = len(mask) * (5 + classes)
         common = dict(size=1, stride=1, pad=1, activation="linear")
         self.section("convolutional", filters=filters, **common)
@@ -95,7 +96,7 @@ def yolov3() -> str:
         for _ in range(3):
             cfg.conv(width, 1)
             cfg.conv(2 * width, 3)
-        first = 6 - 3 * scale  # anchors rise with the scale
+        first = 6 - 3 * scale  # the coarsest scale comes first and has the largest anchors
         cfg.head((first, first + 1, first + 2), _V3_ANCHORS, **_V3_HEAD)
     return cfg.text()
 
@@ -130,7 +131,7 @@ def yolov4() -> str:
     ]
 
     def five(width: int) -> int:
-        """1x1 and 3x3 convolutions in turn, as between the scales of YOLOv3."""
+        """Five alternating 1x1 and 3x3 convolutions, as between the scales of YOLOv3."""
         for i in range(5):
             last = cfg.conv(width if i % 2 == 0 else 2 * width, 1 if i % 2 == 0 else 3)
         return last
@@ -229,22 +230,22 @@ STANDARD = {
 
 
 def resolve(cfg: str, name: str = "config.model.cfg") -> darknet_cfg.Network:
-    """The network of a cfg text, or of the name of a standard one.
+    """The network of a cfg text or of a standard name.
 
     Raises:
-      CfgError: the text is no cfg, or there is no network of that name.
+      CfgError: the text is not a valid cfg, or the name is unknown.
     """
     if cfg in STANDARD:
         return darknet_cfg.parse(STANDARD[cfg](), cfg)
     if "\n" not in cfg:
         raise darknet_cfg.CfgError(
-            f"{name} is {cfg!r}; give the text of a cfg, or one of {', '.join(STANDARD)}."
+            f"{name} is {cfg!r}; it must be the text of a cfg, or one of {', '.join(STANDARD)}."
         )
     return darknet_cfg.parse(cfg, name)
 
 
 def with_classes(network: darknet_cfg.Network, num_classes: int) -> darknet_cfg.Network:
-    """The network for so many classes: every [yolo], and the convolution before it."""
+    """The network with `num_classes` in every [yolo] and in the convolution before it."""
     layers = list(network.layers)
     for number in heads(network):
         yolo = layers[number]
@@ -255,10 +256,10 @@ def with_classes(network: darknet_cfg.Network, num_classes: int) -> darknet_cfg.
 
 
 def scaled(network: darknet_cfg.Network, width: float) -> darknet_cfg.Network:
-    """The network with `width` times the channels, whole eights of them but at least 8.
+    """The network with `width` times the channels, rounded to a multiple of 8, at least 8.
 
     Raises:
-      CfgError: a convolution has groups, whose channels cannot be told apart.
+      CfgError: a convolution has groups, so its channels cannot be scaled.
     """
     if width == 1:
         return network
@@ -268,7 +269,7 @@ def scaled(network: darknet_cfg.Network, width: float) -> darknet_cfg.Network:
             if layer.groups > 1:
                 raise darknet_cfg.CfgError(
                     f"{network.name}: layer {number} has groups={layer.groups}, so its channels"
-                    " cannot be scaled; leave width_multiple at 1."
+                    " cannot be scaled; set width_multiple to 1."
                 )
             filters = max(8, 8 * round(layer.filters * width / 8))
             layers[number] = layer._replace(filters=filters)
@@ -279,15 +280,15 @@ def heads(network: darknet_cfg.Network) -> list[int]:
     """Numbers of the [yolo] sections, in order.
 
     Raises:
-      CfgError: there is none, or one does not follow a convolution.
+      CfgError: there is none, or one does not follow a [convolutional].
     """
     found = [i for i, layer in enumerate(network.layers) if isinstance(layer, darknet_cfg.Yolo)]
     if not found:
-        raise darknet_cfg.CfgError(f"{network.name}: there is no [yolo], so nothing is detected.")
+        raise darknet_cfg.CfgError(f"{network.name} has no [yolo] section, which a detector needs.")
     for number in found:
         before = network.layers[number - 1] if number else None
         if not isinstance(before, darknet_cfg.Convolutional):
             raise darknet_cfg.CfgError(
-                f"{network.name}: layer {number} [yolo] does not follow a [convolutional]."
+                f"{network.name}: layer {number} [yolo] must follow a [convolutional]."
             )
     return found

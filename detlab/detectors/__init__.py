@@ -1,1 +1,1 @@
-"""One detector a file: its module, its targets, its loss and its candidates."""
+"""One detector per file: its module, targets, loss and candidates."""

@@ -1,16 +1,18 @@
 """CornerNet: Detecting Objects as Paired Keypoints (arXiv:1808.01244).
 
-Two heatmaps tell where top left and bottom right corners of each class are; an offset places a
-corner inside its cell; and a number at each corner, its tag, is alike for both corners of an object
-and unlike those of others.
+Two heatmaps show where the top left and the bottom right corners of each class are, and an offset
+places each corner within its cell.  A number at each corner, its tag, is similar for the two
+corners of one object and different for corners of different objects.
 
-Reference: mmdetection's `cornernet_hourglass104`.  As there: tags have one dimension, the best 100
-corners of each kind are paired, and pairs are suppressed softly.  Peaks and normalisers are counted
-over the global batch, in the reference over a GPU; terms of tags are summed over the images, so
-that of them a batch of other size needs another weight.  The reference's published test joins the
-pairs of an image and of its mirror image (`eval.views` in the configs).  There an image lies in
-the middle of its canvas, here in the top left corner; and corners are moved into the image, there
-only over its upper and left edge.
+Reference: mmdetection's `cornernet_hourglass104`.  As in the reference, tags have one dimension,
+the best 100 corners of each kind are paired, and the pairs go through soft suppression.  Peaks and
+normalisers are counted over the global batch, in the reference per GPU.  The tag terms are summed
+over the images, so their weights must change with the batch size.  The published test of the
+reference joins the pairs of an image and of its mirror image (`eval.views` in the configs).
+
+Two things differ from the reference.  An image lies at the top left of its canvas, in the reference
+in the middle.  Corners are clipped to the image on all sides, in the reference only at the top and
+left.
 
 Expected: COCO val2017 AP 41.2 with experiments/cornernet_coco.py (the published figure of the
 reference; not trained here).
@@ -36,7 +38,7 @@ CORNERS = {"top_left": corner.TOP_LEFT, "bottom_right": corner.BOTTOM_RIGHT}
 
 
 class CornerMaps(NamedTuple):
-    """Raw maps of one kind of corner, one a stack; H, W are a quarter of the canvas."""
+    """Raw maps of one kind of corner, one per stack; H, W are a quarter of the canvas."""
 
     heat: tuple  # [B, H, W, C] logits
     offset: tuple  # [B, H, W, 2] x, y in cells
@@ -44,16 +46,18 @@ class CornerMaps(NamedTuple):
 
 
 class Outputs(NamedTuple):
+    """Features and raw maps of both kinds of corners."""
+
     features: tuple  # [B, H, W, D] of each stack
     top_left: CornerMaps
     bottom_right: CornerMaps
 
 
 class CornerNet(nn.Module):
-    """The detector; its fields are what a config's `model` may set."""
+    """The detector; a config's `model` may set any of its fields."""
 
     num_classes: int = 80
-    # Backbone: `channels` and `blocks` of each size of an hourglass, largest first.
+    # Backbone: `channels` and `blocks` of each map size in an hourglass, largest first.
     stacks: int = 2
     channels: Sequence[int] = (256, 256, 384, 384, 384, 512)
     blocks: Sequence[int] = (2, 2, 2, 2, 2, 4)
@@ -73,16 +77,16 @@ class CornerNet(nn.Module):
     max_tag_distance: float = 0.5
     num_candidates: int = 1000  # pairs
     soft_nms_sigma: float = 0.5
-    min_score: float = 1e-3  # what suppression lowers below this goes
+    min_score: float = 1e-3  # pairs whose score suppression lowers below this are dropped
     max_detections: int = 100
     # Input: RGB, 0..255.
     pixel_mean: Sequence[float] = (123.675, 116.28, 103.53)
     pixel_std: Sequence[float] = (58.395, 57.12, 57.375)
-    dtype: str = "float32"  # of computation; parameters, losses and boxes are float32
-    remat: bool = False  # the hourglasses are computed again for their gradient, to save memory
+    dtype: str = "float32"  # of the network; parameters, losses and boxes are float32
+    remat: bool = False  # recompute the hourglasses in the backward pass, to save memory
 
     def check(self) -> None:
-        """Raises ValueError for a value that no CornerNet can have, before anything is built."""
+        """Raises ValueError for an invalid field, before anything is built."""
         channels, blocks = self.channels, self.blocks
         sizes = fields.positive(channels, None, int) and len(channels) >= 2 and channels[0] >= 2
         of_each = fields.positive(blocks, len(channels) if sizes else None, int)
@@ -92,7 +96,7 @@ class CornerNet(nn.Module):
             *fields.at_least(self, 0, "pull_weight", "push_weight", "offset_weight"),
             *fields.at_least(self, 0, "max_tag_distance", "min_score"),
             ("channels", sizes, "two or more widths, the first at least 2"),
-            ("blocks", of_each, "a count of blocks for each of `channels`"),
+            ("blocks", of_each, "a block count above 0 for each of `channels`"),
             fields.one_of(self, "norm", ("batch", "stored")),
             *fields.between_0_and_1(self, "min_overlap"),
             ("peak_kernel", odd, "odd"),
@@ -100,7 +104,7 @@ class CornerNet(nn.Module):
         )
         fields.check(self, rules)
 
-    def setup(self):
+    def setup(self) -> None:
         self.backbone = hourglass.HourglassNet(
             self.stacks, self.channels, self.blocks, self.norm, self.remat, dtype=self.dtype
         )
@@ -109,7 +113,7 @@ class CornerNet(nn.Module):
             "offset": (2, nn.initializers.zeros),
             "tag": (1, nn.initializers.zeros),
         }
-        self.branches = {  # Flax calls them branches_top_left0, ...
+        self.branches = {  # Flax names them branches_top_left0, ...
             f"{name}{stack}": corner.CornerBranch(
                 directions,
                 outputs,
@@ -135,14 +139,14 @@ class CornerNet(nn.Module):
         return Outputs(features, **found)
 
     def map_shape(self, canvas: tuple[int, int]) -> tuple[int, int]:
-        """Cells (H, W) on a canvas (height, width): two padded strides of 2."""
+        """Cells (H, W) of the maps of a canvas (height, width): a quarter, rounded up."""
         return tuple(-(-side // 4) for side in canvas)
 
     def targets(self, batch: types.Batch, maps: Outputs) -> dict[str, types.Targets]:
-        """Of each object its corners; `values` holds cells, heatmaps and offsets of both kinds.
+        """The corners of each object; `maps` is not used.
 
-        Cells are 0 in empty slots, heatmaps and offsets 0 where no object has a corner.  The maps
-        have no say.
+        `values` has the cells, heatmaps and offsets of both kinds of corners.  Cells are 0 in empty
+        slots; heatmaps and offsets are 0 away from the corners of objects.
         """
         canvas = batch.images.shape[1:3]
         shape = self.map_shape(canvas)
@@ -168,8 +172,8 @@ class CornerNet(nn.Module):
         )
         return {"corner": lax.stop_gradient(targets)}
 
-    def loss(self, batch: types.Batch, maps: Outputs):
-        """Heatmaps (eq. 1), offsets (eq. 3), pull and push of tags (eq. 4, 5), of every stack."""
+    def loss(self, batch: types.Batch, maps: Outputs) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Losses of heatmaps (eq. 1), offsets (eq. 3) and tags (eq. 4, 5), over all stacks."""
         values = self.targets(batch, maps)["corner"].values
         terms = dict.fromkeys(("heat", "offset", "pull", "push"), 0.0)
         peaks = []
@@ -206,9 +210,9 @@ class CornerNet(nn.Module):
     def candidates(
         self, maps: Outputs, image_size: jax.Array, canvas: tuple[int, int]
     ) -> types.Detections:
-        """Pairs of corners of one class, on the right sides of each other, with like tags.
+        """Pairs of corners of one class, the top left one above and left, with similar tags.
 
-        Nothing larger than [max_corners, max_corners] is made of them, 0.4 MB an image at 300.
+        The largest intermediate array is [max_corners, max_corners]: 0.4 MB per image at 300.
         """
         height, width = self.map_shape(canvas)
         cell = (canvas[1] / width, canvas[0] / height)  # px
@@ -238,7 +242,7 @@ class CornerNet(nn.Module):
         return found
 
     def suppress(self, candidates: types.Detections) -> types.Detections:
-        """Soft suppression within each class (section 4.2); the best `max_detections` stay."""
+        """Soft suppression within each class (section 4.2); keeps the best `max_detections`."""
 
         def one_image(boxes, scores, labels, valid):
             return soft_nms.suppress(
@@ -259,8 +263,10 @@ class CornerNet(nn.Module):
         return ("batch_stats/.*",) if self.norm == "stored" else ()
 
 
-def tag_losses(top_left: jax.Array, bottom_right: jax.Array, valid: jax.Array):
-    """(pull, push) of one image, each a mean over its objects or pairs: [G], [G], [G] -> (), ()."""
+def tag_losses(
+    top_left: jax.Array, bottom_right: jax.Array, valid: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """(pull, push) of one image, the means over its objects and pairs: [G], [G], [G] -> (), ()."""
     count = valid.sum()
     pull = jnp.where(valid, embedding.pull(top_left, bottom_right), 0.0).sum()
     pairs = valid[:, None] & valid

@@ -1,22 +1,23 @@
 """Any network of darknet: YOLOv3 (arXiv:1804.02767), YOLOv4 (arXiv:2004.10934), their tiny forms.
 
 The field `cfg` is the text of a darknet cfg, or the name of one of the four standard networks in
-`detlab/darknet/networks.py`.  The network is built from its sections, so custom and depthwise ones
-are detectors like any other; what [yolo] says of anchors, thresholds and losses counts.
+`detlab/darknet/networks.py`.  The network is built from the sections of the cfg, so custom and
+depthwise networks work like any other.  Anchors, thresholds and losses are those of its [yolo]
+sections.
 
-Reference: AlexeyAB/darknet (docs/parity.md has the commit).  As there: width and height are
-multiples of anchors, a class counts by objectness times its own probability, and `greedynms`
-suppresses by IoU less a measure of distance relative to the sides of the network.  Targets and
-losses: `assign/darknet.py` and `losses/darknet.py`, whose docstrings say where darknet is not
-followed to the letter.
+Reference: AlexeyAB/darknet (docs/parity.md has the commit).  As in the reference, width and height
+are multiples of an anchor's, the score of a class is objectness times the probability of the class,
+and `greedynms` suppresses by IoU minus a distance measured relative to the sides of the network.
+Targets and losses are in `assign/darknet.py` and `losses/darknet.py`, whose docstrings list the
+deviations from darknet.
 
-Darknet sums deltas over a batch and divides the learning rate by its size.  So the loss here is the
-mean over the images of the global batch; there is no other normaliser, and with accumulation
-(darknet's `subdivisions`) parts of a batch count the same.  Live norms keep 0.99 of their running
-statistics at each step, as darknet does.  Canvases may have any size that the network's strides
-divide; anchors stay px.
+Darknet sums deltas over a batch and divides the learning rate by the batch size.  The loss here is
+therefore the mean over the images of the global batch.  There is no other normaliser, so gradient
+accumulation (darknet's `subdivisions`) weights the parts of a batch equally.  As in darknet, live
+norms keep 0.99 of their running statistics at each step.  A canvas may have any size that the
+network's strides divide; anchors stay in px.
 
-Expected: the accuracy of the weights that are converted; docs/darknet.md tells what was checked.
+Expected: the accuracy of the converted weights; docs/darknet.md says what was checked.
 """
 
 import functools
@@ -54,12 +55,14 @@ NMS_KINDS = ("", "default", "greedynms", "diounms")
 
 
 class Outputs(NamedTuple):
-    features: tuple  # none: a cfg has no neck of its own
-    predictions: tuple  # of each [yolo], in order: [B, Hl, Wl, A * (5 + C)]
+    """One map per [yolo] section, in order."""
+
+    features: tuple  # empty: a cfg has no separate neck
+    predictions: tuple  # [B, Hl, Wl, A * (5 + C)]
 
 
 class Convolution(nn.Module):
-    """[convolutional]: a convolution, norm or bias, activation."""
+    """[convolutional]: a convolution, then norm or bias, then activation."""
 
     layer: darknet_cfg.Convolutional
     norm: str
@@ -96,7 +99,7 @@ class Convolution(nn.Module):
 
 
 class Network(nn.Module):
-    """The layers of a cfg; parameter paths begin with `layer<number>`, as darknet counts them."""
+    """The layers of a cfg; parameter paths begin with `layer<number>`, numbered as in darknet."""
 
     network: darknet_cfg.Network
     norm: str = "batch"
@@ -137,7 +140,7 @@ class Network(nn.Module):
 
 
 def max_pool(x: jax.Array, layer: darknet_cfg.MaxPool) -> jax.Array:
-    """[maxpool]: of the padding the smaller half lies left and above."""
+    """[maxpool]; the smaller half of the padding is at the left and the top."""
     before, after = layer.padding // 2, layer.padding - layer.padding // 2
     if layer.stride == 1 and before == after and layer.size == 2 * before + 1:
         return pool.max_pool(x, layer.size)
@@ -146,33 +149,33 @@ def max_pool(x: jax.Array, layer: darknet_cfg.MaxPool) -> jax.Array:
 
 
 class Darknet(nn.Module):
-    """The detector; its fields are what a config's `model` may set."""
+    """The detector; a config's `model` may set any of its fields."""
 
     cfg: str = "yolov4"  # text of a cfg, or yolov3, yolov3-tiny, yolov4, yolov4-tiny
     num_classes: int = 80
     width_multiple: float = 1.0  # of the channels
     norm: str = "batch"  # stored: running statistics in training too
-    # Targets: `ignore_thresh` is for boxes with a class score above this, of any class.
-    ignore_class_score: float = 0.25  # -1: as in the original darknet, whatever the class
+    # Targets: `ignore_thresh` applies to boxes with a score above this for any class.
+    ignore_class_score: float = 0.25  # -1: to all boxes, as in the original darknet
     # Prediction.
-    score_threshold: float = 0.005  # of objectness, and of objectness times probability
+    score_threshold: float = 0.005  # for objectness, and for objectness times probability
     nms_iou: float = 0.45
     nms_kind: str = ""  # default, greedynms or diounms; "": that of the last [yolo]
-    multi_label: bool = True  # a box may be of several classes; else of its best one
-    class_agnostic: bool = False  # boxes of other classes suppress too
-    num_candidates: int = 2000  # pairs (box, class) of the best scores
+    multi_label: bool = True  # a box may have several classes, otherwise only its best
+    class_agnostic: bool = False  # boxes of different classes suppress each other too
+    num_candidates: int = 2000  # (box, class) pairs with the best scores
     max_detections: int = 200
     # Input: RGB, 0..255.
     pixel_mean: Sequence[float] = (0.0, 0.0, 0.0)
     pixel_std: Sequence[float] = (255.0, 255.0, 255.0)
-    dtype: str = "float32"  # of computation; parameters, losses and boxes are float32
+    dtype: str = "float32"  # of the network; parameters, losses and boxes are float32
 
     def check(self) -> None:
-        """Raises ValueError for a value that no network of darknet can have."""
+        """Raises ValueError for an invalid field, CfgError for an invalid cfg."""
         rules = (
             *fields.above(self, 0, "width_multiple"),
             fields.one_of(self, "norm", ("batch", "stored")),
-            ("ignore_class_score", -1 <= self.ignore_class_score <= 1, "-1 to 1"),
+            ("ignore_class_score", -1 <= self.ignore_class_score <= 1, "from -1 to 1"),
             ("nms_kind", self.nms_kind in NMS_KINDS, f"one of {', '.join(NMS_KINDS[1:])}"),
         )
         fields.check(self, rules)
@@ -181,18 +184,18 @@ class Darknet(nn.Module):
             counters = len(head.counters_per_class)
             if counters not in (0, self.num_classes):
                 raise ValueError(
-                    f"num_classes is {self.num_classes}; the cfg has counters_per_class of"
-                    f" {counters} classes, which must be as many"
+                    f"num_classes is {self.num_classes}; it must be {counters}, the number of"
+                    " counters_per_class in the cfg"
                 )
 
     def check_canvas(self, height: int, width: int) -> None:
-        """Raises CfgError where layers do not fit together on images of this size."""
+        """Raises CfgError if the layers do not fit together for images of this size."""
         try:
             darknet_cfg.shapes(self.network(), height, width)
         except darknet_cfg.CfgError as error:
             raise darknet_cfg.CfgError(
-                f"images of {height}x{width} px: {error} Sides that are multiples of the network's"
-                " largest stride, often 32, fit."
+                f"images of {height}x{width} px: {error} Use sides that are multiples of the"
+                " network's largest stride, often 32."
             ) from None
 
     def network(self) -> darknet_cfg.Network:
@@ -210,14 +213,14 @@ class Darknet(nn.Module):
         network = self.network()
         return [network.layers[number] for number in darknet_networks.heads(network)]
 
-    def setup(self):
+    def setup(self) -> None:
         self.layers = Network(self.network(), self.norm, self.dtype)
 
     def maps(self, images: jax.Array, train: bool) -> Outputs:
         """[B, H, W, 3] RGB, uint8 or float32 in 0..255 -> raw maps of every head.
 
         Raises:
-          CfgError: layers do not fit together on images of this size.
+          CfgError: the layers do not fit together for images of this size.
         """
         self.check_canvas(*images.shape[1:3])
         x = layers.normalise(self, images)
@@ -239,9 +242,9 @@ class Darknet(nn.Module):
     def candidates(
         self, maps: Outputs, image_size: jax.Array, canvas: tuple[int, int]
     ) -> types.Detections:
-        """The (box, class) pairs of the best scores, of all heads together.
+        """The (box, class) pairs with the best scores over all heads.
 
-        Darknet has no bound on their number; `num_candidates` is one, and takes the worst first.
+        Darknet does not bound their number; here `num_candidates` does, and the worst are dropped.
         """
         boxes, scores = [], []
         for head, raw in zip(self.heads(), maps.predictions, strict=True):
@@ -271,9 +274,10 @@ class Darknet(nn.Module):
         return jax.vmap(one_image)(boxes, scores)
 
     def suppress(self, candidates: types.Detections) -> types.Detections:
-        """Greedy suppression; the best `max_detections` of an image stay.
+        """Greedy suppression; keeps the best `max_detections` of each image.
 
-        A canvas is taken to have the aspect of the cfg's size, and the picture that of the canvas.
+        The canvas is assumed to have the aspect ratio of the cfg's size, and the image that of the
+        canvas.
         """
         net, last = self.network().net, self.heads()[-1]
         kind = self.nms_kind or last.nms_kind
@@ -297,16 +301,16 @@ class Darknet(nn.Module):
     def anchors(
         self, head: darknet_cfg.Yolo, shape: tuple[int, int], canvas: tuple[int, int]
     ) -> jax.Array:
-        """[N, 4] xyxy px: the anchors of a head's rows, around the middles of their cells."""
+        """Anchors [N, 4] of a head's rows, xyxy px, centred in their cells."""
         stride = np.array([canvas[1] / shape[1], canvas[0] / shape[0]], np.float32)
         cell = anchors_lib.sized_anchors([head.anchors[i] for i in head.mask], stride)
         return anchors_lib.grid_anchors(cell, stride, shape)
 
     def learned(self, batch: types.Batch, maps: Outputs) -> list[assign_lib.Learned]:
-        """What every head learns of a batch that has these maps; constants.
+        """The assignment of every head for a batch with these maps, without a gradient.
 
-        Rows of cells that hold padding alone do not count, where darknet has background: it has no
-        padding but that of `letter_box`, which belongs to the content here as well.
+        Rows whose cells are entirely padding do not count.  In darknet they are background: its
+        only padding is that of `letter_box`, which is part of the content here as well.
         """
         canvas, found = batch.images.shape[1:3], []
         for head, raw in zip(self.heads(), maps.predictions, strict=True):
@@ -335,13 +339,14 @@ class Darknet(nn.Module):
         return found
 
     def targets(self, batch: types.Batch, maps: Outputs) -> dict[str, types.Targets]:
-        """What `learned` gives to the loss, as entries of all heads together.
+        """The assignment of `learned`, as entries of all heads together.
 
-        "main" has one entry a row, head by head: what its objectness learns, -1 where it does not
-        count, and the object that came first; `values["objectness"]` is 0 where it does not count,
-        and of the background too unless `objectness_smooth` says otherwise.  "entries" has one for
-        each pair of anchor and object slot, positive where the anchor learns the object;
-        `values["row"]` is its row in "main", 0 where it does not.
+        "main" has one entry per row, head by head: the status of its objectness, -1 where it does
+        not count, and the object that was written first.  `values["objectness"]` is the target of
+        the objectness: 0 where it does not count, and also for background unless
+        `objectness_smooth` is set.  "entries" has one entry for each pair of anchor and object
+        slot, positive where the anchor learns the object; `values["row"]` is its row in "main", 0
+        where it is not positive.
         """
         canvas, slots = batch.images.shape[1:3], batch.boxes.shape[1]
         main, entries, start = [], [], 0
@@ -377,10 +382,10 @@ class Darknet(nn.Module):
         together = functools.partial(jax.tree.map, lambda *x: jnp.concatenate(x, axis=1))
         return {"main": together(*main), "entries": together(*entries)}
 
-    def loss(self, batch: types.Batch, maps: Outputs):
-        """Darknet's deltas as descents: boxes, objectness and classes of every head.
+    def loss(self, batch: types.Batch, maps: Outputs) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Losses whose negative gradients are darknet's deltas: boxes, objectness and classes.
 
-        It reads `learned`, of which `targets` is made too.
+        It uses `learned`, from which `targets` is derived too.
         """
         canvas = batch.images.shape[1:3]
         terms = {"loss/box": 0.0, "loss/objectness": 0.0, "loss/cls": 0.0}

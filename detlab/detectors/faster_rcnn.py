@@ -1,31 +1,32 @@
 """Faster R-CNN on a feature pyramid (arXiv:1506.01497, arXiv:1612.03144).
 
-A region proposal network scores anchors and moves them; the best proposals are cut out of the
-pyramid (RoIAlign), and a box head classifies each and moves it once more.  In training the box
-head sees a random sample of the proposals and of the objects themselves.
+A region proposal network (RPN) scores anchors and refines their boxes.  RoIAlign extracts the
+features of the best proposals from the pyramid, and a box head classifies each proposal and refines
+its box once more.  In training the box head sees a random sample of the proposals and of the
+objects themselves.
 
-Reference: mmdetection's `faster-rcnn_r50_fpn_1x_coco`.  As there, and unlike the papers: both box
-losses are L1, RoIs are aligned to half pixels, and P6 is every second cell of P5.  Normalisers are
-those of the global batch; the reference's are those of a GPU.  Anchors of cells that hold padding
-alone are not sampled and propose nothing.
+Reference: mmdetection's `faster-rcnn_r50_fpn_1x_coco`.  As in the reference, and unlike the papers,
+both box losses are L1, RoIs are aligned to half pixels, and P6 is every second cell of P5.
+Normalisers are those of the global batch, in the reference those of a GPU.  Anchors of cells that
+are entirely padding are not sampled and propose nothing.
 
-RoIAlign takes 2x2 samples of a bin.  The reference takes ceil(RoI side in cells / 7) squared, which
-`sampling_ratio` 0 does here, at the price of a loop whose length depends on the data; with it
-published weights give the reference's scores, and configs that load them predict so
+RoIAlign takes 2x2 samples per bin.  The reference takes ceil(RoI side in cells / 7) squared.
+`sampling_ratio` 0 does the same, at the price of a loop whose length depends on the data.  With it,
+published weights give the reference's scores, so configs that load them use it for prediction
 (`predict_sampling_ratio`).  In the recorded case of the reference, whose RoIs have up to 42 px and
-take one or two samples, 2x2 samples move the scores of the 200 detections by 0.0021 on average and
-by 0.030 at most.
+take one or two samples, 2x2 samples change the scores of the 200 detections by 0.0021 on average
+and by at most 0.030.
 
-Suppression sees the best `num_candidates` pairs of proposal and class; the reference's sees all
-above the threshold.  The two differ in images where more than `num_candidates` are above it, and
-the report of an evaluation counts those.
+Suppression sees the best `num_candidates` pairs of proposal and class, in the reference all pairs
+above the threshold.  The results differ only for images with more than `num_candidates` pairs above
+it, which the report of an evaluation counts.
 
 Expected: COCO val2017 AP 37.4 with experiments/faster_rcnn_coco.py (the published figure of the
 reference).
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -48,7 +49,7 @@ from detlab.ops import proposals as proposals_lib
 
 
 class Maps(NamedTuple):
-    """What images alone decide, finest level first."""
+    """What depends on the images alone, finest level first."""
 
     features: tuple  # [B, Hl, Wl, D]
     rpn_logits: tuple  # [B, Hl, Wl, A]
@@ -56,7 +57,7 @@ class Maps(NamedTuple):
 
 
 class Outputs(NamedTuple):
-    """The maps, and in prediction what the box head says of the P proposals."""
+    """The maps, and in prediction the P proposals and the box head's outputs for them."""
 
     features: tuple
     rpn_logits: tuple
@@ -67,7 +68,7 @@ class Outputs(NamedTuple):
 
 
 class FasterRCNN(nn.Module):
-    """The detector; its fields are what a config's `model` may set."""
+    """The detector; a config's `model` may set any of its fields."""
 
     num_classes: int = 80
     # Backbone and neck.
@@ -86,7 +87,7 @@ class FasterRCNN(nn.Module):
     rpn_positive_iou: float = 0.7
     rpn_negative_iou: float = 0.3
     rpn_min_positive_iou: float = 0.3  # of an object's best anchor
-    rpn_samples: int = 256  # of an image
+    rpn_samples: int = 256  # per image
     rpn_positive_fraction: float = 0.5
     proposal_nms_iou: float = 0.7
     train_proposals_per_level: int = 2000
@@ -96,26 +97,26 @@ class FasterRCNN(nn.Module):
     # Box head.
     box_width: int = 1024
     roi_size: int = 7
-    roi_scale: float = 56.0  # px; RoIs of twice this side leave P2
-    sampling_ratio: int = 2  # samples of a bin along each axis; 0: adaptive, as the reference
+    roi_scale: float = 56.0  # px; RoIs of twice this side or more use P3 to P5 instead of P2
+    sampling_ratio: int = 2  # samples per bin and axis; 0: adaptive, as in the reference
     predict_sampling_ratio: int = 2
     positive_iou: float = 0.5
-    box_samples: int = 512  # of an image
+    box_samples: int = 512  # per image
     box_positive_fraction: float = 0.25
     delta_stds: Sequence[float] = (0.1, 0.1, 0.2, 0.2)
     # Prediction.
-    num_candidates: int = 2000  # pairs (proposal, class) of the best scores
+    num_candidates: int = 2000  # (proposal, class) pairs with the best scores
     score_threshold: float = 0.05
     nms_iou: float = 0.5
     max_detections: int = 100
     # Input: RGB, 0..255.
     pixel_mean: Sequence[float] = (123.675, 116.28, 103.53)
     pixel_std: Sequence[float] = (58.395, 57.12, 57.375)
-    dtype: str = "float32"  # of computation; parameters, losses and boxes are float32
-    remat: bool = False  # the backbone is computed again for its gradient, to save memory
+    dtype: str = "float32"  # of the network; parameters, losses and boxes are float32
+    remat: bool = False  # recompute the backbone in the backward pass, to save memory
 
     def check(self) -> None:
-        """Raises ValueError for a value that no Faster R-CNN can have."""
+        """Raises ValueError for an invalid field, before anything is built."""
         low, high = self.rpn_negative_iou, self.rpn_positive_iou
         rules = (
             *fields.of_resnet(self, resnet.STAGES, layers.NORMS),
@@ -128,19 +129,19 @@ class FasterRCNN(nn.Module):
             fields.of_strides(self, first=4, least_levels=4),
             *fields.above(self, 0, "anchor_scale", "roi_scale"),
             ("rpn_positive_iou", 0 < high <= 1, "above 0 and at most 1"),
-            ("rpn_negative_iou", 0 <= low <= high, "0 to rpn_positive_iou"),
+            ("rpn_negative_iou", 0 <= low <= high, "from 0 to rpn_positive_iou"),
             *fields.at_least(self, 0, "sampling_ratio", "predict_sampling_ratio"),
         )
         fields.check(self, rules)
 
-    def setup(self):
+    def setup(self) -> None:
         self.backbone = resnet.of(self)
         self.neck = fpn.FPN(self.neck_width, 2, len(self.strides), extra="pool", dtype=self.dtype)
         self.rpn = rpn_lib.RPNHead(len(self.aspect_ratios), self.rpn_width, dtype=self.dtype)
         self.box_head = box_lib.BoxHead(self.num_classes, self.box_width, dtype=self.dtype)
 
     def maps(self, images: jax.Array, train: bool) -> Maps:
-        """[B, H, W, 3] RGB, uint8 or float32 in 0..255 -> the pyramid and what the RPN says."""
+        """[B, H, W, 3] RGB, uint8 or float32 in 0..255 -> the pyramid and the RPN's outputs."""
         features = self.neck(self.backbone(layers.normalise(self, images), train), train)
         return Maps(features, *self.rpn(features, train))
 
@@ -148,11 +149,11 @@ class FasterRCNN(nn.Module):
     # First stage
 
     def grid(self, canvas: tuple[int, int]) -> anchors_lib.Grid:
-        """Where the N anchors of a canvas (height, width) lie."""
+        """The grid of the N anchors on a canvas (height, width)."""
         return anchors_lib.grid(canvas, self.strides, len(self.aspect_ratios))
 
     def anchors(self, grid: anchors_lib.Grid) -> jax.Array:
-        """[N, 4] px."""
+        """The anchors [N, 4] of all levels, xyxy px."""
         scales, ratios = (self.anchor_scale,), self.aspect_ratios
         return grid.anchors([anchors_lib.cell_anchors(s, scales, ratios) for s in self.strides])
 
@@ -180,7 +181,7 @@ class FasterRCNN(nn.Module):
         return on_images(one_image)(*raw, image_size)
 
     def rpn_targets(self, keys: jax.Array, batch: types.Batch) -> types.Targets:
-        """Of all anchors, -1 where not sampled; keys [B] of the images."""
+        """Targets of all anchors, status -1 where not sampled; keys [B], one per image."""
         grid = self.grid(batch.images.shape[1:3])
         anchors = self.anchors(grid)
 
@@ -201,11 +202,11 @@ class FasterRCNN(nn.Module):
         return on_images(one_image)(keys, batch.boxes, batch.valid, batch.image_size)
 
     def rpn_loss(self, maps: Maps, targets: types.Targets) -> dict[str, jax.Array]:
-        """Both terms of the first stage."""
+        """Both loss terms of the first stage."""
         logits = anchors_lib.flatten_levels(maps.rpn_logits, 1)[..., 0]  # [B, N]
         deltas = anchors_lib.flatten_levels(maps.rpn_deltas, 4)
         sampled, positive = targets.status >= 0, targets.status == 1
-        # As in the reference, an image counts at least one positive and one negative.
+        # As in the reference, every image counts at least one positive and one negative.
         counts = [jnp.maximum((targets.status == kind).sum(1), 1).sum() for kind in (0, 1)]
         normaliser = sum(counts).astype(jnp.float32)
         cls = cross_entropy.sigmoid_cross_entropy(logits, positive.astype(jnp.float32))
@@ -218,9 +219,11 @@ class FasterRCNN(nn.Module):
     # --------------------------------------------------------------------------------------------
     # Second stage
 
-    def box_outputs(self, maps: Maps, rois: jax.Array, valid: jax.Array, sampling_ratio: int):
+    def box_outputs(
+        self, maps: Maps, rois: jax.Array, valid: jax.Array, sampling_ratio: int
+    ) -> tuple[jax.Array, jax.Array]:
         """Logits [B, R, C + 1] and deltas [B, R, C * 4] of RoIs [B, R, 4]; valid [B, R]."""
-        pyramid, strides = tuple(maps.features[:4]), self.strides[:4]  # P6 is for proposals alone
+        pyramid, strides = tuple(maps.features[:4]), self.strides[:4]  # P6 is only for proposals
 
         def one_image(pyramid, rois, valid):
             return roi_align.multilevel(
@@ -232,7 +235,7 @@ class FasterRCNN(nn.Module):
     def sample(
         self, keys: jax.Array, proposals: proposals_lib.Proposals, batch: types.Batch
     ) -> rois_lib.RoIs:
-        """The RoIs [B, R, ...] that the box head learns from; keys [B] of the images."""
+        """The RoIs [B, R, ...] that the box head is trained on; keys [B], one per image."""
 
         def one_image(key, proposals, boxes, valid):
             return rois_lib.sample_rois(
@@ -249,7 +252,7 @@ class FasterRCNN(nn.Module):
         return on_images(one_image)(keys, proposals, batch.boxes, batch.valid)
 
     def box_targets(self, rois: rois_lib.RoIs, batch: types.Batch) -> types.Targets:
-        """What the sampled RoIs learn, -1 in empty slots."""
+        """Targets of the sampled RoIs, status -1 in empty slots."""
 
         def one_image(rois, boxes):
             deltas = coders.encode_deltas(rois.boxes, boxes[rois.matched], stds=self.delta_stds)
@@ -259,8 +262,10 @@ class FasterRCNN(nn.Module):
 
         return on_images(one_image)(rois, batch.boxes)
 
-    def box_loss(self, batch: types.Batch, maps: Maps, targets: types.Targets):
-        """(both terms of the second stage, the other metrics)."""
+    def box_loss(
+        self, batch: types.Batch, maps: Maps, targets: types.Targets
+    ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+        """(both loss terms of the second stage, the other metrics)."""
         counted, positive = targets.status >= 0, targets.status == 1  # [B, R]
         logits, deltas = self.box_outputs(maps, targets.boxes, counted, self.sampling_ratio)
         labels = jnp.take_along_axis(batch.labels, targets.matched, axis=1)
@@ -286,12 +291,12 @@ class FasterRCNN(nn.Module):
     def targets(self, batch: types.Batch, maps: Maps) -> dict[str, types.Targets]:
         """`rpn`: all anchors, -1 where not sampled; `box`: the sampled RoIs, -1 in empty slots.
 
-        Both have the deltas of positive entries, and zeros in place of all others.  `box` also has
-        the `index` of each RoI, background or not, among the proposals and, after them, the slots
-        of objects; 0 in empty slots.
+        Both have deltas, which are zero where an entry is not positive.  `box` also has the `index`
+        of each RoI, background included, in the list of all proposals followed by all object slots;
+        0 in empty slots.
         """
         rng, images = self.make_rng("sample"), batch.images
-        # Keys for each image of the global batch: devices then do not matter.
+        # One key per image of the global batch, so results do not depend on the devices.
         keys = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(rng, i)))(
             jnp.arange(len(images))
         )
@@ -303,15 +308,15 @@ class FasterRCNN(nn.Module):
         }
         return lax.stop_gradient(targets)
 
-    def loss(self, batch: types.Batch, maps: Maps):
-        """Cross entropy and L1 of both stages, each over the number of its samples."""
+    def loss(self, batch: types.Batch, maps: Maps) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Cross entropy and L1 of both stages, each divided by the number of its samples."""
         targets = self.targets(batch, maps)
         box_terms, metrics = self.box_loss(batch, maps, targets["box"])
         terms = {**self.rpn_loss(maps, targets["rpn"]), **box_terms}
         return sum(terms.values()), {**terms, **metrics}
 
     def outputs(self, maps: Maps, image_size: jax.Array, canvas: tuple[int, int]) -> Outputs:
-        """What prediction computes of the maps: proposals, and what the box head says of them."""
+        """What prediction computes from the maps: proposals and the box head's outputs for them."""
         found = self.propose(maps, image_size, canvas, train=False)
         ratio = self.predict_sampling_ratio
         return Outputs(*maps, found, *self.box_outputs(maps, found.boxes, found.valid, ratio))
@@ -319,10 +324,10 @@ class FasterRCNN(nn.Module):
     def candidates(
         self, maps: Maps, image_size: jax.Array, canvas: tuple[int, int]
     ) -> types.Detections:
-        """The (proposal, class) pairs of the best scores.
+        """The (proposal, class) pairs with the best scores.
 
-        Softmax scores of a proposal add up to 1, so less than 1 / `score_threshold` of its classes
-        pass; `num_candidates` bounds the pairs of an image, of which the worst go first.
+        Softmax scores of a proposal add up to 1, so fewer than 1 / `score_threshold` of its classes
+        pass.  `num_candidates` bounds the pairs of an image; the worst are dropped.
         """
         outputs = self.outputs(maps, image_size, canvas)
         scores = nn.softmax(outputs.cls_logits)[..., :-1]  # [B, P, C]
@@ -341,7 +346,7 @@ class FasterRCNN(nn.Module):
         return jax.vmap(one_image)(*rows)
 
     def suppress(self, candidates: types.Detections) -> types.Detections:
-        """Greedy suppression within each class; the best `max_detections` of an image stay."""
+        """Greedy suppression within each class; keeps the best `max_detections` of each image."""
         return nms_lib.suppress_images(candidates, self.nms_iou, self.max_detections)
 
     def frozen_paths(self) -> tuple[str, ...]:
@@ -349,10 +354,10 @@ class FasterRCNN(nn.Module):
         return resnet.frozen(self)
 
 
-def on_images(function):
-    """`function` of one image for all of a batch, each device with its own.
+def on_images(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` of one image, mapped over a batch; each device handles its own images.
 
-    Otherwise a `top_k` inside would gather all images on every device.
+    Without this, a `top_k` inside would gather all images on every device.
     """
     return sharding.per_device(jax.vmap(function))
 

@@ -1,18 +1,18 @@
 """FCOS: Fully Convolutional One-Stage Object Detection (arXiv:1904.01355).
 
-No anchors: every cell of a feature pyramid predicts, for the point in its middle, the distances to
-the four sides of its object, the class, and how near to the middle of the object it is
-(centerness), by which its score is multiplied.
+There are no anchors.  Every cell of a feature pyramid makes a prediction for the point at its
+centre: the class, the distances to the four sides of the object, and the centerness, which says how
+near the point is to the centre of the object and multiplies the class score.
 
-Reference: mmdetection's `fcos_r50-caffe_fpn_gn-head_1x_coco`, which the defaults are.  Its
-successor `..._gn-head-center-normbbox-centeronreg-giou` (improvements that the authors added,
+Reference: mmdetection's `fcos_r50-caffe_fpn_gn-head_1x_coco`, whose values are the defaults.  Its
+successor `..._gn-head-center-normbbox-centeronreg-giou` (improvements by the authors,
 arXiv:2006.09214) sets `center_radius` 1.5, `distances_in_strides`, `centerness_on_box`, `box_loss`
 "giou", `conv_bias`, `nms_iou` 0.6, and the pixel mean (123.675, 116.28, 103.53).
 
-As there, and unlike the paper: the box loss is weighted by the centerness, and class scores are
-compared with the threshold before they are multiplied by it.
-The normaliser is the number of positives in the global batch; the reference counts per GPU.
-Unlike the reference, points in the padding around an image are ignored; it calls them background.
+As in the reference, and unlike the paper, the box loss is weighted by the centerness, and class
+scores are compared with the threshold before they are multiplied by the centerness.  The normaliser
+is the number of positives in the global batch; the reference counts per GPU.  Points in the padding
+around an image are ignored; the reference treats them as background.
 
 Expected: COCO val2017 AP 36.6 with experiments/fcos_coco.py and 38.7 with its variant `improved`
 (the published figures of the reference).
@@ -41,7 +41,7 @@ from detlab.ops import nms as nms_lib
 
 
 class Outputs(NamedTuple):
-    """One map a pyramid level, finest first."""
+    """One map per pyramid level, finest first."""
 
     features: tuple  # [B, Hl, Wl, D]
     cls_logits: tuple  # [B, Hl, Wl, C]
@@ -50,7 +50,7 @@ class Outputs(NamedTuple):
 
 
 class FCOS(nn.Module):
-    """The detector; its fields are what a config's `model` may set."""
+    """The detector; a config's `model` may set any of its fields."""
 
     num_classes: int = 80
     # Backbone and neck.
@@ -65,15 +65,15 @@ class FCOS(nn.Module):
     head_convs: int = 4
     head_width: int = 256
     norm_groups: int = 32
-    conv_bias: bool = False  # the towers' convolutions have a bias beside their group norm
-    centerness_on_box: bool = False  # centerness reads the box tower, not that of the classes
+    conv_bias: bool = False  # tower convolutions have a bias in addition to group norm
+    centerness_on_box: bool = False  # predict centerness from the box tower, not the class tower
     prior_probability: float = 0.01
     strides: Sequence[int] = (8, 16, 32, 64, 128)
-    # Distances are relu(s_i x) strides of their level, not exp(s_i x) px (section 3.2).
+    # Distances are relu(s_i x) in strides of the level, not exp(s_i x) in px (section 3.2).
     distances_in_strides: bool = False
-    # Targets: between which distances one level ends and the next begins, px (section 3.2) ...
+    # Targets: distances, px, at which one level ends and the next begins (section 3.2).
     level_limits: Sequence[float] = (64.0, 128.0, 256.0, 512.0)
-    center_radius: float = 0.0  # ... and how near to a centre positives are, strides; 0: anywhere
+    center_radius: float = 0.0  # positives lie within this of the centre, strides; 0: no limit
     # Losses.
     box_loss: str = "iou"  # or giou
     focal_alpha: float = 0.25
@@ -86,11 +86,11 @@ class FCOS(nn.Module):
     # Input: RGB, 0..255.
     pixel_mean: Sequence[float] = (122.7717, 115.9465, 102.9801)
     pixel_std: Sequence[float] = (1.0, 1.0, 1.0)
-    dtype: str = "float32"  # of computation; parameters, losses and boxes are float32
-    remat: bool = False  # the backbone is computed again for its gradient, to save memory
+    dtype: str = "float32"  # of the network; parameters, losses and boxes are float32
+    remat: bool = False  # recompute the backbone in the backward pass, to save memory
 
     def check(self) -> None:
-        """Raises ValueError for a value that no FCOS can have, before anything is built."""
+        """Raises ValueError for an invalid field, before anything is built."""
         levels, limits = len(self.strides), self.level_limits
         grouped = self.norm_groups >= 1 and self.head_width % self.norm_groups == 0
         rising = len(limits) == levels - 1 and all(
@@ -106,7 +106,7 @@ class FCOS(nn.Module):
         )
         fields.check(self, rules)
 
-    def setup(self):
+    def setup(self) -> None:
         self.backbone = resnet.of(self)
         self.neck = fpn.FPN(
             self.neck_width, num_levels=len(self.strides), extra="output_relu", dtype=self.dtype
@@ -134,19 +134,19 @@ class FCOS(nn.Module):
         return Outputs(features, maps["cls_logits"], distances, maps["centerness"])
 
     def grid(self, canvas: tuple[int, int]) -> anchors_lib.Grid:
-        """Where the N points of a canvas (height, width) lie, in the middles of their cells."""
+        """The grid of the N points on a canvas (height, width), at the centres of their cells."""
         return anchors_lib.grid(canvas, self.strides)
 
     def distance_unit(self, grid: anchors_lib.Grid) -> jax.Array:
-        """Px in one unit of the predicted distances of each point, [N, 1]."""
+        """The unit of the predicted distances of each point, in px: [N, 1]."""
         stride = grid.stride()[:, None]
         return stride if self.distances_in_strides else jnp.ones_like(stride)
 
     def targets(self, batch: types.Batch, maps: Outputs) -> dict[str, types.Targets]:
-        """Which point learns which object (sections 3.1, 3.2); `values` has distances, centerness.
+        """Assigns objects to points (sections 3.1, 3.2); `maps` is not used.
 
-        The distances are in the unit of the predicted ones; both are zeros where a point is not
-        positive.  The maps have no say.
+        `values` has the distances, in the unit of the predicted ones, and the centerness; both are
+        zero where a point is not positive.
         """
         grid = self.grid(batch.images.shape[1:3])
         points, level, stride = grid.points(offset=0.5), grid.level(), grid.stride()
@@ -173,7 +173,7 @@ class FCOS(nn.Module):
 
         return {"main": targets_lib.of_images(one_image, batch)}
 
-    def loss(self, batch: types.Batch, maps: Outputs):
+    def loss(self, batch: types.Batch, maps: Outputs) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Focal loss on classes, overlap loss on boxes, cross entropy on centerness (eq. 2, 3)."""
         targets = self.targets(batch, maps)["main"]
         logits = anchors_lib.flatten_levels(maps.cls_logits, self.num_classes)  # [B, N, C]
@@ -188,12 +188,12 @@ class FCOS(nn.Module):
         cls = focal.sigmoid_focal(logits, one_hot, self.focal_alpha, self.focal_gamma)
         cls = jnp.where(counted[..., None], cls, 0.0).sum() / normaliser
 
-        # Boxes around the origin: their overlap is that of boxes around the point.
+        # Boxes relative to the point; their overlap is that of the absolute boxes.
         pred, wanted = (
             coders.decode_ltrb(jnp.zeros(2), jnp.where(positive[..., None], x, 1.0))
             for x in (distances, targets.values["distances"])
         )
-        weight = targets.values["centerness"]  # [B, N], zeros where not positive
+        weight = targets.values["centerness"]  # [B, N], zero where not positive
         overlap_loss = iou_losses.giou_loss if self.box_loss == "giou" else iou_losses.iou_loss
         box = (weight * overlap_loss(pred, wanted)).sum() / jnp.maximum(weight.sum(), 1e-6)
 
@@ -206,7 +206,7 @@ class FCOS(nn.Module):
     def candidates(
         self, maps: Outputs, image_size: jax.Array, canvas: tuple[int, int]
     ) -> types.Detections:
-        """The best (point, class) pairs of each level by class, scored with their centerness."""
+        """The best (point, class) pairs of each level by class score, times the centerness."""
         grid = self.grid(canvas)
         points, unit = grid.points(offset=0.5), self.distance_unit(grid)
         scores = candidates_lib.level_scores(grid, maps.cls_logits, image_size)
@@ -223,7 +223,7 @@ class FCOS(nn.Module):
         return jax.vmap(one_image)(scores, distances, centerness, image_size)
 
     def suppress(self, candidates: types.Detections) -> types.Detections:
-        """Greedy suppression within each class; the best `max_detections` of an image stay."""
+        """Greedy suppression within each class; keeps the best `max_detections` of each image."""
         return nms_lib.suppress_images(candidates, self.nms_iou, self.max_detections)
 
     def frozen_paths(self) -> tuple[str, ...]:

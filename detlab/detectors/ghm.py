@@ -1,19 +1,21 @@
 """RetinaNet with the gradient harmonizing mechanism (arXiv:1811.05181).
 
-The focal loss lowers the weight of easy examples by a formula.  GHM counts how many examples have
-about the same gradient norm, and lets each share its influence with them, so that outliers, which
-the focal loss favours, lose theirs as well.
+The focal loss reduces the weight of easy examples by a fixed formula.  GHM counts the examples with
+a similar gradient norm and divides their influence by that count.  This also reduces the influence
+of outliers, which the focal loss favours.
 
-Reference: mmdetection's `retinanet_r50_fpn_ghm-1x_coco`.  As there, each pyramid level is counted
-on its own, finest first, so that the averages change five times a step and a term is the sum of
-five losses, each over the bins that its level filled.  Counts are of the global batch; the
-reference counts per GPU.  They are the collection `loss_state`: trained on, saved, restored.
-There is no common normaliser: with accumulation, parts of a batch count the same.
+Reference: mmdetection's `retinanet_r50_fpn_ghm-1x_coco`.  As in the reference, each pyramid level
+is counted separately, finest first: the averages change five times per step, and a loss term is
+the sum of five losses, each divided by the number of bins that its level filled.  Counts are over
+the global batch; the reference counts per GPU.  Their averages are the collection `loss_state`,
+which training updates and checkpoints save and restore.  There is no common normaliser, so
+gradient accumulation weights the parts of a batch equally.
 
 Expected: COCO val2017 AP 37.0 with experiments/ghm_coco.py (the published figure of the
 reference).
 """
 
+import jax
 import jax.numpy as jnp
 
 from detlab import fields, types
@@ -22,7 +24,7 @@ from detlab.losses import cross_entropy, ghm
 
 
 class GHM(retinanet.RetinaNet):
-    """RetinaNet with two other losses; its parameters and everything else are the same."""
+    """RetinaNet with other class and box losses; parameters and everything else are the same."""
 
     cls_bins: int = 30
     cls_momentum: float = 0.75
@@ -32,9 +34,9 @@ class GHM(retinanet.RetinaNet):
     box_weight: float = 10.0
 
     def check(self) -> None:
-        """As of RetinaNet, and for the fields of the two losses."""
+        """Checks the fields of RetinaNet and those of the two losses."""
         super().check()
-        unused = "left as it is: GHM has no focal loss"
+        unused = "left at its default: GHM has no focal loss"
         rules = (
             *fields.at_least(self, 1, "cls_bins", "box_bins"),
             ("cls_momentum", 0 <= self.cls_momentum < 1, "at least 0 and below 1"),
@@ -45,12 +47,14 @@ class GHM(retinanet.RetinaNet):
         )
         fields.check(self, rules)
 
-    def setup(self):
+    def setup(self) -> None:
         super().setup()
         self.cls_counts = self.variable("loss_state", "cls_counts", jnp.zeros, (self.cls_bins,))
         self.box_counts = self.variable("loss_state", "box_counts", jnp.zeros, (self.box_bins,))
 
-    def loss(self, batch: types.Batch, maps: retinanet.Outputs):
+    def loss(
+        self, batch: types.Batch, maps: retinanet.Outputs
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """GHM-C on classes plus GHM-R on deltas; updates `loss_state`."""
         found = self.examples(batch, maps)
         cls_loss = cross_entropy.sigmoid_cross_entropy(found.cls_logits, found.one_hot)

@@ -1,19 +1,21 @@
 """RepPoints: Point Set Representation for Object Detection (arXiv:1904.11490).
 
-No anchors: every cell of a feature pyramid predicts a set of points, which move twice and stand
-for a box.  The first round starts at the point of the cell; a deformable convolution then looks at
-the points that it found, and so do the second round and the classes.
+There are no anchors.  Every cell of a feature pyramid predicts a set of points that represents a
+box, in two rounds.  The first round predicts their offsets from the cell's own point.  Deformable
+convolutions then sample the features at these points: one for the second round, which moves the
+points again, and one for the classes.
 
-Reference: mmdetection's `reppoints-moment_r50_fpn-gn_head-gn_1x_coco`, which the defaults are.
-Its other forms are fields: `norm` "none" for the plain one; `transform` "minmax" and
-"partial_minmax"; `use_grid_points` with "minmax" for the comparison with boxes in which a round
-regresses a box and the points are a grid in it (`reppoints-bbox_r50-center_fpn-gn_head-gn-grid`),
-and `init_assigner` "max_iou" where the first round of that learns as anchors do
+Reference: mmdetection's `reppoints-moment_r50_fpn-gn_head-gn_1x_coco`, whose values are the
+defaults.  Fields select its other forms: `norm` "none" for the plain one; `transform` "minmax" and
+"partial_minmax"; `use_grid_points` with "minmax" for the comparison with boxes, in which each round
+regresses a box and the points are a grid in it (`reppoints-bbox_r50-center_fpn-gn_head-gn-grid`);
+and `init_assigner` "max_iou" if the first round of that form is assigned by overlap, as anchors are
 (`reppoints-bbox_r50_fpn-gn_head-gn-grid`).
 
-As there, the best box of an object is positive in the second round whatever its overlap.  Unlike
-there, log ratios of sizes are bounded in the form with grid points (`coders.decode_deltas`).
-The normalisers count positives in the global batch; the reference counts per GPU.
+As in the reference, the best box of an object is positive in the second round whatever its overlap.
+Unlike in the reference, log ratios of sizes are bounded in the form with grid points
+(`coders.decode_deltas`).  The normalisers count positives in the global batch; the reference counts
+per GPU.
 
 Expected: COCO val2017 AP 38.1 with experiments/reppoints_coco.py, and with its variants 37.0
 (`plain`), 36.4 (`bbox_grid`) and 37.4 (`bbox_grid_center`): the published figures of the reference.
@@ -45,9 +47,9 @@ INIT_ASSIGNERS = ("point", "max_iou")
 
 
 class Outputs(NamedTuple):
-    """One map a pyramid level, finest first.
+    """One map per pyramid level, finest first.
 
-    Points and boxes are in strides of the level, from the point of the cell.
+    Points and boxes are relative to the cell's point, in strides of the level.
     """
 
     features: tuple  # [B, Hl, Wl, D]
@@ -59,7 +61,7 @@ class Outputs(NamedTuple):
 
 
 class RepPoints(nn.Module):
-    """The detector; its fields are what a config's `model` may set."""
+    """The detector; a config's `model` may set any of its fields."""
 
     num_classes: int = 80
     # Backbone and neck.
@@ -70,24 +72,25 @@ class RepPoints(nn.Module):
     backbone_width: int = 64
     backbone_stages: Sequence[int] | None = None
     neck_width: int = 256
-    norm: str = "group"  # of neck and head; or none
+    norm: str = "group"  # of neck and head: group or none
     norm_groups: int = 32
     # Head.
     head_convs: int = 3
     head_width: int = 256
-    point_width: int = 256  # of the convolutions that find and that read the points
+    point_width: int = 256  # of the convolutions that predict points and that sample at them
     num_points: int = 9
-    transform: str = "moment"  # what box points stand for: moment, minmax or partial_minmax
-    use_grid_points: bool = False  # rounds predict boxes, and points are a grid in them
-    offset_gradient: float = 0.1  # part of the gradient that reaches points as sampling places
+    transform: str = "moment"  # from points to a box: moment, minmax or partial_minmax
+    use_grid_points: bool = False  # each round predicts a box, and its points are a grid in it
+    offset_gradient: float = 0.1  # factor on gradients that reach points as sampling positions
     prior_probability: float = 0.01
     strides: Sequence[int] = (8, 16, 32, 64, 128)
-    # Side of the box at a point, strides: where grid points start, what max_iou compares in the
-    # first round, and the unit of both box losses.
+    # Side, in strides, of the box at a point: grid points start in this box, max_iou uses it in the
+    # first round, and the side is the unit of both box losses.
     base_scale: float = 4.0
-    # Targets: the nearest point on the level of the object's size (section 3.3), or the overlap.
+    # Targets of the first round: by the nearest point on the level of the object's size (section
+    # 3.3), or by overlap.
     init_assigner: str = "point"
-    point_scale: float = 4.0  # px of an object in the level of stride 1
+    point_scale: float = 4.0  # px of an object that belongs to the level of stride 1
     points_per_object: int = 1
     positive_iou: float = 0.5  # of the second round, and of the first with max_iou
     negative_iou: float = 0.4
@@ -105,11 +108,11 @@ class RepPoints(nn.Module):
     # Input: RGB, 0..255.
     pixel_mean: Sequence[float] = (123.675, 116.28, 103.53)
     pixel_std: Sequence[float] = (58.395, 57.12, 57.375)
-    dtype: str = "float32"  # of computation; parameters, losses and boxes are float32
-    remat: bool = False  # the backbone is computed again for its gradient, to save memory
+    dtype: str = "float32"  # of the network; parameters, losses and boxes are float32
+    remat: bool = False  # recompute the backbone in the backward pass, to save memory
 
     def check(self) -> None:
-        """Raises ValueError for a value that no RepPoints can have, before anything is built."""
+        """Raises ValueError for an invalid field, before anything is built."""
         grouped = self.norm == "none" or (
             self.norm_groups >= 1
             and self.neck_width % self.norm_groups == 0
@@ -125,7 +128,7 @@ class RepPoints(nn.Module):
             *fields.at_least(self, 1, "point_width", "points_per_object"),
             fields.one_of(self, "num_points", (side * side for side in (3, 5, 7, 9))),
             fields.one_of(self, "transform", coders.POINT_TRANSFORMS),
-            ("transform", minmax, "minmax where use_grid_points is set"),
+            ("transform", minmax, "minmax when use_grid_points is set"),
             *fields.fractions(self, "offset_gradient"),
             ("init_assigner", self.init_assigner in INIT_ASSIGNERS, " or ".join(INIT_ASSIGNERS)),
             *fields.above(self, 0, "base_scale", "point_scale", "smooth_l1_beta"),
@@ -133,7 +136,7 @@ class RepPoints(nn.Module):
         )
         fields.check(self, rules)
 
-    def setup(self):
+    def setup(self) -> None:
         self.backbone = resnet.of(self)
         common = dict(norm=self.norm, norm_groups=self.norm_groups, dtype=self.dtype)
         self.neck = fpn.FPN(self.neck_width, num_levels=len(self.strides), **common)
@@ -157,7 +160,7 @@ class RepPoints(nn.Module):
         return Outputs(features, **self.head(features, train))
 
     def grid(self, canvas: tuple[int, int]) -> anchors_lib.Grid:
-        """Where the N points of a canvas (height, width) lie, in the corners of their cells."""
+        """The grid of the N points on a canvas (height, width), at the top left of their cells."""
         return anchors_lib.grid(canvas, self.strides)
 
     def boxes(self, grid: anchors_lib.Grid, raw: tuple) -> jax.Array:
@@ -166,10 +169,10 @@ class RepPoints(nn.Module):
         return jnp.tile(grid.points(), 2) + stride * anchors_lib.flatten_levels(raw, 4)
 
     def targets(self, batch: types.Batch, maps: Outputs) -> dict[str, types.Targets]:
-        """What each round learns (section 3.3); classes learn with the second round.
+        """Targets of both rounds (section 3.3); the classes use those of the second.
 
-        That one learns by the overlap of the boxes that the first has found.  `values` has the
-        boxes of the objects, px, and zeros where a point is not positive.
+        The second round is assigned by the overlap of the boxes from the first round.  `values` has
+        the boxes of the objects, px, which are zero where a point is not positive.
         """
         grid = self.grid(batch.images.shape[1:3])
         points, level = grid.points(), grid.level()
@@ -210,13 +213,13 @@ class RepPoints(nn.Module):
 
         return targets_lib.of_images(one_image, batch, self.boxes(grid, maps.init_boxes))
 
-    def loss(self, batch: types.Batch, maps: Outputs):
+    def loss(self, batch: types.Batch, maps: Outputs) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Focal loss on classes, smooth L1 on the boxes of both rounds (section 3.3)."""
         targets = self.targets(batch, maps)
         grid = self.grid(batch.images.shape[1:3])
         unit = self.base_scale * grid.stride()[:, None]  # [N, 1]
         logits = anchors_lib.flatten_levels(maps.cls_logits, self.num_classes)  # [B, N, C]
-        # At least one an image, as in the reference, so that empty images do not divide by zero.
+        # At least one per image, as in the reference: empty images must not divide by zero.
         normalisers = {
             name: jnp.maximum((x.status == 1).sum(1), 1).sum().astype(jnp.float32)
             for name, x in targets.items()
@@ -247,7 +250,7 @@ class RepPoints(nn.Module):
     def candidates(
         self, maps: Outputs, image_size: jax.Array, canvas: tuple[int, int]
     ) -> types.Detections:
-        """The best (point, class) pairs of each level with the box of the second round."""
+        """The best (point, class) pairs of each level, with the boxes of the second round."""
         grid = self.grid(canvas)
         scores = candidates_lib.level_scores(grid, maps.cls_logits, image_size)
         bounds.note(self, "candidates_per_level", *(x > self.score_threshold for x in scores))
@@ -261,7 +264,7 @@ class RepPoints(nn.Module):
         return jax.vmap(one_image)(scores, boxes, image_size)
 
     def suppress(self, candidates: types.Detections) -> types.Detections:
-        """Greedy suppression within each class; the best `max_detections` of an image stay."""
+        """Greedy suppression within each class; keeps the best `max_detections` of each image."""
         return nms_lib.suppress_images(candidates, self.nms_iou, self.max_detections)
 
     def frozen_paths(self) -> tuple[str, ...]:

@@ -1,12 +1,12 @@
 """RetinaNet: Focal Loss for Dense Object Detection (arXiv:1708.02002).
 
-Every cell of a feature pyramid has nine anchors; each is classified on its own, and the focal
-loss keeps the thousands of easy background anchors from drowning the few objects.
+Every cell of a feature pyramid has nine anchors.  Each anchor is classified independently, and the
+focal loss keeps the thousands of easy background anchors from overwhelming the few objects.
 
-Reference: mmdetection's `retinanet_r50_fpn`.  As there, and unlike the paper: the box loss is L1
-on the deltas (paper: smooth L1), P6 comes from C5, and an object's best anchor is positive
-whatever its IoU.  The normaliser is the number of positives in the global batch; the reference
-counts per GPU.
+Reference: mmdetection's `retinanet_r50_fpn`.  As in the reference, and unlike the paper, the box
+loss is L1 on the deltas (paper: smooth L1), P6 is computed from C5, and the best anchor of an
+object is positive whatever its IoU.  The normaliser is the number of positives in the global
+batch; the reference counts per GPU.
 
 Expected: COCO val2017 AP 36.5 with experiments/retinanet_coco.py (the published figure of the
 reference); 0.56 on the shapes with experiments/retinanet_shapes.py, seed 0; 0.56 on BCCD with
@@ -34,7 +34,7 @@ from detlab.ops import nms as nms_lib
 
 
 class Outputs(NamedTuple):
-    """One map a pyramid level, finest first."""
+    """One map per pyramid level, finest first."""
 
     features: tuple  # [B, Hl, Wl, D]
     cls_logits: tuple  # [B, Hl, Wl, A * C]
@@ -42,18 +42,18 @@ class Outputs(NamedTuple):
 
 
 class Examples(NamedTuple):
-    """What the loss terms compare, anchor by anchor."""
+    """What the loss terms compare, for every anchor."""
 
     cls_logits: jax.Array  # [B, N, C]
     box_deltas: jax.Array  # [B, N, 4]
-    one_hot: jax.Array  # [B, N, C] zeros where not positive
-    delta_targets: jax.Array  # [B, N, 4] zeros where not positive
+    one_hot: jax.Array  # [B, N, C] zero where not positive
+    delta_targets: jax.Array  # [B, N, 4] zero where not positive
     counted: jax.Array  # [B, N] bool: positive or negative, not ignored
     positive: jax.Array  # [B, N] bool
 
 
 class RetinaNet(nn.Module):
-    """The detector; its fields are what a config's `model` may set."""
+    """The detector; a config's `model` may set any of its fields."""
 
     num_classes: int = 80
     # Backbone and neck.
@@ -88,11 +88,11 @@ class RetinaNet(nn.Module):
     # Input: RGB, 0..255.
     pixel_mean: Sequence[float] = (123.675, 116.28, 103.53)
     pixel_std: Sequence[float] = (58.395, 57.12, 57.375)
-    dtype: str = "float32"  # of computation; parameters, losses and boxes are float32
-    remat: bool = False  # the backbone is computed again for its gradient, to save memory
+    dtype: str = "float32"  # of the network; parameters, losses and boxes are float32
+    remat: bool = False  # recompute the backbone in the backward pass, to save memory
 
     def check(self) -> None:
-        """Raises ValueError for a value that no RetinaNet can have, before anything is built."""
+        """Raises ValueError for an invalid field, before anything is built."""
         rules = (
             *fields.of_resnet(self, resnet.STAGES, layers.NORMS),
             fields.of_strides(self, first=8),
@@ -106,7 +106,7 @@ class RetinaNet(nn.Module):
     def anchors_per_cell(self) -> int:
         return self.scales_per_octave * len(self.aspect_ratios)
 
-    def setup(self):
+    def setup(self) -> None:
         self.backbone = resnet.of(self)
         self.neck = fpn.FPN(self.neck_width, num_levels=len(self.strides), dtype=self.dtype)
         self.head = dense.of(
@@ -126,19 +126,19 @@ class RetinaNet(nn.Module):
         return Outputs(features, **self.head(features, train))
 
     def grid(self, canvas: tuple[int, int]) -> anchors_lib.Grid:
-        """Where the N anchors of a canvas (height, width) lie."""
+        """The grid of the N anchors on a canvas (height, width)."""
         return anchors_lib.grid(canvas, self.strides, self.anchors_per_cell)
 
     def anchors(self, grid: anchors_lib.Grid) -> jax.Array:
-        """[N, 4] px."""
+        """The anchors [N, 4] of all levels, xyxy px."""
         scales = anchors_lib.octave_scales(self.octave_base_scale, self.scales_per_octave)
         cells = [anchors_lib.cell_anchors(s, scales, self.aspect_ratios) for s in self.strides]
         return grid.anchors(cells)
 
     def targets(self, batch: types.Batch, maps: Outputs) -> dict[str, types.Targets]:
-        """Which anchor learns which object (section 4, "Anchors"), whatever the maps.
+        """Assigns objects to anchors (section 4, "Anchors"); `maps` is not used.
 
-        `values` holds the deltas of positive anchors, and zeros in place of all others.
+        `values` has the deltas, which are zero where an anchor is not positive.
         """
         grid = self.grid(batch.images.shape[1:3])
         anchors = self.anchors(grid)
@@ -159,7 +159,7 @@ class RetinaNet(nn.Module):
         return {"main": targets_lib.of_images(one_image, batch)}
 
     def examples(self, batch: types.Batch, maps: Outputs) -> Examples:
-        """Every anchor with what it predicts and what it should have predicted."""
+        """The predictions and the targets of every anchor."""
         targets = self.targets(batch, maps)["main"]
         return Examples(
             cls_logits=anchors_lib.flatten_levels(maps.cls_logits, self.num_classes),
@@ -170,10 +170,10 @@ class RetinaNet(nn.Module):
             positive=targets.status == 1,
         )
 
-    def loss(self, batch: types.Batch, maps: Outputs):
-        """Focal loss on classes plus L1 on deltas, both over the number of positives (eq. 5)."""
+    def loss(self, batch: types.Batch, maps: Outputs) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Focal loss (eq. 5) on classes and L1 on deltas, divided by the number of positives."""
         found = self.examples(batch, maps)
-        # At least one an image, as in the reference, so that empty images do not divide by zero.
+        # At least one per image, as in the reference: empty images must not divide by zero.
         normaliser = jnp.maximum(found.positive.sum(1), 1).sum().astype(jnp.float32)
         cls = focal.sigmoid_focal(
             found.cls_logits, found.one_hot, self.focal_alpha, self.focal_gamma
@@ -205,7 +205,7 @@ class RetinaNet(nn.Module):
         return jax.vmap(one_image)(scores, deltas, image_size)
 
     def suppress(self, candidates: types.Detections) -> types.Detections:
-        """Greedy suppression within each class; the best `max_detections` of an image stay."""
+        """Greedy suppression within each class; keeps the best `max_detections` of each image."""
         return nms_lib.suppress_images(candidates, self.nms_iou, self.max_detections)
 
     def frozen_paths(self) -> tuple[str, ...]:

@@ -1,19 +1,19 @@
 """YOLOv3: An Incremental Improvement (arXiv:1804.02767), as mmdetection trains it.
 
-Every anchor of a grid cell predicts a place in the cell, a size relative to its own, whether there
-is an object (objectness), and its classes, each of them yes or no.
+Every anchor of a grid cell predicts a position in the cell, a size relative to its own, whether
+there is an object (objectness), and an independent probability for each class.
 
-Reference: mmdetection's `yolov3_d53_8xb8-ms-608-273e_coco`.  As there, and unlike the paper and
-darknet: all anchors in the cell of an object's centre may learn it (`assign.yolov3`), the losses of
-width and height are squared errors without a weight by size, and in prediction the threshold and
-the choice of candidates look at the class score alone; objectness multiplies it afterwards.
-Boxes are not clipped to the image.
+Reference: mmdetection's `yolov3_d53_8xb8-ms-608-273e_coco`.  As in the reference, and unlike the
+paper and darknet, all anchors in the cell of an object's centre may learn it (`assign.yolov3`), the
+losses of width and height are squared errors that are not weighted by size, and prediction applies
+the threshold and selects candidates by the class score alone, which objectness multiplies
+afterwards.  Boxes are not clipped to the image.
 
 The reference sums its losses over the 8 images of a GPU and averages the gradients of the GPUs.
-Here the loss is the mean over the global batch times `summed_images`, which is the same for any
-batch size.  It has no other normaliser: with accumulation, parts of a batch count the same.
-Statistics of live norms are of the global batch, in the reference of a GPU.  Cells that hold
-padding alone are left out; in the reference they are background.
+Here the loss is the mean over the global batch times `summed_images`, so it does not depend on the
+batch size.  There is no other normaliser, so gradient accumulation weights the parts of a batch
+equally.  Live norms use the statistics of the global batch, in the reference those of a GPU.  Cells
+that are entirely padding are ignored; in the reference they are background.
 
 Expected: COCO val2017 AP 33.4 with experiments/yolov3_coco.py, 30.9 at 416 px with its variant
 `416`, 27.9 at 320 px with `320` (the published figures of the reference); 0.42 on the shapes with
@@ -45,14 +45,14 @@ STRIDES = (8, 16, 32)
 
 
 class Outputs(NamedTuple):
-    """One map a pyramid level, finest first."""
+    """One map per pyramid level, finest first."""
 
     features: tuple  # [B, Hl, Wl, D]
     predictions: tuple  # [B, Hl, Wl, A * (5 + C)]: x, y, w, h, objectness, classes
 
 
 class Head(nn.Module):
-    """For each level of its own a 3x3 convolution and the one that predicts.
+    """A 3x3 convolution and a predicting 1x1 convolution for each level.
 
     Parameter paths: `bridge3/{conv,norm}`, `predict3`, ...; the number is the pyramid level.
     """
@@ -88,7 +88,7 @@ class Head(nn.Module):
 
 
 class YOLOv3(nn.Module):
-    """The detector; its fields are what a config's `model` may set."""
+    """The detector; a config's `model` may set any of its fields."""
 
     num_classes: int = 80
     # Backbone, neck and head; the norms of the latter two are live.
@@ -97,8 +97,8 @@ class YOLOv3(nn.Module):
     backbone_blocks: Sequence[int] = (1, 2, 8, 8, 4)
     neck_width: int = 128  # of P3
     head_width: int = 256  # of P3
-    prior_objects: float = 8.0  # that each level of a 608 px image is first thought to hold
-    prior_probability: float = 0.01  # of each class, at first
+    prior_objects: float = 8.0  # initially expected on each level of a 608 px image
+    prior_probability: float = 0.01  # of each class, initially
     # Width and height of the anchors of each level, px, finest first (section 2.3).
     anchor_sizes: Sequence[Sequence[Sequence[float]]] = (
         ((10, 13), (16, 30), (33, 23)),
@@ -123,22 +123,22 @@ class YOLOv3(nn.Module):
     # Input: RGB, 0..255.
     pixel_mean: Sequence[float] = (0.0, 0.0, 0.0)
     pixel_std: Sequence[float] = (255.0, 255.0, 255.0)
-    dtype: str = "float32"  # of computation; parameters, losses and boxes are float32
-    remat: bool = False  # the backbone is computed again for its gradient, to save memory
+    dtype: str = "float32"  # of the network; parameters, losses and boxes are float32
+    remat: bool = False  # recompute the backbone in the backward pass, to save memory
 
     def check(self) -> None:
-        """Raises ValueError for a value that no YOLOv3 can have, before anything is built."""
+        """Raises ValueError for an invalid field, before anything is built."""
         blocks, objects = self.backbone_blocks, self.prior_objects
         of_a_map = (608 // max(STRIDES)) ** 2  # cells
         rules = (
             *fields.at_least(self, 1, "backbone_width"),
             fields.one_of(self, "backbone_norm", ("batch", "stored", "frozen")),
-            ("backbone_blocks", fields.positive(blocks, 5, int), "five counts of blocks"),
+            ("backbone_blocks", fields.positive(blocks, 5, int), "five block counts above 0"),
             ("prior_objects", 0 < objects < of_a_map, f"above 0 and below {of_a_map}"),
             (
                 "anchor_sizes",
                 fields.sizes(self.anchor_sizes, len(LEVELS)),
-                "pairs (width, height) above 0 for each of three levels, as many for each",
+                "pairs (width, height) above 0 for each of three levels, equally many for each",
             ),
             *fields.fractions(self, "min_positive_iou", "objectness_threshold"),
             *fields.at_least(self, 0, "class_weight", "objectness_weight"),
@@ -152,10 +152,10 @@ class YOLOv3(nn.Module):
 
     @property
     def channels_per_anchor(self) -> int:
-        """What is predicted for an anchor: x, y, w, h, objectness, classes."""
+        """The number of predictions per anchor: x, y, w, h, objectness, classes."""
         return 5 + self.num_classes
 
-    def setup(self):
+    def setup(self) -> None:
         self.backbone = darknet53.Darknet(
             self.backbone_blocks,
             self.backbone_width,
@@ -182,18 +182,18 @@ class YOLOv3(nn.Module):
         return Outputs(features, self.head(features, train))
 
     def grid(self, canvas: tuple[int, int]) -> anchors_lib.Grid:
-        """Where the N anchors of a canvas (height, width) lie."""
+        """The grid of the N anchors on a canvas (height, width)."""
         return anchors_lib.grid(canvas, STRIDES, self.anchors_per_cell)
 
     def anchors(self, grid: anchors_lib.Grid) -> jax.Array:
-        """[N, 4] px."""
+        """The anchors [N, 4] of all levels, xyxy px."""
         return grid.anchors(list(map(anchors_lib.sized_anchors, self.anchor_sizes, STRIDES)))
 
     def targets(self, batch: types.Batch, maps: Outputs) -> dict[str, types.Targets]:
-        """Which anchor learns which object, whatever the maps.
+        """Assigns objects to anchors; `maps` is not used.
 
-        `values` holds place in the cell and log sizes of positive anchors, and zeros in place of
-        all others.
+        `values` has the position in the cell and the log sizes, which are zero where an anchor is
+        not positive.
         """
         grid = self.grid(batch.images.shape[1:3])
         anchors, strides = self.anchors(grid), grid.stride()
@@ -214,8 +214,8 @@ class YOLOv3(nn.Module):
 
         return {"main": targets_lib.of_images(one_image, batch)}
 
-    def loss(self, batch: types.Batch, maps: Outputs):
-        """Cross entropies of classes, objectness and place, and squared errors of the sizes."""
+    def loss(self, batch: types.Batch, maps: Outputs) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Cross entropy for classes, objectness and position, squared error for sizes."""
         targets = self.targets(batch, maps)["main"]
         xy, wh, objectness, logits = self.split(maps.predictions)
         target_xy, target_wh = jnp.split(targets.values["xywh"], 2, axis=-1)  # [B, N, 2]
@@ -248,7 +248,7 @@ class YOLOv3(nn.Module):
     def candidates(
         self, maps: Outputs, image_size: jax.Array, canvas: tuple[int, int]
     ) -> types.Detections:
-        """The (anchor, class) pairs of the best class scores, of all levels together."""
+        """The (anchor, class) pairs with the best class scores over all levels."""
         grid = self.grid(canvas)
         anchors, strides = self.anchors(grid), grid.stride()
         xy, wh, objectness, logits = self.split(maps.predictions)
@@ -261,16 +261,16 @@ class YOLOv3(nn.Module):
         def one_image(xy, wh, objectness, scores):
             scores, anchor, label = candidates_lib.best_pairs(scores, self.num_candidates)
             encoded = jnp.concatenate([nn.sigmoid(xy[anchor]), wh[anchor]], axis=-1)
-            # Nothing bounds the predicted logarithms: exp may be 0 or infinite.
+            # The predicted logarithms are unbounded: exp may give 0 or infinity.
             boxes = coders.decode_yolo(anchors[anchor], encoded, strides[anchor])
             found = candidates_lib.above(self.score_threshold, boxes, scores, label)
-            # Only now the factor: the threshold is one of the class score.
+            # Multiplied only now: the threshold applies to the class score alone.
             return found._replace(scores=scores * objectness[anchor])
 
         return jax.vmap(one_image)(xy, wh, objectness, scores)
 
     def suppress(self, candidates: types.Detections) -> types.Detections:
-        """Greedy suppression within each class; the best `max_detections` of an image stay."""
+        """Greedy suppression within each class; keeps the best `max_detections` of each image."""
         return nms_lib.suppress_images(candidates, self.nms_iou, self.max_detections)
 
     def frozen_paths(self) -> tuple[str, ...]:
@@ -284,7 +284,7 @@ class YOLOv3(nn.Module):
 
 
 def prior_bias(anchors: int, num_classes: int, objectness: float, class_score: float) -> Callable:
-    """Initialiser [A * (5 + C)] of a predictor that starts with these scores."""
+    """Initialiser of a predictor's bias [A * (5 + C)] that gives these scores at the start."""
 
     def init(key, shape):
         of_anchor = np.zeros(5 + num_classes, np.float32)

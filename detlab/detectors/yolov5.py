@@ -1,24 +1,26 @@
 """YOLOv5 n, s, m, l and x (ultralytics/yolov5; there is no paper), of the releases 3.0 to 7.0.
 
-A backbone of cross-stage-partial blocks, a pyramid that goes down and up again, and for every
-anchor of a cell a place up to half a cell outside of it, a size up to four times that of the
-anchor, objectness, and classes, each of them yes or no.
+YOLOv5 has a backbone of cross-stage-partial blocks and a pyramid with a top-down and a bottom-up
+path.  Every anchor of a cell predicts a centre at most half a cell outside the cell, a size of at
+most four times the anchor's, objectness, and an independent probability for each class.
 
 Reference: the code of the releases; docs/yolov5.md has the commits and what changed between them.
-The defaults are YOLOv5s of releases 6.0 to 7.0.  Of release 3.0 are `block` "csp", `activation`
-"hard_swish", `stem` "focus", `pool` "spp" and `repeats` (3, 9, 9, 3); experiments/yolov5_coco.py
-has all as variants, and converters.convert finds out which one a file belongs to.
+The defaults are those of YOLOv5s in releases 6.0 to 7.0.  Release 3.0 has `block` "csp",
+`activation` "hard_swish", `stem` "focus", `pool` "spp" and `repeats` (3, 9, 9, 3).
+experiments/yolov5_coco.py has all of them as variants, and converters.convert detects which one a
+file belongs to.
 
-As there: the box term is 1 - CIoU, also in release 3.0, which calls it giou; its ratio of sides
-counts at any IoU.  Objectness learns that CIoU, as a constant and at least 0.  A cell may learn
-several objects, see `assign.yolov5`: all of them count in boxes and classes, and objectness learns
-the last one.  Each level is a mean over its own entries or cells; levels are summed.
+As in the reference, the box term is 1 - CIoU, also in release 3.0, which calls it giou, and the
+aspect ratio counts in it at any IoU.  The target of objectness is that CIoU, at least 0 and without
+a gradient.  A cell may learn several objects (see `assign.yolov5`): all of them count in the box
+and class terms, and objectness learns the last one.  Each term is a mean over the entries or cells
+of a level, summed over the levels.
 
-The reference multiplies the sum by the images of a batch, and adds up batches until they have 64
-images.  Here the loss is the sum times `summed_images`, which is the same for any batch size; with
-accumulation, parts of a batch count the same.  Statistics of live norms are of the global batch.
-Cells that hold padding alone are left out; the border of a letterbox is content, as it is there.
-Boxes are not clipped to the image.
+The reference multiplies the sum by the number of images in a batch, and accumulates batches until
+they have 64 images.  Here the loss is the sum times `summed_images`, so it does not depend on the
+batch size; gradient accumulation weights the parts of a batch equally.  Live norms use the
+statistics of the global batch.  Cells that are entirely padding are ignored; the border of a
+letterbox is content, as in the reference.  Boxes are not clipped to the image.
 
 Expected: COCO val2017 AP at 640 px, the published figures of the reference: 28.0 (n), 37.4 (s),
 45.4 (m), 49.0 (l), 50.7 (x) for release 7.0; 37.0, 44.3, 47.7, 49.2 (s to x) for 3.0.
@@ -48,14 +50,14 @@ from detlab.ops import nms as nms_lib
 
 
 class Outputs(NamedTuple):
-    """One map a pyramid level, finest first."""
+    """One map per pyramid level, finest first."""
 
     features: tuple  # [B, Hl, Wl, Dl]
     predictions: tuple  # [B, Hl, Wl, A * (5 + C)]: x, y, w, h, objectness, classes
 
 
 class Head(nn.Module):
-    """The convolution that predicts, of each level its own: `predict3`, `predict4`, ..."""
+    """One predicting 1x1 convolution per level: `predict3`, `predict4`, ..."""
 
     channels: int  # A * (5 + C)
     bias_inits: Sequence[Callable]  # of each level
@@ -81,19 +83,19 @@ class Head(nn.Module):
 
 
 class YOLOv5(nn.Module):
-    """The detector; its fields are what a config's `model` may set."""
+    """The detector; a config's `model` may set any of its fields."""
 
     num_classes: int = 80
-    # Network: what the sizes n, s, m, l and x differ in ...
+    # Network: fields in which the sizes n, s, m, l and x differ, ...
     depth_multiple: float = 0.33
     width_multiple: float = 0.5
-    # ... what the releases differ in, see `backbones.yolov5` ...
+    # ... those in which the releases differ (see `backbones.yolov5`), ...
     block: str = "c3"
     activation: str = "silu"
     stem: str = "conv6"
     pool: str = "sppf"
-    repeats: Sequence[int] = (3, 6, 9, 3)  # of each stage; five for the networks up to stride 64
-    # ... and what has been the same nearly always.
+    repeats: Sequence[int] = (3, 6, 9, 3)  # of each stage; five in networks up to stride 64
+    # ... and those that are nearly always the same.
     pool_size: int = 5
     neck_repeats: int = 3
     norm: str = "batch"
@@ -103,32 +105,32 @@ class YOLOv5(nn.Module):
         ((30, 61), (62, 45), (59, 119)),
         ((116, 90), (156, 198), (373, 326)),
     )
-    # Targets and losses: the reference's `hyp`, with its names.
-    anchor_ratio: float = 4.0  # anchor_t: of the sides of an object and an anchor that learns it
-    box_gain: float = 0.05  # box, giou; of three levels, as all gains
-    objectness_gain: float = 1.0  # obj; of images of 640 px ...
-    train_size: int = 640  # ... and it grows with the area of images of another size, px
-    class_gain: float = 0.5  # cls; of 80 classes, and it grows with their number
+    # Targets and losses: the reference's `hyp`, with its names in the comments.
+    anchor_ratio: float = 4.0  # anchor_t: largest ratio of an object's and its anchor's sides
+    box_gain: float = 0.05  # box, giou; all gains are for three levels
+    objectness_gain: float = 1.0  # obj; for images of 640 px, ...
+    train_size: int = 640  # ... and scaled by the area of images of this size, px
+    class_gain: float = 0.5  # cls; for 80 classes, and scaled by their number
     level_balance: Sequence[float] = (4.0, 1.0, 0.4)  # of objectness, finest level first
     label_smoothing: float = 0.0
-    summed_images: float = 64.0  # the loss is a mean over the images times this
+    summed_images: float = 64.0  # the loss is a mean over the images, times this
     # Prediction.
     score_threshold: float = 0.001  # of objectness times probability
     nms_iou: float = 0.6
-    multi_label: bool = True  # a box may be of several classes; else of its best one
-    class_agnostic: bool = False  # boxes of other classes suppress too
-    num_candidates: int = 3000  # pairs (box, class) of the best scores
+    multi_label: bool = True  # a box may have several classes, otherwise only its best
+    class_agnostic: bool = False  # boxes of different classes suppress each other too
+    num_candidates: int = 3000  # (box, class) pairs with the best scores
     max_detections: int = 300
     # Input: RGB, 0..255.
     pixel_mean: Sequence[float] = (0.0, 0.0, 0.0)
     pixel_std: Sequence[float] = (255.0, 255.0, 255.0)
-    dtype: str = "float32"  # of computation; parameters, losses and boxes are float32
-    remat: bool = False  # the backbone is computed again for its gradient, to save memory
+    dtype: str = "float32"  # of the network; parameters, losses and boxes are float32
+    remat: bool = False  # recompute the backbone in the backward pass, to save memory
 
     def check(self) -> None:
-        """Raises ValueError for a value that no YOLOv5 can have, before anything is built."""
+        """Raises ValueError for an invalid field, before anything is built."""
         levels = len(self.repeats) - 1
-        as_many = f"for each of {levels} levels, which are one fewer than repeats"
+        as_many = f"for each of {levels} levels, one fewer than repeats"
         rules = (
             *fields.at_least(self, 1, "neck_repeats", "train_size"),
             *fields.above(self, 0, "depth_multiple", "width_multiple"),
@@ -139,24 +141,28 @@ class YOLOv5(nn.Module):
             (
                 "repeats",
                 fields.positive(self.repeats, None, int) and levels in yolov5.CHANNELS,
-                "four or five counts of bottlenecks",
+                "four or five bottleneck counts above 0",
             ),
-            ("pool_size", self.pool_size >= 1 and self.pool_size % 2 == 1, "odd, at least 1"),
+            ("pool_size", self.pool_size >= 1 and self.pool_size % 2 == 1, "odd and at least 1"),
             fields.one_of(self, "norm", ("batch", "stored", "frozen")),
             (
                 "anchor_sizes",
                 fields.sizes(self.anchor_sizes, levels),
-                f"pairs (width, height) above 0, as many {as_many}",
+                f"pairs (width, height) above 0, equally many {as_many}",
             ),
             *fields.above(self, 1, "anchor_ratio"),
             *fields.at_least(self, 0, "box_gain", "objectness_gain", "class_gain"),
-            ("level_balance", fields.positive(self.level_balance, levels), f"a number {as_many}"),
-            ("label_smoothing", 0 <= self.label_smoothing < 1, "0 to below 1"),
+            (
+                "level_balance",
+                fields.positive(self.level_balance, levels),
+                f"a number above 0 {as_many}",
+            ),
+            ("label_smoothing", 0 <= self.label_smoothing < 1, "at least 0 and below 1"),
         )
         fields.check(self, rules)
 
     def check_canvas(self, height: int, width: int) -> None:
-        """Raises ValueError where the coarsest stride does not divide both sides."""
+        """Raises ValueError unless the coarsest stride divides both sides."""
         coarsest = self.strides[-1]
         if height % coarsest or width % coarsest:
             raise ValueError(
@@ -165,7 +171,7 @@ class YOLOv5(nn.Module):
 
     @property
     def strides(self) -> tuple[int, ...]:
-        """Px between the cells of each level."""
+        """The stride of each level, px."""
         return tuple(8 * 2**i for i in range(len(self.repeats) - 1))
 
     @property
@@ -174,10 +180,10 @@ class YOLOv5(nn.Module):
 
     @property
     def channels_per_anchor(self) -> int:
-        """What is predicted for an anchor: x, y, w, h, objectness, classes."""
+        """The number of predictions per anchor: x, y, w, h, objectness, classes."""
         return 5 + self.num_classes
 
-    def setup(self):
+    def setup(self) -> None:
         activation = yolov5.ACTIVATIONS[self.activation]
         common = dict(norm=self.norm, activation=activation, dtype=self.dtype)
         self.backbone = yolov5.Backbone(
@@ -223,12 +229,12 @@ class YOLOv5(nn.Module):
     # Targets and losses
 
     def entries(self, batch: types.Batch) -> entries_lib.Entries:
-        """What each level learns, [B, L, E, ...]; constants."""
+        """The assignment of every level, [B, L, E, ...], without a gradient."""
         strides = jnp.array(self.strides)
         sizes = jnp.array(self.anchor_sizes, jnp.float32)  # [L, A, 2]
 
         def one_image(boxes, valid, image_size):
-            cells = -(-image_size // strides[:, None])  # [L, 2] with content
+            cells = -(-image_size // strides[:, None])  # [L, 2] cells with content
 
             def one_level(sizes, stride, cells):
                 return entries_lib.assign(boxes, valid, sizes, stride, cells, self.anchor_ratio)
@@ -239,16 +245,16 @@ class YOLOv5(nn.Module):
         return lax.stop_gradient(found)
 
     def anchors_of(self, entries: entries_lib.Entries) -> jax.Array:
-        """[B, L, E, 2] width and height of the anchors of entries, px."""
+        """Width and height of the anchors of entries, [B, L, E, 2] px."""
         sizes = jnp.array(self.anchor_sizes, jnp.float32)  # [L, A, 2]
         return jax.vmap(lambda of_level, which: of_level[which], (0, 1), 1)(sizes, entries.anchor)
 
     def targets(self, batch: types.Batch, maps: Outputs) -> dict[str, types.Targets]:
-        """Entries (object, anchor, neighbour) of all levels, -1 where there is none.
+        """Entries (object, anchor, neighbour) of all levels, -1 if unused; `maps` is not used.
 
-        `boxes` are the anchors around the middles of the cells that learn; `values` has "xywh", the
-        centre from the corner of that cell, width and height, all in cells, and zeros where there
-        is no entry.  The maps have no say.
+        `boxes` are the anchors, centred in the cells that learn.  `values` has "xywh": the centre
+        relative to the corner of that cell, width and height, all in cells, and zero in unused
+        entries.
         """
         entries = self.entries(batch)
         strides = jnp.array(self.strides, jnp.float32)[:, None]  # [L, 1] px
@@ -268,20 +274,20 @@ class YOLOv5(nn.Module):
         return {"main": flat}
 
     def grid(self, canvas: tuple[int, int]) -> anchors_lib.Grid:
-        """Where the N anchors of a canvas (height, width) lie, the rows of flattened maps."""
+        """The grid of the N anchors on a canvas (height, width), the rows of flattened maps."""
         return anchors_lib.grid(canvas, self.strides, self.anchors_per_cell)
 
-    def loss(self, batch: types.Batch, maps: Outputs):
-        """Boxes by their overlap, cross entropies of objectness and classes; M = L * E entries.
+    def loss(self, batch: types.Batch, maps: Outputs) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """CIoU loss for boxes, cross entropy for objectness and classes; M = L * E entries.
 
-        It reads `entries`, of which `targets` is made too.
+        It uses `entries`, from which `targets` is derived too.
         """
         rows = anchors_lib.flatten_levels(maps.predictions, self.channels_per_anchor)  # [B, N, ..]
         entries, grid = self.entries(batch), self.grid(batch.images.shape[1:3])
         starts = np.array([part.start for part in grid.slices()])[:, None]  # [L, 1]
         columns = np.array([width for _, width in grid.shapes])[:, None]
         row = (entries.row * columns + entries.column) * self.anchors_per_cell + entries.anchor
-        # Each level is a mean: weights of entries add up to one a level.
+        # Each level is a mean: the weights of its entries add up to 1.
         count = entries.valid.sum((0, 2))  # [L]
         weight = jnp.where(entries.valid, 1 / jnp.maximum(count, 1)[:, None], 0.0)
         unit = jnp.array(self.strides, jnp.float32)[:, None, None]
@@ -311,14 +317,14 @@ class YOLOv5(nn.Module):
         sums = {
             "loss/box": (weight * jnp.where(valid, 1 - overlap, 0.0)).sum(),
             "loss/objectness": (of_rows * objectness).sum(),
-            # One class alone is not learnt: objectness says all.
+            # A single class is not learned: objectness says it all.
             "loss/cls": (weight * classes).sum() if self.num_classes > 1 else 0.0,
         }
         terms = {name: gain * sums[name] for name, gain in self.gains().items()}
         return sum(terms.values()), {**terms, "positives": count.sum() / len(batch.images)}
 
     def gains(self) -> dict[str, float]:
-        """What multiplies each term, as the reference's train.py scales `hyp`."""
+        """The factor of each term, scaled as the reference's train.py scales `hyp`."""
         scale = self.summed_images * 3 / len(self.strides)
         return {
             "loss/box": scale * self.box_gain,
@@ -327,7 +333,7 @@ class YOLOv5(nn.Module):
         }
 
     def row_weights(self, grid: anchors_lib.Grid, image_size: jax.Array) -> jax.Array:
-        """[B, N]: what objectness of each row counts: the level's balance, over its cells."""
+        """[B, N] weights of each row's objectness: the level's balance, divided by its cells."""
         inside = jax.vmap(grid.inside)(image_size)  # [B, N]
         levels = [inside[:, part] for part in grid.slices()]
         weights = [
@@ -337,11 +343,18 @@ class YOLOv5(nn.Module):
         return jnp.concatenate(weights, axis=1)
 
     def objectness_targets(self, length: int, row, valid, overlap) -> jax.Array:
-        """[B, N]: what objectness learns, the overlap of the last entry [B, M] of a row or 0."""
+        """Targets of objectness [B, N]: the overlap of the last entry of a row, or 0.
+
+        Args:
+          length: N.
+          row: [B, M] int, the row of each entry.
+          valid: [B, M] bool.
+          overlap: [B, M] CIoU of each entry's box.
+        """
 
         def one_image(row, valid, overlap):
             order = jnp.where(valid, jnp.arange(len(row)), -1)
-            last = jnp.full(length, -1).at[row].max(order)  # [N], in any order of writing
+            last = jnp.full(length, -1).at[row].max(order)  # [N], whatever the order of writes
             return jnp.where(last >= 0, overlap[last], 0.0)
 
         return jax.vmap(one_image)(row, valid, jnp.maximum(lax.stop_gradient(overlap), 0.0))
@@ -355,10 +368,10 @@ class YOLOv5(nn.Module):
         return [rows[..., :4], rows[..., 4], rows[..., 5:]]
 
     def boxes(self, xywh: jax.Array, grid: anchors_lib.Grid, which=slice(None)) -> jax.Array:
-        """Xyxy px of predicted xywh [..., M, 4], of all rows of a grid or `which` [M] of them."""
+        """Boxes [..., M, 4] xyxy px from predicted xywh, of all rows of a grid or `which` [M]."""
         cells = list(map(anchors_lib.sized_anchors, self.anchor_sizes, self.strides))
         stride = grid.stride()[which][:, None]  # [M, 1] px
-        anchors = boxes_lib.xyxy_to_cxcywh(grid.anchors(cells))[which]  # around middles of cells
+        anchors = boxes_lib.xyxy_to_cxcywh(grid.anchors(cells))[which]  # centred in cells
         offset, size = decode(xywh, anchors[:, 2:])
         center = anchors[:, :2] + (offset - 0.5) * stride
         return boxes_lib.cxcywh_to_xyxy(jnp.concatenate([center, size], axis=-1))
@@ -366,7 +379,7 @@ class YOLOv5(nn.Module):
     def candidates(
         self, maps: Outputs, image_size: jax.Array, canvas: tuple[int, int]
     ) -> types.Detections:
-        """The (box, class) pairs of the best scores, of all levels together."""
+        """The (box, class) pairs with the best scores over all levels."""
         grid = self.grid(canvas)
         xywh, objectness, logits = self.split(maps.predictions)
         scores = nn.sigmoid(objectness)[..., None] * nn.sigmoid(logits)
@@ -376,7 +389,7 @@ class YOLOv5(nn.Module):
         bounds.note(self, "num_candidates", of_boxes > self.score_threshold)
 
         def one_image(xywh, scores):
-            # The best K pairs are among the K rows of the best scores: far fewer to sort.
+            # The best K pairs are among the K rows with the best scores: far fewer to sort.
             best, row = lax.top_k(scores.max(-1), min(self.num_candidates, len(scores)))
             if self.multi_label:
                 best, of_row, label = candidates_lib.best_pairs(scores[row], self.num_candidates)
@@ -389,7 +402,7 @@ class YOLOv5(nn.Module):
         return jax.vmap(one_image)(xywh, scores)
 
     def suppress(self, candidates: types.Detections) -> types.Detections:
-        """Greedy suppression; the best `max_detections` of an image stay."""
+        """Greedy suppression; keeps the best `max_detections` of each image."""
         return nms_lib.suppress_images(
             candidates, self.nms_iou, self.max_detections, by_class=not self.class_agnostic
         )
@@ -401,10 +414,10 @@ class YOLOv5(nn.Module):
 
 
 def decode(xywh: jax.Array, sizes: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Centres [..., 2] from the corner of the cell, in cells, and sizes [..., 2] as the anchors'.
+    """Centres [..., 2], in cells from the cell's corner, and sizes [..., 2], in the anchors' unit.
 
     Args:
-      xywh: [..., 4] as predicted.
+      xywh: [..., 4] raw predictions.
       sizes: [..., 2] of the anchors, in any unit.
     """
     place = nn.sigmoid(xywh)
@@ -412,10 +425,10 @@ def decode(xywh: jax.Array, sizes: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def prior_bias(anchors: int, num_classes: int, width: int, stride: int) -> Callable:
-    """Initialiser [A * (5 + C)] of a predictor that at first expects 8 objects in 640 x 640 px.
+    """Initialiser of a predictor's bias [A * (5 + C)] that expects 8 objects in 640 x 640 px.
 
-    As in the reference PyTorch's own values, uniform in +-1 / sqrt(fan in), are what this is added
-    to; and 0.6 classes are expected of an object.
+    As in the reference, an object is expected to have 0.6 classes, and the values are added to
+    PyTorch's default initial values, uniform in +-1 / sqrt(fan in).
     """
     of_anchor = np.zeros(5 + num_classes, np.float32)
     of_anchor[4] = math.log(8 / (640 / stride) ** 2)

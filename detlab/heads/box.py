@@ -42,6 +42,6 @@ class BoxHead(nn.Module):
 
 
 def of_label(deltas: jax.Array, labels: jax.Array) -> jax.Array:
-    """The deltas [..., 4] that class-specific ones [..., C * 4] have for one class."""
+    """Selects the deltas [..., 4] of one class from class-specific deltas [..., C * 4]."""
     deltas = deltas.reshape(*labels.shape, -1, 4)
     return jnp.take_along_axis(deltas, labels[..., None, None], axis=-2)[..., 0, :]

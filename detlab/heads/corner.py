@@ -1,6 +1,6 @@
-"""Heads of the corner detectors: corner pooling and what is read after it (arXiv:1808.01244, 3.4).
+"""Heads of corner detectors: corner pooling and the maps after it (arXiv:1808.01244, 3.4).
 
-Parameter paths of a corner: `pool/{first,second,pooled,shortcut,out}/{conv,norm}`, and for each
+Parameter paths of a branch: `pool/{first,second,pooled,shortcut,out}/{conv,norm}`, and for each
 map `heat_conv/conv`, `heat`, `offset_conv/conv`, `offset`, `tag_conv/conv`, `tag`.
 """
 
@@ -14,13 +14,13 @@ from detlab.ops import corner_pool
 
 TOP_LEFT, BOTTOM_RIGHT = ("top", "left"), ("bottom", "right")
 
-# Of the last convolution of each map: uniform within the root of 1 / inputs, PyTorch's default.
-# The reference found it better by 0.2 AP than what it starts other layers with.
+# For the last convolution of each map: uniform in +-sqrt(1 / fan in), PyTorch's default.  The
+# reference found 0.2 AP more with it than with the initialiser of its other layers.
 _uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
 class CornerPooling(nn.Module):
-    """Maxima along two directions, added up, in a residual block (figure 7 of the paper)."""
+    """The sum of maxima along two directions, in a residual block (figure 7 of the paper)."""
 
     directions: tuple[str, str]
     pool_width: int = 128

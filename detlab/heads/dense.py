@@ -1,6 +1,7 @@
-"""Convolutional towers shared by all pyramid levels, as dense one-stage detectors have them."""
+"""Convolutional towers shared by all pyramid levels, as in dense one-stage detectors."""
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -15,9 +16,9 @@ class TwoTowerHead(nn.Module):
     output's own name.
 
     Attributes:
-      cls_outputs: name -> (channels, bias initialiser) of the maps read from the class tower.
+      cls_outputs: name -> (channels, bias initialiser) of the maps predicted from the class tower.
       box_outputs: the same for the box tower.
-      conv_bias: of the towers' convolutions; None: where they have no norm.
+      conv_bias: whether tower convolutions have a bias; None: only without a norm.
     """
 
     cls_outputs: Mapping[str, tuple[int, Callable]]
@@ -65,7 +66,9 @@ class TwoTowerHead(nn.Module):
         return {name: tuple(levels) for name, levels in maps.items()}
 
 
-def of(module: nn.Module, cls_outputs: Mapping, box_outputs: Mapping, **options) -> TwoTowerHead:
+def of(
+    module: nn.Module, cls_outputs: Mapping, box_outputs: Mapping, **options: Any
+) -> TwoTowerHead:
     """The head of a detector with the fields `head_convs`, `head_width` and `dtype`."""
     return TwoTowerHead(
         cls_outputs,

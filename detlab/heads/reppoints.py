@@ -1,9 +1,9 @@
-"""The head of RepPoints: points, points moved by what they see, and classes by what they see.
+"""The head of RepPoints: two rounds of points, and classes from features at the points.
 
-Letters: T points of a cell, the taps of a kernel of sqrt(T) x sqrt(T).
+Letters: T points of a cell, which are the taps of a sqrt(T) x sqrt(T) kernel.
 
-Points are y, x pairs, as the offsets of a deformable convolution are, in strides of their level
-from the point of the cell; boxes are xyxy in the same unit.
+Points are y, x pairs, like the offsets of a deformable convolution, relative to the cell's point in
+strides of the level; boxes are xyxy in the same unit.
 """
 
 import math
@@ -22,21 +22,21 @@ class RepPointsHead(nn.Module):
 
     Parameter paths: `cls_conv0/{conv,norm}`, ..., `point_conv0/...`, `init_conv`, `init_points`,
     `refine_deform`, `refine_points`, `cls_deform`, `cls_logits`, and `moment_transfer` [2], the
-    logarithms by which deviations along x and y are multiplied.
+    logarithms of the factors that multiply the deviations along x and y.
 
     Attributes:
       transform: of `coders.points_to_boxes`.
-      use_grid_points: a round predicts the four deltas of a box instead of points, which then are a
-        grid in that box; with transform minmax.
-      base_scale: of use_grid_points: the side of the box that the first round moves, in strides.
-      offset_gradient: what part of the gradient through the sampling places goes to the points.
+      use_grid_points: each round predicts the four deltas of a box instead of points, and its
+        points are a grid in that box; with transform minmax.
+      base_scale: side, in strides, of the box that the first round moves, with use_grid_points.
+      offset_gradient: factor on the gradient that reaches the points through sampling positions.
     """
 
     num_classes: int
     num_points: int = 9
     num_convs: int = 3
     width: int = 256  # of the towers
-    point_width: int = 256  # of what follows them
+    point_width: int = 256  # of the layers after them
     norm: str = "group"
     norm_groups: int = 32
     transform: str = "moment"
@@ -141,24 +141,24 @@ class RepPointsHead(nn.Module):
         return tuple(conv(nn.relu(x)).astype(jnp.float32) for x in hidden)
 
 
-def kernel_grid(side):
-    """[2 side^2] float32 NumPy: y, x of the taps of a kernel from its middle, in cells, by rows."""
+def kernel_grid(side: int) -> np.ndarray:
+    """[2 side^2] float32: y, x of a kernel's taps relative to its centre, in cells, by rows."""
     steps = np.arange(side, dtype=np.float32) - side // 2
     return np.stack(np.meshgrid(steps, steps, indexing="ij"), axis=-1).ravel()
 
 
-def tap_offsets(points, offset_gradient):
-    """Offsets that bring the taps of a deformable convolution to points, both [..., 2 T]."""
+def tap_offsets(points, offset_gradient: float):
+    """Offsets [..., 2 T] that move the taps of a deformable convolution to points [..., 2 T]."""
     taps = kernel_grid(math.isqrt(points.shape[-1] // 2))
     return gradient.scale(points, offset_gradient) - taps
 
 
-def boxes_around(points, transform, transfer):
-    """Boxes [..., 4] xyxy of points [..., 2 T] y, x; see `coders.points_to_boxes`."""
+def boxes_around(points, transform: str, transfer):
+    """Boxes [..., 4] of points [..., 2 T] y, x; `transfer` [2]: see `coders.points_to_boxes`."""
     pairs = points.reshape(*points.shape[:-1], -1, 2)
     return coders.points_to_boxes(pairs[..., ::-1], transform, transfer)
 
 
-def grid(boxes, side):
-    """Points [..., 2 side^2] y, x, by rows, evenly in boxes [..., 4] xyxy."""
+def grid(boxes, side: int):
+    """Points [..., 2 side^2], y, x by rows, evenly spaced in boxes [..., 4] xyxy."""
     return coders.boxes_to_grid(boxes, side)[..., ::-1].reshape(*boxes.shape[:-1], -1)

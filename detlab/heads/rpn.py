@@ -7,7 +7,7 @@ from detlab import layers
 
 
 class RPNHead(nn.Module):
-    """A 3x3 convolution shared by all levels, then one score and four deltas an anchor.
+    """A 3x3 convolution shared by all levels, then one score and four deltas per anchor.
 
     Parameter paths: `conv/conv`, `cls_logits`, `box_deltas`.
     """

@@ -1,7 +1,7 @@
 """Feature Pyramid Network (arXiv:1612.03144) with the extra levels of its successors.
 
 Parameter paths: `lateral3/{conv,norm}`, `output3/{conv,norm}`, ...; the number is the pyramid
-level, level l having stride 2^l.
+level; level l has stride 2^l.
 """
 
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ class FPN(nn.Module):
     """
 
     width: int = 256
-    start_level: int = 3  # 3: P3 upward; 2: P2 upward, as two-stage detectors have it
+    start_level: int = 3  # 3: from P3 up; 2: from P2 up, as in two-stage detectors
     num_levels: int = 5
     extra: str = "input"
     norm: str = "none"
@@ -49,7 +49,7 @@ class FPN(nn.Module):
                 name=name,
             )
 
-        used = range(self.start_level, 6)  # levels that have a backbone map
+        used = range(self.start_level, 6)  # levels with a backbone map
         merged = {}
         for level in reversed(used):
             merged[level] = conv(f"lateral{level}", 1)(features[level - 2], train)

@@ -1,6 +1,6 @@
-"""The neck of YOLOv5: a pyramid from coarse to fine and back (PANet, arXiv:1803.01534).
+"""The neck of YOLOv5: a top-down and then a bottom-up pyramid (PANet, arXiv:1803.01534).
 
-Maps are joined by concatenation and merged by the blocks that the backbone has too.
+Maps are joined by concatenation and merged by blocks of the same kind as the backbone's.
 
 Parameter paths: `reduce5/{conv,norm}`, `down_block4/...`, `reduce4`, `down_block3`, then `up3`,
 `up_block4`, `up4`, `up_block5`: down the pyramid to the finest level, and up again.
@@ -22,7 +22,7 @@ class PAN(nn.Module):
 
     @nn.compact
     def __call__(self, features, train: bool):
-        """[C3, C4, ...] -> (P3, P4, ...), each [B, Hl, Wl, Dl] as it came."""
+        """[C3, C4, ...] -> (P3, P4, ...), each [B, Hl, Wl, Dl] like its input."""
         widths = dict(enumerate((x.shape[-1] for x in features), start=3))
         top = max(widths)
         x, reduced = features[-1], {}

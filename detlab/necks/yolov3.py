@@ -1,7 +1,7 @@
 """The neck of YOLOv3 (arXiv:1804.02767, section 2.3): a pyramid that concatenates.
 
 Parameter paths: `block5/conv1/{conv,norm}`, ..., `block5/conv5/{conv,norm}`,
-`reduce5/{conv,norm}`, `block4/...`; the number is the pyramid level, level l having stride 2^l.
+`reduce5/{conv,norm}`, `block4/...`; the number is the pyramid level; level l has stride 2^l.
 """
 
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from detlab import layers
 
 
 class DetectionBlock(nn.Module):
-    """Five convolutions, 1x1 to `width` and 3x3 to twice that in turn, the last one 1x1."""
+    """Five convolutions, alternately 1x1 to `width` and 3x3 to twice that; the last is 1x1."""
 
     width: int
     norm: str = "batch"

@@ -1,4 +1,4 @@
-"""Stacked hourglasses: sizes, what adds up to what, which stack feeds which, rematerialisation."""
+"""Stacked hourglasses: sizes, sums, connections between stacks, rematerialisation."""
 
 import functools
 
@@ -55,7 +55,7 @@ def sub(tree, name):
 
 
 def test_an_hourglass_adds_what_it_sees_small_to_what_it_keeps():
-    """Block by block, on a map whose sizes are odd from the second halving on."""
+    """Block by block, on a map whose sizes are odd after the second halving."""
     module = hourglass.Hourglass(**SMALL)
     x = np.random.default_rng(0).standard_normal((1, 6, 10, 4)).astype(np.float32)
 
@@ -90,7 +90,7 @@ def test_a_stack_goes_on_from_the_one_before():
     before = forward(tree)
 
     def changes(name):
-        """Whether the maps of either stack change with the parameters of one part."""
+        """Whether each stack's maps change with the parameters of one part."""
         params = {**tree["params"], name: jax.tree.map(lambda v: v + 0.3, tree["params"][name])}
         after = forward({**tree, "params": params})
         return tuple(bool(np.any(a != b)) for a, b in zip(before, after))
@@ -110,7 +110,7 @@ def test_rematerialisation_keeps_the_paths_and_little_else_than_the_input_of_eac
         return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
     def kept(module):
-        """Bytes that the backward pass gets from the forward pass, besides the tree itself."""
+        """Bytes that the forward pass stores for the backward pass, besides the tree itself."""
         x = jnp.zeros((2, 16, 16, 8))
         tree = shapes(module, x)
 

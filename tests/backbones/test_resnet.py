@@ -13,7 +13,7 @@ from flax import traverse_util
 from detlab.backbones import resnet
 
 TINY = dict(width=4, stages=(1, 1, 1, 1))
-# torchvision's models without `fc`, norm scales and biases counted.
+# torchvision's models without `fc`; norm scales and biases count.
 PARAMETERS = {18: 11_176_512, 34: 21_284_672, 50: 23_508_032, 101: 42_500_160}
 CHANNELS = {18: (64, 128, 256, 512), 50: (256, 512, 1024, 2048)}
 
@@ -26,7 +26,7 @@ def flat_shapes(module, size=(64, 64)):
 
 
 def random_tree(module, seed=0):
-    """Values everywhere unlike the initial ones, such as norms of scale 1."""
+    """Random values, unlike the initial ones such as norm scales of 1."""
     rng = np.random.default_rng(seed)
     shapes = flat_shapes(module)
 
@@ -165,7 +165,7 @@ def test_a_strided_bottleneck_equals_its_definition():
 
 
 def test_norms_start_at_one_and_convolutions_with_he_variance():
-    """Of torchvision and mmdetection: normal, variance 2 / (k * k * output channels)."""
+    """As in torchvision and mmdetection: normal, variance 2 / (k * k * output channels)."""
     module = resnet.ResNet(18, stages=(1, 1, 1, 1))
     tree = tiny.jit(lambda x: module.init(jax.random.key(0), x, False))(images())
     flat = traverse_util.flatten_dict(tree["params"], sep="/")
@@ -268,7 +268,7 @@ def test_rematerialisation_keeps_the_paths_and_little_else_than_the_input_of_eac
         return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
     def kept(module):
-        """Bytes that the backward pass gets from the forward pass, besides the tree itself."""
+        """Bytes that the forward pass stores for the backward pass, besides the tree itself."""
         x = jnp.zeros((2, 64, 64, 3))
         tree = jax.eval_shape(functools.partial(module.init, train=False), jax.random.key(0), x)
 

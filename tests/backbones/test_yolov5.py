@@ -1,4 +1,4 @@
-"""The parts of YOLOv5's backbone that no recorded case looks at alone."""
+"""The parts of YOLOv5's backbone that no recorded case tests separately."""
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +31,7 @@ def test_a_square_of_pixels_becomes_channels_by_columns():
 
 
 def test_pyramid_pooling_has_three_windows():
-    """With convolutions that hand on what they get: input and maxima, side by side."""
+    """With identity convolutions: the input and the maxima are concatenated."""
     x = np.random.default_rng(0).uniform(size=(1, 9, 8, 4)).astype(np.float32)
     module = yolov5.SPP(8, 3, norm="none", activation=lambda x: x)
     kernels = {"conv1": np.eye(4, 2), "conv2": np.eye(8)}

@@ -1,4 +1,4 @@
-"""Cfg texts are understood, written back letter by letter, and refused with a line number."""
+"""Cfg texts are parsed, written back character by character, and rejected with a line number."""
 
 import time
 import tracemalloc
@@ -8,7 +8,7 @@ import pytest
 
 from detlab.darknet import cfg as darknet_cfg
 
-# Every section, group and way to name a layer; the shapes beside it are worked out by hand.
+# Every section, group and way to name a layer; the shapes below are worked out by hand.
 TEXT = """\
 # A small network
 [net]
@@ -126,7 +126,7 @@ def changed(*changes):
 
 
 def refused(text):
-    """The message with which a text is refused, by the parser or by the graph."""
+    """The message with which the parser or the graph rejects a text."""
     with pytest.raises(darknet_cfg.CfgError) as info:
         darknet_cfg.shapes(darknet_cfg.parse(text, "small.cfg"))
     message = str(info.value)
@@ -134,7 +134,7 @@ def refused(text):
     return message
 
 
-# ---- What is read. ----
+# ---- Reading. ----
 
 
 def test_values_have_types_and_missing_ones_have_darknets_defaults():
@@ -199,7 +199,7 @@ def test_shapes_follow_the_image_where_it_is_not_the_nets_size():
     assert list(shapes) == [(c, 2 * h, 3 * w) for c, h, w in SHAPES]
 
 
-# ---- What is written. ----
+# ---- Writing. ----
 
 
 @pytest.mark.parametrize("newline", ["\n", "\r\n"])
@@ -312,20 +312,24 @@ def test_training_cfg_says_the_same_as_the_one_reduced_to_inference(shared_dir):
             assert layer == other
 
 
-# ---- What is refused. ----
+# ---- Errors. ----
 
 
 @pytest.mark.parametrize(
     "old, new, message",
     [
-        ("[dropout]", "[reorg]", "small.cfg, line 30: unknown section '[reorg]'; known are [net],"),
+        (
+            "[dropout]",
+            "[reorg]",
+            "small.cfg, line 30: unknown section '[reorg]'; use one of [net],",
+        ),
         ("[dropout]", "[dropout", "line 30: unknown section '[dropout'"),
         (
             "stride=2",
             "stride=2x",
             "line 14: layer 0 [convolutional] has stride='2x'; it must be an",
         ),
-        ("stride=2", "stride=0", "it must be an integer, at least 1"),
+        ("stride=2", "stride=0", "it must be an integer of at least 1"),
         ("filters=8", "filters=8.5", "has filters='8.5'"),
         ("filters=8", "filters=" + "9" * 5000, "an integer"),
         ("filters=8", "filters=٣", "an integer"),
@@ -340,19 +344,19 @@ def test_training_cfg_says_the_same_as_the_one_reduced_to_inference(shared_dir):
             "size=8",
             "line 13: layer 0 [convolutional] has 'size' twice, first in line 12",
         ),
-        ("mask = 0,1", "mask = 0,,1", "a list with commas, each an integer, at least 0"),
-        ("mask = 0,1", "mask = 0,1,", "a list with commas, each an integer"),
-        ("mask = 0,1", "mask = 0,3", "has mask=0,3 and only 3 anchors"),
-        ("num=3", "num=4", "has num=4 and 3 pairs of anchors"),
+        ("mask = 0,1", "mask = 0,,1", "a comma-separated list, each item an integer of at least 0"),
+        ("mask = 0,1", "mask = 0,1,", "a comma-separated list, each item an integer"),
+        ("mask = 0,1", "mask = 0,3", "has mask=0,3 but only 3 anchors"),
+        ("num=3", "num=4", "has num=4 but 3 pairs of anchors"),
         ("8.5,9,", "8.5,", "pairs of numbers above 0"),
         ("8.5,9,", "8.5,0,", "pairs of numbers above 0"),
         ("anchors = ", "anchor = ", "layer 9 [yolo] has no anchors"),
         ("layers = -1", "layer = -1", "layer 7 [route] has no layers"),
         ("from=-4", "form=-4", "layer 4 [shortcut] has no from"),
         ("width = 32", "with = 32", "line 2: [net] has no width"),
-        ("from=-4", "from=-5", "each an integer, at least -4"),
-        ("from=-4", "from=4", "must be numbers of layers before it, which is layer 4"),
-        ("layers=-1,4", "layers=-1,14", "numbers of layers before it, which is layer 13"),
+        ("from=-4", "from=-5", "each item an integer of at least -4"),
+        ("from=-4", "from=4", "must be numbers of layers before this one, layer 4"),
+        ("layers=-1,4", "layers=-1,14", "numbers of layers before this one, layer 13"),
         ("[dropout]", "[net]\nwidth=1\nheight=1\nchannels=1", "[net] must be the first section"),
         ("[net]", "[dropout]", "[net] must be the first section"),
         ("groups=8", "sway=1", "has sway='1', an option that is not implemented"),
@@ -368,20 +372,36 @@ def test_malformed_text_is_refused_with_line_section_and_key(old, new, message):
 @pytest.mark.parametrize(
     "old, new, message",
     [
-        ("groups=8", "groups=3", "line 18: layer 1 [convolutional] has groups=3, into which 8"),
+        (
+            "groups=8",
+            "groups=3",
+            "line 18: layer 1 [convolutional] has groups=3, which must divide its 8 ",
+        ),
         ("from=-4\n", "from=0\n[max]\nstride=2\n[shortcut]\nfrom=0\n", "layer 6 [shortcut] adds"),
-        ("layers = -1, -2", "layers = -1, 0", "joins layer 6, which gives 8 channels of 8x8, with"),
-        ("groups=2", "groups=3", "line 66: layer 11 [route] has groups=3, into which the 16"),
-        ("group_id=1", "group_id=2", "has group_id=2 of 2 groups"),
+        (
+            "layers = -1, -2",
+            "layers = -1, 0",
+            "joins layer 6, which outputs 8 channels of 8x8, with",
+        ),
+        (
+            "groups=2",
+            "groups=3",
+            "line 66: layer 11 [route] has groups=3, which must divide the 16",
+        ),
+        ("group_id=1", "group_id=2", "has group_id=2; it must be below groups=2"),
         ("padding=1", "dilation=2", "layer 1 [convolutional] has dilation=2, for which darknet"),
-        ("filters=14", "filters=15", "layer 9 [yolo] needs 14 channels, 2 anchors of 5 + 2"),
-        ("height=32", "height=1", "layer 5 [maxpool] gives 8 channels of 0x8, which is too small"),
+        ("filters=14", "filters=15", "layer 9 [yolo] needs 14 channels (2 anchors of 5 + 2"),
+        (
+            "height=32",
+            "height=1",
+            "layer 5 [maxpool] outputs 8 channels of 0x8, which is too small",
+        ),
         ("[upsample]\nstride=2", "[upsample]\nstride=999999", "too small or too large"),
     ],
 )
 def test_layers_that_do_not_fit_are_refused_with_their_number(old, new, message):
     text = changed((old, new))
-    if "[maxpool]" in message:  # padded by size - 1, no pool ever gives nothing
+    if "[maxpool]" in message:  # with padding of size - 1 a pool's output is never empty
         text = text.replace("stride=2\n\n[maxpool]", "stride=2\npadding=0\n\n[maxpool]")
     assert message in refused(text)
 
@@ -412,10 +432,10 @@ def test_files_that_are_no_cfg_are_refused_by_name(tmp_path):
     for data, words in [
         (b"", "empty"),
         (b" \n# nothing\n", "empty"),
-        (b"\x89PNG\r\n\x1a\n", "no text in UTF-8"),
+        (b"\x89PNG\r\n\x1a\n", "not UTF-8 text"),
         (b"<!DOCTYPE html><html>404", "not a darknet cfg, which begins with [net]"),
         (b"PK\x03\x04\x00", "not a darknet cfg"),
-        (b"[net]\nwidth=1\nheight=1\nchannels=1\n", "no layer behind [net]"),
+        (b"[net]\nwidth=1\nheight=1\nchannels=1\n", "no layers after [net]"),
         (b"[net]\n" + b"#" * (1 << 20), "too large for a darknet cfg"),
         (TEXT.encode()[:23], "[net] has no width"),
     ]:
@@ -435,7 +455,7 @@ def peak_memory():
 
 
 def mutated(text, rng):
-    """The text with lines or letters removed, doubled, swapped or replaced by others of a cfg."""
+    """The text with lines or characters removed, doubled, swapped or replaced by a cfg's."""
     spare = "0 -1 1 2 9 999999999 -999999999 1e99 nan = , # ; [ ] [net] [route] [conv] 8,8 \n \0 é"
     spare = [*spare.split(" "), "9" * 5000, "-1," * 500]
     lines = text.split("\n")
@@ -471,7 +491,7 @@ def test_mutated_texts_raise_nothing_but_a_cfg_error_and_need_little_time_and_me
     for i in range(rounds):
         text = mutated(TEXT, rng)
         try:
-            if i % 4 == 0:  # as bytes, of which one is wrong
+            if i % 4 == 0:  # as bytes, one of them wrong
                 data = bytearray(text.encode())
                 data[rng.integers(len(data))] = rng.integers(256)
                 path.write_bytes(data)

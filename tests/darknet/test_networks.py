@@ -1,11 +1,11 @@
-"""The standard networks equal the published ones, and what is changed in a network."""
+"""The standard networks equal the published ones, and changes to a network."""
 
 import pytest
 
 from detlab.darknet import cfg as darknet_cfg
 from detlab.darknet import networks as darknet_networks
 
-# What the published cfgs in the shared folder keep of a [yolo]: they are for inference.
+# Keys of a [yolo] that the published cfgs in the shared folder keep: they are for inference.
 KEPT = ("mask", "anchors", "classes", "num", "scale_x_y", "nms_kind", "beta_nms")
 
 
@@ -33,16 +33,16 @@ def test_a_network_for_other_classes_or_with_fewer_channels_fits_together(name):
     assert all(width % 8 == 0 for width in widths)
     assert darknet_networks.scaled(network, 1.0) is network
     same = darknet_networks.with_classes(network, 80)
-    assert darknet_cfg.format(same) == darknet_cfg.format(network), "not a letter changes"
+    assert darknet_cfg.format(same) == darknet_cfg.format(network), "not a character changes"
 
 
 def test_what_is_no_network_of_a_detector_is_one_sentence():
     with pytest.raises(
-        darknet_cfg.CfgError, match="is 'yolov5'; give the text .* or one of yolov3"
+        darknet_cfg.CfgError, match="is 'yolov5'; it must be the text .* or one of yolov3"
     ):
         darknet_networks.resolve("yolov5")
     conv = "[net]\nwidth=32\nheight=32\nchannels=3\n[convolutional]\nfilters=8\n"
-    with pytest.raises(darknet_cfg.CfgError, match="no .yolo., so nothing is detected"):
+    with pytest.raises(darknet_cfg.CfgError, match="has no .yolo. section, which a detector needs"):
         darknet_networks.heads(darknet_networks.resolve(conv))
     grouped = conv + "[convolutional]\nfilters=8\ngroups=8\n[convolutional]\nfilters=18\n"
     grouped += "[yolo]\nanchors=1,1,2,2,3,3\nnum=3\nclasses=1\n"

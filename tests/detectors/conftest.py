@@ -1,4 +1,4 @@
-"""The tiny detectors, which the test of the contract and each detector's own test file share."""
+"""The tiny detectors, shared by the test of the contract and each detector's own test file."""
 
 import functools
 
@@ -8,5 +8,5 @@ import tiny
 
 @pytest.fixture(scope="session")
 def subject_of():
-    """`subject_of(name)`: the one `tiny.Subject` of that name, so its programs compile once."""
+    """`subject_of(name)`: a `tiny.Subject`, cached so that its programs compile once."""
     return functools.cache(tiny.Subject)

@@ -1,6 +1,6 @@
-"""What every detector does, asked of each in its tiny form (tests/support/tiny.py).
+"""What every detector must do, tested on its tiny form (tests/support/tiny.py).
 
-The everyday tests compile two programs a detector: loss with gradients, and predict.
+The everyday tests compile two programs per detector: loss with gradients, and predict.
 """
 
 import pathlib
@@ -23,7 +23,7 @@ KEY = jax.random.key(0)
 FLOAT32 = jnp.dtype(jnp.float32)
 
 
-# Half of the time of all of them; the others are asked every day.
+# They take half of the time of all detectors; the others are tested every day.
 LONG_TO_COMPILE = {"reppoints", "cornernet"}
 PARAMS = [
     pytest.param(name, marks=[pytest.mark.slow] if name in LONG_TO_COMPILE else [])
@@ -61,16 +61,16 @@ def test_an_image_without_objects_beside_one_with_all_slots_taken_gives_finite_g
     (value, (metrics, state)), grads = subject.step
     for leaf in jax.tree.leaves((value, metrics, state, grads)):
         assert np.isfinite(leaf).all()
-    # What is all zero has no way to learn.
+    # A part whose gradients are all zero cannot learn.
     assert all(any(map(np.any, jax.tree.leaves(part))) for part in grads.values())
 
 
-# Values that mean something where there is no object too; all others are zeros there.
+# Values that are also meaningful for background; all others are zero there.
 OF_BACKGROUND = {("box", "index")}  # of RoIs
 
 
 def test_targets_are_finite_everywhere_and_zeros_where_there_is_no_object(subject):
-    """Of images with objects, without, with ignored ones alone, and of one that only fills up."""
+    """Images with objects, without, with only ignored ones, and one that pads the batch."""
     batch = subject.batch
     ignored = batch._replace(
         images=batch.images * np.uint8([1, 0]).reshape(2, 1, 1, 1),
@@ -87,7 +87,7 @@ def test_targets_are_finite_everywhere_and_zeros_where_there_is_no_object(subjec
             positive = targets.status == 1
             assert positive.any(1).tolist() == given.valid.any(1).tolist()
             for key, values in targets.values.items():
-                of_entries = values.shape[:2] == positive.shape  # else a map, [B, H, W, ...]
+                of_entries = values.shape[:2] == positive.shape  # otherwise a map, [B, H, W, ...]
                 learns = positive if of_entries else positive.any(1)
                 learned += np.count_nonzero(values[learns])
                 if (name, key) in OF_BACKGROUND:
@@ -125,13 +125,13 @@ ALL_PASS = dict(score_threshold=0.0, max_tag_distance=1e9)
 
 
 def test_bounds_on_candidates_are_told_where_more_pass(subject):
-    """All candidates of the first image pass, and the second shows but a few cells."""
+    """All candidates of the first image pass; the second has only a few cells of content."""
     config = ConfigDict(dict(detector=subject.entry.detector, model=subject.entry.fields))
 
     def those_it_has(fields):
         return {k: v for k, v in fields.items() if contract.field(config, k) is not None}
 
-    # Tiny forms have fewer proposals, and pairs of corners, than cells.
+    # Tiny forms have fewer proposals and pairs of corners than cells.
     few = 10 if those_it_has(dict(proposals=0, max_tag_distance=0)) else 50
     small, large = (
         subject.build(**those_it_has(ALL_PASS | dict.fromkeys(BOUNDS, bound)))
@@ -161,7 +161,7 @@ def test_a_new_network_has_a_finite_loss(subject):
 
 @pytest.mark.slow
 def test_bfloat16_convolves_in_16_bits_and_gives_32(subject):
-    """The program as the compiler gets it: XLA's CPU backend emulates 16 bits in 32."""
+    """Reads the program before compilation: XLA's CPU backend emulates 16 bits in 32."""
     low = subject.build(dtype="bfloat16")
     batch, (params, state) = subject.batch, subject.variables
     step = tiny.jit(jax.value_and_grad(low.loss, has_aux=True))
@@ -179,7 +179,7 @@ def test_bfloat16_convolves_in_16_bits_and_gives_32(subject):
 
 
 def test_state_is_restored_exactly(subject, tmp_path):
-    """Whatever a run of this detector keeps, with random values in all of it."""
+    """Everything that a run of this detector keeps, with random values in all of it."""
     config = common.base(subject.entry.detector)
     config.optim.update(name="adamw", ema_decay=0.9)
     params, state = subject.variables
@@ -219,7 +219,7 @@ def test_bfloat16_is_near_float32(subject):
     low = subject.build(dtype="bfloat16")
     value, (metrics, _) = tiny.jit(low.loss)(*subject.initial, subject.batch, KEY)
     (expected, (expected_metrics, _)), _ = subject.initial_step
-    assert value != expected, "fewer bits are seen"
+    assert value != expected, "the loss shows the lower precision"
     assert value == pytest.approx(float(expected), rel=0.02)
     for name, term in terms(metrics).items():
         assert term == pytest.approx(
@@ -238,9 +238,9 @@ def test_predict_is_suppress_of_candidates(subject):
 
 @pytest.mark.slow
 def test_from_given_maps_everything_is_the_same_bit_for_bit(subject):
-    """Losses, gradients, state, targets with their random draw: whole, and by way of the maps.
+    """Losses, gradients, state and random targets: computed as a whole, and from the maps.
 
-    In one program, as XLA may round the same operations in another way in another one.
+    Both are in one program, because XLA may round the same operations differently in two.
     """
     detector, (params, state) = subject.detector, subject.variables
 
@@ -268,10 +268,10 @@ def test_from_given_maps_everything_is_the_same_bit_for_bit(subject):
 
 
 def operations(traced, *platforms: str) -> tuple[int, list[str]]:
-    """(number of convolutions, products with a map) of a program as compilers get it.
+    """(number of convolutions, products with a map) of a program before compilation.
 
-    A product with a map has an operand of four axes, [B, H, W, D]; those of linear layers, RoIs and
-    deformed samples have fewer.
+    A product with a map has an operand of four axes, [B, H, W, D]; products of linear layers, RoIs
+    and deformed samples have fewer.
     """
     text = traced.lower(lowering_platforms=platforms).as_text()
     products = re.findall(r"stablehlo\.dot_general.*", text)
@@ -284,11 +284,11 @@ def test_a_cpu_is_given_products_that_operations_finds():
     traced = jax.jit(conv_lib.conv).trace(x, kernel)
     convolutions, products = operations(traced, "cpu")
     assert (convolutions, len(products)) == (0, 1)
-    assert operations(traced, "cuda", "tpu") == (2, [])  # a branch for each
+    assert operations(traced, "cuda", "tpu") == (2, [])  # one branch for each platform
 
 
 def test_accelerators_are_given_native_convolutions_alone(subject):
-    """A 1x1 convolution as a product, right for CPUs, ends XLA's compiler for GPUs in jax 0.10."""
+    """A 1x1 convolution as a product, good on CPUs, crashes XLA's GPU compiler in jax 0.10."""
     batch = subject.batch
     training = subject.loss.trace(*subject.variables, batch, KEY)
     prediction = subject.predict.trace(*subject.variables, batch.images, batch.image_size)

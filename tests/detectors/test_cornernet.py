@@ -83,8 +83,8 @@ def test_corners_of_one_class_with_like_tags_are_a_box():
 @pytest.mark.parametrize(
     "first, second",
     [
-        ((2, 3, 1, 0.0), (10, 12, 2, 0.0)),  # of other classes
-        ((2, 3, 1, 0.0), (10, 12, 1, 0.6)),  # of unlike tags
+        ((2, 3, 1, 0.0), (10, 12, 2, 0.0)),  # of different classes
+        ((2, 3, 1, 0.0), (10, 12, 1, 0.6)),  # with different tags
         ((10, 12, 1, 0.0), (2, 3, 1, 0.0)),  # on the wrong sides
     ],
 )
@@ -108,7 +108,7 @@ def test_boxes_are_moved_into_the_content_of_the_canvas():
 
 
 class Colours(cornernet.CornerNet):
-    """Corners at red (top left) and green (bottom right) cells of a picture, with blue as tag."""
+    """Corners at red (top left) and green (bottom right) cells of an image, with blue as tag."""
 
     def maps(self, images, train):
         seen = images[:, ::4, ::4].astype(jnp.float32)
@@ -141,7 +141,7 @@ def test_the_mirror_image_adds_its_pairs_where_they_lie_in_the_image():
         paint(4, 17, (255, 0, 9)), paint(10, 11, (0, 255, 9))  # another, in the mirror
     found = {}
     for names in VIEWS:
-        detector = colours(names, min_score=0.9)  # without suppression of what overlaps
+        detector = colours(names, min_score=0.9)  # without soft suppression
         found[names] = jax.device_get(tiny.jit(detector.predict)({}, {}, images, sizes))
 
     def boxes(detections, i):
@@ -158,7 +158,7 @@ def test_the_mirror_image_adds_its_pairs_where_they_lie_in_the_image():
 
 def test_a_bound_on_pairs_is_exceeded_by_those_of_the_image_or_of_its_mirror_image():
     images = np.zeros((1, 64, 96, 3), np.uint8)
-    # Four boxes, from each red cell to each green one, and none in the mirror.
+    # Four boxes, from each red cell to each green one; none in the mirror image.
     for channel, cells in enumerate((((2, 3), (3, 6)), ((9, 12), (11, 15)))):
         for row, column in cells:
             images[0, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4, channel] = 255
@@ -182,7 +182,7 @@ def test_the_table_nests_hourglasses_by_their_names():
     "fields, sentence",
     [
         (dict(channels=(16,)), "channels is .* two or more widths"),
-        (dict(blocks=(1, 1)), "blocks is .* a count of blocks for each of `channels`"),
+        (dict(blocks=(1, 1)), "blocks is .* a block count above 0 for each of `channels`"),
         (dict(norm="group"), "norm is 'group'; it must be one of batch, stored"),
         (dict(peak_kernel=4), "peak_kernel is 4; it must be odd"),
         (dict(max_corners=0), "max_corners is 0; it must be at least 1"),

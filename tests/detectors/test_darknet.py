@@ -1,4 +1,4 @@
-"""What every section of a cfg computes, and how boxes are suppressed, against plain NumPy."""
+"""The computation of every section of a cfg, and suppression, against plain NumPy."""
 
 import jax
 import numpy as np
@@ -13,7 +13,7 @@ from detlab.detectors import darknet
 HEAD = "[yolo]\nanchors=4,6\nnum=1\nmask=0\nclasses=3\n"
 CONV = "[convolutional]\nfilters=8\nsize=3\npad=1\n"
 
-# A network of all sections, each with what comes before its head.  The first two are of 12x10.
+# A network of all sections, each with what comes before its head.  The first two are 12x10.
 SECTIONS = {
     "linear, a bias": CONV + "activation=linear\n",
     "a norm": CONV + "batch_normalize=1\nactivation=linear\n",
@@ -42,7 +42,7 @@ NETWORK = darknet_cfg.parse(
 
 
 def convolved(x, kernel, layer):
-    """One output cell after the other, as a sum over the cells of its window."""
+    """One output cell after another, as a sum over the cells of its window."""
     size, groups = layer.size, layer.groups
     dilation = layer.dilation if size > 1 else 1
     border = (size // 2 if layer.pad else layer.padding) * dilation
@@ -87,7 +87,7 @@ def activated(x, name):
 
 
 def layer_by_layer(image, variables):
-    """What every layer of `NETWORK` gives for an image, in float64."""
+    """The output of every layer of `NETWORK` for an image, in float64."""
     x, outputs = image.astype(np.float64), []
     for number, layer in enumerate(NETWORK.layers):
         match layer:
@@ -118,7 +118,7 @@ def layer_by_layer(image, variables):
 
 @pytest.fixture(scope="module")
 def network():
-    """(variables with random values, images, what stands before each head, per section)."""
+    """(variables with random values, images, the inputs of the heads, by section)."""
     module = darknet.Network(NETWORK)
     rng = np.random.default_rng(0)
     images = np.float32(rng.uniform(-1, 1, (2, 12, 10, 3)))
@@ -133,7 +133,7 @@ def network():
 
 @pytest.fixture(scope="module")
 def expected(network):
-    """Of each section its outputs for the images."""
+    """The outputs of each section for the images."""
     variables, images, _ = network
     of_images = [layer_by_layer(image, variables) for image in images]
     heads = [i for i, x in enumerate(NETWORK.layers) if isinstance(x, darknet_cfg.Yolo)]
@@ -175,7 +175,7 @@ def test_dropout_in_training_keeps_the_mean():
 
 
 def greedy(boxes, scores, labels, threshold, measure, by_class):
-    """Indices of what stays, best first."""
+    """Indices of the boxes that are kept, best first."""
     stays = []
     for i in np.argsort(-scores, kind="stable"):
         rivals = [j for j in stays if labels[j] == labels[i] or not by_class]
@@ -199,7 +199,7 @@ def measure_of(kind, beta, sides):
 @pytest.mark.parametrize("by_class", [True, False])
 @pytest.mark.parametrize("kind", ["default", "greedynms", "diounms"])
 def test_suppression_equals_plain_loops(kind, by_class):
-    """On a network twice as wide as high, with the power that the cfg gives to `diounms`."""
+    """On a network twice as wide as high, with the cfg's power for `diounms`."""
     rng = np.random.default_rng(3)
     corner = rng.uniform(0, 40, (60, 2))
     boxes = np.float32(np.concatenate([corner, corner + rng.uniform(15, 30, (60, 2))], axis=1))

@@ -1,4 +1,4 @@
-"""Darknet's detector in training: what all heads learn of a batch, and their loss."""
+"""The darknet detector in training: the assignment of all heads, and their loss."""
 
 import darknet_deltas
 import jax
@@ -28,7 +28,7 @@ def random_maps(images, channels=16):
 
 @pytest.fixture(scope="module")
 def batch():
-    """Three images: some objects, none, and one that fills the left upper quarter of its canvas."""
+    """Three images: with objects, without, and one in the top left quarter of its canvas."""
     made = tiny.make_batch(CANVAS, objects=(4, 0, 2), slots=5, seed=SEED)
     made.boxes[2] *= 0.5
     made.image_size[2] = (32, 48)
@@ -37,7 +37,7 @@ def batch():
 
 @pytest.fixture(scope="module")
 def program():
-    """(maps, batch) -> (loss, metrics, gradient by the maps, what the heads learn)."""
+    """(maps, batch) -> (loss, metrics, gradient with respect to the maps, assignments)."""
 
     @tiny.jit
     def compute(maps, batch):
@@ -73,7 +73,7 @@ def test_the_descent_of_the_loss_is_the_mean_of_what_darknet_writes_for_every_im
                 factor = raw.shape[1] // 4
                 outside = ~inside.repeat(factor, 0).repeat(factor, 1)
                 assert not expected[outside][..., :4].any(), "objects lie in the content"
-                expected[outside, :, 4] = 0  # padding is no background here
+                expected[outside, :, 4] = 0  # padding is not background here
             wanted = -expected.reshape(found[image].shape) / 3
             np.testing.assert_allclose(
                 found[image], wanted, rtol=1e-4, atol=1e-5 * np.abs(wanted).max()
@@ -83,7 +83,7 @@ def test_the_descent_of_the_loss_is_the_mean_of_what_darknet_writes_for_every_im
 
 
 def test_the_loss_of_a_batch_is_the_mean_of_its_images(program, batch):
-    """So parts of a batch count the same, and there is no normaliser."""
+    """So parts of a batch have equal weights, and there is no normaliser."""
     maps = random_maps(3)
     whole, metrics, gradient, _ = program(maps, batch)
     assert "normaliser" not in metrics
@@ -142,7 +142,7 @@ def test_delta_normalizer_multiplies_every_delta(batch, program):
 
 @pytest.mark.slow
 def test_the_class_score_of_ignored_rows_is_a_field(batch):
-    """The original darknet leaves out good boxes whatever their class scores are."""
+    """The original darknet ignores good boxes whatever their class scores are."""
     maps = [np.zeros((3, *shape, 16), np.float32) for shape in SHAPES]
     head = module().heads()[0]
     left, top, right, bottom = batch.boxes[0, 0]
@@ -168,7 +168,9 @@ def test_the_class_score_of_ignored_rows_is_a_field(batch):
 
 def test_counters_must_be_those_of_the_classes():
     cfg = FIELDS["cfg"].replace("mask=", "counters_per_class=5,6\nmask=")
-    with pytest.raises(ValueError, match="num_classes is 3; the cfg has counters_per_class of 2"):
+    with pytest.raises(
+        ValueError, match="num_classes is 3; it must be 2, the number of counters_per_class"
+    ):
         module(cfg=cfg).check()
     module(cfg=cfg.replace("5,6", "5,6,7")).check()
     with pytest.raises(ValueError, match="ignore_class_score is 2"):

@@ -22,7 +22,7 @@ def detector():
 
 @pytest.fixture(scope="module")
 def variables(detector):
-    """Weights as the tests need them, without a program that makes them."""
+    """Weights as the tests need them, without compiling `init`."""
     shapes = jax.eval_shape(detector.init, KEY, jnp.zeros((1, 64, 96, 3), jnp.uint8))
     rng = np.random.default_rng(0)
     params, state = jax.tree.map(lambda x: np.float32(rng.normal(0, 0.1, x.shape)), shapes)
@@ -31,7 +31,7 @@ def variables(detector):
 
 @pytest.fixture(scope="module")
 def second_stage(detector):
-    """(rpn's parameters, all, state, batch) -> metrics, gradients of the second stage's terms."""
+    """(RPN parameters, all, state, batch) -> metrics, gradients of the second stage's terms."""
 
     def terms(rpn_params, params, state, batch):
         _, (metrics, _) = detector.loss({**params, "rpn": rpn_params}, state, batch, KEY)
@@ -47,7 +47,7 @@ def second_stage(detector):
 
 
 def targets_of(module):
-    """(batch, key) -> Targets from made-up maps of the RPN, without a backbone."""
+    """(batch, key) -> Targets from made-up RPN maps, without a backbone."""
     rng = np.random.default_rng(0)
     shapes = [(2, -(-64 // s), -(-96 // s)) for s in FIELDS["strides"]]
     logits = tuple(np.float32(rng.normal(size=(*shape, 3))) for shape in shapes)
@@ -79,7 +79,7 @@ def test_shapes_of_both_stages(detector, variables):
 
 
 def test_padding_is_never_sampled_and_deltas_lead_to_the_objects(targets):
-    """With content that leaves few anchors and proposals, in one image and in the other."""
+    """With content that leaves few anchors and proposals in one image or the other."""
     batch = tiny.make_batch(objects=(2, 0))
     size = np.int32([[60, 90], [8, 8]])
     found = targets(batch._replace(image_size=size), KEY)
@@ -114,7 +114,7 @@ def test_samples_depend_on_the_key_and_the_number_of_the_image(targets):
     first, again = targets(same, KEY)["rpn"].status, targets(batch, KEY)["rpn"].status
     other = targets(same, jax.random.key(1))["rpn"].status
     np.testing.assert_array_equal(first[0], again[0])
-    assert (first[0] != first[1]).any(), "each image draws for itself"
+    assert (first[0] != first[1]).any(), "each image has its own draw"
     assert (first != other).any()
 
 
@@ -171,25 +171,28 @@ with jax.set_mesh(mesh):
 found = re.findall(r" (all-[a-z-]+|collective-[a-z-]+|reduce-scatter)\\(", text)
 entry = text.partition("ENTRY ")[2]
 assert set(found) == {"all-reduce"}, set(found)
-assert entry.count(" all-reduce(") == len(found), "a loop talks to other devices"
+assert entry.count(" all-reduce(") == len(found), "a loop communicates with other devices"
 print("fine")
 """
 
 
 @pytest.mark.slow
 def test_devices_share_sums_alone_and_none_in_a_loop(run_on_devices):
-    """Proposals, samples and RoIs of an image are the matter of its device."""
+    """Proposals, samples and RoIs of an image stay on its device."""
     assert run_on_devices(4, ON_FOUR_DEVICES).endswith("fine\n")
 
 
 @pytest.mark.parametrize(
     "fields, sentence",
     [
-        (dict(strides=(8, 16, 32, 64)), "strides is .* those of P2 upward"),
+        (dict(strides=(8, 16, 32, 64)), "strides is .* one for each level from P2 up"),
         (dict(strides=(4, 8, 16)), "strides is .* 4, 8, 16, 32 and so on.* at least 4 of them"),
-        (dict(rpn_negative_iou=0.8), "rpn_negative_iou is 0.8; it must be 0 to rpn_positive_iou"),
+        (
+            dict(rpn_negative_iou=0.8),
+            "rpn_negative_iou is 0.8; it must be from 0 to rpn_positive_iou",
+        ),
         (dict(proposals=0), "proposals is 0; it must be at least 1"),
-        (dict(box_positive_fraction=1.5), "box_positive_fraction is 1.5; it must be 0 to 1"),
+        (dict(box_positive_fraction=1.5), "box_positive_fraction is 1.5; it must be from 0 to 1"),
         (dict(sampling_ratio=-1), "sampling_ratio is -1; it must be at least 0"),
         (dict(delta_stds=(0.1,)), "delta_stds is .* four numbers above 0"),
         (dict(depth=20), "depth is 20; it must be one of 18, 34, 50, 101"),

@@ -105,7 +105,7 @@ def test_overfitting_one_batch_lowers_the_loss_and_finds_its_objects(subject, de
         return jax.lax.scan(update, carry, length=200)
 
     (params, state, _), values = run(params, state)
-    assert values[-1] < 0.5 * values[0]  # the cross entropy of centerness ends above 0
+    assert values[-1] < 0.5 * values[0]  # the cross entropy of centerness does not reach 0
     found = predict(params, state, batch.images, batch.image_size)
     for i in range(2):
         for box, label in zip(batch.boxes[i, :3], batch.labels[i, :3]):
@@ -115,10 +115,10 @@ def test_overfitting_one_batch_lowers_the_loss_and_finds_its_objects(subject, de
 
 
 def test_loss_uses_targets(detector, variables, monkeypatch):
-    """Another assignment changes both, so the targets that tools show are those that train."""
+    """Another assignment changes both, so the targets that tools show are those of training."""
     batch = tiny.make_batch()
 
-    def run():  # functions of their own, as jit would not trace known ones again
+    def run():  # new functions, because jit would not trace known ones again
         targets = tiny.jit(lambda *args: detector.targets(*args)["main"])
         loss = tiny.jit(lambda *args: detector.loss(*args))
         return targets(*variables, batch, KEY), loss(*variables, batch, KEY)
@@ -227,7 +227,7 @@ def test_frozen_paths_are_those_of_a_caffe_backbone():
         (dict(norm_groups=3), "norm_groups is 3; it must be a divisor of head_width, 256"),
         (dict(center_radius=-1.0), "center_radius is -1.0; it must be at least 0"),
         (dict(pixel_std=(0.0, 1.0, 1.0)), "pixel_std is .*; it must be three numbers above 0"),
-        (dict(strides=(4, 8)), "strides is .* those of P3 upward"),
+        (dict(strides=(4, 8)), "strides is .* one for each level from P3 up"),
     ],
 )
 def test_values_that_cannot_be_are_refused(fields, sentence):

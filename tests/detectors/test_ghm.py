@@ -59,7 +59,7 @@ def test_counts_start_at_zero_and_only_training_changes_them(detector, variables
 
 
 def test_every_level_is_counted_in_turn(detector, variables, loss):
-    """The averages after a step, from the raw maps and targets, level by level in NumPy."""
+    """The averages after a step, from raw maps and targets, level by level in NumPy."""
     batch = tiny.make_batch()
     stored = contract.from_module(ghm.GHM(**{**TINY, "backbone_norm": "stored"}))
 
@@ -135,7 +135,10 @@ def test_training_goes_on_from_a_checkpoint_as_if_it_had_not_stopped(loss, varia
         (dict(cls_bins=0), "cls_bins is 0; it must be at least 1"),
         (dict(box_momentum=1.0), "box_momentum is 1.0; it must be at least 0 and below 1"),
         (dict(box_mu=0.0), "box_mu is 0.0; it must be above 0"),
-        (dict(focal_gamma=1.0), "focal_gamma is 1.0; it must be left as it is: GHM has no focal"),
+        (
+            dict(focal_gamma=1.0),
+            "focal_gamma is 1.0; it must be left at its default: GHM has no focal",
+        ),
         (dict(depth=20), "depth is 20; it must be one of 18, 34, 50, 101"),
     ],
 )

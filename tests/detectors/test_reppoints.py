@@ -1,7 +1,7 @@
 """RepPoints, built tiny: both rounds of targets, the losses, detections, and its forms.
 
-What follows the network is asked of made-up maps against plain loops in NumPy, which also covers
-the forms that no recorded case has; tests/heads/test_reppoints.py does the same for the head.
+Everything after the network is tested on made-up maps against plain loops in NumPy.  This also
+covers the forms without a recorded case; tests/heads/test_reppoints.py does the same for the head.
 """
 
 import jax
@@ -68,7 +68,7 @@ def iou(a, b):
 
 
 def slow_overlap(candidates, boxes, takes_part):
-    """(status, matched): 0.5 and more, below 0.4, and the best of each object."""
+    """(status, matched): at least 0.5, below 0.4, and the best of each object."""
     ious = np.array([[iou(c, b) for b in boxes] for c in candidates]).reshape(len(candidates), -1)
     ious[~takes_part] = -1
     status, matched = np.zeros(len(candidates), int), np.zeros(len(candidates), int)
@@ -257,12 +257,12 @@ def test_the_forms_differ_in_their_norms_and_their_last_convolutions_alone(forms
         (dict(norm_groups=3), "norm_groups is 3; it must be a divisor of neck_width, 256, and "),
         (dict(num_points=8), "num_points is 8; it must be one of 9, 25, 49, 81"),
         (dict(transform="median"), "transform is 'median'; it must be one of moment, minmax, part"),
-        (dict(use_grid_points=True), "transform is 'moment'; it must be minmax where use_grid_poi"),
+        (dict(use_grid_points=True), "transform is 'moment'; it must be minmax when use_grid_poi"),
         (dict(init_assigner="atss"), "init_assigner is 'atss'; it must be point or max_iou"),
-        (dict(negative_iou=0.6), "negative_iou is 0.6; it must be 0 to positive_iou"),
+        (dict(negative_iou=0.6), "negative_iou is 0.6; it must be from 0 to positive_iou"),
         (dict(points_per_object=0), "points_per_object is 0; it must be at least 1"),
         (dict(smooth_l1_beta=0.0), "smooth_l1_beta is 0.0; it must be above 0"),
-        (dict(strides=(4, 8)), "strides is .* those of P3 upward"),
+        (dict(strides=(4, 8)), "strides is .* one for each level from P3 up"),
     ],
 )
 def test_values_that_cannot_be_are_refused(fields, sentence):

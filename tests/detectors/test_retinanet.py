@@ -93,10 +93,10 @@ def test_overfitting_one_batch_lowers_the_loss_and_finds_its_objects(subject, de
 
 
 def test_loss_uses_targets(detector, variables, monkeypatch):
-    """Another assignment changes both, so the targets that tools show are those that train."""
+    """Another assignment changes both, so the targets that tools show are those of training."""
     batch = tiny.make_batch()
 
-    def run():  # functions of their own, as jit would not trace known ones again
+    def run():  # new functions, because jit would not trace known ones again
         targets = tiny.jit(lambda *args: detector.targets(*args)["main"])
         loss = tiny.jit(lambda *args: detector.loss(*args))
         return targets(*variables, batch, KEY), loss(*variables, batch, KEY)
@@ -172,19 +172,19 @@ def test_rematerialisation_changes_neither_values_nor_paths(subject, loss):
     compute = tiny.jit(jax.value_and_grad(again.loss, has_aux=True))
     (value, (_, state)), grads = compute(*variables, batch, KEY)
     (expected, (_, expected_state)), expected_grads = loss(*variables, batch, KEY)
-    # The same float32 operations, which XLA may fuse and so round in another way.
+    # The same float32 operations, which XLA may fuse and so round differently.
     assert value == pytest.approx(float(expected), rel=1e-6)
     for a, b in zip(jax.tree.leaves(grads), jax.tree.leaves(expected_grads), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
-    # Statistics are updated once, not again where blocks are computed again.
+    # Statistics are updated once, not again when blocks are recomputed.
     for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(expected_state), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)
 
 
 def test_rematerialisation_keeps_less_for_the_gradient():
-    """Bytes of what the forward pass hands to the backward pass, on every platform the same.
+    """Bytes that the forward pass stores for the backward pass, the same on every platform.
 
-    A platform's own figure may say less: XLA's CPU backend orders the work without regard to it.
+    A platform's own figure may say less: XLA's CPU backend schedules without regard to memory.
     """
 
     def kept(remat):
@@ -199,7 +199,7 @@ def test_rematerialisation_keeps_less_for_the_gradient():
         residuals = jax.tree.leaves(jax.eval_shape(backward, params, state))
         return sum(x.size * x.dtype.itemsize for x in residuals)
 
-    assert kept(remat=True) < 0.6 * kept(remat=False)  # neck, head and loss keep theirs
+    assert kept(remat=True) < 0.6 * kept(remat=False)  # neck, head and loss are not rematerialised
 
 
 def test_normaliser_is_the_sum_of_positives_with_one_at_least_an_image(loss, targets, variables):

@@ -83,7 +83,7 @@ def test_the_terms_are_four(loss, variables):
 
 
 def test_loss_is_the_formula_on_recorded_rows(variables, targets):
-    """Every term by hand, from made-up raw maps in place of the network's."""
+    """Every term by hand, from made-up raw maps instead of the network's."""
     batch = tiny.make_batch()
     rng = np.random.default_rng(3)
     maps = tuple(
@@ -115,7 +115,7 @@ def test_loss_is_the_formula_on_recorded_rows(variables, targets):
 
 @pytest.mark.slow
 def test_loss_of_a_batch_is_the_mean_of_its_parts():
-    """With norms that do not depend on the batch, as accumulation needs it."""
+    """With norms that do not depend on the batch, as accumulation requires."""
     batch = tiny.make_batch()
 
     def loss(batch):
@@ -148,7 +148,7 @@ def test_overfitting_one_batch_lowers_the_loss_and_finds_its_objects(subject, de
         return jax.lax.scan(update, carry, length=200)
 
     (params, state, _), values = run(params, state)
-    assert values[-1] < 0.25 * values[0]  # places inside a cell keep their entropy
+    assert values[-1] < 0.25 * values[0]  # the cross entropy of positions does not reach 0
     found = predict(params, state, batch.images, batch.image_size)
     for i in range(2):
         for box, label in zip(batch.boxes[i, :3], batch.labels[i, :3]):
@@ -204,7 +204,7 @@ def of_maps(maps, **fields):
 
 
 def quiet_maps():
-    """One row [A, 5 + C] a cell; nothing is an object of any class."""
+    """One row [A, 5 + C] per cell; nothing is an object of any class."""
     return [np.full((1, 64 // s, 96 // s, 3, 8), -20, np.float32) for s in (8, 16, 32)]
 
 
@@ -221,7 +221,7 @@ def test_thresholds_look_at_class_score_and_objectness_apart():
     for column, (objectness, score) in enumerate([(0.1, 0.3), (0.1, 0.04), (0.004, 0.9)]):
         maps[0][0, 0, column, 0, :6] = 0, 0, 0, 0, logit(objectness), logit(score)
     found = of_maps(flat(maps))
-    # The first alone passes, with 0.1 * 0.3, although that is below score_threshold; the second
+    # Only the first passes, with 0.1 * 0.3, although that is below score_threshold; the second
     # has too low a class score, the third too low an objectness.
     assert found.valid.sum() == 1
     assert found.scores[found.valid] == pytest.approx(0.03, rel=1e-5)
@@ -278,11 +278,11 @@ def test_rematerialisation_changes_neither_values_nor_paths(variables, loss):
     compute = tiny.jit(jax.value_and_grad(again.loss, has_aux=True))
     (value, (_, state)), grads = compute(*variables, batch, KEY)
     (expected, (_, expected_state)), expected_grads = loss(*variables, batch, KEY)
-    # The same float32 operations, which XLA may fuse and so round in another way.
+    # The same float32 operations, which XLA may fuse and so round differently.
     assert value == pytest.approx(float(expected), rel=1e-6)
     for a, b in zip(jax.tree.leaves(grads), jax.tree.leaves(expected_grads), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4 * np.abs(b).max())
-    # Statistics are updated once, not again where blocks are computed again.
+    # Statistics are updated once, not again when blocks are recomputed.
     for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(expected_state), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6)
 
@@ -311,11 +311,15 @@ def test_stored_norms_of_the_backbone_keep_their_statistics_and_learn(variables)
     "field, value, sentence",
     [
         ("backbone_norm", "group", "backbone_norm is 'group'; it must be one of batch, stored"),
-        ("backbone_blocks", (1, 1), "backbone_blocks is (1, 1); it must be five counts of blocks"),
+        (
+            "backbone_blocks",
+            (1, 1),
+            "backbone_blocks is (1, 1); it must be five block counts above 0",
+        ),
         ("prior_objects", 400.0, "prior_objects is 400.0; it must be above 0 and below 361"),
         ("anchor_sizes", (((10, 13),),), "it must be pairs (width, height) above 0 for each"),
         ("anchor_sizes", (((9, 9),), ((9, 9),), ((9, 0),)), "it must be pairs (width, height)"),
-        ("negative_iou", 0.6, "negative_iou is 0.6; it must be 0 to positive_iou"),
+        ("negative_iou", 0.6, "negative_iou is 0.6; it must be from 0 to positive_iou"),
         ("summed_images", 0.0, "summed_images is 0.0; it must be above 0"),
         ("pixel_std", (1.0, 0.0, 1.0), "it must be three numbers above 0"),
         ("dtype", "int8", "dtype is 'int8'; it must be one of float32"),

@@ -57,7 +57,7 @@ def slow_terms(model, batch, maps, entries, smoothing):
                 anchor = np.array(model.anchor_sizes[level][of.anchor[k]]) / stride
                 decoded = [*(2 * predicted[:2] - 0.5), *(4 * predicted[2:4] ** 2 * anchor)]
                 overlap = slow_ciou(np.array(decoded), of.xywh[k].astype(np.float64))
-                quality[place] = max(overlap, 0)  # the last one stays
+                quality[place] = max(overlap, 0)  # the last one is kept
                 of_box.append(1 - overlap)
                 wanted = np.full(tiny.NUM_CLASSES, smoothing / 2)
                 wanted[batch.labels[image, of.matched[k]]] = 1 - smoothing / 2
@@ -70,13 +70,13 @@ def slow_terms(model, batch, maps, entries, smoothing):
     return sum(box), sum(objectness), sum(cls)
 
 
-# The content ends where the canvas has two more columns of the coarsest cells.
+# The canvas has two more columns of the coarsest cells than the content.
 CONTENT, CANVAS = tiny.TINY["yolov5"].canvas, (64, 160)
 
 
 @pytest.fixture(scope="module")
 def batch():
-    """Two objects of one place and size, which learn in the same cells, among others."""
+    """Two objects of the same position and size, learned in the same cells, among others."""
     batch = tiny.make_batch(CONTENT, objects=(4, 3))
     batch.boxes[0, 1] = batch.boxes[0, 0] + 0.5
     batch.labels[0, :2] = (0, 2)
@@ -85,7 +85,7 @@ def batch():
 
 @pytest.fixture(scope="module")
 def maps():
-    """Raw maps as a network could give them."""
+    """Raw maps such as a network could output."""
     rng = np.random.default_rng(0)
     shapes = [(2, CANVAS[0] // s, CANVAS[1] // s, 3 * PER_ANCHOR) for s in STRIDES]
     return tuple(rng.normal(0, 1.5, shape).astype(np.float32) for shape in shapes)
@@ -93,7 +93,7 @@ def maps():
 
 @pytest.fixture(scope="module")
 def run():
-    """(batch, maps) -> terms, gradients of all and of objectness alone, entries, targets."""
+    """(batch, maps) -> terms, gradients of all terms and of objectness, entries, targets."""
     model = module(label_smoothing=0.1)
 
     def compute(batch, maps):
@@ -152,7 +152,7 @@ def test_images_without_objects_teach_objectness_alone(run, batch, maps):
 
 
 def test_one_class_alone_is_not_learnt():
-    """Objectness says all; its probability stays where it starts, at one."""
+    """Objectness says it all; the class probability stays at its initial value, one."""
     batch = tiny.make_batch(num_classes=1)
     shapes = [(2, 64 // s, 96 // s, 3 * 6) for s in STRIDES]
     maps = yolov5.Outputs((), [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes])
@@ -205,7 +205,7 @@ def slow_rows(maps, image):
 
 @pytest.fixture(scope="module")
 def candidates():
-    """(maps, sizes) -> candidates with one class a box and with several; the latter suppressed."""
+    """(maps, sizes) -> candidates with one class per box, with several; the latter suppressed."""
     fields = dict(num_candidates=40, score_threshold=0.3)
     one, many = module(multi_label=False, **fields), module(**fields)
     agnostic = module(class_agnostic=True, **fields)
@@ -286,7 +286,7 @@ def test_four_levels_reach_stride_64():
 
 
 def test_predictors_start_with_the_reference_s_expectations():
-    """8 objects in 640 px, with 0.6 classes each, to within PyTorch's own initial values."""
+    """8 objects in 640 px, with 0.6 classes each, to within PyTorch's initial values."""
     for stride, width in zip(STRIDES, (64, 128, 256)):
         bias = np.asarray(yolov5.prior_bias(3, 80, width, stride)(KEY, (255,)))
         bias = bias.reshape(3, 85)
@@ -327,11 +327,14 @@ def test_frozen_paths_are_those_of_the_norms():
         (dict(stem="conv"), "stem is 'conv'; it must be one of focus, conv6"),
         (dict(pool="spp6"), "pool is 'spp6'; it must be one of spp, sppf"),
         (dict(pool_size=4), "pool_size is 4; it must be odd"),
-        (dict(repeats=(3, 6)), "repeats is .* four or five counts"),
+        (dict(repeats=(3, 6)), "repeats is .* four or five bottleneck counts"),
         (dict(repeats=(3, 6, 9, 3, 3)), "anchor_sizes is .* for each of 4 levels"),
-        (dict(level_balance=(1.0, 1.0)), "level_balance is .* a number for each of 3 levels"),
+        (
+            dict(level_balance=(1.0, 1.0)),
+            "level_balance is .* a number above 0 for each of 3 levels",
+        ),
         (dict(anchor_ratio=1.0), "anchor_ratio is 1.0; it must be above 1"),
-        (dict(label_smoothing=1.0), "label_smoothing is 1.0; it must be 0 to below 1"),
+        (dict(label_smoothing=1.0), "label_smoothing is 1.0; it must be at least 0 and below 1"),
         (dict(norm="group"), "norm is 'group'; it must be one of batch, stored, frozen"),
         (dict(summed_images=0.0), "summed_images is 0.0; it must be above 0"),
     ],

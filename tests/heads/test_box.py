@@ -1,4 +1,4 @@
-"""The box head is two hidden layers and two outputs, of features by row, column and channel."""
+"""The box head: two hidden layers and two outputs, from features by row, column and channel."""
 
 import jax
 import jax.numpy as jnp

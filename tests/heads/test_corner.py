@@ -1,4 +1,4 @@
-"""The heads of corner detectors: which way they look, what they add up, their parameters."""
+"""The heads of corner detectors: pooling directions, sums, parameters."""
 
 import functools
 
@@ -23,7 +23,7 @@ def apply_pooling(directions, tree, x):
 
 
 def pooled(directions, x, **weights):
-    """Pooling whose convolutions hand each cell on, times the weight of their name or 1."""
+    """Pooling whose convolutions pass each cell on, times the weight of their name or 1."""
     module = corner.CornerPooling(directions, pool_width=x.shape[-1], norm="stored")
     shapes = jax.eval_shape(lambda x: module.init(KEY, x, train=False), x)
 
@@ -41,7 +41,7 @@ def pooled(directions, x, **weights):
 
 
 def test_a_corner_sees_what_lies_on_the_sides_of_its_box():
-    """Top left: the largest right of it plus the largest below it; bottom right: the others."""
+    """Top left: the maximum to the right plus the one below; bottom right: left plus above."""
     x = np.random.default_rng(0).uniform(0.1, 1, (1, 5, 7, 2)).astype(np.float32)
     running = np.maximum.accumulate
     below, right = running(x[:, ::-1], 1)[:, ::-1], running(x[:, :, ::-1], 2)[:, :, ::-1]
@@ -60,7 +60,7 @@ def test_the_shortcut_hands_on_what_was_not_pooled():
     np.testing.assert_allclose(alone, x, rtol=1e-4)
     both = pooled(corner.TOP_LEFT, x)
     np.testing.assert_allclose(both, alone + pooled(corner.TOP_LEFT, x, shortcut=0.0), rtol=1e-4)
-    assert not pooled(corner.TOP_LEFT, -x).any()  # no more than the ReLUs let through
+    assert not pooled(corner.TOP_LEFT, -x).any()  # the ReLUs let nothing through
 
 
 def test_a_branch_pools_once_and_has_two_convolutions_for_each_map():

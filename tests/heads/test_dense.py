@@ -18,7 +18,7 @@ FIELDS = dict(
     num_convs=2,
     width=4,
 )
-# float32 sums of at most 9 * 4 products, in another order.
+# float32 sums of at most 9 * 4 products, in a different order.
 CLOSE = dict(rtol=1e-4, atol=1e-5)
 
 

@@ -23,7 +23,7 @@ def pyramid(seed=0):
 
 
 def random_params(module):
-    """All leaves from one generator, large enough that points leave their cells."""
+    """Random leaves, large enough that points leave their cells."""
     init = functools.partial(module.init, train=False)
     tree = jax.eval_shape(init, jax.random.key(0), pyramid())["params"]
     rng = np.random.default_rng(1)
@@ -123,7 +123,7 @@ def test_all_maps_equal_plain_loops(form):
 
 @pytest.mark.parametrize("form", ["points", pytest.param("grid", marks=pytest.mark.slow)])
 def test_the_first_round_learns_from_the_last_maps_as_sampling_places_alone(form):
-    """A tenth of the gradient through them; the deviations learn a hundred times slower."""
+    """A tenth of the gradient passes; the factors of the deviations learn 100 times slower."""
     params = random_params(head_lib.RepPointsHead(**FIELDS, **FORMS[form]))
 
     @tiny.jit
@@ -140,7 +140,7 @@ def test_the_first_round_learns_from_the_last_maps_as_sampling_places_alone(form
     none, part, whole = (run(params, factor)[1] for factor in (0.0, 0.1, 1.0))
     for name in ("init_points", "init_conv"):
         for leaf in ("kernel", "bias"):
-            # Boxes of the grid form move with those of the first round, and do not tell them.
+            # Boxes of the grid form move with those of the first round but give them no gradient.
             assert not np.any(none[name][leaf]) and np.any(whole[name][leaf])
             scale = np.abs(whole[name][leaf]).max()
             difference = part[name][leaf] - 0.1 * whole[name][leaf]

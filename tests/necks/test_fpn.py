@@ -1,4 +1,4 @@
-"""FPN: the four kinds of extra levels, upsampling, and what each level is computed from."""
+"""FPN: the four kinds of extra levels, upsampling, and the inputs of each level."""
 
 import functools
 
@@ -14,16 +14,16 @@ from detlab.necks import fpn
 
 WIDTH = 4
 CHANNELS = (3, 5, 6, 7)  # of C2..C5, all different
-# Odd at every level, as images of 99 x 135 px give.
+# Odd at every level, as for images of 99 x 135 px.
 SIZES = ((25, 34), (13, 17), (7, 9), (4, 5))
-# The named necks of the papers: fields, levels with parameters, and the input width of each extra.
+# The necks of the papers by name: fields, levels with parameters, input width of each extra.
 NECKS = {
     "FPN-in": (dict(), (3, 4, 5), {6: CHANNELS[3], 7: WIDTH}),
     "FPN-out": (dict(extra="output"), (3, 4, 5), {6: WIDTH, 7: WIDTH}),
     "FPN-out-relu": (dict(extra="output_relu"), (3, 4, 5), {6: WIDTH, 7: WIDTH}),
     "FPN-rcnn": (dict(extra="pool", start_level=2), (2, 3, 4, 5), {}),
 }
-# float32 sums of at most 9 * 7 products of order one, in another order.
+# float32 sums of at most 9 * 7 products of order one, in a different order.
 CLOSE = dict(rtol=1e-4, atol=1e-4)
 
 
@@ -37,7 +37,7 @@ def backbone_maps(sizes=SIZES, seed=0):
 
 @functools.cache
 def run(name, norm="none"):
-    """(params, outputs) of a neck with random weights, biases too."""
+    """(params, outputs) of a neck with random weights and biases."""
     module = fpn.FPN(WIDTH, norm=norm, norm_groups=2, **NECKS[name][0])
     maps = backbone_maps()
     tree = jax.eval_shape(functools.partial(module.init, train=False), jax.random.key(0), maps)
@@ -64,7 +64,7 @@ def conv(x, params, stride=1):
 
 
 def nearest(x, size):
-    """Cell (i, j) shows cell (floor(i h / H), floor(j w / W))."""
+    """Cell (i, j) copies cell (floor(i h / H), floor(j w / W))."""
     out = np.zeros((x.shape[0], *size, x.shape[3]))
     for i in range(size[0]):
         for j in range(size[1]):

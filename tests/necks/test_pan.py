@@ -24,7 +24,7 @@ def test_every_level_keeps_its_width_and_has_its_paths(levels):
     more = {"reduce6", "down_block5", "up5", "up_block6"}
     assert names == down | up | (more if levels == 4 else set())
     kernels = traverse_util.flatten_dict(init[1]["params"], sep="/")
-    # A level is joined with the one above as it was reduced, which has its own width.
+    # A level is joined with the reduced map of the level above, which has its own width.
     assert kernels["down_block3/conv1/conv/kernel"].shape == (1, 1, 16 + 16, 8)
     assert kernels["up_block4/conv1/conv/kernel"].shape == (1, 1, 16 + 16, 16)
     assert kernels["up3/conv/kernel"].shape == (3, 3, 16, 16)

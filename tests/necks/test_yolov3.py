@@ -1,4 +1,4 @@
-"""YOLOv3's neck: paths, sizes, and which map goes where."""
+"""YOLOv3's neck: paths, sizes, and the inputs of each level."""
 
 import functools
 
@@ -39,7 +39,7 @@ def test_paths_and_shapes_are_those_of_the_published_neck():
         "reduce5/conv/kernel": (1, 1, 512, 256),
         "reduce4/conv/kernel": (1, 1, 256, 128),
     }
-    # After the concatenation: what comes from above, then the backbone's map.
+    # After the concatenation: the map from above, then the backbone's map.
     for level, width, channels in ((5, 512, 1024), (4, 256, 256 + 512), (3, 128, 128 + 256)):
         for i in range(1, 6):
             channels = channels if i == 1 else 2 * width if i % 2 else width

@@ -140,7 +140,7 @@ def test_a_workdir_of_a_detector_that_is_not_there_is_named(tiny_config, tmp_pat
     config = config_lib.load(tiny_config)
     values = {**config_lib.to_json(config), "detector": "retinaface"}
     (tmp_path / "config.json").write_text(json.dumps(values))
-    sentence = r"config.json cannot be read \(config.detector is 'retinaface', .*\); choose another"
+    sentence = r"config.json cannot be read \(config.detector is 'retinaface'; .*\); choose another"
     with pytest.raises(errors.UserError, match=sentence):
         workdir_lib.Workdir(tmp_path).check(config)
 
