@@ -5,7 +5,7 @@ is exact to the pixel: pictures and boxes are moved in the same coordinates, in 
 between 0 and 1.  There a picture scaled by s lies (1 - s) / 2 px beside its boxes.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -34,11 +34,15 @@ class Rule(NamedTuple):
 
 
 class Map(NamedTuple):
+    """A map of the plane: where each point of a picture goes."""
+
     matrix: np.ndarray  # [3, 3] float64: homogeneous x, y, px from the top left corner
     scale: float = 1.0  # its factor of lengths, without shear and perspective
 
 
-def draw(ranges, size, target, rng):
+def draw(
+    ranges: Ranges, size: tuple[int, int], target: tuple[int, int], rng: np.random.Generator
+) -> Map:
     """A random `Map`: perspective and turn about the centre, scale, shear, then translation.
 
     Args:
@@ -67,12 +71,18 @@ def draw(ranges, size, target, rng):
     return Map(to_place @ shear @ rotation @ perspective @ from_centre, scale)
 
 
-def centred(size, target):
+def centred(size: tuple[int, int], target: tuple[int, int]) -> Map:
     """The `Map` that leaves everything as it is but puts centre on centre, by whole px."""
     return Map(_shift((target[1] - size[1]) // 2, (target[0] - size[0]) // 2))
 
 
-def warp(record, moved_by, target, rule, pad_value):
+def warp(
+    record: dict[str, Any],
+    moved_by: Map,
+    target: tuple[int, int],
+    rule: Rule,
+    pad_value: int | tuple[int, int, int],
+) -> dict[str, Any]:
     """The record as a `Map` shows it in a picture of `target` (height, width) px.
 
     A box becomes the smallest that holds its four corners, clipped to the picture; `rule` says
@@ -114,7 +124,7 @@ def warp(record, moved_by, target, rule, pad_value):
     return records_lib.select_objects(moved, stays(rule, before, boxes, moved_by.scale))
 
 
-def stays(rule, before, after, scale=1.0):
+def stays(rule: Rule, before, after, scale: float = 1.0):
     """Bool [n]: which objects of boxes `before` [n, 4] stay as boxes `after` [n, 4].
 
     `scale` is the factor by which lengths grew, so that what was cut off is told from what shrank.

@@ -6,7 +6,8 @@ the similarity of two boxes is the least of w / w', w' / w, h / h' and h' / h, a
 anchor learn an object where it is above 1 / 4.
 """
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -29,7 +30,9 @@ class Fit(NamedTuple):
     fitness: float  # mean similarity with the best anchor, 0 for objects that none may learn
 
 
-def object_sizes(source, canvases, resize="fit"):
+def object_sizes(
+    source: Any, canvases: Sequence[tuple[int, int]], resize: str | tuple[int, int] = "fit"
+):
     """[n, 2] float64 width, height px of the objects to learn on the canvas of their image.
 
     Reads annotations only.  Objects without an area are left out.
@@ -65,10 +68,12 @@ def _scale(size, canvas, resize):
     return np.full(2, min(*ratios, long / size.max(), short / size.min()))
 
 
-def check(sizes, anchors, ratio=4.0):
-    """How well anchors [k, 2] fit objects [n, 2], both width and height in px: a `Fit`.
+def check(sizes, anchors, ratio: float = 4.0) -> Fit:
+    """Measures how well anchors fit objects.
 
     Args:
+      sizes: [n, 2] width, height px of the objects.
+      anchors: [k, 2] width, height px.
       ratio: of sides, up to which an anchor may learn an object; 4 in YOLOv5.
     Raises:
       ValueError: there are no objects or no anchors, or a side is not above 0.
@@ -84,11 +89,17 @@ def check(sizes, anchors, ratio=4.0):
     )
 
 
-def fit(sizes, num_anchors, rng, ratio=4.0, generations=1000):
-    """[k, 2] float64 anchors for objects [n, 2], by area: k-means, then `generations` of changes.
+def fit(
+    sizes, num_anchors: int, rng: np.random.Generator, ratio: float = 4.0, generations: int = 1000
+):
+    """Fits anchors to objects: k-means, then `generations` of random changes.
 
-    The same for the same generator; its fitness is never below that of `k_means`.
+    The same generator gives the same anchors.  Their fitness is never below that of `k_means`.
 
+    Args:
+      sizes: [n, 2] width, height px of the objects.
+    Returns:
+      [k, 2] float64 width, height px, in ascending order of area.
     Raises:
       ValueError: see `check`, or there are fewer objects than anchors.
     """
@@ -122,10 +133,11 @@ def fit(sizes, num_anchors, rng, ratio=4.0, generations=1000):
     return anchors[np.argsort(anchors.prod(axis=1))]
 
 
-def k_means(sizes, num_anchors, rng):
-    """[k, 2] centres of objects [n, 2], of which each width and height counts in its deviation.
+def k_means(sizes, num_anchors: int, rng: np.random.Generator):
+    """Cluster centres [k, 2] of object sizes [n, 2], both width and height in px.
 
-    Lloyd's rounds from k-means++ starts (Arthur and Vassilvitskii, 2007): the best of several.
+    Widths and heights are first divided by their standard deviation.  Lloyd's algorithm runs from
+    several k-means++ starts (Arthur and Vassilvitskii, 2007), and the best run counts.
     """
     spread = sizes.std(axis=0)
     spread = np.where(spread > 0, spread, 1)

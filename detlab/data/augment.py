@@ -138,7 +138,7 @@ def resizer(settings: settings_lib.Settings) -> Resize:
 
 
 def augmentations(
-    augment: settings_lib.Augment, pad_value
+    augment: settings_lib.Augment, pad_value: int | tuple[int, int, int]
 ) -> tuple[tuple[Change, ...], tuple[Change, ...]]:
     """What is done before the resizing, and after the flips.
 
@@ -180,7 +180,10 @@ def augmentations(
 
 
 def move(
-    record: Record, target, settings: settings_lib.Settings, rng: np.random.Generator
+    record: Record,
+    target: tuple[int, int],
+    settings: settings_lib.Settings,
+    rng: np.random.Generator,
 ) -> Record:
     """A resized picture or the plane of a mosaic in `target` (height, width) px, moved by chance.
 

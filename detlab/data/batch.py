@@ -1,6 +1,7 @@
 """Records of one canvas to a `types.Batch` of NumPy arrays, and boxes on it back to their image."""
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,7 +17,12 @@ class Loaded(NamedTuple):
     skipped: tuple[str, ...]  # a sentence for each image that could not be read
 
 
-def to_batch(records, canvas, max_boxes, pad_value):
+def to_batch(
+    records: Sequence[dict[str, Any] | None],
+    canvas: tuple[int, int],
+    max_boxes: int,
+    pad_value: int | tuple[int, int, int],
+) -> types.Batch:
     """A `types.Batch` of NumPy arrays from records that fit on the canvas.
 
     An image with more than `max_boxes` objects keeps the largest, and real ones before ignored
@@ -58,7 +64,7 @@ def to_batch(records, canvas, max_boxes, pad_value):
     return batch
 
 
-def count_dropped(records, max_boxes):
+def count_dropped(records: Sequence[dict[str, Any] | None], max_boxes: int) -> int:
     """How many objects of the records `to_batch` has no slot for."""
     return sum(max(len(record["boxes"]) - max_boxes, 0) for record in records if record)
 

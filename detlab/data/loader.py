@@ -23,7 +23,7 @@ _PREFETCH = 4  # batches made ahead, at least
 
 
 def train_batches(
-    source,
+    source: Any,
     settings: settings_lib.Settings,
     *,
     batch_size: int,
@@ -63,7 +63,7 @@ def train_batches(
 
 
 def eval_batches(
-    source,
+    source: Any,
     settings: settings_lib.Settings,
     *,
     batch_size: int,

@@ -5,6 +5,9 @@ numbers, is the loader's part.  Reference: `load_mosaic`, `load_mosaic9` and `mi
 YOLOv5.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import cv2
 import numpy as np
 
@@ -12,7 +15,12 @@ from detlab.data import records as records_lib
 from detlab.data import transforms
 
 
-def four(tiles, canvas, rng, pad_value):
+def four(
+    tiles: Sequence[dict[str, Any]],
+    canvas: tuple[int, int],
+    rng: np.random.Generator,
+    pad_value: int | tuple[int, int, int],
+) -> dict[str, Any]:
     """Four pictures with a corner each on one point, which lies in the middle half of the plane.
 
     Args:
@@ -33,7 +41,12 @@ def four(tiles, canvas, rng, pad_value):
     return paste(tiles, corners, (2 * height, 2 * width), pad_value)
 
 
-def nine(tiles, canvas, rng, pad_value):
+def nine(
+    tiles: Sequence[dict[str, Any]],
+    canvas: tuple[int, int],
+    rng: np.random.Generator,
+    pad_value: int | tuple[int, int, int],
+) -> dict[str, Any]:
     """Eight pictures around a first, of a plane that shows any part of twice the canvas of them.
 
     Args:
@@ -59,7 +72,12 @@ def nine(tiles, canvas, rng, pad_value):
     return paste(tiles, corners, (2 * height, 2 * width), pad_value)
 
 
-def paste(tiles, corners, size, pad_value):
+def paste(
+    tiles: Sequence[dict[str, Any]],
+    corners: Sequence[tuple[int, int]],
+    size: tuple[int, int],
+    pad_value: int | tuple[int, int, int],
+) -> dict[str, Any]:
     """A picture of `size` (height, width) px with tiles at their corners, and all their objects.
 
     Boxes are clipped to the picture, and `area` goes by the part that is left; objects of which
@@ -94,7 +112,12 @@ def paste(tiles, corners, size, pad_value):
     }
 
 
-def mix(record, other, part, pad_value):
+def mix(
+    record: dict[str, Any],
+    other: dict[str, Any],
+    part: float,
+    pad_value: int | tuple[int, int, int],
+) -> dict[str, Any]:
     """Mixup (arXiv:1710.09412): one picture shines through another, and all objects of both count.
 
     Args:

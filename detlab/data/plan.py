@@ -8,7 +8,8 @@ therefore the number of the step.
 
 import functools
 import math
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -27,14 +28,14 @@ class Step(NamedTuple):
     limits: np.ndarray | None = None  # [B, 2] int64 long, short px of `resize_keep_ratio`
 
 
-def source_sizes(source):
+def source_sizes(source: Any):
     """[n, 2] int64 (height, width) of all images of a source."""
     if not len(source):
         raise records_lib.DataError("the data source has no images; look at its split and filters")
     return np.array([source.size(i) for i in range(len(source))], np.int64)
 
 
-def group_by_canvas(sizes, canvases):
+def group_by_canvas(sizes, canvases: Sequence[tuple[int, int]]) -> list[np.ndarray]:
     """For each canvas, the images it suits best.
 
     That is where they can be largest; of equals the smallest canvas, and of these the first.
@@ -52,8 +53,12 @@ def group_by_canvas(sizes, canvases):
     return [np.flatnonzero(best == c) for c in range(len(canvases))]
 
 
-def steps_per_epoch(sizes, batch_size, canvases):
-    """Batches that show every image at least once; the same for every epoch."""
+def steps_per_epoch(sizes, batch_size: int, canvases: Sequence[tuple[int, int]]) -> int:
+    """Number of batches that show every image at least once, the same for every epoch.
+
+    Args:
+      sizes: [n, 2] height, width of the images.
+    """
     return sum(-(-len(group) // batch_size) for group in group_by_canvas(sizes, canvases))
 
 
@@ -73,12 +78,22 @@ def canvas_of(size: tuple[int, int], settings: settings_lib.Settings) -> tuple[i
     return min(settings.canvases, key=smaller_picture_then_larger_canvas)
 
 
-def epoch_steps(sizes, seed, epoch, batch_size, canvases, multiscale=settings_lib.MultiScale()):
-    """The training steps of one epoch: a list of `Step`, a pure function of its arguments.
+def epoch_steps(
+    sizes,
+    seed: int,
+    epoch: int,
+    batch_size: int,
+    canvases: Sequence[tuple[int, int]],
+    multiscale: settings_lib.MultiScale = settings_lib.MultiScale(),
+) -> list[Step]:
+    """The training steps of one epoch: a pure function of its arguments.
 
     Images are shuffled within the group of their canvas, and the batches of all groups are
     shuffled together.  The last batch of a group is filled with images of the same group.
     Multi-scale changes sizes only: `canvases` decide the groups, and the order is the same.
+
+    Args:
+      sizes: [n, 2] height, width of the images.
     """
     rng = np.random.default_rng([seed, epoch])
     steps = []
@@ -112,8 +127,12 @@ def _draw_limits(rng, multiscale, shape):
     return np.sort(drawn)[..., ::-1]  # ranges that overlap may give a long below the short
 
 
-def evaluation_steps(sizes, batch_size, canvases):
-    """The evaluation steps: every image once, in order, canvas by canvas; a list of `Step`."""
+def evaluation_steps(sizes, batch_size: int, canvases: Sequence[tuple[int, int]]) -> list[Step]:
+    """The evaluation steps: every image once, in order, canvas by canvas.
+
+    Args:
+      sizes: [n, 2] height, width of the images.
+    """
     steps = []
     for canvas, group in zip(canvases, group_by_canvas(sizes, canvases), strict=True):
         for start in range(0, len(group), batch_size):
@@ -151,7 +170,7 @@ class Epochs:
         return steps[k]
 
 
-def rows_of(batch_size, process_index, process_count):
+def rows_of(batch_size: int, process_index: int, process_count: int) -> slice:
     """The rows of the global batch that a process makes, as a slice.
 
     Raises:

@@ -34,8 +34,10 @@ EXIF orientation is ignored: annotations of detection data sets count pixels as 
 
 import collections
 import difflib
+import pathlib
 import struct
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -60,20 +62,20 @@ class Faults:
         self._strict = strict
         self.sentences = []
 
-    def add(self, sentence):
+    def add(self, sentence: str) -> None:
         if self._strict:
             raise DataError(sentence, can_leave_out=True)
         self.sentences.append(sentence)
 
 
-def counts(source):
+def counts(source: Any) -> dict[str, int]:
     """{name: number} of what a source lost, for the log."""
     names = ("dropped_boxes", "clipped_boxes", "skipped_records", "filtered_records")
     return {name: getattr(source, name) for name in names}
 
 
-def without_objects(image):
-    """The record of a picture that belongs to no source, [h, w, 3] uint8 RGB."""
+def without_objects(image) -> dict[str, Any]:
+    """The record of a picture that belongs to no source: image [h, w, 3] uint8 RGB."""
     return {
         "image": image,
         "boxes": np.zeros((0, 4), np.float32),
@@ -84,12 +86,12 @@ def without_objects(image):
     }
 
 
-def select_objects(record, keep):
-    """The record with the objects `keep` alone, a mask [n] or positions."""
+def select_objects(record: dict[str, Any], keep) -> dict[str, Any]:
+    """The record with only the objects in keep [n], a mask or positions."""
     return {k: v[keep] if k in _PER_OBJECT else v for k, v in record.items()}
 
 
-def join_objects(records):
+def join_objects(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The first record with the objects of all records, one record after the other.
 
     They have the entries that all records have: `flags` only where none lacks them.
@@ -111,7 +113,7 @@ def box_areas(boxes):
 # Image files
 
 
-def read_image(path, upright=False):
+def read_image(path: str | pathlib.Path, upright: bool = False):
     """uint8 [h, w, 3] RGB of an image file; grey is repeated, alpha dropped, 16 bits made 8.
 
     Args:
@@ -123,7 +125,7 @@ def read_image(path, upright=False):
     return decode_image(_read_bytes(path), f"image file {path}", _FETCH_AGAIN, upright)
 
 
-def read_image_size(path):
+def read_image_size(path: str | pathlib.Path) -> tuple[int, int]:
     """(height, width) of an image file: from the header for JPEG and PNG, else by decoding.
 
     Reads the first 64 KiB, and the rest only where the header lies further in, behind a large
@@ -139,8 +141,8 @@ _HEAD = 1 << 16  # bytes
 _FETCH_AGAIN = "fetch the file again or take it off the list of images"
 
 
-def decode_image(data, what, remedy, upright=False):
-    """`read_image` of encoded bytes.
+def decode_image(data: bytes, what: str, remedy: str, upright: bool = False):
+    """`read_image` for encoded bytes: uint8 [h, w, 3] RGB.
 
     Args:
       data: the content of an image file.
@@ -160,7 +162,7 @@ def decode_image(data, what, remedy, upright=False):
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
-def image_size(data, what, remedy):
+def image_size(data: bytes, what: str, remedy: str) -> tuple[int, int]:
     """(height, width) of encoded bytes, from the header where it can; see `decode_image`."""
     height, width = _header_size(data)
     if min(height, width) > 0:
@@ -242,8 +244,15 @@ class Checked(NamedTuple):
 
 
 def check_boxes(
-    boxes, names, class_names, image_size, describe, strict=True, chosen_from=None, clip=True
-):
+    boxes,
+    names: Sequence[str],
+    class_names: Sequence[str],
+    image_size,
+    describe: Callable[[int], str],
+    strict: bool = True,
+    chosen_from: str | None = None,
+    clip: bool = True,
+) -> Checked:
     """Boxes clipped to their image, without those that cannot be used or are of no chosen class.
 
     Args:
@@ -394,16 +403,16 @@ class FileSource:
             )
         return {"image": image, **record}
 
-    def annotation(self, i):
+    def annotation(self, i: int) -> dict[str, Any]:
         i = range(len(self))[i]
         return {**self._annotations[i], "index": i}
 
-    def size(self, i):
+    def size(self, i: int) -> tuple[int, int]:
         height, width = self._sizes[i]
         return int(height), int(width)
 
-    def name(self, i):
+    def name(self, i: int) -> str:
         return str(self._paths[i])
 
-    def image_id(self, i):
+    def image_id(self, i: int) -> int | str:
         return self._image_ids[i]

@@ -3,7 +3,7 @@
 The defaults of `config.data.augment` stand here alone; experiments/common.py takes them over.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class MultiScale(NamedTuple):
@@ -76,7 +76,7 @@ class Settings(NamedTuple):
     workers: int = 0  # processes that read instead; a script needs `if __name__ == "__main__"`
 
 
-def of(data, use: str) -> Settings:
+def of(data: Any, use: str) -> Settings:
     """The settings that a config means.
 
     Args:

@@ -9,6 +9,8 @@ An image depends on (seed, split, index) alone.  All arithmetic is on integers (
 exactly by float64), and nothing is anti-aliased, so no library version changes a pixel.
 """
 
+from typing import Any
+
 import numpy as np
 
 CLASS_NAMES = ("rectangle", "ellipse", "triangle", "cross")
@@ -57,17 +59,17 @@ class Shapes:
         image = np.clip(canvas + _noise(rng, canvas.shape), 0, 255).astype(np.uint8)
         return {"image": image, **_annotation(boxes, labels, i)}
 
-    def annotation(self, i):
+    def annotation(self, i: int) -> dict[str, Any]:
         i = range(len(self))[i]
         return _annotation(*_draw_objects(self._rng(i), self._size), i)
 
-    def size(self, i):
+    def size(self, i: int) -> tuple[int, int]:
         return self._size, self._size
 
-    def name(self, i):
+    def name(self, i: int) -> str:
         return f"shapes/{self._split}/{i}"
 
-    def image_id(self, i):
+    def image_id(self, i: int) -> int:
         return int(i)
 
     def _rng(self, i):

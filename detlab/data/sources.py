@@ -3,6 +3,7 @@
 import difflib
 import pathlib
 import types
+from typing import Any
 
 from detlab.data import coco, records, shapes, tfds, voc, wider, wrappers
 
@@ -24,7 +25,7 @@ SOURCE_KEYS = (
 )
 
 
-def build(data, part: str):
+def build(data: Any, part: str) -> Any:
     """The source of `config.data` for a part of the work.
 
     Training joins the block's own source with one for each dict of `train_also`: the same block

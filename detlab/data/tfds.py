@@ -12,6 +12,7 @@ TensorFlow for it, builders of one's own do not, as long as they give images enc
 """
 
 import pathlib
+from typing import Any
 
 import numpy as np
 
@@ -141,18 +142,18 @@ class Tfds:
         data = _read(self._examples[k], position, what)[self._layout.image]
         return {"image": records_lib.decode_image(data, what, _PREPARE_AGAIN), **record}
 
-    def annotation(self, i):
+    def annotation(self, i: int) -> dict[str, Any]:
         i = range(len(self))[i]
         return {**self._annotations[i], "index": i}
 
-    def size(self, i):
+    def size(self, i: int) -> tuple[int, int]:
         height, width = self._sizes[i]
         return int(height), int(width)
 
-    def name(self, i):
+    def name(self, i: int) -> str:
         return f"{self._names[i]} {self._describe}"
 
-    def image_id(self, i):
+    def image_id(self, i: int) -> int | str:
         return self._image_ids[i]
 
 
@@ -207,7 +208,7 @@ class _Layout:
         self.area = "area" if "area" in inner else None
         self.id = next((key for key in _IDS if key in features), None)
 
-    def objects_of(self, example, size):
+    def objects_of(self, example: dict[str, Any], size: tuple[int, int]) -> dict[str, np.ndarray]:
         """Columns of one example's objects: xyxy boxes px, labels, ignore, area (NaN: unknown)."""
         objects = example[self.objects]  # a dict of lists
         relative = np.array(objects[self.box], np.float64).reshape(-1, 4)  # ymin, xmin, ymax, xmax
@@ -223,7 +224,7 @@ class _Layout:
             "area": np.array(objects[self.area] if self.area else unknown, np.float64),
         }
 
-    def id_of(self, example):
+    def id_of(self, example: dict[str, Any]) -> int | str | None:
         """The image's own id, a text or int; None where it has none."""
         if self.id is None:
             return None

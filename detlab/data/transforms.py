@@ -12,6 +12,8 @@ with four times its sides around it never is in memory.  `draw_window` draws it 
 """
 
 import math
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import cv2
 import numpy as np
@@ -40,8 +42,14 @@ SHRINKS = {"linear": cv2.INTER_LINEAR, "area": cv2.INTER_AREA}
 
 
 def resize_keep_ratio(
-    record, height, width, limits=None, pad_value=0, rounding="half_up", shrink="linear"
-):
+    record: dict[str, Any],
+    height: int,
+    width: int,
+    limits: tuple[int, int] | None = None,
+    pad_value: int | tuple[int, int, int] = 0,
+    rounding: str = "half_up",
+    shrink: str = "linear",
+) -> dict[str, Any]:
     """The largest picture of the same ratio that fits into height x width px.
 
     Boxes follow the ratio of the rounded sides, axis by axis.
@@ -68,7 +76,13 @@ def _keep_ratio(size, bounds, canvas, rounding):
     return tuple(min(most, max(1, x)) for x, most in zip(scaled, canvas, strict=True))
 
 
-def resize_fixed(record, height, width, pad_value=0, shrink="linear"):
+def resize_fixed(
+    record: dict[str, Any],
+    height: int,
+    width: int,
+    pad_value: int | tuple[int, int, int] = 0,
+    shrink: str = "linear",
+) -> dict[str, Any]:
     """The picture, or the record's window, stretched to exactly height x width px (bilinear).
 
     Where the window reaches beyond the image, the edges of the image are put on whole px of the
@@ -104,20 +118,29 @@ def resize_fixed(record, height, width, pad_value=0, shrink="linear"):
     return moved
 
 
-def draw_window(record, pad_value):
+def draw_window(record: dict[str, Any], pad_value: int | tuple[int, int, int]) -> dict[str, Any]:
     """The record with its window as the picture, every pixel as it was."""
     width, height = _sides(record).tolist()
     return resize_fixed(record, height, width, pad_value)
 
 
-def letterbox(record, height, width, pad_value, rounding="half_up", shrink="linear"):
+def letterbox(
+    record: dict[str, Any],
+    height: int,
+    width: int,
+    pad_value: int | tuple[int, int, int],
+    rounding: str = "half_up",
+    shrink: str = "linear",
+) -> dict[str, Any]:
     """The picture of `letterbox_sides` in the middle of height x width px, see `centre`."""
     w, h = _sides(record).tolist()
     sides = letterbox_sides((h, w), (height, width), rounding)
     return centre(resize_fixed(record, *sides, pad_value, shrink), (height, width), pad_value)
 
 
-def letterbox_sides(size, canvas, rounding="half_up"):
+def letterbox_sides(
+    size: tuple[int, int], canvas: tuple[int, int], rounding: str = "half_up"
+) -> tuple[int, int]:
     """Height, width of the largest picture of the ratio of `size`; arguments are (height, width).
 
     The scale is that of the square around the canvas where the rounded sides fit, as in YOLOv5's
@@ -130,7 +153,9 @@ def letterbox_sides(size, canvas, rounding="half_up"):
     return tuple(max(1, x) for x in sides)
 
 
-def centre(record, canvas, pad_value):
+def centre(
+    record: dict[str, Any], canvas: tuple[int, int], pad_value: int | tuple[int, int, int]
+) -> dict[str, Any]:
     """The picture in the middle of a canvas of (height, width) px, which has room for it.
 
     Of an odd number of px left over, the one more comes right or below, as in YOLOv5 and darknet.
@@ -142,7 +167,9 @@ def centre(record, canvas, pad_value):
     return _move(record, image, scale=(1, 1), shift=(left, top))
 
 
-def pad(record, canvas, pad_value):
+def pad(
+    record: dict[str, Any], canvas: tuple[int, int], pad_value: int | tuple[int, int, int]
+) -> dict[str, Any]:
     """The picture in the top left corner of a canvas.
 
     Args:
@@ -159,24 +186,24 @@ def pad(record, canvas, pad_value):
     return moved
 
 
-def mirror_horizontal(record):
+def mirror_horizontal(record: dict[str, Any]) -> dict[str, Any]:
     """Left and right exchanged: x becomes width - x."""
     image = np.ascontiguousarray(record["image"][:, ::-1])
     return _move(record, image, scale=(-1, 1), shift=(image.shape[1], 0))
 
 
-def mirror_vertical(record):
+def mirror_vertical(record: dict[str, Any]) -> dict[str, Any]:
     """Top and bottom exchanged: y becomes height - y."""
     image = np.ascontiguousarray(record["image"][::-1])
     return _move(record, image, scale=(1, -1), shift=(0, image.shape[0]))
 
 
-def flip_horizontal(probability):
+def flip_horizontal(probability: float) -> Callable[..., dict[str, Any]]:
     """(record, rng) -> record, mirrored left to right with this probability."""
     return lambda record, rng: mirror_horizontal(record) if rng.random() < probability else record
 
 
-def flip_vertical(probability):
+def flip_vertical(probability: float) -> Callable[..., dict[str, Any]]:
     """(record, rng) -> record, mirrored top to bottom with this probability."""
     return lambda record, rng: mirror_vertical(record) if rng.random() < probability else record
 
@@ -185,7 +212,7 @@ def flip_vertical(probability):
 # Windows
 
 
-def expand(probability, most):
+def expand(probability: float, most: float) -> Callable[..., dict[str, Any]]:
     """(record, rng) -> record, the window made larger around the picture with this probability.
 
     SSD's "zoom out" (arXiv:1512.02325, section 3.6; mmdetection's `Expand`): both sides times one
@@ -203,7 +230,7 @@ def expand(probability, most):
     return apply
 
 
-def crop_random(probability, size):
+def crop_random(probability: float, size: tuple[float, float]) -> Callable[..., dict[str, Any]]:
     """(record, rng) -> record, cropped with this probability to a window anywhere in the old one.
 
     mmdetection's `RandomCrop` with crop_type "relative_range": the sides are uniform parts `size`,
@@ -224,7 +251,9 @@ def crop_random(probability, size):
     return apply
 
 
-def crop_min_iou(min_ious, min_size=0.3, max_ratio=2.0):
+def crop_min_iou(
+    min_ious: Sequence[float], min_size: float = 0.3, max_ratio: float = 2.0
+) -> Callable[..., dict[str, Any]]:
     """(record, rng) -> record, cropped to a window that overlaps the objects, or left whole.
 
     SSD's sampling (arXiv:1512.02325, section 2.2): with equal chances the picture stays whole, the
@@ -260,7 +289,7 @@ def crop_min_iou(min_ious, min_size=0.3, max_ratio=2.0):
     return apply
 
 
-def crop_center(side, scales, border):
+def crop_center(side: int, scales: Sequence[float], border: int) -> Callable[..., dict[str, Any]]:
     """(record, rng) -> record, cropped to a square around a point well inside the picture.
 
     CornerNet's cropping (arXiv:1808.01244, section 4.1; mmdetection's `RandomCenterCropPad`): the
@@ -285,7 +314,7 @@ def crop_center(side, scales, border):
     return apply
 
 
-def crop_jitter(jitter):
+def crop_jitter(jitter: float) -> Callable[..., dict[str, Any]]:
     """(record, rng) -> record, each side of the window moved in or out, by itself.
 
     darknet's `jitter`, the part of width or height by which a side moves at most.  The window may
@@ -308,7 +337,7 @@ def _margin(border, side):
     return border
 
 
-def crop(record, window, by_centre=True):
+def crop(record: dict[str, Any], window, by_centre: bool = True) -> dict[str, Any]:
     """The record with this window, and the objects whose centre lies in it, clipped to it.
 
     Objects that are not to be learnt (`ignore`) go by the same rule.  `area` is multiplied by the
@@ -382,7 +411,9 @@ def _whole(low, high):
 # Colours
 
 
-def photometric(probability, brightness, contrast, saturation, hue):
+def photometric(
+    probability: float, brightness: float, contrast: float, saturation: float, hue: float
+) -> Callable[..., dict[str, Any]]:
     """(record, rng) -> record, its colours distorted with this probability.
 
     SSD's distortion as in mmdetection's `PhotoMetricDistortion`.  Each of the following happens
@@ -414,12 +445,12 @@ def photometric(probability, brightness, contrast, saturation, hue):
 
 def distort(
     image,
-    brightness=0.0,
-    contrast=1.0,
-    saturation=1.0,
-    hue=0.0,
-    contrast_last=False,
-    channels=(0, 1, 2),
+    brightness: float = 0.0,
+    contrast: float = 1.0,
+    saturation: float = 1.0,
+    hue: float = 0.0,
+    contrast_last: bool = False,
+    channels: Sequence[int] = (0, 1, 2),
 ):
     """A picture of other colours, computed in float32 and rounded once, half to even.
 
@@ -450,7 +481,9 @@ def distort(
     return np.ascontiguousarray(colours.astype(np.uint8)[..., channels])
 
 
-def hsv(probability, gains, form):
+def hsv(
+    probability: float, gains: tuple[float, float, float], form: str
+) -> Callable[..., dict[str, Any]]:
     """(record, rng) -> record, with this probability with other hue, saturation and value.
 
     Computed by tables on OpenCV's HSV of 8 bits, whose hue is 0..179 and goes round, in one of two
@@ -486,7 +519,10 @@ def hsv(probability, gains, form):
 
 
 def recolour(image, tables):
-    """uint8 [h, w, 3] RGB with HSV replaced by `tables` [256, 3]; fractions are cut off."""
+    """The image [h, w, 3] uint8 RGB with each of H, S, V looked up in tables [256, 3].
+
+    Fractions in the tables are cut off.
+    """
     converted = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
     converted = cv2.LUT(converted, np.ascontiguousarray(tables[None].astype(np.uint8)))
     return cv2.cvtColor(converted, cv2.COLOR_HSV2RGB)
@@ -496,7 +532,12 @@ def recolour(image, tables):
 # Holes
 
 
-def cut_out(probability, holes, size, pad_value):
+def cut_out(
+    probability: float,
+    holes: tuple[int, int],
+    size: tuple[float, float],
+    pad_value: int | tuple[int, int, int],
+) -> Callable[..., dict[str, Any]]:
     """(record, rng) -> record, with this probability with rectangles of one colour; boxes stay.
 
     Cutout (arXiv:1708.04552, section 3): centres are uniform over the picture, so a hole may reach

@@ -6,6 +6,8 @@ Counts and problems are those of the sources inside, with what the wrapper itsel
 
 import collections
 import difflib
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -39,20 +41,20 @@ class _Wrapper:
         source, position = self._place(i)
         return {**self._adapt(source[position]), "index": i}
 
-    def annotation(self, i):
+    def annotation(self, i: int) -> dict[str, Any]:
         i = range(len(self))[i]
         source, position = self._place(i)
         return {**self._adapt(source.annotation(position)), "index": i}
 
-    def size(self, i):
+    def size(self, i: int) -> tuple[int, int]:
         source, position = self._place(i)
         return source.size(position)
 
-    def name(self, i):
+    def name(self, i: int) -> str:
         source, position = self._place(i)
         return source.name(position)
 
-    def image_id(self, i):
+    def image_id(self, i: int) -> int | str:
         source, position = self._place(i)
         return source.image_id(position)
 
@@ -90,7 +92,7 @@ class Filtered(_Wrapper):
             self.problems = (sentence, *self.problems) if is_cause else (*self.problems, sentence)
 
 
-def for_training(source, min_side=32, keep_empty=False):
+def for_training(source: Any, min_side: int = 32, keep_empty: bool = False) -> Filtered:
     """The images worth training on: both sides at least `min_side` px, with an object to learn.
 
     The rule of mmdetection's `CocoDataset._filter_imgs`; objects to ignore do not count here.
@@ -148,7 +150,7 @@ class Concatenated(_Wrapper):
         entries = [set(source.annotation(0)) for source in sources if len(source)]
         self._entries = {"image"}.union(set.intersection(*entries) if entries else ())
 
-    def image_id(self, i):
+    def image_id(self, i: int) -> int | str:
         number = self._places[i][0]
         image_id = super().image_id(i)
         return f"{number}/{image_id}" if self._clash else image_id
@@ -161,7 +163,9 @@ class Concatenated(_Wrapper):
 # Other classes
 
 
-def choose_classes(source, class_names=(), rename=()):
+def choose_classes(
+    source: Any, class_names: Sequence[str] = (), rename: Sequence[tuple[str, str]] = ()
+) -> Any:
     """A source with some of its classes, renamed and in another order.
 
     Args:

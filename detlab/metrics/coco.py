@@ -8,6 +8,8 @@ counts neither for nor against.  -1 stands for a mean over nothing: no object of
 import contextlib
 import functools
 import io
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -25,7 +27,11 @@ SUMMARY = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large") + (
 )
 
 
-def evaluate(ground_truth, predictions, class_names):
+def evaluate(
+    ground_truth: Sequence[dict[str, Any]],
+    predictions: Sequence[dict[str, Any]],
+    class_names: Sequence[str],
+) -> dict[str, Any]:
     """The 12 COCO numbers, and those of each class.
 
     Args:

@@ -13,7 +13,8 @@ Predictions are a list with one dict per image, in any order, matched by `image_
   labels    [k] in 0..C-1
 """
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -37,7 +38,9 @@ class Detected(NamedTuple):
     scores: np.ndarray  # [D] float64
 
 
-def flatten(ground_truth, predictions, num_classes):
+def flatten(
+    ground_truth: Sequence[dict[str, Any]], predictions: Sequence[dict[str, Any]], num_classes: int
+) -> tuple[Objects, Detected]:
     """Checks ground truth and predictions and lays the boxes of all images end to end.
 
     Args:

@@ -1,14 +1,16 @@
 """Plain monospaced tables of metric results."""
 
+from collections.abc import Sequence
 
-def number(value, digits=3):
+
+def number(value: float | None, digits: int = 3) -> str:
     """`value` as text; "-" for -1 or None, which mean that there was nothing to average."""
     if value is None or value == -1:
         return "-"
     return f"{value:.{digits}f}"
 
 
-def text_table(header, rows):
+def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Lines of aligned columns: the first one to the left, the others to the right.
 
     Args:

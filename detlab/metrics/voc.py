@@ -9,7 +9,8 @@ for equal scores, which keep their order here.
 Letters for axes: D detections, M objects, both over all images; E detections of one class.
 """
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -38,7 +39,12 @@ class Decisions(NamedTuple):
     num_objects: int  # that are not ignored and of the size asked for
 
 
-def match(ground_truth, predictions, num_classes, legacy_plus_one=False):
+def match(
+    ground_truth: Sequence[dict[str, Any]],
+    predictions: Sequence[dict[str, Any]],
+    num_classes: int,
+    legacy_plus_one: bool = False,
+) -> Matches:
     """Finds each detection's best object.
 
     Args:
@@ -80,7 +86,12 @@ def match(ground_truth, predictions, num_classes, legacy_plus_one=False):
     return Matches(objects, detected, best, iou, object_areas, detected_areas)
 
 
-def decide(matches, label, iou_threshold=0.5, size_range=None):
+def decide(
+    matches: Matches,
+    label: int,
+    iou_threshold: float = 0.5,
+    size_range: tuple[float, float] | None = None,
+) -> Decisions:
     """Which detections of a class are true and which false.
 
     Args:
@@ -112,14 +123,14 @@ def decide(matches, label, iou_threshold=0.5, size_range=None):
     return Decisions(index, true, false, int(counted.sum()))
 
 
-def pr_curve(decisions):
+def pr_curve(decisions: Decisions):
     """Recall and precision after each detection, [E] float64; recall is 0 without objects."""
     true = np.cumsum(decisions.true)
     false = np.cumsum(decisions.false)
     return true / max(decisions.num_objects, 1), true / np.maximum(true + false, 1)
 
 
-def average_precision(recall, precision, rule="area"):
+def average_precision(recall, precision, rule: str = "area") -> float:
     """Average precision of a curve.
 
     Args:
@@ -140,13 +151,13 @@ def average_precision(recall, precision, rule="area"):
 
 
 def evaluate(
-    ground_truth,
-    predictions,
-    class_names,
-    iou_threshold=0.5,
-    legacy_plus_one=False,
-    size_ranges=(),
-):
+    ground_truth: Sequence[dict[str, Any]],
+    predictions: Sequence[dict[str, Any]],
+    class_names: Sequence[str],
+    iou_threshold: float = 0.5,
+    legacy_plus_one: bool = False,
+    size_ranges: Sequence[tuple[float, float]] = (),
+) -> dict[str, Any]:
     """Mean average precision by both rules, and the numbers of each class.
 
     Args:
