@@ -1,4 +1,4 @@
-"""What every metric takes, and its checks.
+"""The inputs of all metrics, and their checks.
 
 Ground truth is a list with one dict per image:
   image_id  int or str, different for each image
@@ -41,17 +41,17 @@ class Detected(NamedTuple):
 def flatten(
     ground_truth: Sequence[dict[str, Any]], predictions: Sequence[dict[str, Any]], num_classes: int
 ) -> tuple[Objects, Detected]:
-    """Checks ground truth and predictions and lays the boxes of all images end to end.
+    """Checks ground truth and predictions and concatenates the boxes of all images.
 
     Args:
-      ground_truth, predictions: see above; an image may lack a prediction, which counts as no
+      ground_truth, predictions: see above; an image without a prediction counts as one without
         detections.
       num_classes: C.
     Returns:
       (Objects, Detected).
     Raises:
-      ValueError: an image twice, a prediction for an unknown image, arrays of different lengths,
-        a label without class, a box, area or score that is not finite.
+      ValueError: an image is given twice, a prediction is for an unknown image, arrays differ in
+        length, a label is out of range, or a box, area or score is not finite.
     """
     truths = {}
     for image in ground_truth:
@@ -82,7 +82,7 @@ def flatten(
         if image_id in found
     ]
 
-    # The empty arrays give the types where there is no image at all.
+    # The empty arrays give the types if there are no images.
     no_box = (np.zeros(0, int), np.zeros((0, 4), np.float32), np.zeros(0, np.int32))
     objects = zip(
         (*no_box, np.zeros(0, bool), np.zeros(0, np.float32)), *truths.values(), strict=True
@@ -108,7 +108,9 @@ def _boxes_and_labels(image, num_classes, where):
 def _column(image, name, dtype, length, where):
     values = np.asarray(image[name], dtype)
     if values.shape != (length,):
-        raise ValueError(f"{where}: {name} has the shape {values.shape} beside {length} boxes")
+        raise ValueError(
+            f"{where}: {name} has the shape {values.shape}, not {(length,)} with one entry per box"
+        )
     if not np.isfinite(values).all():
-        raise ValueError(f"{where}: {name} holds a value that is not finite")
+        raise ValueError(f"{where}: {name} has a value that is not finite")
     return values

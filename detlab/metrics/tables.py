@@ -11,13 +11,13 @@ def number(value: float | None, digits: int = 3) -> str:
 
 
 def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Lines of aligned columns: the first one to the left, the others to the right.
+    """A table with aligned columns: the first to the left, the others to the right.
 
     Args:
       header: list of c column names.
       rows: list of lists of c strings.
     Returns:
-      One string without a newline at its end.
+      One string without a trailing newline.
     """
     cells = [header, *rows]
     widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
