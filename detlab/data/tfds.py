@@ -35,8 +35,8 @@ class Tfds:
     image size in the header.  An image is decoded only if its header has no size.
 
     Args:
-      name: as in TFDS, such as "voc/2007"; if several versions are prepared, with the version, such
-        as "voc/2007:4.0.0".
+      name: of the data set in TFDS, such as "voc/2007"; add the version if several are prepared,
+        such as "voc/2007:4.0.0".
       splits: such as "train", or a part in the syntax of TFDS, such as "train[:80%]".
       data_dir: the folder of prepared data sets.
       class_names: the classes to use, in label order; objects of other classes are dropped.  None

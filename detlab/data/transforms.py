@@ -217,7 +217,7 @@ def flip_vertical(probability: float) -> Callable[..., dict[str, Any]]:
 
 
 def expand(probability: float, most: float) -> Callable[..., dict[str, Any]]:
-    """(record, rng) -> record, with this probability with a larger window around the image.
+    """(record, rng) -> record, its window enlarged around the image with this probability.
 
     SSD's "zoom out" (arXiv:1512.02325, section 3.6; mmdetection's `Expand`): both sides are
     multiplied by one ratio, uniform in 1..most, and the image lies anywhere in the window.
@@ -319,7 +319,7 @@ def crop_center(side: int, scales: Sequence[float], border: int) -> Callable[...
 
 
 def crop_jitter(jitter: float) -> Callable[..., dict[str, Any]]:
-    """(record, rng) -> record, with each side of the window moved in or out independently.
+    """(record, rng) -> record, each side of its window moved in or out independently.
 
     darknet's `jitter`: the largest move of a side, as a fraction of the width or height.  The
     window may reach beyond the image and shows padding there.  As in darknet, every object that is
@@ -418,7 +418,7 @@ def _whole(low, high):
 def photometric(
     probability: float, brightness: float, contrast: float, saturation: float, hue: float
 ) -> Callable[..., dict[str, Any]]:
-    """(record, rng) -> record, with this probability with distorted colours.
+    """(record, rng) -> record, its colours distorted with this probability.
 
     SSD's distortion as in mmdetection's `PhotoMetricDistortion`.  Each change below happens with
     probability 0.5.  Contrast comes before or after saturation and hue with equal chances.  See
@@ -488,7 +488,7 @@ def distort(
 def hsv(
     probability: float, gains: tuple[float, float, float], form: str
 ) -> Callable[..., dict[str, Any]]:
-    """(record, rng) -> record, with this probability with changed hue, saturation and value.
+    """(record, rng) -> record, its hue, saturation and value changed with this probability.
 
     Uses lookup tables on OpenCV's 8-bit HSV, whose hue is 0..179 and wraps around.  There are two
     forms:
@@ -542,7 +542,7 @@ def cut_out(
     size: tuple[float, float],
     pad_value: int | tuple[int, int, int],
 ) -> Callable[..., dict[str, Any]]:
-    """(record, rng) -> record, with this probability with rectangles of one colour; boxes are kept.
+    """(record, rng) -> record, rectangles filled with this probability; boxes are kept.
 
     Cutout (arXiv:1708.04552, section 3): centres are uniform over the image, so a hole may reach
     beyond it.  As in mmdetection's `CutOut`, there are several holes, and their sides are fractions
