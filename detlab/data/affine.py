@@ -1,52 +1,56 @@
-"""Random affine and perspective maps of a picture with its objects, as YOLOv5 draws them.
+"""Random affine and perspective maps of an image with its objects, as in YOLOv5.
 
-Reference: `random_perspective` and `box_candidates` of ultralytics' YOLOv5.  Unlike there the map
-is exact to the pixel: pictures and boxes are moved in the same coordinates, in which pixel 0 lies
-between 0 and 1.  There a picture scaled by s lies (1 - s) / 2 px beside its boxes.
+Reference: `random_perspective` and `box_candidates` of ultralytics' YOLOv5.  Unlike the reference,
+the map is exact to the pixel: images and boxes move in the same coordinates, in which pixel 0
+spans 0 to 1.  In YOLOv5, an image scaled by s lies (1 - s) / 2 px beside its boxes.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 
 from detlab.data import records as records_lib
 
-_NEAREST = 0.5  # distance of the viewer of a perspective, where 1 is that of the picture's centre
+_NEAREST = 0.5  # least distance from the viewer; the image's centre is at distance 1
 
 
 class Ranges(NamedTuple):
-    """How far a map may go, either way; each number is drawn uniformly and by itself."""
+    """Largest change in either direction; each is drawn uniformly and independently."""
 
-    degrees: float = 0.0  # of the turn
-    translate: float = 0.0  # part of the sides of the result
+    degrees: float = 0.0  # of rotation
+    translate: float = 0.0  # fraction of the result's sides
     scale: float = 0.0  # the factor is 1 - scale .. 1 + scale
-    shear: float = 0.0  # degrees, of each axis
+    shear: float = 0.0  # degrees, for each axis
     perspective: float = 0.0  # growth of the distance from the viewer, per px, along each axis
 
 
 class Rule(NamedTuple):
-    """Which objects stay: those that are large enough afterwards, and enough of themselves."""
+    """Limits that an object must meet after the map to be kept; all three are exclusive."""
 
-    min_side: float = 2.0  # px, exclusive, as all three
-    min_part: float = 0.1  # of the area
-    max_ratio: float = 100.0  # of the longer to the shorter side
+    min_side: float = 2.0  # px
+    min_part: float = 0.1  # fraction of the area that is left
+    max_ratio: float = 100.0  # longer side / shorter side
 
 
 class Map(NamedTuple):
+    """A map from the coordinates of one image to those of another."""
+
     matrix: np.ndarray  # [3, 3] float64: homogeneous x, y, px from the top left corner
-    scale: float = 1.0  # its factor of lengths, without shear and perspective
+    scale: float = 1.0  # factor of lengths, without shear and perspective
 
 
-def draw(ranges, size, target, rng):
-    """A random `Map`: perspective and turn about the centre, scale, shear, then translation.
+def draw(
+    ranges: Ranges, size: tuple[int, int], target: tuple[int, int], rng: np.random.Generator
+) -> Map:
+    """Draws a `Map`: perspective and rotation about the centre, scale, shear, then translation.
 
     Args:
-      ranges: `Ranges`.
-      size: (height, width) px of the picture.
-      target: (height, width) px of the result, whose centre gets that of the picture where nothing
-        is translated.
-      rng: generator, of which eight numbers are drawn whatever the ranges.
+      ranges: largest changes.
+      size: (height, width) px of the image.
+      target: (height, width) px of the result; without translation, the image's centre maps to the
+        result's centre.
+      rng: always draws eight numbers, whatever the ranges.
     """
     turn, grow, across, down, right, below, tilt_x, tilt_y = rng.uniform(-1, 1, 8)
     scale = 1 + grow * ranges.scale
@@ -56,8 +60,8 @@ def draw(ranges, size, target, rng):
     tan_x, tan_y = np.tan(np.radians(np.array([across, down]) * ranges.shear))
     shear = np.array([[1, tan_x, 0], [tan_y, 1, 0], [0, 0, 1]])
     tilt = np.array([tilt_x, tilt_y]) * ranges.perspective
-    # Nothing of the picture may come too near the viewer, let alone behind; YOLOv5 leaves that to
-    # whoever sets the range.
+    # No part of the image may come too close to the viewer or behind it.  YOLOv5 does not check
+    # this.
     nearest = (abs(tilt) * size[::-1]).sum() / 2
     tilt *= min(1, _NEAREST / nearest) if nearest else 1
     perspective = np.array([[1, 0, 0], [0, 1, 0], [*tilt, 1]])
@@ -67,22 +71,28 @@ def draw(ranges, size, target, rng):
     return Map(to_place @ shear @ rotation @ perspective @ from_centre, scale)
 
 
-def centred(size, target):
-    """The `Map` that leaves everything as it is but puts centre on centre, by whole px."""
+def centred(size: tuple[int, int], target: tuple[int, int]) -> Map:
+    """The `Map` that aligns both centres with a shift by whole px."""
     return Map(_shift((target[1] - size[1]) // 2, (target[0] - size[0]) // 2))
 
 
-def warp(record, moved_by, target, rule, pad_value):
-    """The record as a `Map` shows it in a picture of `target` (height, width) px.
+def warp(
+    record: dict[str, Any],
+    moved_by: Map,
+    target: tuple[int, int],
+    rule: Rule,
+    pad_value: int | tuple[int, int, int],
+) -> dict[str, Any]:
+    """Maps a record into an image of `target` (height, width) px.
 
-    A box becomes the smallest that holds its four corners, clipped to the picture; `rule` says
-    which objects stay, those to ignore as well.  What is left of an object is measured against
-    its box before times the square of the map's scale, as in YOLOv5.
+    Each box becomes the smallest box around its four mapped corners, clipped to the image.  `rule`
+    decides which objects are kept, ignored ones included.  As in YOLOv5, the fraction that is left
+    of an object is its new area divided by its old area times the square of the map's scale.
 
-    `placement` starts anew: such a map is no scale and shift of the original.
+    `placement` is reset to the identity: the map is not a scale and shift of the original.
     """
     matrix = moved_by.matrix
-    # OpenCV counts from the centres of pixels.
+    # OpenCV's coordinates start at the centre of pixel 0.
     of_centres = _shift(-0.5, -0.5) @ matrix @ _shift(0.5, 0.5)
     border = np.broadcast_to(pad_value, 3).tolist()
     flat = (matrix[2] == [0, 0, 1]).all()
@@ -99,7 +109,8 @@ def warp(record, moved_by, target, rule, pad_value):
     corners = corners[..., :2] / corners[..., 2:]
     around = np.concatenate([corners.min(axis=1), corners.max(axis=1)], axis=1)
     boxes = np.clip(around, 0, np.tile(target[::-1], 2))
-    # The outline of an object fills as much of its four corners as before, of which a part shows.
+    # An object fills the same fraction of its mapped corners as of its old box; clipping then
+    # leaves a fraction of that.
     growth = _ratio(_inside(corners), records_lib.box_areas(before)) * _ratio(
         records_lib.box_areas(boxes), records_lib.box_areas(around)
     )
@@ -114,10 +125,11 @@ def warp(record, moved_by, target, rule, pad_value):
     return records_lib.select_objects(moved, stays(rule, before, boxes, moved_by.scale))
 
 
-def stays(rule, before, after, scale=1.0):
-    """Bool [n]: which objects of boxes `before` [n, 4] stay as boxes `after` [n, 4].
+def stays(rule: Rule, before, after, scale: float = 1.0):
+    """Which objects are kept, bool [n], given their boxes before [n, 4] and after [n, 4] a map.
 
-    `scale` is the factor by which lengths grew, so that what was cut off is told from what shrank.
+    `scale` is the factor by which lengths grew.  It distinguishes objects that were cut off from
+    objects that shrank.
     """
     sides = after[:, 2:] - after[:, :2]
     part = _ratio(records_lib.box_areas(after), records_lib.box_areas(before) * scale**2)
@@ -130,12 +142,12 @@ def _shift(x, y):
 
 
 def _inside(corners):
-    """[n] the area within four corners [n, 4, 2] in turn (the shoelace formula)."""
+    """Areas [n] of quadrilaterals with corners [n, 4, 2] in order (shoelace formula)."""
     following = np.roll(corners, -1, axis=1)
     cross = corners[..., 0] * following[..., 1] - corners[..., 1] * following[..., 0]
     return abs(cross.sum(axis=1)) / 2
 
 
 def _ratio(upper, lower):
-    """Upper / lower; 0 where there is nothing to divide by."""
+    """Upper / lower, and 0 where lower is not positive."""
     return np.divide(upper, lower, out=np.zeros_like(upper), where=lower > 0)

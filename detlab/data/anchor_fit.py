@@ -1,48 +1,51 @@
-"""Anchors that fit the objects of a data set, and how well anchors fit, as in YOLOv5.
+"""Fits anchors to the objects of a data set and measures the fit, as in YOLOv5.
 
-Reference: ultralytics' `autoanchor`: k-means of widths and heights, then random changes of which
-those that fit better are kept.  An anchor fits an object as well as the worse of its sides does:
-the similarity of two boxes is the least of w / w', w' / w, h / h' and h' / h, and YOLOv5 lets an
-anchor learn an object where it is above 1 / 4.
+Reference: ultralytics' `autoanchor`: k-means of widths and heights, then random changes, which are
+kept if the fit improves.  The worse side decides how well an anchor fits: the similarity of two
+boxes is the minimum of w / w', w' / w, h / h' and h' / h.  In YOLOv5, an anchor may learn an object
+if their similarity is above 1 / 4.
 """
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from detlab.data import augment, plan
 from detlab.data import settings as settings_lib
 
-LEAST = 2.0  # px: no side of an anchor is smaller; objects with both sides smaller do not count
-_STARTS = 5  # of k-means, of which the best counts
-_ROUNDS = 30  # of each at most
+LEAST = 2.0  # px: least side of an anchor; objects with both sides smaller are ignored
+_STARTS = 5  # k-means runs; the best one is used
+_ROUNDS = 30  # at most, in each run
 _MUTATED = 0.9  # probability that a number changes in a generation
-_SIGMA = 0.1  # of the change, relative
-_CHANGE = (0.3, 3.0)  # factor, at least and at most
+_SIGMA = 0.1  # standard deviation of the relative change
+_CHANGE = (0.3, 3.0)  # least and largest factor of a change
 
 
 class Fit(NamedTuple):
     """How well anchors fit objects."""
 
-    best_recall: float  # part of the objects that any anchor may learn: the best possible recall
-    anchors_per_object: float  # that may learn it, on the average
-    fitness: float  # mean similarity with the best anchor, 0 for objects that none may learn
+    best_recall: float  # share of objects that some anchor may learn: the best possible recall
+    anchors_per_object: float  # mean number of anchors that may learn an object
+    fitness: float  # mean similarity with the best anchor; 0 for objects that none may learn
 
 
-def object_sizes(source, canvases, resize="fit"):
-    """[n, 2] float64 width, height px of the objects to learn on the canvas of their image.
+def object_sizes(
+    source: Any, canvases: Sequence[tuple[int, int]], resize: str | tuple[int, int] = "fit"
+):
+    """Sizes of the objects to learn on their canvas: [n, 2] float64 width, height px.
 
-    Reads annotations only.  Objects without an area are left out.
+    Reads annotations only.  Objects without area are dropped.
 
     Args:
       source: any source.
-      canvases: (height, width) px; each image goes to the one that suits it.
+      canvases: (height, width) px; each image uses the one that suits it best.
       resize: see `settings.Settings`.
     Raises:
       DataError: the source has no images.
       ValueError: `resize` is unknown.
     """
-    augment.resizer(settings_lib.Settings(canvases, 0, 0, resize))  # refuses what is unknown
+    augment.resizer(settings_lib.Settings(canvases, 0, 0, resize))  # raises if `resize` is unknown
     sizes = plan.source_sizes(source)
     found = [np.zeros((0, 2))]
     for canvas, group in zip(canvases, plan.group_by_canvas(sizes, canvases), strict=True):
@@ -55,7 +58,7 @@ def object_sizes(source, canvases, resize="fit"):
 
 
 def _scale(size, canvas, resize):
-    """[2] factors of width and height that bring an image onto its canvas."""
+    """Factors [2] by which width and height of an image change on its canvas."""
     ratios = np.array(canvas) / size
     if resize == "stretch":
         return ratios[::-1]
@@ -65,11 +68,13 @@ def _scale(size, canvas, resize):
     return np.full(2, min(*ratios, long / size.max(), short / size.min()))
 
 
-def check(sizes, anchors, ratio=4.0):
-    """How well anchors [k, 2] fit objects [n, 2], both width and height in px: a `Fit`.
+def check(sizes, anchors, ratio: float = 4.0) -> Fit:
+    """Measures how well anchors fit objects.
 
     Args:
-      ratio: of sides, up to which an anchor may learn an object; 4 in YOLOv5.
+      sizes: [n, 2] width, height px of the objects.
+      anchors: [k, 2] width, height px.
+      ratio: largest ratio of sides at which an anchor may learn an object; 4 in YOLOv5.
     Raises:
       ValueError: there are no objects or no anchors, or a side is not above 0.
     """
@@ -84,11 +89,17 @@ def check(sizes, anchors, ratio=4.0):
     )
 
 
-def fit(sizes, num_anchors, rng, ratio=4.0, generations=1000):
-    """[k, 2] float64 anchors for objects [n, 2], by area: k-means, then `generations` of changes.
+def fit(
+    sizes, num_anchors: int, rng: np.random.Generator, ratio: float = 4.0, generations: int = 1000
+):
+    """Fits anchors to objects: k-means, then `generations` of random changes.
 
-    The same for the same generator; its fitness is never below that of `k_means`.
+    The same generator gives the same anchors.  Their fitness is never below that of `k_means`.
 
+    Args:
+      sizes: [n, 2] width, height px of the objects.
+    Returns:
+      [k, 2] float64 width, height px, in ascending order of area.
     Raises:
       ValueError: see `check`, or there are fewer objects than anchors.
     """
@@ -122,10 +133,11 @@ def fit(sizes, num_anchors, rng, ratio=4.0, generations=1000):
     return anchors[np.argsort(anchors.prod(axis=1))]
 
 
-def k_means(sizes, num_anchors, rng):
-    """[k, 2] centres of objects [n, 2], of which each width and height counts in its deviation.
+def k_means(sizes, num_anchors: int, rng: np.random.Generator):
+    """Cluster centres [k, 2] of object sizes [n, 2], width and height in px.
 
-    Lloyd's rounds from k-means++ starts (Arthur and Vassilvitskii, 2007): the best of several.
+    Widths and heights are first divided by their standard deviations.  Lloyd's algorithm runs from
+    several k-means++ starts (Arthur and Vassilvitskii, 2007), and the best run is used.
     """
     spread = sizes.std(axis=0)
     spread = np.where(spread > 0, spread, 1)
@@ -136,19 +148,19 @@ def k_means(sizes, num_anchors, rng):
 
 
 def _spread_out(points, count, rng):
-    """Points of `points`, each drawn in proportion to its squared distance from those before."""
+    """Draws points, each in proportion to its squared distance from the nearest so far."""
     centres = [points[rng.integers(len(points))]]
     distance = ((points - centres[0]) ** 2).sum(axis=1)
     while len(centres) < count:
         total = distance.sum()
-        chances = distance / total if total > 0 else None  # all points are taken: any will do
+        chances = distance / total if total > 0 else None  # all points are taken, so any will do
         centres.append(points[rng.choice(len(points), p=chances)])
         distance = np.minimum(distance, ((points - centres[-1]) ** 2).sum(axis=1))
     return np.array(centres)
 
 
 def _lloyd(points, centres):
-    """The centres, and the mean squared distance of the points from the nearest one."""
+    """The centres after Lloyd's algorithm, and the mean squared distance to the nearest centre."""
     nearest = None
     for _ in range(_ROUNDS):
         squares = np.stack([((points - centre) ** 2).sum(axis=1) for centre in centres])  # [k, n]
@@ -165,21 +177,23 @@ def _lloyd(points, centres):
 
 
 def _logs(what, sizes):
-    """[n, 2] float32 logarithms, in which similarity is the distance of the worse side."""
+    """Logarithms [n, 2] float32 of sizes; they turn similarity into a distance."""
     sizes = np.asarray(sizes, np.float64).reshape(-1, 2)
     if not len(sizes):
         raise ValueError(f"there are no {what}s")
     if not (sizes > 0).all() or not np.isfinite(sizes).all():
         bad = sizes[~((sizes > 0) & np.isfinite(sizes)).all(axis=1)][0]
-        raise ValueError(f"an {what} has the size {bad[0]:g} x {bad[1]:g} px; it must be above 0")
+        raise ValueError(
+            f"an {what} has the size {bad[0]:g} x {bad[1]:g} px; both sides must be above 0"
+        )
     return np.log(sizes).astype(np.float32)
 
 
 def _distance(objects, anchor):
-    """[n] logarithm of one over the similarity of an anchor with each object."""
+    """Minus the logarithm of an anchor's similarity with each object, [n]."""
     return np.abs(objects - anchor).max(axis=1)
 
 
 def _fitness(best, near):
-    """The fitness of anchors from the distance of each object to its nearest."""
+    """Fitness of anchors, given the distance of each object to its nearest anchor."""
     return float(np.where(best < near, np.exp(-best), 0).mean(dtype=np.float64))

@@ -1,4 +1,4 @@
-"""What happens to a record on its way into a batch: crop, mosaic, affine map, resize, flips."""
+"""Makes the record that enters a batch: crop, mosaic, affine map, resize, flips."""
 
 import functools
 from collections.abc import Callable
@@ -15,22 +15,22 @@ Resize = Callable[..., Record]  # (record, height, width) -> record; some take `
 
 
 class Augmenter(NamedTuple):
-    """A row of a step to the record that enters the batch.
+    """Makes the record that enters the batch for one row of a step.
 
-    `read(i, skipped)` gives record i, or None where there is to be none; what cannot be read is
-    told in `skipped`.
+    `read(i, skipped)` returns record i, or None to leave the row empty.  It appends a sentence to
+    `skipped` for each image that cannot be read.
     """
 
     read: Callable[[int, list[str]], Record | None]
     num_images: int
     settings: settings_lib.Settings
-    before: tuple[Change, ...]  # of an image in its own size
+    before: tuple[Change, ...]  # applied before the resize
     resize: Resize
-    resize_tile: Resize  # of a part of a mosaic
+    resize_tile: Resize  # for the tiles of a mosaic
     after: tuple[Change, ...]
 
     def __call__(self, step: plan.Step, row: int, skipped: list[str]) -> Record | None:
-        """The transformed record of a row of the step; None where there is to be none."""
+        """The transformed record for a row of the step; None if the row stays empty."""
         augment = self.settings.augment
         rng = np.random.default_rng(int(step.seed[row]))
         limits = {} if step.limits is None else {"limits": step.limits[row].tolist()}
@@ -47,7 +47,7 @@ class Augmenter(NamedTuple):
         return record
 
     def _picture(self, i: int, at: "_Row") -> Record | None:
-        """Image i resized or, by chance, in a mosaic; moved by the affine map, by chance too."""
+        """Image i, alone or in a random mosaic, then moved by a random affine map."""
         augment = self.settings.augment
         if augment.mosaic and at.rng.random() < augment.mosaic:
             return move(self._mosaic(i, at), at.canvas, self.settings, at.rng)
@@ -57,7 +57,7 @@ class Augmenter(NamedTuple):
         return move(record, record["image_size"], self.settings, at.rng)
 
     def _mosaic(self, i: int, at: "_Row") -> Record:
-        """The plane of a mosaic of image i, in any place of it, and others of the source."""
+        """The plane of a mosaic with image i at a random place and random other images."""
         nine = self.settings.augment.mosaic_nine
         make, count = mosaic.four, 4
         if nine and at.rng.random() < nine:
@@ -73,7 +73,7 @@ class Augmenter(NamedTuple):
         return int(rng.integers(self.num_images))
 
     def _small(self, i: int, resize: Resize, at: "_Row") -> Record | None:
-        """Image i, changed and resized; nothing of its own size is kept."""
+        """Image i after changes and resize; the full-size image is not kept."""
         record = self.read(i, at.skipped)
         if record is None:
             return None
@@ -83,19 +83,19 @@ class Augmenter(NamedTuple):
 
 
 class _Row(NamedTuple):
-    """What the pictures of one row of a step have in common."""
+    """What the images in one row of a step share."""
 
     canvas: tuple[int, int]  # height, width px
-    limits: dict  # arguments of the resize
+    limits: dict  # keyword arguments of the resize
     rng: np.random.Generator
     skipped: list[str]  # sentences on images that cannot be read
 
 
 def of(settings: settings_lib.Settings, read: Callable, num_images: int) -> Augmenter:
-    """The augmenter that the settings mean, of a source of `num_images`.
+    """The augmenter for these settings and a source of `num_images`.
 
     Raises:
-      ValueError: a setting is none of those that it may be, or they do not go together.
+      ValueError: a setting has an unknown value, or two settings exclude each other.
     """
     _check(settings)
     tile = settings._replace(resize="fit") if settings.resize == "letterbox" else settings
@@ -110,10 +110,10 @@ def of(settings: settings_lib.Settings, read: Callable, num_images: int) -> Augm
 
 
 def resizer(settings: settings_lib.Settings) -> Resize:
-    """(record, height, width) -> record, as `settings.resize` says.
+    """The function (record, height, width) -> record that `settings.resize` names.
 
     Raises:
-      ValueError: `resize`, `rounding` or `shrink` is none of those that it may be.
+      ValueError: `resize`, `rounding` or `shrink` has an unknown value.
     """
     resize, rounding, shrink = settings.resize, settings.rounding, settings.shrink
     for name, value, known in (
@@ -121,7 +121,7 @@ def resizer(settings: settings_lib.Settings) -> Resize:
         ("shrink", shrink, transforms.SHRINKS),
     ):
         if value not in known:
-            raise ValueError(f"{name} {value!r} is none of {', '.join(known)}")
+            raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(known)}")
     options = dict(pad_value=settings.pad_value, shrink=shrink)
     if resize == "stretch":
         return functools.partial(transforms.resize_fixed, **options)
@@ -132,17 +132,17 @@ def resizer(settings: settings_lib.Settings) -> Resize:
         return functools.partial(transforms.letterbox, **options)
     if isinstance(resize, str) or len(resize) != 2:
         raise ValueError(
-            f'resize {resize!r} is neither "fit" nor "letterbox" nor "stretch" nor (long, short) px'
+            f'resize is {resize!r}; it must be "fit", "letterbox", "stretch" or (long, short) px'
         )
     return functools.partial(transforms.resize_keep_ratio, limits=tuple(resize), **options)
 
 
 def augmentations(
-    augment: settings_lib.Augment, pad_value
+    augment: settings_lib.Augment, pad_value: int | tuple[int, int, int]
 ) -> tuple[tuple[Change, ...], tuple[Change, ...]]:
-    """What is done before the resizing, and after the flips.
+    """The changes before the resize, and those after the flips.
 
-    What `augment` has turned off is not in them and draws nothing.
+    Changes that `augment` turns off are omitted and draw nothing.
     """
     before, after = [], []
     if augment.photometric:
@@ -168,8 +168,8 @@ def augmentations(
     elif augment.crop == "jitter":
         before.append(transforms.crop_jitter(augment.crop_jitter))
     elif augment.crop != "none":
-        crops = "none, random, min_iou, center nor jitter"
-        raise ValueError(f"crop {augment.crop!r} is neither {crops}")
+        crops = "none, random, min_iou, center or jitter"
+        raise ValueError(f"crop is {augment.crop!r}; it must be {crops}")
     if augment.hsv:
         after.append(transforms.hsv(augment.hsv, augment.hsv_gains, augment.hsv_form))
     if augment.cutout:
@@ -180,11 +180,14 @@ def augmentations(
 
 
 def move(
-    record: Record, target, settings: settings_lib.Settings, rng: np.random.Generator
+    record: Record,
+    target: tuple[int, int],
+    settings: settings_lib.Settings,
+    rng: np.random.Generator,
 ) -> Record:
-    """A resized picture or the plane of a mosaic in `target` (height, width) px, moved by chance.
+    """Applies a random affine map; the result has `target` (height, width) px.
 
-    What is not moved is the record itself or, of a plane, the middle.
+    Without a map, the result is the record itself or, for a mosaic, the middle of its plane.
     """
     augment = settings.augment
     size = record["image"].shape[:2]
@@ -208,8 +211,11 @@ def move(
 def _check(settings: settings_lib.Settings) -> None:
     multiscale, canvases, resize = settings.multiscale, settings.canvases, settings.resize
     if multiscale.mode not in ("list", "range"):
-        raise ValueError(f'multi-scale mode {multiscale.mode!r} is neither "list" nor "range"')
+        raise ValueError(f'multiscale is {multiscale.mode!r}; it must be "list" or "range"')
     if any(len(alternative) != len(canvases) for alternative in multiscale.canvases):
-        raise ValueError(f"each alternative to {len(canvases)} canvases must have as many")
+        raise ValueError(
+            f"each entry of multiscale_canvases must have {len(canvases)} canvases, one for each "
+            "in canvases"
+        )
     if multiscale.limits and resize in ("letterbox", "stretch"):
-        raise ValueError(f'multi-scale limits do not go with resize "{resize}"')
+        raise ValueError(f'multiscale_limits cannot be used with resize "{resize}"')

@@ -1,6 +1,7 @@
-"""Records of one canvas to a `types.Batch` of NumPy arrays, and boxes on it back to their image."""
+"""Records to a `types.Batch` of NumPy arrays, and boxes on the canvas back to the original."""
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -9,22 +10,27 @@ from detlab.data import transforms
 
 
 class Loaded(NamedTuple):
-    """One batch, with what was lost while making it, for the log."""
+    """One batch, and what was lost in making it, for the log."""
 
     batch: types.Batch
     dropped_boxes: int  # objects for which the batch had no slot
     skipped: tuple[str, ...]  # a sentence for each image that could not be read
 
 
-def to_batch(records, canvas, max_boxes, pad_value):
+def to_batch(
+    records: Sequence[dict[str, Any] | None],
+    canvas: tuple[int, int],
+    max_boxes: int,
+    pad_value: int | tuple[int, int, int],
+) -> types.Batch:
     """A `types.Batch` of NumPy arrays from records that fit on the canvas.
 
-    An image with more than `max_boxes` objects keeps the largest, and real ones before ignored
-    ones; `count_dropped` tells how many that loses.  A record None gives a row that is not real:
-    an empty canvas.
+    An image with more than `max_boxes` objects keeps the largest ones, those not ignored first;
+    `count_dropped` counts the others.  None in place of a record gives an empty canvas with `real`
+    False.
 
     Args:
-      records: list of B transformed records, or None.
+      records: B transformed records or None.
       canvas: (height, width) px.
       max_boxes: G, slots for objects.
       pad_value: 0..255 outside the content, one number or one for each of R, G, B.
@@ -58,8 +64,8 @@ def to_batch(records, canvas, max_boxes, pad_value):
     return batch
 
 
-def count_dropped(records, max_boxes):
-    """How many objects of the records `to_batch` has no slot for."""
+def count_dropped(records: Sequence[dict[str, Any] | None], max_boxes: int) -> int:
+    """The number of objects for which `to_batch` has no slot."""
     return sum(max(len(record["boxes"]) - max_boxes, 0) for record in records if record)
 
 
@@ -72,7 +78,7 @@ def to_original(boxes: np.ndarray, placement: np.ndarray, size: tuple[int, int])
 
 
 def _largest(record, count):
-    """Positions, in order, of the `count` largest objects; all real ones count as larger."""
+    """Ascending positions of the `count` largest objects; those not ignored come first."""
     width, height = (record["boxes"][:, 2:] - record["boxes"][:, :2]).T
-    order = np.lexsort((-width * height, record["ignore"]))  # the last key is the first to decide
+    order = np.lexsort((-width * height, record["ignore"]))  # the last key decides first
     return np.sort(order[:count])

@@ -1,10 +1,10 @@
 """COCO annotations: a folder of images and one `instances` file in JSON.
 
 Category ids have gaps (1..90 for 80 classes); labels are 0..C-1 in ascending order of the ids.
-`iscrowd` becomes `ignore`.  Training leaves out objects of no area or under one pixel wide or high
-and clips the others to the image, as mmdetection's `CocoDataset` does; evaluation keeps all of them
-as they are annotated, as pycocotools does.  Images without objects stay: `wrappers.for_training`
-drops them.
+`iscrowd` becomes `ignore`.  Training drops objects without area or with a side under one pixel and
+clips the others to the image, as mmdetection's `CocoDataset` does.  Evaluation keeps all objects as
+annotated, as pycocotools does.  Images without objects are kept; `wrappers.for_training` drops
+them.
 """
 
 import json
@@ -25,24 +25,24 @@ class Coco(records_lib.FileSource):
     Args:
       images: the folder of the image files.
       annotation_file: an `instances_*.json`.
-      class_names: the classes to use, in the order of their labels; objects of others are left out.
-        None for all of the file.
-      strict: raise at the first image or object that cannot be used; False leaves it out and says
-        so in `problems`.
-      min_side: px; smaller objects, or of no area, are left out, and boxes are clipped to the
-        image: for training.  0 keeps all boxes as annotated, also those of no area and outside
-        the image: for evaluation, with the ground truth of the official one.
+      class_names: the classes to use, in label order; objects of other classes are dropped.  None
+        uses all classes of the file.
+      strict: raise at the first unusable image or object; False skips it and reports it in
+        `problems`.
+      min_side: px; for training: objects with a smaller side or without area are dropped, and boxes
+        are clipped to the image.  0, for evaluation: all boxes are kept as annotated, even without
+        area or outside the image, so the ground truth equals that of the official evaluation.
     Raises:
-      DataError: the folder or file is missing, the file is no COCO file, or lacks one of
-        `class_names`; and with `strict`, an image or object cannot be used, or there are objects
-        and none is of `class_names`.
+      DataError: the folder or file is missing, or the file is not in COCO format or lacks one of
+        `class_names`; with `strict`, also if an image or object is unusable, or if there are
+        objects but none of `class_names`.
     """
 
     def __init__(self, images, annotation_file, class_names=None, strict=True, min_side=1):
         folder = pathlib.Path(images)
         if not folder.is_dir():
             raise records_lib.DataError(
-                f"image folder {folder} does not exist; give the folder of the image files"
+                f"image folder {folder} does not exist; give the folder that holds the images"
             )
         content = _read(annotation_file)
         name_of = _categories(content["categories"], annotation_file)
@@ -81,7 +81,7 @@ class Coco(records_lib.FileSource):
                 num_tiny += 1
             else:
                 objects.append(annotation)
-        tiny = f"{num_tiny} objects of no area or a side under {min_side} px are left out"
+        tiny = f"objects without area or with a side under {min_side} px are dropped: {num_tiny}"
 
         names = [name_of[a["category_id"]] for a in objects]
         image = np.array([position[a["image_id"]] for a in objects], np.int64)
@@ -126,7 +126,7 @@ class Coco(records_lib.FileSource):
 
 
 def _read(file):
-    """The content of the JSON file, with the three lists that it must have."""
+    """The content of the JSON file, which must have the three lists."""
     try:
         with open(file, encoding="utf-8") as stream:
             content = json.load(stream)
@@ -135,15 +135,15 @@ def _read(file):
             f"annotation file {file} cannot be read ({error.strerror}); give the path of an "
             "instances_*.json"
         ) from error
-    except (ValueError, RecursionError) as error:  # JSON, its text encoding, or lists in lists
+    except (ValueError, RecursionError) as error:  # bad JSON, bad encoding or deep nesting
         raise records_lib.DataError(
-            f"annotation file {file} is not valid JSON ({error}); fetch it again"
+            f"annotation file {file} is not valid JSON ({error}); download it again"
         ) from error
     for name in ("images", "annotations", "categories"):
         if not isinstance(content, dict) or not isinstance(content.get(name), list):
             raise records_lib.DataError(
-                f"annotation file {file} has no list {name!r}; give an instances_*.json in the "
-                "format of COCO"
+                f"annotation file {file} has no list {name!r}; give an instances_*.json in COCO "
+                "format"
             )
     return content
 
@@ -151,25 +151,24 @@ def _read(file):
 def _categories(categories, file):
     """{category id: name} in ascending order of the ids.
 
-    A category that cannot be used is an error always: without it all labels would shift.
+    An unusable category always raises: skipping it would shift all labels.
     """
     for number, category in enumerate(categories):
         fault = _fault(category, _CATEGORY)
         if fault:
             raise records_lib.DataError(
-                f"annotation file {file}: entry {number} of 'categories' {fault}; correct it"
+                f"annotation file {file}: entry {number} of 'categories' {fault}; correct the file"
             )
     name_of = {c["id"]: c["name"] for c in sorted(categories, key=lambda c: c["id"])}
     if len(name_of) < len(categories) or len(set(name_of.values())) < len(categories):
         raise records_lib.DataError(
-            f"annotation file {file} gives one id or one class name to several categories; "
-            "tell them apart"
+            f"annotation file {file} gives several categories the same id or name; make them unique"
         )
     return name_of
 
 
 def _area(annotation):
-    """The annotated area, px^2; that of the box where there is none."""
+    """The annotated area, px^2, or the area of the box if none is annotated."""
     _, _, width, height = annotation["bbox"]
     return annotation.get("area", width * height)
 
@@ -179,7 +178,7 @@ def _area(annotation):
 
 
 class _Kind(NamedTuple):
-    """What a value of an entry must be."""
+    """A condition on a value of an entry, and its wording in messages."""
 
     words: str
     fits: Callable[[Any], bool]
@@ -190,7 +189,7 @@ def _is_integer(value):
 
 
 def _is_number(value):
-    # 1e30 also keeps out numbers that float32 cannot hold; comparing it with NaN gives False.
+    # 1e30 also excludes numbers that float32 cannot hold; comparisons with NaN are False.
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e30
 
 
@@ -198,11 +197,11 @@ def _is_box(value):
     return isinstance(value, list) and len(value) == 4 and all(map(_is_number, value))
 
 
-_INTEGER = _Kind("a whole number", _is_integer)
+_INTEGER = _Kind("an integer", _is_integer)
 _NUMBER = _Kind("a finite number", _is_number)
-_TEXT = _Kind("a text", lambda value: isinstance(value, str) and value != "")
-_ID = _Kind("a whole number or a text", lambda v: _is_integer(v) or isinstance(v, str))
-_SIDE = _Kind("a number of px from 1", lambda v: _is_number(v) and 1 <= v < 2**31)
+_TEXT = _Kind("a non-empty string", lambda value: isinstance(value, str) and value != "")
+_ID = _Kind("an integer or a string", lambda v: _is_integer(v) or isinstance(v, str))
+_SIDE = _Kind("a number of at least 1", lambda v: _is_number(v) and 1 <= v < 2**31)
 _BOX = _Kind("a list of 4 finite numbers: x, y, width, height", _is_box)
 _FLAG = _Kind("0 or 1", lambda value: isinstance(value, int) and value in (0, 1))
 
@@ -213,23 +212,23 @@ _CATEGORY = {"id": _INTEGER, "name": _TEXT}
 
 
 def _object_fault(annotation, position, name_of):
-    """`_fault` of an entry of 'annotations', which must be of known images and categories."""
+    """`_fault` for an entry of 'annotations'; its image and category must be known."""
     fault = _fault(annotation, _OBJECT) or _fault(
         annotation, {key: kind for key, kind in _OPTIONAL.items() if key in annotation}
     )
     if fault:
         return fault
     if annotation["image_id"] not in position:
-        return f"is of image {annotation['image_id']!r}, which is not listed or not usable"
+        return f"has the image_id {annotation['image_id']!r}, which no usable image has"
     if annotation["category_id"] not in name_of:
-        return f"is of category {annotation['category_id']}, which is not listed"
+        return f"has the category_id {annotation['category_id']}, which no category has"
     return ""
 
 
 def _fault(entry, kinds):
     """What is wrong with an entry, in words that follow its name; "" if nothing is."""
     if not isinstance(entry, dict):
-        return f"is {_short(entry)}, which is no object with keys and values"
+        return f"is {_short(entry)}, which is not a JSON object"
     for key, kind in kinds.items():
         if key not in entry:
             return f"has no {key!r}"

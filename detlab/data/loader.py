@@ -1,8 +1,8 @@
-"""The loader: source -> plan -> records -> `Batch`, by grain.
+"""The loader: source -> plan -> records -> `Batch`, run by grain.
 
-`start_step` alone resumes a stream, whatever the number of threads, worker processes or machines
-was or will be: the plan is a pure function (see `detlab.data.plan`), which grain only carries out.
-Grain maps steps to batches in threads or worker processes.
+`start_step` alone resumes a stream, whatever the number of threads, worker processes or machines:
+the plan is a pure function (see `detlab.data.plan`), and grain only carries it out.  Grain maps
+steps to batches in threads or worker processes.
 """
 
 import signal
@@ -18,12 +18,12 @@ from detlab.data import batch as batch_lib
 from detlab.data import records as records_lib
 from detlab.data import settings as settings_lib
 
-_REPLACEMENTS = 20  # images tried in the place of one that cannot be read
-_PREFETCH = 4  # batches made ahead, at least
+_REPLACEMENTS = 20  # images tried in place of one that cannot be read
+_PREFETCH = 4  # least number of batches made ahead
 
 
 def train_batches(
-    source,
+    source: Any,
     settings: settings_lib.Settings,
     *,
     batch_size: int,
@@ -36,19 +36,19 @@ def train_batches(
     """The batches of steps start_step..num_steps-1 of a training run.
 
     The stream from a later `start_step` is the tail of the stream from 0, bit for bit.  With
-    `skip_broken` the next image of the same canvas takes the place of one that cannot be read.
+    `skip_broken`, the next image of the same canvas replaces an image that cannot be read.
 
     Args:
       source: see `detlab.data.records`.
       settings: see `detlab.data.settings`.
       batch_size: images in the global batch.
-      seed: decides order, flips and all else that is random.
-      num_steps: steps of the whole run; epochs follow one another.
-      start_step: steps that are over; the stream begins after them.
-      process_index, process_count: this process makes its part of the rows of each batch.
+      seed: determines the order, the flips and everything else that is random.
+      num_steps: steps of the whole run, over all epochs.
+      start_step: steps already done; the stream starts after them.
+      process_index, process_count: this process makes its share of each batch's rows.
     Raises:
-      ValueError: the batch cannot be shared out, or settings that cannot be.
-      DataError: from the iterator: an image cannot be read, nor can those tried in its place.
+      ValueError: the batch cannot be split evenly over the processes, or a setting is invalid.
+      DataError: from the iterator: an image cannot be read, and neither can its replacements.
     """
     sizes, canvases = plan.source_sizes(source), settings.canvases
     groups = plan.group_by_canvas(sizes, canvases) if settings.skip_broken else ()
@@ -63,21 +63,21 @@ def train_batches(
 
 
 def eval_batches(
-    source,
+    source: Any,
     settings: settings_lib.Settings,
     *,
     batch_size: int,
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[batch_lib.Loaded]:
-    """Batches that show every image once, as it is, in an order always the same.
+    """Batches that contain every image once, unchanged, always in the same order.
 
-    Rows that fill up the last batch of a canvas have `real` False.  The arguments are those of
-    `train_batches`, and nothing random is drawn.  With `skip_broken` an image that cannot be read
-    gives such a row too, and no other takes its place, as each counts once.
+    Rows that pad the last batch of a canvas have `real` False.  With `skip_broken`, the rows of
+    images that cannot be read do too; they are not replaced, because each image counts once.  The
+    arguments are those of `train_batches`; nothing is random.
 
     Raises:
-      ValueError: the batch cannot be shared out, or settings that cannot be.
+      ValueError: the batch cannot be split evenly over the processes, or a setting is invalid.
       DataError: from the iterator, without `skip_broken`: an image cannot be read.
     """
     settings = settings_lib.without_chance(settings)
@@ -110,16 +110,16 @@ class _MakeBatch(NamedTuple):
 
 
 class _Reader(NamedTuple):
-    """Reads records of a source, or what takes the place of those that cannot be read."""
+    """Reads records of a source, and replaces those that cannot be read."""
 
     source: Any
-    groups: tuple[np.ndarray, ...]  # images by canvas, to replace broken ones; empty: none is
-    leave_out: bool  # no record in place of an image that cannot be read
+    groups: tuple[np.ndarray, ...]  # by canvas, to replace broken images; empty: no replacement
+    leave_out: bool  # return None for an image that cannot be read
 
     def __call__(self, i: int, skipped: list[str]) -> augment.Record | None:
         """Record i, or the next of its group that can be read; the faults go to `skipped`.
 
-        None where there is to be no record: i is -1, or broken and left out.
+        None if i is -1, or if image i is broken and `leave_out` is set.
         """
         if i < 0:
             return None
@@ -138,7 +138,7 @@ class _Reader(NamedTuple):
         if len(faults) == 1:
             raise faults[0]
         raise records_lib.DataError(
-            f"{len(faults)} images in a row cannot be read, the first because: {faults[0]}"
+            f"{len(faults)} images in a row cannot be read; the first: {faults[0]}"
         )
 
     def _candidates(self, i: int) -> Iterator[int]:
@@ -152,7 +152,7 @@ class _Reader(NamedTuple):
 def _stream(make: _MakeBatch, steps: range, settings: settings_lib.Settings):
     import grain  # here, so that programs start without it
 
-    cv2.setNumThreads(1)  # OpenCV's own threads get in the way of those that share the work here
+    cv2.setNumThreads(1)  # OpenCV's threads would compete with the loader's
     options = grain.ReadOptions(
         num_threads=settings.read_threads,
         prefetch_buffer_size=max(_PREFETCH, settings.read_threads),
@@ -168,9 +168,9 @@ def _stream(make: _MakeBatch, steps: range, settings: settings_lib.Settings):
 
 
 def _start_worker(*_):
-    """What each worker process does first."""
+    """Runs first in each worker process."""
     cv2.setNumThreads(1)
-    # A terminal's Ctrl-C and a scheduler's SIGTERM reach all processes; the parent, which may still
-    # need batches, decides what they mean, and ends these.
+    # A terminal's Ctrl-C and a scheduler's SIGTERM reach all processes.  The parent may still need
+    # batches: it decides how to react, and it ends the workers.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)

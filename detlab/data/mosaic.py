@@ -1,9 +1,12 @@
-"""Pictures made of several records: mosaics of four and of nine, and mixup, as in YOLOv5.
+"""Images made from several records: mosaics of four and of nine, and mixup, as in YOLOv5.
 
-Plain functions of records that were made small enough before; which records, and with which random
-numbers, is the loader's part.  Reference: `load_mosaic`, `load_mosaic9` and `mixup` of ultralytics'
-YOLOv5.
+These functions take records that are already small enough; `detlab.data.augment` chooses the
+records and the random generator.  Reference: `load_mosaic`, `load_mosaic9` and `mixup` of
+ultralytics' YOLOv5.
 """
+
+from collections.abc import Sequence
+from typing import Any
 
 import cv2
 import numpy as np
@@ -12,16 +15,22 @@ from detlab.data import records as records_lib
 from detlab.data import transforms
 
 
-def four(tiles, canvas, rng, pad_value):
-    """Four pictures with a corner each on one point, which lies in the middle half of the plane.
+def four(
+    tiles: Sequence[dict[str, Any]],
+    canvas: tuple[int, int],
+    rng: np.random.Generator,
+    pad_value: int | tuple[int, int, int],
+) -> dict[str, Any]:
+    """A mosaic of four tiles that meet at a random point in the middle half of the plane.
 
     Args:
-      tiles: four records, top left, top right, bottom left and bottom right; each at most as large
-        as the canvas, so that what reaches beyond the plane is cut off.
+      tiles: four records, top left, top right, bottom left and bottom right, each at most as large
+        as the canvas.  Parts beyond the plane are cut off.
       canvas: (height, width) px.
-      rng: generator, of which the point is drawn.
+      rng: draws the point.
+      pad_value: see `paste`.
     Returns:
-      A record of twice the canvas: a plane of which `affine.warp` shows a part.
+      A record of twice the canvas: the plane; `affine.warp` shows a part of it.
     """
     height, width = canvas
     x = int(rng.integers(width // 2, width + width // 2))
@@ -33,17 +42,24 @@ def four(tiles, canvas, rng, pad_value):
     return paste(tiles, corners, (2 * height, 2 * width), pad_value)
 
 
-def nine(tiles, canvas, rng, pad_value):
-    """Eight pictures around a first, of a plane that shows any part of twice the canvas of them.
+def nine(
+    tiles: Sequence[dict[str, Any]],
+    canvas: tuple[int, int],
+    rng: np.random.Generator,
+    pad_value: int | tuple[int, int, int],
+) -> dict[str, Any]:
+    """A mosaic of eight tiles around a first; the plane shows a random part of it.
 
     Args:
       tiles: nine records: the middle one, then clockwise from the one above it.
-    The rest is that of `four`.
+      canvas, rng, pad_value: see `four`.
+    Returns:
+      A record of twice the canvas, as from `four`.
     """
     height, width = canvas
     x, y = width - int(rng.integers(width)), height - int(rng.integers(height))
     w, h = zip(*(tile["image"].shape[1::-1] for tile in tiles), strict=True)
-    # Two pictures along each side of the first, one of them at its corner.
+    # Two tiles along each side of the first, one of them at a corner.
     around = [
         (0, 0),
         (0, -h[1]),
@@ -59,16 +75,21 @@ def nine(tiles, canvas, rng, pad_value):
     return paste(tiles, corners, (2 * height, 2 * width), pad_value)
 
 
-def paste(tiles, corners, size, pad_value):
-    """A picture of `size` (height, width) px with tiles at their corners, and all their objects.
+def paste(
+    tiles: Sequence[dict[str, Any]],
+    corners: Sequence[tuple[int, int]],
+    size: tuple[int, int],
+    pad_value: int | tuple[int, int, int],
+) -> dict[str, Any]:
+    """An image of `size` (height, width) px with tiles at the given corners and all their objects.
 
-    Boxes are clipped to the picture, and `area` goes by the part that is left; objects of which
-    nothing is left go.  `placement` starts anew, at this picture.
+    Boxes are clipped to the image, and `area` shrinks in proportion; objects with nothing left are
+    dropped.  `placement` is reset to the identity.
 
     Args:
-      tiles: records of which no two lie on each other.
-      corners: (x, y) whole px of the top left corner of each, anywhere.
-      pad_value: 0..255 between them, one number or one for each of R, G, B.
+      tiles: records; no two tiles overlap.
+      corners: (x, y) whole px of each tile's top left corner, anywhere.
+      pad_value: 0..255 between the tiles, one number or one for each of R, G, B.
     """
     height, width = size
     image = np.empty((height, width, 3), np.uint8)
@@ -94,12 +115,17 @@ def paste(tiles, corners, size, pad_value):
     }
 
 
-def mix(record, other, part, pad_value):
-    """Mixup (arXiv:1710.09412): one picture shines through another, and all objects of both count.
+def mix(
+    record: dict[str, Any],
+    other: dict[str, Any],
+    part: float,
+    pad_value: int | tuple[int, int, int],
+) -> dict[str, Any]:
+    """Mixup (arXiv:1710.09412): blends two images and keeps the objects of both.
 
     Args:
-      part: 0..1, of the first in each pixel.
-      pad_value: beyond the smaller of the two, which lie with their top left corners together.
+      part: 0..1, weight of the first image.
+      pad_value: fills the area beyond the smaller image; the top left corners are aligned.
     """
     size = tuple(np.maximum(record["image"].shape[:2], other["image"].shape[:2]).tolist())
     first, second = (transforms.pad(r, size, pad_value)["image"] for r in (record, other))

@@ -1,14 +1,15 @@
 """The plan: which images make which batch.
 
-**The order of images is a pure function.**  The plan says for every step of an epoch which canvas
-(the fixed size of the batch's images), which images with which random seeds and which scales make
-the batch, the same on every process; process p reads its share of the rows.  The loader's state is
-therefore the number of the step.
+**The order of images is a pure function.**  For every step of an epoch, the plan gives the canvas
+(the fixed size of the batch's images), the images, their random seeds and their scales.  It is the
+same on every process; process p reads its share of the rows.  The loader's state is therefore the
+step number.
 """
 
 import functools
 import math
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -22,28 +23,29 @@ class Step(NamedTuple):
 
     canvas: tuple[int, int]  # height, width px
     index: np.ndarray  # [B] int64 position in the source; -1 where not real
-    seed: np.ndarray  # [B] int64, of the generator that the transforms of this image get
+    seed: np.ndarray  # [B] int64, for the generator of this image's transforms
     real: np.ndarray  # [B] bool
     limits: np.ndarray | None = None  # [B, 2] int64 long, short px of `resize_keep_ratio`
 
 
-def source_sizes(source):
-    """[n, 2] int64 (height, width) of all images of a source."""
+def source_sizes(source: Any):
+    """Sizes [n, 2] int64 height, width of all images of a source."""
     if not len(source):
-        raise records_lib.DataError("the data source has no images; look at its split and filters")
+        raise records_lib.DataError("the data source has no images; check its splits and filters")
     return np.array([source.size(i) for i in range(len(source))], np.int64)
 
 
-def group_by_canvas(sizes, canvases):
-    """For each canvas, the images it suits best.
+def group_by_canvas(sizes, canvases: Sequence[tuple[int, int]]) -> list[np.ndarray]:
+    """Groups images by the canvas that suits them best.
 
-    That is where they can be largest; of equals the smallest canvas, and of these the first.
+    That is the canvas on which an image can be largest; ties go to the smallest canvas, then to the
+    first.
 
     Args:
       sizes: [n, 2] height, width of the images.
       canvases: sequence of (height, width).
     Returns:
-      list of increasing int64 arrays, one a canvas, that hold each of 0..n-1 once.
+      One ascending int64 array per canvas; together they hold each of 0..n-1 once.
     """
     scale = (np.asarray(canvases)[None] / np.asarray(sizes)[:, None]).min(axis=2)  # [n, canvases]
     enough = scale >= (1 - 1e-6) * scale.max(axis=1, keepdims=True)
@@ -52,15 +54,20 @@ def group_by_canvas(sizes, canvases):
     return [np.flatnonzero(best == c) for c in range(len(canvases))]
 
 
-def steps_per_epoch(sizes, batch_size, canvases):
-    """Batches that show every image at least once; the same for every epoch."""
+def steps_per_epoch(sizes, batch_size: int, canvases: Sequence[tuple[int, int]]) -> int:
+    """Number of batches that show every image at least once, the same for every epoch.
+
+    Args:
+      sizes: [n, 2] height, width of the images.
+    """
     return sum(-(-len(group) // batch_size) for group in group_by_canvas(sizes, canvases))
 
 
 def canvas_of(size: tuple[int, int], settings: settings_lib.Settings) -> tuple[int, int]:
-    """The smallest canvas of those on which a picture of (height, width) px is largest.
+    """The smallest canvas of those on which an image of (height, width) px is largest.
 
-    Of a letterbox the rounded sides decide, as in YOLOv5's `detect.py`: 820x1024 px fit on 512x640.
+    For a letterbox, the rounded sides decide, as in YOLOv5's `detect.py`: 820x1024 px fits on
+    512x640.
     """
     if settings.resize != "letterbox":
         groups = group_by_canvas([size], settings.canvases)
@@ -73,12 +80,22 @@ def canvas_of(size: tuple[int, int], settings: settings_lib.Settings) -> tuple[i
     return min(settings.canvases, key=smaller_picture_then_larger_canvas)
 
 
-def epoch_steps(sizes, seed, epoch, batch_size, canvases, multiscale=settings_lib.MultiScale()):
-    """The training steps of one epoch: a list of `Step`, a pure function of its arguments.
+def epoch_steps(
+    sizes,
+    seed: int,
+    epoch: int,
+    batch_size: int,
+    canvases: Sequence[tuple[int, int]],
+    multiscale: settings_lib.MultiScale = settings_lib.MultiScale(),
+) -> list[Step]:
+    """The training steps of one epoch: a pure function of its arguments.
 
     Images are shuffled within the group of their canvas, and the batches of all groups are
     shuffled together.  The last batch of a group is filled with images of the same group.
     Multi-scale changes sizes only: `canvases` decide the groups, and the order is the same.
+
+    Args:
+      sizes: [n, 2] height, width of the images.
     """
     rng = np.random.default_rng([seed, epoch])
     steps = []
@@ -104,16 +121,20 @@ def epoch_steps(sizes, seed, epoch, batch_size, canvases, multiscale=settings_li
 
 
 def _draw_limits(rng, multiscale, shape):
-    """int64 [*shape, 2] long, short px, as mmdetection's `Resize` draws its `img_scale`."""
+    """Draws [*shape, 2] int64 long, short px as mmdetection's `Resize` draws its `img_scale`."""
     limits = np.array(multiscale.limits)
     if multiscale.mode == "list":
         return limits[rng.integers(len(limits), size=shape)]
     drawn = rng.integers(limits.min(axis=0), limits.max(axis=0) + 1, (*shape, 2))
-    return np.sort(drawn)[..., ::-1]  # ranges that overlap may give a long below the short
+    return np.sort(drawn)[..., ::-1]  # if the ranges overlap, long may be below short
 
 
-def evaluation_steps(sizes, batch_size, canvases):
-    """The evaluation steps: every image once, in order, canvas by canvas; a list of `Step`."""
+def evaluation_steps(sizes, batch_size: int, canvases: Sequence[tuple[int, int]]) -> list[Step]:
+    """The evaluation steps: every image once, in order, canvas by canvas.
+
+    Args:
+      sizes: [n, 2] height, width of the images.
+    """
     steps = []
     for canvas, group in zip(canvases, group_by_canvas(sizes, canvases), strict=True):
         for start in range(0, len(group), batch_size):
@@ -125,7 +146,7 @@ def evaluation_steps(sizes, batch_size, canvases):
 
 
 class Epochs:
-    """Step number -> `Step`, through the plans of two epochs at a time."""
+    """Step number -> `Step`; keeps the plans of two epochs at a time."""
 
     def __init__(self, sizes, seed, batch_size, canvases, multiscale):
         self._make_plan = functools.partial(
@@ -143,7 +164,7 @@ class Epochs:
         epoch, k = divmod(step, self._length)
         steps = self._plans.get(epoch)
         if steps is None:
-            # Threads near the end of an epoch ask for two.  A race costs a plan made twice.
+            # Near the end of an epoch, threads ask for two plans.  A race makes one of them twice.
             steps = self._make_plan(epoch)
             self._plans = {epoch: steps} | {
                 e: p for e, p in self._plans.items() if abs(e - epoch) == 1
@@ -151,13 +172,15 @@ class Epochs:
         return steps[k]
 
 
-def rows_of(batch_size, process_index, process_count):
-    """The rows of the global batch that a process makes, as a slice.
+def rows_of(batch_size: int, process_index: int, process_count: int) -> slice:
+    """The slice of the global batch's rows that a process makes.
 
     Raises:
-      ValueError: the batch cannot be shared out.
+      ValueError: the batch cannot be split evenly over the processes.
     """
     if batch_size % process_count:
-        raise ValueError(f"a batch of {batch_size} images cannot be shared by {process_count}")
+        raise ValueError(
+            f"a batch of {batch_size} images cannot be split evenly over {process_count} processes"
+        )
     share = batch_size // process_count
     return slice(process_index * share, (process_index + 1) * share)

@@ -1,51 +1,53 @@
-"""The one record format, the sources that give records, and the checks that all of them share.
+"""The record format, the interface of sources, and the checks that all sources share.
 
 **A record** is a plain dict of NumPy values:
 
   image: uint8 [h, w, 3] RGB.
   boxes: float32 [n, 4] xyxy, px counted from 0, inside the image (COCO evaluation: as annotated).
   labels: int32 [n] in 0..C-1.
-  ignore: bool [n], objects that are neither learnt nor counted (COCO crowd, VOC difficult).
+  ignore: bool [n], objects that are neither learned nor counted (COCO crowd, VOC difficult).
   area: float32 [n] px^2, the annotated area (COCO: of the outline), else that of the box.
   index: int, position in the source.
 
 A source may add `flags`, int32 [n, k] per-object flags of the data set (WIDER FACE's six).
 
 Transforms add `placement`, float32 [4] sx, sy, tx, ty with new xy = original xy * s + t, and
-`image_size`, the (height, width) of the content, which padding leaves as it is.  A mosaic and an
-affine map, which are no such thing, start the placement anew at the picture that they make.
+`image_size`, the (height, width) of the content, which padding does not change.  A mosaic or an
+affine map is not a scale and shift, so it resets `placement` to the identity.
 
 **A source** is anything with random access to records:
 
   len(source)           number of images
-  source[i]             record i; decodes the image; `DataError` where that fails
-  source.annotation(i)  record i without `image`; reads nothing
+  source[i]             record i; decodes the image and raises `DataError` if that fails
+  source.annotation(i)  record i without `image`; reads no file
   source.size(i)        (height, width) of image i; decodes nothing
-  source.name(i)        file path, or a name that tells a person which image it is
-  source.image_id(i)    the data set's own id, int or str, different for each image (only
-                        `wrappers.Repeated` gives one image, and so its id, several times)
+  source.name(i)        file path, or a name that identifies the image to a person
+  source.image_id(i)    the data set's id, int or str, unique for each image (only
+                        `wrappers.Repeated` has an image, and so its id, several times)
   source.class_names    tuple of C names
-  source.problems       sentences on what was changed or left out, the most important first
-  source.dropped_boxes, source.clipped_boxes      boxes left out of images that stay, and boxes cut
-  source.skipped_records, source.filtered_records     images left out as unusable, and by choice
+  source.problems       sentences on what was changed or dropped, the most important first
+  source.dropped_boxes, source.clipped_boxes      boxes dropped from kept images, boxes clipped
+  source.skipped_records, source.filtered_records     unusable images, images dropped by choice
 
-EXIF orientation is ignored: annotations of detection data sets count pixels as they are stored.
+EXIF orientation is ignored: detection data sets annotate the pixels as stored.
 """
 
 import collections
 import difflib
+import pathlib
 import struct
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 
 
 class DataError(ValueError):
-    """Data that cannot be used.  The message is one sentence: which file, what, and the remedy.
+    """Unusable data.  The message is one sentence: the file, the fault and the remedy.
 
-    `can_leave_out` says that another remedy is to go on without this object or image, where the
-    source or the loader is told to (`strict=False`, `skip_broken=True`).
+    `can_leave_out` is True if the source or the loader can also skip this object or image
+    (`strict=False`, `skip_broken=True`).
     """
 
     def __init__(self, message, can_leave_out=False):
@@ -54,26 +56,26 @@ class DataError(ValueError):
 
 
 class Faults:
-    """Collects sentences on what cannot be used; with `strict` the first is raised instead."""
+    """Collects sentences on unusable data; with `strict`, raises the first one instead."""
 
     def __init__(self, strict):
         self._strict = strict
         self.sentences = []
 
-    def add(self, sentence):
+    def add(self, sentence: str) -> None:
         if self._strict:
             raise DataError(sentence, can_leave_out=True)
         self.sentences.append(sentence)
 
 
-def counts(source):
-    """{name: number} of what a source lost, for the log."""
+def counts(source: Any) -> dict[str, int]:
+    """{name: number} of dropped, clipped, skipped and filtered items of a source, for the log."""
     names = ("dropped_boxes", "clipped_boxes", "skipped_records", "filtered_records")
     return {name: getattr(source, name) for name in names}
 
 
-def without_objects(image):
-    """The record of a picture that belongs to no source, [h, w, 3] uint8 RGB."""
+def without_objects(image) -> dict[str, Any]:
+    """The record without objects of an image [h, w, 3] uint8 RGB that belongs to no source."""
     return {
         "image": image,
         "boxes": np.zeros((0, 4), np.float32),
@@ -84,15 +86,15 @@ def without_objects(image):
     }
 
 
-def select_objects(record, keep):
-    """The record with the objects `keep` alone, a mask [n] or positions."""
+def select_objects(record: dict[str, Any], keep) -> dict[str, Any]:
+    """The record with only the objects in keep [n], a mask or positions."""
     return {k: v[keep] if k in _PER_OBJECT else v for k, v in record.items()}
 
 
-def join_objects(records):
-    """The first record with the objects of all records, one record after the other.
+def join_objects(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The first record with the objects of all records, in order.
 
-    They have the entries that all records have: `flags` only where none lacks them.
+    Only the entries that all records have are joined: `flags` are dropped if any record lacks them.
     """
     names = [name for name in _PER_OBJECT if all(name in record for record in records)]
     joined = {k: v for k, v in records[0].items() if k not in _PER_OBJECT}
@@ -103,7 +105,7 @@ _PER_OBJECT = ("boxes", "labels", "ignore", "area", "flags")
 
 
 def box_areas(boxes):
-    """[n] px^2 of boxes [n, 4]."""
+    """Areas [n] px^2 of boxes [n, 4]."""
     return (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
 
 
@@ -111,23 +113,23 @@ def box_areas(boxes):
 # Image files
 
 
-def read_image(path, upright=False):
-    """uint8 [h, w, 3] RGB of an image file; grey is repeated, alpha dropped, 16 bits made 8.
+def read_image(path: str | pathlib.Path, upright: bool = False):
+    """Reads an image file as uint8 [h, w, 3] RGB: repeats grey, drops alpha, reduces 16 bits to 8.
 
     Args:
-      path: of the file.
-      upright: turn the picture as its EXIF orientation says, for pictures without annotations.
+      path: the file.
+      upright: rotate the image as its EXIF orientation says; for images without annotations.
     Raises:
-      DataError: the file is missing, cannot be read, is not an image or ends too early.
+      DataError: the file is missing, cannot be read, is not an image or is truncated.
     """
     return decode_image(_read_bytes(path), f"image file {path}", _FETCH_AGAIN, upright)
 
 
-def read_image_size(path):
+def read_image_size(path: str | pathlib.Path) -> tuple[int, int]:
     """(height, width) of an image file: from the header for JPEG and PNG, else by decoding.
 
-    Reads the first 64 KiB, and the rest only where the header lies further in, behind a large
-    thumbnail or colour profile.
+    Reads the first 64 KiB, and the rest only if the size is not there: in other formats, or behind
+    a large thumbnail or colour profile.
     """
     height, width = _header_size(_read_bytes(path, _HEAD))
     if min(height, width) > 0:
@@ -136,20 +138,20 @@ def read_image_size(path):
 
 
 _HEAD = 1 << 16  # bytes
-_FETCH_AGAIN = "fetch the file again or take it off the list of images"
+_FETCH_AGAIN = "download the file again or remove it from the list of images"
 
 
-def decode_image(data, what, remedy, upright=False):
-    """`read_image` of encoded bytes.
+def decode_image(data: bytes, what: str, remedy: str, upright: bool = False):
+    """`read_image` for encoded bytes: uint8 [h, w, 3] RGB.
 
     Args:
       data: the content of an image file.
-      what: words for it, which start the message of an error.
-      remedy: what to do where the bytes cannot be used, which ends it.
+      what: names it at the start of an error message.
+      remedy: ends an error message with what to do about unusable bytes.
       upright: see `read_image`.
     """
     if _ends_early(data):
-        raise DataError(f"{what} ends before its picture does; {remedy}", can_leave_out=True)
+        raise DataError(f"{what} is truncated; {remedy}", can_leave_out=True)
     flags = cv2.IMREAD_COLOR if upright else cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), flags) if data else None
@@ -160,8 +162,8 @@ def decode_image(data, what, remedy, upright=False):
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
-def image_size(data, what, remedy):
-    """(height, width) of encoded bytes, from the header where it can; see `decode_image`."""
+def image_size(data: bytes, what: str, remedy: str) -> tuple[int, int]:
+    """(height, width) of encoded bytes, from the header if possible; see `decode_image`."""
     height, width = _header_size(data)
     if min(height, width) > 0:
         return height, width
@@ -169,7 +171,7 @@ def image_size(data, what, remedy):
 
 
 def _header_size(data):
-    """(height, width) that the header of a JPEG or PNG gives; zeros where it gives none."""
+    """(height, width) in the header of a JPEG or PNG; zeros if there is none."""
     if data.startswith(_PNG) and len(data) >= 24:
         width, height = struct.unpack(">II", data[16:24])
         return height, width
@@ -192,7 +194,7 @@ def _read_bytes(path, count=-1):
             return stream.read(count)
     except FileNotFoundError:
         raise DataError(
-            f"image file {path} does not exist; put it there or take it off the list of images",
+            f"image file {path} does not exist; put it there or remove it from the list of images",
             can_leave_out=True,
         ) from None
     except OSError as error:
@@ -203,11 +205,11 @@ def _read_bytes(path, count=-1):
 
 
 def _ends_early(data):
-    """Whether a JPEG or PNG lacks its end mark.  OpenCV fills what is missing with grey."""
+    """Whether a JPEG or PNG lacks its end marker.  OpenCV fills the missing part with grey."""
     if data.startswith(_PNG):
         return b"IEND" not in data
     if data.startswith(_JPEG):
-        # The end mark counts after the start of the scan only: thumbnails have their own.
+        # Only an end marker after the start of the scan counts: thumbnails have their own.
         scan = next((start for marker, start in _jpeg_segments(data) if marker == 0xDA), None)
         return scan is None or data.find(b"\xff\xd9", scan) < 0
     return False
@@ -232,34 +234,41 @@ def _jpeg_segments(data):
 
 
 class Checked(NamedTuple):
-    """What `check_boxes` found: m of n boxes are kept."""
+    """The result of `check_boxes`: m of n boxes are kept."""
 
     boxes: np.ndarray  # [m, 4] float32
     labels: np.ndarray  # [m] int32
     keep: np.ndarray  # [n] bool
-    num_clipped: int  # kept boxes that stuck out of the image
+    num_clipped: int  # kept boxes that reached beyond the image
     problems: tuple[str, ...]  # sentences, the most important first
 
 
 def check_boxes(
-    boxes, names, class_names, image_size, describe, strict=True, chosen_from=None, clip=True
-):
-    """Boxes clipped to their image, without those that cannot be used or are of no chosen class.
+    boxes,
+    names: Sequence[str],
+    class_names: Sequence[str],
+    image_size,
+    describe: Callable[[int], str],
+    strict: bool = True,
+    chosen_from: str | None = None,
+    clip: bool = True,
+) -> Checked:
+    """Clips boxes to their image and drops those that are unusable or not of a chosen class.
 
     Args:
       boxes: [n, 4] xyxy px, counted from 0, finite.
-      names: n class names.
+      names: class name of each box.
       class_names: the C classes; the position is the label.
-      image_size: (height, width), or [n, 2] with one row a box.
-      describe: box number -> words for it, as "000005.xml, object 2 (chair)".
-      strict: raise at the first unusable box instead of leaving it out.
-      chosen_from: what the n boxes were read from, in words, where `class_names` are a choice:
-        boxes of other classes are then left out whether `strict` or not, with one sentence a
-        class.  None where `class_names` are all there are: another class is a fault.
-      clip: False keeps boxes as they are, also those of no area or outside the image.
+      image_size: (height, width), or [n, 2] with one row per box.
+      describe: box number -> words that name it, such as "000005.xml, object 2 (chair)".
+      strict: raise at the first unusable box instead of dropping it.
+      chosen_from: where the boxes were read from, in words, if `class_names` is a choice: boxes of
+        other classes are then dropped, `strict` or not, with one sentence per class.  None if
+        `class_names` is complete: another class is then a fault.
+      clip: False keeps boxes as they are, even without area or outside the image.
     Raises:
-      DataError: `strict` and a box cannot be used, or there are boxes and none is of a chosen
-        class; strict or not, a chosen class looks like a misspelt one.
+      DataError: with `strict`, a box is unusable, or there are boxes but none of a chosen class;
+        strict or not, a chosen class looks misspelt.
     """
     boxes = np.asarray(boxes, np.float64).reshape(-1, 4)
     number = {name: label for label, name in enumerate(class_names)}
@@ -275,7 +284,7 @@ def check_boxes(
         on_classes, unknown = _on_classes(names, class_names, chosen_from), np.zeros_like(wanted)
         if len(names) and not wanted.any() and strict:
             raise DataError(f"{on_classes[0]}; correct class_names")
-    faults = {f"is of a class that is not in class_names ({', '.join(class_names)})": unknown}
+    faults = {f"has a class that is not in class_names ({', '.join(class_names)})": unknown}
     if clip:
         faults["has no area"] = wanted & (boxes[:, 2:] <= boxes[:, :2]).any(axis=1)
         faults["lies outside the image"] = wanted & (inside[:, 2:] <= inside[:, :2]).any(axis=1)
@@ -288,12 +297,12 @@ def check_boxes(
         found.add(f"{describe(k)} {words[np.argmax(bad[:, k])]}")
 
     keep = wanted & ~bad.any(axis=0)
-    # From the given numbers: x + width carries a rounding error, which sticks out of nothing.
+    # The rounding error of x + width does not count as reaching beyond the image.
     beyond = (np.maximum(-boxes, boxes - limits) > _ROUNDING).any(axis=1)
     num_clipped = int(beyond[keep].sum()) if clip else 0
     problems = [*found.sentences, *on_classes] if wanted.any() else [*on_classes, *found.sentences]
     if num_clipped:
-        problems.append(f"{num_clipped} boxes stick out of their images and are clipped")
+        problems.append(f"boxes that reach beyond their image are clipped: {num_clipped}")
     kept = inside[keep] if clip else boxes[keep]
     return Checked(kept.astype(np.float32), labels[keep], keep, num_clipped, tuple(problems))
 
@@ -306,31 +315,31 @@ def _on_classes(names, class_names, chosen_from):
     count = collections.Counter(names)
     others = sorted(count.keys() - set(class_names))
     if count and len(others) == len(count):
-        there = f"classes there are {', '.join(others)}"
-        return [f"no object of class {', '.join(class_names)} in {chosen_from}; {there}"]
+        there = f"its classes are {', '.join(others)}"
+        return [f"there are no objects of class {', '.join(class_names)} in {chosen_from}; {there}"]
     absent = [name for name in class_names if name not in count]
     for name in absent:
         for meant in difflib.get_close_matches(name, others, n=1, cutoff=0.8):
             raise DataError(
-                f"no object of class {name} in {chosen_from}, but {count[meant]} of class {meant}; "
-                "correct class_names"
+                f"there are no objects of class {name} in {chosen_from}, but {count[meant]} of "
+                f"class {meant}; correct class_names"
             )
-    return [f"no object of class {name} in {chosen_from}" for name in absent] + [
-        f"{count[name]} objects of class {name} are not in class_names and are left out"
+    return [f"there are no objects of class {name} in {chosen_from}" for name in absent] + [
+        f"objects of class {name}, which is not in class_names, are dropped: {count[name]}"
         for name in others
     ]
 
 
 class Annotations:
-    """The objects of all images of a source in flat arrays; `annotations[i]` is those of one.
+    """The objects of all images of a source in flat arrays; `annotations[i]` has those of image i.
 
-    Flat, because a hundred thousand small dicts are slow to copy to worker processes.
+    The arrays are flat because a hundred thousand small dicts are slow to copy to worker processes.
     """
 
     def __init__(self, image, boxes, labels, ignore, area, num_images, flags=None):
-        """The arrays have one row an object; `image` [n] says whose it is, in any order.
+        """The arrays have one row per object; `image` [n] gives its image, in any order.
 
-        `flags` are those of the data set, or None where it has none.
+        `flags` is None if the data set has none.
         """
         order = np.argsort(image, kind="stable")
         self._columns = {
@@ -353,7 +362,7 @@ class Annotations:
 
 
 class FileSource:
-    """A source whose images are files and whose annotations were read beforehand."""
+    """A source of image files whose annotations were read beforehand."""
 
     def __init__(
         self,
@@ -388,22 +397,22 @@ class FileSource:
         if image.shape[:2] != self.size(i):
             height, width = self.size(i)
             raise DataError(
-                f"image file {self._paths[i]} is {image.shape[1]}x{image.shape[0]} px and its "
-                f"annotation says {width}x{height}; correct the annotation or the image",
+                f"image file {self._paths[i]} is {image.shape[1]}x{image.shape[0]} px, but its "
+                f"annotation says {width}x{height}; correct one of them",
                 can_leave_out=True,
             )
         return {"image": image, **record}
 
-    def annotation(self, i):
+    def annotation(self, i: int) -> dict[str, Any]:
         i = range(len(self))[i]
         return {**self._annotations[i], "index": i}
 
-    def size(self, i):
+    def size(self, i: int) -> tuple[int, int]:
         height, width = self._sizes[i]
         return int(height), int(width)
 
-    def name(self, i):
+    def name(self, i: int) -> str:
         return str(self._paths[i])
 
-    def image_id(self, i):
+    def image_id(self, i: int) -> int | str:
         return self._image_ids[i]

@@ -1,13 +1,15 @@
 """Shapes: a procedural data set, made on the fly and the same on every machine.
 
-Four classes of flat-coloured shapes on a textured background, for tests and for training runs that
-need no download.  The difficulty is fixed: 1 to 6 objects of 16 to 70 px in 128x128 px, colours
-drawn without regard to contrast, pixel noise of standard deviation 8, and later objects drawn over
-earlier ones so that at most half of any object's box is covered.
+It has four classes of flat-coloured shapes on a textured background, for tests and for training
+runs that need no download.  The difficulty is fixed: 1 to 6 objects of 16 to 70 px in 128x128 px,
+colours drawn without regard to contrast, pixel noise of standard deviation 8, and later objects
+drawn over earlier ones, covering at most half of any object's box.
 
-An image depends on (seed, split, index) alone.  All arithmetic is on integers (or on integers held
+An image depends only on (seed, split, index).  All arithmetic is on integers (or on integers held
 exactly by float64), and nothing is anti-aliased, so no library version changes a pixel.
 """
+
+from typing import Any
 
 import numpy as np
 
@@ -16,8 +18,8 @@ NUM_IMAGES = {"train": 4000, "val": 200}
 
 _STREAM = {"train": 0, "val": 1}  # part of each image's seed: the splits share no image
 _MAX_OBJECTS = 6
-_SIDES = (16, 70)  # px at 128x128; other sizes scale with it
-_TRIES = 20  # placements tried before an object is given up
+_SIDES = (16, 70)  # px in images of 128x128; scaled with the image size
+_TRIES = 20  # placements tried before an object is dropped
 
 
 class Shapes:
@@ -27,7 +29,7 @@ class Shapes:
       split: "train" or "val".
       size: height and width of the images, px, at least 32.
       num_images: by default 4000 (train) or 200 (val).
-      seed: another seed is another data set.
+      seed: a different seed gives a different data set.
     """
 
     class_names = CLASS_NAMES
@@ -36,9 +38,9 @@ class Shapes:
 
     def __init__(self, split="train", size=128, num_images=None, seed=0):
         if split not in NUM_IMAGES:
-            raise ValueError(f"split {split!r} is not one of {', '.join(NUM_IMAGES)}")
+            raise ValueError(f"split is {split!r}; it must be one of {', '.join(NUM_IMAGES)}")
         if size < 32:
-            raise ValueError(f"size {size} px is too small for the shapes; 32 is the least")
+            raise ValueError(f"size is {size} px; it must be at least 32")
         self._split, self._size, self._seed = split, size, seed
         self._num_images = NUM_IMAGES[split] if num_images is None else num_images
 
@@ -57,17 +59,17 @@ class Shapes:
         image = np.clip(canvas + _noise(rng, canvas.shape), 0, 255).astype(np.uint8)
         return {"image": image, **_annotation(boxes, labels, i)}
 
-    def annotation(self, i):
+    def annotation(self, i: int) -> dict[str, Any]:
         i = range(len(self))[i]
         return _annotation(*_draw_objects(self._rng(i), self._size), i)
 
-    def size(self, i):
+    def size(self, i: int) -> tuple[int, int]:
         return self._size, self._size
 
-    def name(self, i):
+    def name(self, i: int) -> str:
         return f"shapes/{self._split}/{i}"
 
-    def image_id(self, i):
+    def image_id(self, i: int) -> int:
         return int(i)
 
     def _rng(self, i):
@@ -89,7 +91,7 @@ def _draw_objects(rng, size):
     """Boxes int [n, 4] in the order they are drawn, and labels int [n]."""
     smallest, largest = (side * size // 128 for side in _SIDES)
     boxes = np.zeros((_MAX_OBJECTS, 4), np.int64)
-    covered = np.zeros(_MAX_OBJECTS, np.int64)  # px of each box under later ones
+    covered = np.zeros(_MAX_OBJECTS, np.int64)  # px of each box covered by later ones
     area = np.zeros(_MAX_OBJECTS, np.int64)
     n = 0
     for _ in range(rng.integers(1, _MAX_OBJECTS + 1)):
@@ -117,13 +119,13 @@ def _rectangle(rng, width, height):
 
 
 def _ellipse(rng, width, height):
-    x = 2 * np.arange(width) + 1 - width  # twice the distance of the pixel's centre
+    x = 2 * np.arange(width) + 1 - width  # twice the pixel centre's distance from the middle
     y = 2 * np.arange(height)[:, None] + 1 - height
     return (x * height) ** 2 + (y * width) ** 2 <= (width * height) ** 2
 
 
 def _triangle(rng, width, height):
-    """One whole side of the box as base, and an apex anywhere on the side opposite."""
+    """The base is one whole side of the box; the apex is anywhere on the opposite side."""
     sideways, upside_down = rng.integers(0, 2, 2)
     if sideways:
         width, height = height, width
@@ -150,14 +152,14 @@ _MASKS = (_rectangle, _ellipse, _triangle, _cross)  # in the order of CLASS_NAME
 
 
 def _background(rng, size):
-    """int32 [size, size, 3]: random colours on a 9x9 grid joined linearly, and slanted stripes."""
+    """int32 [size, size, 3]: interpolated random colours of a 9x9 grid, and slanted stripes."""
     knots = rng.integers(32, 224, (3, 9, 9)).astype(np.float64)
     position = np.arange(size) * 8 * 256 // size  # in 1/256 of a grid cell
     cell, fraction = position // 256, position % 256
     weights = np.zeros((size, 9))
     weights[np.arange(size), cell] = 256 - fraction
     weights[np.arange(size), cell + 1] = fraction
-    # Sums of whole numbers under 2^24: exact in float64, in whatever order they are added.
+    # Sums of integers below 2^24 are exact in float64, in any order.
     smooth = (weights @ knots @ weights.T).astype(np.int32) >> 16  # [3, size, size]
 
     slant_x, slant_y = rng.integers(-4, 5, 2)

@@ -1,14 +1,15 @@
-"""From a config's `data` block to a source."""
+"""Opens the source that a config's `data` block describes."""
 
 import difflib
 import pathlib
 import types
+from typing import Any
 
 from detlab.data import coco, records, shapes, tfds, voc, wider, wrappers
 
 KINDS = ("shapes", "voc", "coco", "wider", "tfds")
 
-# What a dict of `train_also` may set; the other keys are of the batches, not of a source.
+# The keys that a dict of `train_also` may set; the others concern batches, not sources.
 SOURCE_KEYS = (
     "source",
     "root",
@@ -24,20 +25,20 @@ SOURCE_KEYS = (
 )
 
 
-def build(data, part: str):
-    """The source of `config.data` for a part of the work.
+def build(data: Any, part: str) -> Any:
+    """Opens the source of `config.data` for training or evaluation.
 
-    Training joins the block's own source with one for each dict of `train_also`: the same block
-    with the keys of the dict put in the place of its own.  Of each, images that are not worth
-    training on are left out, and the rest is shown `train_repeat` times an epoch.  Evaluation has
-    the block's own source alone, with all images.
+    Training joins the block's own source with one for each dict of `train_also`, whose keys replace
+    those of the block.  Each source drops the images that are not worth training on, and an epoch
+    shows the others `train_repeat` times.  Evaluation uses only the block's own source, with all
+    images.
 
     Args:
-      data: the config's block.
+      data: the config's `data` block.
       part: "train" or "eval".
     Raises:
-      DataError: a file or folder is missing, its content cannot be used, or `train_also` has a
-        key that is none of `SOURCE_KEYS`, or classes other than the first source.
+      DataError: a file or folder is missing, its content is unusable, or `train_also` has a key
+        outside `SOURCE_KEYS` or classes that differ from those of the first source.
     """
     if part not in ("train", "eval"):
         raise ValueError(f"part {part!r} is neither 'train' nor 'eval'")
@@ -46,7 +47,7 @@ def build(data, part: str):
     parts = []
     for block in (data, *(_changed(data, changes) for changes in data.train_also)):
         source = _open(block, part)
-        # Every image of shapes has objects; to see that, all would be drawn.
+        # Every image of shapes has objects; a check would draw them all.
         keep_empty = block.keep_empty or isinstance(source, shapes.Shapes)
         source = wrappers.for_training(source, block.min_side, keep_empty)
         if data.train_also and not len(source):
@@ -59,28 +60,28 @@ def build(data, part: str):
 
 
 def _changed(data, changes):
-    """The keys of a source in a block, with some of them changed."""
+    """The source keys of a block, with `changes`."""
     for key in changes:
         if key not in SOURCE_KEYS:
             close = difflib.get_close_matches(key, SOURCE_KEYS, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(SOURCE_KEYS)}"
-            raise records.DataError(f"config.data.train_also has no key {key!r}; {hint}")
+            hint = f"did you mean {close[0]!r}?" if close else f"keys: {', '.join(SOURCE_KEYS)}"
+            raise records.DataError(f"config.data.train_also has the unknown key {key!r}; {hint}")
     values = {key: getattr(data, key) for key in (*SOURCE_KEYS, "skip_broken")}
     return types.SimpleNamespace(**{**values, **changes})
 
 
 def _open(data, part):
-    """The block's own source with its classes as asked for."""
+    """Opens the block's own source with the classes that it asks for."""
     strict = not (data.skip_broken if part == "train" else data.eval_skip_broken)
     root = pathlib.Path(data.root)
     splits = data.train_splits if part == "train" else data.eval_splits
     rename = tuple(data.rename_classes)
-    # The class names of files: with renaming, all those that may become one of the chosen.
+    # With renaming, files are opened with every class that may become one of these.
     chosen = tuple(data.class_names)
     if data.source == "shapes":
         source = shapes.Shapes("train" if part == "train" else "val")
     elif data.source == "voc":
-        # The files do not say which classes there are, so those to be renamed are read too.
+        # VOC files do not list their classes, so the names to replace are read too.
         in_files = tuple(dict.fromkeys((*(old for old, _ in rename), *chosen))) if chosen else None
         source = voc.Voc(root, splits, in_files, strict=strict)
     elif data.source == "coco":
@@ -97,7 +98,7 @@ def _open(data, part):
         source = wider.Wider(root, splits, strict=strict)
     elif data.source == "tfds" and not data.tfds_name:
         raise records.DataError(
-            "config.data.tfds_name is empty; name the data set, such as voc/2007"
+            "config.data.tfds_name is empty; set it to a data set such as voc/2007"
         )
     elif data.source == "tfds":
         source = tfds.Tfds(data.tfds_name, splits, root, None if rename else chosen, strict=strict)

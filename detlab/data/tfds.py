@@ -1,56 +1,57 @@
 r"""Data sets prepared by TensorFlow Datasets, read without TensorFlow.
 
-Any prepared data set in the random-access format `array_record` that has an image and a sequence of
-objects with a `BBoxFeature`.  Its files alone are read: neither its builder's code nor TensorFlow
-is imported, and TFDS itself only where such a source is opened.
+Any data set works that is prepared in the random-access format `array_record` and has an image and
+a sequence of objects with a `BBoxFeature`.  Only its files are read: neither its builder's code
+nor TensorFlow is imported, and TFDS itself only when such a source is opened.
 
-Preparing writes the files once, on any machine.  The builders that come with TFDS mostly need
-TensorFlow for it, builders of one's own do not, as long as they give images encoded:
+The files are prepared once, on any machine.  Most builders of TFDS need TensorFlow for that; your
+own builders do not, as long as they yield encoded images:
 
     python -c "import tensorflow_datasets as tfds; \
       tfds.builder('voc/2007', data_dir='data', file_format='array_record').download_and_prepare()"
 """
 
 import pathlib
+from typing import Any
 
 import numpy as np
 
 from detlab.data import records as records_lib
 
 _IGNORE = ("is_crowd", "is_difficult", "invalid")  # features of objects that become `ignore`
-_LABELS = ("label", "type")  # names of the class, looked for before anything else
+_LABELS = ("label", "type")  # preferred names of the class
 _IDS = ("image/id", "image/filename")
 
 
 class Tfds:
     """The images of one or several splits, one after another.
 
-    The image, the boxes and the class are found by the types of their features.  Of objects,
-    `is_crowd`, `is_difficult` and `invalid` become `ignore`, and `area` is taken over.  The id of
-    an image is its `image/id` or `image/filename`; where there is none, or it is not different for
-    each image, it is split and position, `train/0`.
+    Image, boxes and class are found by their feature types.  The object features `is_crowd`,
+    `is_difficult` and `invalid` become `ignore`, and `area` is kept.  The id of an image is its
+    `image/id` or `image/filename`; if it has neither, or they are not unique, the id is split and
+    position, such as `train/0`.
 
-    Opening reads every example once, the bytes of its image included, for the boxes and the size
-    that the image's header tells; only a header without a size costs decoding.
+    Opening the source reads every example once, including the image bytes, for the boxes and the
+    image size in the header.  An image is decoded only if its header has no size.
 
     Args:
-      name: as TFDS writes it, "voc/2007"; with the version, "voc/2007:4.0.0", where several are
-        prepared.
-      splits: such as "train", or TFDS's parts of them, "train[:80%]".
+      name: of the data set in TFDS, such as "voc/2007"; add the version if several are prepared,
+        such as "voc/2007:4.0.0".
+      splits: such as "train", or a part in the syntax of TFDS, such as "train[:80%]".
       data_dir: the folder of prepared data sets.
-      class_names: the classes to use, in the order of their labels; objects of others are left out.
-        None for all of the data set.  Where it has no classes, the one name for all objects
-        ("object" by default).
-      strict: raise at the first image or object that cannot be used; False leaves it out and says
-        so in `problems`.
+      class_names: the classes to use, in label order; objects of other classes are dropped.  None
+        uses all classes.  If the data set has no classes: one name for all objects ("object" by
+        default).
+      strict: raise at the first unusable image or object; False skips it and reports it in
+        `problems`.
     Raises:
       DataError: the data set is not prepared, not as array_record, or several times; a split is
-        unknown; there are no boxes, or not one of `class_names`; and with `strict`, an image or
-        object cannot be used, or there are objects and none is of `class_names`.
+        unknown; there is no box feature, or a class of `class_names` is unknown; with `strict`,
+        also if an image or object is unusable, or if there are objects but none of `class_names`.
     """
 
     def __init__(self, name, splits, data_dir, class_names=None, strict=True):
-        import tensorflow_datasets as tfds  # slow to import, and other sources do without it
+        import tensorflow_datasets as tfds  # slow to import; other sources do not need it
 
         splits = (splits,) if isinstance(splits, str) else tuple(splits)
         folder = _prepared_folder(name, pathlib.Path(data_dir))
@@ -72,7 +73,7 @@ class Tfds:
         self._describe = f"of {name} in {data_dir}"
 
         bad_images = records_lib.Faults(strict)
-        places, sizes, image_ids, objects = [], [], [], []  # one entry an image
+        places, sizes, image_ids, objects = [], [], [], []  # one entry per image
         for k, examples in enumerate(self._examples):
             for position in range(len(examples)):
                 what = f"image {splits[k]}/{position} {self._describe}"
@@ -141,24 +142,24 @@ class Tfds:
         data = _read(self._examples[k], position, what)[self._layout.image]
         return {"image": records_lib.decode_image(data, what, _PREPARE_AGAIN), **record}
 
-    def annotation(self, i):
+    def annotation(self, i: int) -> dict[str, Any]:
         i = range(len(self))[i]
         return {**self._annotations[i], "index": i}
 
-    def size(self, i):
+    def size(self, i: int) -> tuple[int, int]:
         height, width = self._sizes[i]
         return int(height), int(width)
 
-    def name(self, i):
+    def name(self, i: int) -> str:
         return f"{self._names[i]} {self._describe}"
 
-    def image_id(self, i):
+    def image_id(self, i: int) -> int | str:
         return self._image_ids[i]
 
 
 _PREPARE_AGAIN = "prepare the data set again"
 _NO_CLASS = "(none)"  # TFDS's label -1
-_NO_OBJECTS = {  # what `_Layout.objects_of` gives of an image without objects
+_NO_OBJECTS = {  # what `_Layout.objects_of` gives for an image without objects
     "boxes": np.zeros((0, 4)),
     "labels": np.zeros(0, np.int64),
     "ignore": np.zeros(0, bool),
@@ -167,20 +168,20 @@ _NO_OBJECTS = {  # what `_Layout.objects_of` gives of an image without objects
 
 
 class _Layout:
-    """Under which names the features of a data set hold what a record needs.
+    """The names of the features that hold what a record needs.
 
     Attributes:
-      images, image: names of all images and of the one to detect objects in.
-      objects, box, label: names of the sequence and, in it, of box and class (None: no class).
-      class_names: () where there is no class.
-      ignore, area, id: names of what only some data sets have; [], None, None where they do not.
+      images, image: names of all images, and of the one in which to detect objects.
+      objects, box, label: names of the sequence, and of box and class in it (None: no class).
+      class_names: () if there is no class.
+      ignore, area, id: names of optional features; [], None, None if they are missing.
     """
 
     def __init__(self, features, name):
         import tensorflow_datasets as tfds
 
         self.images = [key for key, f in features.items() if isinstance(f, tfds.features.Image)]
-        self.image = _one_of(self.images, ("image",), f"image in data set {name}")
+        self.image = _one_of(self.images, ("image",), f"image feature in data set {name}")
         boxes = {
             (key, inner): f
             for key, sequence in features.items()
@@ -192,7 +193,7 @@ class _Layout:
         what = f"sequence of objects with a BBoxFeature in data set {name}"
         self.objects, self.box = _one_of(list(boxes), (("objects", "bbox"),), what)
         box_format = boxes[self.objects, self.box].bbox_format
-        # None: written by a version of TFDS that knew this format alone.
+        # None: written by a version of TFDS that had only this format.
         if box_format is not None and box_format.value != "REL_YXYX":
             raise records_lib.DataError(
                 f"data set {name} has boxes in the format {box_format.value}; prepare it with "
@@ -207,7 +208,7 @@ class _Layout:
         self.area = "area" if "area" in inner else None
         self.id = next((key for key in _IDS if key in features), None)
 
-    def objects_of(self, example, size):
+    def objects_of(self, example: dict[str, Any], size: tuple[int, int]) -> dict[str, np.ndarray]:
         """Columns of one example's objects: xyxy boxes px, labels, ignore, area (NaN: unknown)."""
         objects = example[self.objects]  # a dict of lists
         relative = np.array(objects[self.box], np.float64).reshape(-1, 4)  # ymin, xmin, ymax, xmax
@@ -223,8 +224,8 @@ class _Layout:
             "area": np.array(objects[self.area] if self.area else unknown, np.float64),
         }
 
-    def id_of(self, example):
-        """The image's own id, a text or int; None where it has none."""
+    def id_of(self, example: dict[str, Any]) -> int | str | None:
+        """The image's id, a string or an integer; None if it has none."""
         if self.id is None:
             return None
         value = np.asarray(example[self.id]).item()
@@ -232,14 +233,14 @@ class _Layout:
 
 
 def _one_of(found, preferred, what):
-    """The first of the preferred that was found, or the only one there is."""
+    """The first preferred name that was found, or the only name found."""
     for key in preferred:
         if key in found:
             return key
     if len(found) == 1:
         return found[0]
     there = f"more than one {what}: {', '.join(map(str, found))}" if found else f"no {what}"
-    raise records_lib.DataError(f"there is {there}; prepare one that can be read in one way")
+    raise records_lib.DataError(f"there is {there}; prepare the data set with exactly one")
 
 
 # ------------------------------------------------------------------------------------------------
@@ -247,12 +248,12 @@ def _one_of(found, preferred, what):
 
 
 def _prepared_folder(name, data_dir):
-    """The folder of the one prepared version of a data set."""
+    """The folder of the only prepared version of a data set."""
     if not data_dir.is_dir():
         raise records_lib.DataError(
             f"data folder {data_dir} does not exist; give the folder of prepared TFDS data sets"
         )
-    # <data set>/<version> or <data set>/<config>/<version>; an unfinished one has another name.
+    # <data set>/<version> or <data set>/<config>/<version>; unfinished ones have other names.
     there = {}
     for pattern in ("*/[0-9]*/dataset_info.json", "*/*/[0-9]*/dataset_info.json"):
         for file in sorted(data_dir.glob(pattern)):
@@ -267,14 +268,14 @@ def _prepared_folder(name, data_dir):
         )
     if len(fits) > 1:
         raise records_lib.DataError(
-            f"data set {name!r} is prepared several times in {data_dir}; name one of "
+            f"data set {name!r} has several prepared versions in {data_dir}; name one of "
             f"{', '.join(fits)}"
         )
     return there[fits[0]]
 
 
 def _open_split(builder, name, split, layout):
-    """Random access to the examples of a split, their images encoded."""
+    """Random access to the examples of a split, with encoded images."""
     import tensorflow_datasets as tfds
 
     decoders = {key: tfds.decode.SkipDecoding() for key in layout.images}
@@ -296,7 +297,7 @@ def _read(examples, position, what):
     """One example, a dict of the data set's features."""
     try:
         return examples[position]
-    except RuntimeError as error:  # of array_record: a file is missing, cut off or damaged
+    except RuntimeError as error:  # from array_record: a file is missing, truncated or damaged
         raise records_lib.DataError(
             f"{what} cannot be read ({error}); {_PREPARE_AGAIN}", can_leave_out=True
         ) from error

@@ -1,32 +1,34 @@
 """Transforms: record in, new record out; boxes and `placement` move exactly with the pixels.
 
-Plain functions do one thing to a record; functions named after a probability or a range make
-functions (record, generator) -> record that act at random, by the generator alone.  No transform
-changes the record it is given.  The order of use is photometric, expand, crop, resize, flips, hsv,
-cut_out, pad; `detlab.data.mosaic` and `affine` come after the resize.
+Most functions change a record directly.  Those that take a probability or a range return a function
+(record, rng) -> record, whose only source of randomness is the generator.  No transform changes the
+record it is given.  The order of use is photometric, expand, crop, resize, flips, hsv, cut_out,
+pad; `detlab.data.mosaic` and `affine` come after the resize.
 
-**Expand and the crops move no pixels.**  They set the record's `window`, whole px (x1, y1, x2, y2)
-of its image that may reach beyond it: what is to be seen of the plane in which the image lies.
-The resize that follows draws the window, so that pixels are interpolated once, and a photograph
-with four times its sides around it never is in memory.  `draw_window` draws it at its own size.
+**Expand and the crops move no pixels.**  They only set the record's `window`: the visible part of
+the plane in whole px (x1, y1, x2, y2) of the image, which may reach beyond the image.  The resize
+that follows draws the window.  Pixels are thus interpolated once, and a photograph expanded to four
+times its sides is never in memory.  `draw_window` draws the window at its own size.
 """
 
 import math
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import cv2
 import numpy as np
 
 from detlab.data import records as records_lib
 
-TRIES = 50  # windows drawn before a crop gives up, in SSD's code too
+TRIES = 50  # windows drawn before a crop gives up, as in SSD's code
 
 
 # ------------------------------------------------------------------------------------------------
 # Size and place
 
 
-# The rules of the reference codes for a side in px that is scaled by to / of, in their arithmetic:
-# products of floats decide at exact halves and, where they are cut off, at whole numbers too.
+# How the reference codes round a side in px that is scaled by to / of, in their arithmetic: float
+# products decide at exact halves and, where fractions are cut off, at whole numbers too.
 ROUNDINGS = {
     "half_up": lambda side, to, of: int(side * (to / of) + 0.5),  # mmcv's `imrescale`
     "half_even": lambda side, to, of: round(side * (to / of)),  # YOLOv5's detect.py
@@ -35,20 +37,26 @@ ROUNDINGS = {
     "whole": lambda side, to, of: side * to // of,  # darknet's `letterbox_image`
 }
 
-# How pictures are made smaller; all are made larger by bilinear interpolation.
+# Interpolation for making images smaller; enlarging is always bilinear.
 SHRINKS = {"linear": cv2.INTER_LINEAR, "area": cv2.INTER_AREA}
 
 
 def resize_keep_ratio(
-    record, height, width, limits=None, pad_value=0, rounding="half_up", shrink="linear"
-):
-    """The largest picture of the same ratio that fits into height x width px.
+    record: dict[str, Any],
+    height: int,
+    width: int,
+    limits: tuple[int, int] | None = None,
+    pad_value: int | tuple[int, int, int] = 0,
+    rounding: str = "half_up",
+    shrink: str = "linear",
+) -> dict[str, Any]:
+    """Resizes to the largest size of the same aspect ratio that fits into height x width px.
 
-    Boxes follow the ratio of the rounded sides, axis by axis.
+    Boxes are scaled per axis by the ratio of the rounded sides.
 
     Args:
-      limits: (long, short) px that the longer and the shorter side may not exceed either, as
-        (1333, 800) of the usual COCO setting; None for no such limit.
+      limits: (long, short) px for the longer and the shorter side, such as (1333, 800) in the usual
+        COCO setting; None for no further limits.
       pad_value: see `resize_fixed`.
       rounding: of the sides, one of `ROUNDINGS`.
       shrink: see `resize_fixed`.
@@ -62,21 +70,27 @@ def resize_keep_ratio(
 
 
 def _keep_ratio(size, bounds, canvas, rounding):
-    """Height, width scaled by the smallest to / of in `bounds`: at least 1, at most the canvas."""
+    """(height, width) scaled by the smallest to / of in `bounds`, from 1 px to the canvas."""
     to, of = min(bounds, key=lambda bound: bound[0] / bound[1])
     scaled = [ROUNDINGS[rounding](x, to, of) for x in size]
     return tuple(min(most, max(1, x)) for x, most in zip(scaled, canvas, strict=True))
 
 
-def resize_fixed(record, height, width, pad_value=0, shrink="linear"):
-    """The picture, or the record's window, stretched to exactly height x width px (bilinear).
+def resize_fixed(
+    record: dict[str, Any],
+    height: int,
+    width: int,
+    pad_value: int | tuple[int, int, int] = 0,
+    shrink: str = "linear",
+) -> dict[str, Any]:
+    """Stretches the image, or the record's window, to exactly height x width px (bilinear).
 
-    Where the window reaches beyond the image, the edges of the image are put on whole px of the
-    result, and the boxes follow the ratio that this gives, axis by axis.
+    If the window reaches beyond the image, the edges of the image are placed on whole px of the
+    result, and boxes are scaled per axis by the ratio that this gives.
 
     Args:
       pad_value: 0..255 around the image, one number or one for each of R, G, B.
-      shrink: interpolation where no side becomes longer, one of `SHRINKS`.
+      shrink: interpolation if no side becomes longer, one of `SHRINKS`.
     """
     image = record["image"]
     window = np.array(_window(record))  # [4] xyxy
@@ -84,7 +98,7 @@ def resize_fixed(record, height, width, pad_value=0, shrink="linear"):
     to_size = np.array([width, height]) / _sides(record)
     target = np.rint((part - np.tile(window[:2], 2)) * np.tile(to_size, 2)).astype(int)
     target[:2] = np.minimum(target[:2], [width - 1, height - 1])
-    target[2:] = np.maximum(target[2:], target[:2] + 1)  # an image is 1 px at least
+    target[2:] = np.maximum(target[2:], target[:2] + 1)  # an image has at least 1 px
 
     x1, y1, x2, y2 = part.tolist()
     left, top, right, bottom = target.tolist()
@@ -98,30 +112,43 @@ def resize_fixed(record, height, width, pad_value=0, shrink="linear"):
     scale = (target[2:] - target[:2]) / (part[2:] - part[:2])
     record = {name: value for name, value in record.items() if name != "window"}
     moved = _move(record, image, scale=scale, shift=target[:2] - part[:2] * scale)
-    # A side that ends at the border may be rounded beyond it.
+    # Rounding may move a side beyond the border.
     low, high = np.tile(target[:2], 2), np.tile(target[2:], 2)
     moved["boxes"] = np.clip(moved["boxes"], low.astype(np.float32), high.astype(np.float32))
     return moved
 
 
-def draw_window(record, pad_value):
-    """The record with its window as the picture, every pixel as it was."""
+def draw_window(record: dict[str, Any], pad_value: int | tuple[int, int, int]) -> dict[str, Any]:
+    """The record with its window as the image, without resampling."""
     width, height = _sides(record).tolist()
     return resize_fixed(record, height, width, pad_value)
 
 
-def letterbox(record, height, width, pad_value, rounding="half_up", shrink="linear"):
-    """The picture of `letterbox_sides` in the middle of height x width px, see `centre`."""
+def letterbox(
+    record: dict[str, Any],
+    height: int,
+    width: int,
+    pad_value: int | tuple[int, int, int],
+    rounding: str = "half_up",
+    shrink: str = "linear",
+) -> dict[str, Any]:
+    """Resizes to `letterbox_sides` and centres the image on height x width px, see `centre`."""
     w, h = _sides(record).tolist()
     sides = letterbox_sides((h, w), (height, width), rounding)
     return centre(resize_fixed(record, *sides, pad_value, shrink), (height, width), pad_value)
 
 
-def letterbox_sides(size, canvas, rounding="half_up"):
-    """Height, width of the largest picture of the ratio of `size`; arguments are (height, width).
+def letterbox_sides(
+    size: tuple[int, int], canvas: tuple[int, int], rounding: str = "half_up"
+) -> tuple[int, int]:
+    """(height, width) of the largest image with the aspect ratio of `size` on a canvas.
 
-    The scale is that of the square around the canvas where the rounded sides fit, as in YOLOv5's
-    `letterbox`: 1024x820 px are 640x512 on 640x512 by `half_even`, although 512.5 are cut.
+    The scale is that of the square around the canvas if the rounded sides fit, as in YOLOv5's
+    `letterbox`: 1024x820 px becomes 640x512 on 640x512 with `half_even`, which rounds 512.5 down.
+
+    Args:
+      size, canvas: (height, width) px.
+      rounding: one of `ROUNDINGS`.
     """
     side, longest = max(canvas), max(size)
     sides = [ROUNDINGS[rounding](x, side, longest) for x in size]
@@ -130,11 +157,13 @@ def letterbox_sides(size, canvas, rounding="half_up"):
     return tuple(max(1, x) for x in sides)
 
 
-def centre(record, canvas, pad_value):
-    """The picture in the middle of a canvas of (height, width) px, which has room for it.
+def centre(
+    record: dict[str, Any], canvas: tuple[int, int], pad_value: int | tuple[int, int, int]
+) -> dict[str, Any]:
+    """Centres the image on a canvas of (height, width) px that is large enough.
 
-    Of an odd number of px left over, the one more comes right or below, as in YOLOv5 and darknet.
-    The border belongs to the content, as there: `image_size` is that of the canvas.
+    If an odd number of px is left over, the extra px goes to the right or the bottom, as in YOLOv5
+    and darknet.  As there, the border counts as content: `image_size` is that of the canvas.
     """
     h, w = record["image"].shape[:2]
     top, left = (canvas[0] - h) // 2, (canvas[1] - w) // 2
@@ -142,41 +171,43 @@ def centre(record, canvas, pad_value):
     return _move(record, image, scale=(1, 1), shift=(left, top))
 
 
-def pad(record, canvas, pad_value):
-    """The picture in the top left corner of a canvas.
+def pad(
+    record: dict[str, Any], canvas: tuple[int, int], pad_value: int | tuple[int, int, int]
+) -> dict[str, Any]:
+    """Places the image in the top left corner of a canvas.
 
     Args:
       canvas: (height, width) px.
       pad_value: 0..255, one number or one for each of R, G, B.
     Raises:
-      ValueError: the picture is larger than the canvas.
+      ValueError: the image is larger than the canvas.
     """
     h, w = record["image"].shape[:2]
     if h > canvas[0] or w > canvas[1]:
-        raise ValueError(f"a picture of {h}x{w} px does not fit on a canvas of {canvas} px")
+        raise ValueError(f"an image of {h}x{w} px does not fit on a canvas of {canvas} px")
     moved = _move(record, record["image"], scale=(1, 1), shift=(0, 0))
     moved["image"] = _on_canvas(record["image"], canvas, (0, 0), pad_value)
     return moved
 
 
-def mirror_horizontal(record):
-    """Left and right exchanged: x becomes width - x."""
+def mirror_horizontal(record: dict[str, Any]) -> dict[str, Any]:
+    """Swaps left and right: x becomes width - x."""
     image = np.ascontiguousarray(record["image"][:, ::-1])
     return _move(record, image, scale=(-1, 1), shift=(image.shape[1], 0))
 
 
-def mirror_vertical(record):
-    """Top and bottom exchanged: y becomes height - y."""
+def mirror_vertical(record: dict[str, Any]) -> dict[str, Any]:
+    """Swaps top and bottom: y becomes height - y."""
     image = np.ascontiguousarray(record["image"][::-1])
     return _move(record, image, scale=(1, -1), shift=(0, image.shape[0]))
 
 
-def flip_horizontal(probability):
+def flip_horizontal(probability: float) -> Callable[..., dict[str, Any]]:
     """(record, rng) -> record, mirrored left to right with this probability."""
     return lambda record, rng: mirror_horizontal(record) if rng.random() < probability else record
 
 
-def flip_vertical(probability):
+def flip_vertical(probability: float) -> Callable[..., dict[str, Any]]:
     """(record, rng) -> record, mirrored top to bottom with this probability."""
     return lambda record, rng: mirror_vertical(record) if rng.random() < probability else record
 
@@ -185,11 +216,11 @@ def flip_vertical(probability):
 # Windows
 
 
-def expand(probability, most):
-    """(record, rng) -> record, the window made larger around the picture with this probability.
+def expand(probability: float, most: float) -> Callable[..., dict[str, Any]]:
+    """(record, rng) -> record, its window enlarged around the image with this probability.
 
-    SSD's "zoom out" (arXiv:1512.02325, section 3.6; mmdetection's `Expand`): both sides times one
-    ratio, uniform in 1..most, with the picture at any place in it.
+    SSD's "zoom out" (arXiv:1512.02325, section 3.6; mmdetection's `Expand`): both sides are
+    multiplied by one ratio, uniform in 1..most, and the image lies anywhere in the window.
     """
 
     def apply(record, rng):
@@ -203,13 +234,13 @@ def expand(probability, most):
     return apply
 
 
-def crop_random(probability, size):
+def crop_random(probability: float, size: tuple[float, float]) -> Callable[..., dict[str, Any]]:
     """(record, rng) -> record, cropped with this probability to a window anywhere in the old one.
 
-    mmdetection's `RandomCrop` with crop_type "relative_range": the sides are uniform parts `size`,
-    (least, largest), of the old ones, each by itself, and a window that shows no object of a
-    picture with objects is drawn anew.  After `TRIES` windows the picture stays whole.  Which
-    objects stay is SSD's rule, see `crop`; mmdetection keeps every object that shows at all.
+    mmdetection's `RandomCrop` with crop_type "relative_range": each side is drawn independently, as
+    a fraction of the old one uniform in `size`, (least, largest).  If the image has objects, a
+    window that shows none is drawn again.  After `TRIES` windows the image stays whole.  Objects
+    are kept by SSD's rule, see `crop`; mmdetection keeps every object that is visible at all.
     """
 
     def apply(record, rng):
@@ -224,19 +255,21 @@ def crop_random(probability, size):
     return apply
 
 
-def crop_min_iou(min_ious, min_size=0.3, max_ratio=2.0):
+def crop_min_iou(
+    min_ious: Sequence[float], min_size: float = 0.3, max_ratio: float = 2.0
+) -> Callable[..., dict[str, Any]]:
     """(record, rng) -> record, cropped to a window that overlaps the objects, or left whole.
 
-    SSD's sampling (arXiv:1512.02325, section 2.2): with equal chances the picture stays whole, the
-    window must have at least one of `min_ious` with the objects, or any window will do.  The
-    centre of an object must lie in it in any case.  As mmdetection's `MinIoURandomCrop`, the least
-    IoU of all objects counts, where the original code asks it of one object; and where `TRIES`
-    windows do not suit, the choice is made anew.
+    SSD's sampling (arXiv:1512.02325, section 2.2) draws one option: leave the image whole, require
+    one of `min_ious` as the least IoU of the window with the objects, or accept any window.  All
+    options are equally likely.  A window must always contain the centre of an object.  As in
+    mmdetection's `MinIoURandomCrop`, every object must reach the IoU; the original code asks this
+    of only one.  If `TRIES` windows fail, another option is drawn.
 
     Args:
       min_ious: sequence of IoUs.
-      min_size: least part of each side.
-      max_ratio: of the longer to the shorter side of a window.
+      min_size: least fraction of each side.
+      max_ratio: largest ratio of the longer to the shorter side of a window.
     """
 
     def apply(record, rng):
@@ -260,17 +293,17 @@ def crop_min_iou(min_ious, min_size=0.3, max_ratio=2.0):
     return apply
 
 
-def crop_center(side, scales, border):
-    """(record, rng) -> record, cropped to a square around a point well inside the picture.
+def crop_center(side: int, scales: Sequence[float], border: int) -> Callable[..., dict[str, Any]]:
+    """(record, rng) -> record, cropped to a square around a point well inside the image.
 
     CornerNet's cropping (arXiv:1808.01244, section 4.1; mmdetection's `RandomCenterCropPad`): the
-    square may reach beyond the picture, and shows the padding there.  A square that shows no object
-    of a picture with objects is drawn anew; after `TRIES` squares the picture stays whole.
+    square may reach beyond the image and shows padding there.  If the image has objects, a square
+    that shows none is drawn again; after `TRIES` squares the image stays whole.
 
     Args:
-      side: px of the image, before the resizing.
-      scales: of the side, one of which is drawn.
-      border: px that the centre keeps from every edge, halved until twice as much fits.
+      side: px of the image, before the resize.
+      scales: factors of the side; one is drawn.
+      border: px between the centre and every edge, halved until twice as much fits.
     """
 
     def apply(record, rng):
@@ -285,12 +318,12 @@ def crop_center(side, scales, border):
     return apply
 
 
-def crop_jitter(jitter):
-    """(record, rng) -> record, each side of the window moved in or out, by itself.
+def crop_jitter(jitter: float) -> Callable[..., dict[str, Any]]:
+    """(record, rng) -> record, each side of its window moved in or out independently.
 
-    darknet's `jitter`, the part of width or height by which a side moves at most.  The window may
-    reach beyond the picture, and shows the padding there.  As in darknet every object stays that
-    shows at all, clipped; darknet leaves out those under 1 px of the network's input.
+    darknet's `jitter`: the largest move of a side, as a fraction of the width or height.  The
+    window may reach beyond the image and shows padding there.  As in darknet, every object that is
+    visible at all is kept, clipped; darknet drops those under 1 px of the network's input.
     """
 
     def apply(record, rng):
@@ -302,21 +335,21 @@ def crop_jitter(jitter):
 
 
 def _margin(border, side):
-    """The border, halved until twice as much is less than the side."""
+    """The border, halved until twice its value is less than the side."""
     while 2 * border >= side and border > 0:
         border //= 2
     return border
 
 
-def crop(record, window, by_centre=True):
-    """The record with this window, and the objects whose centre lies in it, clipped to it.
+def crop(record: dict[str, Any], window, by_centre: bool = True) -> dict[str, Any]:
+    """The record with this window and the objects whose centre lies in it, clipped to it.
 
-    Objects that are not to be learnt (`ignore`) go by the same rule.  `area` is multiplied by the
-    part of the box that is left.
+    Ignored objects follow the same rule.  `area` is multiplied by the fraction of the box that is
+    left.
 
     Args:
       window: [4] whole px of the image, x1, y1, x2, y2.
-      by_centre: False keeps all objects of which anything lies in the window.
+      by_centre: False keeps all objects that overlap the window.
     """
     boxes = record["boxes"]
     clipped = np.clip(boxes, np.tile(window[:2], 2), np.tile(window[2:], 2)).astype(np.float32)
@@ -331,10 +364,10 @@ def crop(record, window, by_centre=True):
 
 
 def _crop_to_first(record, windows, min_iou=0.0):
-    """The crop to the first of windows [k, 4] that suits; None where none does.
+    """Crops to the first suitable one of windows [k, 4]; None if none is suitable.
 
-    It must show some of the image and, where there are objects to learn, the centre of one, and
-    have `min_iou` with all of them.
+    A window must show part of the image.  If there are objects to learn, it must contain the centre
+    of one and have at least `min_iou` with all of them.
     """
     boxes = record["boxes"][~record["ignore"]]
     high = np.minimum(windows[:, 2:], record["image"].shape[1::-1])
@@ -346,14 +379,14 @@ def _crop_to_first(record, windows, min_iou=0.0):
 
 
 def _centres_inside(boxes, windows):
-    """Bool [k, n]: the centre of box n lies within window k, not on its edge."""
+    """Bool [k, n]: whether the centre of box n lies inside window k, not on its edge."""
     centre = (boxes[:, :2] + boxes[:, 2:]) / 2
     windows = windows[:, None]
     return ((windows[..., :2] < centre) & (centre < windows[..., 2:])).all(axis=2)
 
 
 def _iou(windows, boxes):
-    """[k, n] intersection over union of windows [k, 4], which have an area, with boxes [n, 4]."""
+    """IoU [k, n] of windows [k, 4], which have an area, with boxes [n, 4]."""
     low = np.maximum(windows[:, None, :2], boxes[:, :2])
     high = np.minimum(windows[:, None, 2:], boxes[:, 2:])
     overlap = np.maximum(high - low, 0).prod(axis=2)
@@ -382,11 +415,13 @@ def _whole(low, high):
 # Colours
 
 
-def photometric(probability, brightness, contrast, saturation, hue):
+def photometric(
+    probability: float, brightness: float, contrast: float, saturation: float, hue: float
+) -> Callable[..., dict[str, Any]]:
     """(record, rng) -> record, its colours distorted with this probability.
 
-    SSD's distortion as in mmdetection's `PhotoMetricDistortion`.  Each of the following happens
-    with probability 0.5, and the contrast comes before or after saturation and hue, by a coin; see
+    SSD's distortion as in mmdetection's `PhotoMetricDistortion`.  Each change below happens with
+    probability 0.5.  Contrast comes before or after saturation and hue with equal chances.  See
     `distort` for the arithmetic.
 
     Args:
@@ -414,19 +449,19 @@ def photometric(probability, brightness, contrast, saturation, hue):
 
 def distort(
     image,
-    brightness=0.0,
-    contrast=1.0,
-    saturation=1.0,
-    hue=0.0,
-    contrast_last=False,
-    channels=(0, 1, 2),
+    brightness: float = 0.0,
+    contrast: float = 1.0,
+    saturation: float = 1.0,
+    hue: float = 0.0,
+    contrast_last: bool = False,
+    channels: Sequence[int] = (0, 1, 2),
 ):
-    """A picture of other colours, computed in float32 and rounded once, half to even.
+    """Changes the colours of an image in float32, rounding once, half to even.
 
-    In this order: `+ brightness`, `* contrast`, in HSV S `* saturation` and H `+ hue` degrees,
-    `* contrast` here instead if `contrast_last`, the channels in another order.  Values are
-    clipped to 0..255 before HSV and at the end.  mmdetection clips neither, and gives dark px that
-    the brightness made negative a wrong, light colour: OpenCV divides by the absolute V.
+    The order is `+ brightness`, `* contrast`, in HSV S `* saturation` and H `+ hue` degrees,
+    `* contrast` here instead if `contrast_last`, and the permutation of the channels.  Values are
+    clipped to 0..255 before HSV and at the end.  mmdetection clips neither: dark px that the
+    brightness made negative get a wrong, light colour, because OpenCV divides by the absolute V.
 
     Args:
       image: [h, w, 3] uint8 RGB; not changed.
@@ -440,7 +475,7 @@ def distort(
     if saturation != 1 or hue != 0:
         hsv = cv2.cvtColor(colours, cv2.COLOR_RGB2HSV)  # H 0..360, S 0..1, V 0..255
         turned = hsv[..., 0] + np.float32(hue % 360)
-        # OpenCV wants 0..360; NumPy's % takes longer than all the rest together.
+        # OpenCV needs 0..360; NumPy's % takes longer than everything else together.
         hsv[..., 0] = np.subtract(turned, 360, out=turned, where=turned >= 360)
         hsv[..., 1] *= np.float32(saturation)
         colours = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
@@ -450,20 +485,22 @@ def distort(
     return np.ascontiguousarray(colours.astype(np.uint8)[..., channels])
 
 
-def hsv(probability, gains, form):
-    """(record, rng) -> record, with this probability with other hue, saturation and value.
+def hsv(
+    probability: float, gains: tuple[float, float, float], form: str
+) -> Callable[..., dict[str, Any]]:
+    """(record, rng) -> record, its hue, saturation and value changed with this probability.
 
-    Computed by tables on OpenCV's HSV of 8 bits, whose hue is 0..179 and goes round, in one of two
+    Uses lookup tables on OpenCV's 8-bit HSV, whose hue is 0..179 and wraps around.  There are two
     forms:
 
-      "yolov5": each is multiplied by a factor uniform in 1 - gain..1 + gain; ultralytics'
-        `augment_hsv`, which cuts the fractions off.
-      "darknet": a part of the circle uniform in -gain..gain is added to the hue; saturation and
-        value are multiplied by a factor uniform in 1..gain or, by a coin each, divided by it
+      "yolov5": each is multiplied by a factor uniform in 1 - gain..1 + gain, and fractions are cut
+        off; ultralytics' `augment_hsv`.
+      "darknet": the hue moves by a fraction of the circle uniform in -gain..gain; saturation and
+        value are each multiplied or, with probability 0.5, divided by a factor uniform in 1..gain
         (`random_distort_image`).
 
     Args:
-      gains: three numbers: of hue, saturation and value.
+      gains: for hue, saturation and value.
     """
 
     def apply(record, rng):
@@ -486,7 +523,10 @@ def hsv(probability, gains, form):
 
 
 def recolour(image, tables):
-    """uint8 [h, w, 3] RGB with HSV replaced by `tables` [256, 3]; fractions are cut off."""
+    """The image [h, w, 3] uint8 RGB with each of H, S, V looked up in tables [256, 3].
+
+    Fractions in the tables are cut off.
+    """
     converted = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
     converted = cv2.LUT(converted, np.ascontiguousarray(tables[None].astype(np.uint8)))
     return cv2.cvtColor(converted, cv2.COLOR_HSV2RGB)
@@ -496,16 +536,21 @@ def recolour(image, tables):
 # Holes
 
 
-def cut_out(probability, holes, size, pad_value):
-    """(record, rng) -> record, with this probability with rectangles of one colour; boxes stay.
+def cut_out(
+    probability: float,
+    holes: tuple[int, int],
+    size: tuple[float, float],
+    pad_value: int | tuple[int, int, int],
+) -> Callable[..., dict[str, Any]]:
+    """(record, rng) -> record, rectangles filled with this probability; boxes are kept.
 
-    Cutout (arXiv:1708.04552, section 3): centres are uniform over the picture, so a hole may reach
-    out of it.  As in mmdetection's `CutOut` there are several, and their sides are parts of those
-    of the picture.
+    Cutout (arXiv:1708.04552, section 3): centres are uniform over the image, so a hole may reach
+    beyond it.  As in mmdetection's `CutOut`, there are several holes, and their sides are fractions
+    of the image's sides.
 
     Args:
       holes: (least, largest) number.
-      size: (least, largest) part of a side, uniform, each side by itself.
+      size: (least, largest) fraction of a side, uniform and independent for each side.
       pad_value: 0..255, one number or one for each of R, G, B.
     """
 
@@ -531,7 +576,7 @@ def cut_out(probability, holes, size, pad_value):
 
 def _check_drawn(record):
     if "window" in record:
-        raise ValueError(f"the window {record['window']} is not drawn; resize the record first")
+        raise ValueError(f"the window {record['window']} is not drawn yet; resize the record first")
 
 
 def _on_canvas(image, canvas, corner, pad_value):
@@ -545,7 +590,7 @@ def _on_canvas(image, canvas, corner, pad_value):
 
 
 def _move(record, image, scale, shift):
-    """The record with another picture, its boxes and placement moved by xy * scale + shift."""
+    """The record with another image; boxes and placement move by xy * scale + shift."""
     _check_drawn(record)
     scale, shift = np.array(scale, np.float64), np.array(shift, np.float64)
     corners = record["boxes"].reshape(-1, 2, 2) * scale + shift

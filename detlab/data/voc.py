@@ -2,9 +2,9 @@
 
 Files (devkit documentation, section 8): `ImageSets/Main/<split>.txt` lists names, and each name has
 `Annotations/<name>.xml` and `JPEGImages/<name>.jpg` (or another format; a name may hold folders).
-Boxes count pixels from 1 and include both ends; like mmdetection's `XMLDataset`, this reader
-subtracts 1 from all four numbers, which leaves the last row and column of a box out.  Objects
-marked `difficult` become `ignore`.
+Boxes count pixels from 1 and include both ends.  Like mmdetection's `XMLDataset`, this reader
+subtracts 1 from all four numbers, which excludes the last row and column of a box.  Objects marked
+`difficult` become `ignore`.
 """
 
 import pathlib
@@ -22,14 +22,14 @@ CLASS_NAMES = (
 )  # fmt: skip
 
 
-# Formats of images, in the order they are looked for.
+# Image formats, in the order in which they are tried.
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 
 
 class Voc(records_lib.FileSource):
     """The images of one or several splits, one after another.
 
-    The id of an image is its name in the split, `000005`; where the splits are of several folders,
+    The id of an image is its name in the split, `000005`.  If the splits are from several folders,
     which may share names, it is `VOC2007/000005`.
 
     Args:
@@ -37,14 +37,14 @@ class Voc(records_lib.FileSource):
         `ImageSets` and `JPEGImages`.
       splits: "2007_trainval" is VOC2007/ImageSets/Main/trainval.txt, and "trainval" is
         ImageSets/Main/trainval.txt of a root of the second kind.
-      class_names: the classes to use, in the order of their labels; objects of others are left out.
-        None for the 20 of PASCAL VOC; then an object of another class cannot be used.
-      strict: raise at the first image or object that cannot be used; False leaves it out and
-        says so in `problems`.
+      class_names: the classes to use, in label order; objects of other classes are dropped.  None
+        uses the 20 of PASCAL VOC; an object of another class is then unusable.
+      strict: raise at the first unusable image or object; False skips it and reports it in
+        `problems`.
     Raises:
-      DataError: a folder or split is missing, or a split is empty; and with `strict`, an image is
-        listed twice, an annotation file is missing or cannot be understood, an object cannot be
-        used, or there are objects and none is of `class_names`.
+      DataError: a folder or split is missing, or a split is empty; with `strict`, also if an image
+        is listed twice, an annotation file is missing or malformed, an object is unusable, or there
+        are objects but none of `class_names`.
     """
 
     def __init__(
@@ -122,7 +122,7 @@ class Voc(records_lib.FileSource):
 
 
 def _listed(root, splits, faults):
-    """(folder, name) of each image that the splits list, without repeats, which are faults."""
+    """(folder, name) of each image that the splits list; repeats are faults."""
     if not root.is_dir():
         raise records_lib.DataError(
             f"data folder {root} does not exist; give the folder that holds VOC2007 and VOC2012, "
@@ -132,7 +132,7 @@ def _listed(root, splits, faults):
         raise records_lib.DataError(
             f"no split is given; splits under {root}: {', '.join(_splits_under(root)) or 'none'}"
         )
-    listed = {}  # (folder, name) -> the split file, in the order of the list
+    listed = {}  # (folder, name) -> the split file, in listed order
     for split in splits:
         year = re.match(r"(\d{4})_", split)
         folder = root / f"VOC{year[1]}" if year else root
@@ -145,7 +145,7 @@ def _listed(root, splits, faults):
         names = _names(folder, file)
         if not names:
             raise records_lib.DataError(
-                f"split file {file} lists no images; write their names into it, one a line"
+                f"split file {file} lists no images; write one image name per line"
             )
         for name in names:
             if (folder, name) in listed:
@@ -158,17 +158,17 @@ def _listed(root, splits, faults):
 
 
 def _names(folder, file):
-    """The names in a split file, without the column of the splits that are of one class."""
+    """The names in a split file, without the extra column of splits for a single class."""
     try:
         lines = file.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise records_lib.DataError(
-            f"split file {file} cannot be read as text ({error}); write one name a line"
+            f"split file {file} cannot be read as text ({error}); write one image name per line"
         ) from error
     names = []
     for line in filter(None, map(str.strip, lines)):
         column = re.fullmatch(r"(.*\S)\s+(-1|0|1)", line)
-        # `scan 1` may also be a whole name: then there is an annotation of it.
+        # `scan 1` may also be a whole name: then it has an annotation file.
         if column and not (folder / "Annotations" / f"{line}.xml").is_file():
             line = column[1]
         names.append(line)
@@ -195,16 +195,16 @@ def _parse(file):
         fault = "does not exist"
     except OSError as error:
         fault = f"cannot be read ({error.strerror})"
-    except (ElementTree.ParseError, LookupError, ValueError) as error:  # the last two: its encoding
+    except (ElementTree.ParseError, LookupError, ValueError) as error:  # the last two: bad encoding
         fault = f"is not well-formed XML ({error})"
     raise records_lib.DataError(f"annotation file {file} {fault}")
 
 
 def _image_path(folder, name, annotation, contents):
-    """The image of a name: with the suffix that <filename> gives, else of any other format.
+    """The image of a name, with the suffix in <filename> or, if that is missing, another known one.
 
     Args:
-      contents: {folder: its files}, filled here, so that no folder is listed twice.
+      contents: {folder: its files}, filled here so that each folder is listed only once.
     """
     suffix = pathlib.PurePath(annotation.findtext("filename", "").strip()).suffix or ".jpg"
     path = folder / "JPEGImages" / f"{name}{suffix}"
@@ -219,14 +219,14 @@ def _image_path(folder, name, annotation, contents):
 
 
 def _size(annotation, file, path):
-    """(height, width) px, of the image file itself where the annotation does not give it."""
+    """(height, width) px from the annotation or, if it has none, from the image file."""
     size = []
     for side in ("height", "width"):
         text = annotation.findtext(f"size/{side}", "").strip() or "0"
         value = _number(text)
         if value is None:
             raise records_lib.DataError(
-                f"annotation file {file} has the {side} {text!r}, which is no number of px"
+                f"annotation file {file} has the {side} {text!r}, which is not a number of pixels"
             )
         size.append(int(value))
     return tuple(size) if min(size) > 0 else records_lib.read_image_size(path)
@@ -235,7 +235,7 @@ def _size(annotation, file, path):
 def _read_object(element):
     """(class name, [x1, y1, x2, y2] px from 0, difficult) of an <object>.
 
-    Raises ValueError with words on what is missing or no number.
+    Raises ValueError that says what is missing or malformed.
     """
     name = element.findtext("name", "").strip()
     if not name:
@@ -247,16 +247,16 @@ def _read_object(element):
             raise ValueError(f"({name}) has no bndbox/{side}")
         value = _number(text)
         if value is None:
-            raise ValueError(f"({name}) has the {side} {text!r}, which is no number of px")
+            raise ValueError(f"({name}) has the {side} {text!r}, which is not a number of pixels")
         box.append(value - 1)
     difficult = element.findtext("difficult", "").strip() or "0"
     if difficult not in ("0", "1"):
-        raise ValueError(f"({name}) is difficult {difficult!r}, which is neither 0 nor 1")
+        raise ValueError(f"({name}) has the difficult flag {difficult!r}, which is neither 0 nor 1")
     return name, box, difficult == "1"
 
 
 def _number(text):
-    """The number a text holds; None where it holds none, or none that can count pixels."""
+    """The number in a text; None if there is none, or if it is too large for a pixel coordinate."""
     try:
         value = float(text)
     except ValueError:

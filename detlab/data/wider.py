@@ -1,11 +1,11 @@
 """WIDER FACE annotations in the data set's own text files (arXiv:1511.06523).
 
-`wider_face_split/wider_face_<split>_bbx_gt.txt` lists for each image of `WIDER_<split>/images` its
-name, the number of its faces, and a line a face: `x y w h blur expression illumination invalid
-occlusion pose`, px counted from 0.  An image without faces has the number 0, in the original files
-followed by a line of zeros.
+For each image of `WIDER_<split>/images`, `wider_face_split/wider_face_<split>_bbx_gt.txt` lists its
+name, its number of faces and one line per face: `x y w h blur expression illumination invalid
+occlusion pose`, px counted from 0.  An image without faces has the number 0, followed by a line of
+zeros in the original files.
 
-All six flags are kept, as `flags` of a record (`FLAGS` names the columns); faces marked `invalid`,
+All six flags are kept as `flags` of a record (`FLAGS` names the columns).  Faces marked `invalid`,
 which cannot be judged, become `ignore`.
 """
 
@@ -28,24 +28,23 @@ _LARGEST = (2, 1, 1, 1, 2, 1)
 class Wider(records_lib.FileSource):
     """The images of one or several splits, one after another.
 
-    The id of an image is its name without suffix, `0--Parade/0_Parade_marchingband_1_849`, the
-    name under which the data set's evaluation expects detections; of several splits, it is
+    The id of an image is its name without suffix, `0--Parade/0_Parade_marchingband_1_849`, the name
+    that the data set's evaluation expects.  If there are several splits, it is
     `train/0--Parade/...`.
 
-    Faces of no width or height are left out whether `strict` or not, with one sentence on their
-    number: the published files hold a few, so to stop there would be to refuse the data set, and
-    no detection can match them.  Opening reads the header of every image, as the text files do not
-    tell their sizes.
+    Faces without width or height are dropped, `strict` or not, and reported in one sentence.  The
+    published files contain a few, which no detection can match; raising would reject the data set.
+    Opening the source reads the header of every image, because the text files have no sizes.
 
     Args:
       root: the folder of `WIDER_train`, `WIDER_val` and `wider_face_split`.
       splits: "train", "val" or both.
-      strict: raise at the first image or face that cannot be used; False leaves it out and says
-        so in `problems`.
+      strict: raise at the first unusable image or face; False skips it and reports it in
+        `problems`.
     Raises:
-      DataError: a folder or split is missing or a line of its file is malformed (strict or not, as
-        what follows such a line cannot be trusted); and with `strict`, an image is missing, has no
-        size or is listed twice, or a face has a negative side or lies outside its image.
+      DataError: a folder or split is missing, or a line of its file is malformed (`strict` or not:
+        the lines after it cannot be trusted); with `strict`, also if an image is missing, has no
+        size or is listed twice, or if a face has a negative side or lies outside its image.
     """
 
     class_names = CLASS_NAMES
@@ -108,7 +107,7 @@ class Wider(records_lib.FileSource):
             flags=flags,
         )
         num_empty = int((~is_face).sum())
-        no_area = f"{num_empty} faces of no width or height are left out"
+        no_area = f"faces without width or height are dropped: {num_empty}"
         problems = (*bad_images.sentences, *checked.problems)
         super().__init__(
             CLASS_NAMES,
@@ -124,7 +123,7 @@ class Wider(records_lib.FileSource):
 
 
 def _files(root, splits):
-    """(split, its annotation file) of each split."""
+    """(split, annotation file) of each split."""
     folder = root / "wider_face_split"
     if not folder.is_dir():
         raise records_lib.DataError(
@@ -157,18 +156,18 @@ def _read(file):
         lines = file.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise records_lib.DataError(
-            f"annotation file {file} cannot be read as text ({error}); fetch it again"
+            f"annotation file {file} cannot be read as text ({error}); download it again"
         ) from error
     lines = [(number, line.strip()) for number, line in enumerate(lines, start=1) if line.strip()]
     if not lines:
-        raise records_lib.DataError(f"annotation file {file} lists no images; fetch it again")
-    lines.append((lines[-1][0] + 1, ""))  # the end, which is neither name nor number nor face
+        raise records_lib.DataError(f"annotation file {file} lists no images; download it again")
+    lines.append((lines[-1][0] + 1, ""))  # the end: not a name, number or face
 
     def malformed(number, line, wanted):
         found = repr(line) if line else "the end of the file"
         return records_lib.DataError(
-            f"annotation file {file}, line {number} should hold {wanted}, but there is {found}; "
-            "correct it or fetch the file again"
+            f"annotation file {file}, line {number}: expected {wanted}, found {found}; "
+            "correct the line or download the file again"
         )
 
     images, at = [], 0
@@ -184,7 +183,7 @@ def _read(file):
             number_of_face, line = lines[min(at + 2 + k, len(lines) - 1)]
             face = _face(line)
             if face is None:
-                wanted = f"face {k + 1} of the {text} of {name}, x y w h and six flags"
+                wanted = f"face {k + 1} of {text} of {name}, as x y w h and six flags"
                 raise malformed(number_of_face, line, wanted)
             faces.append((number_of_face, face))
         at += 2 + len(faces)
@@ -199,7 +198,7 @@ def _is_numbers(line):
 
 
 def _face(line):
-    """The ten numbers of a line; None where they are others, or flags that there are not."""
+    """The ten numbers of a line; None if it does not hold ten, or if a flag is out of range."""
     words = line.split()
     if len(words) != 4 + len(FLAGS) or not _is_numbers(line):
         return None

@@ -1,11 +1,13 @@
 """Sources made of other sources: filtered, repeated, joined, and with other classes.
 
-All are sources as `detlab.data.records` describes them, so they can be put around one another.
-Counts and problems are those of the sources inside, with what the wrapper itself leaves out.
+All are sources as `detlab.data.records` describes them, so they can be nested.  Counts and problems
+are those of the inner sources plus what the wrapper itself drops.
 """
 
 import collections
 import difflib
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -17,8 +19,8 @@ class _Wrapper:
 
     Args:
       sources: sequence of sources.
-      places: [n, 2] number of the source and position in it, one row an image.
-      class_names: of the whole.
+      places: [n, 2] number of the source and position in it, one row per image.
+      class_names: of the result.
     """
 
     def __init__(self, sources, places, class_names):
@@ -39,20 +41,20 @@ class _Wrapper:
         source, position = self._place(i)
         return {**self._adapt(source[position]), "index": i}
 
-    def annotation(self, i):
+    def annotation(self, i: int) -> dict[str, Any]:
         i = range(len(self))[i]
         source, position = self._place(i)
         return {**self._adapt(source.annotation(position)), "index": i}
 
-    def size(self, i):
+    def size(self, i: int) -> tuple[int, int]:
         source, position = self._place(i)
         return source.size(position)
 
-    def name(self, i):
+    def name(self, i: int) -> str:
         source, position = self._place(i)
         return source.name(position)
 
-    def image_id(self, i):
+    def image_id(self, i: int) -> int | str:
         source, position = self._place(i)
         return source.image_id(position)
 
@@ -61,7 +63,7 @@ class _Wrapper:
         return self._sources[number], position
 
     def _adapt(self, record):
-        """What the wrapper changes in a record of a source inside."""
+        """A record of an inner source, as this wrapper shows it."""
         return record
 
 
@@ -78,45 +80,44 @@ def _in_one_source(positions):
 class Filtered(_Wrapper):
     """The images of another source at the positions `keep`, in that order."""
 
-    def __init__(self, source, keep, reason="not asked for"):
+    def __init__(self, source, keep, reason="not selected"):
         super().__init__([source], _in_one_source(keep), source.class_names)
         left_out = len(source) - len(self)
         self.filtered_records += left_out
         if left_out:
-            sentence = f"{left_out} of {len(source)} images are left out: {reason}"
-            # Where no image is left, the first sentence is to be the cause: this, or what was lost
-            # before, such as all objects for a misspelt class.
+            sentence = f"{left_out} of {len(source)} images are filtered out: {reason}"
+            # If no image is left, the first sentence must be the cause: this filter or an earlier
+            # loss, such as that of all objects because of a misspelt class.
             is_cause = not len(self) and not source.dropped_boxes and not source.skipped_records
             self.problems = (sentence, *self.problems) if is_cause else (*self.problems, sentence)
 
 
-def for_training(source, min_side=32, keep_empty=False):
+def for_training(source: Any, min_side: int = 32, keep_empty: bool = False) -> Filtered:
     """The images worth training on: both sides at least `min_side` px, with an object to learn.
 
-    The rule of mmdetection's `CocoDataset._filter_imgs`; objects to ignore do not count here.
-    `keep_empty` keeps images without objects too, its `filter_empty_gt=False`: background that
-    teaches only what is no object.
+    The rule of mmdetection's `CocoDataset._filter_imgs`; ignored objects do not count here.
+    `keep_empty` also keeps images without objects (its `filter_empty_gt=False`): pure background.
     """
     large = [i for i in range(len(source)) if min(source.size(i)) >= min_side]
     keep = large
     if not keep_empty:
         keep = [i for i in large if not source.annotation(i)["ignore"].all()]
-    reason = f"{len(source) - len(large)} have a side under {min_side} px"
+    reason = f"{len(source) - len(large)} with a side under {min_side} px"
     if not keep_empty:
-        reason += f", {len(large) - len(keep)} have no object to learn"
+        reason += f", {len(large) - len(keep)} without an object to learn"
     return Filtered(source, keep, reason)
 
 
 class Repeated(_Wrapper):
-    """A source `times` times over, so that an epoch shows each image as often; for training.
+    """A source repeated `times` times, so that an epoch shows each image that often; for training.
 
-    `image_id` is that of the image, the same in each repeat.  The counts are of the images that
-    there are, not of those shown.
+    An image has the same `image_id` in each repeat.  The counts are those of the source, not
+    multiplied.
     """
 
     def __init__(self, source, times):
         if times < 1:
-            raise ValueError(f"times is {times}; a source is repeated at least once")
+            raise ValueError(f"times is {times}; it must be at least 1")
         positions = np.tile(np.arange(len(source)), times)
         super().__init__([source], _in_one_source(positions), source.class_names)
 
@@ -124,9 +125,8 @@ class Repeated(_Wrapper):
 class Concatenated(_Wrapper):
     """Several sources of the same classes, one after another.
 
-    Where an id is in more than one of them, all ids of the whole become "0/id", "1/id" and so on,
-    by the number of their source.  Records hold the entries that those of all sources have:
-    `flags` only where every source has them.
+    If sources share an id, all ids become "0/id", "1/id" and so on, by the number of the source.
+    Records have the entries that all sources have: `flags` only if every source has them.
 
     Raises:
       DataError: the classes differ.
@@ -137,9 +137,10 @@ class Concatenated(_Wrapper):
         for source in sources[1:]:
             if source.class_names != first.class_names:
                 raise records_lib.DataError(
-                    "data sets of different classes cannot be joined: "
+                    "data sets with different classes cannot be joined: "
                     f"{', '.join(first.class_names)} and {', '.join(source.class_names)}; "
-                    "choose and rename classes so that both have the same in the same order"
+                    "set class_names and rename_classes so that both have the same classes in the "
+                    "same order"
                 )
         places = [(k, i) for k, source in enumerate(sources) for i in range(len(source))]
         super().__init__(sources, places, first.class_names)
@@ -148,7 +149,7 @@ class Concatenated(_Wrapper):
         entries = [set(source.annotation(0)) for source in sources if len(source)]
         self._entries = {"image"}.union(set.intersection(*entries) if entries else ())
 
-    def image_id(self, i):
+    def image_id(self, i: int) -> int | str:
         number = self._places[i][0]
         image_id = super().image_id(i)
         return f"{number}/{image_id}" if self._clash else image_id
@@ -161,27 +162,29 @@ class Concatenated(_Wrapper):
 # Other classes
 
 
-def choose_classes(source, class_names=(), rename=()):
-    """A source with some of its classes, renamed and in another order.
+def choose_classes(
+    source: Any, class_names: Sequence[str] = (), rename: Sequence[tuple[str, str]] = ()
+) -> Any:
+    """Selects, renames and reorders the classes of a source.
 
     Args:
       source: any source.
-      class_names: the classes to keep, by their new names, in the order of their labels; objects of
-        others are left out.  () for all.
-      rename: pairs (name in the source, new name), applied before `class_names`.  Names that
-        become equal are one class from then on.
+      class_names: the classes to keep, by their new names, in label order; objects of other classes
+        are dropped.  () keeps all.
+      rename: pairs (name in the source, new name), applied before `class_names`.  Classes that get
+        the same name are merged.
     Returns:
-      `source` itself where nothing changes.
+      `source` itself if nothing changes.
     Raises:
-      DataError: the source has no class of a name in `rename` or `class_names`.
+      DataError: `rename` or `class_names` has a class that the source does not have.
     """
     for old, _ in rename:
-        _check_name(old, source.class_names, "to rename")
+        _check_name(old, source.class_names, "rename_classes")
     new_names = dict(rename)
     renamed = [new_names.get(name, name) for name in source.class_names]
     chosen = tuple(class_names) or tuple(dict.fromkeys(renamed))
     for name in chosen:
-        _check_name(name, renamed, "to choose")
+        _check_name(name, renamed, "class_names")
     if chosen == source.class_names and not any(old != new for old, new in rename):
         return source
     return _Relabelled(source, chosen, [chosen.index(n) if n in chosen else -1 for n in renamed])
@@ -191,11 +194,13 @@ def _check_name(name, names, purpose):
     if name not in names:
         close = difflib.get_close_matches(name, names, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"its classes: {', '.join(names)}"
-        raise records_lib.DataError(f"the data set has no class {name!r} {purpose}; {hint}")
+        raise records_lib.DataError(
+            f"{purpose} has {name!r}, but the data set has no such class; {hint}"
+        )
 
 
 class _Relabelled(_Wrapper):
-    """A source whose label k becomes new_labels[k]; objects whose label becomes -1 are left out."""
+    """A source whose label k becomes new_labels[k]; objects whose label becomes -1 are dropped."""
 
     def __init__(self, source, class_names, new_labels):
         super().__init__([source], _in_one_source(np.arange(len(source))), class_names)
@@ -208,12 +213,12 @@ class _Relabelled(_Wrapper):
         left_out = [label for label in sorted(count) if new_labels[label] < 0]
         self.dropped_boxes += sum(count[label] for label in left_out)
         sentences = [
-            f"{count[label]} objects of class {source.class_names[label]} are not in class_names "
-            "and are left out"
+            f"objects of class {source.class_names[label]}, which is not in class_names, "
+            f"are dropped: {count[label]}"
             for label in left_out
         ]
-        if len(left_out) == len(count):  # then it is the reason for whatever fails
-            nothing = f"no object of class {', '.join(self.class_names)} in the data set"
+        if len(left_out) == len(count):  # then this explains any later failure
+            nothing = f"there are no objects of class {', '.join(self.class_names)} in the data set"
             self.problems = (nothing, *sentences, *self.problems)
         else:
             self.problems += tuple(sentences)

@@ -2,12 +2,15 @@
 
 AP is the mean over the IoU thresholds .50:.05:.95 of the precision interpolated at 101 recalls.
 Ignored boxes are crowd boxes: a detection inside one, measured by intersection over its own area,
-counts neither for nor against.  -1 stands for a mean over nothing: no object of that size or class.
+counts neither for nor against.  -1 means that there was nothing to average: no object of that size
+or class.
 """
 
 import contextlib
 import functools
 import io
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -25,7 +28,11 @@ SUMMARY = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large") + (
 )
 
 
-def evaluate(ground_truth, predictions, class_names):
+def evaluate(
+    ground_truth: Sequence[dict[str, Any]],
+    predictions: Sequence[dict[str, Any]],
+    class_names: Sequence[str],
+) -> dict[str, Any]:
     """The 12 COCO numbers, and those of each class.
 
     Args:
@@ -41,7 +48,7 @@ def evaluate(ground_truth, predictions, class_names):
 
     objects, detected = inputs.flatten(ground_truth, predictions, len(class_names))
     index = functools.partial(_index, num_images=len(ground_truth), num_classes=len(class_names))
-    # pycocotools reports on its progress with bare prints.
+    # pycocotools prints its progress.
     with contextlib.redirect_stdout(io.StringIO()):
         evaluator = cocoeval.COCOeval(
             index(objects, area=objects.area, iscrowd=objects.ignore.astype(int)),
@@ -75,8 +82,8 @@ def evaluate(ground_truth, predictions, class_names):
 def _index(boxes, num_images, num_classes, **columns):
     """A pycocotools index of `inputs.Objects` or `inputs.Detected` with further columns.
 
-    Every id starts at 1: pycocotools takes a match with the id 0 for none.  Detections are indexed
-    as objects are, not by `loadRes`, which fails where there are none.
+    Ids start at 1, because pycocotools treats a match with the id 0 as no match.  Detections are
+    indexed like objects, not by `loadRes`, which fails if there are none.
     """
     from pycocotools import coco as coco_lib
 
@@ -105,6 +112,6 @@ def _box_areas(boxes):
 
 
 def _mean(values):
-    """Mean over the entries that exist; -1, as pycocotools has it, where none does."""
+    """Mean over the values that exist; -1 if there are none, as in pycocotools."""
     values = values[values > -1]
     return float(values.mean()) if values.size else -1.0

@@ -1,4 +1,4 @@
-"""What every metric takes, and its checks.
+"""The inputs of all metrics, and their checks.
 
 Ground truth is a list with one dict per image:
   image_id  int or str, different for each image
@@ -13,7 +13,8 @@ Predictions are a list with one dict per image, in any order, matched by `image_
   labels    [k] in 0..C-1
 """
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -37,18 +38,20 @@ class Detected(NamedTuple):
     scores: np.ndarray  # [D] float64
 
 
-def flatten(ground_truth, predictions, num_classes):
-    """Checks ground truth and predictions and lays the boxes of all images end to end.
+def flatten(
+    ground_truth: Sequence[dict[str, Any]], predictions: Sequence[dict[str, Any]], num_classes: int
+) -> tuple[Objects, Detected]:
+    """Checks ground truth and predictions and concatenates the boxes of all images.
 
     Args:
-      ground_truth, predictions: see above; an image may lack a prediction, which counts as no
+      ground_truth, predictions: see above; an image without a prediction counts as one without
         detections.
       num_classes: C.
     Returns:
       (Objects, Detected).
     Raises:
-      ValueError: an image twice, a prediction for an unknown image, arrays of different lengths,
-        a label without class, a box, area or score that is not finite.
+      ValueError: an image is given twice, a prediction is for an unknown image, arrays differ in
+        length, a label is out of range, or a box, area or score is not finite.
     """
     truths = {}
     for image in ground_truth:
@@ -79,7 +82,7 @@ def flatten(ground_truth, predictions, num_classes):
         if image_id in found
     ]
 
-    # The empty arrays give the types where there is no image at all.
+    # The empty arrays give the types if there are no images.
     no_box = (np.zeros(0, int), np.zeros((0, 4), np.float32), np.zeros(0, np.int32))
     objects = zip(
         (*no_box, np.zeros(0, bool), np.zeros(0, np.float32)), *truths.values(), strict=True
@@ -105,7 +108,9 @@ def _boxes_and_labels(image, num_classes, where):
 def _column(image, name, dtype, length, where):
     values = np.asarray(image[name], dtype)
     if values.shape != (length,):
-        raise ValueError(f"{where}: {name} has the shape {values.shape} beside {length} boxes")
+        raise ValueError(
+            f"{where}: {name} has the shape {values.shape}, not {(length,)} with one entry per box"
+        )
     if not np.isfinite(values).all():
-        raise ValueError(f"{where}: {name} holds a value that is not finite")
+        raise ValueError(f"{where}: {name} has a value that is not finite")
     return values

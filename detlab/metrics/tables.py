@@ -1,21 +1,23 @@
 """Plain monospaced tables of metric results."""
 
+from collections.abc import Sequence
 
-def number(value, digits=3):
+
+def number(value: float | None, digits: int = 3) -> str:
     """`value` as text; "-" for -1 or None, which mean that there was nothing to average."""
     if value is None or value == -1:
         return "-"
     return f"{value:.{digits}f}"
 
 
-def text_table(header, rows):
-    """Lines of aligned columns: the first one to the left, the others to the right.
+def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table with aligned columns: the first to the left, the others to the right.
 
     Args:
       header: list of c column names.
       rows: list of lists of c strings.
     Returns:
-      One string without a newline at its end.
+      One string without a trailing newline.
     """
     cells = [header, *rows]
     widths = [max(len(row[column]) for row in cells) for column in range(len(header))]

@@ -1,15 +1,16 @@
 """PASCAL VOC average precision (Everingham et al., IJCV 2010 and its development kits).
 
-The detections of a class over all images are taken by falling score.  Each looks at the object of
-its class and image that it overlaps most, free or not: below the threshold it is a false positive;
-an ignored (difficult) object makes it neither true nor false; an object that is still free makes it
-a true positive, and one that is taken a false positive.  Equal to `eval_map` of mmdetection, but
-for equal scores, which keep their order here.
+The detections of a class over all images are taken in descending order of score.  Each is compared
+with the object of its class and image that it overlaps most, matched or not.  Below the threshold
+it is a false positive.  An ignored (difficult) object makes it neither true nor false, an unmatched
+object makes it a true positive, and a matched one a false positive.  The results equal those of
+mmdetection's `eval_map`, except that equal scores keep their order here.
 
 Letters for axes: D detections, M objects, both over all images; E detections of one class.
 """
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,7 +20,7 @@ RULES = ("area", "11points")
 
 
 class Matches(NamedTuple):
-    """Each detection's best object; what every threshold, class and size range shares."""
+    """Each detection's best object: shared by all thresholds, classes and size ranges."""
 
     objects: inputs.Objects  # M
     detected: inputs.Detected  # D
@@ -30,15 +31,20 @@ class Matches(NamedTuple):
 
 
 class Decisions(NamedTuple):
-    """The detections of one class by falling score; neither true nor false: not counted."""
+    """The detections of one class by descending score; neither true nor false means not counted."""
 
     index: np.ndarray  # [E] into `Matches.detected`
     true: np.ndarray  # [E] bool
     false: np.ndarray  # [E] bool
-    num_objects: int  # that are not ignored and of the size asked for
+    num_objects: int  # not ignored and within the size range
 
 
-def match(ground_truth, predictions, num_classes, legacy_plus_one=False):
+def match(
+    ground_truth: Sequence[dict[str, Any]],
+    predictions: Sequence[dict[str, Any]],
+    num_classes: int,
+    legacy_plus_one: bool = False,
+) -> Matches:
     """Finds each detection's best object.
 
     Args:
@@ -48,7 +54,7 @@ def match(ground_truth, predictions, num_classes, legacy_plus_one=False):
     Returns:
       Matches.
     Raises:
-      ValueError: inputs that do not fit together; see `inputs.flatten`.
+      ValueError: the inputs do not fit together; see `inputs.flatten`.
     """
     objects, detected = inputs.flatten(ground_truth, predictions, num_classes)
     best = np.full(len(detected.boxes), -1)
@@ -56,7 +62,7 @@ def match(ground_truth, predictions, num_classes, legacy_plus_one=False):
     object_areas = _areas(objects.boxes, legacy_plus_one)
     detected_areas = _areas(detected.boxes, legacy_plus_one)
 
-    # Of equal overlaps the first counts: an object that is not ignored before one that is.
+    # Among equal overlaps the first wins: an object that is not ignored before one that is.
     order = np.lexsort((objects.ignore, objects.image))
     images = np.arange(len(ground_truth) + 1)
     object_ends = np.searchsorted(objects.image[order], images)
@@ -80,15 +86,20 @@ def match(ground_truth, predictions, num_classes, legacy_plus_one=False):
     return Matches(objects, detected, best, iou, object_areas, detected_areas)
 
 
-def decide(matches, label, iou_threshold=0.5, size_range=None):
-    """Which detections of a class are true and which false.
+def decide(
+    matches: Matches,
+    label: int,
+    iou_threshold: float = 0.5,
+    size_range: tuple[float, float] | None = None,
+) -> Decisions:
+    """Which detections of a class are true and which are false positives.
 
     Args:
       matches: from `match`.
       label: the class.
       iou_threshold: least overlap of a detection with its object.
-      size_range: (low, high) px, or None for all.  Objects whose sqrt(area) is not in low..high
-        (without high) are ignored, and so are detections of other sizes without an object.
+      size_range: (low, high) px, or None for all.  Objects are ignored unless
+        low <= sqrt(area) < high, and so are detections of other sizes without an object.
     Returns:
       Decisions.
     """
@@ -105,64 +116,64 @@ def decide(matches, label, iou_threshold=0.5, size_range=None):
     hit = (best >= 0) & (matches.iou[index] >= np.float32(iou_threshold))
     hit_counted = np.flatnonzero(hit)[counted[best[hit]]]
     true = np.zeros(len(index), bool)
-    # `np.unique` gives where each object first occurs: its detection of highest score.
+    # `np.unique` gives the first occurrence of each object: its detection of highest score.
     true[hit_counted[np.unique(best[hit_counted], return_index=True)[1]]] = True
     false = ~hit & of_size[index]
     false[hit_counted] = ~true[hit_counted]
     return Decisions(index, true, false, int(counted.sum()))
 
 
-def pr_curve(decisions):
+def pr_curve(decisions: Decisions):
     """Recall and precision after each detection, [E] float64; recall is 0 without objects."""
     true = np.cumsum(decisions.true)
     false = np.cumsum(decisions.false)
     return true / max(decisions.num_objects, 1), true / np.maximum(true + false, 1)
 
 
-def average_precision(recall, precision, rule="area"):
+def average_precision(recall, precision, rule: str = "area") -> float:
     """Average precision of a curve.
 
     Args:
       recall, precision: [E] as `pr_curve` gives them.
-      rule: "area", under the envelope that falls with recall (VOC from 2010 on), or "11points",
+      rule: "area", under the envelope that decreases with recall (VOC from 2010 on), or "11points",
         the mean of the envelope at the recalls 0, .1, .. 1 (VOC 2007).
     Raises:
-      ValueError: another rule.
+      ValueError: the rule is unknown.
     """
     if rule not in RULES:
-        raise ValueError(f"rule is {rule!r}, not one of {', '.join(RULES)}")
-    # Best precision at this or a higher recall, and 0 at the recalls that are never reached.
+        raise ValueError(f"rule is {rule!r}; it must be one of {', '.join(RULES)}")
+    # Best precision at this or a higher recall, and 0 at recalls that are never reached.
     envelope = np.append(np.maximum.accumulate(precision[::-1])[::-1], 0)
     if rule == "area":
         return float(np.sum(np.diff(recall, prepend=0) * envelope[:-1]))
-    # In double precision, as the reference: its fourth recall is 0.30000000000000004.
+    # In double precision, as in the reference: its fourth recall is 0.30000000000000004.
     return float(envelope[np.searchsorted(recall, np.arange(0, 1.001, 0.1))].mean())
 
 
 def evaluate(
-    ground_truth,
-    predictions,
-    class_names,
-    iou_threshold=0.5,
-    legacy_plus_one=False,
-    size_ranges=(),
-):
-    """Mean average precision by both rules, and the numbers of each class.
+    ground_truth: Sequence[dict[str, Any]],
+    predictions: Sequence[dict[str, Any]],
+    class_names: Sequence[str],
+    iou_threshold: float = 0.5,
+    legacy_plus_one: bool = False,
+    size_ranges: Sequence[tuple[float, float]] = (),
+) -> dict[str, Any]:
+    """Mean average precision by both rules, and the results of each class.
 
     Args:
       ground_truth, predictions: lists of dicts, one per image; see `detlab.metrics.inputs`.
       class_names: sequence of C names.
       iou_threshold: see `decide`.
       legacy_plus_one: see `match`.
-      size_ranges: sequence of (low, high) px, see `decide`, that get numbers of their own.
+      size_ranges: sequence of (low, high) px that are also evaluated separately, see `decide`.
     Returns:
       dict of `mAP07` (the rule "11points") and `mAP12` ("area"), over the classes with objects,
       and `classes`: list of C dicts with `name`, `AP07`, `AP12`, `recall` and `precision` at the
-      end of the curve, `num_objects` (that count) and `num_detections`.  Without objects a class
-      has 0 everywhere, and so has the mean.  `sizes` is a list of such dicts, one per range, with
-      its `size_range`.
+      end of the curve, `num_objects` (counted ones) and `num_detections`.  A class without objects
+      has 0 everywhere, and so has the mean if no class has objects.  `sizes` is a list of such
+      dicts, one per range, with its `size_range`.
     Raises:
-      ValueError: inputs that do not fit together.
+      ValueError: the inputs do not fit together.
     """
     matches = match(ground_truth, predictions, len(class_names), legacy_plus_one)
 

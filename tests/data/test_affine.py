@@ -1,4 +1,4 @@
-"""Maps move pixels and boxes together, are drawn as they say, and leave the objects of the rule."""
+"""Maps move pixels and boxes together, stay within their ranges, and keep objects by the rule."""
 
 import numpy as np
 import painted
@@ -6,7 +6,7 @@ import pytest
 
 from detlab.data import affine
 
-ALL = affine.Rule(0.0, 0.0, 1e9)  # whatever shows
+ALL = affine.Rule(0.0, 0.0, 1e9)  # keeps all that is visible
 WIDE = affine.Ranges(degrees=180.0, translate=0.3, scale=0.5, shear=15.0, perspective=2e-3)
 RANGES = {
     "turn": affine.Ranges(degrees=180.0),
@@ -51,13 +51,13 @@ def test_every_pixel_shows_the_place_that_the_map_says(name, target):
         y, x = np.indices(target) + 0.5
         place = np.stack([x, y, np.ones(target)], axis=-1) @ np.linalg.inv(moved_by.matrix).T
         place = place[..., :2] / place[..., 2:]
-        inside = ((place > 1) & (place < [99, 79])).all(axis=-1)  # not mixed with what is around
+        inside = ((place > 1) & (place < [99, 79])).all(axis=-1)  # not blended with the border
         assert inside.mean() > 0.1
         error = (image[..., :2] / 2 - place)[inside]
         # Half a level of 2x is 0.25 px; OpenCV's table of weights is for steps of 1/32 px.
         assert abs(error).max() < 0.32
-        # The half pixel between corners and centres would be seen in the mean, as 0.2 px at a scale
-        # of 0.6.  A mere shift rounds all pixels alike.
+        # The half pixel between corners and centres would show in the mean, as 0.2 px at a scale of
+        # 0.6.  A pure shift rounds all pixels alike.
         if name != "translate":
             assert abs(error.mean(axis=0)).max() < 0.03
         assert (image[..., 2][inside] == 255).all()
@@ -73,7 +73,7 @@ def test_a_box_that_is_not_turned_is_exactly_what_is_white(name):
 
 
 def assert_white_is_the_box(record, tolerance=0.05):
-    """As in `painted`, where OpenCV's maps know 1/32 px only."""
+    """As in `painted`, within a tolerance: OpenCV's maps have a resolution of 1/32 px."""
     for axis in (0, 1):
         low, high = record["boxes"][0][axis::2]
         white = record["image"][..., 0].max(axis=axis) > 127
@@ -97,11 +97,11 @@ def test_a_box_holds_the_four_corners_that_were_painted(name):
         shown += 1
         columns, rows = np.flatnonzero(white.any(axis=0)), np.flatnonzero(white.any(axis=1))
         around = [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
-        # Sharp corners fade: the last pixel that is half white lies up to 2 px within the tip.
+        # Sharp corners fade: the last half-white pixel lies up to 2 px inside the tip.
         assert (abs(moved["boxes"][0] - around) < 2.2).all()
         assert (moved["boxes"][0] - around)[:2].max() < 0.6  # and hardly ever beyond it
         assert (around - moved["boxes"][0])[2:].max() < 0.6
-        # The object's area is what is painted of it, where the picture cuts nothing off.
+        # If the border cuts nothing off, the object's area is the painted area.
         whole = (around > np.zeros(4)).all() and (around < np.array([160, 120, 160, 120])).all()
         if whole:
             np.testing.assert_allclose(moved["area"], [white.sum()], rtol=0.03)
@@ -140,7 +140,7 @@ def test_whole_shifts_keep_every_pixel_and_the_border_has_its_colour():
 
 
 # ------------------------------------------------------------------------------------------------
-# What is drawn
+# Random maps
 
 
 def test_maps_are_drawn_uniformly_within_their_ranges():
@@ -152,7 +152,7 @@ def test_maps_are_drawn_uniformly_within_their_ranges():
     lengths = np.hypot(matrices[:, 0, 0], matrices[:, 1, 0])
     np.testing.assert_allclose(lengths, scales)
     angles = np.degrees(np.arctan2(matrices[:, 0, 1], matrices[:, 0, 0]))
-    centres = matrices[:, :2] @ [50, 40, 1] / [90, 60]  # of the picture, in parts of the result
+    centres = matrices[:, :2] @ [50, 40, 1] / [90, 60]  # of the image, as fractions of the result
     for values, low, high in (
         (scales, 0.6, 1.4),
         (angles, -30, 30),
@@ -165,7 +165,7 @@ def test_maps_are_drawn_uniformly_within_their_ranges():
         counts = np.histogram(values, bins=4, range=(low, high))[0]
         assert abs(counts - 500).max() < 4 * np.sqrt(2000 * 0.25 * 0.75)
     drawn = np.stack([scales, angles, *centres.T])
-    assert abs(np.corrcoef(drawn) - np.eye(4)).max() < 4 / np.sqrt(2000)  # each by itself
+    assert abs(np.corrcoef(drawn) - np.eye(4)).max() < 4 / np.sqrt(2000)  # independently
 
 
 def test_shear_and_perspective_by_their_formulas():
@@ -203,11 +203,11 @@ def test_ranges_of_nothing_leave_the_record_as_it_is():
 
 
 # ------------------------------------------------------------------------------------------------
-# Which objects stay
+# Which objects are kept
 
 
 def reference_stays(before, after, scale, min_side, min_part, max_ratio):
-    """One object with Python floats, by the original's rule."""
+    """The original's rule for one object, in Python floats."""
     w1, h1 = scale * (before[2] - before[0]), scale * (before[3] - before[1])
     w2, h2 = after[2] - after[0], after[3] - after[1]
     if w2 <= min_side or h2 <= min_side:
@@ -237,12 +237,12 @@ def test_each_part_of_the_rule_by_hand():
             [0, 0, 2.1, 4.8],  # 10.08 of 100
             [0, 0, 10, 1000],  # 100 times as long
             [0, 0, 10, 999],
-            [0, 0, 5, 5],  # of nothing
+            [0, 0, 5, 5],  # had no area
         ]
     )
     found = affine.stays(affine.Rule(), before, after)
     np.testing.assert_array_equal(found, [0, 0, 1, 0, 1, 0])
-    # Twice as large everywhere: a quarter of it is left, so a tenth is cut off from that.
+    # At twice the size, 40.32 of 400 px^2 are left, just over a tenth.
     doubled = affine.stays(affine.Rule(), before[2:3], np.array([[0, 0, 4.2, 9.6]]), 2.0)
     assert doubled.all()
 

@@ -1,4 +1,4 @@
-"""Anchors fitted to planted objects, figures by hand, and what changes nothing."""
+"""Anchors fitted to planted objects, results computed by hand, and changes that have no effect."""
 
 import numpy as np
 import pytest
@@ -41,7 +41,7 @@ def test_figures_equal_plain_loops(ratio):
 
 def test_figures_by_hand():
     anchors = [(10, 10), (20, 20)]
-    # 0.5 to both; 0.25 to the first alone, which is not above 1/4, and nothing to the second.
+    # 0.5 with both; 0.25 with the first, which is not above 1/4, and less with the second.
     found = anchor_fit.check([(10, 20), (2.5, 10)], anchors)
     assert found.best_recall == 0.5 and found.anchors_per_object == 1.0
     np.testing.assert_allclose(found.fitness, 0.25)
@@ -53,7 +53,7 @@ def test_figures_by_hand():
 def test_planted_clusters_are_found(seed):
     sizes = planted(seed=seed)
     found = anchor_fit.fit(sizes, 5, np.random.default_rng(seed), generations=100)
-    np.testing.assert_allclose(found, PLANTED, rtol=0.03)  # by area; means of 400 to 5 %: 0.25 %
+    np.testing.assert_allclose(found, PLANTED, rtol=0.03)  # by area; 5 % over 400 objects: 0.25 %
     quality = anchor_fit.check(sizes, found)
     assert quality.best_recall == 1.0 and quality.fitness > 0.93
 
@@ -110,11 +110,11 @@ def test_many_equal_objects_give_as_many_anchors_as_asked_for():
         (lambda rng: anchor_fit.check([(9, 9)], []), "there are no anchors"),
         (
             lambda rng: anchor_fit.check([(9, 9), (0, 4)], [(8, 8)]),
-            "an object has the size 0 x 4 px; it must be above 0",
+            "an object has the size 0 x 4 px; both sides must be above 0",
         ),
         (
             lambda rng: anchor_fit.check([(9, 9)], [(8, float("inf"))]),
-            "an anchor has the size 8 x inf px; it must be above 0",
+            "an anchor has the size 8 x inf px; both sides must be above 0",
         ),
     ],
 )
@@ -157,7 +157,7 @@ def test_objects_are_as_large_as_the_transforms_make_them(resize):
         annotation = source.annotation(i)
         record = {
             "image": np.zeros((*SIZES[i], 3), np.uint8),
-            "boxes": annotation["boxes"][:2],  # those to learn, of some size
+            "boxes": annotation["boxes"][:2],  # those to learn that have an area
             "area": np.ones(2),
             "ignore": annotation["ignore"][:2],
         }
@@ -165,7 +165,7 @@ def test_objects_are_as_large_as_the_transforms_make_them(resize):
         boxes = resizer(record, *canvas)["boxes"]
         expected.append(boxes[:, 2:] - boxes[:, :2])
     found = anchor_fit.object_sizes(source, CANVASES, resize)
-    # Images have whole sides: up to half a px of 30.
+    # Images have whole sides: an error of up to half a px of 30.
     np.testing.assert_allclose(
         sorted(found.tolist()), sorted(np.concatenate(expected).tolist()), rtol=0.02
     )
@@ -174,5 +174,5 @@ def test_objects_are_as_large_as_the_transforms_make_them(resize):
 def test_an_empty_source_and_an_unknown_resize_are_refused():
     with pytest.raises(records.DataError, match="the data source has no images"):
         anchor_fit.object_sizes(Boxes([]), CANVASES)
-    with pytest.raises(ValueError, match="resize 'some' is neither"):
+    with pytest.raises(ValueError, match="resize is 'some'; it must be"):
         anchor_fit.object_sizes(Boxes(SIZES), CANVASES, "some")

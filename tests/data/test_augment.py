@@ -1,4 +1,4 @@
-"""What happens to a record before it is in a batch: sizes, colours, pictures of several images."""
+"""How a record is changed before it enters a batch: sizes, colours, images made from several."""
 
 import tracemalloc
 
@@ -23,7 +23,7 @@ def test_resize_choices_give_the_sizes_they_say():
 
 
 def test_training_mosaics_and_evaluation_round_sides_as_they_are_told(monkeypatch):
-    """20x39 px on 32x48 px: 24.6 px high, in the middle."""
+    """20x39 px on 32x48 px: 24.6 px high, centred."""
     source, tiles = pictures.Pictures(sizes=np.array([(20, 39)] * 4)), []
 
     def four(pictures, *arguments, make=augment_lib.mosaic.four):
@@ -68,7 +68,7 @@ def test_augmented_boxes_lie_on_their_picture():
     sizes = set()
     for loaded in stream:
         batch = loaded.batch
-        assert loaded.dropped_boxes == 0  # what a crop leaves out was not dropped for want of slots
+        assert loaded.dropped_boxes == 0  # objects that a crop removes are not counted as dropped
         assert batch.valid.any(axis=1).all()
         for boxes, (height, width) in zip(batch.boxes, batch.image_size):
             assert (boxes >= 0).all() and (boxes <= [width, height, width, height]).all()
@@ -88,8 +88,8 @@ def test_a_mosaic_shows_its_own_image_and_others_of_the_whole_source():
             assert 1 <= len(shown) <= 4
             np.testing.assert_array_equal(size, [60, 60])
             counts[list(shown - {int(i)})] += 1
-    # About 240 mosaics of three others, each of 12 images as often: 60 minus those that are twice
-    # in a mosaic or out of sight.  Four standard deviations of 50 are 28.
+    # About 240 mosaics with three others, uniform over 12 images: 60 each, minus those that are in
+    # a mosaic twice or not visible.  Four standard deviations of 50 are 28.
     assert abs(counts - counts.mean()).max() < 28 and 35 < counts.mean() < 60
     placements = np.concatenate([loaded.batch.placement for loaded in stream])
     np.testing.assert_array_equal(placements, np.tile([1, 1, 0, 0], (240, 1)))
@@ -105,7 +105,7 @@ def test_mosaics_are_as_frequent_as_asked_for_and_some_have_nine():
     shown = np.array(
         [len(pictures.colours_of(image)) for step in stream for image in step.batch.images]
     )
-    # Tiles of 24 px: the middle 60 px show nine in a square of 72 px nearly whole.
+    # Nine tiles of 24 px make a square of 72 px, of which the middle 60 px show nearly all.
     half = 4 * np.sqrt(0.25 / 400)
     assert abs((shown == 1).mean() - 0.5) < half
     assert shown.max() == 9 and abs((shown >= 5).mean() - 0.25) < half
@@ -162,7 +162,7 @@ def test_mixup_draws_its_part_and_its_second_image():
                 mixed += 1
                 values.append(image[0, 0, 0] / 240)
     assert abs(mixed / 800 - 0.5) < 4 * np.sqrt(0.25 / 800)
-    # Mixed are 0 and 240 half of the time, each alone with a quarter.
+    # Half of the mixtures are of 0 and 240, a quarter of 0 alone, a quarter of 240 alone.
     parts = np.array(values)
     between = parts[(parts > 0) & (parts < 1)]
     assert abs(len(between) / mixed - 0.5) < 4 * np.sqrt(0.25 / mixed)
@@ -204,5 +204,5 @@ def test_one_photograph_of_a_mosaic_is_in_memory_at_a_time():
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    # Two photographs, as one is let go when the next is there; a plane of 400 x 400 px and tiles.
+    # Two photographs, as one is freed after the next is read; a plane of 400 x 400 px and tiles.
     assert peak < 2 * 9e6 + 3e6

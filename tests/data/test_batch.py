@@ -71,7 +71,7 @@ def test_evaluation_maps_letterboxed_boxes_back_to_the_image():
                 batch.boxes[row, :2], batch.placement[row], source.size(i)
             )
             np.testing.assert_allclose(boxes, source.annotation(i)["boxes"], atol=1e-4)
-            # The whole canvas, border and all, is clipped to the whole image.
+            # The whole canvas, including the border, is clipped to the whole image.
             canvas = np.array([[0, 0, *batch.images.shape[2:0:-1]]], np.float32)
             whole = batch_lib.to_original(canvas, batch.placement[row], source.size(i))
             height, width = source.size(i)

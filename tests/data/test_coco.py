@@ -58,9 +58,9 @@ def test_class_subset_keeps_the_order_asked_for(tmp_path):
     assert source.category_ids == (90, 3)
     np.testing.assert_array_equal(source.annotation(1)["labels"], [0])
     np.testing.assert_array_equal(source.annotation(0)["labels"], [1])
-    # `hen` is not asked for: no fault, but told and counted.
+    # `hen` was not asked for: no fault, but reported and counted.
     assert source.problems == (
-        "1 objects of class hen are not in class_names and are left out",
+        "objects of class hen, which is not in class_names, are dropped: 1",
     ) and source.dropped_boxes == 1  # fmt: skip
 
 
@@ -76,7 +76,7 @@ def test_tiny_objects_are_left_out_and_counted(tmp_path):
     source = coco.Coco(*write_data(tmp_path, content))
     assert len(source.annotation(1)["boxes"]) == 3
     assert source.dropped_boxes == 3
-    assert "3 objects of no area or a side under 1 px" in source.problems[0]
+    assert "with a side under 1 px are dropped: 3" in source.problems[0]
 
 
 def test_no_images_and_no_objects_pass(tmp_path):
@@ -104,20 +104,20 @@ def test_missing_folder_and_file_are_named(tmp_path):
         (lambda c: "[]", "has no list 'images'"),
         (lambda c: {**c, "categories": None}, "has no list 'categories'"),
         (lambda c: "[" * 100_000, r"instances\.json is not valid JSON"),
-        # Without one of the categories all labels would shift: it cannot be left out.
+        # Skipping a category would shift all labels.
         (lambda c: {**c, "categories": [{"id": 1}]}, "entry 0 of 'categories' has no 'name'"),
-        (lambda c: {**c, "categories": [None]}, "entry 0 of 'categories' is null, which is no"),
+        (lambda c: {**c, "categories": [None]}, "entry 0 of 'categories' is null, which is not"),
         (
             lambda c: {**c, "categories": [{"id": "1", "name": "cat"}]},
-            "'categories' has the id \"1\", which is not a whole number",
+            "'categories' has the id \"1\", which is not an integer",
         ),
         (
             lambda c: {**c, "categories": [*c["categories"], {"id": 4, "name": "cat"}]},
-            "one class name to several categories",
+            "several categories the same id or name; make them unique",
         ),
         (
             lambda c: {**c, "categories": [*c["categories"], {"id": 3, "name": "cow"}]},
-            "one id or one class name to several categories",
+            "several categories the same id or name",
         ),
     ],
 )
@@ -138,12 +138,12 @@ def test_chosen_class_without_objects_is_told_and_none_at_all_is_an_error(tmp_pa
     content["categories"].append({"id": 40, "name": "cow"})
     folder, file = write_data(tmp_path, content)
     source = coco.Coco(folder, file, class_names=("cow", "cat", "hen", "dog"))
-    assert source.problems == (f"no object of class cow in {file}",)
+    assert source.problems == (f"there are no objects of class cow in {file}",)
     assert source.category_ids == (40, 3, 17, 90)
-    with pytest.raises(records.DataError, match=r"no object of class cow in .*are cat, dog, hen"):
+    with pytest.raises(records.DataError, match=r"no objects of class cow in .*are cat, dog, hen"):
         coco.Coco(folder, file, class_names=("cow",))
     source = coco.Coco(folder, file, class_names=("cow",), strict=False)
-    assert "no object of class cow" in source.problems[0] and source.dropped_boxes == 3
+    assert "no objects of class cow" in source.problems[0] and source.dropped_boxes == 3
     assert coco.Coco(folder, file).problems == ()  # not a chosen list
 
 
@@ -153,22 +153,22 @@ BBOX_FAULT = "which is not a list of 4 finite numbers"
 @pytest.mark.parametrize(
     "bad, fault",
     [
-        ({"image_id": 6}, "entry 3 of 'annotations' is of image 6, which is not listed"),
-        ({"category_id": 4}, "entry 3 of 'annotations' is of category 4, which is not listed"),
+        ({"image_id": 6}, "entry 3 of 'annotations' has the image_id 6, which no usable image"),
+        ({"category_id": 4}, "entry 3 of 'annotations' has the category_id 4, which no category"),
         ({"bbox": [60, 1, 9, 9]}, r"annotation 9 \(cat, bbox \[60, 1, 9, 9\]\) lies outside"),
         ({"bbox": [float("nan"), 1, 9, 9]}, rf"has the bbox \[NaN, 1, 9, 9\], {BBOX_FAULT}"),
         ({"bbox": [1, 1, 10**400, 9]}, BBOX_FAULT),
         ({"bbox": [1, 2, 3]}, BBOX_FAULT),
         ({"bbox": [1, 2, 3, "4"]}, BBOX_FAULT),
         ({"bbox": None}, BBOX_FAULT),
-        ({"image_id": [5]}, r"image_id \[5\], which is not a whole number or a text"),
-        ({"category_id": {}}, "category_id {}, which is not a whole number"),
+        ({"image_id": [5]}, r"image_id \[5\], which is not an integer or a string"),
+        ({"category_id": {}}, "category_id {}, which is not an integer"),
         ({"area": None}, "area null, which is not a finite number"),
         ({"area": float("inf")}, "area Infinity, which is not a finite number"),
         ({"iscrowd": "0"}, 'iscrowd "0", which is not 0 or 1'),
-        (None, "entry 3 of 'annotations' is null, which is no object"),
-        (3, "entry 3 of 'annotations' is 3, which is no object"),
-        ([], "entry 3 of 'annotations' is .*, which is no object"),
+        (None, "entry 3 of 'annotations' is null, which is not a JSON object"),
+        (3, "entry 3 of 'annotations' is 3, which is not a JSON object"),
+        ([], "entry 3 of 'annotations' is .*, which is not a JSON object"),
     ],
 )
 def test_unusable_object_is_named_or_left_out(tmp_path, bad, fault):
@@ -188,13 +188,13 @@ def test_unusable_object_is_named_or_left_out(tmp_path, bad, fault):
     "bad, fault",
     [
         ({"id": 70}, "entry 2 of 'images' repeats the id 70"),
-        ({"id": None}, "id null, which is not a whole number or a text"),
-        ({"file_name": 7}, "file_name 7, which is not a text"),
-        ({"file_name": ""}, 'file_name "", which is not a text'),
-        ({"height": "40"}, 'height "40", which is not a number of px from 1'),
-        ({"width": 0}, "width 0, which is not a number of px from 1"),
-        ({"width": float("inf")}, "width Infinity, which is not a number of px"),
-        (None, "entry 2 of 'images' is null, which is no object"),
+        ({"id": None}, "id null, which is not an integer or a string"),
+        ({"file_name": 7}, "file_name 7, which is not a non-empty string"),
+        ({"file_name": ""}, 'file_name "", which is not a non-empty string'),
+        ({"height": "40"}, 'height "40", which is not a number of at least 1'),
+        ({"width": 0}, "width 0, which is not a number of at least 1"),
+        ({"width": float("inf")}, "width Infinity, which is not a number of at least 1"),
+        (None, "entry 2 of 'images' is null, which is not a JSON object"),
         ({}, "entry 2 of 'images' has no 'height'"),
     ],
 )
@@ -210,7 +210,9 @@ def test_unusable_image_is_named_or_left_out(tmp_path, bad, fault):
     source = coco.Coco(folder, file, strict=False)
     assert [source.image_id(i) for i in range(len(source))] == [70, 5]
     assert source.skipped_records == 1 and len(source.problems) == 1
-    assert len(source.annotation(0)["boxes"]) == 1  # the first of a repeated id has the objects
+    assert (
+        len(source.annotation(0)["boxes"]) == 1
+    )  # of a repeated id, the first image has the objects
 
 
 def test_evaluation_keeps_boxes_as_annotated(tmp_path):
@@ -230,8 +232,8 @@ def test_evaluation_keeps_boxes_as_annotated(tmp_path):
     np.testing.assert_array_equal(source.annotation(1)["boxes"][2:], [[0, 4, 17, 50]])
     assert source.clipped_boxes == 1 and source.dropped_boxes == 2
     assert source.problems == (
-        "1 boxes stick out of their images and are clipped",
-        "2 objects of no area or a side under 1 px are left out",
+        "boxes that reach beyond their image are clipped: 1",
+        "objects without area or with a side under 1 px are dropped: 2",
     )
 
 

@@ -1,4 +1,4 @@
-"""The streams are the plan carried out, however that is done and whatever cannot be read."""
+"""The streams carry out the plan, whatever the threads, processes and unreadable images."""
 
 import signal
 
@@ -10,7 +10,7 @@ from detlab.data import coco, loader, records, settings, shapes, voc
 
 
 class Kept:
-    """The records of another source, made once."""
+    """The records of another source, made only once."""
 
     def __init__(self, source):
         self._records = [source[i] for i in range(len(source))]
@@ -85,7 +85,7 @@ def test_evaluation_shows_every_image_once_and_marks_the_filling():
     pictures.assert_same(pictures.evaluate(pictures.Pictures(), read_threads=2), stream)
 
 
-@pytest.mark.slow  # starts processes that import everything anew
+@pytest.mark.slow  # starts processes that import everything again
 def test_worker_processes_do_not_change_the_stream():
     source, canvases = shapes.Shapes(num_images=9), ((128, 128),)
     whole = pictures.train(source, canvases=canvases, num_steps=7)
@@ -121,7 +121,7 @@ def test_broken_images_of_a_mosaic_are_replaced_and_told_each_time(threads):
         index = np.where(np.isin(intact.batch.index, [4, 5]), 6, intact.batch.index)
         np.testing.assert_array_equal(loaded.batch.index, index)
         told += loaded.skipped
-    # 32 mosaics of four: 128 images, a sixth of which 5 takes the place of, or both.
+    # 32 mosaics of four: 128 images, a sixth of which are 4 or 5.
     assert set(told) == {"image 4 is broken", "image 5 is broken"}
     assert told.count("image 5 is broken") > told.count("image 4 is broken") > 2
     with pytest.raises(records.DataError, match="image [45] is broken"):
@@ -135,7 +135,7 @@ def test_broken_images_of_a_mosaic_are_replaced_and_told_each_time(threads):
 
 
 def test_broken_image_is_replaced_by_the_next_of_its_canvas_and_told():
-    # The wide group is 0 2 3 5 7 ..: 3 is the next that works after 0 and 2.
+    # The wide group is 0 2 3 5 7 ..: 3 is the next readable image after 0 and 2.
     stream = pictures.train(pictures.Pictures(broken=(0, 2)), num_steps=6)
     whole = pictures.train(pictures.Pictures(), num_steps=6)
     told = []
@@ -196,29 +196,33 @@ def test_worker_processes_leave_signals_to_their_parent():
 
 def test_too_many_broken_images_raise():
     sizes = np.array([(20, 40)] * 30)
-    with pytest.raises(records.DataError, match="21 images in a row cannot be read, the first"):
+    with pytest.raises(records.DataError, match="21 images in a row cannot be read; the first"):
         pictures.train(pictures.Pictures(sizes, broken=range(30)))
     assert len(pictures.train(pictures.Pictures(sizes, broken=range(20)))) == 9
 
 
 def test_bad_arguments_raise():
-    with pytest.raises(ValueError, match="a batch of 4 images cannot be shared by 3"):
+    with pytest.raises(
+        ValueError, match="a batch of 4 images cannot be split evenly over 3 processes"
+    ):
         pictures.train(pictures.Pictures(), process_count=3)
     for resize in ("crop", (1, 2, 3)):
-        with pytest.raises(ValueError, match="neither .fit. nor .letterbox. nor .stretch. nor"):
+        with pytest.raises(ValueError, match="must be .fit., .letterbox., .stretch. or .long"):
             pictures.train(pictures.Pictures(), resize=resize)
     for stream in (pictures.train, pictures.evaluate):
-        with pytest.raises(ValueError, match="rounding 'near' is none of half_up, half_even, down"):
+        with pytest.raises(
+            ValueError, match="rounding is 'near'; it must be one of half_up, half_even"
+        ):
             stream(pictures.Pictures(), rounding="near")
-        with pytest.raises(ValueError, match="shrink 'cubic' is none of linear, area"):
+        with pytest.raises(ValueError, match="shrink is 'cubic'; it must be one of linear, area"):
             stream(pictures.Pictures(), shrink="cubic")
-    with pytest.raises(ValueError, match="crop 'some' is neither"):
+    with pytest.raises(ValueError, match="crop is 'some'; it must be none, random"):
         pictures.train(pictures.Pictures(), augment=settings.Augment(crop="some"))
-    with pytest.raises(ValueError, match="mode 'some' is neither"):
+    with pytest.raises(ValueError, match="multiscale is 'some'; it must be"):
         pictures.train(pictures.Pictures(), multiscale=settings.MultiScale(mode="some"))
-    with pytest.raises(ValueError, match="alternative to 2 canvases must have as many"):
+    with pytest.raises(ValueError, match="entry of multiscale_canvases must have 2 canvases"):
         pictures.train(pictures.Pictures(), multiscale=settings.MultiScale(canvases=(((32, 32),),)))
-    with pytest.raises(ValueError, match='limits do not go with resize "letterbox"'):
+    with pytest.raises(ValueError, match='limits cannot be used with resize "letterbox"'):
         pictures.train(
             pictures.Pictures(),
             resize="letterbox",

@@ -1,4 +1,4 @@
-"""Mosaics put pictures side by side with their objects; mixup lays one through the other."""
+"""Mosaics put images with their objects side by side; mixup blends two images."""
 
 import numpy as np
 import painted
@@ -10,7 +10,7 @@ CANVAS = (60, 80)  # height, width px
 
 
 def tile(number, height, width):
-    """A record of one colour, its own, with a white box and, to ignore, one along the left edge."""
+    """A record of one colour, with an almost white box and an ignored one on the left edge."""
     image = np.full((height, width, 3), 10 * (number + 1), np.uint8)
     box = (2 + number, 3, width - 4, height - 2 - number)
     image[box[1] : box[3], box[0] : box[2]] = 255 - number
@@ -25,14 +25,14 @@ def tile(number, height, width):
 
 
 def tiles(count, seed):
-    """Tiles of any sizes up to the canvas."""
+    """Tiles of random sizes up to the canvas."""
     rng = np.random.default_rng(seed)
     sizes = rng.integers(20, [CANVAS[0] + 1, CANVAS[1] + 1], (count, 2))
     return [tile(number, *size.tolist()) for number, size in enumerate(sizes)]
 
 
 def assert_objects_are_what_is_painted(record):
-    """Each box holds exactly the px of its tile's object, and no tile's objects are lost."""
+    """Each box holds exactly the px of its tile's object, and every visible object has a box."""
     height, width = record["image"].shape[:2]
     for box, label, ignored in zip(record["boxes"], record["labels"], record["ignore"]):
         if ignored:
@@ -64,7 +64,7 @@ def test_boxes_lie_on_what_was_painted(make, count):
 
 @pytest.mark.parametrize("make, count", [(mosaic.four, 4), (mosaic.nine, 9)])
 def test_tiles_lie_beside_each_other_and_never_on_each_other(make, count):
-    """Of a tile what is not cut off shows whole: its px are counted."""
+    """Tiles that are not cut off are completely visible: their px are counted."""
     whole = 0
     for seed in range(40):
         parts = tiles(count, seed)
@@ -95,19 +95,19 @@ def test_a_mosaic_of_four_has_its_point_in_the_middle_half():
         np.testing.assert_array_equal(corner, [[10, 20], [30, 40]])
     points = np.array(points)
     assert (points.min(axis=0) >= [40, 30]).all() and (points.max(axis=0) < [120, 90]).all()
-    # Four standard deviations of the mean of 80 and of 60 px.
+    # Four standard deviations of the means over ranges of 80 and 60 px.
     assert (abs(points.mean(axis=0) - [79.5, 59.5]) < 4 * np.array([80, 60]) / 69.3).all()
     assert (points.min(axis=0) < [43, 33]).all() and (points.max(axis=0) > [116, 86]).all()
 
 
 def test_a_mosaic_of_nine_goes_clockwise_around_the_first():
-    """Tiles of the canvas's size: those beside, above and below the first are where they belong."""
+    """With tiles of the canvas's size, the neighbours of the first are where they belong."""
     parts = [tile(number, *CANVAS) for number in range(9)]
     order = np.array([[8, 1, 2], [7, 0, 3], [6, 5, 4]])
     seen = set()
     for seed in range(60):
         image = mosaic.nine(parts, CANVAS, np.random.default_rng(seed), 0)["image"][..., 0]
-        # The first tile always shows, whole: its corner lies in the top left quarter.
+        # The first tile is always visible as a whole: its corner lies in the top left quarter.
         y, x = (int(k[0]) for k in np.nonzero(np.isin(image, [10, 255])))
         assert 0 < y <= 60 and 0 < x <= 80
         for row in (-1, 0, 1):
@@ -123,9 +123,9 @@ def test_a_mosaic_of_nine_goes_clockwise_around_the_first():
 def test_pieces_by_hand():
     parts = [tile(0, 20, 30), tile(1, 20, 30), tile(2, 20, 30)]
     record = mosaic.paste(parts, [(-10, -5), (70, 50), (200, 0)], CANVAS, 0)
-    # Of (2, 3, 26, 18) and (0, 0, 2, 20), 10 to the left and 5 up; the left edge is cut off.
+    # (2, 3, 26, 18) and (0, 0, 2, 20), moved 10 left and 5 up; the second is cut off.
     np.testing.assert_array_equal(record["boxes"][0], [0, 0, 16, 13])
-    # Of (3, 3, 26, 17) and (0, 0, 2, 20), 70 to the right and 50 down, in 80 x 60 px.
+    # (3, 3, 26, 17) and (0, 0, 2, 20), moved 70 right and 50 down, in 80 x 60 px.
     np.testing.assert_array_equal(record["boxes"][1:], [[73, 53, 80, 60], [70, 50, 72, 60]])
     np.testing.assert_array_equal(record["labels"], [0, 1, 1])
     np.testing.assert_array_equal(record["ignore"], [False, False, True])

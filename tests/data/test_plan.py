@@ -12,7 +12,7 @@ def test_images_go_to_the_canvas_that_shows_them_largest():
     wide, tall = plan.group_by_canvas(pictures.SIZES[:7], pictures.CANVASES)
     np.testing.assert_array_equal(wide, [0, 2, 3, 5])  # 2 is square: the first of equals
     np.testing.assert_array_equal(tall, [1, 4, 6])
-    # A canvas that leaves less empty is better where the picture is no larger on another.
+    # If an image is equally large on two canvases, the one with less empty space wins.
     square, upright = plan.group_by_canvas(
         [(1080, 810), (1080, 810), (90, 90)], [(64, 64), (64, 48)]
     )
@@ -89,7 +89,7 @@ def test_an_epoch_shows_every_image_exactly_once_on_any_number_of_processes(proc
 
 @pytest.mark.parametrize("processes", [1, 2, 3])
 def test_where_batches_do_not_fill_the_first_of_a_group_are_shown_again(processes):
-    # Twelve wide and nine tall: two batches of six each, so that three tall ones come twice.
+    # Twelve wide and nine tall: two batches of six each, so three tall ones appear twice.
     groups = plan.group_by_canvas(pictures.SIZES, pictures.CANVASES)
     assert [len(group) for group in groups] == [12, 9]
     streams = [
@@ -112,7 +112,7 @@ def test_multi_scale_changes_sizes_only():
             np.testing.assert_array_equal(step.index, other.index)
             np.testing.assert_array_equal(step.seed, other.seed)
             assert step.limits is None and other.limits.shape == (4, 2)
-            # The alternative in the place of the canvas that grouped the images.
+            # The alternative to the canvas by which the images were grouped.
             assert other.canvas in [
                 pair[pictures.CANVASES.index(step.canvas)] for pair in SCALES.canvases
             ]
@@ -182,7 +182,7 @@ def test_eval_plan_shows_every_image_once_in_order():
 
 
 def test_the_canvas_of_a_letterbox_has_room_for_the_rounded_picture():
-    """Of 820 of 1024 px remain 512, of 828 px 518, as YOLOv5's detect.py rounds them."""
+    """820 of 1024 px become 512, and 828 become 518, as YOLOv5's detect.py rounds them."""
     data = config_lib.load("yolov5_coco").data
     data.canvases = ((640, 640), (512, 640), (640, 512))
     shown = settings.of(data, "demo")

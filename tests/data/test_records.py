@@ -1,4 +1,4 @@
-"""Reading image files, checking boxes, sources of image files."""
+"""Image files are read, boxes are checked, and sources of image files give records."""
 
 import struct
 
@@ -105,7 +105,7 @@ def test_truncated_image_is_named(tmp_path, extension, kept):
     content = encoded(picture(200, 300), extension)
     path = tmp_path / f"a{extension}"
     path.write_bytes(content[: int(len(content) * kept)])
-    with pytest.raises(records.DataError, match="ends before its picture does"):
+    with pytest.raises(records.DataError, match="is truncated"):
         records.read_image(path)
 
 
@@ -118,7 +118,7 @@ def test_end_mark_of_a_thumbnail_does_not_hide_truncation(tmp_path):
     path.write_bytes(content)
     assert records.read_image(path).shape == (200, 300, 3)
     path.write_bytes(content[:-2000])
-    with pytest.raises(records.DataError, match="ends before"):
+    with pytest.raises(records.DataError, match="is truncated"):
         records.read_image(path)
 
 
@@ -144,7 +144,7 @@ def test_box_that_sticks_out_is_clipped_and_counted():
     np.testing.assert_array_equal(checked.boxes, [[0, 10, 20, 40], [1, 2, 3, 4], [30, 20, 60, 40]])
     assert checked.boxes.dtype == np.float32
     assert checked.num_clipped == 1
-    assert checked.problems == ("1 boxes stick out of their images and are clipped",)
+    assert checked.problems == ("boxes that reach beyond their image are clipped: 1",)
     assert checked.keep.all()
     np.testing.assert_array_equal(checked.labels, [1, 1, 1])
 
@@ -170,7 +170,7 @@ def test_unusable_box_raises_or_is_left_out(box, fault):
 
 def test_unknown_class_raises_or_is_left_out():
     boxes, names = [[1, 2, 3, 4], [2, 3, 4, 5]], ["bird", "dog"]
-    with pytest.raises(records.DataError, match=r"object 0 is of a class .*\(dog, cat\)"):
+    with pytest.raises(records.DataError, match=r"object 0 has a class .*\(dog, cat\)"):
         check(boxes, names)
     checked = check(boxes, names, strict=False)
     np.testing.assert_array_equal(checked.boxes, [[2, 3, 4, 5]])
@@ -181,25 +181,27 @@ def test_unknown_class_raises_or_is_left_out():
 def test_other_classes_than_the_chosen_ones_are_told_once_a_class():
     names = ["cow", "cat", "bird", "cow"]
     boxes = [[1, 2, 3, 4], [2, 3, 4, 5], [5, 5, 5, 5], [1, 1, 2, 2]]
-    checked = check(boxes, names, chosen_from="some.json")  # strict, and the bird has no area
+    checked = check(boxes, names, chosen_from="some.json")  # strict, although the bird has no area
     np.testing.assert_array_equal(checked.keep, [False, True, False, False])
     np.testing.assert_array_equal(checked.labels, [1])
     assert checked.problems == (
-        "no object of class dog in some.json",
-        "1 objects of class bird are not in class_names and are left out",
-        "2 objects of class cow are not in class_names and are left out",
+        "there are no objects of class dog in some.json",
+        "objects of class bird, which is not in class_names, are dropped: 1",
+        "objects of class cow, which is not in class_names, are dropped: 2",
     )
 
 
 def test_none_of_the_chosen_classes_is_a_mistake():
     boxes, names = [[1, 2, 3, 4], [5, 5, 5, 5]], ["Cat", "bird"]
-    fault = "no object of class dog, cat in some.json; classes there are Cat, bird"
+    fault = "there are no objects of class dog, cat in some.json; its classes are Cat, bird"
     with pytest.raises(records.DataError, match=f"^{fault}; correct class_names") as raised:
         check(boxes, names, chosen_from="some.json")
     assert not raised.value.can_leave_out
     checked = check(boxes, names, strict=False, chosen_from="some.json")
     assert checked.problems == (fault,) and not checked.keep.any()
-    assert len(check([], [], chosen_from="some.json").problems) == 2  # nothing there to mistake
+    assert (
+        len(check([], [], chosen_from="some.json").problems) == 2
+    )  # without objects there is no mistake
 
 
 def test_unclipped_boxes_stay_as_they_are_but_for_negative_sides():
@@ -229,7 +231,7 @@ def test_image_without_boxes_passes():
 
 
 def make_source(tmp_path, sizes, objects, ignore):
-    """Images of these sizes; `objects` says which image each object is of."""
+    """Images of these sizes; `objects` gives the image of each object."""
     paths = []
     for i, (height, width) in enumerate(sizes):
         paths.append(tmp_path / f"{i}.png")
@@ -271,7 +273,7 @@ def test_flags_stay_with_their_objects():
 def test_image_of_another_size_than_its_annotation_is_named(tmp_path):
     source = make_source(tmp_path, [(40, 50)], [0], [False])
     (tmp_path / "0.png").write_bytes(encoded(np.zeros((50, 40, 3), np.uint8), ".png"))
-    with pytest.raises(records.DataError, match=r"0\.png is 40x50 px .* says 50x40"):
+    with pytest.raises(records.DataError, match=r"0\.png is 40x50 px, but .* says 50x40"):
         source[0]
 
 

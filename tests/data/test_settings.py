@@ -1,4 +1,4 @@
-"""The settings that a config means, for each use."""
+"""The settings that a config asks for, for each use."""
 
 import pytest
 

@@ -82,7 +82,7 @@ def test_difficulty_is_as_stated():
         smaller = np.minimum.outer(annotation["area"], annotation["area"])
         pairs = ~np.eye(len(boxes), dtype=bool)
         assert (overlap <= smaller / 2)[pairs].all()
-        # Later objects lie above: together they hide no more than half of an earlier box.
+        # Later objects lie on top: together they hide at most half of an earlier box.
         assert (np.triu(overlap, 1).sum(axis=1) <= annotation["area"] / 2).all()
     assert set(counts) == {1, 2, 3, 4, 5, 6}
     assert min(np.bincount(labels, minlength=4)) > 0.2 * len(labels)
@@ -96,9 +96,9 @@ def test_noise_has_deviation_eight():
 
 
 def test_bad_arguments_raise():
-    with pytest.raises(ValueError, match="split 'test' is not one of train, val"):
+    with pytest.raises(ValueError, match="split is 'test'; it must be one of train, val"):
         shapes.Shapes("test")
-    with pytest.raises(ValueError, match="size 16"):
+    with pytest.raises(ValueError, match="size is 16 px"):
         shapes.Shapes(size=16)
     with pytest.raises(IndexError):
         shapes.Shapes("val")[200]

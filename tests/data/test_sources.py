@@ -1,4 +1,4 @@
-"""From a config's `data` block to a source."""
+"""A config's `data` block opens the right source."""
 
 import json
 
@@ -12,7 +12,7 @@ from detlab.experiments import common
 
 
 def coco_block(root, **changes):
-    """A data set of one image with a cat that sticks out of it, a tiny cat and a dog."""
+    """A data set of one image with a cat that reaches beyond it, a tiny cat and a dog."""
     cv2.imwrite(str(root / "a.png"), np.zeros((40, 60, 3), np.uint8))
     boxes = {3: [50, 1, 20, 9], 4: [1, 1, 0.5, 9], 5: [1, 1, 9, 9]}
     content = {
@@ -62,7 +62,7 @@ def test_a_misspelt_class_is_the_first_that_is_told_where_no_image_is_left(tmp_p
     data.class_names = ("cats",)
     source = sources.build(data, "train")
     assert len(source) == 0
-    assert source.problems[0].startswith("no object of class cats in")
+    assert source.problems[0].startswith("there are no objects of class cats in")
 
 
 def test_every_source_has_counts(tmp_path):
@@ -115,7 +115,9 @@ def test_wider_is_opened_by_its_splits(shared_dir):
     data.rename_classes = (("face", "head"),)
     assert sources.build(data, "eval").class_names == ("head",)
     data.class_names = ("face",)
-    with pytest.raises(records.DataError, match="no class 'face' to choose"):
+    with pytest.raises(
+        records.DataError, match="class_names has 'face', but the data set has no such"
+    ):
         sources.build(data, "eval")
 
 
@@ -172,10 +174,12 @@ def test_renaming_is_the_same_for_coco_and_voc(tmp_path, shared_dir):
     data.class_names = ("human",)
     assert labels_of(sources.build(data, "eval")) == people
     data.rename_classes = (("persn", "human"),)
-    with pytest.raises(records.DataError, match="no object of class persn"):
+    with pytest.raises(records.DataError, match="no objects of class persn"):
         sources.build(data, "eval")
     data.class_names = ()
-    with pytest.raises(records.DataError, match="'persn' to rename; did you mean 'person'"):
+    with pytest.raises(
+        records.DataError, match="rename_classes has 'persn', .*; did you mean 'person'"
+    ):
         sources.build(data, "eval")
 
 
@@ -186,7 +190,7 @@ def test_training_is_repeated_and_evaluation_is_not(tmp_path):
 
 
 def add_empty_image(root):
-    """A second image to the data set of `coco_block`, without objects."""
+    """Adds a second image without objects to the data set of `coco_block`."""
     cv2.imwrite(str(root / "b.png"), np.zeros((40, 60, 3), np.uint8))
     content = json.loads((root / "a.json").read_text())
     content["images"].append({"id": 2, "file_name": "b.png", "height": 40, "width": 60})
@@ -204,7 +208,7 @@ def test_empty_and_small_images_are_left_out_of_training_unless_asked_for(tmp_pa
 
 
 def test_more_data_are_joined_for_training_alone(tmp_path, shared_dir):
-    """COCO's dog and cat, then VOC's under the names of COCO."""
+    """COCO's dog and cat, then VOC's objects under COCO's names."""
     also = {
         "source": "voc", "root": str(shared_dir / "data" / "voc_mini"),
         "train_splits": ("2007_trainval", "2012_trainval"),
@@ -237,10 +241,14 @@ def test_more_data_of_other_classes_or_with_unknown_keys_are_refused(tmp_path, s
     with pytest.raises(records.DataError, match="cannot be joined: cat, dog and face"):
         sources.build(data, "train")
     data.train_also = ({"rooot": "x"},)
-    with pytest.raises(records.DataError, match="train_also has no key 'rooot'; did you mean 'ro"):
+    with pytest.raises(
+        records.DataError, match="train_also has the unknown key 'rooot'; did you mean 'ro"
+    ):
         sources.build(data, "train")
     data.train_also = ({"canvases": ((64, 64),)},)
-    with pytest.raises(records.DataError, match="no key 'canvases'; .*source.*train_repeat"):
+    with pytest.raises(
+        records.DataError, match="unknown key 'canvases'; keys: .*source.*train_repeat"
+    ):
         sources.build(data, "train")
 
 

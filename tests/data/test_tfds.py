@@ -132,7 +132,7 @@ def data_dir(tmp_path_factory):
 
 
 def order(source):
-    """Positions by image id: TFDS shuffles the examples."""
+    """Positions sorted by image id, because TFDS shuffles the examples."""
     return sorted(range(len(source)), key=source.image_id)
 
 
@@ -146,7 +146,7 @@ def test_what_was_prepared_comes_back(data_dir):
         np.testing.assert_array_equal(record["image"], picture(number))
         assert record["index"] == i and source.size(i) == (40, 60)
         expected = np.array([[k, 2 * k, k + 9, 40] for k in range(number)], np.float32)
-        # TFDS keeps part of the side in float32: 60 px * 2**-24 and a rounding of the result.
+        # TFDS stores fractions of a side in float32: 60 px * 2**-24, and the result is rounded.
         np.testing.assert_allclose(record["boxes"], expected.reshape(-1, 4), atol=1e-5)
         np.testing.assert_array_equal(record["labels"], np.arange(number) % 2)
         np.testing.assert_array_equal(record["ignore"], np.arange(number) == 1)
@@ -194,7 +194,7 @@ def test_splits_may_be_several_and_parts(data_dir):
 def test_chosen_classes_leave_the_others_out_and_tell_it(data_dir):
     source = tfds.Tfds("like_voc", "train", data_dir, ("dog",))
     assert source.class_names == ("dog",) and source.dropped_boxes == 4
-    assert source.problems == ("4 objects of class cat are not in class_names and are left out",)
+    assert source.problems == ("objects of class cat, which is not in class_names, are dropped: 4",)
     with pytest.raises(records.DataError, match="has no class 'dgo'; its classes: cat, dog"):
         tfds.Tfds("like_voc", "train", data_dir, ("dgo",))
 
@@ -232,7 +232,7 @@ assert "tensorflow_datasets" in sys.modules and "tensorflow" not in sys.modules
 def test_tfds_is_imported_only_where_it_is_opened_and_tensorflow_never(
     data_dir, repository, tmp_path
 ):
-    stand_in = tmp_path / "tensorflow"  # found by who looks for TensorFlow, fatal for who imports
+    stand_in = tmp_path / "tensorflow"  # can be found, but importing it is fatal
     stand_in.mkdir()
     (stand_in / "__init__.py").write_text("raise SystemExit('TensorFlow is imported')")
     subprocess.run(
@@ -305,8 +305,11 @@ def test_data_sets_without_boxes_or_with_unclear_ones_are_named(tmp_path):
     for features, fault in (
         ({"image": image}, "there is no sequence of objects with a BBoxFeature in data set d"),
         ({"image": image, "boxes": features_lib.Sequence(features_lib.BBoxFeature())}, "no seq"),
-        ({"bags": sequence}, "there is no image in data set d"),
-        ({"left": image, "right": image, "bags": sequence}, "more than one image .*: left, right"),
+        ({"bags": sequence}, "there is no image feature in data set d; prepare"),
+        (
+            {"left": image, "right": image, "bags": sequence},
+            "more than one image feat.*: left, right",
+        ),
         ({"image": image, "bags": sequence, "bins": sequence}, "more than one sequence of objects"),
         ({"image": image, "bags": two_classes}, "one ClassLabel of 'bags' .*: colour, shape"),
         ({"image": image, "bags": other_format}, "boxes in the format XYWH; prepare it with rela"),
@@ -316,7 +319,7 @@ def test_data_sets_without_boxes_or_with_unclear_ones_are_named(tmp_path):
 
 
 def make_bad(folder, box=(1, 2, 3, 4), label=0, image=None):
-    """A data set of a good and a bad example."""
+    """A data set with a good and a bad example."""
     good = {"bbox": bbox(1, 2, 3, 4), "label": 1}
     rows = [
         {"image": encoded(picture(0)), "bags": [good]},
@@ -334,7 +337,7 @@ def make_bad(folder, box=(1, 2, 3, 4), label=0, image=None):
 def test_unusable_object_is_named_or_left_out(tmp_path):
     for folder, changes, fault in (
         ("a", dict(box=bbox(5, 5, 5, 9)), r"object 2 \(cat, x1 y1 x2 y2 5 5 5 9\) has no area"),
-        ("b", dict(box=bbox(1, 2, 3, 4), label=-1), r"object 2 \(\(none\), .* of a class that is"),
+        ("b", dict(box=bbox(1, 2, 3, 4), label=-1), r"object 2 \(\(none\), .* has a class that is"),
     ):
         make_bad(tmp_path / folder, **changes)
         with pytest.raises(records.DataError, match=rf"of bad in .*, {fault}") as raised:

@@ -1,4 +1,4 @@
-"""Transforms move boxes and placement exactly with the pixels, and are as random as they say."""
+"""Transforms move boxes and placement exactly with the pixels, and are random as documented."""
 
 import colorsys
 import tracemalloc
@@ -99,7 +99,7 @@ def test_keep_ratio_rounds_as_the_reference(size, limits, expected):
     record = painted.record(*size, box=(0, 0, 1, 1))
     moved = transforms.resize_keep_ratio(record, 800, 1344, limits)
     assert moved["image"].shape[:2] == moved["image_size"] == expected
-    ratios = [expected[1] / size[1], expected[0] / size[0]]  # the actual ones, axis by axis
+    ratios = [expected[1] / size[1], expected[0] / size[0]]  # the actual ones, per axis
     np.testing.assert_allclose(moved["placement"], [*ratios, 0, 0], rtol=1e-6)
 
 
@@ -125,11 +125,11 @@ def sides(size, canvas, rounding, limits=None):
         ((629, 1280), (640, 640), None, [315, 314, 314, 315, 314]),
         # ... and 802.5 px of the longer side, by the limits.
         ((640, 642), (1344, 1344), (1333, 800), [803, 802, 802, 803, 802]),
-        # 253.5 px, of which the product of floats is 253.49999999999997.
+        # 253.5 px, but the product of floats is 253.49999999999997.
         ((234, 384), (416, 416), None, [253, 253, 253, 254, 253]),
-        # 390 px, of which the product of floats is 389.99999999999994 ...
+        # 390 px, but the product of floats is 389.99999999999994 ...
         ((345, 368), (416, 416), None, [390, 390, 389, 390, 390]),
-        # ... and 480 px, of which it is 480.00000000000006.
+        # ... and 480 px, but it is 480.00000000000006.
         ((237, 316), (640, 640), None, [480, 480, 480, 481, 480]),
         # The photographs of `images`: 423.9 px; all others have whole sides.
         ((512, 773), (640, 640), None, [424, 424, 423, 424, 423]),
@@ -151,7 +151,7 @@ def test_sides_are_rounded_by_each_rule(size, canvas, limits, expected):
 
 
 def test_the_longer_side_may_miss_its_canvas_as_it_does_in_the_reference():
-    """606 * (640 / 606) is 639.9999999999999, of which YOLOv5 keeps 639 px; 533 gives 640.0..1."""
+    """606 * (640 / 606) is 639.9999999999999, which YOLOv5 cuts to 639 px; 533 gives 640.0..1."""
     assert sides((606, 606), (640, 640), "down") == (639, 639)
     assert sides((533, 533), (640, 640), "up") == (640, 640)  # and not 641
     for rounding in ("half_up", "half_even", "whole"):
@@ -192,7 +192,7 @@ def test_pad_fills_right_and_bottom():
     assert (moved["image"][37:] == [1, 2, 3]).all() and (moved["image"][:, 50:] == [1, 2, 3]).all()
     assert moved["image_size"] == (37, 50)
     np.testing.assert_array_equal(moved["boxes"], record["boxes"])
-    with pytest.raises(ValueError, match="37x50 px does not fit"):
+    with pytest.raises(ValueError, match="an image of 37x50 px does not fit"):
         transforms.pad(record, (36, 64), 0)
 
 
@@ -225,7 +225,7 @@ def test_image_without_boxes_passes():
 
 
 def test_a_letterbox_scales_as_the_square_around_it_where_the_rounded_sides_fit():
-    """820 px of 1024x820 are 512.5 px on 640x640, which are 512 by some rules."""
+    """1024x820 px on 640x640 has a side of 512.5 px, which some rules round to 512."""
     rules = dict(half_up=(512, 639), half_even=(512, 640), down=(512, 640), up=(512, 640))
     found = {name: transforms.letterbox_sides((820, 1024), (512, 640), name) for name in rules}
     assert found == rules
@@ -257,11 +257,11 @@ def test_letterbox_halves_the_border_as_yolov5_and_darknet(size, rounding):
 
 
 def assert_placement_leads_to_the_origin(record, original):
-    """Every pixel has the colour of the place in the original that the placement gives for it.
+    """Every pixel has the colour of the place in the original from which the placement maps to it.
 
-    Bilinear interpolation keeps linear pictures, so the colours tell the coordinates.  OpenCV's
+    Bilinear interpolation keeps linear images linear, so colours give coordinates.  OpenCV's
     fixed-point arithmetic is off by up to 3/4 of a level of 2x, 0.375 px; 0.02 px is for its
-    weights.  Pixels of the outermost colours are not looked at: the border is repeated there.
+    weights.  Pixels of the outermost colours are skipped: the border is repeated there.
 
     Returns:
       [4] xyxy px: the rectangle that shows the original.
@@ -325,7 +325,7 @@ def test_windows_move_boxes_and_placement_with_the_pixels(names, drawn):
             results.append(DRAWN[drawn](record, rng))
         painted.assert_white_is_the_box(results[0])
         shown = assert_placement_leads_to_the_origin(results[1], original)
-        # The box is the part that is shown of where the placement sends the annotated one.
+        # The box is the visible part of the annotated box after the placement.
         sx, sy, tx, ty = results[0]["placement"]
         corners = original["boxes"].reshape(2, 2) * [sx, sy] + [tx, ty]
         mapped = np.concatenate([corners.min(axis=0), corners.max(axis=0)])
@@ -366,7 +366,7 @@ def test_a_window_must_be_drawn_before_anything_else_moves_the_pixels():
         lambda r: transforms.pad(r, (64, 96), 0),
         lambda r: transforms.cut_out(1.0, (1, 1), (0.1, 0.1), 0)(r, np.random.default_rng(0)),
     ):
-        with pytest.raises(ValueError, match="the window .0, 0, 50, 50. is not drawn"):
+        with pytest.raises(ValueError, match="the window .0, 0, 50, 50. is not drawn yet"):
             transform(record)
 
 
@@ -411,7 +411,7 @@ def test_expand_draws_ratio_and_place_uniformly():
     place = -windows[:, :2] / np.maximum(sides - [1000, 500], 1)
     assert (windows[:, :2] <= 0).all() and (place <= 1).all()
     np.testing.assert_allclose(place.mean(axis=0), 0.5, atol=0.037)
-    # Every tenth of the way is as likely: 100 +- 4 * sqrt(100 * .9).
+    # Every tenth of the range is equally likely: 100 +- 4 * sqrt(100 * .9).
     counts = np.histogram(place[:, 0], bins=10, range=(0, 1))[0]
     assert abs(counts - len(windows) / 10).max() < 38
 
@@ -424,14 +424,14 @@ def test_random_crop_draws_sides_and_place_uniformly():
     part = (windows[:, 2:] - windows[:, :2]) / [1000, 500]
     assert part.min() >= 0.299 and part.max() <= 0.801  # whole px
     np.testing.assert_allclose(part.mean(axis=0), 0.55, atol=0.019)  # 4 * .5 / sqrt(12 * 1000)
-    assert abs(np.corrcoef(part.T)[0, 1]) < 4 / np.sqrt(1000)  # each side by itself
+    assert abs(np.corrcoef(part.T)[0, 1]) < 4 / np.sqrt(1000)  # independent sides
     place = windows[:, :2] / ([1000, 500] * (1 - part))
     np.testing.assert_allclose(place.mean(axis=0), 0.5, atol=0.037)
     assert place.min() >= 0 and place.max() <= 1 + 1e-9
 
 
 def test_center_crop_is_a_square_around_a_point_that_keeps_its_distance():
-    record = empty_record(200, 1000)  # twice the border does not fit into 200 px, so 64 px is kept
+    record = empty_record(200, 1000)  # twice the border exceeds 200 px, so it is halved to 64 px
     results = many(transforms.crop_center(100, (0.5, 3.0), 128), record)
     windows = np.array([r["window"] for r in results])
     sides = windows[:, 2:] - windows[:, :2]
@@ -440,13 +440,13 @@ def test_center_crop_is_a_square_around_a_point_that_keeps_its_distance():
     centres = (windows[:, :2] + windows[:, 2:]) / 2
     low, high = centres.min(axis=0), centres.max(axis=0)
     assert (low >= [128, 64]).all() and (high <= [1000 - 128, 200 - 64]).all()
-    np.testing.assert_allclose(low, [128, 64], atol=4)  # uniform: the ends are met
+    np.testing.assert_allclose(low, [128, 64], atol=4)  # uniform: the ends are reached
     np.testing.assert_allclose(high, [872, 136], atol=4)
     assert (windows[:, 1] < 0).any(), "squares reach beyond the picture"
 
 
 def some_objects():
-    """Three objects in a picture of 100 x 160 px; the second is not to be learnt."""
+    """Three objects in an image of 100 x 160 px; the second is ignored."""
     return {
         **painted.record(100, 160),
         "boxes": np.array([(10, 10, 40, 50), (50, 20, 150, 90), (100, 5, 120, 35)], np.float32),
@@ -556,7 +556,7 @@ def colours(seed=0):
 
 
 def reference_distort(pixel, brightness, contrast, saturation, hue, contrast_last):
-    """One pixel with Python floats, by the formulas of the docstring."""
+    """One pixel in Python floats, by the formulas of the docstring."""
     pixel = [x + brightness for x in pixel]
     pixel = pixel if contrast_last else [x * contrast for x in pixel]
     pixel = [min(max(x, 0), 255) for x in pixel]
@@ -622,7 +622,7 @@ def test_photometric_draws_each_part_half_of_the_time():
     assert grey.min() >= 50 and grey.max() <= 150 and np.ptp(grey) > 95
     assert abs((grey == 100).mean() - 0.5 - 0.5 / 100) < half
     red = np.broadcast_to(np.array([200, 100, 100], np.uint8), (2, 2, 3))
-    orders = levels(0, 0, 0, 0, image=red)  # half are permuted, a third of those to where they were
+    orders = levels(0, 0, 0, 0, image=red)  # half are permuted; red stays first in a third of those
     assert abs((orders[:, 0] == 200).mean() - (0.5 + 0.5 / 3)) < half
     spread = np.sort(levels(0, 0, 0.5, 0, image=red), axis=1)
     assert (spread[:, 2] == 200).all() and spread.min() >= 50 and spread[:, 0].max() <= 150
@@ -649,7 +649,7 @@ def test_hsv_follows_the_formulas_of_its_original(form, gains):
     for seed in range(6):
         moved = transforms.hsv(1.0, gains, form)({"image": image}, np.random.default_rng(seed))
         rng = np.random.default_rng(seed)
-        rng.random()  # whether at all
+        rng.random()  # for the probability
         u = rng.uniform(-1, 1, 3)
         expected = []
         for pixel in image.reshape(-1, 3):
@@ -665,9 +665,9 @@ def test_hsv_follows_the_formulas_of_its_original(form, gains):
                 s, v = (min(round(x * f), 255) for x, f in zip((s, v), factors))
             expected.append(reference_rgb(h, s, v))
         error = abs(moved["image"].reshape(-1, 3) - np.array(expected))
-        # A level of rounding, in OpenCV's way back to RGB.  Of 40 pixels one has a hue or a
+        # One level of rounding, in OpenCV's conversion back to RGB.  One pixel in 40 has a hue or a
         # saturation that OpenCV rounds to the neighbour: up to 255 / 30 levels, or twice as many
-        # where the factor parts the neighbours.
+        # if the factor separates the neighbours.
         assert np.median(error) < 0.5 and error.max() < 18
         wrong += [(error > 1.01).mean(), (error > 9).mean()]
     assert (wrong / 6 < [0.03, 1e-3]).all()
@@ -700,7 +700,7 @@ def test_hsv_draws_its_factors_uniformly():
     # Four standard deviations: sqrt(.25 / 2000) = 0.011; 80 / sqrt(12 * 1000) = 0.73.
     assert abs(len(changed) / 2000 - 0.5 + 0.5 / 80) < 0.045
     assert grey.min() >= 60 and grey.max() < 140 and np.ptp(grey) > 76
-    assert abs(changed.mean() - 99.5) < 2.9  # half a level is cut off on the average
+    assert abs(changed.mean() - 99.5) < 2.9  # half a level is cut off on average
     grey = [r["image"][0, 0, 0] for r in many(transforms.hsv(1, (0, 1, 1.5), "darknet"), record)]
     grey = np.array(grey, float)
     assert grey.min() >= 67 and grey.max() <= 150 and np.ptp(grey) > 80

@@ -41,7 +41,7 @@ def test_one_is_subtracted_from_all_four_numbers(tmp_path):
     record = source[0]
     np.testing.assert_array_equal(record["boxes"], [[10, 5, 30, 39]])
     np.testing.assert_array_equal(record["area"], [20 * 34])
-    np.testing.assert_array_equal(record["labels"], [8])  # blanks around the name do not count
+    np.testing.assert_array_equal(record["labels"], [8])  # spaces around the name are ignored
     np.testing.assert_array_equal(record["ignore"], [False])
     assert record["image"].shape == (40, 60, 3)
 
@@ -89,7 +89,7 @@ def test_the_column_of_the_splits_of_one_class_is_no_part_of_the_name(tmp_path, 
 
 @pytest.mark.parametrize("file", ["one.png", "one.JPG", "one.jpeg", "one.BMP", "s/one.Png"])
 def test_image_is_found_whatever_the_suffix_in_its_annotation(tmp_path, file):
-    write_data(tmp_path)  # says one.jpg
+    write_data(tmp_path)  # its annotation names one.jpg
     name = file.rpartition(".")[0]
     move_image(tmp_path, name, file)
     write_split(tmp_path, name)
@@ -119,14 +119,14 @@ def test_chosen_classes_leave_the_others_out_and_tell_it(tmp_path):
     source = voc.Voc(tmp_path, "train", ("cat", "wheel", "cow"))
     np.testing.assert_array_equal(source.annotation(0)["labels"], [1, 1, 0])
     assert source.problems == (
-        f"no object of class cow in train of {tmp_path}",
-        "1 objects of class chair are not in class_names and are left out",
+        f"there are no objects of class cow in train of {tmp_path}",
+        "objects of class chair, which is not in class_names, are dropped: 1",
     )
     assert source.dropped_boxes == 1
-    with pytest.raises(records.DataError, match="no object of class Cat in .*cat, chair, wheel;"):
+    with pytest.raises(records.DataError, match="no objects of class Cat in .*cat, chair, wheel;"):
         voc.Voc(tmp_path, "train", ("Cat",))
     source = voc.Voc(tmp_path, "train", ("Cat",), strict=False)
-    assert "no object of class Cat" in source.problems[0] and source.dropped_boxes == 4
+    assert "no objects of class Cat" in source.problems[0] and source.dropped_boxes == 4
 
 
 def test_boxes_of_parts_are_not_objects(tmp_path):
@@ -157,7 +157,9 @@ def test_missing_root_is_named(tmp_path):
 
 def test_missing_split_tells_those_there(tmp_path):
     write_data(tmp_path / "VOC2007", split="trainval")
-    write_data(tmp_path / "VOC2007", split="cat_trainval")  # the images of one class: no split
+    write_data(
+        tmp_path / "VOC2007", split="cat_trainval"
+    )  # lists the images of one class: not a split
     with pytest.raises(records.DataError, match=r"'2007_test' needs .*: 2007_trainval$"):
         voc.Voc(tmp_path, "2007_test")
     with pytest.raises(records.DataError, match=r"'2012_trainval' needs .*: 2007_trainval$"):
@@ -210,10 +212,13 @@ def test_size_that_no_image_gives_is_a_fault_of_the_image(tmp_path):
         ("<annotation><object>", r"one\.xml is not well-formed XML"),
         ("", r"one\.xml is not well-formed XML"),
         ('<?xml version="1.0" encoding="nonsense"?><a/>', r"one\.xml is not well-formed XML"),
-        (make_annotation(width="inf"), r"one\.xml has the width 'inf', which is no number of px"),
-        (make_annotation(width="1e300"), "the width '1e300', which is no number of px"),
-        (make_annotation(width="wide"), "the width 'wide', which is no number of px"),
-        (make_annotation(width="nan"), "the width 'nan', which is no number of px"),
+        (
+            make_annotation(width="inf"),
+            r"one\.xml has the width 'inf', which is not a number of pixels",
+        ),
+        (make_annotation(width="1e300"), "the width '1e300', which is not a number of pixels"),
+        (make_annotation(width="wide"), "the width 'wide', which is not a number of pixels"),
+        (make_annotation(width="nan"), "the width 'nan', which is not a number of pixels"),
     ],
 )
 def test_annotation_that_cannot_be_understood_is_named_or_skipped(tmp_path, annotation, fault):
@@ -243,13 +248,22 @@ def test_missing_annotation_is_named_or_skipped(tmp_path):
         (make_object(box=(70, 9, 80, 19)), r"ymax 70 9 80 19\) lies outside the image"),
         (
             make_object(box=("nan", 9, 80, 19)),
-            r"object 1 \(chair\) has the xmin 'nan', which is no",
+            r"object 1 \(chair\) has the xmin 'nan', which is not a number",
         ),
-        (make_object(box=(1, "two", 3, 4)), r"object 1 \(chair\) has the ymin 'two', which is no"),
-        (make_object(box=(1, "", 3, 4)), r"object 1 \(chair\) has the ymin '', which is no number"),
+        (
+            make_object(box=(1, "two", 3, 4)),
+            r"object 1 \(chair\) has the ymin 'two', which is not a n",
+        ),
+        (
+            make_object(box=(1, "", 3, 4)),
+            r"object 1 \(chair\) has the ymin '', which is not a number",
+        ),
         ("<object/>", r"one\.xml, object 1 has no name"),
         ("<object><name>cat</name></object>", r"one\.xml, object 1 \(cat\) has no bndbox/xmin"),
-        (make_object(extra="<difficult>hard</difficult>"), "difficult 'hard', .* neither 0 nor 1"),
+        (
+            make_object(extra="<difficult>hard</difficult>"),
+            "difficult flag 'hard', .* neither 0 nor 1",
+        ),
     ],
 )
 def test_unusable_object_is_named_or_left_out(tmp_path, bad, fault):
@@ -266,7 +280,7 @@ def test_box_that_sticks_out_is_clipped(tmp_path):
     source = voc.Voc(write_data(tmp_path, make_object(box=(0, 6, 31, 80))), "train")
     np.testing.assert_array_equal(source[0]["boxes"], [[0, 5, 30, 40]])
     assert source.clipped_boxes == 1
-    assert source.problems == ("1 boxes stick out of their images and are clipped",)
+    assert source.problems == ("boxes that reach beyond their image are clipped: 1",)
 
 
 @pytest.mark.parametrize("damage", ["missing", "truncated", "text"])
@@ -309,7 +323,7 @@ def test_bccd_has_its_known_counts(shared_dir):
     np.testing.assert_array_equal(np.bincount(labels) + dropped, [4155, 372, 361])
     assert source.dropped_boxes == 2 and source.skipped_records == 0
     assert ["00338" in text or "00343" in text for text in source.problems[:2]] == [True, True]
-    assert all("stick out" in text for text in source.problems[2:])
+    assert all("reach beyond" in text for text in source.problems[2:])
     assert source[0]["image"].shape == (480, 640, 3)
 
 

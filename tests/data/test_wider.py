@@ -74,7 +74,7 @@ def test_face_of_no_width_is_left_out_and_counted_but_stops_nothing(tmp_path, st
     np.testing.assert_array_equal(source.annotation(0)["boxes"], [[10, 5, 30, 35]])
     np.testing.assert_array_equal(source.annotation(0)["flags"], [[2, 1, 1, 0, 2, 1]])
     assert source.dropped_boxes == 2
-    assert source.problems == ("2 faces of no width or height are left out",)
+    assert source.problems == ("faces without width or height are dropped: 2",)
 
 
 def test_face_that_sticks_out_is_clipped(tmp_path):
@@ -99,15 +99,15 @@ def test_the_flags_reach_no_batch_and_stop_none(tmp_path):
 @pytest.mark.parametrize(
     "lines, number, fault",
     [
-        (["12 5 20 30 2 1 1 0 2 1", "2"], 1, "the name of an image, but there is '12 5 20"),
-        ([A], 2, f"the number of faces of {A}, but there is the end of the file"),
-        ([A, "two"], 2, f"the number of faces of {A}, but there is 'two'"),
+        (["12 5 20 30 2 1 1 0 2 1", "2"], 1, "the name of an image, found '12 5 20"),
+        ([A], 2, f"the number of faces of {A}, found the end of the file"),
+        ([A, "two"], 2, f"the number of faces of {A}, found 'two'"),
         ([A, "-1"], 2, "the number of faces"),
         ([A, "1.0"], 2, "the number of faces"),
         ([A, TWO_FACES[2]], 2, "the number of faces"),
-        ([*TWO_FACES[:3], B, "0"], 4, f"face 2 of the 2 of {A}, .* but there is '{B}'"),
-        (TWO_FACES[:3], 4, "face 2 of the 2 .* but there is the end of the file"),
-        ([A, "1", *TWO_FACES[2:]], 4, "the name of an image, but there is '1 2 3 4"),
+        ([*TWO_FACES[:3], B, "0"], 4, f"face 2 of 2 of {A}, .* found '{B}'"),
+        (TWO_FACES[:3], 4, "face 2 of 2 .* found the end of the file"),
+        ([A, "1", *TWO_FACES[2:]], 4, "the name of an image, found '1 2 3 4"),
         ([A, "0", ZEROS, ZEROS], 4, "the name of an image"),
         ([A, "1", "1 2 3 4"], 3, "x y w h and six flags"),
         ([A, "1", "1 2 3 4 0 0 0 0 0 0 0"], 3, "x y w h and six flags"),
@@ -124,10 +124,10 @@ def test_malformed_line_is_named_whether_strict_or_not(tmp_path, lines, number, 
     write_data(tmp_path, *lines)
     for strict in (True, False):
         with pytest.raises(
-            records.DataError, match=rf"_train_bbx_gt\.txt, line {number} should hold .*{fault}"
+            records.DataError, match=rf"_train_bbx_gt\.txt, line {number}: expected .*{fault}"
         ) as raised:
             wider.Wider(tmp_path, strict=strict)
-        assert "correct it or fetch the file again" in str(raised.value)
+        assert "correct the line or download the file again" in str(raised.value)
         assert not raised.value.can_leave_out
 
 

@@ -1,4 +1,4 @@
-"""Sources around sources: filtered, repeated, joined, with other classes."""
+"""Sources made of other sources: filtered, repeated, joined, with other classes."""
 
 import pickle
 
@@ -12,7 +12,7 @@ NO_COUNTS = dict(dropped_boxes=0, clipped_boxes=0, skipped_records=0, filtered_r
 
 
 def make_source(folder, sizes, objects, ignore=None, labels=None, class_names=("cat",), **options):
-    """Images of these sizes, grey by their number; `objects` says which image each object is of."""
+    """Images of these sizes, as grey as their number; `objects` gives the image of each object."""
     paths = []
     for i, (height, width) in enumerate(sizes):
         paths.append(folder / f"{i}.png")
@@ -34,7 +34,7 @@ def make_source(folder, sizes, objects, ignore=None, labels=None, class_names=("
 
 @pytest.fixture
 def pets(tmp_path):
-    """Four images with a cat and a dog, a bird, a dog, and nothing."""
+    """Four images: a cat and a dog; a bird; a dog; nothing."""
     return make_source(
         tmp_path, [(40, 50)] * 4, [0, 0, 1, 2], labels=[0, 1, 2, 1],
         class_names=("cat", "dog", "bird"),
@@ -46,7 +46,7 @@ def ids(source):
 
 
 def grey(source):
-    """What the images show: the number of their file."""
+    """The grey values of the images, which are the numbers of their files."""
     return [int(record["image"][0, 0, 0]) for record in source]
 
 
@@ -61,7 +61,7 @@ def test_training_filter_drops_small_and_empty_images(tmp_path):
     assert ids(source) == ["a", "e"]  # c is empty, d all ignored
     assert records.counts(source) == {**NO_COUNTS, "filtered_records": 3}  # nothing is broken
     assert source.problems == (
-        "3 of 5 images are left out: 1 have a side under 32 px, 2 have no object to learn",
+        "3 of 5 images are filtered out: 1 with a side under 32 px, 2 without an object to learn",
     )
     record = source[1]
     assert record["index"] == 1 and source.annotation(1)["index"] == 1
@@ -74,24 +74,24 @@ def test_empty_images_can_be_kept_and_small_ones_still_go(tmp_path):
     source = make_source(tmp_path, [(40, 50), (31, 50), (40, 50)], [0, 2], [False, True])
     kept = wrappers.for_training(source, keep_empty=True)
     assert ids(kept) == ["a", "c"]
-    assert kept.problems == ("1 of 3 images are left out: 1 have a side under 32 px",)
+    assert kept.problems == ("1 of 3 images are filtered out: 1 with a side under 32 px",)
     assert ids(wrappers.for_training(source, min_side=0, keep_empty=True)) == ["a", "b", "c"]
 
 
 def test_filters_add_to_the_counts_of_their_source(tmp_path):
     source = make_source(tmp_path, [(40, 50)] * 3, [0])
     source.dropped_boxes, source.clipped_boxes, source.skipped_records = 1, 2, 3
-    source.problems = ("a box is left out",)
+    source.problems = ("a box is dropped",)
     once = wrappers.Filtered(source, [0, 1])
     assert list(records.counts(wrappers.Filtered(once, [0])).values()) == [1, 2, 3, 2]
-    assert once.problems == ("a box is left out", "1 of 3 images are left out: not asked for")
+    assert once.problems == ("a box is dropped", "1 of 3 images are filtered out: not selected")
 
 
 def test_the_cause_comes_first_where_no_image_is_left(tmp_path):
     source = make_source(tmp_path, [(40, 50)] * 3, [0])
     source.problems = ("something about the boxes",)
     assert wrappers.for_training(source, 60).problems == (
-        "3 of 3 images are left out: 3 have a side under 60 px, 0 have no object to learn",
+        "3 of 3 images are filtered out: 3 with a side under 60 px, 0 without an object to learn",
         "something about the boxes",
     )
     source.dropped_boxes = 9
@@ -125,7 +125,7 @@ def test_concatenated_sources_follow_one_another(tmp_path, pets):
     assert [r["labels"].tolist() for r in source] == [[2], [1], [2]]
     assert source.size(2) == (50, 60) and source.name(2) == other.name(0)
     assert list(records.counts(source).values()) == [1, 2, 3, 2]
-    assert source.problems == ("2 of 4 images are left out: not asked for", "a word")
+    assert source.problems == ("2 of 4 images are filtered out: not selected", "a word")
     assert source[-1]["index"] == 2
     with pytest.raises(IndexError):
         source[3]
@@ -173,7 +173,7 @@ def test_chosen_classes_get_labels_in_their_order_and_others_go(pets):
     assert source[0]["labels"].dtype == np.int32
     np.testing.assert_array_equal(source[0]["boxes"], [[0, 0, 2, 3]])
     assert source.dropped_boxes == 2
-    assert source.problems == ("2 objects of class dog are not in class_names and are left out",)
+    assert source.problems == ("objects of class dog, which is not in class_names, are dropped: 2",)
     assert ids(wrappers.for_training(source)) == ["a", "b"]
 
 
@@ -185,7 +185,7 @@ def test_renaming_comes_before_choosing(pets):
 def test_names_may_be_exchanged(pets):
     source = wrappers.choose_classes(pets, rename=(("dog", "cat"), ("cat", "dog")))
     assert source.class_names == ("dog", "cat", "bird")
-    assert labels_of(source) == labels_of(pets)  # the objects are the same, called otherwise
+    assert labels_of(source) == labels_of(pets)  # the same objects under other names
 
 
 def test_names_that_become_equal_are_one_class(pets):
@@ -203,10 +203,10 @@ def test_a_source_whose_classes_stay_is_given_back_as_it_is(pets):
 @pytest.mark.parametrize(
     "chosen, rename, fault",
     [
-        (("cat", "dgo"), (), "no class 'dgo' to choose; did you mean 'dog'"),
-        (("zebra",), (), "no class 'zebra' to choose; its classes: cat, dog, bird"),
-        ((), (("birds", "fowl"),), "no class 'birds' to rename; did you mean 'bird'"),
-        (("dog",), (("dog", "hound"),), "no class 'dog' to choose; its classes: cat, hound, bird"),
+        (("cat", "dgo"), (), "class_names has 'dgo', .* no such class; did you mean 'dog'"),
+        (("zebra",), (), "class_names has 'zebra', .*; its classes: cat, dog, bird"),
+        ((), (("birds", "fowl"),), "rename_classes has 'birds', .*; did you mean 'bird'"),
+        (("dog",), (("dog", "hound"),), "class_names has 'dog', .*; its classes: cat, hound, bird"),
     ],
 )
 def test_a_class_that_is_not_there_is_named_with_what_was_meant(pets, chosen, rename, fault):
@@ -219,8 +219,8 @@ def test_the_cause_comes_first_where_no_object_is_left(tmp_path):
         tmp_path, [(40, 50)], [0], class_names=("cat", "dog"), problems=("a word",)
     )
     assert wrappers.choose_classes(source, ("dog",)).problems == (
-        "no object of class dog in the data set",
-        "1 objects of class cat are not in class_names and are left out",
+        "there are no objects of class dog in the data set",
+        "objects of class cat, which is not in class_names, are dropped: 1",
         "a word",
     )
 

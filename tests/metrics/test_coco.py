@@ -134,8 +134,11 @@ NAN = float("nan")
         ([prediction(0, [[0, 0, 1, 1]], [2], [1])], r"label 2 is outside 0\.\.1"),
         ([prediction(0, [[0, 0, 1, 1]], [-1], [1])], "label -1 is outside"),
         ([prediction(0, [[0, 0, 1, NAN]], [0], [1])], "a box is not finite"),
-        ([prediction(0, [[0, 0, 1, 1]], [0], [NAN])], "scores holds a value that is not finite"),
-        ([prediction(0, [[0, 0, 1, 1]], [0, 1], [1])], r"labels has the shape \(2,\) beside 1"),
+        ([prediction(0, [[0, 0, 1, 1]], [0], [NAN])], "scores has a value that is not finite"),
+        (
+            [prediction(0, [[0, 0, 1, 1]], [0, 1], [1])],
+            r"labels has the shape \(2,\), not \(1,\) with one",
+        ),
         ([prediction(0, [[0, 0, 1]], [0], [1])], r"shape \(1, 3\), not \[n, 4\]"),
     ],
 )

@@ -87,7 +87,7 @@ def test_numbers_equal_eval_map_of_mmdetection(shared_dir, name):
 
 
 def slow_decisions(truths, predictions, label, threshold):
-    """Every detection in turn, with plain loops: list of (true, false) by falling score."""
+    """Every detection in turn, with plain loops: list of (true, false) by descending score."""
     ordered = sorted(
         (
             (-score, number, box)
@@ -213,7 +213,7 @@ def test_classes_without_objects_are_left_out_of_the_mean_of_either_rule():
 
 
 def test_unknown_rule_and_unknown_image_raise():
-    with pytest.raises(ValueError, match="rule is '2007', not one of area, 11points"):
+    with pytest.raises(ValueError, match="rule is '2007'; it must be one of area, 11points"):
         voc.average_precision(np.zeros(0), np.zeros(0), rule="2007")
     with pytest.raises(ValueError, match="image 'b': the ground truth has no such image"):
         voc.evaluate([truth("a", [], [])], [prediction("b", [], [], [])], ["cat"])

@@ -337,7 +337,7 @@ def saved(**changed):
         (saved(labels=[2**40]), "not a file of predictions"),
         (saved(image_id="gone"), "no such image"),
         (saved(image_id=[0]), "do not fit"),
-        (saved(scores=[0.5, 0.4]), "scores has the shape (2,) beside 1 boxes"),
+        (saved(scores=[0.5, 0.4]), "scores has the shape (2,), not (1,) with one entry per box"),
         (saved(scores=["high"]), "not a file of predictions"),
         (saved(scores=[float("nan")]), "not finite"),
         (saved(boxes=[[0, 0, 9, float("nan")]]), "not finite"),

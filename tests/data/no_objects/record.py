@@ -4,11 +4,11 @@
 
 Weights, images and settings are those of the shared case; `NAME.json` and `NAME.npz` hold what
 differs: the number of objects, targets, losses, gradients and buffers, in the same format.  There
-are no gradients of batches without any object, and none of YOLOv3.  Each shared case is run as it
-is first, and must give what was recorded.
+are no gradients for batches without any object, and none for YOLOv3.  Each shared case is first
+run unchanged and must reproduce its recording.
 
 Not run by the tests.  It needs mmdet 3.3.0, mmengine, torch, torchvision, and mmcv or mmcv-lite
-2.1.0: what mmcv compiles of its own is taken from torchvision here, on CPUs.
+2.1.0: mmcv's compiled operators are replaced by torchvision's, on CPUs.
 """
 
 import importlib.machinery
@@ -33,19 +33,19 @@ CASES = (
     "small/cornernet_hourglass104_small",
     "yolov3_d53",
 )
-COUNTS = ((3, 0), (0, 0))  # of objects that the two images of each are left with
+COUNTS = ((3, 0), (0, 0))  # of objects that the two images of each case keep
 NUDGES = 6
 
 
 class Compiled(types.ModuleType):
-    """Stands for the operators that mmcv compiles; those that are used are replaced below."""
+    """Stands in for mmcv's compiled operators; those in use are replaced below."""
 
     def __getattr__(self, name):
         if name.startswith("__"):
             raise AttributeError(name)
 
         def absent(*args, **kwargs):
-            raise RuntimeError(f"mmcv's operator {name} is called, and nothing here replaces it")
+            raise RuntimeError(f"mmcv's operator {name} is called, but nothing here replaces it")
 
         return absent
 
@@ -96,7 +96,7 @@ def main(fixtures: pathlib.Path) -> None:
 
 
 def check(info, arrays) -> None:
-    """The shared case itself comes out as it was recorded."""
+    """The shared case itself reproduces its recording."""
     found, targets = run(info, arrays, info["gt_counts"], arrays["image"])
     for key, value in info["losses"].items():
         assert abs(found["losses"][key] - value) <= 2e-5 * abs(value), (key, value)
@@ -144,7 +144,7 @@ def record(info, arrays, counts) -> None:
 
 
 def rounded(value):
-    """A tree whose numbers have seven digits."""
+    """A tree with its numbers rounded to seven digits."""
     if isinstance(value, dict):
         return {key: rounded(x) for key, x in value.items()}
     return float(f"{value:.7g}") if isinstance(value, float) else value
@@ -178,7 +178,7 @@ def run(info, arrays, counts, image):
 
 
 def build(info):
-    """The model of a case with the weights of its rule, as in training."""
+    """The model of a case in training mode, with weights by the case's rule."""
     import weights  # of the fixtures
 
     config = ConfigDict(info["model_cfg"])
@@ -200,7 +200,7 @@ def build(info):
 
 
 def samples(arrays, counts, size):
-    """What mmdet's loss takes: the first `counts[i]` objects of image i."""
+    """The input of mmdet's loss: the first `counts[i]` objects of image i."""
     made = []
     for i, count in enumerate(counts):
         sample = DetDataSample()
@@ -217,7 +217,7 @@ def samples(arrays, counts, size):
 
 
 def tap(model, found: dict) -> None:
-    """Writes what assigners and `get_targets` return, and the RoIs, into `found`."""
+    """Stores the results of assigners and `get_targets`, and the RoIs, in `found`."""
 
     def wrap(owner, method, write):
         inner, calls = getattr(owner, method), []
@@ -261,7 +261,7 @@ def tap(model, found: dict) -> None:
 
 
 def put(found: dict, name: str, value) -> None:
-    """One item of a result by its name in a case; lists by levels, dictionaries by name."""
+    """Stores an item of a result by its name in a case; lists by level, dictionaries by key."""
     if isinstance(value, dict):
         for key, item in value.items():
             put(found, f"{name}.{key}", item)

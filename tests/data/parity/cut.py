@@ -1,10 +1,10 @@
-"""Cuts the compact case that lies here from the recorded one.
+"""Cuts the compact case in this folder from the recorded one.
 
     python tests/data/parity/cut.py ../shared/parity
 
 It is the same run of the reference, mmdet 3.3.0's RetinaNet-50 (Apache-2.0) with made-up weights,
-with fewer of its numbers: of long maps every so manieth value, and neither the maps of the training
-step nor the overlaps of the anchors nor the step in float64; of the drift two digits.
+with fewer numbers: every nth value of long maps, and two digits of the drift.  The maps of the
+training step, the overlaps of the anchors and the step in float64 are omitted.
 """
 
 import json
@@ -14,7 +14,7 @@ import sys
 import numpy as np
 
 NAME = "retinanet_r50_fpn"
-MOST = 4096  # values kept of a map
+MOST = 4096  # values kept per map
 PRIMES = (2, 3, 5, 7, 11, 13)  # steps that pass through all channels and columns
 
 

@@ -1,7 +1,7 @@
 """Makes the files of this folder with PyTorch 2.13 (CPU): `python tests/data/torch/make.py`.
 
-Not run by the tests, which need neither PyTorch nor the classes below.  `expected.npz` holds what
-the tensors of every state dict are, as PyTorch itself sees them (bfloat16 and float8 as float32).
+Not run by the tests, which need neither PyTorch nor the classes below.  `expected.npz` holds the
+tensors of every state dict as PyTorch itself reads them (bfloat16 and float8 as float32).
 """
 
 import collections
@@ -15,11 +15,11 @@ from safetensors import torch as safetensors_torch
 from torch import nn
 
 FOLDER = pathlib.Path(__file__).parent
-NARROW = (torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)  # NumPy has none of them
+NARROW = (torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)  # unknown to NumPy
 
 
 class Block(nn.Module):
-    """A module of a class that the reader cannot know."""
+    """A module whose class the reader cannot know."""
 
     def __init__(self):
         super().__init__()
@@ -91,7 +91,7 @@ def main():
     torch.save({"epoch": 3, "model": block}, FOLDER / "module.pt")
     averaged = {"epoch": 3, "ema": block, "model": trained.half(), "updates": 7}
     torch.save(averaged, FOLDER / "ema.pt")
-    # The legacy stream keeps the source code of the classes too; here a word stands for it.
+    # The legacy format also stores the source code of the classes; here a word stands for it.
     source = mock.patch.object(
         torch.serialization, "get_source_lines_and_file", lambda _: (["source"], 1, "file.py")
     )
