@@ -1,4 +1,4 @@
-"""The contract of what runs the recorded cases of one reference."""
+"""The contract of a runner, which runs the recorded cases of one reference."""
 
 import pathlib
 from collections.abc import Callable, Mapping

@@ -90,7 +90,7 @@ def test_two_swapped_channels_of_one_input_are_noticed(compact, capsys, one_prog
 
 @pytest.mark.slow
 def test_larger_variances_in_the_norms_are_noticed(compact, capsys, one_program, with_weights):
-    # The effect of YOLOv5's epsilon of 1e-3, without compiling another program.
+    # The effect of YOLOv5's epsilon of 1e-3 without its program, which a slow test compiles.
     with_weights(lambda p, x: x + np.float32(1e-3 - 1e-5) if p.endswith("/var") else x)
     run = parity_runs.run(capsys, compact)
     assert run.status == 1
