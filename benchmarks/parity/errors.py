@@ -66,7 +66,7 @@ def main(arguments: Sequence[str]) -> None:
     """The command line; raises `UserError` for what a user can fix."""
     args = flags.parity_errors(__doc__).parse_args(arguments)
     if args.kernels < 0:
-        raise errors.UserError(f"--kernels is {args.kernels}; it must be at least 0; 0 means all.")
+        raise errors.UserError(f"--kernels is {args.kernels}; it must be at least 0 (0 means all).")
     cases.folders(args)  # refuses what is not a folder
     chosen = cases.choose(cases.find(args.fixtures), args.case)
     rows = []
