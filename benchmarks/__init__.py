@@ -1,1 +1,1 @@
-"""Measurements: each prints a table and writes JSON; ratios come from one run."""
+"""Benchmarks: each prints a table and writes JSON; a ratio compares two programs of one run."""

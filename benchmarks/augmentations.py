@@ -1,11 +1,11 @@
-"""Contact sheets of what training may do to a picture, boxes and all, for a person to look at.
+"""Contact sheets of the training augmentations, boxes included, for visual inspection.
 
     python -m benchmarks.augmentations --output DIR [--images FOLDER --annotations COCO_JSON]
 
-Each transform gets a sheet of one picture under several seeds, as the training stream gives it, and
-`augmentations.jpg` has a row for each.  What is made of several pictures takes those that follow it
-in the source too.  Without --images the picture is one of the shapes; this made the picture of
-docs/data.md, with --image 3.
+Each transform gets a sheet of one picture under several seeds, taken from the training stream, and
+`augmentations.jpg` has a row for each transform.  Transforms that combine several pictures also use
+those that follow in the source.  Without --images the source is the shapes data set; that, with
+--image 3, made the picture of docs/data.md.
 """
 
 import argparse
@@ -19,15 +19,15 @@ from detlab.viz import boxes as draw_lib
 
 CANVAS = (300, 400)  # height, width px
 PAD_VALUE = (124, 116, 104)
-CELL = (120, 160)  # height, width px of the pictures in the sheet of all
-IN_ALL = 5  # pictures of a transform there
-TOGETHER = 12  # pictures of which mosaics and mixup are made
+CELL = (120, 160)  # height, width px of a picture in the combined sheet
+IN_ALL = 5  # pictures per transform in the combined sheet
+TOGETHER = 12  # pictures that mosaics and mixup choose from
 
 OFF = settings.Augment()
 SSD = OFF._replace(photometric=1.0, expand=0.5, crop="min_iou")
 TURNED = OFF._replace(affine=1.0, affine_degrees=30.0, affine_scale=0.3, affine_shear=10.0)
 YOLOV5 = OFF._replace(mosaic=1.0, affine=1.0, hsv=1.0)
-SHEETS = {  # name: what differs from a stream without anything random
+SHEETS = {  # name: changes to a stream without random transforms
     "fit": {},
     "letterbox": dict(resize="letterbox"),
     "multi-scale": dict(
@@ -72,7 +72,7 @@ SHEETS = {  # name: what differs from a stream without anything random
 
 
 class Some:
-    """A source of a few records."""
+    """A source over a list of records."""
 
     def __init__(self, records):
         self._records = records
@@ -90,15 +90,15 @@ class Some:
 def main(arguments=None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.augmentations", description=__doc__)
     parser.add_argument("--output", required=True, type=pathlib.Path)
-    parser.add_argument("--images", type=pathlib.Path, help="a folder of COCO")
-    parser.add_argument("--annotations", type=pathlib.Path, help="the annotations of --images")
-    parser.add_argument("--image", type=int, default=0, help="number of the picture in its source")
-    parser.add_argument("--seeds", type=int, default=8, help="pictures of each transform")
+    parser.add_argument("--images", type=pathlib.Path, help="folder of COCO images")
+    parser.add_argument("--annotations", type=pathlib.Path, help="COCO annotations of --images")
+    parser.add_argument("--image", type=int, default=0, help="index of the picture in its source")
+    parser.add_argument("--seeds", type=int, default=8, help="pictures per transform")
     args = parser.parse_args(arguments)
     if (args.images is None) != (args.annotations is None):
         parser.error("--images and --annotations go together")
     if args.seeds < IN_ALL:
-        parser.error(f"--seeds is {args.seeds}; the sheet of all needs {IN_ALL}")
+        parser.error(f"--seeds is {args.seeds}; the combined sheet needs at least {IN_ALL}")
     if args.images is None:
         source = shapes.Shapes(size=320)
     else:
@@ -115,14 +115,14 @@ def main(arguments=None) -> None:
         draw_lib.save(args.output / f"{name.replace(',', '').replace(' ', '_')}.png", sheet)
         rows += [heading(name), *pictures[:IN_ALL]]
     combined = draw_lib.contact_sheet(rows, columns=1 + IN_ALL, cell=CELL)
-    # A picture of a page, not to measure anything on: a third of the bytes of OpenCV's 95.
+    # Good enough for a docs page, at a third of the bytes of OpenCV's default quality of 95.
     bgr = cv2.cvtColor(combined, cv2.COLOR_RGB2BGR)
     path = str(args.output / "augmentations.jpg")
     cv2.imwrite(path, bgr, [cv2.IMWRITE_JPEG_QUALITY, 70])
 
 
 def draw_stream(source, class_names, count, changes):
-    """Pictures of one batch of the training stream: `count` seeds, of the source's records."""
+    """One training batch of `count` images from the source, as pictures with boxes drawn."""
     stream = settings.Settings(
         canvases=(CANVAS,), max_boxes=100, pad_value=PAD_VALUE, flip_horizontal=0.0, read_threads=0
     )._replace(**changes)

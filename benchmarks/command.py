@@ -1,4 +1,4 @@
-"""What the benchmarks' command lines share: names to choose, programs to run, files to write."""
+"""Helpers of the benchmarks' command lines: choose names, run programs, write files."""
 
 import difflib
 import importlib.metadata
@@ -11,19 +11,19 @@ from detlab import errors
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 
-# Options of the compiler for programs that run a few times: they compile in a tenth of the time and
-# run slower.  The order in which sums are rounded is another.
+# Compiler options for programs that run only a few times: they compile in a tenth of the time and
+# run slower.  Sums are rounded in another order.
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 if tuple(map(int, importlib.metadata.version("jax").split(".")[:2])) < (0, 11):
-    # Later compilers have this way of compiling fused loops no more.
+    # Later compilers no longer have this way of compiling fused loops.
     QUICK["xla_cpu_use_fusion_emitters"] = False
 
 
 def choose(wanted: Sequence[str], known: Collection[str], kind: str, flag: str = "--only"):
-    """The wanted names, or all that are known where none is wanted.
+    """The wanted names, or all known names if none is given.
 
     Raises:
-      UserError: a name is not known.
+      UserError: a name is unknown.
     """
     for name in wanted:
         if name not in known:
@@ -34,10 +34,10 @@ def choose(wanted: Sequence[str], known: Collection[str], kind: str, flag: str =
 
 
 def run_module(module: str, *arguments: str) -> None:
-    """`python -m MODULE ARGUMENTS`, silently.
+    """Runs `python -m MODULE ARGUMENTS`, silently.
 
     Raises:
-      UserError: it failed; what it said.
+      UserError: it failed; the message is its own error.
     """
     done = subprocess.run(
         [sys.executable, "-m", module, *arguments], capture_output=True, text=True, check=False
@@ -49,15 +49,17 @@ def run_module(module: str, *arguments: str) -> None:
 
 
 def make_folder(folder: pathlib.Path) -> None:
-    """Makes the folder of results, before any work is done for them.
+    """Creates the folder of results; called before any work starts.
 
     Raises:
-      UserError: it cannot be made.
+      UserError: it cannot be created.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise errors.UserError(f"{folder} cannot be made a folder: {error.strerror}.") from None
+        raise errors.UserError(
+            f"{folder} cannot be created as a folder: {error.strerror}."
+        ) from None
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -67,10 +69,10 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def detector_files(tree: pathlib.Path = REPOSITORY) -> dict[str, pathlib.Path]:
-    """Name -> file of each detector of a checkout.
+    """Name -> file of each detector in a checkout.
 
     Raises:
-      UserError: there is none.
+      UserError: the checkout has no detector files.
     """
     folder = tree / "detlab" / "detectors"
     files = {path.stem: path for path in sorted(folder.glob("*.py")) if path.stem != "__init__"}

@@ -2,8 +2,8 @@
 
     python -m benchmarks.devices --config experiments/retinanet_shapes.py --output F.json
 
-Without several accelerators the devices are virtual: parts of the same processor.  Their times then
-say what dividing the work costs, not what more hardware brings.
+The devices are virtual: parts of the same processor.  Their times show the cost of dividing the
+work, not the gain of more hardware.
 """
 
 import json
@@ -45,7 +45,7 @@ def main(arguments: list[str]) -> None:
         environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": xla_flags}
         run = subprocess.run(words, env=environment, stdout=subprocess.PIPE, text=True)
         if run.returncode:
-            raise errors.UserError(f"the measurement on {count} devices failed, see above.")
+            raise errors.UserError(f"the run on {count} devices failed; see its error above.")
         results.append(json.loads(run.stdout.splitlines()[-1]))
     first = results[0]
     print("devices   step, median s   ratio   prediction, median s   ratio   MiB a device")
@@ -63,7 +63,7 @@ def main(arguments: list[str]) -> None:
 
 
 def measure(config, steps: int) -> dict:
-    """Medians over `steps` training steps and predictions of the batch of a step."""
+    """Medians of `steps` training steps, and of as many predictions of the first batch."""
     sharding.check_batch_size("train.batch_size", config.train.batch_size)
     mesh = sharding.make_mesh()
     detector = contract.build(config)
@@ -92,7 +92,7 @@ def measure(config, steps: int) -> dict:
     return {
         "devices": mesh.size,
         "batch": config.train.batch_size,
-        "step_s": statistics.median(step_times[1:]),  # the first compiles
+        "step_s": statistics.median(step_times[1:]),  # the first step compiles
         "step_min_s": min(step_times[1:]),
         "predict_s": statistics.median(predict_times[1:]),
         "temporary_mib": temporary / 2**20,

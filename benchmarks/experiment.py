@@ -1,10 +1,10 @@
-r"""Runs an experiment to its end and writes down what it reached, and how long it took.
+r"""Runs an experiment to the end and records its results and its duration.
 
     python -m benchmarks.experiment --workdir runs/shapes --output result.json \
         --config experiments/retinanet_shapes.py
 
-Arguments that it does not know go to `detlab.train`.  A workdir whose run is finished is only
-written down.
+Unknown arguments are passed on to `detlab.train`.  If the run in the workdir has finished, it is
+only summarised.
 """
 
 import json
@@ -21,7 +21,7 @@ def main(arguments: list[str]) -> None:
     parser = cli.program("benchmarks.experiment", __doc__)
     parser.add_argument("--workdir", type=pathlib.Path, required=True)
     parser.add_argument("--output", type=pathlib.Path, required=True)
-    parser.add_argument("--note", default="", help="anything a reader should know of the run")
+    parser.add_argument("--note", default="", help="anything a reader should know about the run")
     args, rest = parser.parse_known_args(arguments)
     if not (args.workdir / "eval.json").exists():
         words = [sys.executable, "-m", "detlab.train", "--workdir", str(args.workdir), *rest]
@@ -30,21 +30,21 @@ def main(arguments: list[str]) -> None:
     files.write_json(args.output, result)
     figures = result["figures"]
     print(f"AP {figures['AP']:.3f}  AP50 {figures['AP50']:.3f}  in {result['seconds']:.0f} s")
-    print(f"written: {args.output}")
+    print(f"wrote {args.output}")
 
 
 def summarise(workdir: pathlib.Path) -> dict:
-    """The result of a finished run that was not interrupted."""
+    """The results of a run that finished without interruption."""
     rows = log_lib.read_rows(workdir / "metrics.jsonl")
     figures = json.loads((workdir / "eval.json").read_text())
     config = json.loads((workdir / "config.json").read_text())
-    config["data"]["root"] = pathlib.Path(config["data"]["root"]).name  # not where it lay
+    config["data"]["root"] = pathlib.Path(config["data"]["root"]).name  # without its location
     seconds = (workdir / "eval.json").stat().st_mtime - (workdir / "config.json").stat().st_mtime
     train = [row for row in rows if "train/loss" in row]
     thinned = train[:: max(len(train) // 50, 1)]
     return {
         "machine": machine.describe(),
-        "seconds": round(seconds, 1),  # from the first line of the run to its last file
+        "seconds": round(seconds, 1),  # from the first file of the run to the last
         "seed": config["seed"],
         "figures": {k: v for k, v in figures.items() if k != "classes"},
         "classes": figures["classes"],

@@ -1,13 +1,13 @@
-r"""What do real weights help on another data set, against the same network from scratch?
+r"""Do published weights help on another data set, compared with training from scratch?
 
     python -m benchmarks.fine_tuning --weights ../shared/weights --data ../shared/data/bccd \
         --output benchmarks/results --picture docs/images/fine_tuning.png
 
-Published COCO weights of YOLOv5n (PyTorch) and of yolo-fastest (darknet) are converted without the
-layers that predict classes and trained on BCCD, and so is the same network from random weights, by
-the same settings: those of the experiment and whatever --config.KEY=VALUE says.  Of each network
-both curves go to OUTPUT/fine_tuning_NAME.json, and --picture draws all that lie there.  Exit status
-1 where the weights did not help.
+Converts published COCO weights of YOLOv5n (PyTorch) and yolo-fastest (darknet) without the layers
+that predict classes, and trains them on BCCD.  Trains the same network from random weights too, by
+the same settings: those of the experiment, changed by --config.KEY=VALUE.  Both curves of a network
+go to OUTPUT/fine_tuning_NAME.json; --picture draws all results in that folder.  Exit status 1 if
+the weights did not help.
 """
 
 import json
@@ -22,7 +22,7 @@ from detlab import cli, errors, files
 
 
 class Network(NamedTuple):
-    """Where weights come from, and how they are trained; {weights} is the folder of files."""
+    """Where weights come from and how to train them; {weights} stands for their folder."""
 
     config: str
     convert: tuple[str, ...]
@@ -46,10 +46,10 @@ NETWORKS = {
 
 
 def main(arguments: Sequence[str]) -> None:
-    """The command line; raises `UserError` for whatever a user can mend."""
+    """The command line; raises `UserError` for what a user can fix."""
     parser = cli.program("benchmarks.fine_tuning", __doc__)
     parser.add_argument("--weights", required=True, help="folder of published weights")
-    parser.add_argument("--data", required=True, help="BCCD")
+    parser.add_argument("--data", required=True, help="folder of the BCCD data set")
     parser.add_argument("--only", action="append", default=[], help="a name; may be repeated")
     parser.add_argument("--output", type=pathlib.Path, required=True, help="folder of results")
     parser.add_argument("--picture", type=pathlib.Path, help="PNG of all curves in that folder")
@@ -68,12 +68,12 @@ def main(arguments: Sequence[str]) -> None:
     if args.picture:
         draw(args.output, args.picture)
     if failed:
-        print(f"no better from weights: {', '.join(failed)}")
+        print(f"weights did not help: {', '.join(failed)}")
         sys.exit(1)
 
 
 def run(name: str, weights: str, data: str, folder: pathlib.Path, overrides) -> dict:
-    """{"weights": ..., "scratch": ...}, each what `experiment.summarise` gives."""
+    """{"weights": ..., "scratch": ...}, each as `experiment.summarise` returns it."""
     network = NETWORKS[name]
     converted = folder / "converted"
     words = [word.format(weights=weights) for word in network.convert]
@@ -84,12 +84,12 @@ def run(name: str, weights: str, data: str, folder: pathlib.Path, overrides) -> 
     for start, more in (("weights", [f"--config.init_from={converted}"]), ("scratch", [])):
         command.run_module("detlab.train", *settings, *more, f"--workdir={folder / start}")
         result[start] = experiment.summarise(folder / start)
-        result[start]["config"]["init_from"] = name if more else ""  # not where it lay
+        result[start]["config"]["init_from"] = name if more else ""  # without its location
     return result
 
 
 def draw(folder: pathlib.Path, picture: pathlib.Path) -> None:
-    """AP and AP50 of every result in a folder, by steps."""
+    """Draws AP and AP50 over steps for every result in a folder."""
     from matplotlib import figure as figure_lib  # here, so that programs start without it
 
     results = [json.loads(path.read_text()) for path in sorted(folder.glob("fine_tuning_*.json"))]

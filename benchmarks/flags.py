@@ -1,6 +1,6 @@
-"""The flags of the benchmarks that import jax, apart from them: --help is printed without it.
+"""The flags of the benchmarks that import jax, kept apart so that --help runs without jax.
 
-Each function takes the docstring of its program, which --help shows above the flags.
+Each function takes its program's docstring, which --help shows above the flags.
 """
 
 import argparse
@@ -9,8 +9,8 @@ import sys
 
 from detlab import cli
 
-CASES = pathlib.Path("../shared/parity")  # recorded runs of references
-KILLS = 24  # of a run, by default and for a release
+CASES = pathlib.Path("../shared/parity")  # recorded runs of reference implementations
+KILLS = 24  # of one run: the default, and the least for a release
 
 
 def devices(docstring: str) -> argparse.ArgumentParser:
@@ -30,7 +30,7 @@ def kills(docstring: str) -> argparse.ArgumentParser:
     parser.add_argument("--config", default="retinanet_shapes")
     parser.add_argument("--kills", type=int, default=KILLS)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=pathlib.Path, help="file for the table and the counts")
+    parser.add_argument("--json", type=pathlib.Path, help="JSON of the table and the counts")
     return parser
 
 
@@ -39,7 +39,7 @@ def memory(docstring: str) -> argparse.ArgumentParser:
     parser = cli.program("benchmarks.memory", docstring)
     parser.add_argument("--config", required=True)
     parser.add_argument("--every", type=float, default=2.0, help="seconds between samples")
-    parser.add_argument("--json", type=pathlib.Path, help="file for figures and samples")
+    parser.add_argument("--json", type=pathlib.Path, help="JSON of the figures and samples")
     parser.add_argument("--picture", type=pathlib.Path, help="PNG of the curves")
     return parser
 
@@ -48,12 +48,12 @@ def models(docstring: str) -> argparse.ArgumentParser:
     """The flags of `python -m benchmarks.models`."""
     parser = cli.program("benchmarks.models", docstring)
     parser.add_argument("--only", action="append", default=[], help="a name; may be repeated")
-    parser.add_argument("--side", type=int, help="px of a square canvas instead of the default")
-    parser.add_argument("--batch", type=int, default=1, help="images of a step")
+    parser.add_argument("--side", type=int, help="square canvas of SIDE px, not the default")
+    parser.add_argument("--batch", type=int, default=1, help="images per step")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--output", type=pathlib.Path, help="JSON of the figures")
-    parser.add_argument("--peer_python", default=sys.executable, help="that has the peers")
-    parser.add_argument("--serve", help=argparse.SUPPRESS)  # a process of one program
+    parser.add_argument("--peer_python", default=sys.executable, help="Python that has the peers")
+    parser.add_argument("--serve", help=argparse.SUPPRESS)  # internal: runs one program
     return parser
 
 
@@ -61,10 +61,10 @@ def parity(docstring: str) -> argparse.ArgumentParser:
     """The flags of `python -m benchmarks.parity`."""
     parser = cli.program("benchmarks.parity", docstring)
     _cases(parser, CASES)
-    parser.add_argument("--all", action="store_true", help="a case without a model is a failure")
-    parser.add_argument("--seed", type=int, default=0, help="of what the check itself draws")
+    parser.add_argument("--all", action="store_true", help="fail on a case without a model")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the check's random draws")
     parser.add_argument("--quick", action="store_true", help="compile in a fraction of the time")
-    parser.add_argument("--json", type=pathlib.Path, help="file for the lines")
+    parser.add_argument("--json", type=pathlib.Path, help="JSON of the lines")
     return parser
 
 
@@ -72,21 +72,21 @@ def parity_errors(docstring: str) -> argparse.ArgumentParser:
     """The flags of `python -m benchmarks.parity.errors`."""
     parser = cli.program("benchmarks.parity.errors", docstring)
     _cases(parser, CASES / "small")
-    parser.add_argument("--seed", action="append", type=int, default=[], help="may be repeated")
-    parser.add_argument("--kernels", type=int, default=3, help="of each part; 0 for all")
-    parser.add_argument("--json", type=pathlib.Path, help="file for the runs")
+    parser.add_argument("--seed", action="append", type=int, default=[], help="a seed; repeatable")
+    parser.add_argument("--kernels", type=int, default=3, help="convolutions per part; 0 for all")
+    parser.add_argument("--json", type=pathlib.Path, help="JSON of the runs")
     return parser
 
 
 def _cases(parser: argparse.ArgumentParser, folder: pathlib.Path) -> None:
-    """Flags of where cases and what they need are, and of which are meant."""
+    """Flags that locate cases and the files they need, and that choose cases."""
     parser.add_argument("--fixtures", type=pathlib.Path, default=folder, help="folder of cases")
     parser.add_argument("--case", action="append", default=[], help="a name; may be repeated")
     for name in ("weights", "images", "data"):
         parser.add_argument(
             f"--{name}",
             type=pathlib.Path,
-            help=f"of cases with published weights; default: `{name}` beside the folder `parity`",
+            help=f"for published weights; default: the folder `{name}` beside the folder `parity`",
         )
 
 
@@ -94,11 +94,16 @@ def release(docstring: str) -> argparse.ArgumentParser:
     """The flags of `python -m benchmarks.release`."""
     parser = cli.program("benchmarks.release", docstring)
     parser.add_argument("--only", action="append", default=[], help="STEP or STEP/NAME; repeatable")
-    parser.add_argument("--again", action="append", default=[], help="the same, though it passed")
-    parser.add_argument("--list", action="store_true", help="say what is there and what would run")
-    parser.add_argument("--fixtures", type=pathlib.Path, default=CASES, help="of parity")
+    parser.add_argument("--again", action="append", default=[], help="the same, even if it passed")
+    parser.add_argument("--list", action="store_true", help="list results and what would run")
     parser.add_argument(
-        "--output", type=pathlib.Path, default=pathlib.Path("benchmarks/results"), help="folder"
+        "--fixtures", type=pathlib.Path, default=CASES, help="folder of parity cases"
+    )
+    parser.add_argument(
+        "--output",
+        type=pathlib.Path,
+        default=pathlib.Path("benchmarks/results"),
+        help="folder of results",
     )
     parser.add_argument("--kills", type=int, default=KILLS, help=f"at least {KILLS}")
     parser.add_argument("--peer_python", default=sys.executable, help="see benchmarks.models")
@@ -109,10 +114,10 @@ def step_memory(docstring: str) -> argparse.ArgumentParser:
     """The flags of `python -m benchmarks.step_memory`."""
     parser = cli.program("benchmarks.step_memory", docstring)
     parser.add_argument(
-        "--only", action="append", default=[], help="an experiment, `:variant` appended; repeatable"
+        "--only", action="append", default=[], help="EXPERIMENT or EXPERIMENT:VARIANT; repeatable"
     )
     parser.add_argument("--output", type=pathlib.Path, help="JSON of the figures")
-    parser.add_argument("--optimised", action="store_true", help="compile as users do, and slowly")
+    parser.add_argument("--optimised", action="store_true", help="compile at full optimisation")
     return parser
 
 

@@ -1,12 +1,12 @@
-"""Kills a training run again and again, and compares what it comes to with an unbroken run.
+"""Kills a training run repeatedly and compares its results with those of an uninterrupted run.
 
     python -m benchmarks.kills --kills 24 --seed 0 --json kills.json
 
-Each start of `python -m detlab.train` gets SIGKILL at a random time, or, every third, while a
-temporary checkpoint folder exists.  After each kill every checkpoint that had been complete must
-still be, unless newer ones replaced it, and must hold the same bits as that of the unbroken run.
-In the end parameters, optimizer, average, state, figures, predictions and the rows of the log must
-be those of the unbroken run.  Exit status 1 where anything differs.
+Each start of `python -m detlab.train` gets SIGKILL at a random time; every third one gets it while
+a temporary checkpoint folder exists.  After each kill, every complete checkpoint must still exist,
+unless newer ones replaced it, and must equal that of the uninterrupted run bit for bit.  At the
+end, parameters, optimizer, average, state, figures, predictions and log rows must equal those of
+the uninterrupted run.  Exit status 1 if anything differs.
 
 The run is a small RetinaNet on shapes with averaged weights; `--config` and `--config.*` change it.
 """
@@ -57,7 +57,7 @@ SMALL = {
     "eval.batch_size": "50",
     "eval.pictures": "0",
 }
-KEPT = {"checkpoints": 2, "best": 1}  # newest complete steps that a kill may not touch
+KEPT = {"checkpoints": 2, "best": 1}  # newest complete steps, which must survive a kill
 
 
 class Kill(NamedTuple):
@@ -65,9 +65,9 @@ class Kill(NamedTuple):
 
     seconds: float  # since the start of the process
     phase: str
-    temporary: bool  # a temporary checkpoint folder was there
+    temporary: bool  # whether a temporary checkpoint folder existed
     complete: int | None  # last complete step after the kill
-    resumed: int | None  # step that the next start went on from
+    resumed: int | None  # step at which the next start resumed
 
 
 def main(arguments) -> None:
@@ -78,13 +78,13 @@ def main(arguments) -> None:
     print(table(kills))
     temporary = sum(kill.temporary for kill in kills)
     print(
-        f"{len(kills)} kills, {temporary} of them beside a temporary checkpoint folder;"
-        f" {finished} runs came to their end"
+        f"{len(kills)} kills, {temporary} of them while a temporary checkpoint folder existed;"
+        f" {finished} runs finished"
     )
     for violation in violations:
         print(f"violation: {violation}")
     if not violations:
-        print("no checkpoint was lost, every start resumed, every end was bit-equal")
+        print("no checkpoint was lost, every start resumed, every finished run was bit-equal")
     if args.json:
         result = {
             "machine": machine.describe(),
@@ -101,7 +101,7 @@ def main(arguments) -> None:
 
 
 class Runs:
-    """Starts `detlab.train` in folders below one; they share the compiled programs."""
+    """Starts `detlab.train` in subfolders of one folder; all starts share compiled programs."""
 
     def __init__(self, folder: pathlib.Path, config: str, overrides: dict[str, str]):
         self.folder = folder
@@ -112,11 +112,11 @@ class Runs:
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
             **os.environ,
-            "PYTHONUNBUFFERED": "1",  # a killed process does not write what it has in its buffer
+            "PYTHONUNBUFFERED": "1",  # a killed process loses its buffered output
         }
 
     def start(self, workdir: pathlib.Path, *more: str) -> tuple[subprocess.Popen, pathlib.Path]:
-        """(process, file of its output)."""
+        """Starts training; returns (process, file of its output)."""
         output = self.folder / "output.txt"
         with output.open("w") as file:
             process = subprocess.Popen(
@@ -129,20 +129,20 @@ class Runs:
 
 
 def torture(runs: Runs, number: int, rng: random.Random) -> tuple[list[Kill], int, list[str]]:
-    """(kills, number of runs that came to their end between them, what went wrong)."""
+    """Kills runs; returns (kills, number of finished runs, violations)."""
     whole = runs.folder / "whole"
     runs.start(whole, "--dry_run")[0].wait()  # compiles
     began = time.time()
-    process, output = runs.start(whole, "--config.train.keep_last=1000")  # to compare every step
+    process, output = runs.start(whole, "--config.train.keep_last=1000")  # keeps every step
     if process.wait() != 0:
-        raise errors.UserError(f"the unbroken run failed: {output.read_text()[-1000:]}")
+        raise errors.UserError(f"the uninterrupted run failed: {output.read_text()[-1000:]}")
     duration = time.time() - began
-    print(f"an unbroken run takes {duration:.1f} s")
+    print(f"an uninterrupted run takes {duration:.1f} s")
 
     kills, violations, finished = [], [], 0
     workdirs = (runs.folder / f"run{i}" for i in itertools.count())
     workdir = next(workdirs)
-    unresumed = 0  # kills since a start told where it resumes
+    unresumed = 0  # kills since a start last reported where it resumes
     while True:
         enough = len(kills) >= number and 3 * sum(kill.temporary for kill in kills) >= number
         in_writing = len(kills) % 3 == 1 or len(kills) >= number
@@ -155,7 +155,7 @@ def torture(runs: Runs, number: int, rng: random.Random) -> tuple[list[Kill], in
             wait_for_temporary(process, workdir, rng.randint(1, 4), rng.uniform(0, 0.03), seen)
         else:
             wait(process, rng.uniform(0.0, 0.6 * duration), workdir, seen)
-        process.kill()  # nothing, where it is over
+        process.kill()  # does nothing if it has ended
         ended = process.wait() != -9
         seconds, text = time.time() - start, output.read_text()
 
@@ -164,13 +164,15 @@ def torture(runs: Runs, number: int, rng: random.Random) -> tuple[list[Kill], in
             for i in range(len(kills) - unresumed, len(kills)):
                 kills[i] = kills[i]._replace(resumed=resumed)
                 if resumed != (kills[i].complete or 0):
-                    violations.append(f"kill {i + 1}: {kills[i].complete} is complete, {resumed=}")
+                    violations.append(
+                        f"kill {i + 1}: step {kills[i].complete} was complete, {resumed=}"
+                    )
             unresumed = 0
         if ended:
             if process.returncode != 0:
                 violations.append(f"a start failed after kill {len(kills)}: {text[-500:]}")
                 break
-            for i in range(len(kills) - unresumed, len(kills)):  # the run had been over
+            for i in range(len(kills) - unresumed, len(kills)):  # the run had finished before
                 kills[i] = kills[i]._replace(resumed=kills[i].complete)
             unresumed = 0
             violations += [f"{workdir.name}: {text}" for text in different_runs(whole, workdir)]
@@ -202,14 +204,14 @@ def temporary_folders(workdir: pathlib.Path) -> list[pathlib.Path]:
 
 
 def complete_steps(workdir: pathlib.Path) -> dict[str, set[int]]:
-    """For each kind of checkpoint the steps whose name says that they are complete."""
+    """{kind of checkpoint: its complete steps}, judged by the names of their folders."""
     return {
         name: {int(p.name) for p in (workdir / name).glob("*") if p.name.isdigit()} for name in KEPT
     }
 
 
 def watch(process: subprocess.Popen, workdir: pathlib.Path, seen) -> Iterator[None]:
-    """Once a millisecond, while the process lives, adds to `seen` what is complete."""
+    """Adds complete steps to `seen` every millisecond while the process lives."""
     while process.poll() is None:
         for name, steps in complete_steps(workdir).items():
             seen[name] |= steps
@@ -225,7 +227,7 @@ def wait(process: subprocess.Popen, seconds: float, workdir: pathlib.Path, seen)
 
 
 def wait_for_temporary(process, workdir: pathlib.Path, nth: int, delay: float, seen) -> None:
-    """Until a moment after the nth new temporary folder has come, and while it is there."""
+    """Waits until `delay` seconds after the nth new temporary folder came, while one exists."""
     known, until = set(temporary_folders(workdir)), math.inf
     for _ in watch(process, workdir, seen):
         there = set(temporary_folders(workdir))
@@ -238,19 +240,19 @@ def wait_for_temporary(process, workdir: pathlib.Path, nth: int, delay: float, s
 
 
 def resumed_step(output: str) -> int | None:
-    """The step that a start went on from; 0: from the beginning; None: it did not come to that."""
+    """The step at which a start resumed; 0 if it began anew, None if it did not get that far."""
     if found := re.search(r"^resuming .* at step (\d+) of", output, re.MULTILINE):
         return int(found[1])
     return 0 if "initialised in" in output else None
 
 
 def phase(output: str, workdir: pathlib.Path, temporary: list[pathlib.Path]) -> str:
-    """What the process was at, from what it had printed and written."""
+    """What the process was doing, judged by its output and its files."""
     if temporary:
         names = [f"{p.parent.name}/{p.name.partition('.')[0]}" for p in temporary]
         doing = f"writing {' and '.join(names)}"
         if not re.search("^data:", output, re.MULTILINE):
-            return f"starting ({doing} was left by the kill before)"
+            return f"starting (the previous kill came while {doing})"
         return doing
     if not re.search("^data:", output, re.MULTILINE):
         return "starting"
@@ -271,7 +273,7 @@ def phase(output: str, workdir: pathlib.Path, temporary: list[pathlib.Path]) -> 
 
 
 def lost_checkpoints(whole: pathlib.Path, workdir: pathlib.Path, seen) -> list[str]:
-    """Checkpoints that were complete, are not replaced by newer ones, and are gone or differ."""
+    """Messages on complete checkpoints that no newer ones replaced and that are gone or differ."""
     found = []
     there = complete_steps(workdir)
     for name, kept in KEPT.items():
@@ -284,17 +286,17 @@ def lost_checkpoints(whole: pathlib.Path, workdir: pathlib.Path, seen) -> list[s
 
 
 def different_steps(whole, workdir, name: str, step: int) -> list[str]:
-    """Items of a step that are not those of the unbroken run, bit for bit."""
+    """Messages on items of a step that differ from the uninterrupted run in any bit."""
     here, there = workdir / name / str(step), whole / "checkpoints" / str(step)
     found = []
     for item in ("weights", "training"):
         try:
             pair = [checkpoint.read_arrays(folder / item) for folder in (here, there)]
-        except Exception as error:  # orbax and tensorstore have many; each is a lost checkpoint
+        except Exception as error:  # of many types in orbax and tensorstore; each is a loss
             found.append(f"{name}/{step}/{item} cannot be read ({error})")
         else:
             if not bit_equal(*pair):
-                found.append(f"{name}/{step}/{item} differs from the unbroken run")
+                found.append(f"{name}/{step}/{item} differs from the uninterrupted run")
     return found
 
 
@@ -309,29 +311,29 @@ def bit_equal(a, b) -> bool:
 
 
 def different_runs(whole: pathlib.Path, workdir: pathlib.Path) -> list[str]:
-    """What of a finished run is not as in the unbroken one."""
+    """Messages on what differs between a finished run and the uninterrupted one."""
     found = []
     steps = complete_steps(whole), complete_steps(workdir)
     if max(steps[0]["checkpoints"]) != max(steps[1]["checkpoints"]):
-        found.append("another last step")
+        found.append("the last step differs")
     if max(steps[0]["best"]) != max(steps[1]["best"]):
         found.append(f"best is step {steps[1]['best']}, not {steps[0]['best']}")
     for name, kept in KEPT.items():
         there = sorted(steps[1][name])
         if len(there) > kept:
-            found.append(f"{name}/{there[0]} was replaced and is left over")
+            found.append(f"{name}/{there[0]} was replaced and not deleted")
         for step in there[-kept:]:
             found += different_steps(whole, workdir, name, step)
     for name in ("eval.json", "predictions.json"):
         if (whole / name).read_bytes() != (workdir / name).read_bytes():
-            found.append(f"another {name}")
+            found.append(f"{name} differs")
     if rows(whole) != rows(workdir):
-        found.append("other rows in metrics.jsonl")
+        found.append("the rows of metrics.jsonl differ")
     return found
 
 
 def rows(workdir: pathlib.Path) -> list[dict]:
-    """The rows of the log without what depends on the clock."""
+    """The rows of the log without values that depend on the clock."""
     return [
         {key: value for key, value in row.items() if key != "train/images_per_second"}
         for row in log_lib.read_rows(workdir / "metrics.jsonl")

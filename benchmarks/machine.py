@@ -1,4 +1,4 @@
-"""What a measurement was made with."""
+"""The machine and the versions that a measurement was made with."""
 
 import importlib.metadata
 import os
@@ -7,7 +7,7 @@ import platform
 
 def describe() -> dict:
     """Processor, cores, device and versions; no host name and no path."""
-    from detlab import environment  # here, as some benchmarks need jax for this alone
+    from detlab import environment  # imported here: some benchmarks need jax for nothing else
 
     return {
         "processor": environment.processor(),

@@ -1,14 +1,14 @@
-r"""Memory and compilations of a training run: are they flat after the first epoch?
+r"""Checks that memory and compilations of a training run are flat after the first epoch.
 
     python -m benchmarks.memory --config experiments/retinanet_shapes.py \
         --config.train.steps=2000 --json memory.json --picture memory.png
 
-Trains in this process and looks every two seconds at the memory of the process, at the arrays
-that jax holds, on an accelerator at its allocator, and at the programs that were compiled.
-Flat means, from the end of the first epoch, or the first evaluation where that is later, to the
-last step: no program is compiled, and the memory of process, arrays and device, as a straight line
-through all samples says, grows by less than 2 % of its mean, or 1 MiB, in 1000 steps.  What
-evaluations take for a while is in the samples too.  Reads Linux's /proc.
+Trains in this process.  Every two seconds it samples the memory of the process, the arrays that jax
+holds, on an accelerator the memory that its allocator reports, and the number of compiled programs.
+A run is judged from the end of the first epoch, or the first evaluation if that is later, to the
+last step.  It is flat if no program is compiled and the memory of process, arrays and device grows
+by less than 2 % of its mean, or 1 MiB if that is more, per 1000 steps, by a straight line fitted to
+all samples.  The samples include memory that evaluations take temporarily.  Reads Linux's /proc.
 """
 
 import os
@@ -34,18 +34,18 @@ from detlab.data import plan
 from detlab.run import length as length_lib
 from detlab.run import log as log_lib
 
-FLAT = 0.02  # of the mean, in 1000 steps
-FLAT_MIB = 1.0  # where that is more: a batch more or less in flight is no growth
+FLAT = 0.02  # of the mean, per 1000 steps
+FLAT_MIB = 1.0  # if that is more: one more batch in flight is not growth
 
 
 class Sample(NamedTuple):
-    """What was seen at one time."""
+    """Measurements at one time."""
 
     seconds: float  # since the start
     step: int  # the last in the log
     process: float  # MiB of resident memory
     arrays: float  # MiB of jax.live_arrays()
-    device: float | None  # MiB in use as an accelerator's allocator says
+    device: float | None  # MiB in use, as an accelerator's allocator reports
     device_peak: float | None
     compiled: int  # programs so far, compiled or taken from the compilation cache
 
@@ -79,7 +79,7 @@ def main(arguments) -> None:
 
 
 def warm_step(config) -> tuple[int, int]:
-    """(step after which nothing should change any more, last step)."""
+    """(step after which memory should be flat, last step)."""
     sizes = plan.source_sizes(data_sets.open_source(config, "train"))
     per_epoch = plan.steps_per_epoch(sizes, config.train.batch_size, config.data.canvases)
     length = length_lib.of(config.train, per_epoch)
@@ -87,7 +87,7 @@ def warm_step(config) -> tuple[int, int]:
 
 
 class Sampler:
-    """Takes samples in a thread while the `with` lasts."""
+    """Takes samples in a thread inside its `with` block."""
 
     def __init__(self, log: pathlib.Path, every: float):
         self.samples: list[Sample] = []
@@ -108,7 +108,7 @@ class Sampler:
         jax.monitoring.unregister_event_duration_listener(self._count)
 
     def _count(self, event: str, seconds: float, **_) -> None:
-        # Told for every new program, also for one that the compilation cache holds.
+        # jax reports every new program, even one from the compilation cache.
         self._compiled += event == "/jax/core/compile/backend_compile_duration"
 
     def _run(self) -> None:
@@ -157,7 +157,7 @@ def summarise(samples: list[Sample], warm: int, total: int) -> dict:
 
 
 def table(samples: list[Sample]) -> str:
-    """The first sample of every hundred steps."""
+    """The first sample of every hundred steps, one per line."""
     lines = [f"{'step':>6}  {'process':>8}  {'arrays':>7}  {'device':>7}  {'programs':>8}"]
     shown = -1
     for sample in samples:
@@ -173,7 +173,7 @@ def table(samples: list[Sample]) -> str:
 
 def verdict(result: dict) -> str:
     if result["flat"] is None:
-        return f"too few samples after step {result['warm_step']} to say anything"
+        return f"too few samples after step {result['warm_step']} to judge"
     lines = [
         f"{MEMORY[kind]}: {found['mib_per_1000_steps']:+.2f} MiB per 1000 steps"
         f" ({found['growth_per_1000_steps']:+.2%} of {found['mean_mib']:.0f} MiB)"
@@ -188,7 +188,7 @@ def verdict(result: dict) -> str:
 
 
 def draw(samples: list[Sample], warm: int, path: pathlib.Path) -> None:
-    """Memory over steps; what is left of the dashed line is warming up."""
+    """Draws memory over steps; the run warms up until the dashed line."""
     from matplotlib import figure as figure_lib  # here, so that programs start without it
 
     kinds = [kind for kind in MEMORY if getattr(samples[-1], kind) is not None]
@@ -202,7 +202,7 @@ def draw(samples: list[Sample], warm: int, path: pathlib.Path) -> None:
         axis.grid(alpha=0.3)
         title = f"{MEMORY[kind]}, MiB" if kind in MEMORY else "programs compiled"
         axis.set_title(title, loc="left", fontsize=10)
-    axes[-1].set_xlabel(f"step (dashed: {warm}, from where on it should be flat)")
+    axes[-1].set_xlabel(f"step (dashed: {warm}, should be flat from there)")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
 

@@ -4,16 +4,16 @@
     python -m benchmarks.models --only retinanet --only fcos --side 640 --batch 2
 
 Each detector is built from its COCO experiment.  Prediction (with suppression) and training step
-(losses, gradients, update by the config's optimizer; no averaging of weights) run in a process
-each, compiled there with an empty cache: seconds to compile, ms an image (the median of the
-repeats, after one that warms up), and the peak memory from the warm-up on, of the process, or of
-the device where it is an accelerator.  The canvas is 320 x 320 (CornerNet 256 x 256) on a CPU, else
-800 x 1344.
+(losses, gradients, update by the config's optimizer; no averaged weights) each run in their own
+process, which compiles with an empty cache.  It reports the seconds to compile, the ms per image
+(median of the repeats, after one warm-up), and the peak memory since the warm-up: of the device if
+that is an accelerator, else of the process.  The canvas is 320 x 320 (CornerNet 256 x 256) on a
+CPU, else 800 x 1344.
 
-Peers are measured in the same run where they are installed and otherwise named as absent:
-torchvision's RetinaNet, FCOS and Faster R-CNN, the PyTorch package yolov5, and OpenCV's dnn module
-before version 5 for darknet's networks.  --peer_python names another Python that has them.  Peer
-and detlab take turns, so that whatever else the machine does meets both; ratios are detlab / peer.
+Peers are measured in the same run if they are installed and are listed as absent if not:
+torchvision's RetinaNet, FCOS and Faster R-CNN, the PyTorch package yolov5, and for darknet's
+networks OpenCV's dnn module before version 5.  --peer_python names another Python that has them.
+Peer and detlab take turns, so other load on the machine affects both; ratios are detlab / peer.
 """
 
 import json
@@ -53,7 +53,7 @@ class Model(NamedTuple):
     peer: str  # a model of benchmarks/peers.py; "" for none
 
 
-# Detectors of more than one network: name of a row -> variant of <detector>_coco.
+# Detectors with several networks: name of a row -> variant of <detector>_coco.
 NETWORKS = {
     "darknet": {f"darknet_{x}": x for x in ("yolov3", "yolov3_tiny", "yolov4", "yolov4_tiny")},
     "yolov5": {f"yolov5{size}": size for size in "nsmlx"},
@@ -69,7 +69,7 @@ PEERS = {
 
 
 def find() -> dict[str, Model]:
-    """The rows: every shipped <detector>_coco, from random weights, and what is said above."""
+    """The rows: every shipped <detector>_coco with random weights, and the networks above."""
     models = {}
     for name in config_lib.shipped():
         if not name.endswith("_coco"):
@@ -87,7 +87,7 @@ PROGRAMS = ("predict", "train")
 
 
 class Task(NamedTuple):
-    """What a process of `--serve` measures."""
+    """What a process started with `--serve` measures."""
 
     model: str  # of MODELS
     program: str  # of PROGRAMS
@@ -96,7 +96,7 @@ class Task(NamedTuple):
 
 
 def main(arguments: Sequence[str]) -> None:
-    """The command line; raises `UserError` for whatever a user can mend."""
+    """The command line; raises `UserError` for what a user can fix."""
     args, overrides = cli.parse(arguments, flags.models(__doc__))
     if args.batch < 1 or args.repeats < 1:
         raise errors.UserError("--batch and --repeats must be at least 1.")
@@ -111,13 +111,13 @@ def main(arguments: Sequence[str]) -> None:
     for name in names:
         rows[name] = measure(name, args, overrides)
         print(line(name, rows[name]), flush=True)
-        if args.output:  # after each, as all of them take long
+        if args.output:  # after each row: all of them take long
             result = {"machine": machine.describe(), "batch": args.batch, "models": rows}
             files.write_json(args.output, result)
 
 
 def measure(name: str, args, overrides: Mapping[str, Any]) -> dict:
-    """A row of the table: what is known of the model, and the figures of each program."""
+    """A row of the table: facts about the model, and the figures of each program."""
     row: dict[str, Any] = {"peer": MODELS[name].peer or None}
     for kind in PROGRAMS:
         task = Task(name, kind, args.side, args.batch)
@@ -137,7 +137,7 @@ def measure(name: str, args, overrides: Mapping[str, Any]) -> dict:
 def start_peer(
     name: str, task: Task, canvas: Sequence[int], python: str, folder: pathlib.Path
 ) -> turns.Worker | dict | None:
-    """The peer's process, {"absent": why}, or None where there is no such peer."""
+    """The peer's process, {"absent": why}, or None if there is no such peer."""
     peer = MODELS[name].peer
     package, _, network = peer.partition("/")
     if not peer or task.program not in peers.PEERS[package].programs:
@@ -154,7 +154,7 @@ def start_peer(
 
 
 def in_turns(own: turns.Worker, peer: turns.Worker | dict | None, repeats: int, batch: int):
-    """Figures of detlab's program and, as "peer", of the other one; their ratio."""
+    """Figures of detlab's program, those of the peer as "peer", and their ratio."""
     if not isinstance(peer, turns.Worker):
         return figures(own, [own.run() for _ in range(repeats)], batch) | {"peer": peer}
     with peer:
@@ -166,7 +166,7 @@ def in_turns(own: turns.Worker, peer: turns.Worker | dict | None, repeats: int, 
 
 
 def figures(worker: turns.Worker, milliseconds: Sequence[float], batch: int) -> dict:
-    """Of a program after its last turn."""
+    """Figures of a program after its last turn."""
     last = worker.close()
     peak = last.get("device_peak_mib") or last["peak_mib"]
     median = statistics.median(milliseconds) / batch
@@ -174,7 +174,7 @@ def figures(worker: turns.Worker, milliseconds: Sequence[float], batch: int) -> 
 
 
 def program(task: Task, overrides: Mapping[str, Any]):
-    """What `turns.serve` takes, of one of detlab's programs: compiled, and its inputs there."""
+    """Arguments of `turns.serve` for one of detlab's programs, compiled, with inputs on device."""
     jax.config.update("jax_enable_compilation_cache", False)
     model = MODELS[task.model]
     config = config_lib.load(model.config, overrides)
@@ -216,7 +216,7 @@ def program(task: Task, overrides: Mapping[str, Any]):
 
 
 def made_up(shapes):
-    """Leaves that keep activations of order one; drawing initial values takes long to compile."""
+    """Random leaves that keep activations of order one; the real `init` takes long to compile."""
     rng = np.random.default_rng(0)
 
     def fill(path, leaf):
@@ -230,14 +230,14 @@ def made_up(shapes):
 
 
 def timed(function: Callable):
-    """(what it gives, seconds)."""
+    """(result, seconds)."""
     start = time.perf_counter()
     result = function()
     return result, time.perf_counter() - start
 
 
 def device_memory() -> dict:
-    """The peak of an accelerator; nothing on a CPU."""
+    """The peak memory of an accelerator; {} on a CPU."""
     memory = jax.local_devices()[0].memory_stats()
     if not memory or "peak_bytes_in_use" not in memory:
         return {}
@@ -245,7 +245,7 @@ def device_memory() -> dict:
 
 
 def write_darknet(name: str, folder: pathlib.Path) -> None:
-    """A standard network with random weights, as the files that OpenCV reads."""
+    """Writes a standard network with random weights to the files that OpenCV reads."""
     network = darknet_networks.resolve(name)
     rng = np.random.default_rng(0)
     shapes = darknet.tensor_shapes(network)

@@ -1,11 +1,11 @@
-"""Time and temporary memory of single operations, each beside peers in the same process.
+"""Time and temporary memory of single operations, next to peers in the same process.
 
     python -m benchmarks.ops [--op nms --op roi_align] [--size full] [--repeats 5] [--output F]
 
-Every case has several programs with the same inputs: `detlab` as the platform gets it, detlab's
-other program, what XLA makes of a plain formulation, and NumPy, OpenCV or, where it is installed,
-PyTorch.  They run in turns, so that ratios do not depend on what else the machine does.
-`difference` is the largest one to detlab's result.
+Every case has several programs with the same inputs: detlab's program for this platform, detlab's
+program for other platforms, what XLA makes of a plain formulation, and NumPy, OpenCV or, if it is
+installed, PyTorch.  They take turns, so ratios do not depend on other load on the machine.
+`difference` is the largest difference from detlab's result.
 
 To add an operation, write a function that yields a `Case` per size and put it in `OPS`.
 """
@@ -35,7 +35,7 @@ STRIDES = (4, 8, 16, 32)
 
 
 class Case(NamedTuple):
-    """Programs that answer the same question; "detlab" comes first."""
+    """Programs that compute the same result; "detlab" comes first."""
 
     name: str
     arguments: tuple  # of NumPy arrays, or tuples of them
@@ -45,7 +45,7 @@ class Case(NamedTuple):
 
 def main(arguments) -> None:
     parser = cli.program("benchmarks.ops", __doc__)
-    parser.add_argument("--op", action="append", choices=OPS, help="may be repeated; all if absent")
+    parser.add_argument("--op", action="append", choices=OPS, help="may be repeated; default: all")
     parser.add_argument("--size", choices=SIZES, default="full")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--output", type=pathlib.Path)
@@ -61,7 +61,7 @@ def main(arguments) -> None:
 
 
 def measure(case: Case, repeats: int) -> dict[str, dict]:
-    """Figures of every program: times, temporary memory, ratio and difference to "detlab"."""
+    """Figures of every program: times, temporary memory, ratio to and difference from "detlab"."""
     arguments = jax.device_put(case.arguments)
     programs: dict[str, Callable[[], Any]] = {}
     memory = {}
@@ -94,7 +94,7 @@ def measure(case: Case, repeats: int) -> dict[str, dict]:
 
 
 def table(name: str, figures: dict[str, dict]) -> str:
-    lines = [f"{name}: ms median, minimum; times detlab's; temporary MiB; difference"]
+    lines = [f"{name}: ms median, minimum; ratio to detlab; temporary MiB; difference"]
     for program, row in figures.items():
         memory = "-" if row["temporary_mib"] is None else f"{row['temporary_mib']:.1f}"
         lines.append(
@@ -105,7 +105,7 @@ def table(name: str, figures: dict[str, dict]) -> str:
 
 
 def _difference(a, b) -> float:
-    """Largest difference of the arrays that both have: some peers compute no gradients."""
+    """Largest difference between two results, over all their arrays."""
     pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
     return max(
         float(np.abs(np.asarray(x, np.float64) - np.asarray(y, np.float64)).max(initial=0))
@@ -124,7 +124,7 @@ def _with(function, module, name, value):
 
 
 def _elsewhere(function):
-    """`function` with the programs that accelerators are given."""
+    """`function` with the programs that accelerators run."""
     return _with(
         function,
         jax.lax,
@@ -134,7 +134,7 @@ def _elsewhere(function):
 
 
 def _with_torch(function) -> dict[str, Callable]:
-    """The peer that needs PyTorch, where it is installed."""
+    """The peer that needs PyTorch, if it is installed."""
     try:
         torch = importlib.import_module("torch")
     except ImportError:
@@ -146,7 +146,7 @@ def _with_torch(function) -> dict[str, Callable]:
 
 
 def nms_cases(size) -> Iterator[Case]:
-    """Clusters of boxes in 8 images, IoU 0.5, all survivors."""
+    """Clusters of boxes in 8 images at IoU 0.5; all survivors are kept."""
     images = 8 if size == "full" else 2
     for count in (1000, 2000, 5000) if size == "full" else (40,):
         rng = np.random.default_rng(0)
@@ -349,7 +349,7 @@ def deform_conv_cases(size) -> Iterator[Case]:
 
 
 def _convolution(gradient):
-    """What the same layer costs without offsets; another result, of course."""
+    """The same layer without offsets, to compare the cost; its result differs."""
 
     def run(x, offsets, kernel, mask, dy):
         def conv(x, kernel):
@@ -374,7 +374,7 @@ def _numpy_deform_conv(x, offsets, kernel, mask, _):
     out = np.zeros((height * width, kernel.shape[3]), np.float32)
     rows, columns = np.indices((height, width))
     for tap, (i, j) in enumerate(np.ndindex(3, 3)):
-        # Clipped to the ring of zeros, samples outside are 0 without further ado.
+        # Clipped to the ring of zeros, samples outside the map are 0.
         y = np.clip(rows + i + offsets[..., 2 * tap], 0, height + 1).ravel()
         z = np.clip(columns + j + offsets[..., 2 * tap + 1], 0, width + 1).ravel()
         (down, top), (right, left) = np.modf(y), np.modf(z)
@@ -400,7 +400,7 @@ def _torch_deform_conv(torch, x, offsets, kernel, mask, dy, gradient):
     out = 0
     for tap, (i, j) in enumerate(np.ndindex(3, 3)):
         y, z = rows + i - 1 + offsets[..., 2 * tap], columns + j - 1 + offsets[..., 2 * tap + 1]
-        # The edges of the map, half a cell outside the first and last ones, are -1 and 1.
+        # The edges of the map, half a cell outside the first and last cells, are -1 and 1.
         grid = torch.stack([(2 * z + 1) / width - 1, (2 * y + 1) / height - 1], -1)
         samples = torch.nn.functional.grid_sample(
             x.permute(2, 0, 1)[None], grid[None], align_corners=False

@@ -1,14 +1,14 @@
-"""Can each detector learn eight images by heart, through `detlab.train` as it is?
+"""Checks that each detector can overfit eight images, trained by `detlab.train`.
 
     python -m benchmarks.overfit --output benchmarks/results
     python -m benchmarks.overfit --only fcos --only reppoints --output results
 
-Eight pictures of shapes with at least three objects each are written as a COCO data set, on which
-a small form of the detector is trained and evaluated: every variant `overfit` or `overfit_NETWORK`
-of experiments/<detector>_shapes.py, changed by --config.KEY=VALUE.  A detector that is right in
-every part finds all objects again: AP50 of 0.9 or more is asked, and the exit status is 1 where one
-misses it.  Of each detector the curve is written to OUTPUT/overfit_NAME.json, with the processor
-time, and --picture draws all curves that lie there.
+Writes eight pictures of shapes with at least three objects each as a COCO data set, then trains and
+evaluates small detectors on it: every variant `overfit` or `overfit_NETWORK` of
+experiments/<detector>_shapes.py, changed by --config.KEY=VALUE.  A detector without faults finds
+all objects again: AP50 must reach 0.9, and the exit status is 1 if one misses it.  The curve and
+the processor time of a detector go to OUTPUT/overfit_NAME_PLATFORM.json; --picture draws all curves
+in that folder.
 """
 
 import json
@@ -47,10 +47,10 @@ OVERFIT = find()
 
 
 def main(arguments: Sequence[str]) -> None:
-    """The command line; raises `UserError` for whatever a user can mend."""
+    """The command line; raises `UserError` for what a user can fix."""
     parser = cli.program("benchmarks.overfit", __doc__)
     parser.add_argument("--only", action="append", default=[], help="a name; may be repeated")
-    parser.add_argument("--steps", type=int, help="instead of each config's own")
+    parser.add_argument("--steps", type=int, help="replaces the number in each config")
     parser.add_argument("--output", type=pathlib.Path, required=True, help="folder of results")
     parser.add_argument("--picture", type=pathlib.Path, help="PNG of all curves in that folder")
     args, overrides = cli.parse(arguments, parser)
@@ -78,7 +78,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def write_images(folder: pathlib.Path) -> None:
-    """The first eight training pictures with enough objects, as a COCO data set."""
+    """Writes the first eight training pictures with enough objects as a COCO data set."""
     (folder / "images").mkdir()
     images, annotations = [], []
     source = shapes.Shapes("train", size=SIDE)
@@ -111,7 +111,7 @@ def write_images(folder: pathlib.Path) -> None:
 
 
 def run(name: str, overrides: Mapping[str, str], folder: pathlib.Path) -> dict:
-    """Trains in a process of its own, whose processor time is counted."""
+    """Trains in a separate process and measures its processor time."""
     write_images(folder)
     overrides = {"data.root": str(folder), **overrides}
     config = config_lib.load(OVERFIT[name], overrides)
@@ -154,7 +154,7 @@ def line(result: dict) -> str:
 
 
 def draw(folder: pathlib.Path, picture: pathlib.Path) -> None:
-    """AP50 and loss, as a part of the first, of every result in a folder."""
+    """Draws AP50, and the loss relative to the first, for every result in a folder."""
     from matplotlib import figure as figure_lib  # here, so that programs start without it
 
     results = [json.loads(path.read_text()) for path in sorted(folder.glob("overfit_*.json"))]
@@ -165,7 +165,7 @@ def draw(folder: pathlib.Path, picture: pathlib.Path) -> None:
         steps, losses = zip(*result["curve"]["train"], strict=True)
         left.semilogy(steps, [loss / losses[0] for loss in losses], **style)
         right.plot(*zip(*result["curve"]["eval"], strict=True), marker="o", markersize=3, **style)
-    left.set_title("loss, part of the first", loc="left", fontsize=10)
+    left.set_title("loss, relative to the first", loc="left", fontsize=10)
     right.set_title("AP50 on the eight images", loc="left", fontsize=10)
     right.axhline(WANTED, color="grey", linewidth=0.8)
     right.set_ylim(0, 1.02)

@@ -1,15 +1,16 @@
-"""The peers of `benchmarks.models`: other code for the same networks, where it is installed.
+"""The peers of `benchmarks.models`: other implementations of the same networks, if installed.
 
     python -m benchmarks.peers '{"peer": "torchvision/fcos_resnet50_fpn", "program": "train",
         "canvas": [320, 320], "batch": 2}'
 
-Runs one program of one peer as `benchmarks.turns` says; a package that is missing ends it with one
-line.  Nothing of detlab is imported, so any Python will do that has the packages; none is needed.
+Runs one program of one peer under `benchmarks.turns`; if a package is missing, it exits with a
+one-line message.  It imports nothing of detlab, so any Python with the packages can run it.  All
+packages are optional.
 
-All weights are random, and biased as at the beginning of training, so that next to nothing is
-found and a peer has nothing to suppress; detlab's suppression takes the same time whatever is
-found.  Training is a whole step: losses, gradients, and SGD with momentum.  As in the configs that
-detlab follows, ResNets have their stem and first stage frozen and use running statistics.
+All weights are random, with the biases of the start of training, so peers detect next to nothing
+and have nothing to suppress; detlab's suppression takes the same time for any number of detections.
+Training is a whole step: losses, gradients, and SGD with momentum.  As in the configs that detlab
+follows, ResNets freeze their stem and first stage and use running statistics.
 """
 
 import importlib
@@ -27,7 +28,7 @@ NUM_CLASSES, OBJECTS = 80, 8
 
 
 class Task(NamedTuple):
-    """What is asked of a peer."""
+    """The program that a peer runs."""
 
     peer: str  # package/model
     program: str  # predict or train
@@ -37,7 +38,7 @@ class Task(NamedTuple):
 
 
 class Peer(NamedTuple):
-    """A package that has models."""
+    """A package with models to measure."""
 
     make: Callable  # (Task, name of the model) -> (run, figures, last figures)
     install: str  # what to install
@@ -51,7 +52,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def load(name: str) -> Any:
-    """A package; one that is missing ends the program with a line."""
+    """Imports a package; if it is missing, the program exits with a one-line message."""
     try:
         return importlib.import_module(name)
     except ImportError as error:
@@ -118,7 +119,7 @@ def yolov5(task: Task, name: str):
     images = _nchw(torch, pictures).to(device)
     versions = {"version": f"yolov5 {package.__version__}, PyTorch {torch.__version__}"}
     if task.program == "predict":
-        model.fuse()  # norms go into the convolutions, as the package predicts
+        model.fuse()  # merges norms into convolutions, as the package does for prediction
         return _predict(
             torch,
             model,
@@ -144,10 +145,10 @@ def yolov5(task: Task, name: str):
 
 
 def opencv(task: Task, name: str):
-    del name  # the files are of it
+    del name  # the files describe its network
     cv2 = load("cv2")
     if not hasattr(cv2.dnn, "readNetFromDarknet"):
-        sys.exit(f"OpenCV {cv2.__version__} reads no darknet networks")
+        sys.exit(f"OpenCV {cv2.__version__} cannot read darknet networks")
     files = pathlib.Path(task.files)
     net = cv2.dnn.readNetFromDarknet(str(files / "net.cfg"), str(files / "net.weights"))
     model = cv2.dnn.DetectionModel(net)
@@ -170,7 +171,7 @@ PEERS = {
 
 
 # ------------------------------------------------------------------------------------------------
-# What the peers on PyTorch share
+# Helpers of the peers on PyTorch
 
 
 def _device(torch) -> str:

@@ -1,24 +1,23 @@
-"""What only a release needs, by one command that runs unattended and goes on where it stopped.
+"""Runs the checks that only a release needs, unattended, and resumes where it stopped.
 
     python -m benchmarks.release --list
     python -m benchmarks.release
     python -m benchmarks.release --only parity --only overfit/fcos
 
-Four steps, each with a row for each thing that it checks; a row is named STEP/NAME:
+Each of the four steps has a row for each of its checks; a row is named STEP/NAME:
 
     parity   every case of the shared folder, compiled at full optimisation -> release_parity.json
     kills    24 kills of a training run, by benchmarks.kills -> kills_cpu.json
-    overfit  eight images by heart, by benchmarks.overfit -> overfit_NAME_cpu.json
+    overfit  overfitting eight images, by benchmarks.overfit -> overfit_NAME_cpu.json
     models   compile time, speed and memory, by benchmarks.models -> models_cpu.json
 
-A row runs in a process of its own, on CPUs, and is written as soon as it is over.  The next start
-skips it where the result says that it passed with the jax that is installed; `--again` runs it all
-the same.  A row that fails is recorded, told and does not stop the others.  One that ends without a
-result, by an error, leaves none: an older result is removed, as it is true no more.  Cases that
-need what detlab does not have are recorded as missing, with what that is.  Exit status 1 where a
-row failed.
+A row runs in its own process, on CPUs, and is written as soon as it ends.  The next start skips
+rows that passed with the installed version of jax; `--again` runs them anyway.  A failed row is
+recorded and reported, and the other rows still run.  If an error ends a row without a result, its
+outdated older result is removed.  Cases that need something detlab lacks are recorded as missing,
+with the reason.  Exit status 1 if a row failed.
 
-`tests/programs/test_release.py` says which row is missing or failed in the committed results.
+`tests/programs/test_release.py` reports rows that are missing or failed in the committed results.
 """
 
 import functools
@@ -50,7 +49,7 @@ KILLED = "retinanet_shapes"  # the experiment that is killed
 
 
 class Settings(NamedTuple):
-    """What the command line says."""
+    """Settings from the command line."""
 
     fixtures: pathlib.Path
     output: pathlib.Path
@@ -59,31 +58,31 @@ class Settings(NamedTuple):
 
 
 class Row(NamedTuple):
-    """What is known of one row."""
+    """The result of one row."""
 
     status: str  # passed, failed or missing
-    note: str = ""  # a figure, or why not
-    jax: str = ""  # version that it was run with
+    note: str = ""  # a figure, or the reason of a failure
+    jax: str = ""  # version that it ran with
 
 
 class Step(NamedTuple):
-    """A kind of rows."""
+    """A group of rows of one kind."""
 
     kind: str  # what a row is called in messages
     names: Callable[[Settings], Sequence[str]]
-    found: Callable[[Settings], Mapping[str, Row]]  # what the results hold
+    found: Callable[[Settings], Mapping[str, Row]]  # rows in the results
     run: Callable[[Settings, str], None]  # runs a row and writes its result, or removes it
 
 
 class Ended(NamedTuple):
-    """A process that is over."""
+    """A process that has ended."""
 
-    why: str  # in one line, for a row without figures
+    why: str  # the reason in one line, for a row without figures
     seconds: float
 
 
 def main(arguments: Sequence[str]) -> None:
-    """The command line; raises `UserError` for whatever a user can mend."""
+    """The command line; raises `UserError` for what a user can fix."""
     args = flags.release(__doc__).parse_args(arguments)
     if args.kills < KILLS:
         raise errors.UserError(f"--kills is {args.kills}; a release needs at least {KILLS}.")
@@ -123,7 +122,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def choose(words: Sequence[str], settings: Settings, flag: str) -> list[tuple[str, str]]:
-    """(step, name) of every row that the words, each STEP or STEP/NAME, stand for.
+    """(step, name) of every row that the words name, each STEP or STEP/NAME.
 
     Raises:
       UserError: no such step or name.
@@ -142,7 +141,7 @@ def choose(words: Sequence[str], settings: Settings, flag: str) -> list[tuple[st
 
 
 def results(settings: Settings, step: str) -> Mapping[str, Row]:
-    """What the results hold of a step.
+    """The rows of a step in the results.
 
     Raises:
       UserError: a file of results is damaged.
@@ -151,13 +150,13 @@ def results(settings: Settings, step: str) -> Mapping[str, Row]:
         return STEPS[step].found(settings)
     except (AttributeError, KeyError, TypeError) as error:
         raise errors.UserError(
-            f"the results of {step} in {settings.output} are not as this command writes them"
-            f" ({type(error).__name__}: {error}); restore or delete them, and their rows run again."
+            f"the results of {step} in {settings.output} are not in this command's form"
+            f" ({type(error).__name__}: {error}); restore them, or delete them to run them again."
         ) from error
 
 
 def why_run(settings: Settings, step: str, name: str, row: Row | None) -> str:
-    """Why a row has to run; empty where it passed with this jax, or still has no model."""
+    """Why a row must run; "" if it passed with the installed jax, or still has no model."""
     if row is None:
         return "no result"
     if row.status == "missing" and not can_run(settings, step, name):
@@ -184,7 +183,7 @@ def wanting(settings: Settings, step: str, names: Sequence[str] | None = None) -
 
 
 def start(module: str, *arguments: str) -> Ended:
-    """`python -m MODULE ARGUMENTS` on CPUs, silently; ends with all that it started."""
+    """Runs `python -m MODULE ARGUMENTS` on CPUs, silently; an interrupt ends all its processes."""
     began = time.perf_counter()
     with tempfile.TemporaryFile("w+") as output:
         process = subprocess.Popen(
@@ -192,7 +191,7 @@ def start(module: str, *arguments: str) -> Ended:
             stdout=output,
             stderr=subprocess.STDOUT,
             env={**os.environ, "JAX_PLATFORMS": "cpu"},
-            start_new_session=True,  # so that what it has started can be ended too
+            start_new_session=True,  # so that its children can be killed too
         )
         try:
             status = process.wait()
@@ -209,10 +208,10 @@ def start(module: str, *arguments: str) -> Ended:
 
 
 def read(path: pathlib.Path, *keys: str) -> Any:
-    """A file of results with these keys, None where it is not there.
+    """The content of a file of results, which must have these keys; None if there is no file.
 
     Raises:
-      UserError: it cannot be read, is not JSON, or is no such file.
+      UserError: it cannot be read, is not JSON, or lacks a key.
     """
     try:
         content = json.loads(path.read_text())
@@ -221,18 +220,18 @@ def read(path: pathlib.Path, *keys: str) -> Any:
     except OSError as error:
         raise errors.UserError(f"{path} cannot be read: {error.strerror}.") from error
     except ValueError as error:
-        text = f"{path} is not JSON ({error}); restore or delete it, and its rows run again."
+        text = f"{path} is not JSON ({error}); restore it, or delete it to run its rows again."
         raise errors.UserError(text) from error
     absent = [key for key in keys if not isinstance(content, dict) or key not in content]
     if absent:
         raise errors.UserError(
-            f"{path} has no {', '.join(absent)}; restore or delete it, and its rows run again."
+            f"{path} has no {', '.join(absent)}; restore it, or delete it to run its rows again."
         )
     return content
 
 
 def write(path: pathlib.Path, result: Any) -> None:
-    """A file of results, whole or not at all, as this command may be killed at any time."""
+    """Writes a file of results whole or not at all: this command may be killed at any time."""
     files.write_json(path, result)
 
 
@@ -245,17 +244,17 @@ def jax_version() -> str:
 
 @functools.cache
 def find_cases(folder: pathlib.Path) -> dict[str, dict]:
-    """`cases.find` of parity, once: the files are large."""
+    """`cases.find` of parity, cached because the files are large."""
     return cases_lib.find(folder)
 
 
 def can_run(settings: Settings, step: str, name: str) -> bool:
-    """Whether a row can run: all can but cases that need what detlab does not have."""
+    """Whether a row can run: false only for cases that need something detlab lacks."""
     return step != "parity" or not lacks(settings, name)
 
 
 def lacks(settings: Settings, name: str) -> str:
-    """What detlab does not have that a case needs; "" where it can run."""
+    """What a case needs and detlab lacks; "" if the case can run."""
     return references.lacks(settings.fixtures, name, find_cases(settings.fixtures)[name])
 
 
@@ -281,7 +280,7 @@ def _parity_run(settings: Settings, name: str) -> None:
     else:
         row = _parity_row(settings, name)
     path = _parity_file(settings)
-    # Read again: another start of this command may have written rows meanwhile.
+    # Read again: another run of this command may have written rows meanwhile.
     cases = (read(path, "cases") or {"cases": {}})["cases"] | {name: row | {"jax": jax_version()}}
     write(path, {"cases": dict(sorted(cases.items()))})
 
@@ -350,7 +349,7 @@ def _overfit_found(settings: Settings) -> dict[str, Row]:
         result = read(_overfit_file(settings, name), "machine", "AP50")
         if result is not None:
             status = "passed" if result["AP50"] >= overfit.WANTED else "failed"
-            note = f"AP50 {result['AP50']:.3f}, {overfit.WANTED} is asked"
+            note = f"AP50 {result['AP50']:.3f}, {overfit.WANTED} is required"
             found[name] = Row(status, note, result["machine"]["jax"])
     return found
 
@@ -361,7 +360,10 @@ def _overfit_run(settings: Settings, name: str) -> None:
 
 
 def _run_into(module: str, words: list[str], flag: str, name: str, target: pathlib.Path) -> None:
-    """Runs a module whose flag takes the file `name`, or its folder, and puts that in its place."""
+    """Runs a module that writes the file `name`, and puts the result at `target`.
+
+    `flag` takes that file if it is --json, else the file's folder.
+    """
     with tempfile.TemporaryDirectory(prefix="release") as folder:
         made = pathlib.Path(folder) / name
         ended = start(module, *words, flag, str(made if flag == "--json" else folder))
@@ -391,7 +393,7 @@ def _models_found(settings: Settings) -> dict[str, Row]:
 
 
 def _models_run(settings: Settings, name: str) -> None:
-    """A row that another machine measured than the first rows names its own."""
+    """A row measured on another machine than the first rows records that machine."""
     with tempfile.TemporaryDirectory(prefix="release") as folder:
         output = pathlib.Path(folder) / "models.json"
         words = ["--only", name, "--peer_python", settings.peer_python, "--output", str(output)]
@@ -424,5 +426,5 @@ STEPS = {
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as by Ctrl-C
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as with Ctrl-C
     errors.run_main(main)

@@ -1,22 +1,22 @@
-"""Lines that stand in three or more detector files, and lines of code and pages by folder.
+"""Lines repeated in three or more detector files, and numbers of lines by folder.
 
     python -m benchmarks.repetition
     python -m benchmarks.repetition --show retinanet
     python -m benchmarks.repetition --tree path/to/other/checkout
 
-A detector file reads whole, so its imports, fields, signatures and docstrings repeat what others
-have, on purpose.  Everything else that stands in a third file is a part that wants a place of its
-own.  Counted are the lines of a file that, without their indentation,
+A detector file can be read alone, so its imports, fields, signatures and docstrings repeat those of
+others on purpose.  Any other code that a third file repeats should move to a shared place.  A line
+of a file counts if, without its indentation, it
 
-- are longer than 12 characters and no comment,
-- belong to no import, field (`name: type` in a class), signature (`class` or `def` up to its body,
-  decorators included) and docstring,
-- and stand, letter for letter, in three or more files of detlab/detectors.
+- is longer than 12 characters and not a comment,
+- is not part of an import, a field (`name: type` in a class), a signature (`class` or `def` up to
+  its body, decorators included) or a docstring,
+- and occurs, letter for letter, in three or more files of detlab/detectors.
 
-A line that stands twice in a file counts twice.  A line marked with `|` stands next to another
-repeated one in three files.  Several of them are a part that has no place yet; a single line is
-the call of a part that has one, to which every further detector adds.  Exit status 1 where a file
-has LIMIT or more in a row.
+A line that occurs twice in a file counts twice.  A line marked with `|` is next to another repeated
+line in three files.  Several such lines are a part that has no shared place yet.  A single line is
+the call of a part that has one; every further detector adds such calls.  Exit status 1 if a file
+has LIMIT or more lines in a row.
 """
 
 import ast
@@ -30,9 +30,9 @@ from typing import NamedTuple
 from benchmarks import command
 from detlab import cli, errors
 
-SHORTEST = 13  # characters: less is `return loss` or a bracket
+SHORTEST = 13  # characters; shorter lines are `return loss` or a bracket
 FILES = 3
-LIMIT = 8  # lines in a row: fewer in each detector file
+LIMIT = 8  # lines in a row; each detector file must have fewer
 FOLDERS = ("detlab", "experiments", "converters", "benchmarks", "tests", "docs")
 KINDS = (".py", ".md")
 
@@ -40,18 +40,18 @@ _FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 class Repeated(NamedTuple):
-    """A line of a file that others have too."""
+    """A line of a file that other files have too."""
 
     number: int  # in the file, from 1
     text: str
-    files: tuple[str, ...]  # that have it, this one included
-    in_a_row: bool  # FILES files have it and the line before or after it, one after the other
+    files: tuple[str, ...]  # that have the line, this one included
+    in_a_row: bool  # FILES files have it next to the line before or after it
 
 
 def main(arguments: Sequence[str]) -> None:
-    """The command line; raises `UserError` for whatever a user can mend."""
+    """The command line; raises `UserError` for what a user can fix."""
     parser = cli.program("benchmarks.repetition", __doc__)
-    parser.add_argument("--show", help="detector file whose repeated lines are listed")
+    parser.add_argument("--show", help="detector file whose repeated lines to list")
     parser.add_argument(
         "--tree", type=pathlib.Path, default=command.REPOSITORY, help="checkout to read"
     )
@@ -62,7 +62,9 @@ def main(arguments: Sequence[str]) -> None:
     if args.show:
         name = pathlib.PurePath(args.show).stem
         if name not in found:
-            raise errors.UserError(f"--show {args.show}: there are {', '.join(found)}.")
+            raise errors.UserError(
+                f"--show {args.show}: no such detector file; there are: {', '.join(found)}."
+            )
         for line in found[name]:
             mark = "|" if line.in_a_row else " "
             print(f"{line.number:5} {mark} {line.text}  [{', '.join(line.files)}]")
@@ -83,7 +85,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def repeated(sources: Mapping[str, str]) -> dict[str, list[Repeated]]:
-    """The lines of each file that stand in `FILES` files or more, by the rule above."""
+    """The lines of each file that occur in `FILES` files or more, by the rule above."""
     lines = {name: counted(text) for name, text in sources.items()}
     having = collections.defaultdict(list)
     for name, of_file in lines.items():
@@ -102,7 +104,7 @@ def repeated(sources: Mapping[str, str]) -> dict[str, list[Repeated]]:
 
 
 def _pairs(lines: Mapping[int, str]) -> dict[tuple[int, int], tuple[str, str]]:
-    """{numbers: texts} of two lines of a file with at most one that does not count between."""
+    """{numbers: texts} of neighbouring lines of a file, at most one uncounted line apart."""
     items = list(lines.items())
     return {(i, j): (a, b) for (i, a), (j, b) in itertools.pairwise(items) if j - i <= 2}
 
@@ -123,7 +125,7 @@ def counted(source: str) -> dict[int, str]:
 
 
 def _declared(node: ast.AST) -> list[tuple[int, int]]:
-    """(first line, last line) of what a node declares, which does not count."""
+    """(first line, last line) of each declaration in a node; these lines do not count."""
     spans = []
     if isinstance(node, (ast.Import, ast.ImportFrom)):
         spans.append((node.lineno, node.end_lineno))

@@ -1,13 +1,13 @@
-"""Memory of the training step of every shipped experiment, as its compiled program says.
+"""Memory of the training step of every shipped experiment, as its compiled program reports it.
 
     python -m benchmarks.step_memory --output benchmarks/results/step_memory_cpu.json
     python -m benchmarks.step_memory --only fcos_voc --only darknet_voc:yolov4_tiny
 
-State, batch and temporary arrays of one update, of the largest canvas and the whole batch that the
-experiment trains on.  Nothing is run and no data are needed, so that a machine of 4 GB says what
-one of 80 GB needs.  It is what this machine's compiler plans: others use other forms of some
-operations.  What is in the output file already stays, unless --only names it.  The lines
-`Expected:` of the experiments' docstrings say these figures.
+Counts state, batch and temporary arrays of one update on the largest canvas and the whole batch of
+the experiment.  Nothing runs and no data are needed, so a machine with 4 GB can report that 80 GB
+are needed.  The figures are what this machine's compiler plans; other compilers use other forms of
+some operations.  Rows that are already in the output file stay, unless --only names them.  The
+`Expected:` lines of the experiments' docstrings quote these figures.
 """
 
 import json
@@ -46,13 +46,13 @@ def main(arguments) -> None:
             f"  {row['state_gb']:5.2f}  {row['temporary_gb']:9.2f}  {time.time() - start:7.0f}",
             flush=True,
         )
-        if args.output:  # after each, as all of them take long
+        if args.output:  # after each row: all of them take long
             result = {"machine": machine.describe(), "experiments": dict(sorted(found.items()))}
             files.write_json(args.output, result)
 
 
 def measure(config, quick: bool = True) -> dict:
-    """Memory of one update in GB (10^9 bytes), all its parts and the largest of them."""
+    """Memory of one update in GB (10^9 bytes): the total, the state and the temporary arrays."""
     program, batch = compiled(config, quick)
     memory = program.memory_analysis()
     state = memory.alias_size_in_bytes  # its buffers become those of the new state

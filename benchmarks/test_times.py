@@ -1,20 +1,21 @@
-r"""Where the time of the tests goes: by folder, by detector, and the slowest tests.
+r"""Where the time of the tests goes: by folder and by detector, and the slowest tests.
 
     python -m pytest -m "not slow" -n 2 --dist worksteal --junitxml everyday.xml
     python -m pytest -m slow -n 2 --dist worksteal --junitxml slow.xml
     python -m benchmarks.test_times --everyday everyday.xml --slow slow.xml \
         --output benchmarks/results/tests_cpu.json
 
-Reads pytest's own reports; either part may be left out.  `.ci/run` prints the tables and, with
---compare, where they differ from the committed ones by more than a tenth.
+Reads pytest's XML reports; either part may be omitted.  `.ci/run` prints the tables and, with
+--compare, the times that differ from the committed ones by more than a tenth.
 
-Times of tests are worker-seconds: two processes that test side by side for a minute spend two.
-They are set-up, test and teardown together, so what a fixture of a module or a session takes is in
-the time of the first test that uses it, once a process.  The wall time of a part also has what is
-no test: imports, collection, the end of the slowest process.
+Times of tests are worker-seconds: two processes that test side by side for a minute spend two
+minutes.  They include set-up, test and teardown, so a fixture of a module or a session counts for
+the first test that uses it in each process.  The wall time of a part also includes imports,
+collection and the wait for the slowest process.
 
-A test costs a detector where its file is called after one (`test_darknet_training.py`), or else a
-parameter begins with its name (`test_contract.py::test_x[retinanet]`); the others are of all.
+A test counts for a detector if its file is named after it (`test_darknet_training.py`), or else if
+a parameter begins with its name (`test_contract.py::test_x[retinanet]`); other tests count for no
+detector.
 """
 
 import collections
@@ -29,8 +30,8 @@ from benchmarks import command, machine
 from detlab import cli, errors, files
 
 PARTS = ("everyday", "slow")
-MOVED = 0.1  # a part of the committed time
-MOVED_S = 5.0  # less than that is no move: a folder of few seconds differs from run to run
+MOVED = 0.1  # relative to the committed time
+MOVED_S = 5.0  # smaller changes do not count: short times vary from run to run
 
 
 class Test(NamedTuple):
@@ -49,17 +50,17 @@ class Part(NamedTuple):
 
 
 def main(arguments: Sequence[str]) -> None:
-    """The command line; raises `UserError` for whatever a user can mend."""
+    """The command line; raises `UserError` for what a user can fix."""
     parser = cli.program("benchmarks.test_times", __doc__)
     for part in PARTS:
         parser.add_argument(f"--{part}", type=pathlib.Path, help="pytest's XML report of that part")
-    parser.add_argument("--slowest", type=int, default=60, help="tests to list of each part")
-    parser.add_argument("--compare", type=pathlib.Path, help="JSON of an earlier --output")
+    parser.add_argument("--slowest", type=int, default=60, help="tests to list per part")
+    parser.add_argument("--compare", type=pathlib.Path, help="JSON that --output wrote earlier")
     parser.add_argument("--output", type=pathlib.Path, help="JSON of the figures")
     args = parser.parse_args(arguments)
     parts = {name: read(path) for name in PARTS if (path := getattr(args, name))}
     if not parts:
-        raise errors.UserError("there is no report: give --everyday, --slow, or both.")
+        raise errors.UserError("no report is given; use --everyday, --slow, or both.")
     figures = {"machine": machine.describe()}
     figures |= {name: summarise(part) for name, part in parts.items()}
     print(tables(figures), flush=True)
@@ -67,38 +68,38 @@ def main(arguments: Sequence[str]) -> None:
         print(f"\nThe slowest of the {name} tests, s:")
         for test in sorted(part.tests, key=lambda test: -test.seconds)[: args.slowest]:
             print(f"{test.seconds:8.1f}  {test.file}::{test.name}")
-    if args.compare:  # after the tables, which are wanted whatever is in that file
+    if args.compare:  # after the tables: that file may be damaged
         print("", *moved(read_figures(args.compare), figures, args.compare), sep="\n", flush=True)
     if args.output:
         files.write_json(args.output, figures)
 
 
 def read(path: pathlib.Path) -> Part:
-    """The tests of a report of pytest.
+    """The tests of a pytest report.
 
     Raises:
-      UserError: it cannot be read, or is no such report.
+      UserError: it cannot be read, or is not a pytest report.
     """
     try:
         root = ElementTree.parse(path).getroot()
     except OSError as error:
         raise errors.UserError(f"{path} cannot be read: {error.strerror}.") from error
     except ElementTree.ParseError as error:
-        text = f"{path} is no report of pytest ({error}); pytest writes one with --junitxml."
+        text = f"{path} is not a pytest report ({error}); pytest writes one with --junitxml."
         raise errors.UserError(text) from error
     tests = []
     for case in root.iter("testcase"):
-        # tests.ops.test_nms, where the test is in a class with .TestClass after it
+        # tests.ops.test_nms, followed by .TestClass if the test is in a class
         *folders, module = re.match(r".*?\btest_\w+|.*", case.get("classname", ""))[0].split(".")
         file = "/".join([*folders, f"{module}.py"])
         tests.append(Test(file, case.get("name", ""), float(case.get("time", 0))))
     if not tests:
-        raise errors.UserError(f"{path} has no test; pytest writes a report with --junitxml.")
+        raise errors.UserError(f"{path} has no tests; pytest writes a report with --junitxml.")
     return Part(tests, sum(float(suite.get("time", 0)) for suite in root.iter("testsuite")))
 
 
 def summarise(part: Part) -> dict[str, Any]:
-    """The figures of a part: of all tests, and of those of each folder and each detector."""
+    """The figures of a part: of all tests, of each folder and of each detector."""
     known = list(command.detector_files())
     return {
         "wall_s": round(part.wall_s),
@@ -123,7 +124,7 @@ def _sums(named: Iterable[tuple[str, Test]]) -> dict[str, dict]:
 
 
 def detector_of(test: Test, known: Sequence[str]) -> str:
-    """The detector that a test is about by the name of its file or else of a parameter, or ""."""
+    """The detector that names a test's file or else begins a parameter; "" if there is none."""
     parameters = test.name.partition("[")[2].removesuffix("]").split("-")
     for text in (pathlib.PurePath(test.file).stem.removeprefix("test_"), *parameters):
         for name in sorted(known, key=len, reverse=True):
@@ -156,13 +157,13 @@ def tables(figures: Mapping[str, Any]) -> str:
 
 
 def moved(before: Mapping[str, Any], now: Mapping[str, Any], file: pathlib.Path) -> list[str]:
-    """A line for each time that is another by more than a tenth, and what to do then."""
+    """A line for each time that differs by more than a tenth, and what to do about it."""
     lines = []
     for name in PARTS:
         if name not in now:
             continue
         if name not in before:
-            lines.append(f"{name}: not there yet")
+            lines.append(f"{name}: no earlier times")
             continue
         pairs = {f"{name}": (before[name], now[name])}
         for kind in ("folders", "detectors"):
@@ -179,17 +180,17 @@ def moved(before: Mapping[str, Any], now: Mapping[str, Any], file: pathlib.Path)
     if not lines:
         return [f"No time differs from {file} by more than a tenth."]
     where = f"Times that differ from {file} by more than a tenth, on this machine"
-    return [f"{where}; if it was quiet, renew that file:", *lines]
+    return [f"{where}; if it was idle, update that file:", *lines]
 
 
 _NOTHING = {"tests": 0, "worker_s": 0.0}
 
 
 def read_figures(path: pathlib.Path) -> dict[str, Any]:
-    """What --output wrote.
+    """The figures that --output wrote.
 
     Raises:
-      UserError: it is not there or something else.
+      UserError: the file cannot be read, or has no such figures.
     """
     try:
         figures = json.loads(path.read_text())
@@ -198,7 +199,7 @@ def read_figures(path: pathlib.Path) -> dict[str, Any]:
     except ValueError as error:
         raise errors.UserError(f"{path} is not JSON: {error}; write it with --output.") from error
     if not isinstance(figures, dict) or not set(PARTS) & figures.keys():
-        raise errors.UserError(f"{path} has no figures of tests; write it with --output.")
+        raise errors.UserError(f"{path} has no test times; write it with --output.")
     return figures
 
 

@@ -1,9 +1,9 @@
-"""The training step with detlab's convolution against the same step with XLA's own gradients.
+"""Compares the training step by detlab's convolution with the step by XLA's own gradients.
 
     python -m benchmarks.train_step --config experiments/retinanet_shapes.py --output result.json
 
-Both programs run in turns in one process, so that the ratio does not depend on what else the
-machine does; times are the median and the minimum.
+Both programs take turns in one process, so the ratio does not depend on other load on the machine.
+Reports the median and the minimum of the times.
 """
 
 import statistics
@@ -34,7 +34,7 @@ def main(arguments) -> None:
     def compiled(name):
         start = time.perf_counter()
 
-        def step(params, state, batch):  # a function of its own: jit must trace it again
+        def step(params, state, batch):  # a new function, which jit must trace again
             return jax.value_and_grad(detector.loss, has_aux=True)(
                 params, state, batch, jax.random.key(0)
             )

@@ -1,9 +1,9 @@
-"""Programs in processes of their own that run once whenever they are told to.
+"""Programs in separate processes that run once on each request.
 
-So each has its memory to itself, and several can take turns: their ratios do not depend on what
-else the machine does.  `Worker` is the side that tells, `serve` the side that runs; a line on the
-standard input asks for a run, and its end for the last figures.  Needs Python alone, as peers may
-run in another one than detlab.
+Each program has its own memory, and several can take turns, so their ratios do not depend on other
+load on the machine.  `Worker` is the side that asks, `serve` the side that runs: a line on standard
+input requests a run, and its end requests the last figures.  Needs only the standard library, since
+peers may run under another Python than detlab.
 """
 
 import contextlib
@@ -18,19 +18,19 @@ import time
 from collections.abc import Callable, Sequence
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-_MARK = "turns: "  # before an answer; whatever else a program prints is none
+_MARK = "turns: "  # starts an answer; all other output is ignored
 _STATUS, _CLEAR = pathlib.Path("/proc/self/status"), pathlib.Path("/proc/self/clear_refs")
 
 
 class Failed(Exception):
-    """The process ended before its time; says the last line of its errors."""
+    """The process ended early; the message is the last line of its error output."""
 
 
 class Worker:
     """A process that runs `serve`.
 
     Attributes:
-      ready: what its program had to say before the first turn.
+      ready: figures that its program reported before the first turn.
     """
 
     def __init__(self, command: Sequence[str]):
@@ -51,14 +51,14 @@ class Worker:
             raise
 
     def run(self) -> float:
-        """One turn; milliseconds."""
+        """Runs one turn; returns milliseconds."""
         self._process.stdin.write("\n")
-        with contextlib.suppress(BrokenPipeError):  # the answer tells why
+        with contextlib.suppress(BrokenPipeError):  # `_answer` raises the reason
             self._process.stdin.flush()
         return self._answer()["ms"]
 
     def close(self) -> dict:
-        """The last figures; the process is over."""
+        """Ends the process; returns its last figures."""
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.close()
         try:
@@ -80,7 +80,7 @@ class Worker:
         self._errors.seek(0)
         lines = self._errors.read().strip().splitlines()
         last = lines[-1].removeprefix("error: ") if lines else ""
-        raise Failed(last or f"it ended with {self._process.returncode}")
+        raise Failed(last or f"it ended with status {self._process.returncode}")
 
     def _end(self) -> None:
         self._process.kill()
@@ -92,13 +92,13 @@ class Worker:
 
 
 def serve(run: Callable[[], None], ready: dict, last: Callable[[], dict] = dict) -> None:
-    """Runs whenever it is told to, once before as a warm-up.
+    """Runs once as a warm-up, then once for each line of standard input.
 
     Args:
       run: returns when all is computed.
-      ready: figures that are known now.
-      last: gives figures after the last run.  `peak_mib` is added: of the memory of this process
-        since the warm-up, without what compilation took; None where the system does not tell.
+      ready: figures known before the first turn.
+      last: returns figures after the last run.  `peak_mib` is added: the peak memory of this
+        process since the warm-up, without compilation; None if the system does not report it.
     """
     run()
     _forget_peak()
@@ -111,7 +111,7 @@ def serve(run: Callable[[], None], ready: dict, last: Callable[[], dict] = dict)
 
 
 def peak_mib() -> float | None:
-    """Most resident memory of this process so far; on Linux."""
+    """Peak resident memory of this process, MiB; None if the system is not Linux."""
     if not _STATUS.exists():
         return None
     fields = dict(line.split(":", 1) for line in _STATUS.read_text().splitlines() if ":" in line)
@@ -119,7 +119,7 @@ def peak_mib() -> float | None:
 
 
 def _forget_peak() -> None:
-    """Gives freed memory back to the system, and has it count the peak from now on."""
+    """Returns freed memory to the system and resets its record of the peak."""
     with contextlib.suppress(OSError, AttributeError):  # another system or C library
         ctypes.CDLL(None).malloc_trim(0)
         _CLEAR.write_text("5")

@@ -1,1 +1,1 @@
-"""Whether detectors are those of their references; `python -m benchmarks.parity` runs cases."""
+"""Parity of detectors with their references; `python -m benchmarks.parity` runs the cases."""

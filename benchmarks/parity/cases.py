@@ -1,8 +1,8 @@
-"""Reading the recorded cases of reference detectors: `NAME.json` and `NAME.npz`.
+"""Reads the recorded cases of reference detectors: `NAME.json` and `NAME.npz`.
 
-The formats are those of the README beside the fixtures.  Cases lie in the folder itself and in the
-folders in it; those are called `folder/NAME`.  Other JSON files there, such as recorded figures,
-are no cases.
+The README beside the fixtures describes the formats.  Cases are in the folder itself and in its
+subfolders; those are called `folder/NAME`.  Other JSON files there, such as recorded figures, are
+not cases.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from benchmarks import command
 from detlab import errors, types
 from detlab.converters.readers import npz_file
 
-# What is read of a case with generated weights; one with published weights has less.
+# Keys of a case with generated weights; one with published weights has fewer.
 _KEYS = (
     *("name", "source", "model_cfg", "train_cfg", "test_cfg", "num_classes"),
     *("seed", "state_dict", "kept", "kept_values", "weights_sha256"),
@@ -32,7 +32,7 @@ _PARTS = (
 
 
 class Folders(NamedTuple):
-    """Where cases with published weights find what they were recorded with."""
+    """Folders of the files that cases with published weights were recorded with."""
 
     weights: pathlib.Path
     images: pathlib.Path
@@ -48,11 +48,11 @@ class Case(NamedTuple):
 
     @property
     def bgr(self) -> bool:
-        """Whether the network was given blue first."""
+        """Whether the network reads blue first."""
         return not part(self.info, "model_cfg.data_preprocessor.bgr_to_rgb")
 
     def batch(self) -> types.Batch:
-        """The recorded images and objects in RGB, with an empty slot more than any image needs."""
+        """The recorded images and objects in RGB, with one empty slot more than any image needs."""
         images = self.arrays["image"].transpose(0, 2, 3, 1)
         if self.bgr:
             images = images[..., ::-1]
@@ -77,10 +77,10 @@ class Case(NamedTuple):
         )
 
     def as_stored(self, name: str, whole: np.ndarray) -> np.ndarray:
-        """A whole array in the form in which the file has it: of some, every so manieth value.
+        """A whole array as the file stores it; of some arrays that is every nth value.
 
         Raises:
-          ValueError: its shape is not that of the recorded array.
+          ValueError: its shape differs from that of the recorded array.
         """
         entry = self.info["sampled"].get(name)
         shape = tuple(entry["shape"]) if entry else self.arrays[name].shape
@@ -90,7 +90,7 @@ class Case(NamedTuple):
 
 
 def folders(args) -> Folders:
-    """The given folders, which must exist, or those beside the folder `parity`."""
+    """The given folders, which must exist; by default those beside the folder `parity`."""
     fixtures = args.fixtures.resolve()
     above = (folder for folder in (fixtures, *fixtures.parents) if folder.name == "parity")
     beside = pathlib.Path(os.path.relpath(next(above, fixtures).parent))
@@ -107,10 +107,12 @@ def find(folder: pathlib.Path) -> dict[str, dict]:
     """Name -> JSON of every case.
 
     Raises:
-      UserError: no such folder, no case in it, a file that is not JSON, or part of a case.
+      UserError: there is no folder or no case in it, a file is not JSON, or a case lacks keys.
     """
     if not folder.is_dir():
-        raise errors.UserError(f"{folder} is not a folder; --fixtures names one with cases in it.")
+        raise errors.UserError(
+            f"{folder} is not a folder; --fixtures must name one with cases in it."
+        )
     found = {}
     for path in (*sorted(folder.glob("*.json")), *sorted(folder.glob("*/*.json"))):
         try:
@@ -119,22 +121,26 @@ def find(folder: pathlib.Path) -> dict[str, dict]:
             raise errors.UserError(f"{path} cannot be read: {error.strerror}.") from error
         except ValueError as error:
             raise errors.UserError(f"{path} is not JSON: {error}.") from error
-        # Published and generated weights alike are told by one of these.
+        # Every case has one of these keys, with published or generated weights.
         if isinstance(info, dict) and {"model_cfg", "weights"} & info.keys():
             if "model_cfg" in info:
                 absent = [key for key in _KEYS if key not in info]
                 absent += [key for key in _PARTS if part(info, key) is None]
                 absent += [] if absent else _without_drift(info)
                 if absent:
-                    raise errors.UserError(f"{path} is no whole case: no {', '.join(absent)}.")
+                    raise errors.UserError(
+                        f"{path} is not a complete case: it lacks {', '.join(absent)}."
+                    )
             found[path.relative_to(folder).with_suffix("").as_posix()] = info
     if not found:
-        raise errors.UserError(f"{folder} has no case: no NAME.json with a model_cfg or weights.")
+        raise errors.UserError(
+            f"{folder} has no case: no NAME.json in it has model_cfg or weights."
+        )
     return found
 
 
 def _without_drift(info: dict) -> list[str]:
-    """What a whole case has no drift of, although it has a gradient."""
+    """The first three drifts that a case lacks although it has the gradients."""
     return [
         f"grad_drift.{of} of {key}"
         for of in ("norms", "dots", "vectors")
@@ -144,10 +150,10 @@ def _without_drift(info: dict) -> list[str]:
 
 
 def choose(found: Mapping[str, dict], wanted: list[str]) -> dict[str, dict]:
-    """The named cases, or all where none is named.
+    """The named cases, or all if none is named.
 
     Raises:
-      UserError: no case of that name.
+      UserError: there is no case of that name.
     """
     return {name: found[name] for name in command.choose(wanted, found, "case", "--case")}
 
@@ -156,7 +162,7 @@ def read(folder: pathlib.Path, name: str, info: dict) -> Case:
     """The case with its arrays.
 
     Raises:
-      UserError: its NPZ is not there, cannot be read, or lacks images, objects or detections.
+      UserError: its NPZ is missing, cannot be read, or lacks images, objects or detections.
     """
     path = folder / f"{name}.npz"
     arrays = npz_file.read(path).tensors
@@ -166,33 +172,35 @@ def read(folder: pathlib.Path, name: str, info: dict) -> Case:
         needed += [f"gt_{x}_{i}" for x in ("boxes", "labels") if count]
     absent = [array for array in needed if array not in arrays]
     if absent:
-        raise errors.UserError(f"{path} is no whole case: no array {', '.join(absent)}.")
+        raise errors.UserError(
+            f"{path} is not a complete case: it lacks arrays {', '.join(absent)}."
+        )
     return Case(name, info, arrays)
 
 
 def title(info: Mapping) -> str:
-    """What a case was recorded of, in a line."""
+    """One line on what a case was recorded from."""
     if "model_cfg" in info:
         return f"{info['source']}, seed {info['seed']}, input {info['input_shape']}"
     return info.get("reference") or info["weights"]
 
 
 def check_sha256(path: pathlib.Path, wanted: str | None) -> None:
-    """Published weights must be those of the case, where it says which.
+    """Checks that published weights are those of the case, if it records which.
 
     Raises:
-      UserError: they cannot be read, or are others.
+      UserError: they cannot be read, or are not those of the case.
     """
     try:
         found = hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError as error:
         raise errors.UserError(f"{path} cannot be read: {error.strerror or error}.") from error
     if wanted not in (None, found):
-        raise errors.UserError(f"{path} has SHA-256 {found}, and the case wants {wanted}.")
+        raise errors.UserError(f"{path} has SHA-256 {found}; the case was recorded with {wanted}.")
 
 
 def part(info: Mapping, path: str) -> Any:
-    """The value at a path such as "model_cfg.neck.type"; None where there is none."""
+    """The value at a path such as "model_cfg.neck.type"; None if there is none."""
     value = info
     for key in path.split("."):
         value = value.get(key) if isinstance(value, Mapping) else None

@@ -1,8 +1,8 @@
-"""How closely detlab has to meet a recorded number; docs/parity.md says why.
+"""How closely detlab must match a recorded number; docs/parity.md explains why.
 
-Every function gives one or a few `Line`s.  A case's drift says how far the reference itself moved
-when its input was changed by one part in a million: as recorded, so that no run here decides how
-far off a number may be.  A line whose tolerance is mostly drift says so.  NaN misses everything.
+Every function returns one or a few `Line`s.  The drift of a case is how far the reference itself
+moved when its input was changed by one part in a million.  It is recorded, so no run here decides
+how far off a number may be.  A line whose tolerance is mostly drift says so.  NaN always misses.
 """
 
 from typing import NamedTuple
@@ -12,9 +12,9 @@ import numpy as np
 from detlab import types
 
 MAPS = 1e-4  # of the largest value of the map
-TARGETS = 1e-4  # of the value, and 1e-5
-FIGURES = 1e-3  # of the value, and 1e-6
-LOSSES = 1e-5  # of the value, and LOSS_DRIFTS times the drift
+TARGETS = 1e-4  # of the value, plus 1e-5
+FIGURES = 1e-3  # of the value, plus 1e-6
+LOSSES = 1e-5  # of the value, plus LOSS_DRIFTS times the drift
 LOSS_DRIFTS = 10
 # Of a gradient's norm; of the largest norm of the case; times the drift.  See gradient().
 GRADIENTS = 2e-3
@@ -45,22 +45,22 @@ def array_map(quantity: str, mine: np.ndarray, theirs: np.ndarray) -> Line:
 
 
 def decision(quantity: str, mine: np.ndarray, theirs: np.ndarray) -> Line:
-    """Whole numbers: how many differ, and none may."""
+    """Whole numbers: how many differ; none may."""
     return Line(quantity, float((mine != theirs).sum()), 0.0)
 
 
 def target(quantity: str, mine: np.ndarray, theirs: np.ndarray) -> Line:
-    """What a loss compares with: |a - b| <= 1e-4 |b| + 1e-5, as a part of |b| + 0.1."""
+    """Values that a loss compares with: |a - b| <= 1e-4 |b| + 1e-5, relative to |b| + 0.1."""
     return Line(quantity, _largest((mine - theirs) / (np.abs(theirs) + 0.1)), TARGETS)
 
 
 def figure(quantity: str, mine: float, theirs: float) -> Line:
-    """What was recorded without a drift: |a - b| <= 1e-3 |b| + 1e-6."""
+    """A number recorded without a drift: |a - b| <= 1e-3 |b| + 1e-6."""
     return Line(quantity, abs(float(mine) - theirs), FIGURES * abs(theirs) + 1e-6)
 
 
 def loss(quantity: str, mine: float, theirs: float, drift: float) -> Line:
-    """|a - b| <= (1e-5 + 10 drift) |b|, the drift being a part of the loss.
+    """|a - b| <= (1e-5 + 10 drift) |b|, with the drift relative to the loss.
 
     A loss is a smooth sum over all anchors, so float32 moves it by no more than that.  The floor of
     1e-8 is for losses that are zero.
@@ -71,7 +71,7 @@ def loss(quantity: str, mine: float, theirs: float, drift: float) -> Line:
 
 
 class Gradient(NamedTuple):
-    """What the reference recorded of one parameter's gradient."""
+    """The recorded gradient of one parameter."""
 
     norm: float
     dot: float  # sum of gradient times parameter
@@ -92,15 +92,15 @@ def gradient(
         |dot - d| <= 1e-3 |d| + 3 dot drift + 5 E |parameter| / sqrt(n)
 
     Rounding at the kinks of activations decides which units a gradient passes; the drift is how far
-    that moved the reference.  The last term is what an error of norm E does to the dot where it has
-    no direction in common with the parameter: E times the parameter's root mean square, five times.
+    that moved the reference.  The last term is the effect on the dot of an error of norm E in a
+    direction unrelated to the parameter: five times E times the parameter's root mean square.
 
     Args:
-      key: of the parameter.
+      key: name of the parameter.
       mine: its gradient, in the reference's layout.
-      weight: its value there.
-      recorded: what the reference had.
-      largest: norm of any parameter of the case.
+      weight: its value, in the same layout.
+      recorded: the gradient of the reference.
+      largest: largest gradient norm of any parameter of the case.
     """
     mine, weight = mine.astype(np.float64), weight.astype(np.float64)
     norm_drift = GRADIENT_DRIFTS * max(recorded.norm_drift, recorded.vector_drift)
@@ -132,12 +132,12 @@ def detections(
 ) -> list[Line]:
     """Number, boxes, scores and labels; the worst image counts.
 
-    Two detections of nearly the same score may change places: each of theirs is compared with that
-    one of mine, of its label and of its score to within the tolerance, whose box is nearest.
+    Two detections with nearly equal scores may swap places: among mine with the same label and a
+    score within the tolerance, each of theirs is compared with the one whose box is nearest.
 
     Args:
-      mine, theirs: of each image its detections, [K, ...] without empty rows, best first.
-      drift: of the case, a part of the largest value.
+      mine, theirs: the detections of each image, [K, ...] without empty rows, best first.
+      drift: of the case, relative to the largest value.
       boxes_px, scores: the tolerances.
     """
     count = max(abs(len(a.scores) - len(b.scores)) for a, b in zip(mine, theirs, strict=True))
@@ -160,7 +160,7 @@ def detections(
 
 
 def _pairs(mine, theirs, score_tolerance: float) -> list[tuple[int, int]]:
-    """(row of mine, row of theirs), each row once; what has no partner is left to its rank."""
+    """(row of mine, row of theirs), each row once; rows without a partner are paired by rank."""
     free, pairs = list(range(len(mine.scores))), []
     for j in range(len(theirs.scores)):
         if not free:

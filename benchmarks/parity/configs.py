@@ -1,7 +1,7 @@
-"""From the configuration of an mmdet model to fields of a detlab detector.
+"""Maps the configuration of an mmdet model to fields of a detlab detector.
 
-One function for each kind of part.  Each takes from a `Reader` what it maps, and expects the
-reference's one value where detlab has no choice.  A key that nothing took is an error: it may
+There is one function for each kind of part.  It takes the keys that it maps from a `Reader`, and
+expects one value where detlab has no choice.  A key that no function reads is an error: it may
 change the numbers.  Defaults are those of mmdet 3.3.0.
 """
 
@@ -19,42 +19,42 @@ class Reader:
 
     def __init__(self, config: Mapping | None, path: str):
         if config is not None and not isinstance(config, Mapping):
-            raise errors.UserError(f"{path} is {config!r}; detlab maps a single part there.")
+            raise errors.UserError(f"{path} is {config!r}; detlab maps only a single part there.")
         self.path = path
         self._left = dict(config or {})
         self._children = []
 
     @property
     def empty(self) -> bool:
-        """Whether there is no key that was not read."""
+        """Whether all keys have been read."""
         return not self._left
 
     def take(self, key: str, default: Any = _REQUIRED) -> Any:
-        """The value; raises UserError where it is absent and has no default."""
+        """Reads a value; raises UserError if it is absent and has no default."""
         value = self._left.pop(key, default)
         if value is _REQUIRED:
             raise errors.UserError(f"{self.path}.{key} is missing.")
         return value
 
     def expect(self, key: str, only: Any, default: Any = _REQUIRED) -> None:
-        """The value must be `only`; absent it is `default`, or `only` where that is not given."""
+        """Reads a value that must be `only`; if absent, it is `default`, or `only` without one."""
         value = self.take(key, only if default is _REQUIRED else default)
         if value != only:
             raise errors.UserError(f"{self.path}.{key} is {value!r}; detlab has only {only!r}.")
 
     def skip(self, *keys: str) -> None:
-        """What changes no recorded number."""
+        """Ignores keys that change no recorded number."""
         for key in keys:
             self._left.pop(key, None)
 
     def child(self, key: str) -> "Reader":
-        """The configuration at the key, an empty one where it is absent."""
+        """The configuration at the key; empty if it is absent."""
         reader = Reader(self._left.pop(key, None), f"{self.path}.{key}")
         self._children.append(reader)
         return reader
 
     def finish(self) -> None:
-        """Raises UserError for a key that nothing read, here or below."""
+        """Raises UserError for a key that was not read, here or below."""
         for key, value in self._left.items():
             raise errors.UserError(f"{self.path}.{key} is {value!r}, which detlab does not map.")
         for reader in self._children:
@@ -63,7 +63,7 @@ class Reader:
 
 @contextlib.contextmanager
 def readers(info: Mapping) -> Iterator[tuple[Reader, Reader, Reader]]:
-    """Of the model, its training and its prediction; all of it must be read in the context."""
+    """Readers of the model, its training and its prediction; the context must read every key."""
     keys = ("model_cfg", "train_cfg", "test_cfg")
     found = tuple(Reader(info[key], f"case {info['name']}: {key}") for key in keys)
     yield found
@@ -72,7 +72,7 @@ def readers(info: Mapping) -> Iterator[tuple[Reader, Reader, Reader]]:
 
 
 def inputs(info: Mapping, model: Reader) -> dict:
-    """Classes and pixels: the images are normalised already; their channel order is `Case.bgr`."""
+    """Classes and pixels; images are already normalised, and their channel order is `Case.bgr`."""
     config = model.child("data_preprocessor")
     config.expect("type", "DetDataPreprocessor")
     config.skip("mean", "std", "bgr_to_rgb", "pad_size_divisor")
@@ -91,12 +91,14 @@ def resnet(config: Reader) -> dict:
     config.skip("init_cfg")
     frozen = config.take("frozen_stages", -1)
     if frozen == 0:
-        raise errors.UserError(f"{config.path} freezes its stem alone; detlab has no such ResNet.")
+        raise errors.UserError(f"{config.path} freezes only its stem; detlab has no such ResNet.")
     norm = config.child("norm_cfg")
     norm.expect("type", "BN")
     trained, stored = norm.take("requires_grad", True), config.take("norm_eval", True)
     if not trained and not stored:
-        raise errors.UserError(f"{config.path} has live norms without training; detlab has none.")
+        raise errors.UserError(
+            f"{config.path} has live norms that are not trained; detlab has none."
+        )
     return {
         "depth": config.take("depth"),
         "backbone_width": config.take("base_channels", 64),
@@ -107,7 +109,7 @@ def resnet(config: Reader) -> dict:
 
 
 def group_norm(config: Reader) -> dict:
-    """A trained GroupNorm; mmdet's heads that have one by default have 32 groups."""
+    """A trained GroupNorm; 32 groups are the default of mmdet's heads that have one."""
     config.expect("type", "GN")
     config.expect("requires_grad", True)
     return {"norm_groups": config.take("num_groups", 32)}
@@ -118,14 +120,14 @@ def fpn(config: Reader, start_level: int, extra: str, num_levels: int) -> dict:
 
     Args:
       config: of the neck.
-      start_level, extra, num_levels: what the detector has: the first used of C2..C5 counted
-        from 0, `add_extra_convs`, and the number of outputs.
+      start_level, extra, num_levels: values of the detector: the first used level of C2..C5,
+        counted from 0; `add_extra_convs`; and the number of outputs.
     """
     config.expect("type", "FPN")
     config.expect("start_level", start_level, default=0)
     config.expect("add_extra_convs", extra, default=False)
     config.expect("num_outs", num_levels, default=None)
-    config.skip("in_channels")  # follow from the backbone; a wrong one does not convert
+    config.skip("in_channels")  # follows from the backbone; a wrong one fails to convert
     return {"neck_width": config.take("out_channels")}
 
 
@@ -134,7 +136,7 @@ def head(model: Reader, kind: str, info: Mapping) -> Reader:
     config = model.child("bbox_head")
     config.expect("type", kind)
     config.expect("num_classes", info["num_classes"])
-    config.skip("in_channels")  # follows from the part before; a wrong one does not convert
+    config.skip("in_channels")  # follows from the part before; a wrong one fails to convert
     return config
 
 
@@ -187,7 +189,7 @@ def focal_loss(config: Reader) -> dict:
 
 
 def training(config: Reader) -> Reader:
-    """Training that leaves no anchor out for its place and weighs all alike; returns the same."""
+    """Training that drops no anchor for its place and weights all alike; returns `config`."""
     config.expect("allowed_border", -1)
     config.expect("pos_weight", -1)
     config.skip("debug")
@@ -195,7 +197,7 @@ def training(config: Reader) -> Reader:
 
 
 def random_sampler(config: Reader, prefix: str, with_objects: bool) -> dict:
-    """RandomSampler as fields `PREFIX_...`; among proposals it may draw the objects themselves."""
+    """RandomSampler as fields `PREFIX_...`; it may draw the objects along with proposals."""
     config.expect("type", "RandomSampler")
     config.expect("neg_pos_ub", -1, default=-1)
     config.expect("add_gt_as_proposals", with_objects, default=True)
@@ -208,8 +210,8 @@ def random_sampler(config: Reader, prefix: str, with_objects: bool) -> dict:
 def iou_thresholds(config: Reader, low_quality: bool = True) -> tuple[float, float, float]:
     """The three IoUs of MaxIoUAssigner.
 
-    An anchor is positive from the first on and negative below the second.  With `low_quality` the
-    best anchor of an object is positive from the third on.
+    An anchor is positive at or above the first and negative below the second.  With `low_quality`,
+    the best anchor of an object is positive at or above the third.
     """
     config.expect("type", "MaxIoUAssigner")
     config.expect("match_low_quality", low_quality, default=True)
@@ -233,7 +235,7 @@ def nms(config: Reader) -> float:
 
 
 def detections(config: Reader) -> dict:
-    """The end of a prediction: suppression by class, and the best of what is left."""
+    """The end of a prediction: suppression by class, then the best of the rest."""
     return {
         "score_threshold": config.take("score_thr"),
         "nms_iou": nms(config),
@@ -251,7 +253,7 @@ def dense_test(config: Reader) -> dict:
 
 
 def rpn(config: Reader) -> dict:
-    """RPNHead, without its loss of boxes."""
+    """RPNHead without its box loss."""
     config.expect("type", "RPNHead")
     config.skip("in_channels")  # follows from the neck
     anchors = config.child("anchor_generator")
@@ -259,7 +261,9 @@ def rpn(config: Reader) -> dict:
     (scale,) = anchors.take("scales")
     coder = delta_coder(config.child("bbox_coder"))
     if tuple(coder["delta_stds"]) != (1.0, 1.0, 1.0, 1.0):
-        raise errors.UserError(f"{config.path}.bbox_coder has stds; detlab's proposals have none.")
+        raise errors.UserError(
+            f"{config.path}.bbox_coder has target_stds; detlab's proposals have none."
+        )
     cross_entropy(config.child("loss_cls"), sigmoid=True)
     return {
         "rpn_width": config.take("feat_channels", 256),
@@ -270,7 +274,7 @@ def rpn(config: Reader) -> dict:
 
 
 def rpn_training(config: Reader) -> dict:
-    """What an RPN is trained on."""
+    """How an RPN assigns and samples anchors in training."""
     positive, negative, lowest = iou_thresholds(training(config).child("assigner"))
     return {
         "rpn_positive_iou": positive,
@@ -307,8 +311,10 @@ def roi_extractor(config: Reader) -> dict:
 
 
 def roi_assigner(config: Reader) -> float:
-    """MaxIoUAssigner of RoIs: the one IoU that parts objects and background."""
+    """MaxIoUAssigner of RoIs: the one IoU that separates objects from background."""
     thresholds = iou_thresholds(config, low_quality=False)
     if len(set(thresholds)) > 1:
-        raise errors.UserError(f"{config.path} has thresholds {thresholds}; detlab has one.")
+        raise errors.UserError(
+            f"{config.path} has thresholds {thresholds}; detlab has a single one."
+        )
     return thresholds[0]

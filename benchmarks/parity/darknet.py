@@ -1,8 +1,8 @@
 """Parity with darknet: raw heads, decoding, candidates and detections, and photographs.
 
-Cases are those of `parity/yolo` with a cfg: made-up weights by their rule, or published ones.  On a
-photograph darknet stretches the picture to the network's size, bilinearly with corners aligned;
-what it then detects is compared.
+Cases are those of `parity/yolo` with a cfg; their weights are made up by a rule, or published.
+Darknet stretches a photograph to the network's size, bilinearly with aligned corners; its
+detections on that are compared.
 """
 
 import hashlib
@@ -24,8 +24,8 @@ from detlab.converters.tables import darknet as darknet_table
 from detlab.darknet import cfg as darknet_cfg
 from detlab.detectors import darknet
 
-# On photographs, whose JPEG files darknet decodes by stb_image and OpenCV by libjpeg: the pixels
-# differ by a few levels where colours change, and what is detected by this much.
+# Tolerances on photographs.  Darknet decodes their JPEG files by stb_image and OpenCV by libjpeg:
+# pixels differ by a few levels where colours change, and detections by this much.
 PHOTO_BOXES, PHOTO_SCORES = 1e-3, 0.01  # of the longer side; of 1
 
 
@@ -38,12 +38,12 @@ def knows(info: Mapping) -> bool:
     return made or (isinstance(weights, str) and weights.endswith(".weights"))
 
 
-# What a layer of a case may say of its made-up weights that `_made_up` does not follow yet.
+# Keys of a layer that change its made-up weights in ways that `_made_up` does not follow.
 _OTHER_RULES = ("head", "entries", "weights", "share_index")
 
 
 def lacks(folder: pathlib.Path, name: str, info: Mapping) -> str:
-    """What detlab does not have that the case needs, in words; "" where it has all."""
+    """What the case needs and detlab lacks, in words; "" if it lacks nothing."""
     if "layers" not in info:
         return ""
     try:
@@ -51,7 +51,7 @@ def lacks(folder: pathlib.Path, name: str, info: Mapping) -> str:
     except darknet_cfg.CfgError as error:
         return str(error).removeprefix(f"{(folder / name).parent}/").removesuffix(".")
     keys = [key for key in _OTHER_RULES if any(key in layer for layer in info["layers"])]
-    return f"the rule of its weights has {', '.join(keys)}, not followed yet" if keys else ""
+    return f"the rule of its weights has {', '.join(keys)}, which is not supported" if keys else ""
 
 
 def run(folder: pathlib.Path, name: str, info: dict, settings: runner.Settings) -> runner.Compared:
@@ -79,8 +79,8 @@ def run(folder: pathlib.Path, name: str, info: dict, settings: runner.Settings) 
     for kind in ("candidates", "detections"):
         theirs = _detections(arrays[kind], size)
         mine = _rows(getattr(found, kind))
-        # Nothing clips these boxes, of which made-up weights make some hundreds of images wide: of
-        # a coordinate more than an image's side outside it counts that alone.
+        # Nothing clips these boxes, and made-up weights make some hundreds of images wide.  So
+        # coordinates are compared only up to one image side outside the image.
         mine, theirs = (x._replace(boxes=np.clip(x.boxes, -size, 2 * size)) for x in (mine, theirs))
         for line in checks.detections([mine], [theirs]):
             lines.append(line._replace(quantity=line.quantity.replace("detections", kind, 1)))
@@ -136,7 +136,7 @@ class _Model:
 
 
 def _made_up(info: dict) -> dict[str, np.ndarray]:
-    """Tensors by the rule of the fixtures, in the names of the reader."""
+    """Tensors by the rule of the fixtures, with the names of the reader."""
     seed, tensors = info["weights"]["seed"], {}
     digest = hashlib.sha256(np.array([0, 2, 5, 0, 0], "<i4").tobytes())
     names = {"biases": "bias", "scales": "scale", "mean": "mean", "variance": "var"}
@@ -157,7 +157,9 @@ def _made_up(info: dict) -> dict[str, np.ndarray]:
         tensors[f"{number}.weight"] = value.reshape(shape)
         digest.update(value.astype("<f4").tobytes())
     if digest.hexdigest() != info["weights_sha256"]:
-        raise errors.UserError(f"case {info['name']}: the rule makes other weights than recorded.")
+        raise errors.UserError(
+            f"case {info['name']}: the rule makes weights whose SHA-256 is not weights_sha256."
+        )
     return tensors
 
 
@@ -184,7 +186,7 @@ def _sigmoid(x):
 
 
 def _decoded_as_darknet(raw: np.ndarray, factor: float) -> np.ndarray:
-    """[A, 5 + C, Hl, Wl] -> x, y, w, h, objectness as the layer leaves them: w, h untouched."""
+    """[A, 5 + C, Hl, Wl] -> x, y, w, h, objectness as the layer outputs them: w, h unchanged."""
     out = raw[:, :5].astype(np.float64)
     out[:, :2] = factor * _sigmoid(raw[:, :2]) - 0.5 * (factor - 1)
     out[:, 4] = _sigmoid(raw[:, 4])
@@ -192,7 +194,7 @@ def _decoded_as_darknet(raw: np.ndarray, factor: float) -> np.ndarray:
 
 
 def _cells(heads, arrays, threshold: float) -> list[checks.Line]:
-    """Which cells hold an object, and its classes."""
+    """Compares which cells hold an object, and the scores of its classes."""
     cells, scores = [], []
     for number, raw in enumerate(heads):
         raw = raw[0].transpose(2, 0, 1, 3)  # [A, Hl, Wl, 5 + C]
@@ -221,7 +223,7 @@ def _detections(rows: np.ndarray, size: np.ndarray) -> types.Detections:
 
 
 def _rows(found: types.Detections) -> types.Detections:
-    """Those of the first image, without empty rows."""
+    """Detections of the first image, without empty rows."""
     return types.Detections(*(values[0][found.valid[0]] for values in found))
 
 
@@ -249,7 +251,9 @@ def _photographs(model: _Model, info: dict, folders) -> list[checks.Line]:
         path = folders.images / name
         image = cv2.imread(str(path))
         if image is None:
-            raise errors.UserError(f"{path} cannot be read; --images names the photographs.")
+            raise errors.UserError(
+                f"{path} cannot be read; --images must name the folder of photographs."
+            )
         found = _rows(model(stretched(image[..., ::-1], width, height)[None]).detections)
         size = np.array(recorded["size_wh"] * 2, np.float32)
         unit = np.array([width, height] * 2, np.float32)

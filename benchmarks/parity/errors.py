@@ -1,17 +1,17 @@
-"""Would parity notice?  Deliberate errors, each of which must miss in at least one line.
+"""Checks that parity notices deliberate errors: each must make at least one line miss.
 
     python -m benchmarks.parity.errors
     python -m benchmarks.parity.errors --case retinanet_r50_fpn_small --kernels 0
 
-Every case of mmdet in the folder --fixtures that has a model is run as it is, where it must pass,
-and with one error at a time, where it must not: two input channels of a convolution swapped, its
-kernel flipped, the channels or the columns of the input reversed, one loss 2 % heavier, the epsilon
-of all norms or of the first a hundred times as large, and the `stop_gradient` of one file missing.
-Errors of a convolution are tried on --kernels of each part of the network, first to last.  Where
-no number changes (a `stop_gradient` before constants) there is no error, but `no effect`.
-Programs are compiled quickly, as by `benchmarks.parity --quick`.
+Every mmdet case with a model in the folder --fixtures runs unchanged, which must pass, and with one
+error at a time, which must not: two input channels of a convolution swapped, its kernel flipped,
+the channels or the columns of the input reversed, one loss 2 % heavier, the epsilon of all norms or
+of the first a hundred times as large, and the `stop_gradient` of one file missing.  Errors of a
+convolution are tried on --kernels convolutions of each part of the network, from first to last.  If
+no number changes (a `stop_gradient` before constants), the verdict is `no effect`.  Programs are
+compiled quickly, as by `benchmarks.parity --quick`.
 
-Exit status 1 where an error is not noticed, or a case does not pass as it is.
+Exit status 1 if an error is not noticed, or a case does not pass unchanged.
 """
 
 import contextlib
@@ -39,22 +39,22 @@ from detlab import contract, errors, files, layers, types
 from detlab.converters import mapping
 
 HEAVIER = 1.02  # the factor of one loss
-EPSILON = 100  # the factor of a norm's
+EPSILON = 100  # the factor of a norm's epsilon
 KERNELS = 3  # of each part of the network, unless more are asked for
-_FACTORS = "loss_factors"  # a collection of the state, beside the detector's own
+_FACTORS = "loss_factors"  # a collection of the state, next to the detector's own
 _PACKAGE = pathlib.Path(layers.__file__).parent
 
 
 class Run(NamedTuple):
     """One run of a case."""
 
-    error: str  # "" of the case as it is
+    error: str  # "" for the unchanged case
     missed: list[str]  # quantities
     verdict: str  # passed, noticed, not noticed, no effect
 
 
 class Inputs(NamedTuple):
-    """What a case's program is run on; an error in numbers changes a part of it."""
+    """Inputs of a case's program; an error in numbers changes a part of them."""
 
     params: Mapping
     state: Mapping
@@ -63,11 +63,11 @@ class Inputs(NamedTuple):
 
 
 def main(arguments: Sequence[str]) -> None:
-    """The command line; raises `UserError` for whatever a user can mend."""
+    """The command line; raises `UserError` for what a user can fix."""
     args = flags.parity_errors(__doc__).parse_args(arguments)
     if args.kernels < 0:
-        raise errors.UserError(f"--kernels is {args.kernels}; it must be at least 0, for all.")
-    cases.folders(args)  # refuses what is no folder
+        raise errors.UserError(f"--kernels is {args.kernels}; it must be at least 0 (0 means all).")
+    cases.folders(args)  # refuses what is not a folder
     chosen = cases.choose(cases.find(args.fixtures), args.case)
     rows = []
     for name, info in chosen.items():
@@ -89,7 +89,7 @@ def main(arguments: Sequence[str]) -> None:
                 print(f"{run.verdict:12} {what}: {len(run.missed)} lines miss{some}", flush=True)
             print(f"{name}: {time.perf_counter() - start:.0f} s", flush=True)
     bad = [row for row in rows if row["verdict"] in ("failed", "not noticed")]
-    print(f"{len(rows)} runs, {len(bad)} with another verdict than wanted")
+    print(f"{len(rows)} runs, {len(bad)} with an unexpected verdict")
     for row in bad:
         print(f"{row['verdict']}: {row['case']}, {row['error'] or 'as it is'}")
     if args.json:
@@ -99,10 +99,10 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def try_errors(case: cases.Case, plan: mmdet.Plan, seed: int, count: int) -> Iterator[Run]:
-    """Runs a case as it is and with every error.
+    """Runs a case unchanged and with every error.
 
     Args:
-      seed: of what the check itself draws.
+      seed: of the numbers that the check draws.
       count: convolutions of each part of the network; 0 for all.
     """
     adapter, detector, config = plan
@@ -120,7 +120,7 @@ def try_errors(case: cases.Case, plan: mmdet.Plan, seed: int, count: int) -> Ite
         return Run(error, missed, "noticed" if missed else "not noticed")
 
     def lower(with_gradients: bool):
-        jax.clear_caches()  # of functions that were traced without the error, or with another
+        jax.clear_caches()  # functions were traced without the error, or with another
         return mmdet.program(weighted, with_gradients, command.QUICK).lower(*inputs)
 
     inputs = Inputs(converted.params, converted.state, case.batch(), jax.random.key(seed))
@@ -144,7 +144,7 @@ def try_errors(case: cases.Case, plan: mmdet.Plan, seed: int, count: int) -> Ite
 
 
 def _weighted(detector: contract.Detector) -> contract.Detector:
-    """The detector with every loss times its factor, which the state holds."""
+    """The detector with every loss multiplied by its factor in the state."""
 
     def loss_of_maps(params, state, batch, maps, rng):
         state = dict(state)
@@ -159,7 +159,7 @@ def _weighted(detector: contract.Detector) -> contract.Detector:
 
 
 def errors_in_numbers(inputs: Inputs, count: int) -> Iterator[tuple[str, Inputs]]:
-    """(error, what the program is run on) of each error that needs no other program."""
+    """(error, inputs of the program) of each error that needs no other program."""
     batch, factors = inputs.batch, inputs.state[_FACTORS]
     for name, axis in (("channels", 3), ("columns", 2)):
         images = np.flip(batch.images, axis)
@@ -179,7 +179,7 @@ def errors_in_numbers(inputs: Inputs, count: int) -> Iterator[tuple[str, Inputs]
 
 
 def _kernels(leaves: Mapping[str, np.ndarray], count: int) -> list[str]:
-    """Of each part of the network so many convolutions, evenly spaced; all for 0."""
+    """`count` convolutions of each part of the network, evenly spaced; 0 for all."""
     parts = {}
     for path, leaf in leaves.items():
         if leaf.ndim == 4 and leaf.shape[2] > 1:
@@ -194,7 +194,7 @@ def _kernels(leaves: Mapping[str, np.ndarray], count: int) -> list[str]:
 def errors_in_code(
     detector: contract.Detector, inputs: Inputs
 ) -> Iterator[tuple[str, Callable[[], AbstractContextManager]]]:
-    """(error, context in which a program with it is traced)."""
+    """(error, context in which to trace a program with it)."""
     norms, callers = [], []
 
     def list_norm(call, args, keywords, context):
@@ -213,8 +213,8 @@ def errors_in_code(
     norms = list(dict.fromkeys(norms))
     if norms:
         yield f"epsilon of all norms times {EPSILON}", lambda: _epsilon(norms)
-        # The first, behind which everything lies.  One in a side branch may move nothing by more
-        # than float32 does.
+        # The first norm affects everything.  One in a side branch may move no number by more than
+        # float32 does.
         first = norms[0]
         yield f"epsilon of {'/'.join(first)} times {EPSILON}", lambda: _epsilon([first])
     for caller in dict.fromkeys(callers):
@@ -224,12 +224,12 @@ def errors_in_code(
 
 
 def _epsilon(paths: Sequence[tuple[str, ...]]):
-    """Norms at these paths have another epsilon."""
+    """Gives the norms at these paths another epsilon."""
 
     def change(call, args, keywords, context):
         module = context.module
         if isinstance(module, layers.Norm) and module.path in paths:
-            # Flax's modules are frozen; this one lives for the one call.
+            # Flax's modules are frozen; this one lives for this call only.
             object.__setattr__(module, "epsilon", EPSILON * module.epsilon)
         return call(*args, **keywords)
 
@@ -238,7 +238,7 @@ def _epsilon(paths: Sequence[tuple[str, ...]]):
 
 @contextlib.contextmanager
 def stop_gradient(keep: Callable[[str], bool]):
-    """`stop_gradient` does nothing in files of detlab of which `keep(file)` is false."""
+    """Makes `stop_gradient` do nothing in files of detlab where `keep(file)` is false."""
     real = jax.lax.stop_gradient
 
     def stop(x):

@@ -1,8 +1,8 @@
-"""The made-up weights of the parity fixtures, from their rule (README.md of the fixtures).
+"""The made-up weights of the parity fixtures, by their rule (README.md of the fixtures).
 
-An array depends on its key in the reference's state dict, its shape there and the seed of the
-case, and on nothing else: the raw bits of NumPy's Philox generator are scaled into a range that
-key and shape decide.  The ranges keep activations of order one and spread scores and boxes.
+An array depends only on its key in the reference's state dict, its shape there and the seed of the
+case: the raw bits of NumPy's Philox generator are scaled into a range that key and shape determine.
+The ranges keep activations of order one and spread scores and boxes.
 """
 
 import hashlib
@@ -14,8 +14,8 @@ import numpy as np
 
 from detlab import errors
 
-# What a key contains -> (factor of the weight's range, centre of the bias's range).  The first
-# that fits decides; other keys have (1, 0).
+# Part of a key -> (factor of the weight's range, centre of the bias's range).  The first match
+# counts; keys without one have (1, 0).
 RANGES = (
     (r"backbone\.layer\d\.\d+\.bn3", 0.3, 0.0),
     (r"conv_res_block\d\.res\d\.conv2\.bn", 0.3, 0.0),
@@ -56,7 +56,7 @@ def make(key: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
 
 
 def uniform(key: str, count: int, seed: int, low: float, high: float) -> np.ndarray:
-    """[count] float32 in low..high from 24 bits each of NumPy's Philox, by key and seed alone."""
+    """[count] float32 in low..high from 24 bits each of NumPy's Philox, by key and seed only."""
     generator = np.random.Philox(key=[zlib.crc32(key.encode()), seed])
     raw = np.atleast_1d(generator.random_raw((count + 1) // 2)).astype("<u8").view("<u4")
     unit = (raw[:count] >> 8).astype(np.float32) * np.float32(2**-24)
@@ -64,16 +64,16 @@ def uniform(key: str, count: int, seed: int, low: float, high: float) -> np.ndar
 
 
 def state_dict(info: dict) -> dict[str, np.ndarray]:
-    """All tensors of a case, in the reference's names and layouts.
+    """All tensors of a case, with the reference's names and layouts.
 
     Args:
       info: the JSON of the case: `state_dict`, `kept`, `kept_values`, `seed`, `weights_sha256`.
     Raises:
-      UserError: the tensors made are not those that the case was recorded with.
+      UserError: the tensors are not those that the case was recorded with.
     """
     tensors, digest = {}, hashlib.sha256()
     for key, shape, dtype in info["state_dict"]:
-        if key in info["kept"]:  # as in a new model; what is not listed is a counter at 0
+        if key in info["kept"]:  # as in a new model; tensors not listed are counters at 0
             value = info["kept_values"].get(key, 0)
             tensors[key] = np.broadcast_to(np.asarray(value, dtype), shape)
             continue
@@ -81,9 +81,9 @@ def state_dict(info: dict) -> dict[str, np.ndarray]:
         digest.update(tensors[key].tobytes())
     if digest.hexdigest() != info["weights_sha256"]:
         raise errors.UserError(
-            f"case {info['name']}: the weights made by the rule have SHA-256 {digest.hexdigest()}"
-            f" and its weights_sha256 is {info['weights_sha256']}; its seed, its state_dict or"
-            " its rule is another."
+            f"case {info['name']}: the weights made by its rule have SHA-256 {digest.hexdigest()},"
+            f" but weights_sha256 is {info['weights_sha256']}; its seed, its state_dict or the rule"
+            " has changed."
         )
     return tensors
 
@@ -99,7 +99,7 @@ def _range(key: str, shape: tuple[int, ...]) -> tuple[float, float]:
         return 0.5, 1.5
     if name in ("bias", "moment_transfer"):
         return centre - 0.1, centre + 0.1
-    if name == "scale" or math.prod(shape) == 1:  # learnt scalars
+    if name == "scale" or math.prod(shape) == 1:  # learned scalars
         return 0.8, 1.2
     if len(shape) == 1:  # of a norm
         low, high = (10.0, 20.0) if "l2_norm" in key else (0.5, 1.0)

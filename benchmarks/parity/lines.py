@@ -1,4 +1,4 @@
-"""The lines of a case of mmdet: every recorded quantity beside what detlab gives."""
+"""The lines of an mmdet case: every recorded quantity compared with detlab's."""
 
 import math
 import re
@@ -12,7 +12,7 @@ from benchmarks.parity.adapters import adapter as adapter_lib
 from detlab import types
 from detlab.converters import mapping
 
-# Arrays that a case is run on, and its detections, which have lines of their own.
+# Inputs of a case, and its detections, which have their own lines.
 _NO_MAPS = re.compile(r"image|gt_.*|det_(boxes|scores|labels)_\d+")
 
 
@@ -22,11 +22,13 @@ def compare(
     converted: weights.Converted,
     results: adapter_lib.Results,
 ) -> runner.Compared:
-    """The line of every recorded quantity, and the arrays that no line has to be about."""
+    """The line of every recorded quantity, and the arrays that need no line."""
     lines = [
-        checks.Line(f"weights {path}", math.inf, 0.0, "left as initialised by the table")
+        checks.Line(
+            f"weights {path}", math.inf, 0.0, "not filled by the table, left as initialised"
+        )
         for path in converted.left
-        if path.startswith("params/")  # state may be detlab's own
+        if path.startswith("params/")  # state may belong to detlab alone
     ]
     arrays = adapter.arrays(case, results)
     absent, predicted = adapter.not_compared, adapter.predicted
@@ -52,12 +54,12 @@ def of_arrays(
 
     Args:
       case: with its arrays.
-      mine: what detlab has of them, by the same names, whole.
+      mine: detlab's whole arrays, by the same names.
       may_be_absent, predicted: regexes of names, see `Adapter`.
-      readable: of some arrays the mask of what is compared.
+      readable: for some arrays, the mask of the entries that are compared.
     """
-    # `outputs` are those of prediction; with live norms training has other maps, which show in the
-    # losses alone.
+    # `outputs` come from prediction.  With live norms the training maps differ and show only in
+    # the losses.
     live_norms = case.info["batch_norm_in_train"]["batch_statistics"]
     lines, not_compared = [], []
     for name, theirs in case.arrays.items():
@@ -94,13 +96,13 @@ def of_arrays(
 
 
 def of_losses(case, names: Mapping[str, str], results) -> list[checks.Line]:
-    """The lines of the losses, whose metrics `names` gives, and of the total."""
+    """The lines of the losses and of the total; `names` maps a loss to its metric."""
     drift = case.info["drift"]["losses"]
     lines = []
     for name, theirs in case.info["losses"].items():
         mine = results.metrics.get(names.get(name), math.nan)
         lines.append(checks.loss(f"loss {name}", mine, theirs, drift.get(name, 0.0)))
-    # What else is recorded with them, such as `acc`, is not in the total.
+    # Other figures recorded with them, such as `acc`, are not in the total.
     worst = max((value for name, value in drift.items() if "loss" in name), default=0.0)
     theirs = case.info["total_loss"]
     return [*lines, checks.loss("loss total", results.total_loss, theirs, worst)]
@@ -123,7 +125,7 @@ def _of_gradients(case, converted: weights.Converted, gradients) -> list[checks.
 
 
 def _of_buffers(case, table: mapping.Table, state) -> list[checks.Line]:
-    """Norms of what the step changed besides parameters."""
+    """The lines of buffers that the step changed, by their norms."""
     norms = case.info["buffers_after_train"]
     named = mapping.reverse(state, table) if norms else {}
     return [
@@ -133,7 +135,7 @@ def _of_buffers(case, table: mapping.Table, state) -> list[checks.Line]:
 
 
 def _detections(case, found) -> tuple[list[types.Detections], list[types.Detections]]:
-    """Of each image, mine and theirs, without empty rows."""
+    """Mine and theirs of each image, without empty rows."""
     mine, theirs = [], []
     for i, valid in enumerate(found.valid):
         mine.append(types.Detections(*(values[i][valid] for values in found)))

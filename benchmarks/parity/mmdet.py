@@ -1,4 +1,4 @@
-"""Parity with mmdet: a detector built from the configuration in the case, by its adapter.
+"""Parity with mmdet: an adapter builds the detector from the configuration in the case.
 
 Adapters are the modules of `adapters` with an `ADAPTER`.
 """
@@ -25,7 +25,7 @@ ADAPTERS = tuple(module.ADAPTER for module in _MODULES if hasattr(module, "ADAPT
 
 
 class Plan(NamedTuple):
-    """What a case is run with."""
+    """How to run a case."""
 
     adapter: adapter_lib.Adapter
     detector: contract.Detector
@@ -33,7 +33,7 @@ class Plan(NamedTuple):
 
 
 def adapter_of(info: Mapping) -> adapter_lib.Adapter | None:
-    """The one of ADAPTERS that knows a case; None where none does.
+    """The one of ADAPTERS that knows a case; None if none does.
 
     Raises:
       UserError: more than one does.
@@ -42,7 +42,7 @@ def adapter_of(info: Mapping) -> adapter_lib.Adapter | None:
     if len(known) > 1:
         names = " and ".join(adapter.detector for adapter in known)
         raise errors.UserError(
-            f"case {info.get('name')} is known to the adapters of {names}; give one more `parts`."
+            f"case {info.get('name')} fits the adapters of {names}; add `parts` to one of them."
         )
     return known[0] if known else None
 
@@ -53,10 +53,10 @@ def knows(info: Mapping) -> bool:
 
 
 def plan(info: dict) -> Plan:
-    """How a case that has an adapter is run.
+    """How to run a case that has an adapter.
 
     Raises:
-      UserError: its configuration has something that detlab does not have.
+      UserError: its configuration has something that detlab lacks.
     """
     adapter = adapter_of(info)
     config = python_types.SimpleNamespace(detector=adapter.detector, model=adapter.fields(info))
@@ -99,7 +99,7 @@ def program(
     """Jitted (params, state, batch, rng) -> Results.
 
     The network is traced once in training and once in prediction.  The samplers of the cases take
-    every candidate, so `rng` decides about their order alone.
+    every candidate, so `rng` affects only their order.
     """
 
     def compute(params, state, batch: types.Batch, rng: jax.Array) -> adapter_lib.Results:

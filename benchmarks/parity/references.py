@@ -1,4 +1,4 @@
-"""The references of which there are cases, and which of them one is of."""
+"""The references that have cases, and which of them a case belongs to."""
 
 import pathlib
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ RUNNERS = (darknet.RUNNER, yolov5.RUNNER, mmdet.RUNNER)
 
 
 def of(info: Mapping) -> runner.Runner | None:
-    """The one of RUNNERS that knows a case; None where none does.
+    """The one of RUNNERS that knows a case; None if none does.
 
     Raises:
       UserError: more than one does.
@@ -19,12 +19,14 @@ def of(info: Mapping) -> runner.Runner | None:
     known = [found for found in RUNNERS if found.knows(info)]
     if len(known) > 1:
         names = " and ".join(found.reference for found in known)
-        raise errors.UserError(f"case {info.get('name')} is known to the runners of {names}.")
+        raise errors.UserError(
+            f"case {info.get('name')} fits the runners of {names}; it must fit only one."
+        )
     return known[0] if known else None
 
 
 def lacks(fixtures: pathlib.Path, name: str, info: Mapping) -> str:
-    """What detlab does not have that a case needs, in words; "" where it can run."""
+    """What a case needs and detlab lacks, in words; "" if the case can run."""
     found = of(info)
     if found:
         return found.lacks(fixtures, name, info)

@@ -1,4 +1,4 @@
-"""The weights of a case of mmdet, made by its rule and converted by the table of users' files."""
+"""The weights of an mmdet case, made by its rule and converted by the table for users' files."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -24,10 +24,10 @@ class Converted(NamedTuple):
 
 
 def convert(case: cases.Case, adapter: adapter_lib.Adapter, config, seed: int = 0) -> Converted:
-    """The case's own weights, made by its rule, by the real table and engine.
+    """Makes the weights of a case by its rule and converts them by the real table and engine.
 
     Args:
-      seed: of what the table leaves as initialised.
+      seed: of leaves that the table does not fill.
     Raises:
       UserError: the weights are not those recorded, or do not fit the detector.
     """

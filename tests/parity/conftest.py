@@ -1,4 +1,4 @@
-"""Where cases lie, and changed copies of one."""
+"""The folder of the compact case, and changed copies of it."""
 
 import parity_runs
 import pytest
@@ -6,7 +6,7 @@ import pytest
 
 @pytest.fixture(scope="session")
 def compact(repository):
-    """The case that lies in this repository, cut from the shared one."""
+    """The folder with the case in this repository, cut from the shared one."""
     return repository / "tests" / "data" / "parity"
 
 

@@ -1,4 +1,4 @@
-"""Cases as they are read: what must be there, and images and arrays as the reference had them."""
+"""Reading cases: what they must have, and images and arrays as the reference had them."""
 
 import json
 import types
@@ -27,7 +27,9 @@ def test_a_folder_with_the_name_of_a_case_is_one_sentence(fixtures, capsys):
 
 @pytest.mark.parametrize("key", ["source", "seed", "sampled", "batch_norm_in_train", "grad_drift"])
 def test_a_case_without_one_of_its_keys_is_one_sentence(key, fixtures, capsys):
-    with pytest.raises(errors.UserError, match=f"retinanet_r50_fpn.json is no whole case: .*{key}"):
+    with pytest.raises(
+        errors.UserError, match=f"retinanet_r50_fpn.json is not a complete case: .*{key}"
+    ):
         parity_runs.run(capsys, fixtures(lambda info: info.pop(key)))
 
 
@@ -36,7 +38,9 @@ def test_a_gradient_without_its_drift_is_one_sentence(compact, tmp_path, capsys)
     info = json.loads((compact / f"{parity_runs.CASE}.json").read_text())
     del info["grad_drift"]["dots"][key]
     (tmp_path / f"{parity_runs.CASE}.json").write_text(json.dumps(info))
-    with pytest.raises(errors.UserError, match=f"no whole case: no grad_drift.dots of {key}."):
+    with pytest.raises(
+        errors.UserError, match=f"not a complete case: it lacks grad_drift.dots of {key}."
+    ):
         parity_runs.run(capsys, tmp_path)
 
 
@@ -47,12 +51,14 @@ def test_damaged_or_absent_arrays_are_one_sentence(fixtures, capsys):
     with zipfile.ZipFile(file) as archive:
         header = archive.getinfo("image.npy").header_offset
     damaged = bytearray(whole)
-    damaged[header + 100 : header + 200] = 100 * b"\xff"  # no stream of deflate
+    damaged[header + 100 : header + 200] = 100 * b"\xff"  # not a deflate stream
     file.write_bytes(damaged)
     with pytest.raises(errors.UserError, match="retinanet_r50_fpn.npz: damaged npz file"):
         parity_runs.run(capsys, folder)
     np.savez(file, image=np.zeros((2, 3, 128, 160), np.float32))
-    with pytest.raises(errors.UserError, match="is no whole case: no array det_boxes_0, .*gt_"):
+    with pytest.raises(
+        errors.UserError, match="is not a complete case: it lacks arrays det_boxes_0, .*gt_"
+    ):
         parity_runs.run(capsys, folder)
 
 

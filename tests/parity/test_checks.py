@@ -118,7 +118,7 @@ THEIRS = detections([A, B], [0.9, 0.89995], [1, 1])
 @pytest.mark.parametrize(
     "mine, quantities",
     [
-        (detections([B, A], [0.9, 0.89995], [1, 1]), []),  # nearly the same score: change places
+        (detections([B, A], [0.9, 0.89995], [1, 1]), []),  # nearly the same score: may swap places
         (detections([A, B], [0.9, 0.8997], [1, 1]), ["detections scores"]),
         (detections([A, [5, 5, 20, 20.2]], [0.9, 0.89995], [1, 1]), ["detections boxes"]),
         (detections([A, B], [0.9, 0.89995], [1, 0]), ["detections labels"]),

@@ -1,4 +1,4 @@
-"""What the parity command does with cases that it cannot run or that are wrong; no compiling."""
+"""How the parity command handles cases that it cannot run or that are wrong; no compiling."""
 
 import json
 
@@ -23,14 +23,14 @@ def test_a_case_without_a_model_is_listed_and_fails_when_it_was_asked_for(fixtur
 
 def test_no_recorded_case_is_known_to_two_runners_or_adapters(shared_dir):
     for info in cases.find(shared_dir / "parity").values():
-        references.of(info)  # raises where one is
+        references.of(info)  # raises if one is
 
 
 def test_a_case_that_two_adapters_know_is_one_sentence(fixtures, monkeypatch, capsys):
     folder = fixtures(lambda info: None)
     monkeypatch.setattr(mmdet, "ADAPTERS", 2 * mmdet.ADAPTERS)
     with pytest.raises(
-        errors.UserError, match="is known to the adapters of retinanet and retinanet"
+        errors.UserError, match="fits the adapters of retinanet and retinanet; add `parts`"
     ):
         parity_runs.run(capsys, folder)
 
@@ -39,7 +39,7 @@ def test_published_weights_are_looked_for_in_their_folder(fixtures, tmp_path, ca
     folder = fixtures(other_model)
     (folder / "yolo").mkdir()
     (folder / "yolo" / "tiny.json").write_text(json.dumps({"weights": "tiny.weights"}))
-    (folder / "figures.json").write_text("[]")  # no case
+    (folder / "figures.json").write_text("[]")  # not a case
     weights = tmp_path / "published"
     weights.mkdir()
     run = parity_runs.run(capsys, folder, "--weights", str(weights))

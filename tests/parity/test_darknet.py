@@ -1,4 +1,4 @@
-"""Darknet's networks are darknet's: raw heads, decoding, candidates, detections, photographs."""
+"""Darknet's networks match darknet: raw heads, decoding, candidates, detections, photographs."""
 
 import json
 import shutil
@@ -10,13 +10,13 @@ from benchmarks.parity import darknet
 
 CASES = parity_runs.runnable("yolo", darknet.RUNNER)
 
-# Cases of sections and rules that detlab does not follow yet -> words of the reason.
+# Cases with sections and rules that are not supported -> words of the reason.
 MISSING = {
     "yolov4-csp": "[yolo] has new_coords='1'",
     "yolov2": "[reorg]",
     "yolov2-tiny": "[region]",
     "gaussian-yolov3": "[Gaussian_yolo]",
-    "yolov3-spp": "the rule of its weights has head, not followed yet",
+    "yolov3-spp": "the rule of its weights has head, which is not supported",
 }
 
 

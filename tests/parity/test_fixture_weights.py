@@ -55,4 +55,4 @@ def test_the_weights_of_every_shared_case_are_those_recorded(shared_dir):
     paths = list((shared_dir / "parity").glob("*.json"))
     assert len(paths) >= 31
     for path in paths:
-        fixture_weights.state_dict(json.loads(path.read_text()))  # raises where one differs
+        fixture_weights.state_dict(json.loads(path.read_text()))  # raises if one differs

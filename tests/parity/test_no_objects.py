@@ -1,6 +1,6 @@
-"""Images without objects: recorded cases once more, with fewer objects than they have.
+"""Images without objects: recorded cases, run again with fewer objects.
 
-`tests/data/no_objects` holds what the reference then gives for targets, losses and gradients.
+`tests/data/no_objects` holds the reference's targets, losses and gradients for them.
 """
 
 import json
@@ -15,18 +15,18 @@ from benchmarks.parity import mmdet
 RECORDED = parity_runs.REPOSITORY / "tests" / "data" / "no_objects"
 NAMES = [path.stem.removesuffix("_3_0") for path in sorted(RECORDED.glob("*_3_0.json"))]
 PATHS = [f"small/{name}" if name.endswith("_small") else name for name in NAMES]
-# Of those whose twins run every day the one of fewest quantities.
+# The case with the fewest quantities among those whose twins run every day.
 EVERY_DAY = [path for path in parity_runs.every_day() if path in PATHS][:1]
 
-# What the shared files hold of objects and of what follows from them.
+# Prefixes of the recorded arrays that depend on objects.
 _OF_OBJECTS = ("gt_", "train_assign.", "train_targets.", "train_rois_", "train_roi_")
 
 
 @pytest.fixture
 def with_objects(shared_dir, tmp_path):
-    """`with_objects(path, counts)` writes the shared case with so many objects an image.
+    """`with_objects(path, counts)` writes the shared case with `counts[i]` objects in image i.
 
-    It returns the name of that, and how many quantities fewer than the shared case it has.
+    It returns the name of that case, and how many quantities fewer than the shared case it has.
     """
 
     def write(path, counts):
@@ -45,7 +45,7 @@ def with_objects(shared_dir, tmp_path):
         absent = "|".join(mmdet.adapter_of(shared).not_compared) or "none"
         fewer = sum(not re.fullmatch(absent, key) for key in gone - arrays.keys())
         if not info["grad_norms"]:
-            # Norm and dot of each gradient, and those that are frozen and unused.
+            # Norm and dot of each gradient, and the lines of frozen and of unused parameters.
             fewer += 2 * len(shared["grad_norms"]) + 2
         return name, fewer
 

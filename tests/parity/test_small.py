@@ -1,4 +1,4 @@
-"""Narrow twins of the published cases: the same models with few channels, whole, in seconds."""
+"""Narrow twins of the published cases: the same models with few channels, checked in seconds."""
 
 import parity_runs
 import pytest
@@ -22,7 +22,7 @@ def test_a_case_without_a_passed_row_names_the_command_that_writes_one():
 
 
 def test_every_case_that_has_passed_is_still_known(shared_dir):
-    """So that none is lost unseen, as tests find the cases by their adapters."""
+    """Tests find cases by their adapters, so a case could be lost unnoticed."""
     folder = shared_dir / "parity"
     cases = cases_lib.find(folder)
     passed = [name for name, row in parity_runs.rows().items() if row["status"] == "passed"]

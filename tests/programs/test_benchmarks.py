@@ -60,22 +60,22 @@ def test_memory_is_flat_where_it_grows_little_and_nothing_is_compiled(growth, co
 
 @pytest.mark.slow
 def test_a_run_that_was_tampered_with_is_a_violation(tiny_run, tmp_path):
-    """What `kills` compares with the unbroken run, and that it does see differences."""
+    """`kills` sees every difference from the uninterrupted run."""
     workdir = tmp_path / "run"
     shutil.copytree(tiny_run, workdir)
     seen = kills.complete_steps(tiny_run)
-    seen["best"] = set()  # the unbroken run of the benchmark keeps every step among the last
+    seen["best"] = set()  # the benchmark's uninterrupted run keeps every step in `checkpoints`
     assert kills.lost_checkpoints(tiny_run, workdir, seen) == []
     assert kills.different_runs(tiny_run, workdir) == []
     (workdir / "checkpoints" / "2" / "weights").mkdir(parents=True)
-    left = ["checkpoints/2 was replaced and is left over"]
+    left = ["checkpoints/2 was replaced and not deleted"]
     assert kills.different_runs(tiny_run, workdir) == left
     shutil.rmtree(workdir / "checkpoints" / "2")
     shutil.copy(workdir / "config.json", workdir / "eval.json")
     (workdir / "metrics.jsonl").write_text("")
     assert kills.different_runs(tiny_run, workdir) == [
-        "another eval.json",
-        "other rows in metrics.jsonl",
+        "eval.json differs",
+        "the rows of metrics.jsonl differ",
     ]
     shutil.rmtree(workdir / "checkpoints" / "4" / "training" / "d")
     shutil.rmtree(workdir / "checkpoints" / "6")

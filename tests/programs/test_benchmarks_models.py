@@ -67,7 +67,7 @@ def test_a_program_that_fails_and_files_that_cannot_be_are_one_sentence(tmp_path
         ["--weights=w", "--data=d", f"--output={tmp_path / 'file'}"],
         ["--weights=w", "--data=d", f"--output={tmp_path / 'file' / 'more'}"],
     ):
-        with pytest.raises(errors.UserError, match="cannot be made a folder"):
+        with pytest.raises(errors.UserError, match="cannot be created as a folder"):
             fine_tuning.main(arguments)
 
 
@@ -149,7 +149,7 @@ def test_fine_tuning_trains_by_equal_settings_and_says_where_weights_do_not_help
             + [f"--picture={picture}", "--config.train.epochs=2"]
         )
     assert ended.value.code == 1
-    assert "no better from weights: yolo_fastest" in capsys.readouterr().out
+    assert "weights did not help: yolo_fastest" in capsys.readouterr().out
     (_, convert), (_, tuned), (_, scratch) = calls
     assert "--reset_classes" in convert and "--cfg=files/yolo-fastest-1.1.cfg" in convert
     assert [a for a in tuned if a not in scratch][0].startswith("--config.init_from=")

@@ -183,7 +183,7 @@ def test_results_of_the_other_steps_are_those_of_their_own_commands(run, program
     settings = release.Settings(tmp_path / "cases", results)
     assert release.wanting(settings, "kills") == []
     lines = release.wanting(settings, "overfit")
-    assert "overfit/fcos failed: AP50 0.500, 0.9 is asked" in lines
+    assert "overfit/fcos failed: AP50 0.500, 0.9 is required" in lines
     assert len(lines) == len(overfit.OVERFIT) - 1
 
     # What is made again and ends without a result leaves none of an older program.
@@ -240,7 +240,7 @@ def test_a_damaged_file_of_results_is_one_sentence(file, text, step, run, progra
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / file).write_text(text)
     with pytest.raises(
-        errors.UserError, match="results.* restore or delete (it|them), and"
+        errors.UserError, match="results.* restore (it|them), or delete (it|them) to run"
     ) as caught:
         run("--only", step)
     assert "\n" not in str(caught.value) and not programs.calls

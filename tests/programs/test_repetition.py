@@ -106,5 +106,5 @@ def test_the_exit_status_says_whether_a_file_reaches_the_limit(tmp_path, capsys)
 def test_a_tree_without_detectors_and_an_unknown_file_are_told(tmp_path):
     with pytest.raises(errors.UserError, match="detectors has no detector files; give --tree"):
         repetition.main(["--tree", str(tmp_path)])
-    with pytest.raises(errors.UserError, match="--show x: there are a, b"):
+    with pytest.raises(errors.UserError, match="--show x: no such detector file; there are: a, b"):
         repetition.main(["--tree", str(tree(tmp_path / "t", "ab", 1)), "--show", "x"])

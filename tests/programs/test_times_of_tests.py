@@ -98,7 +98,7 @@ def test_what_moved_by_more_than_a_tenth_is_told(reports, capsys):
     _, _, told = capsys.readouterr().out.partition("Times that differ from")
     assert told.splitlines()[1:] == [
         "everyday fcos: 40 -> 46 worker-seconds, 1 -> 1 tests",
-        "slow: not there yet",
+        "slow: no earlier times",
     ]
 
 
@@ -110,10 +110,10 @@ def test_what_is_no_report_and_no_figures_is_one_sentence(reports):
     empty = reports / "empty.xml"
     empty.write_text("<testsuites />")
     for words, sentence in [
-        ([], "there is no report: give --everyday, --slow, or both."),
+        ([], "no report is given; use --everyday, --slow, or both."),
         (["--slow", "nowhere.xml"], "nowhere.xml cannot be read: No such file"),
-        (["--slow", str(damaged)], "damaged is no report of pytest"),
-        (["--slow", str(empty)], "empty.xml has no test"),
+        (["--slow", str(damaged)], "damaged is not a pytest report"),
+        (["--slow", str(empty)], "empty.xml has no tests"),
         ([*report, "--compare", "nowhere.json"], "nowhere.json cannot be read"),
         ([*report, "--compare", str(damaged)], "damaged is not JSON"),
     ]:

@@ -1,4 +1,4 @@
-"""A tiny RetinaNet that is converted, and the command line that does it."""
+"""A tiny RetinaNet to convert, and runs of the converter's command line."""
 
 import numpy as np
 import pytest
@@ -28,7 +28,7 @@ def ml_config(config_file, overrides=None):
 
 
 def source_tensors(shapes, table, extra):
-    """A state dict that fits: random leaves, taken backwards through the table."""
+    """A state dict that fits: random leaves, mapped backwards through the table."""
     rng = np.random.default_rng(0)
     leaves = {path: rng.normal(size=shape).astype(np.float32) for path, shape in shapes.items()}
     return {**mapping.reverse(leaves, table), **extra}

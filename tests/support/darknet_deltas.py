@@ -1,6 +1,6 @@
 """Darknet's deltas of one head and one image in plain loops: the slow reference of the tests.
 
-Facts of AlexeyAB's `yolo_layer.c` and `box.c`, in float64.  Boxes are (x, y, w, h) around a centre,
+Follows AlexeyAB's `yolo_layer.c` and `box.c`, in float64.  Boxes are (x, y, w, h) around a centre,
 relative to the image.  An output is `raw[row, column, anchor]` = x, y, w, h, objectness, classes.
 """
 
@@ -64,7 +64,7 @@ def measure(a, b, kind="iou"):
 
 
 def overlap_direction(box, truth, kind):
-    """(x, y, w, h) that darknet takes for the ascent of the overlap, before the exponential."""
+    """(x, y, w, h) that darknet uses as the ascent of the overlap, before the exponential."""
     w, h = (side if side else 1.0 for side in box[2:])
     box = (*box[:2], w, h)
     (left, top, right, bottom), (tl, tt, tr, tb) = sides(box), sides(truth)
@@ -72,7 +72,7 @@ def overlap_direction(box, truth, kind):
     inner = iw * ih
     union = w * h + truth[2] * truth[3] - inner
 
-    # By the sides left, top, right, bottom: of the area, the intersection, the enclosing box.
+    # Derivatives by the sides left, top, right, bottom: of area, intersection, enclosing box.
     d_area = np.array([-h, -w, h, w])
     d_inner = np.array([-ih * (left > tl), -iw * (top > tt), ih * (right < tr), iw * (bottom < tb)])
     d_outer = np.array([-oh * (left < tl), -ow * (top < tt), oh * (right > tr), ow * (bottom > tb)])
@@ -128,10 +128,10 @@ def decode(head, raw, row, column, a, shape, canvas):
 
 
 def write_class(deltas, scores, label, head):
-    """One object's class into the deltas [C] of a row with these scores [C], in place."""
+    """Writes one object's class into the deltas [C] of a row with these scores [C], in place."""
     num_classes = len(scores)
     factors, eps = multipliers(head, num_classes), head.label_smooth_eps
-    if deltas[label]:  # an object was here before
+    if deltas[label]:  # another object is already there
         deltas[label] = factors[label] * (1 - eps / 2 - scores[label])
     elif head.focal_loss:
         p = scores[label]

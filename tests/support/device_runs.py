@@ -1,7 +1,7 @@
-"""What a number of devices computes: `main(COUNT, FOLDER, CONFIG, *NAMES)` in a process of so many.
+"""Runs on COUNT devices: `main(COUNT, FOLDER, CONFIG, *NAMES)` in a process with that many.
 
-For each named run of `RUNS` it leaves in FOLDER the numbers in NAME.npz, or in NAME.txt the
-traceback of what stopped it.
+For each named run of `RUNS` it writes the results to FOLDER/NAME.npz, or the traceback of an error
+to FOLDER/NAME.txt.
 """
 
 import functools
@@ -44,7 +44,7 @@ def leaves(kind: str, tree) -> dict:
 
 
 def training(path: str, mesh) -> dict:
-    """Loss, gradients, two steps in two parts and detections of a config on images of shapes."""
+    """Loss, gradients, two steps in two parts each, and detections of a config on shapes images."""
     config = config_lib.load(path, {"train.batch_size": "8", "model.backbone_norm": "batch"})
     checks.check_config(config)
     stream = loader.train_batches(

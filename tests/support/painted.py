@@ -1,4 +1,4 @@
-"""Records whose pictures say where their pixels belong, for tests of what moves them."""
+"""Records with pictures that show where pixels belong, for tests of geometric transforms."""
 
 import numpy as np
 
@@ -21,10 +21,10 @@ def record(height, width, box=BOX):
 
 
 def assert_white_is_the_box(record):
-    """White are the columns and rows whose centre lies in the box.
+    """Asserts that the columns and rows with centres inside the box are white, and no others.
 
     Bilinear interpolation crosses half way between black and white on the edge of the box, so this
-    holds for any ratio; centres within 0.02 px of an edge are not looked at, as OpenCV rounds its
+    holds for any ratio.  Centres within 0.02 px of an edge are skipped, because OpenCV rounds its
     weights to 1/2048.
     """
     for axis, name in ((0, "columns"), (1, "rows")):
@@ -38,7 +38,7 @@ def assert_white_is_the_box(record):
 
 
 def coordinates(record):
-    """The same record with pictures of coordinates: red 2x, green 2y at centres, blue all 255."""
+    """The same record with a picture of coordinates: red 2x, green 2y at centres, blue 255."""
     height, width = record["image"].shape[:2]
     image = np.full((height, width, 3), 255, np.uint8)
     image[..., 0] = 2 * np.arange(width) + 1

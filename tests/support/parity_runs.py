@@ -1,4 +1,4 @@
-"""Runs of the parity command as the tests read them, and the cases that there are."""
+"""Runs of the parity command, parsed for tests, and lists of the available cases."""
 
 import functools
 import json
@@ -18,7 +18,7 @@ from benchmarks.parity import runner as runner_lib
 
 CASE = "retinanet_r50_fpn"
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
-SHARED = REPOSITORY.parent / "shared" / "parity"  # to find cases; tests have `shared_dir`
+SHARED = REPOSITORY.parent / "shared" / "parity"  # to list cases; tests use `shared_dir`
 
 
 class Run(NamedTuple):
@@ -45,7 +45,7 @@ def run(capsys, fixtures: pathlib.Path, *more: str) -> Run:
 
 
 def in_full(capsys, fixtures: pathlib.Path, name: str) -> Run:
-    """Runs a case, which must pass in as many quantities as it did for the last release."""
+    """Runs a case, which must pass in as many quantities as in the last release."""
     found = run(capsys, fixtures, "--case", name)
     assert found.status == 0, found.text
     assert not found.missed and len(found.passed) == quantities(name)
@@ -53,7 +53,7 @@ def in_full(capsys, fixtures: pathlib.Path, name: str) -> Run:
 
 
 def quantities(name: str) -> int:
-    """How many lines a case had when it passed for the last release."""
+    """How many lines a case had when it passed in the last release."""
     row = rows().get(name, {})
     if row.get("status") != "passed":
         command = f"python -m benchmarks.release --only parity/{name}"
@@ -77,7 +77,7 @@ def _cases(folder: str) -> dict[str, dict]:
 def runnable(folder: str, runner: runner_lib.Runner) -> dict[str, dict]:
     """`folder/NAME` of each shared case that a runner can run -> its JSON.
 
-    Without the shared folder it is empty; tests that run a case then say so.
+    Empty without the shared folder; tests that run a case then say so.
     """
     return {
         f"{folder}/{name}": info
@@ -88,7 +88,7 @@ def runnable(folder: str, runner: runner_lib.Runner) -> dict[str, dict]:
 
 @functools.cache
 def every_day() -> list[str]:
-    """Of each detector the narrow twin of most quantities, few first; others are slow."""
+    """The narrow twin of each detector with the most quantities, fewest first; others are slow."""
     most = {}
     for name, info in runnable("small", mmdet.RUNNER).items():
         count = rows().get(name, {}).get("quantities", 0)
@@ -100,8 +100,8 @@ def every_day() -> list[str]:
 def parameters(names: Iterable[str], not_slow: Iterable[str] = ()) -> list:
     """A parameter for each case, marked as slow if it is not in `not_slow`.
 
-    Where there is no case the one parameter is empty: its test asks for `shared_dir`, which says
-    why it cannot run.
+    Without cases there is one empty parameter: its test asks for `shared_dir`, which says why it
+    cannot run.
     """
     found = [
         pytest.param(
@@ -117,9 +117,9 @@ def parameters(names: Iterable[str], not_slow: Iterable[str] = ()) -> list:
 def changed(
     fixtures: pathlib.Path, folder: pathlib.Path, change: Callable[[dict], None], case: str = CASE
 ) -> pathlib.Path:
-    """A copy of a case in `folder`, without gradients and with another JSON.
+    """A copy of a case in `folder`, with a changed JSON and without gradients.
 
-    Without them the program compiles in a quarter of the time.
+    Without gradients the program compiles in a quarter of the time.
     """
     info = json.loads((fixtures / f"{case}.json").read_text())
     info.update(grad_norms={}, grad_dots={})
@@ -130,7 +130,7 @@ def changed(
 
 
 def config_change(*path) -> Callable[[dict], None]:
-    """`change(info)` that sets the last of the path at the place that the others name."""
+    """`change(info)` that sets the value at the end of `path`, under the keys before it."""
     *parents, key, value = path
 
     def change(info):
@@ -151,7 +151,7 @@ def mapped(tree, change: Callable[[str, np.ndarray], np.ndarray], prefix: str = 
 
 
 def made_case(bgr_to_rgb: bool, counts: list[int]) -> cases_lib.Case:
-    """A case of two images with so many objects, and no arrays but theirs."""
+    """A case of two images with `counts[i]` objects in image i, and no other arrays."""
     image = np.arange(2 * 3 * 4 * 5, dtype=np.float32).reshape(2, 3, 4, 5)
     arrays = {"image": image}
     for i, count in enumerate(counts):

@@ -1,4 +1,4 @@
-"""A source of small pictures and its streams, which the tests of the data rooms share."""
+"""A source of small pictures and its streams, shared by the tests of data."""
 
 import numpy as np
 
@@ -9,7 +9,7 @@ SIZES = np.array([(20, 40), (40, 20), (30, 30), (64, 90), (90, 64), (10, 11), (3
 
 
 class Pictures:
-    """A source of grey images, each of its number, with `counts[i]` objects; some are broken."""
+    """A source of grey images with value i and `counts[i]` objects; some are broken."""
 
     class_names = ("thing",)
 
@@ -41,7 +41,7 @@ class Pictures:
 
 
 def split(changes):
-    """(settings, arguments of the stream) of a dict of both."""
+    """Splits a dict of both into (settings, arguments of the stream)."""
     known = settings.Settings._fields
     both = dict(canvases=CANVASES, max_boxes=3, pad_value=114, read_threads=0) | changes
     arguments = {name: value for name, value in both.items() if name not in known}
@@ -68,7 +68,7 @@ def assert_same(stream, other):
         assert loaded[1:] == expected[1:]
 
 
-# What training may do.
+# Augmentations of training.
 ALL = settings.Augment(photometric=0.8, expand=0.5, crop="min_iou", cutout=0.5)
 SSD = settings.Augment(expand=1.0, crop="random", crop_size=(0.8, 1.0))
 YOLO = settings.Augment(
@@ -86,7 +86,7 @@ YOLO = settings.Augment(
 )
 MOSAIC = settings.Augment(mosaic=1.0)
 
-GREY = np.array([(60, 60)] * 12)  # images that fill the canvas: number i has the colour i
+GREY = np.array([(60, 60)] * 12)  # images that fill the canvas: image i has colour i
 SQUARE = dict(canvases=((60, 60),), resize="letterbox", flip_horizontal=0.0, flip_vertical=0.0)
 
 

@@ -25,7 +25,7 @@ class Pth:
         return pickle.dumps(value, 2)[2:-1]
 
     def tensor(self, array, num_elements=None, size=None, strides=None, key=None):
-        """Opcodes that push one tensor; the claims about it can differ from the truth."""
+        """Opcodes that push one tensor; what they claim about it can be made false."""
         array = np.ascontiguousarray(array)
         key = str(len(self.storages)) if key is None else key
         self.storages[key] = array.tobytes()

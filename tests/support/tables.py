@@ -23,7 +23,7 @@ def shapes(detector: str, fields: Mapping) -> dict[str, tuple[int, ...]]:
 
 
 def there_and_back(table: mapping.Table, detector: str, fields: Mapping):
-    """(leaves of the table's subtrees, tensors of a file of them), having gone both ways equal."""
+    """(leaves of the table's subtrees, tensors of their file), checked to convert back equal."""
     rng = np.random.default_rng(0)
     wanted = shapes(detector, fields)
     leaves = {

@@ -1,7 +1,7 @@
 """Every detector built tiny, with weights, batches and programs that the tests share.
 
 The tiny forms are the variants `tiny` of experiments/<name>_shapes.py.  A new detector is found
-there, and `tests/detectors/test_contract.py` asks of it what every detector must do.
+there, and `tests/detectors/test_contract.py` tests it like every other.
 """
 
 import functools
@@ -66,7 +66,7 @@ def make_batch(
 
 
 def with_more_slots(batch: types.Batch, more: int) -> types.Batch:
-    """The same objects in front of so many empty slots."""
+    """The same objects, followed by `more` further empty slots."""
     return batch._replace(
         boxes=np.pad(batch.boxes, ((0, 0), (0, more), (0, 0))),
         labels=np.pad(batch.labels, ((0, 0), (0, more))),
@@ -86,14 +86,14 @@ _WELL |= {name: not value for name, value in command.QUICK.items() if name not i
 
 
 def jit_loop(function):
-    """`jax.jit` for programs that take hundreds of steps: compiled as users do."""
+    """`jax.jit` for programs that take hundreds of steps: compiled as users compile."""
     return jax.jit(function, compiler_options=_WELL)
 
 
 def weights(detector: contract.Detector, canvas: tuple[int, int] = (64, 96)):
-    """(params, state) with random kernels, without the program of `init`, which is long to compile.
+    """(params, state) with random kernels, without `init`, which takes long to compile.
 
-    Kernels keep the size of what goes through them; scales and variances are 1, all else is 0.
+    Kernels keep activations of order one; scales and variances are 1, all else is 0.
     """
     rng = np.random.default_rng(0)
 
@@ -125,7 +125,7 @@ def candidates_of(detector: contract.Detector):
 
 
 class Subject:
-    """One detector with its weights and its compiled programs, each made when it is first used."""
+    """One detector with its weights and its compiled programs, each made on first use."""
 
     def __init__(self, name: str):
         self.entry = TINY[name]

@@ -1,1 +1,1 @@
-"""What parity has to know of each reference detector: each module with an `ADAPTER` is found."""
+"""One adapter for each reference detector; every module with an `ADAPTER` is found."""

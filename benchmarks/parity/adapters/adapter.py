@@ -1,4 +1,4 @@
-"""The contract between the parity program and a reference detector, and helpers of several."""
+"""The contract between the parity program and a reference detector, and shared helpers."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -10,35 +10,35 @@ from detlab.converters import mapping
 
 
 class Results(NamedTuple):
-    """Everything that one run of a detlab detector gives, as NumPy arrays."""
+    """All results of one run of a detlab detector, as NumPy arrays."""
 
-    outputs: Any  # of the maps of prediction
-    targets: Any  # {name: Targets}, of those of training
+    outputs: Any  # from the prediction maps
+    targets: Any  # {name: Targets}, from the training maps
     total_loss: np.ndarray
     metrics: Mapping[str, np.ndarray]
     state: Mapping  # after the step
-    gradients: Mapping | None  # of the loss, the tree of params; None where the case has none
-    detections: Any  # suppressed candidates, of the image itself alone
+    gradients: Mapping | None  # of the loss, a tree like params; None if the case has none
+    detections: Any  # candidates after suppression, without other views of the image
 
 
 class Adapter(NamedTuple):
-    """How a kind of case is known, built, converted and read."""
+    """How to recognise, build, convert and read a kind of case."""
 
-    # Path in the case's JSON -> value: a case that has all of them is of this kind.
+    # Path in the case's JSON -> value: a case with all of them is of this kind.
     parts: Mapping[str, Any]
     detector: str  # detlab's
-    fields: Callable  # (info) -> {field of the detector: value}; UserError for what it lacks
-    table: Callable[[bool], mapping.Table]  # of `bgr`
-    arrays: Callable  # (case, results) -> {name in the case: the whole array, in its layout}
+    fields: Callable  # (info) -> {field of the detector: value}; UserError for what detlab lacks
+    table: Callable[[bool], mapping.Table]  # takes `bgr`
+    arrays: Callable  # (case, results) -> {name in the case: whole array, in its layout}
     losses: Mapping[str, str]  # loss of the case -> metric of the detector
-    not_compared: tuple[str, ...] = ()  # regexes of recorded arrays that `arrays` may leave out
-    # Regexes of train_targets.* that the network puts out, such as the boxes that a second round
-    # starts from: compared as maps.
+    not_compared: tuple[str, ...] = ()  # regexes of recorded arrays that `arrays` may omit
+    # Regexes of train_targets.* that are outputs of the network, such as the boxes that a second
+    # round starts from; they are compared as maps.
     predicted: tuple[str, ...] = ()
-    # (case) -> {recorded array: mask, which broadcasts, of what a loss reads}: the rest of it means
-    # nothing in the reference, and is not compared.  What is not named is compared in whole.
+    # (case) -> {recorded array: mask, broadcastable, of the entries that a loss reads}.  The other
+    # entries are meaningless in the reference and not compared.  Other arrays are compared whole.
     readable: Callable = lambda case: {}
-    # Files of detlab without whose `stop_gradient` gradients change: `backbones/resnet.py`.
+    # Files of detlab whose `stop_gradient` affects gradients, such as `backbones/resnet.py`.
     gradient_stops: tuple[str, ...] = ()
 
     def knows(self, info: Mapping) -> bool:
@@ -52,7 +52,7 @@ def maps(name: str, levels: Sequence) -> dict[str, np.ndarray]:
 
 
 def with_training(found: Mapping, case) -> dict[str, np.ndarray]:
-    """Maps, and the same as those of training, which has others only where its norms are live."""
+    """Adds the same maps as those of training, unless its norms are live and its maps differ."""
     if case.info["batch_norm_in_train"]["batch_statistics"]:
         return dict(found)
     return {**found, **{f"train_{name}": values for name, values in found.items()}}
@@ -64,7 +64,7 @@ def split_levels(name: str, values: np.ndarray, level: np.ndarray) -> dict[str, 
 
 
 def split_items(name: str, items: Sequence, level: np.ndarray) -> dict[str, np.ndarray]:
-    """What a call of the reference returned, each item by level: {"name.item_level": ...}."""
+    """The items that a call of the reference returned, by level: {"name.item_level": ...}."""
     found = {}
     for item, values in enumerate(items):
         found |= split_levels(f"{name}.{item}", values, level)
@@ -72,20 +72,20 @@ def split_items(name: str, items: Sequence, level: np.ndarray) -> dict[str, np.n
 
 
 def object_labels(case, targets) -> np.ndarray:
-    """[B, N] class of the object that each entry is matched with; only a positive one has one."""
+    """[B, N] class of the object matched to each entry; meaningful for positive entries only."""
     return np.take_along_axis(case.batch().labels, targets.matched, axis=1)
 
 
 def assignment(
     name: str, targets, labels: np.ndarray | int, rows: Sequence | None = None
 ) -> dict[str, np.ndarray]:
-    """What an assigner of mmdet gave of each image: {"name.image.gt_inds", "name.image.labels"}.
+    """The result of an mmdet assigner for each image: {"name.image.gt_inds", "name.image.labels"}.
 
-    `gt_inds` is -1 where ignored, 0 for background, and k > 0 for the object k - 1.
+    `gt_inds` is -1 if ignored, 0 for background, and k > 0 for object k - 1.
 
     Args:
-      labels: [B, N], or one for all, of positives; the labels of others are -1.
-      rows: of each image the entries in the reference's order; all of them where not given.
+      labels: [B, N], or one for all, used for positives; the labels of other entries are -1.
+      rows: for each image its entries in the reference's order; default: all entries.
     """
     positive = targets.status == 1
     gt_inds = np.where(positive, targets.matched + 1, targets.status)
@@ -103,8 +103,8 @@ def delta_items(
 ) -> list[np.ndarray]:
     """The four items of most of mmdet's `get_targets`: [B, N], [B, N], [B, N, D], [B, N, D].
 
-    They are labels with `background` where there is no object, the weights of the labels, the
-    deltas or other `values`, and their weights.
+    They are the labels, `background` where there is no object; the weights of the labels; the
+    deltas or other `values`; and their weights.
     """
     positive = targets.status == 1
     values = targets.values["deltas"] if values is None else values

@@ -30,8 +30,8 @@ def fields(info: dict) -> dict:
         nms = test.child("nms")
         nms.expect("type", "soft_nms")
         nms.expect("method", "gaussian")
-        nms.skip("iou_threshold")  # of no effect on the gaussian form
-        test.skip("score_thr")  # unused there
+        nms.skip("iou_threshold")  # no effect on the Gaussian form
+        test.skip("score_thr")  # CornerHead does not use it
         return {
             **configs.inputs(info, model),
             **backbone,
@@ -50,7 +50,7 @@ def _hourglass(config: configs.Reader) -> dict:
     config.expect("type", "HourglassNet")
     channels = tuple(config.take("stage_channels"))
     config.expect("downsample_times", len(channels) - 1)
-    config.expect("feat_channel", channels[0], default=256)  # of what the heads read
+    config.expect("feat_channel", channels[0], default=256)  # channels that the heads read
     norm = config.child("norm_cfg")
     norm.expect("type", "BN")
     norm.expect("requires_grad", True)

@@ -26,7 +26,7 @@ def fields(info: dict) -> dict:
         in_prediction = configs.proposals(test.child("rpn"), "proposals")
         if in_training["proposal_nms_iou"] != in_prediction["proposal_nms_iou"]:
             raise errors.UserError(
-                f"{test.path}.rpn has another NMS than training; detlab has one."
+                f"{test.path}.rpn.nms differs from training; detlab has one for both."
             )
         return {
             **configs.inputs(info, model),
@@ -46,7 +46,7 @@ def fields(info: dict) -> dict:
 
 
 def arrays(case, results: adapter.Results) -> dict[str, np.ndarray]:
-    """Maps, proposals, RoIs and what is said of them, assignments, and the items of targets."""
+    """Maps, proposals, RoIs and predictions for them, assignments, and the items of targets."""
     outputs, targets = results.outputs, results.targets
     found = (
         adapter.maps("fpn", outputs.features)
@@ -68,10 +68,10 @@ def arrays(case, results: adapter.Results) -> dict[str, np.ndarray]:
 
 
 def _rpn_targets(rpn) -> dict[str, np.ndarray]:
-    """The RPN has one class, 0, and its background is 1."""
+    """The RPN has one class, 0; its background is 1."""
     items = adapter.delta_items(rpn, 0, 1)
     name = "train_targets.rpn_head.get_targets.0"
-    # Each image counts as one positive and one negative at least.
+    # Each image counts as at least one positive and one negative.
     counts = [np.maximum((rpn.status == kind).sum(1), 1).sum() for kind in (0, 1)]
     return {
         **adapter.assignment("train_assign.rpn_head.assigner", rpn, 0),
@@ -81,14 +81,14 @@ def _rpn_targets(rpn) -> dict[str, np.ndarray]:
 
 
 def _box_targets(case, box, kept) -> dict[str, np.ndarray]:
-    """The reference, which samples all, has positives first, and objects before proposals."""
-    count = box.boxes.shape[1] - case.batch().boxes.shape[1]  # of proposals; then come the objects
+    """The reference samples all boxes and lists positives first, objects before proposals."""
+    count = box.boxes.shape[1] - case.batch().boxes.shape[1]  # of proposals; objects follow
     labels = adapter.object_labels(case, box)
     rows, slots = [], []
     for i, index in enumerate(box.values["index"]):
         order = np.lexsort((index, index < count, -box.status[i]))
         rows.append(order[box.status[i, order] >= 0])
-        slot = np.full(count, -1)  # of each proposal; the last, which is empty, where not sampled
+        slot = np.full(count, -1)  # of each proposal; the last and empty one if not sampled
         of_proposals = rows[i][index[rows[i]] < count]
         slot[index[of_proposals]] = of_proposals
         slots.append(slot[kept[i]])
@@ -104,7 +104,7 @@ def _rows(values: np.ndarray, rows) -> np.ndarray:
 
 
 def _rois(boxes: np.ndarray, rows) -> np.ndarray:
-    """[R, 5]: the image, and the box."""
+    """[R, 5]: image number and box."""
     image = np.concatenate([np.full(len(kept), i, np.float32) for i, kept in enumerate(rows)])
     return np.concatenate([image[:, None], _rows(boxes, rows)], axis=1)
 
@@ -132,8 +132,8 @@ ADAPTER = adapter.Adapter(
         "loss_bbox": "loss/box",
     },
     not_compared=(
-        r"train_assign\..*\.max_overlaps",  # `Targets` keeps what follows from them
-        # Of objects besides proposals, whose rows are `roi_...`; losses and gradients have both.
+        r"train_assign\..*\.max_overlaps",  # `Targets` keeps what was derived from them
+        # They include objects; `roi_...` covers the proposals, losses and gradients cover both.
         r"train_roi_(cls_score|bbox_pred)_0",
     ),
     gradient_stops=("backbones/resnet.py",),

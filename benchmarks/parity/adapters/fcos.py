@@ -7,7 +7,7 @@ from benchmarks.parity.adapters import adapter
 from detlab import errors
 from detlab.converters.tables import mmdet_fcos
 
-# mmdet's largest distance of the last level, where detlab has infinity.
+# mmdet's largest distance at the last level; detlab's is infinite.
 _INFINITE = 1e8
 _RANGES = ((-1, 64), (64, 128), (128, 256), (256, 512), (512, _INFINITE))
 
@@ -37,7 +37,7 @@ def fields(info: dict) -> dict:
             **configs.fpn(neck, 1, "on_output", len(strides)),
             **configs.tower(head),
             **configs.group_norm(head.child("norm_cfg")),
-            # "auto": where they have no norm
+            # "auto": a bias only without a norm
             "conv_bias": head.take("conv_bias", "auto") is True,
             "centerness_on_box": head.take("centerness_on_reg", False),
             "strides": strides,
@@ -57,7 +57,7 @@ def arrays(case, results: adapter.Results) -> dict[str, np.ndarray]:
     found = adapter.maps("cls_score", outputs.cls_logits)
     found |= adapter.maps("centerness", outputs.centerness)
     found = adapter.with_training(found | distances, case) | adapter.maps("fpn", outputs.features)
-    # mmdet's head turns strides into pixels in prediction alone.
+    # mmdet's head converts strides to pixels in prediction only.
     head = case.info["model_cfg"]["bbox_head"]
     unit = head["strides"] if head.get("norm_on_bbox") else [1] * len(distances)
     found |= {name: x * stride for (name, x), stride in zip(distances.items(), unit, strict=True)}
@@ -65,13 +65,13 @@ def arrays(case, results: adapter.Results) -> dict[str, np.ndarray]:
     labels, background = adapter.object_labels(case, targets), case.info["num_classes"]
     items = adapter.delta_items(targets, labels, background, targets.values["distances"])
     name = "train_targets.bbox_head.get_targets.0"
-    levels = adapter.split_items(name, items[::2], targets.level[0])  # FCOS weighs none
-    # mmdet has the points of one level of all images in a row.
+    levels = adapter.split_items(name, items[::2], targets.level[0])  # FCOS has no weights
+    # mmdet concatenates the points of a level over all images.
     return found | {name: x.reshape(-1, *x.shape[2:]) for name, x in levels.items()}
 
 
 def readable(case) -> dict[str, np.ndarray]:
-    """Of the distances those of positive points; others have some object's, without any zeros."""
+    """Masks distances to positive points; other points hold some object's, not zeros."""
     name, masks = "train_targets.bbox_head.get_targets.0", {}
     for level in range(len(case.info["model_cfg"]["bbox_head"]["strides"])):
         labels = case.arrays[f"{name}.0_{level}"]
@@ -80,10 +80,10 @@ def readable(case) -> dict[str, np.ndarray]:
 
 
 def _limits(head: configs.Reader) -> tuple[float, ...]:
-    """Where one level ends and the next begins, of `regress_ranges`, which leave no gap."""
+    """The limits between levels, from `regress_ranges`, which must leave no gap."""
     low, high = zip(*head.take("regress_ranges", _RANGES), strict=True)
     if low[0] > 0 or low[1:] != high[:-1] or high[-1] < _INFINITE:
-        raise errors.UserError(f"{head.path}.regress_ranges leave out some distances.")
+        raise errors.UserError(f"{head.path}.regress_ranges do not cover all distances.")
     return tuple(map(float, low[1:]))
 
 

@@ -26,7 +26,7 @@ def fields(info: dict) -> dict:
 
 
 def arrays(case, results: adapter.Results) -> dict[str, np.ndarray]:
-    """Those of RetinaNet; its normaliser is recorded, although these losses do not use it."""
+    """Those of RetinaNet; its normaliser is recorded too, although these losses do not use it."""
     positives = (results.targets["main"].status == 1).sum(1)
     normaliser = np.maximum(positives, 1).sum()
     metrics = {**results.metrics, "normaliser": normaliser}

@@ -1,4 +1,4 @@
-"""mmdet's RepPoints in its forms: RepPointsHead over an FPN, with group norms or without."""
+"""mmdet's RepPoints: RepPointsHead over an FPN, with or without group norms."""
 
 import numpy as np
 
@@ -75,22 +75,24 @@ def _assigners(init: configs.Reader, refine: configs.Reader) -> dict:
     if kind != "MaxIoUAssigner":
         raise errors.UserError(f"{assigner.path}.type is {kind!r}; detlab has no such assigner.")
     if configs.max_iou(assigner) != found:
-        raise errors.UserError(f"{assigner.path} and that of refine differ; detlab has one.")
+        raise errors.UserError(
+            f"{assigner.path} and that of refine differ; detlab has one for both."
+        )
     return found | {"init_assigner": "max_iou"}
 
 
 def arrays(case, results: adapter.Results) -> dict[str, np.ndarray]:
-    """Feature maps, raw maps, and assignment and items of `get_targets` of both rounds."""
+    """Feature maps, raw maps, and the assignments and `get_targets` items of both rounds."""
     outputs = results.outputs
     found = adapter.maps("fpn", outputs.features)
     found |= adapter.maps("cls_out", outputs.cls_logits)
     found |= adapter.maps("bbox_out_refine", outputs.refine_boxes)
-    # All norms are those of prediction, so training has the same maps; but mmdet's head gives
-    # boxes in prediction alone, and points in training.
+    # Training uses the norms of prediction, so it has the same maps; but mmdet's head returns boxes
+    # only in prediction, and points in training.
     found |= adapter.maps("train_cls_out", outputs.cls_logits)
     found |= adapter.maps("train_pts_out_init", outputs.init_points)
     found |= adapter.maps("train_pts_out_refine", outputs.refine_points)
-    # What the first round compares: points with their strides, or squares.
+    # The first round matches points with their strides, or squares.
     kind = case.info["train_cfg"]["init"]["assigner"]["type"]
     strides = np.array(case.info["model_cfg"]["bbox_head"]["point_strides"], np.float32)
     for call, (stage, targets) in enumerate(results.targets.items()):
@@ -104,7 +106,7 @@ def arrays(case, results: adapter.Results) -> dict[str, np.ndarray]:
 
 
 def _targets(case, stage: str, call: int, targets, proposals) -> dict[str, np.ndarray]:
-    """Assignment and items of `get_targets` of one round."""
+    """Assignment and `get_targets` items of one round."""
     labels = adapter.object_labels(case, targets)
     background, boxes = case.info["num_classes"], targets.values["boxes"]
     *items, weights = adapter.delta_items(targets, labels, background, boxes)
@@ -132,7 +134,7 @@ ADAPTER = adapter.Adapter(
         "loss_pts_init": "loss/init",
         "loss_pts_refine": "loss/refine",
     },
-    not_compared=(r"train_assign\..*\.max_overlaps",),  # `Targets` keeps what follows from them
+    not_compared=(r"train_assign\..*\.max_overlaps",),  # `Targets` keeps what was derived from them
     predicted=(r"train_targets\.bbox_head\.get_targets\.1\.3_\d",),  # boxes of the first round
     gradient_stops=("backbones/resnet.py", "heads/reppoints.py", "ops/gradient.py"),
 )

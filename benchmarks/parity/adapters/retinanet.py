@@ -21,7 +21,7 @@ def fields(info: dict) -> dict:
 
 
 def all_but_losses(info: dict, model: Reader, head: Reader, train: Reader, test: Reader) -> dict:
-    """The fields that RetinaNets with other losses have too."""
+    """The fields that RetinaNets with other losses share."""
     model.expect("type", "RetinaNet")
     anchors = configs.octave_anchors(head.child("anchor_generator"))
     num_levels = len(anchors["strides"])
@@ -72,6 +72,6 @@ ADAPTER = adapter.Adapter(
     table=mmdet_retinanet.table,
     arrays=arrays,
     losses={"loss_cls": "loss/cls", "loss_bbox": "loss/box"},
-    not_compared=(r"train_assign\..*\.max_overlaps",),  # `Targets` keeps what follows from them
+    not_compared=(r"train_assign\..*\.max_overlaps",),  # `Targets` keeps what was derived from them
     gradient_stops=("backbones/resnet.py",),
 )

@@ -50,15 +50,17 @@ def _darknet(config: configs.Reader) -> dict:
 def _neck(config: configs.Reader) -> dict:
     config.expect("type", "YOLOV3Neck")
     config.expect("num_scales", 3)
-    config.skip("in_channels")  # follow from the backbone; a wrong one does not convert
+    config.skip("in_channels")  # follows from the backbone; a wrong one fails to convert
     return {"neck_width": _finest(config, "out_channels")}
 
 
 def _finest(config: configs.Reader, key: str) -> int:
-    """Of widths that double from level to level, coarsest first, the last."""
+    """The last of three widths, coarsest first; each must be twice the next."""
     widths = config.take(key)
     if list(widths) != [4 * widths[-1], 2 * widths[-1], widths[-1]]:
-        raise errors.UserError(f"{config.path}.{key} is {widths!r}; detlab doubles each width.")
+        raise errors.UserError(
+            f"{config.path}.{key} is {widths!r}; detlab needs each width to be twice the next."
+        )
     return widths[-1]
 
 
@@ -125,5 +127,5 @@ ADAPTER = adapter.Adapter(
         "loss_xy": "loss/xy",
         "loss_wh": "loss/wh",
     },
-    not_compared=(r"train_assign\..*\.max_overlaps",),  # `Targets` keeps what follows from them
+    not_compared=(r"train_assign\..*\.max_overlaps",),  # `Targets` keeps what was derived from them
 )

@@ -16,14 +16,14 @@ from detlab.metrics import coco as coco_metrics
 def run(
     fixtures: pathlib.Path, name: str, info: dict, settings: runner.Settings
 ) -> list[checks.Line]:
-    """Detections on every image of a data set in COCO's form, and COCO's twelve figures.
+    """Detections on every image of a data set in COCO format, and COCO's twelve figures.
 
-    The detections are compared with the reference's suppression; the figures are of detlab's own.
+    The compared detections use the reference's suppression, the figures detlab's.
     """
     model = model_lib.published(info, settings, multi_label=True, max_detections=300)
     root = settings.folders.data / info["data"]
     source = coco_data.Coco(root / "val2017", root / "annotations" / "instances_val2017.json")
-    by_canvas = collections.defaultdict(list)  # one after the other, as each is a program
+    by_canvas = collections.defaultdict(list)  # one after the other: each is a program
     for i in range(len(source)):
         by_canvas[model_lib.canvas(*source.size(i))].append(i)
     own, found = {}, {}
@@ -32,7 +32,7 @@ def run(
             name = source.image_id(i)
             own[name], found[name] = model.on_picture(source[i]["image"], canvas)
 
-    # Labels of the published weights are the 80 classes in the order of their ids, as here.
+    # The published weights label the 80 classes in the order of their ids, as detlab does.
     ids = list(source.category_ids)
     recorded = {name: [] for name in found}
     for d in info["detections"]:

@@ -1,7 +1,7 @@
-"""Parity with YOLOv5, and which kind of its cases one is.
+"""Parity with YOLOv5, for each kind of case.
 
-Cases are those of `parity/yolo` with reference "ultralytics/yolov5": made-up weights by their rule,
-or published ones on photographs and on a small part of COCO.
+Cases are those of `parity/yolo` with reference "ultralytics/yolov5": their weights are made up by a
+rule, or published and run on photographs or on a small part of COCO.
 """
 
 import pathlib

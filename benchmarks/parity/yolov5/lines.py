@@ -10,7 +10,7 @@ from detlab.converters.tables import yolov5 as yolov5_table
 
 
 def stages(recorded: Mapping, found: Mapping, module) -> list[checks.Line]:
-    """Mean, root mean square and first values of what every module with weights puts out."""
+    """Mean, root mean square and first values of the output of every module with weights."""
     known = yolov5_table.numbers(len(module.strides), module.pool)
     paths = {f"backbone/{name}": number for name, number in known.backbone.items()}
     paths |= {f"neck/{name}": number for name, number in known.neck.items()}
@@ -25,7 +25,7 @@ def stages(recorded: Mapping, found: Mapping, module) -> list[checks.Line]:
 
 
 def statistics(name: str, values, recorded: Mapping, keys) -> list[checks.Line]:
-    """Figures of an array, or given ones, as parts of the recorded root mean square."""
+    """Figures of an array, or given figures, relative to the recorded root mean square."""
     if not isinstance(values, Mapping):
         values = values.astype(np.float64)
         magnitude = np.abs(values)
@@ -55,7 +55,7 @@ def targets(info, arrays, found, module) -> list[checks.Line]:
         entries = jax.tree.map(lambda x, level=level: x[:, level], found["entries"])
         sizes = np.array(module.anchor_sizes[level], np.float32) / module.strides[level]
         image, entry = np.nonzero(entries.valid)
-        # By neighbour and anchor, and then in the order of the recorded objects.
+        # Sorted by neighbour and anchor, then in the order of the recorded objects.
         objects = rows[image, entries.matched[image, entry]]
         order = np.lexsort((objects, entry // rows.shape[1]))
         image, entry = image[order], entry[order]
@@ -79,8 +79,8 @@ def targets(info, arrays, found, module) -> list[checks.Line]:
 
 
 def losses(recorded: Mapping, found: Mapping) -> list[checks.Line]:
-    """The parts of the loss, and its gradients by the raw maps."""
-    images = len(found["labels"])  # by which the total is multiplied
+    """The parts of the loss, and its gradients with respect to the raw maps."""
+    images = len(found["labels"])  # a factor of the total
     names = {"box": "loss/box", "obj": "loss/objectness", "cls": "loss/cls"}
     lines = [
         checks.figure(f"loss {key}", found["metrics"][name] / images, recorded[key])

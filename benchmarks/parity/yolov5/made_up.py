@@ -29,7 +29,7 @@ def run(
     for key, only in (("cls_pw", 1.0), ("obj_pw", 1.0), ("fl_gamma", 0.0)):
         if hyp[key] != only:
             raise errors.UserError(
-                f"case {info['name']}: hyp.{key} is {hyp[key]}, and detlab has {only} alone."
+                f"case {info['name']}: hyp.{key} is {hyp[key]}, and detlab has only {only}."
             )
     file = contents.Contents(
         "made up",
@@ -73,7 +73,7 @@ def run(
             rows = model_lib.listed(arrays[f"{key}_image{i}"])
             kept = solid(rows.boxes, rows.labels, model.module)
             theirs.append(types.Detections(*(values[kept] for values in rows)))
-            # What is left out has taken places in the reference.
+            # Dropped boxes took places in the reference.
             places = model.module.max_detections - (~kept).sum()
             best = np.flatnonzero(valid)[:places]
             mine.append(types.Detections(*(values[i][best] for values in found[key])))
@@ -84,7 +84,7 @@ def run(
 
 
 def _batch(arrays: Mapping[str, np.ndarray]) -> types.Batch:
-    """The recorded images and objects, with an empty slot more than any image needs."""
+    """The recorded images and objects, with one empty slot more than any image needs."""
     images, rows = arrays["images"], arrays["targets"]
     b, h, w, _ = images.shape
     of_image = rows[:, 0].astype(int)
@@ -120,11 +120,11 @@ def _thresholds(arrays: Mapping[str, np.ndarray]) -> dict[str, tuple[float, floa
 
 
 def solid(boxes, labels, module: yolov5.YOLOv5, of=np):
-    """[...]: which boxes keep an area when the reference moves them to tell classes apart.
+    """[...]: which boxes keep an area when the reference moves them to separate classes.
 
-    Sides below the spacing of float32 there, as made-up weights make them, may vanish.  Two boxes
-    without area have the IoU 0 / 0, by which the first takes away all others, of any class, so
-    these are compared on neither side.
+    Made-up weights make sides below the spacing of float32 there, which may vanish.  Two boxes
+    without area have the IoU 0 / 0, with which the first suppresses all others of any class, so
+    such boxes are dropped on both sides.
     """
     far = (model_lib.shift(module) * labels + of.abs(boxes).max(-1)).astype(np.float32)
     spacing = of.nextafter(far, np.float32(np.inf)) - far

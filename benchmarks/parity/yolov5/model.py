@@ -1,6 +1,6 @@
-"""YOLOv5 of a case with its weights, and what it detects.
+"""The YOLOv5 of a case with its weights, and its detections.
 
-Which network the weights are of is found out as `converters.convert` does for a user's file.
+The weights determine the network as `converters.convert` determines it for a user's file.
 """
 
 import math
@@ -23,13 +23,13 @@ from detlab.detectors import yolov5
 from detlab.ops import nms as nms_lib
 
 GREY = (114, 114, 114)
-SIDE, MULTIPLE = 640, 32  # px: the longer side of a letterboxed picture; of the border
+SIDE, MULTIPLE = 640, 32  # px: longer side of a letterboxed picture; factor of both sides
 # The files round recorded boxes to 0.01 px and scores to 1e-5.
 LISTED_SCORES = checks.SCORES + 1e-5
 
 
 class Model:
-    """A detector, its weights, and what it detects on one canvas after the other."""
+    """A detector with its weights, which predicts on one canvas after the other."""
 
     def __init__(
         self,
@@ -53,7 +53,7 @@ class Model:
         self.predict = jax.jit(self.detect, compiler_options=compiler_options)
 
     def detect(self, variables, images):
-        """What `predict` is compiled of."""
+        """The function that `predict` compiles."""
         size = jnp.tile(jnp.array(images.shape[1:3]), (len(images), 1))
         canvas = images.shape[1:3]
         maps = self.module.apply(variables, images, False, method="maps")
@@ -66,17 +66,17 @@ class Model:
     def __call__(self, images: np.ndarray):
         """uint8 [1, H, W, 3] -> (raw maps, (boxes, objectness logits), detections).
 
-        The last are those of the detector, and those with the reference's suppression.
+        The detections are a pair: by the detector's suppression and by the reference's.
         """
         raw, decoded, both = jax.device_get(self.predict(self.variables, images))
         both = [types.Detections(*(x[0][found.valid[0]] for x in found)) for found in both]
         return raw, decoded, both
 
     def on_picture(self, image: np.ndarray, canvas: tuple[int, int]) -> list[types.Detections]:
-        """Of a picture [h, w, 3] of any size, through the letterbox of detect.py, in its own px.
+        """Detections on a picture [h, w, 3] of any size, by the letterbox of detect.py, in its px.
 
-        Boxes go back as in the reference, by one ratio for both sides and from a border that is not
-        rounded; detlab's programs take the ratio of each rounded side, up to 0.2 px away.
+        Boxes are mapped back as in the reference, by one ratio for both sides and an unrounded
+        border; detlab's programs use the ratio of each rounded side, up to 0.2 px away.
         """
         height, width = image.shape[:2]
         record = records.without_objects(image)
@@ -92,10 +92,10 @@ class Model:
 
 
 def _suppress_moved(candidates: types.Detections, module: yolov5.YOLOv5) -> types.Detections:
-    """Suppression that tells classes apart as the reference does, by moving each farther.
+    """Suppression that separates classes as the reference does, by moving each farther.
 
-    That leaves float32 0.06 px at class 79 of release 7.0, and decides otherwise where an overlap
-    is so near to the threshold: 2 of 4177 times on `coco_mini`.
+    That leaves float32 a resolution of 0.06 px at class 79 of release 7.0, which changes decisions
+    on overlaps very near the threshold: 2 of 4177 on `coco_mini`.
     """
 
     def one_image(boxes, scores, labels, valid):
@@ -108,7 +108,7 @@ def _suppress_moved(candidates: types.Detections, module: yolov5.YOLOv5) -> type
 
 
 def shift(module: yolov5.YOLOv5) -> float:
-    """Px by which the reference moves each class: of release 3.0, and of 7.0."""
+    """Px by which the reference moves each class: in release 3.0, or in 7.0."""
     return 4096.0 if module.block == "csp" else 7680.0
 
 
@@ -116,7 +116,7 @@ def published(info: dict, settings: runner.Settings, **fields) -> Model:
     """The model of a case with published weights.
 
     Raises:
-      UserError: the weights are not there, or are others than the case was recorded with.
+      UserError: the weights are missing, or are not those that the case was recorded with.
     """
     path = settings.folders.weights / info["weights"]
     cases.check_sha256(path, info.get("sha256"))
@@ -131,7 +131,7 @@ def published(info: dict, settings: runner.Settings, **fields) -> Model:
 
 
 def canvas(height: int, width: int) -> tuple[int, int]:
-    """The letterbox of a picture: its longer side 640 px, the other up to a multiple of 32."""
+    """The letterbox of a picture: longer side 640 px, the other rounded up to a multiple of 32."""
     sides = transforms.letterbox_sides((height, width), (SIDE, SIDE), "half_even")
     return tuple(MULTIPLE * math.ceil(side / MULTIPLE) for side in sides)
 
@@ -145,7 +145,7 @@ def read_picture(path: pathlib.Path) -> np.ndarray:
 
 
 def listed(rows: Sequence) -> types.Detections:
-    """Recorded detections of an image: K of x1, y1, x2, y2, score, class, K being 0 too."""
+    """Recorded detections of an image: K rows of x1, y1, x2, y2, score, class; K may be 0."""
     rows = np.asarray(rows).reshape(-1, 6)
     labels = rows[:, 5].astype(int)
     return types.Detections(rows[:, :4], rows[:, 4], labels, np.ones(len(rows), bool))

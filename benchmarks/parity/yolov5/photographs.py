@@ -15,7 +15,7 @@ from detlab.ops import boxes as boxes_lib
 def run(
     fixtures: pathlib.Path, name: str, info: dict, settings: runner.Settings
 ) -> list[checks.Line]:
-    """One picture as it entered the network, and detections on all from their files."""
+    """Maps of one recorded network input, and detections on all photographs from their files."""
     arrays = npz_file.read(fixtures / f"{name}.npz").tensors
     model = model_lib.published(info, settings, multi_label=False, max_detections=1000)
     npz = info["npz"]

@@ -1,4 +1,4 @@
-"""CornerNet is the reference's: all maps of both stacks, targets, losses, gradients, pairs."""
+"""CornerNet matches the reference: maps of both stacks, targets, losses, gradients, pairs."""
 
 import jax
 import numpy as np
@@ -26,14 +26,14 @@ OTHERS = {f"detections {what}" for what in ("boxes", "scores", "labels")}
 PAIRING = {
     "as the reference": ({}, set()),
     "fewer corners": (dict(max_corners=200), OTHERS),
-    # Tags of the case are at most 0.28 apart, so its own 0.5 lets all pairs through.
+    # Tags of the case are at most 0.28 apart, so its threshold of 0.5 accepts all pairs.
     "more like tags": (dict(max_tag_distance=0.2), OTHERS),
 }
 
 
 @pytest.mark.parametrize("how", PAIRING)
 def test_recorded_maps_give_the_recorded_detections(how, shared_dir):
-    """The reference's raw maps, without a network; and what another choice would look like."""
+    """Decodes the reference's raw maps, without a network; other settings must miss."""
     changed, missed = PAIRING[how]
     arrays = np.load(shared_dir / "parity" / f"{CASE}.npz")
 

@@ -30,7 +30,7 @@ def test_the_samples_of_a_bin_are_noticed(shared_dir, capsys, tmp_path):
 
 
 def test_the_table_reorders_flattened_features():
-    """Channel, row, column there; row, column, channel here."""
+    """The reference flattens channel, row, column; detlab flattens row, column, channel."""
     fields = {**tiny.TINY["faster_rcnn"].fields, "box_width": 8}
     table = mmdet_faster_rcnn.table(bgr=True)
     leaves, tensors = tables.there_and_back(table, "faster_rcnn", fields)

@@ -1,6 +1,6 @@
-"""RetinaNet-50 is the reference's, and parity says so, and notices whatever is changed.
+"""RetinaNet-50 matches the reference, and parity notices every change.
 
-Every control changes one thing; the lines that miss must be those that it touches and no others.
+Every control changes one thing; the lines that it affects must miss, and no others.
 """
 
 import numpy as np
@@ -23,12 +23,12 @@ MAPS = NECK | CLASSES | BOXES
 
 @pytest.fixture(scope="module")
 def compiled():
-    """The one program of the case, which all controls of its weights run."""
+    """The case's program, shared by all controls that change weights."""
     return {}
 
 
 def once(compiled, program=mmdet.program):
-    """`mmdet.program` that compiles at the first use in this file, for one detector."""
+    """`mmdet.program` that compiles only at its first use in this file, for one detector."""
 
     def compile_once(detector, with_gradients, compiler_options):
         if with_gradients not in compiled:
@@ -59,7 +59,7 @@ def test_the_compact_case_is_small(compact):
 
 @pytest.fixture
 def with_weights(monkeypatch):
-    """`with_weights(change)`: conversion gives what `change(path, array)` makes of each leaf."""
+    """`with_weights(change)`: conversion returns `change(path, array)` for each leaf."""
 
     def set_up(change):
         real = weights.convert
@@ -90,7 +90,7 @@ def test_two_swapped_channels_of_one_input_are_noticed(compact, capsys, one_prog
 
 @pytest.mark.slow
 def test_larger_variances_in_the_norms_are_noticed(compact, capsys, one_program, with_weights):
-    # As YOLOv5's epsilon of 1e-3 would make them, without its program; that is in a slow test.
+    # The effect of YOLOv5's epsilon of 1e-3 without its program, which a slow test compiles.
     with_weights(lambda p, x: x + np.float32(1e-3 - 1e-5) if p.endswith("/var") else x)
     run = parity_runs.run(capsys, compact)
     assert run.status == 1
@@ -120,7 +120,7 @@ def dropping(table):
 
 
 def skipping(table):
-    """The same, and the table says that it is not about that convolution."""
+    """The same, with subtrees that exclude that convolution."""
     others = [f"params/neck/lateral{level}" for level in (3, 4, 5)]
     others += [f"params/neck/output{level}" for level in (3, 4, 5, 6)]
     subtrees = ("params/backbone", *others, "params/head", "batch_stats")
@@ -166,7 +166,7 @@ BEHIND_THE_MAPS = {
 
 @pytest.fixture
 def given_maps(compact, compiled, capsys, monkeypatch):
-    """Instead of the network its maps of the compact case: what follows compiles in seconds."""
+    """Replaces the network by its maps of the compact case, so the rest compiles in seconds."""
     if "maps" not in compiled:
         real_run = mmdet.run_program
 

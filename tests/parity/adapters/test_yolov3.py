@@ -1,4 +1,4 @@
-"""YOLOv3 is the reference's, and parity notices what is changed in what is new in it."""
+"""YOLOv3 matches the reference, and parity notices changes in its new parts."""
 
 import parity_runs
 import pytest

@@ -1,4 +1,4 @@
-"""YOLOv5 is the reference's: made-up and published weights, photographs, targets and losses."""
+"""YOLOv5 matches the reference: made-up and published weights, photographs, targets and losses."""
 
 import parity_runs
 import pytest

@@ -1,4 +1,4 @@
-"""What is compared of made-up weights of YOLOv5."""
+"""Which boxes are compared for YOLOv5 with made-up weights."""
 
 import numpy as np
 

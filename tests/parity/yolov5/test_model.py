@@ -1,4 +1,4 @@
-"""Photographs on their way into YOLOv5."""
+"""How photographs enter YOLOv5."""
 
 import json
 
@@ -8,7 +8,7 @@ from benchmarks.parity.yolov5 import model as model_lib
 
 
 def test_photographs_go_through_the_letterbox_of_the_reference(shared_dir):
-    """The recorded sizes and two made up, of which half a px is rounded to even: 512.5, 517.5."""
+    """The recorded sizes, and two made-up ones with half a px rounded to even: 512.5, 517.5."""
 
     class Looks(model_lib.Model):
         def __init__(self):

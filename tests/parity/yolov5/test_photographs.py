@@ -1,4 +1,4 @@
-"""Published weights of YOLOv5 find on photographs what the reference found."""
+"""Published weights of YOLOv5 detect on photographs what the reference detected."""
 
 import json
 import shutil
