@@ -73,5 +73,5 @@ def of_file(path: pathlib.Path, source: str) -> Family:
 
 
 def of_detector(detector: str) -> Family:
-    """The family that writes a detector; one stands for all whose files have names (`of_file`)."""
+    """The family that writes a detector; the first one stands for all whose files have names."""
     return next((family for family in every() if family.detector == detector), every()[0])

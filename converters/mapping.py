@@ -58,7 +58,7 @@ class Table(NamedTuple):
     subtrees: tuple[str, ...]  # paths such as "params/backbone" that are filled completely
     rules: tuple[Rule, ...]
     dropped: tuple[Dropped, ...]
-    class_leaves: tuple[str, ...] = ()  # regexes of leaves whose shape has the number of classes
+    class_leaves: tuple[str, ...] = ()  # regexes of leaves that depend on the number of classes
 
 
 class Row(NamedTuple):
@@ -165,8 +165,8 @@ def convert(
         differences.append(f"the detector has no {' or '.join(table.subtrees)}")
     if differences:
         raise ConversionError(
-            f"the file does not fit the detector ({len(differences)} differences):\n  "
-            + "\n  ".join(differences)
+            f"the file does not fit the detector ({len(differences)} differences); choose a config"
+            " for its network:\n  " + "\n  ".join(differences)
         )
     rows += [Row("", path, tuple(wanted[path]), None, None, ANEW) for path in anew]
     rows += [

@@ -70,7 +70,10 @@ def _source(
         other = sources.fitting(SOURCES, names)
         looks = f"it looks like {_either(other)}" if other else "its names begin with "
         looks += "" if other else contents.printable(", ".join(list(names)[:4]))
-        raise errors.UserError(f"{path} is not {is_not}; {looks}.")
+        raise errors.UserError(
+            f"{path} is not {is_not}; {looks}, so give another file, or the --source and --config"
+            " that fit it."
+        )
     chosen = [source for source in known if source.detector in (None, detector)]
     if not chosen:
         only = " or ".join(sorted({source.detector for source in known}))

@@ -301,7 +301,7 @@ def _naturals(values: Any) -> tuple[int, ...]:
 
 
 def _key(value: Any) -> Any:
-    """Returns a value that can be hashed quickly, whatever the file, and raises for others.
+    """Returns `value` if no file can make its hash slow, and raises otherwise.
 
     Tuples are rejected: any number of integer tuples can have the same hash, and hashing nested
     tuples that share parts takes exponential time.  Huge integers are rejected for the first
