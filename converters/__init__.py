@@ -1,1 +1,1 @@
-"""Weights of other frameworks, read without those frameworks, as detlab checkpoints."""
+"""Converts weights of other frameworks to detlab checkpoints, without those frameworks."""

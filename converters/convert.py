@@ -1,14 +1,13 @@
-r"""Weights of other code bases as a detlab weights folder, and back.
+r"""Converts weights of other code bases to a detlab weights folder, and back.
 
     detlab convert --source torchvision --config retinanet_voc \
         --input resnet50-0676ba61.pth --output weights/resnet50_torchvision
     detlab convert --reverse --input runs/retinanet_voc --output retinanet.pth
     detlab convert --inspect FILE
 
-The folder is what `config.init_from`, eval and demo read; its `report.json` says what became of
-every tensor of the file and every leaf of the detector.  A torchvision file fills the backbone
-alone, an mmdet file the whole detector, and a yolov5 file decides its size and release too.
-`--input` may be a URL.
+`config.init_from`, eval and demo read the folder; its `report.json` lists every tensor of the file
+and every leaf of the detector.  A torchvision file fills only the backbone, an mmdet file the whole
+detector; a yolov5 file also sets the detector's size and release.  `--input` may be a URL.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,7 +23,7 @@ from detlab.converters import export_weights, import_weights, inspect_file
 
 
 def main(arguments: Sequence[str]) -> None:
-    """The command line; raises `UserError` for whatever a user can mend."""
+    """Runs the command line; raises `UserError` for mistakes that a user can fix."""
     parser = flags_lib.convert(__doc__)
     flags, overrides = cli.parse(arguments, parser)
     mode = "--inspect" if flags.inspect else "--reverse" if flags.reverse else "--input"
@@ -38,7 +37,7 @@ def main(arguments: Sequence[str]) -> None:
         import_weights.run(flags, overrides)
 
 
-# Flags of each mode: those that it needs, and those that it may have besides.
+# Flags of each mode: the required ones, then the optional ones.
 _MODES = {
     "--inspect": (("inspect",), ("cfg", "sha256")),
     "--reverse": (("input", "output"), ("reverse", "source", "config", "checkpoint", "bgr")),
@@ -50,18 +49,20 @@ _MODES = {
 
 
 def _check_flags(mode: str, given: set[str], overrides: Mapping[str, str]) -> None:
-    """Refuses what a mode lacks, and what it would ignore."""
+    """Rejects missing flags, and flags that the mode would ignore."""
     needed, optional = _MODES[mode]
     for name in needed:
         if name not in given:
             raise errors.UserError(
-                f"--{name} is missing: give --input FILE, --output FOLDER and --config; or"
-                " --reverse with --input and --output; or --inspect FILE."
+                f"--{name} is missing: use --input FILE --output FOLDER --config EXPERIMENT, or"
+                " --reverse --input FOLDER --output FILE, or --inspect FILE."
             )
     for name in sorted(given - {*needed, *optional}):
-        raise errors.UserError(f"--{name} does not go with {mode}.")
+        raise errors.UserError(f"--{name} cannot be used with {mode}; remove one of them.")
     if overrides and "config" not in given:
-        raise errors.UserError(f"--config.{next(iter(overrides))} needs --config.")
+        raise errors.UserError(
+            f"--config.{next(iter(overrides))} needs --config EXPERIMENT, which it overrides."
+        )
 
 
 if __name__ == "__main__":

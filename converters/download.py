@@ -1,4 +1,4 @@
-"""Weight files from the web, once: checked by their SHA-256, kept in the user's cache folder."""
+"""Downloads weight files once, checks their SHA-256 and keeps them in the user's cache folder."""
 
 import contextlib
 import fcntl
@@ -17,45 +17,45 @@ import tqdm
 from detlab import environment, errors
 from detlab.converters import published
 
-TIMEOUT_S = 60  # without a byte
+TIMEOUT_S = 60  # without receiving a byte
 _BLOCK = 1 << 20
 _USER_AGENT = {"User-Agent": "detlab"}
 
 
 def is_url(text: str) -> bool:
+    """Whether the text is a URL rather than a path."""
     return re.match(r"[a-zA-Z][a-zA-Z0-9+.-]*://", text) is not None
 
 
 def local(file: str, sha256: str) -> pathlib.Path:
-    """The path of a file, which is downloaded first if it is a URL."""
+    """The local path of a file; a URL is downloaded first."""
     if is_url(file):
         return fetch(file, sha256)
     if sha256:
-        raise errors.UserError("--sha256 goes with a URL; a file that is here is read as it is.")
+        raise errors.UserError("--sha256 is for URLs; remove it, as local files are not checked.")
     return pathlib.Path(file)
 
 
 def fetch(url: str, sha256: str = "", folder: pathlib.Path | None = None) -> pathlib.Path:
-    """The path of the file behind a URL, downloaded unless it is there.
+    """Downloads the file behind a URL, unless it is in the cache, and returns its path.
 
-    A download that breaks off goes on where it stopped at the next call.
+    The next call resumes a download that was interrupted.
 
     Args:
       url: http or https.
-      sha256: the whole checksum in hex, or its first 8 digits or more.  "" where
-        `published.SHA256` has the URL, or the file's name ends with it, as
-        `resnet50-0676ba61.pth` and the names of mmdetection's files do.
-      folder: where files are kept; default: detlab/downloads in the user's cache folder.
+      sha256: the checksum in hex, or at least its first 8 digits.  "" if `published.SHA256` has the
+        URL or the file's name contains the checksum, as `resnet50-0676ba61.pth` does.
+      folder: the cache; default: detlab/downloads in the user's cache folder.
     Raises:
-      UserError: no checksum, another one, or the server does not give the file.
+      UserError: the checksum is missing or wrong, or the server does not send the file.
     """
     try:
         parts = urllib.parse.urlsplit(url)
         name = pathlib.PurePosixPath(urllib.parse.unquote(parts.path)).name
     except ValueError as error:
-        raise errors.UserError(f"{url} is no address ({error}).") from error
+        raise errors.UserError(f"{url} is not a valid URL ({error}).") from error
     if parts.scheme not in ("http", "https") or not name:
-        raise errors.UserError(f"{url} is no http or https address of a file.")
+        raise errors.UserError(f"{url} is not the http or https URL of a file.")
     wanted = _checksum(url, name, sha256)
     folder = folder or environment.cache_folder("downloads")
     path = folder / f"{wanted[:8]}-{name}"
@@ -65,32 +65,33 @@ def fetch(url: str, sha256: str = "", folder: pathlib.Path | None = None) -> pat
             return _fetched(url, wanted, path)
     except client.HTTPException as error:
         raise errors.UserError(
-            f"{url} broke off ({error!r}); the same command goes on where it stopped."
+            f"the download of {url} was interrupted ({error!r}); repeat the command to resume it."
         ) from error
-    except OSError as error:  # urllib's errors are of this kind too
+    except OSError as error:  # includes urllib's errors
         reason = getattr(error, "reason", None) or error.strerror or error
         raise errors.UserError(
-            f"{url} cannot be downloaded ({reason}); the same command goes on where it stopped, or"
-            " give a file that you fetched in another way."
+            f"{url} cannot be downloaded ({reason}); repeat the command to try again, or pass a"
+            " file that you downloaded yourself."
         ) from error
-    except ValueError as error:  # letters that an address cannot have
-        raise errors.UserError(f"{url} is no address ({error}).") from error
+    except ValueError as error:  # characters that a URL cannot contain
+        raise errors.UserError(f"{url} is not a valid URL ({error}).") from error
 
 
 def _fetched(url: str, wanted: str, path: pathlib.Path) -> pathlib.Path:
     if path.exists():
         if _sha256(path).startswith(wanted):
-            print(f"{url} is here already: {path}")
+            print(f"{url} is already downloaded: {path}")
             return path
-        path.unlink()  # damaged since
+        path.unlink()  # damaged since the download
     part = path.with_name(f"{path.name}.part")
     _download(url, part)
     found = _sha256(part)
     if not found.startswith(wanted):
         part.unlink()
         raise errors.UserError(
-            f"{url} has the SHA-256 {found} and not {wanted}, unless the server cut it short; it"
-            " was removed.  Give the publisher's own checksum with --sha256."
+            f"the download of {url} has the SHA-256 {found} instead of {wanted} (cut short, or"
+            " another file) and was removed; try again, or pass the publisher's checksum with"
+            " --sha256."
         )
     part.replace(path)
     return path
@@ -98,13 +99,14 @@ def _fetched(url: str, wanted: str, path: pathlib.Path) -> pathlib.Path:
 
 @contextlib.contextmanager
 def _only_one(lock: pathlib.Path) -> Iterator[None]:
-    """Two processes may not write one file."""
+    """Holds a lock, so that only one process writes a file."""
     with lock.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise errors.UserError(
-                f"another process downloads this file now (it holds {lock}); wait for it."
+                f"another process is downloading this file (it holds {lock}); try again when it"
+                " has finished."
             ) from None
         try:
             yield
@@ -113,14 +115,14 @@ def _only_one(lock: pathlib.Path) -> Iterator[None]:
 
 
 def _checksum(url: str, name: str, sha256: str) -> str:
-    # Eight digits that begin with 19 or 20 are a date.
+    # Eight digits that start with 19 or 20 are a date.
     in_name = re.search(r"-(?!(?:19|20)\d{6}\.)([0-9a-f]{8,64})\.\w+$", name)
     known = published.SHA256.get(url, in_name[1] if in_name else "")
     wanted = (sha256 or known).lower()
     if not wanted:
         raise errors.UserError(
-            f"{url} needs --sha256, the checksum that its publisher gives: weights are read from"
-            " the web only when they are known."
+            f"{url} needs --sha256 with the publisher's checksum: the file's name contains none,"
+            " and every download is checked."
         )
     if not re.fullmatch(r"[0-9a-f]{8,64}", wanted):
         raise errors.UserError(f"--sha256 is {sha256!r}; it must be 8 to 64 hex digits.")
@@ -128,18 +130,18 @@ def _checksum(url: str, name: str, sha256: str) -> str:
 
 
 def _download(url: str, part: pathlib.Path) -> None:
-    """Writes the file, or what is missing of it."""
+    """Downloads the file, or the rest of an interrupted download."""
     have = part.stat().st_size if part.exists() else 0
     headers = {**_USER_AGENT, **({"Range": f"bytes={have}-"} if have else {})}
     request = urllib.request.Request(url, headers=headers)
     try:
         reply = urllib.request.urlopen(request, timeout=TIMEOUT_S)
     except urllib.error.HTTPError as error:
-        if error.code == 416:  # nothing is missing, or the file is another: the checksum decides
+        if error.code == 416:  # already complete, or another file: the checksum decides
             return
         raise
     with reply:
-        goes_on = reply.status == 206  # a server may know no ranges and send all
+        goes_on = reply.status == 206  # a server without ranges sends the whole file
         length = reply.headers.get("Content-Length")
         total = int(length) + (have if goes_on else 0) if length else None
         with (

@@ -1,4 +1,4 @@
-"""A weights folder -> foreign weights: the work of `python -m converters.convert --reverse`."""
+"""Weights folder -> foreign weights: `python -m converters.convert --reverse`."""
 
 import argparse
 from collections.abc import Mapping
@@ -11,14 +11,14 @@ from detlab.run import checkpoint
 
 
 def run(flags: argparse.Namespace, overrides: Mapping[str, str]) -> None:
-    """Writes a checkpoint's weights under the names and in the layouts of their family."""
+    """Writes a checkpoint's weights with the names and layouts of its family."""
     if flags.output.suffix not in {s for family in family_lib.every() for s in family.suffixes}:
         raise errors.UserError(
-            f"--output {flags.output} must end with .pth, .pt or .safetensors, or with .weights for"
-            " detector darknet."
+            f"--output {flags.output} must end with .pth, .pt or .safetensors, or with .weights"
+            " for detector darknet."
         )
     if flags.output.exists():
-        raise errors.UserError(f"{flags.output} exists already; name a new file.")
+        raise errors.UserError(f"--output {flags.output} already exists; choose another name.")
     weights = checkpoint.load_weights(flags.input, flags.checkpoint)
     if flags.config:
         config = config_lib.load(flags.config, overrides)
@@ -29,8 +29,9 @@ def run(flags: argparse.Namespace, overrides: Mapping[str, str]) -> None:
     family = family_lib.of_detector(config.detector)
     if flags.output.suffix not in family.suffixes:
         raise errors.UserError(
-            f"{weights.path} is of detector {config.detector}, and --output {flags.output};"
-            " darknet's is written as .weights, with its .cfg beside it, and no other."
+            f"{weights.path} holds detector {config.detector}, which cannot be written as --output"
+            f" {flags.output}: detector darknet is written as .weights with its .cfg beside it, all"
+            " others as .pth, .pt or .safetensors."
         )
     leaves = mapping.flatten({"params": weights.params, **weights.state})
     try:

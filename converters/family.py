@@ -1,4 +1,4 @@
-"""What a family of weight files is to the two directions, and how one is found."""
+"""Families of weight files: what each one provides for both directions, and how it is found."""
 
 import argparse
 import importlib
@@ -14,56 +14,56 @@ from detlab.run import checkpoint
 
 
 class Foreign(NamedTuple):
-    """A file as it is converted for a config."""
+    """A weight file, ready to be converted for a config."""
 
     tensors: Mapping[str, np.ndarray]
     table: mapping.Table
-    class_names: tuple[str, ...]  # none where the file does not tell, or its classes are left out
-    origin: dict[str, Any]  # noted in the weights folder, beside the names of file and table
-    counted: str  # what is printed at the end, of {matched} tensors
+    class_names: tuple[str, ...]  # empty if the file has none or its class layers are dropped
+    origin: dict[str, Any]  # recorded in the weights folder, beside the names of file and table
+    counted: str  # what was converted, in words; {matched} is the number of tensors
 
 
 class Family(NamedTuple):
-    """Weights of one code base: how files are known, read and written.
+    """Weights of one code base: how files are recognised, read and written.
 
-    The last three are what `named.read` and `named.write` ask, which families share whose files
-    have names; a family that reads and writes by itself has none of them.
+    Families whose files have names share `named.read` and `named.write`, which use the last three
+    fields.  A family with its own `read` and `write` leaves these fields unset.
     """
 
-    name: str  # what --source says
-    # A file -> what is converted; sets the fields of the config that the file decides.
+    name: str  # the value of --source
+    # File -> what to convert; sets the config's fields that the file determines.
     read: Callable[[pathlib.Path, Any, argparse.Namespace, Mapping[str, str]], Foreign]
-    # Flags, config, weights and their leaves -> a file, and the sentence that is printed.
+    # Flags, config, weights and their leaves: writes a file and returns the sentence to print.
     write: Callable[[argparse.Namespace, Any, checkpoint.Weights, dict], str]
-    suffixes: tuple[str, ...]  # of what is written
+    suffixes: tuple[str, ...]  # of the files that it writes
     files: str = "a file with names"
-    knows: Callable[[bytes], bool] = lambda head: False  # files without names, by how they begin
-    detector: str | None = None  # that this family alone writes
-    flags: tuple[str, ...] = ()  # that go with its files alone
-    # A kind of file, a config and --bgr -> the table; raises UserError where they do not go.
+    knows: Callable[[bytes], bool] = lambda head: False  # files without names, by their first bytes
+    detector: str | None = None  # that only this family writes
+    flags: tuple[str, ...] = ()  # that only its files take
+    # Kind of file, config and --bgr -> table; raises UserError if they contradict each other.
     table: Callable[[sources.Source, Any, bool], mapping.Table] | None = None
-    # As `read`, with what the file holds behind the path: only checks and sets fields.
+    # As `read`, with the file's contents after the path; only checks and sets fields.
     fill_in: Callable[..., None] = lambda path, file, config, flags, overrides: None
-    buffers: Callable[[Any], dict] = lambda config: {}  # arrays written besides the leaves
+    buffers: Callable[[Any], dict] = lambda config: {}  # arrays written in addition to the leaves
 
 
 def find(name: str) -> Family:
-    """The family that --source calls so.
+    """The family with this --source name.
 
-    It is imported here and not above, as families stand on this file.
+    Imported here and not above, because families import this file.
     """
     return importlib.import_module(f"{families.__name__}.{name}").FAMILY
 
 
 def every() -> list[Family]:
-    """All, in the order of `families.NAMES`."""
+    """All families, in the order of `families.NAMES`."""
     return [find(name) for name in families.NAMES]
 
 
 def of_file(path: pathlib.Path, source: str) -> Family:
-    """The family that reads a file: of --source, or known by how the file begins.
+    """The family that reads a file, by --source or by the file's first bytes.
 
-    All whose files have names read them alike, and find out by the names which is meant.
+    All families whose files have names read them alike; the names tell which one is meant.
     """
     if source != "auto":
         return find(source)
@@ -73,5 +73,5 @@ def of_file(path: pathlib.Path, source: str) -> Family:
 
 
 def of_detector(detector: str) -> Family:
-    """The family that writes a detector; of all whose files have names, one, as in `of_file`."""
+    """The family that writes a detector; the first one stands for all whose files have names."""
     return next((family for family in every() if family.detector == detector), every()[0])

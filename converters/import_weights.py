@@ -1,4 +1,4 @@
-"""Foreign weights -> a weights folder: the work of `python -m converters.convert --input`."""
+"""Foreign weights -> weights folder: `python -m converters.convert --input`."""
 
 import argparse
 import pathlib
@@ -13,7 +13,7 @@ from detlab.run import checkpoint
 
 
 def run(flags: argparse.Namespace, overrides: Mapping[str, str]) -> None:
-    """Writes the folder, and prints what became of every tensor and leaf."""
+    """Writes the folder, and prints one line for each tensor and leaf."""
     config = config_lib.load(flags.config, overrides)
     checks.check_config(config)
     _check_output(flags.output)
@@ -30,26 +30,30 @@ def run(flags: argparse.Namespace, overrides: Mapping[str, str]) -> None:
     _save(flags.output, config, foreign, path.name, tree, report)
     print(mapping.format_report(report))
     matched = sum(row.status == "matched" for row in report)
-    print(f"{foreign.counted.format(matched=matched)} of {path} are in {flags.output}")
+    print(f"wrote {foreign.counted.format(matched=matched)} from {path} to {flags.output}")
 
 
 def _check_output(output: pathlib.Path) -> None:
-    """Finds out before the work whether the folder can be made."""
+    """Checks before the work starts that the folder can be created."""
     if output.exists():
-        raise errors.UserError(f"{output} exists already; give a new folder or remove it first.")
+        raise errors.UserError(
+            f"--output {output} already exists; choose a new folder or remove it first."
+        )
     try:
         output.mkdir(parents=True)
-        output.rmdir()  # the checkpoint writer makes it in one step when all is written
+        output.rmdir()  # the checkpoint writer creates it in one step at the end
     except OSError as error:
-        raise errors.UserError(f"{output} cannot be made: {error.strerror or error}.") from error
+        raise errors.UserError(
+            f"--output {output} cannot be created: {error.strerror or error}."
+        ) from error
 
 
 def _check_flags(flags: argparse.Namespace, family: family_lib.Family, path: pathlib.Path) -> None:
-    """Refuses flags that go with the files of another family."""
+    """Rejects flags that only the files of another family take."""
     for other in family_lib.every():
         for flag in other.flags:
             if getattr(flags, flag) and flag not in family.flags:
-                raise errors.UserError(f"--{flag} goes with {other.files}, and {path} is none.")
+                raise errors.UserError(f"{path} is not {other.files}; remove --{flag}.")
 
 
 def _save(

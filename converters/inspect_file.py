@@ -1,4 +1,4 @@
-"""What a weight file holds, as text: the work of `python -m converters.convert --inspect FILE`."""
+"""Describes a weight file as text: `python -m converters.convert --inspect FILE`."""
 
 import argparse
 import collections
@@ -15,29 +15,29 @@ from detlab.converters import download
 from detlab.converters.readers import contents, darknet, files
 from detlab.darknet import cfg as darknet_cfg
 
-_CHUNK = 1 << 20  # values that statistics are made of at a time
-_MAX_NAMES = 10_000  # letters of all class names together
-_MAX_VALUE = 100  # letters of an entry beside the weights; mmdet keeps its whole configuration
+_CHUNK = 1 << 20  # values converted to float64 at a time for the statistics
+_MAX_NAMES = 10_000  # characters of all class names together
+_MAX_VALUE = 100  # characters of an entry beside the weights; mmdet stores its whole config
 
 
 def run(flags: argparse.Namespace) -> None:
-    """Prints what the file of --inspect holds."""
+    """Prints a description of the file that --inspect names."""
     network = darknet_cfg.read(flags.cfg) if flags.cfg else None
     print(describe(download.local(flags.inspect, flags.sha256), network))
 
 
 def describe(path: str | os.PathLike, network: darknet_cfg.Network | None = None) -> str:
-    """A summary of a weight file, and one line for each tensor.
+    """A summary of a weight file, and one line per tensor.
 
-    Mean and std are those of all values of a tensor, in float64; "-" where there are none or the
-    values are complex.  Of a darknet `.weights` file whose network is not given, the header and the
-    number of values are told: where which tensor lies is in the cfg alone.
+    Mean and std are over all values of a tensor, in float64; "-" if there are none or they are
+    complex.  For a darknet `.weights` file without its network, only the header and the number of
+    values are shown, because the position of each tensor follows from the cfg.
 
     Args:
       path: as in `readers.files.read`.
-      network: what a `.weights` file belongs to.
+      network: of a `.weights` file.
     Returns:
-      lines of text, without control characters of the file.
+      lines of text; control characters from the file are escaped.
     Raises:
       ReadError: one sentence that names the file.
     """
@@ -48,7 +48,7 @@ def describe(path: str | os.PathLike, network: darknet_cfg.Network | None = None
 
 
 def _darknet_header(path: str | os.PathLike) -> list[str]:
-    """Lines about a darknet file without its cfg; none for another file."""
+    """Lines about a darknet file without its cfg; [] for other files."""
     with contents.reading(path, "weight file", contents.ReadError):
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
@@ -56,13 +56,13 @@ def _darknet_header(path: str | os.PathLike) -> list[str]:
     if not contents.is_darknet(head):
         return []
     version = struct.unpack_from("<3i", head)
-    # Of 64 bits since version 0.2, see readers/darknet.py.
+    # `seen` has 64 bits since version 0.2, see readers/darknet.py.
     start = 20 if version[1] >= 2 else 16
     header = darknet.Header(*version, seen=int.from_bytes(head[12:start], "little"))
     return [
         str(path),
         *_entries({"format": f"darknet, {size} bytes", **header._asdict()}),
-        *_entries({"values": f"{(size - start) / 4:g} (names and shapes are in its cfg: --cfg)"}),
+        *_entries({"values": f"{(size - start) / 4:g} (add --cfg for names and shapes)"}),
     ]
 
 
@@ -80,9 +80,9 @@ def _summary(path: str | os.PathLike, file: contents.Contents) -> Iterator[str]:
     )
     names = file.class_names or ()
     told = contents.printable(f"{len(names)}: {', '.join(names[:_MAX_NAMES])}", _MAX_NAMES)
-    yield f"{'classes':<16}  {told if names else 'not told'}"
+    yield f"{'classes':<16}  {told if names else 'not in the file'}"
     for key, value in file.meta.items():
-        # One level of nesting is shown as entries of their own: mmdet's `meta`.
+        # One level of nesting, such as mmdet's `meta`, is flattened.
         inner = value if isinstance(value, dict) and value else {"": value}
         yield from _entries({f"{key}.{k}".rstrip("."): v for k, v in inner.items()})
 
@@ -105,7 +105,7 @@ def _table(tensors: dict[str, np.ndarray]) -> list[str]:
 
 
 def _statistics(array: np.ndarray) -> tuple[str, str]:
-    """Mean and standard deviation as text; of large arrays no float64 copy is made."""
+    """Mean and standard deviation as text, without a float64 copy of a large array."""
     if array.size == 0 or array.dtype.kind == "c":
         return "-", "-"
     flat = array.reshape(-1)

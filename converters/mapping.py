@@ -1,11 +1,11 @@
-r"""The conversion engine: named tensors -> the parameter tree of a detector, strictly, and back.
+r"""The conversion engine: named tensors -> a detector's parameter tree, strictly, and back.
 
 A table is data: rules that say where each foreign tensor goes and which pure functions bring it
-into detlab's layout.  Within the subtrees that a table names nothing is skipped silently: every
-source name is matched by one rule or listed as dropped, every leaf is filled once, shapes agree.
+into detlab's layout.  Nothing is skipped silently in the subtrees that a table names: every source
+name matches one rule or is listed as dropped, every leaf is filled once, and shapes agree.
 
-Source names are written as regexes of literal text, `\.` and groups without groups inside; a
-target refers to the groups as `\1`, `\2`.  So a rule can also be read backwards.
+Source names are regexes made of literal text, `\.` and groups that are not nested; a target refers
+to the groups as `\1`, `\2`.  This is why a rule can also run backwards.
 """
 
 import collections
@@ -20,13 +20,13 @@ import numpy as np
 from detlab import errors
 from detlab.converters.readers import contents
 
-# Near misses are looked for this often; beyond it the file is another model, not a misspelt one.
+# Only this many names get a near miss: with more, the file is another model, not a misspelt one.
 _MAX_SUGGESTIONS = 20
 _MAX_CANDIDATES = 5000
 
 
 class ConversionError(errors.UserError):
-    """Tensors and detector do not fit; the message lists every difference."""
+    """The tensors do not fit the detector; the message lists every difference."""
 
 
 class Transform(NamedTuple):
@@ -37,11 +37,11 @@ class Transform(NamedTuple):
 
 
 class Rule(NamedTuple):
-    """Where the tensors go whose names match, and what is done to them on the way."""
+    """Where tensors with matching names go, and how they are transformed."""
 
     source: str  # regex of the whole name, see the file's docstring
     target: str  # path such as r"params/backbone/stage\1_block\2/conv1/conv/kernel"
-    transforms: tuple[str, ...] = ("identity",)  # keys of TRANSFORMS, first applied first
+    transforms: tuple[str, ...] = ("identity",)  # keys of TRANSFORMS, in order of application
 
 
 class Dropped(NamedTuple):
@@ -52,17 +52,17 @@ class Dropped(NamedTuple):
 
 
 class Table(NamedTuple):
-    """How the names of one source map into the subtrees of a detector."""
+    """How the names of one source map to the subtrees of a detector."""
 
     name: str
-    subtrees: tuple[str, ...]  # path prefixes that are filled completely, as "params/backbone"
+    subtrees: tuple[str, ...]  # paths such as "params/backbone" that are filled completely
     rules: tuple[Rule, ...]
     dropped: tuple[Dropped, ...]
-    class_leaves: tuple[str, ...] = ()  # regexes of the leaves that have the number of classes
+    class_leaves: tuple[str, ...] = ()  # regexes of leaves that depend on the number of classes
 
 
 class Row(NamedTuple):
-    """What became of one tensor of the file or one leaf of the detector."""
+    """The outcome for one tensor of the file or one leaf of the detector."""
 
     source: str
     target: str
@@ -72,7 +72,7 @@ class Row(NamedTuple):
     status: str  # "matched", "dropped: <reason>", "left initialised" or ANEW
 
 
-ANEW = "initialised anew"  # of a leaf of the table whose tensor is for other classes
+ANEW = "initialised anew"  # status of a leaf of the table whose tensor is for other classes
 
 
 TRANSFORMS = {
@@ -105,7 +105,7 @@ def convert(
       table: the rules.
       target_shapes: path such as "params/backbone/stem/conv/kernel" -> shape, for all leaves of
         the detector.
-      reset_classes: leave the table's `class_leaves` out, whatever the file has for them.
+      reset_classes: drop whatever the file has for the table's `class_leaves`.
     Returns:
       tree: nested dict of the filled leaves only, float32 in C order.
       report: one row per source tensor, then one per leaf that was not filled.
@@ -122,7 +122,7 @@ def convert(
             (rule, m) for rule in table.rules if (m := _compiled(rule.source).fullmatch(name))
         ]
         if len(matches) + bool(reasons) > 1:
-            differences.append(f"{name} is claimed by several rules of table {table.name}")
+            differences.append(f"{name} matches several rules of table {table.name}")
         elif reasons:
             rows.append(Row(name, "", tensor.shape, None, None, f"dropped: {reasons[0]}"))
         elif not matches:
@@ -138,15 +138,15 @@ def convert(
                 continue
             if path in anew:
                 filled[path] = None
-                rows.append(Row(name, "", tensor.shape, None, None, "dropped: of other classes"))
+                rows.append(Row(name, "", tensor.shape, None, None, "dropped: for other classes"))
                 continue
             if tensor.dtype.kind in "biuc":
-                differences.append(f"{name} -> {path} is of type {tensor.dtype}, no real numbers")
+                differences.append(f"{name} -> {path} has type {tensor.dtype}, not floating point")
                 continue
             filled[path] = value = _transformed(tensor, rule.transforms)
             difference = _difference(value, wanted[path])
             if difference and matches_any(table.class_leaves, path):
-                difference += ": another number of classes, see --reset_classes"
+                difference += ": the number of classes differs, see --reset_classes"
             if difference:
                 differences.append(f"{name} -> {path} {difference}")
                 continue
@@ -156,7 +156,7 @@ def convert(
     unfilled = [path for path in wanted if path not in filled and path not in anew]
     missing = {_source_name(path, table) or path: path for path in unfilled}
     differences += _with_suggestions(
-        unmatched, missing, "{} of the file has no place in the detector"
+        unmatched, missing, "{} of the file fits no leaf of the detector"
     )
     differences += _with_suggestions(
         missing, unmatched, "{} of the detector's " + table.name + " weights is not in the file"
@@ -165,8 +165,8 @@ def convert(
         differences.append(f"the detector has no {' or '.join(table.subtrees)}")
     if differences:
         raise ConversionError(
-            f"the file does not fit the detector ({len(differences)} differences):\n  "
-            + "\n  ".join(differences)
+            f"the file does not fit the detector ({len(differences)} differences); choose a config"
+            " for its network:\n  " + "\n  ".join(differences)
         )
     rows += [Row("", path, tuple(wanted[path]), None, None, ANEW) for path in anew]
     rows += [
@@ -178,10 +178,10 @@ def convert(
 
 
 def reverse(tree: Mapping, table: Table) -> dict[str, np.ndarray]:
-    """The source's names and layouts for a tree that `convert` made; dropped tensors stay dropped.
+    """Gives a tree from `convert` the source's names and layouts; dropped tensors stay dropped.
 
     Raises:
-      ConversionError: a leaf of the table's subtrees comes from no rule, or from several.
+      ConversionError: no rule, or more than one, fills a leaf of the table's subtrees.
     """
     tensors, differences = {}, []
     for path, value in flatten(tree).items():
@@ -224,7 +224,7 @@ def nest(flat: Mapping) -> dict:
 
 
 def format_report(rows: Iterable[Row]) -> str:
-    """A table to read: what went where, then how many tensors had each fate."""
+    """A readable table: where each tensor went, then the number of rows per status."""
     rows = list(rows)
     cells = [("source", "target", "shape", "mean", "std", "status")]
     for row in rows:
@@ -239,7 +239,7 @@ def format_report(rows: Iterable[Row]) -> str:
 
 
 def matches_any(patterns: tuple[str, ...], path: str) -> bool:
-    """Whether a leaf is of one of the regexes, such as a table's `class_leaves`."""
+    """Whether a path matches one of the regexes, such as a table's `class_leaves`."""
     return any(re.fullmatch(pattern, path) for pattern in patterns)
 
 
@@ -249,20 +249,20 @@ def inside(path: str, subtrees: tuple[str, ...]) -> bool:
 
 
 def _transformed(tensor: np.ndarray, transforms: tuple[str, ...]) -> np.ndarray:
-    """The tensor after all transforms; unchanged where its rank does not allow them."""
+    """The tensor after all transforms; unchanged if its rank does not allow them."""
     value = tensor
     for transform in transforms:
         try:
             value = TRANSFORMS[transform].forward(value)
         except (ValueError, IndexError):
-            return np.asarray(tensor, np.float32)  # the shapes will not agree either
-    with np.errstate(over="ignore"):  # what overflows is found as not finite
+            return np.asarray(tensor, np.float32)  # `_difference` reports the shape
+    with np.errstate(over="ignore"):  # `_difference` reports values that overflow
         return np.array(value, np.float32, order="C")
 
 
 def _difference(value: np.ndarray, shape: tuple[int, ...]) -> str:
     if value.shape != tuple(shape):
-        return f"has shape {value.shape}, the detector {tuple(shape)}"
+        return f"has shape {value.shape}, but the detector needs {tuple(shape)}"
     if not np.isfinite(value).all():
         return "holds values that are not finite in float32"
     return ""
@@ -296,15 +296,15 @@ def _sources(path: str, table: Table) -> list[tuple[str, Rule]]:
     return found
 
 
-# Tables have more rules than the cache of `re` has places, and each is asked about every tensor.
+# Tables have more rules than `re` caches, and every rule is tried on every tensor.
 _compiled = functools.cache(re.compile)
 
 
 @functools.cache
 def _backwards(rule: Rule) -> tuple[re.Pattern, list[str]]:
-    """What a path that the rule fills looks like, and what stands around the groups of its source.
+    """A pattern of the paths that the rule fills, and the text around the groups of its source.
 
-    Group n of the source is called `gn` in the pattern.
+    Group n of the source is named `gn` in the pattern.
     """
     groups = re.findall(r"\(([^()]*)\)", rule.source)
     parts = re.split(r"\\(\d)", rule.target)  # literal, number, literal, number, ...

@@ -1,9 +1,11 @@
-"""Files whose tensors have names, of whatever family: by them the table is found."""
+"""Files whose tensors have names, of any family; the names determine the table."""
 
 import argparse
 import pathlib
 from collections.abc import Mapping
 from typing import Any
+
+from ml_collections import config_dict
 
 from detlab import contract, errors
 from detlab.converters import family as family_lib
@@ -17,9 +19,12 @@ SUFFIXES = (".pth", ".pt", ".safetensors")
 
 
 def read(
-    path: pathlib.Path, config, flags: argparse.Namespace, overrides: Mapping[str, str]
+    path: pathlib.Path,
+    config: config_dict.ConfigDict,
+    flags: argparse.Namespace,
+    overrides: Mapping[str, str],
 ) -> family_lib.Foreign:
-    """A file by the one table that has its names and fits the config's detector."""
+    """Reads a file by the one table that knows its names and fits the config's detector."""
     file = files.read(path)
     source = _source(flags.source, path, file.tensors, flags.config, config.detector)
     family = family_lib.find(source.family)
@@ -27,8 +32,8 @@ def read(
     table = family.table(source, config, flags.bgr)
     if flags.reset_classes and not table.class_leaves:
         raise errors.UserError(
-            f"--reset_classes does nothing here: of {source.description} the class layers are left"
-            " out always."
+            f"remove --reset_classes: {path} is {source.description}, whose class layers are always"
+            " dropped."
         )
     class_names = () if flags.reset_classes else _class_names(path, file, config)
     origin = {"bgr": flags.bgr}
@@ -36,9 +41,12 @@ def read(
 
 
 def write(
-    flags: argparse.Namespace, config, weights: checkpoint.Weights, leaves: Mapping[str, Any]
+    flags: argparse.Namespace,
+    config: config_dict.ConfigDict,
+    weights: checkpoint.Weights,
+    leaves: Mapping[str, Any],
 ) -> str:
-    """A state dict as a `.pth` or `.safetensors` file."""
+    """Writes a state dict as a `.pth` or `.safetensors` file."""
     bgr = flags.bgr or weights.info.get("converted_from", {}).get("bgr", False)
     source, table = _table_back(flags.source, config, leaves, weights.path, bgr)
     tensors = mapping.reverse(mapping.nest(leaves), table)
@@ -48,13 +56,13 @@ def write(
         torch_file.write(flags.output, tensors)
     else:
         safetensors_file.write(flags.output, tensors, weights.info.get("class_names"))
-    return f"{len(tensors)} tensors of {weights.path} are in {flags.output}, as {table.name}"
+    return f"wrote {len(tensors)} tensors from {weights.path} to {flags.output} as {table.name}"
 
 
 def _source(
     family: str, path: pathlib.Path, names: Mapping, config_name: str, detector: str
 ) -> sources.Source:
-    """The kind of the file: of the family, known by its names, and for the detector."""
+    """The kind of file that belongs to the family, has these names and fits the detector."""
     wanted = [source for source in SOURCES if family in ("auto", source.family)]
     known = sources.fitting(wanted, names)
     if not known:
@@ -62,27 +70,34 @@ def _source(
         other = sources.fitting(SOURCES, names)
         looks = f"it looks like {_either(other)}" if other else "its names begin with "
         looks += "" if other else contents.printable(", ".join(list(names)[:4]))
-        raise errors.UserError(f"{path} is not {is_not}; {looks}.")
+        raise errors.UserError(
+            f"{path} is not {is_not}; {looks}, so give another file, or the --source and --config"
+            " that fit it."
+        )
     chosen = [source for source in known if source.detector in (None, detector)]
     if not chosen:
         only = " or ".join(sorted({source.detector for source in known}))
         raise errors.UserError(
-            f"{_either(known)} fits detector {only} only, and {config_name} is of {detector}."
+            f"{path} is {_either(known)} for detector {only}, but --config {config_name} has"
+            f" detector {detector}; choose an experiment with detector {only}."
         )
     if len(chosen) > 1:
-        raise errors.UserError(f"{path} may be {_either(chosen)}; say which with --source.")
+        raise errors.UserError(f"{path} may be {_either(chosen)}; choose with --source.")
     return chosen[0]
 
 
 def _sources_of(family: str, detector: str) -> list[sources.Source]:
-    """The sources that the detector may have."""
+    """The kinds of file that fit the detector."""
     found = [
         source
         for source in SOURCES
         if family in ("auto", source.family) and source.detector in (None, detector)
     ]
     if not found:
-        raise errors.UserError(f"--source {family} has no table for detector {detector}.")
+        raise errors.UserError(
+            f"--source {family} has no table for detector {detector}; choose another --source or"
+            " another experiment."
+        )
     return found
 
 
@@ -91,14 +106,14 @@ def _either(known: list[sources.Source]) -> str:
 
 
 def _class_names(path: pathlib.Path, file: contents.Contents, config) -> tuple[str, ...]:
-    """The file's names, if it has any; as many as the detector has classes."""
+    """The file's class names, if any; their number must be the detector's number of classes."""
     names = file.class_names or ()
     expected = contract.num_classes(config)
     if names and len(names) != expected:
         raise errors.UserError(
-            f"{path} knows {len(names)} classes and config.model.num_classes is {expected};"
-            f" add --config.model.num_classes={len(names)}, or, to train on other classes,"
-            " --reset_classes."
+            f"{path} has {len(names)} class names, but config.model.num_classes is {expected}; add"
+            f" --config.model.num_classes={len(names)}, or --reset_classes to train on other"
+            " classes."
         )
     return names
 
@@ -106,7 +121,7 @@ def _class_names(path: pathlib.Path, file: contents.Contents, config) -> tuple[s
 def _table_back(
     family: str, config, leaves: Mapping, path: pathlib.Path, bgr: bool
 ) -> tuple[sources.Source, mapping.Table]:
-    """The table of the whole detector, else of a backbone, whose every leaf is there."""
+    """The table of the whole detector, else of a backbone, if none of its leaves is missing."""
     shapes, found = target.shapes(config), []
     for source in _sources_of(family, config.detector):
         table = family_lib.find(source.family).table(source, config, bgr)
@@ -116,10 +131,10 @@ def _table_back(
     complete, size, name, source, table, absent = max(found, key=lambda entry: entry[:2])
     if not complete:
         raise errors.UserError(
-            f"{path} is no complete {name}: {len(absent)} leaves are not there in the shape of the"
-            f" config, such as {absent[0]}."
+            f"{path} is not a complete {name}: {len(absent)} leaves are missing or differ in shape"
+            f" from the config's, such as {absent[0]}."
         )
     names = sorted({other[2] for other in found if other[:2] == (complete, size)})
     if len(names) > 1:
-        raise errors.UserError(f"{path} may be {' or '.join(names)}; say which with --source.")
+        raise errors.UserError(f"{path} may be {' or '.join(names)}; choose with --source.")
     return source, table

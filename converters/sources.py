@@ -1,7 +1,7 @@
-"""Which files are known: each table names its own in `SOURCES`, and a file is known by its names.
+"""The kinds of files that can be converted: each table lists its own in `SOURCES`.
 
-A detector that has the names of another, as an algorithm that only trains differently does, has a
-source of its own with the same marks; the config then says which is meant.
+A file is recognised by the names of its tensors.  Two detectors that differ only in training have
+the same names, so they have two sources with the same marks; the config decides between them.
 """
 
 import importlib
@@ -13,12 +13,12 @@ from detlab.converters import mapping, tables
 
 
 class Source(NamedTuple):
-    """A kind of file: how to know one, and what it is converted by."""
+    """A kind of file: how to recognise and convert it."""
 
     family: str  # one of `families.NAMES`
     description: str
     marks: tuple[str, ...]  # names that every such file has
-    table: Callable[..., mapping.Table]  # of `bgr`, or of what its family makes a table of
+    table: Callable[..., mapping.Table]  # takes `bgr`, or whatever its family passes
     detector: str | None  # the only one that it fits; None: any with such a subtree
 
 
@@ -32,11 +32,11 @@ def collect() -> tuple[Source, ...]:
 
 
 def fitting(sources: Iterable[Source], names: Iterable[str]) -> list[Source]:
-    """The sources that a file with these names may be of, in any order.
+    """The sources that match a file with these names, in any order.
 
-    A source gives way to one that has its marks and more: a RetinaNet with the counts of GHM has
-    the names of a RetinaNet too.  So those that are left differ in family or detector alone, or
-    their tables do not say enough.
+    A source loses to one that has all its marks and more: a RetinaNet with the counts of GHM also
+    has the names of a RetinaNet.  Sources that remain differ only in family or detector, unless
+    their marks are too few.
     """
     names = set(names)
     known = [source for source in sources if names.issuperset(source.marks)]

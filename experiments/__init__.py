@@ -1,1 +1,1 @@
-"""Configs, one file an experiment: `get_config()` returns an ml_collections ConfigDict."""
+"""Configs, one file per experiment: `get_config()` returns an ml_collections ConfigDict."""

@@ -1,35 +1,35 @@
-"""What experiments share: every key that a command line may override, data, schedules and starts.
+"""What experiments share: all keys that a command line can override, data, schedules and weights.
 
-How YOLOv3, YOLOv5 and darknet train is in experiments/recipes.
+The recipes that train YOLOv3, YOLOv5 and darknet are in experiments/recipes.
 """
 
 from ml_collections import ConfigDict
 
 from detlab.data import settings
 
-# ImageNet's mean colour, about 0 after normalisation: what surrounds an image on its canvas.
+# ImageNet's mean colour, about 0 after normalisation, which pads an image to its canvas.
 MEAN_COLOUR = (124, 116, 104)
 
 
 def base(detector: str, **model) -> ConfigDict:
-    """All keys with neutral values, locked: a key that is not here is refused.
+    """All keys with neutral values, locked, so an unknown key is an error.
 
-    `model` alone is open, as its fields are the detector's: those that are not its defaults.
+    Only `model` is open: it holds the detector's fields that differ from their defaults.
     """
     config = ConfigDict(
         dict(
             detector=detector,
             model=model,
             seed=0,
-            # Start from weights: a workdir, a checkpoint's folder or what converters.convert wrote.
+            # Weights to start from: a workdir, a checkpoint's folder or one of converters.convert.
             init_from="",
             init_skip=(),  # regexes of paths, such as params/head/.*, that may differ
-            init_help="",  # what to do where init_from is missing
+            init_help="",  # what to do if init_from does not exist
             compilation_cache=True,  # keep compiled programs in the user's cache folder
             data=dict(
                 source="shapes",  # shapes, voc, coco, wider or tfds
                 root="data",
-                class_names=(),  # () for those of the source
+                class_names=(),  # (): those of the source
                 rename_classes=(),  # pairs (name in the files, name in class_names)
                 tfds_name="",  # tfds: "voc/2007"; root is the folder of prepared data sets
                 train_splits=(),  # voc: "2007_trainval", or "train" in a folder without years
@@ -38,38 +38,38 @@ def base(detector: str, **model) -> ConfigDict:
                 train_annotations="",  # coco: json below root
                 eval_images="",
                 eval_annotations="",
-                train_also=(),  # more data: a dict a source, of the keys here that differ
-                train_repeat=1,  # times that an epoch shows the training data
+                train_also=(),  # more data: for each source a dict of the keys here that differ
+                train_repeat=1,  # passes over the training data per epoch
                 keep_empty=False,  # train on images without objects too
                 canvases=((128, 128),),  # (height, width) px; each compiles once
                 resize="fit",  # fit (keeps the ratio), letterbox (fit, centred) or stretch
-                size_limits=(),  # (long, short) px that the sides may not exceed; () for none
-                # Of sides that keep their ratio: half_up (mmcv), half_even, down, up or whole ...
+                size_limits=(),  # largest (long, short) sides, px; (): no limit
+                # For sides that keep their ratio: half_up (mmcv), half_even, down, up or whole ...
                 rounding="half_up",
-                demo_rounding="half_up",  # ... and of those in the demo, see docs/data.md
-                eval_shrink="linear",  # how evaluation makes pictures smaller: linear or area
-                # Multi-scale training: alternatives to `canvases`, of which a step draws one ...
+                demo_rounding="half_up",  # ... and the same in the demo, see docs/data.md
+                eval_shrink="linear",  # how evaluation shrinks images: linear or area
+                # Multi-scale training: alternatives to `canvases`, one drawn per step ...
                 multiscale_canvases=(),  # (((320, 320),), ((416, 416),))
-                # ... and alternatives to `size_limits`, of which an image draws one.
+                # ... and alternatives to `size_limits`, one drawn per image.
                 multiscale_limits=(),  # ((1333, 640), (1333, 800))
-                multiscale="list",  # list: one of the limits; range: any from least to largest
+                multiscale="list",  # list: one of the limits; range: any between the extremes
                 flip_horizontal=0.5,  # probabilities
                 flip_vertical=0.0,
-                # What changes pictures at random, by default nothing: detlab/data/settings.py says
-                # what each key means.
+                # Random changes to images, none by default; detlab/data/settings.py explains the
+                # keys.
                 augment=settings.Augment()._asdict(),
                 pad_value=MEAN_COLOUR,
-                max_boxes=100,  # slots for objects; the largest are kept
-                min_side=32,  # px; smaller images are not trained on
-                skip_broken=True,  # in training leave out what cannot be read, and count it
-                eval_skip_broken=False,  # evaluation stops there instead
+                max_boxes=100,  # slots for objects; the largest objects are kept
+                min_side=32,  # px; training skips smaller images
+                skip_broken=True,  # training skips and counts unreadable images
+                eval_skip_broken=False,  # evaluation stops at them instead
                 read_threads=2,
-                workers=0,  # processes that read instead of threads
+                workers=0,  # processes that read images, instead of threads
             ),
             train=dict(
                 batch_size=16,
-                accumulate=1,  # parts that a batch is worked through in, for want of memory
-                epochs=0,  # length of the run; 0: `steps` counts
+                accumulate=1,  # parts that a batch is split into, to save memory
+                epochs=0,  # length of the run; 0: use `steps`
                 steps=0,
                 log_every=50,  # steps
                 eval_every=0,  # steps; 0: every epoch
@@ -79,33 +79,33 @@ def base(detector: str, **model) -> ConfigDict:
             optim=dict(
                 name="sgd",  # sgd or adamw
                 lr=0.01,
-                lr_batch_size=16,  # lr is scaled by batch_size over this; 0: it is taken as it is
+                lr_batch_size=16,  # lr is scaled by batch_size / lr_batch_size; 0: not scaled
                 momentum=0.9,  # of sgd; beta 1 of adamw
                 nesterov=False,
                 weight_decay=1e-4,
                 no_decay=(),  # regexes of paths, such as params/.*/bias
-                freeze=(),  # regexes of paths, besides what the model freezes
+                freeze=(),  # regexes of paths, in addition to those that the model freezes
                 clip_norm=0.0,  # global norm of the gradients; 0: no clipping
                 schedule="step",  # step, cosine, linear or constant
-                milestones=(8, 11),  # in epochs, or in steps where train.epochs is 0
+                milestones=(8, 11),  # in epochs, or in steps if train.epochs is 0
                 milestone_factor=0.1,
                 warmup_steps=500,
                 warmup_factor=0.001,
                 warmup_power=1.0,  # 1: linear; 4: darknet's burn_in
                 warmup_momentum=0.0,  # of sgd at the first step, rising to momentum; 0: no warm-up
-                warmup_bias_lr=0.0,  # of biases at the first step, nearing lr; 0: as all others
-                biases=("params/.*/bias",),  # regexes of the paths that warmup_bias_lr is for
-                final_factor=0.0,  # cosine and linear end at this part of lr
-                decay_from="warmup",  # they begin at the end of the warm-up, or at the "start"
-                ema_decay=0.0,  # of the averaged weights that are evaluated; 0: no averaging
-                ema_warmup=0,  # steps; the decay begins at 0 and nears ema_decay as in YOLOv5
+                warmup_bias_lr=0.0,  # of biases at the first step, moving to lr; 0: as all others
+                biases=("params/.*/bias",),  # regexes of the paths that have warmup_bias_lr
+                final_factor=0.0,  # cosine and linear end at this fraction of lr
+                decay_from="warmup",  # they start at the end of the warm-up, or at the "start"
+                ema_decay=0.0,  # of the averaged weights, which are evaluated; 0: no averaging
+                ema_warmup=0,  # steps; the decay rises from 0 towards ema_decay as in YOLOv5
             ),
             eval=dict(
                 batch_size=8,
-                best_by="AP",  # AP, AP50, AP75, mAP07 or mAP12: the highest is the best checkpoint
-                views=("image",),  # whose candidates are suppressed together: image, mirror
+                best_by="AP",  # AP, AP50, AP75, mAP07 or mAP12: selects the best checkpoint
+                views=("image",),  # image, mirror; NMS takes the candidates of all views together
                 pictures=16,  # drawn at the end of training
-                threshold=0.3,  # score of what is drawn
+                threshold=0.3,  # lowest score of a drawn box
             ),
         )
     )
@@ -115,7 +115,7 @@ def base(detector: str, **model) -> ConfigDict:
 
 
 def coco_files(config: ConfigDict) -> None:
-    """COCO 2017 as it unpacks: train2017, val2017 and annotations under one root."""
+    """COCO 2017 as unpacked: train2017, val2017 and annotations under one root."""
     config.data.update(
         source="coco",
         root="data/coco",
@@ -139,7 +139,7 @@ def voc_files(config: ConfigDict) -> None:
 
 
 def bccd_files(config: ConfigDict) -> None:
-    """BCCD, 364 microscope pictures of blood cells, in VOC layout."""
+    """BCCD, 364 microscope images of blood cells, in VOC layout."""
     config.data.update(
         source="voc",
         root="data/bccd",
@@ -153,9 +153,9 @@ def bccd_files(config: ConfigDict) -> None:
 
 
 def schedule_1x(config: ConfigDict) -> None:
-    """The "1x" schedule of the Mask R-CNN code bases, with their size of images.
+    """The "1x" schedule of the Mask R-CNN code bases, with their image size.
 
-    12 epochs, the learning rate divided by 10 after 8 and 11.
+    12 epochs, with the learning rate divided by 10 after epochs 8 and 11.
     """
     config.data.update(canvases=((800, 1344), (1344, 800)), size_limits=(1333, 800))
     config.train.update(batch_size=16, epochs=12)
@@ -179,7 +179,7 @@ def coco_1x(config: ConfigDict) -> None:
 
 
 def voc_1x(config: ConfigDict) -> None:
-    """PASCAL VOC with mmdetection's schedule: 4 epochs that repeat the data three times, so 12."""
+    """PASCAL VOC for 12 epochs, as in mmdetection's 4 epochs that repeat the data three times."""
     voc_files(config)
     schedule_1x(config)
     config.data.update(canvases=((608, 1024), (1024, 608)), size_limits=(1000, 600))
@@ -189,17 +189,18 @@ def voc_1x(config: ConfigDict) -> None:
 def start_from(
     config: ConfigDict, name: str, file: str, folder: str, source: str, authors: str
 ) -> None:
-    """Starts from converted weights, and says how to get them where they are missing.
+    """Starts from converted weights, and says how to get them if they are missing.
 
     Args:
       name: path of the experiment, which has a variant `scratch`.
-      file: that its authors publish.
+      file: name of the published file.
       folder: of the converted weights.
-      source: of the file, in the words of `detlab convert --source`.
+      source: the value of `detlab convert --source`, and further flags.
+      authors: who publishes the file.
     """
     config.init_from = folder
     config.init_help = (
-        f"download {authors}'s {file}, convert it with `detlab convert --source {source}"
+        f"download {authors}'s {file} and convert it with `detlab convert --source {source}"
         f" --config {name} --input {file} --output {folder}`, or train from random"
         f" weights with `--config {name}:scratch`"
     )
@@ -215,7 +216,7 @@ def from_imagenet(config: ConfigDict, name: str) -> None:
 
 
 def from_scratch(config: ConfigDict) -> None:
-    """Random weights: live norms, and nothing frozen."""
+    """Random weights: norms use batch statistics, and nothing is frozen."""
     config.model.update(backbone_norm="batch", frozen_stages=0)
     config.init_from = ""
     config.init_help = ""

@@ -2,9 +2,9 @@
 
     python -m detlab.train --config experiments/cornernet_coco.py --config.data.root=coco
 
-The root holds train2017, val2017 and annotations.  Random weights and 48 images a step, as in
-the reference.  It tests on images of their own size, and so does this where the longer side is
-640 px and the other at most 511, as with most images of COCO.
+The root holds train2017, val2017 and annotations.  As in the reference, training starts from random
+weights and takes 48 images per step.  The reference tests images at their original size; so does
+this config if the longer side is 640 px and the other at most 511, as in most images of COCO.
 
 Expected: COCO 2017 | 210 epochs, not timed | 253 GB for 48 images | AP 0.412, published
 """
@@ -18,8 +18,8 @@ def get_config() -> ConfigDict:
     config = common.base("cornernet")
     common.coco_files(config)
     config.data.update(
-        # Crops of 511 x 511 px in training.  Tests are on sizes with the last seven bits set, to
-        # which the reference pads: all halvings after the first are exact.
+        # Training crops are 511 x 511 px.  Test sizes have the last seven bits set, as the
+        # reference pads to these: all halvings after the first are exact.
         canvases=((511, 767), (767, 511)),
         multiscale_canvases=(((511, 511), (511, 511)),),
         size_limits=(640, 640),
@@ -31,7 +31,7 @@ def get_config() -> ConfigDict:
         name="adamw",
         lr=5e-4,
         lr_batch_size=48,
-        weight_decay=0.0,  # Adam: there is none
+        weight_decay=0.0,  # plain Adam
         clip_norm=35.0,
         milestones=(180,),
         warmup_steps=500,

@@ -1,8 +1,8 @@
-"""A small CornerNet on generated shapes: boxes from pairs of corners on a laptop.
+"""A small CornerNet on generated shapes, for a laptop: boxes from pairs of corners.
 
     python -m detlab.train --config experiments/cornernet_shapes.py
 
-`:overfit` is what benchmarks.overfit trains, `:tiny` what tests build.
+`:overfit` is for benchmarks.overfit, `:tiny` for tests.
 
 Expected: shapes | 1100 steps, not timed | 0.1 GB for 8 images | not run
 """

@@ -3,8 +3,8 @@
     python -m detlab.train --config experiments/cornernet_voc.py --config.data.root=VOCdevkit
 
 The root holds VOC2007 and VOC2012.  The reference has no such configuration: the model and its
-schedule, in epochs, are those of `cornernet_coco`.  Images, of at most 500 px, are tested on in
-their own size.
+schedule, in epochs, are those of `cornernet_coco`.  Images, at most 500 px long, are tested at
+their original size.
 
 Expected: VOC 07+12 | 210 epochs, not timed | 247 GB for 48 images | not run
 """
@@ -20,7 +20,7 @@ def get_config() -> ConfigDict:
     config.data.update(
         canvases=((511, 511),),
         size_limits=(500, 500),
-        multiscale_limits=((511, 511),),  # of training: the crop fills the canvas
+        multiscale_limits=((511, 511),),  # for training: the crop fills the canvas
     )
     config.data.augment.update(photometric=1.0, crop="center")
     config.train.update(batch_size=48, epochs=210)

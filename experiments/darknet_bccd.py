@@ -1,4 +1,4 @@
-r"""A network of darknet on BCCD, 364 microscope pictures of blood cells, from weights or scratch.
+r"""A darknet network on BCCD, 364 microscope images of blood cells, from weights or from scratch.
 
     python -m converters.convert --config experiments/darknet_bccd.py \
         --input yolo-fastest-1.1.weights --cfg yolo-fastest-1.1.cfg --reset_classes \
@@ -6,9 +6,9 @@ r"""A network of darknet on BCCD, 364 microscope pictures of blood cells, from w
     python -m detlab.train --config experiments/darknet_bccd.py:yolo-fastest-1.1.cfg \
         --config.data.root=BCCD --config.init_from=weights/yolo_fastest
 
-The variant is the path of a cfg, or the name of a standard network (tiny YOLOv4 where there is
-none).  Without --config.init_from it trains from random weights, by the same settings.
-docs/performance.md compares both.
+The variant is the path of a cfg or the name of a standard network (default: tiny YOLOv4).  Without
+--config.init_from, training starts from random weights with the same settings; docs/performance.md
+compares both.
 
 Expected: BCCD | 15 epochs, not timed | 0.6 GB for 8 images | not run
 """
@@ -53,6 +53,5 @@ def read(path: str) -> str:
     except OSError as error:
         known = ", ".join(f"'{name}'" for name in STANDARD if name)
         raise ValueError(
-            f"variant {path!r} is unknown: there are {known}, or the path of a cfg"
-            f" ({error.strerror})."
+            f"variant {path!r} is unknown ({error.strerror}); use {known} or the path of a cfg."
         ) from error

@@ -5,8 +5,8 @@ r"""Darknet's networks on COCO 2017: yolov4 (default), or `:yolov3`, `:yolov3_ti
     python -m detlab.eval --config experiments/darknet_coco.py:yolov4_tiny \
         --checkpoint weights/yolov4_tiny --config.data.root=coco
 
-Training is darknet's, see experiments/recipes/darknet.py, and was not run at this length.  Pictures
-are stretched to the canvas, as `darknet detector test` does.
+Training follows darknet, see experiments/recipes/darknet.py, and was not run at this length.
+Images are stretched to the canvas, as in `darknet detector test`.
 
 Expected: COCO 2017 | 500500 steps, not timed | 34 GB for 64 images | AP 0.435 test-dev, published
 """

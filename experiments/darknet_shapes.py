@@ -1,12 +1,13 @@
-"""Darknet's networks with fewer channels on generated shapes: tiny YOLOv4 on a laptop.
+"""Darknet's networks with fewer channels on generated shapes: tiny YOLOv4 for a laptop.
 
     python -m detlab.train --config experiments/darknet_shapes.py
 
-`:yolov3_tiny` and `:yolov4_tiny` (the default) have half of their channels, `:yolov3` and `:yolov4`
-a quarter, at several times the cost.  Pictures of 128 px are drawn at 160, as the anchors of the
-cfgs are made for larger ones.  Optimizer and schedule are those of yolov3_shapes.py.
+`:yolov3_tiny` and `:yolov4_tiny` (the default) have half of their channels; `:yolov3` and `:yolov4`
+have a quarter and cost several times as much.  Images of 128 px are enlarged to 160 px, because the
+anchors of the cfgs are made for larger images.  Optimizer and schedule are those of
+yolov3_shapes.py.
 
-`:overfit_yolov4_tiny` and its like are what benchmarks.overfit trains, `:tiny` what tests build.
+`:overfit_yolov4_tiny` and similar variants are for benchmarks.overfit, `:tiny` is for tests.
 
 Expected: shapes | about 3 minutes on 2 CPU cores | 0.1 GB for 8 images | AP 0.169, seed 0
 """
@@ -62,8 +63,8 @@ VARIANTS = {
 
 def get_config(variant: str = "") -> ConfigDict:
     config = common.base("darknet", **VARIANTS[variant])
-    # Objects are small for the anchors of tiny networks.  Running statistics follow slowly (0.99)
-    # those of the batch, so that they need many steps.
+    # Objects are small for the anchors of tiny networks.  Running statistics follow those of the
+    # batch slowly (0.99), so they need many steps.
     side = 160 if "tiny" in variant else 128
     small.shapes(config, variant, clip_norm=35.0, overfit_steps=800, overfit_side=side)
     if variant in darknet.NETWORKS:

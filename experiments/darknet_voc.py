@@ -1,12 +1,12 @@
-r"""YOLO of darknet on PASCAL VOC: yolov4 (default), `:yolov3`, `:yolov3_tiny`, `:yolov4_tiny`.
+r"""Darknet's YOLO on PASCAL VOC: yolov4 (default), `:yolov3`, `:yolov3_tiny`, `:yolov4_tiny`.
 
     python -m detlab.train --config experiments/darknet_voc.py:yolov4_tiny \
         --config.data.root=VOCdevkit
 
-Training is darknet's, see experiments/recipes/darknet.py, for 2000 batches a class as its authors
-advise, and was not run at this length.  It starts from random weights; to start from published
-ones, convert a cut-off file (`yolov4.conv.137`) or a whole one with --reset_classes, and name the
-folder with --config.init_from.
+Training follows darknet, see experiments/recipes/darknet.py, with 2000 batches per class as its
+authors advise, and was not run at this length.  It starts from random weights.  To start from
+published weights, convert a cut-off file (`yolov4.conv.137`), or a complete file with
+--reset_classes, and pass the folder with --config.init_from.
 
 Expected: VOC 07+12 | 40000 steps, not timed | 34 GB for 64 images | not run
 """

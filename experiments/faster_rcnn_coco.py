@@ -3,7 +3,7 @@
     python -m detlab.train --config experiments/faster_rcnn_coco.py --config.data.root=coco
 
 The root holds train2017, val2017 and annotations.  `:scratch` trains from random weights.
-Prediction samples RoIs as the reference does, so that published weights give their scores.
+Prediction samples RoIs as the reference does, so published weights give the same scores.
 
 Expected: COCO 2017 | 12 epochs, not timed | 59 GB for 16 images | AP 0.374, published
 """

@@ -1,10 +1,10 @@
-"""A small Faster R-CNN on generated shapes: two stages on a laptop.
+"""A small Faster R-CNN on generated shapes, for a laptop: two stages.
 
     python -m detlab.train --config experiments/faster_rcnn_shapes.py
 
 Data, optimizer and schedule are those of `retinanet_shapes`.
 
-`:overfit` is what benchmarks.overfit trains, `:tiny` what tests build.
+`:overfit` is for benchmarks.overfit, `:tiny` for tests.
 
 Expected: shapes | about 8 minutes on 2 CPU cores | 0.3 GB for 8 images | AP 0.745, seed 0
 """
@@ -17,7 +17,7 @@ from detlab.experiments.recipes import small
 VARIANTS = {
     "": dict(
         rpn_width=64,
-        anchor_scale=6.0,  # 24 to 192 px: objects have 16 px and more
+        anchor_scale=6.0,  # 24 to 192 px: objects have at least 16 px
         rpn_samples=64,
         train_proposals_per_level=300,
         train_proposals=100,

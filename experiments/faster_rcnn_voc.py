@@ -2,9 +2,9 @@
 
     python -m detlab.train --config experiments/faster_rcnn_voc.py --config.data.root=VOCdevkit
 
-The root holds VOC2007 and VOC2012.  The schedule is mmdetection's for VOC, which repeats the data
-three times in 4 epochs: here 12 epochs, lr 0.01 for 16 images without warm-up, a tenth after 9.
-`:scratch` trains from random weights.  Prediction samples RoIs as the reference does.
+The root holds VOC2007 and VOC2012.  The schedule is mmdetection's for VOC, whose 4 epochs repeat
+the data three times: here 12 epochs, lr 0.01 for 16 images, without warm-up, divided by 10 after
+epoch 9.  `:scratch` trains from random weights.  Prediction samples RoIs as the reference does.
 
 Expected: VOC 07+12 | 12 epochs, not timed | 35 GB for 16 images | mAP07 0.795, published
 """

@@ -1,10 +1,10 @@
-"""FCOS-18 in its improved form on generated shapes, with 64 channels: for a laptop.
+"""FCOS-18 in its improved form on generated shapes, with 64 channels, for a laptop.
 
     python -m detlab.train --config experiments/fcos_shapes.py
 
 Data, optimizer and schedule are those of `retinanet_shapes`.
 
-`:overfit` is what benchmarks.overfit trains, `:tiny` what tests build.
+`:overfit` is for benchmarks.overfit, `:tiny` for tests.
 
 Expected: shapes | about 7 minutes on 2 CPU cores | 0.3 GB for 8 images | AP 0.594, seed 0
 """
@@ -15,7 +15,7 @@ from detlab.experiments import common
 from detlab.experiments.recipes import fcos, small
 
 IMPROVED = dict(**fcos.IMPROVED, pixel_std=(58.395, 57.12, 57.375))
-# Limits of levels are half the paper's and less: objects have 16 px and more, or 12.
+# Level limits are half the paper's or less, because objects have at least 16 px, or 12 px.
 VARIANTS = {
     "": dict(
         level_limits=(32.0, 64.0, 128.0, 256.0),

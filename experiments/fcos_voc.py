@@ -3,7 +3,7 @@
     python -m detlab.train --config experiments/fcos_voc.py --config.data.root=VOCdevkit
 
 The root holds VOC2007 and VOC2012.  The reference has no such configuration: the model is that of
-`fcos_coco:improved`, on torchvision's backbone, and the schedule that of `retinanet_voc`.
+`fcos_coco:improved` on torchvision's backbone, and the schedule is that of `retinanet_voc`.
 `:scratch` trains from random weights.
 
 Expected: VOC 07+12 | 12 epochs, not timed | 34 GB for 16 images | not run

@@ -1,10 +1,10 @@
-"""RetinaNet-18 with GHM on generated shapes, with 64 channels: for a laptop.
+"""RetinaNet-18 with GHM on generated shapes, with 64 channels, for a laptop.
 
     python -m detlab.train --config experiments/ghm_shapes.py
 
 Data, optimizer and schedule are those of `retinanet_shapes`.
 
-`:overfit` is what benchmarks.overfit trains, `:tiny` what tests build.
+`:overfit` is for benchmarks.overfit, `:tiny` for tests.
 
 Expected: shapes | about 7 minutes on 2 CPU cores | 0.3 GB for 8 images | AP 0.134, seed 0
 """
@@ -15,7 +15,7 @@ from detlab.experiments import common
 from detlab.experiments.recipes import small
 
 VARIANTS = {
-    "": dict(octave_base_scale=3.0),  # anchors from 24 px: objects of 16 px and more
+    "": dict(octave_base_scale=3.0),  # anchors from 24 px: objects have at least 16 px
     "overfit": dict(octave_base_scale=2.5),
     "tiny": dict(octave_base_scale=3.0),
 }

@@ -2,11 +2,11 @@
 
     python -m detlab.train --config experiments/reppoints_coco.py --config.data.root=coco
 
-The root holds train2017, val2017 and annotations.  The reference's other forms are variants, some
-with a published AP: `:plain`, without group norms, 37.0; `:minmax` and `:partial_minmax`, boxes by
-the extreme points; `:bbox_grid`, 36.4, and `:bbox_grid_center`, 37.4, regressed boxes with grids
-of points, whose first round learns by overlap or by the nearest point.  `:scratch` trains from
-random weights.
+The root holds train2017, val2017 and annotations.  The reference's other forms are variants.
+`:plain` has no group norms (published AP 37.0).  `:minmax` and `:partial_minmax` take boxes from
+the extreme points (no published AP).  `:bbox_grid` (AP 36.4) and `:bbox_grid_center` (AP 37.4)
+regress boxes with grids of points, whose first stage is assigned by overlap or by the nearest
+point.  `:scratch` trains from random weights.
 
 Expected: COCO 2017 | 12 epochs, not timed | 59 GB for 16 images | AP 0.381, published
 """

@@ -1,10 +1,10 @@
-"""RepPoints-18 on generated shapes, with 64 channels: for a laptop.
+"""RepPoints-18 on generated shapes, with 64 channels, for a laptop.
 
     python -m detlab.train --config experiments/reppoints_shapes.py
 
 Data, optimizer and schedule are those of `retinanet_shapes`.
 
-`:overfit` is what benchmarks.overfit trains, `:tiny` what tests build.
+`:overfit` is for benchmarks.overfit, `:tiny` for tests.
 
 Expected: shapes | 1100 steps, not timed | 0.3 GB for 8 images | not run
 """

@@ -1,9 +1,9 @@
-"""RetinaNet-18 on BCCD, 364 microscope pictures of blood cells in VOC layout, from scratch.
+"""RetinaNet-18 on BCCD, 364 microscope images of blood cells in VOC layout, from scratch.
 
     python -m detlab.train --config experiments/retinanet_bccd.py --config.data.root=BCCD
 
-The root holds Annotations, ImageSets and JPEGImages.  Pictures of 640x480 are halved.  The test
-split has 72; AP50 on it is 0.89.
+The root holds Annotations, ImageSets and JPEGImages.  Images of 640x480 px are halved.  AP50 on the
+72 images of the test split is 0.89.
 
 Expected: BCCD | about 45 minutes on 2 CPU cores | 0.7 GB for 8 images | AP 0.561, seed 0
 """
@@ -19,7 +19,7 @@ def get_config() -> ConfigDict:
         "retinanet",
         num_classes=3,
         **small.dense(),
-        octave_base_scale=3.0,  # anchors from 24 px: objects of 16 px and more
+        octave_base_scale=3.0,  # anchors from 24 px: objects have at least 16 px
         delta_stds=(0.1, 0.1, 0.2, 0.2),
         box_weight=0.25,  # small stds make the box term large
     )

@@ -1,10 +1,10 @@
-"""RetinaNet-18 on generated shapes: the whole path from images to mAP on a laptop.
+"""RetinaNet-18 on generated shapes: all steps from images to mAP on a laptop.
 
     python -m detlab.train --config experiments/retinanet_shapes.py
 
-Figures are of 200 held-out images.
+Figures are for 200 held-out images.
 
-`:overfit` is what benchmarks.overfit trains, `:tiny` what tests build.
+`:overfit` is for benchmarks.overfit, `:tiny` for tests.
 
 Expected: shapes | about 8 minutes on 2 CPU cores | 0.3 GB for 8 images | AP 0.563, seed 0
 """
@@ -16,7 +16,7 @@ from detlab.experiments.recipes import small
 
 VARIANTS = {
     "": dict(
-        octave_base_scale=3.0,  # anchors from 24 px: objects of 16 px and more
+        octave_base_scale=3.0,  # anchors from 24 px: objects have at least 16 px
         delta_stds=(0.1, 0.1, 0.2, 0.2),
         box_weight=0.25,  # small stds make the box term large
     ),

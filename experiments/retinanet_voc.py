@@ -2,8 +2,8 @@
 
     python -m detlab.train --config experiments/retinanet_voc.py --config.data.root=VOCdevkit
 
-The root holds VOC2007 and VOC2012.  The reference repeats the data three times in 4 epochs; here
-that is 12 epochs.  `:scratch` trains from random weights.
+The root holds VOC2007 and VOC2012.  The reference's 4 epochs repeat the data three times; here that
+is 12 epochs.  `:scratch` trains from random weights.
 
 Expected: VOC 07+12 | 12 epochs, not timed | 32 GB for 16 images | mAP07 0.792, published
 """

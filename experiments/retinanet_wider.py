@@ -1,9 +1,9 @@
-"""RetinaNet-50 on WIDER FACE: small anchors and many objects an image.
+"""RetinaNet-50 on WIDER FACE: small anchors and many objects per image.
 
     python -m detlab.train --config experiments/retinanet_wider.py --config.data.root=WIDERFACE
 
-The root holds WIDER_train, WIDER_val and wider_face_split.  Anchors begin at 16 px, half the size
-of RetinaNet's own, as many faces are smaller still.  Faces marked invalid are ignored.  `:scratch`
+The root holds WIDER_train, WIDER_val and wider_face_split.  Anchors start at 16 px, half of
+RetinaNet's, because many faces are even smaller.  Faces marked invalid are ignored.  `:scratch`
 trains from random weights.
 
 Expected: WIDER FACE | 12 epochs, not timed | 55 GB for 16 images | not run
@@ -29,7 +29,7 @@ def get_config(variant: str = "") -> ConfigDict:
         root="data/WIDERFACE",
         train_splits=("train",),
         eval_splits=("val",),
-        max_boxes=256,  # some images have more faces still; the largest are kept
+        max_boxes=256,  # some images have more faces; the largest are kept
     )
     config.eval.best_by = "mAP12"
     common.from_imagenet(config, "experiments/retinanet_wider.py")

@@ -2,11 +2,12 @@
 
     python -m detlab.train --config experiments/yolov3_coco.py --config.data.root=coco
 
-The root holds train2017, val2017 and annotations.  Images of 320 to 608 px, tested at 608; a
-later file of the reference has AP 33.7.  `:416` trains on 320 to 416 px and tests at 416 (AP 30.9),
-`:320` does both at 320 (AP 27.9), `:scratch` starts from random weights.
+The root holds train2017, val2017 and annotations.  Training is at 320 to 608 px, testing at 608.
+AP 33.7 is that of the reference's file of 2021 (`..._20210518_115020-a2c3acb8.pth`); its older file
+(`...-139f5633.pth`) has 33.4.  `:416` trains at 320 to 416 px and tests at 416 (AP 30.9), `:320`
+does both at 320 (AP 27.9), `:scratch` starts from random weights.
 
-Expected: COCO 2017 | 273 epochs, not timed | 60 GB for 64 images | AP 0.334, published
+Expected: COCO 2017 | 273 epochs, not timed | 60 GB for 64 images | AP 0.337, published
 """
 
 from ml_collections import ConfigDict

@@ -1,10 +1,10 @@
-"""A small YOLOv3 on generated shapes: a grid detector on a laptop.
+"""A small YOLOv3 on generated shapes, for a laptop: a grid detector.
 
     python -m detlab.train --config experiments/yolov3_shapes.py
 
-Figures are of 200 held-out images; AP50 is 0.76.
+Figures are for 200 held-out images; AP50 is 0.76.
 
-`:overfit` is what benchmarks.overfit trains, `:tiny` what tests build.
+`:overfit` is for benchmarks.overfit, `:tiny` for tests.
 
 Expected: shapes | about 7 minutes on 2 CPU cores | 0.2 GB for 8 images | AP 0.42, seed 0
 """
@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from detlab.experiments import common
 from detlab.experiments.recipes import small
 
-# Anchors: the middles of thirds of 16 to 70 px, of each side.
+# Anchor sides are the midpoints of the three thirds of the range 16 to 70 px.
 VARIANTS = {
     "": dict(
         backbone_width=16,

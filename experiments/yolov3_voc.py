@@ -3,7 +3,7 @@
     python -m detlab.train --config experiments/yolov3_voc.py --config.data.root=VOCdevkit
 
 The root holds VOC2007 and VOC2012.  Losses, data and optimizer are those of yolov3_coco.py, which
-has a published figure; this one has none.  150 epochs show about as many images as 21 of COCO.
+has a published figure; this one has none.  150 epochs see about as many images as 21 of COCO.
 `:scratch` starts from random weights.
 
 Expected: VOC 07+12 | 150 epochs, not timed | 27 GB for 64 images | not run

@@ -1,11 +1,11 @@
-r"""YOLOv5 on BCCD, 364 microscope pictures of blood cells in VOC layout: `:n` (default), `:s` ...
+r"""YOLOv5 on BCCD, 364 microscope images of blood cells in VOC layout: `:n` (default), `:s` ...
 
     python -m detlab.train --config experiments/yolov5_bccd.py --config.data.root=BCCD \
         --config.init_from=weights/yolov5n
 
-From COCO weights, which experiments/yolov5_coco.py tells how to convert; the predictors, of other
-classes, are left out.  Without `init_from` training starts from random weights.  The root holds
-Annotations, ImageSets and JPEGImages.
+Training starts from COCO weights (experiments/yolov5_coco.py shows how to convert them), without
+the predictors, which are for other classes.  Without `init_from`, it starts from random weights.
+The root holds Annotations, ImageSets and JPEGImages.
 
 Expected: BCCD | 40 epochs, not timed | 1.1 GB for 16 images | not run
 """

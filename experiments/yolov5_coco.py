@@ -6,14 +6,14 @@ r"""YOLOv5 on COCO 2017: `:n`, `:s` (default), `:m`, `:l`, `:x` of releases 6.0 
     python -m detlab.eval --workdir weights/yolov5s --config.data.root=coco
     python -m detlab.train --config experiments/yolov5_coco.py --config.data.root=coco
 
-`:s6` and its like have four levels, for 1280 px; `:s_v5` and `:s_v3` are of releases 4.0 to 5.0 and
-of 3.0.  The conversion finds out the size and release of a file by itself, and its folder keeps
-them, so `--workdir` needs no variant.  Other thresholds are `--config.model.nms_iou=0.45` and, for
-one class a box, `--config.model.multi_label=False` (the reference's detect.py).
+`:s6` and similar variants have four levels, for 1280 px; `:s_v5` is for releases 4.0 to 5.0 and
+`:s_v3` for 3.0.  The conversion detects the size and release of a file and stores them in its
+folder, so `--workdir` needs no variant.  The reference's detect.py has other settings:
+`--config.model.nms_iou=0.45` and, for one class per box, `--config.model.multi_label=False`.
 
-The root holds train2017, val2017 and annotations.  The reference publishes AP 28.0 for n, 45.4,
-49.0 and 50.7 for m, l and x (release 7.0); it evaluates on letterboxes that are as small as each
-picture lets them be, here all are square.
+The root holds train2017, val2017 and annotations.  The reference publishes AP 28.0 for n, and 45.4,
+49.0 and 50.7 for m, l and x (release 7.0).  It evaluates on the smallest letterbox that each image
+fits; here all letterboxes are square.
 
 Expected: COCO 2017 | 300 epochs, not timed | 23 GB for 64 images | AP 0.374, published
 """

@@ -1,10 +1,10 @@
-"""YOLOv5n on generated shapes: a network of release 7.0 on a laptop.
+"""YOLOv5n on generated shapes, for a laptop: a network of release 7.0.
 
     python -m detlab.train --config experiments/yolov5_shapes.py
 
 Data, optimizer and schedule are those of `yolov3_shapes`.
 
-`:overfit` is what benchmarks.overfit trains, `:tiny` what tests build.
+`:overfit` is for benchmarks.overfit, `:tiny` for tests.
 
 Expected: shapes | about 3 minutes on 2 CPU cores | 0.1 GB for 8 images | AP 0.195, seed 0
 """
@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from detlab.experiments import common
 from detlab.experiments.recipes import small
 
-# Anchors: the middles of thirds of 16 to 70 px, of each side.
+# Anchor sides are the midpoints of the three thirds of the range 16 to 70 px.
 VARIANTS = {
     "": dict(width_multiple=0.25, anchor_sizes=small.anchors(25, 43, 61), train_size=128),
     "overfit": dict(width_multiple=0.25),

@@ -2,9 +2,9 @@
 
     python -m detlab.train --config experiments/yolov5_voc.py --config.data.root=VOCdevkit
 
-From random weights.  From COCO weights, which experiments/yolov5_coco.py tells how to convert, with
-`--config.init_from=weights/yolov5s`; the predictors, of other classes, are then left out, and 50
-epochs are enough (`--config.train.epochs=50`).
+Training starts from random weights.  `--config.init_from=weights/yolov5s` starts from COCO weights
+(experiments/yolov5_coco.py shows how to convert them), without the predictors, which are for other
+classes; then 50 epochs are enough (`--config.train.epochs=50`).
 
 Expected: VOC 07+12 | 300 epochs, not timed | 21 GB for 64 images | not run
 """
@@ -23,5 +23,5 @@ def get_config(variant: str = "") -> ConfigDict:
     yolov5.network(config, variant)
     yolov5.training(config, variant, side=640, warmup_steps=780)
     common.voc_files(config)
-    config.data.max_boxes = 200  # of a mosaic
+    config.data.max_boxes = 200  # for mosaics
     return config

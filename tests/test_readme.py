@@ -195,7 +195,7 @@ def test_from_a_file_of_mmdetection_to_predictions_and_back(shared_dir, tmp_path
     command = only(CONVERT, "mmdet")
     (url,) = re.findall(r"https://\S+", command)
     output = run(command.replace(url, "retinanet.pth"), tmp_path)
-    assert "tensors of retinanet.pth are in weights/retinanet_coco" in output
+    assert "tensors from retinanet.pth to weights/retinanet_coco" in output
     (tmp_path / "photos").mkdir()
     photo = shared_dir / "data" / "voc_mini" / "VOC2007" / "JPEGImages"
     shutil.copy(sorted(photo.glob("*.jpg"))[0], tmp_path / "photos" / "a.jpg")

@@ -1,5 +1,5 @@
-"""The code bases whose weights are converted, one file each; every file ends with its `FAMILY`."""
+"""The code bases whose weights can be converted, one file each; each ends with its `FAMILY`."""
 
-# As --source says them.  Each is a file of this folder, which `family.find` imports when it is
-# needed: --help needs neither them nor jax.
+# The values of --source.  Each is a file in this folder that `family.find` imports when needed, so
+# --help imports neither these files nor jax.
 NAMES = ("torchvision", "mmdet", "yolov5", "darknet")

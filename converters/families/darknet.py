@@ -1,12 +1,15 @@
-"""Darknet, whose `.weights` files have no names: what is in one follows from a cfg.
+"""Darknet's `.weights` files, which have no names: a cfg says what the values are.
 
-The cfg is of --cfg or of the config.  Files go in and out byte for byte, header included.
+The cfg comes from --cfg or from the config.  A file that is converted and written back has the same
+bytes, header included.
 """
 
 import argparse
 import pathlib
 from collections.abc import Mapping
 from typing import Any
+
+from ml_collections import config_dict
 
 from detlab import contract, errors
 from detlab import files as files_lib
@@ -21,13 +24,16 @@ from detlab.run import checkpoint
 
 
 def read(
-    path: pathlib.Path, config, flags: argparse.Namespace, overrides: Mapping[str, str]
+    path: pathlib.Path,
+    config: config_dict.ConfigDict,
+    flags: argparse.Namespace,
+    overrides: Mapping[str, str],
 ) -> family.Foreign:
-    """The layers of a file, all or the first ones; --cfg becomes the config's network."""
+    """Reads all layers of a file, or its first ones; --cfg sets the config's network."""
     if config.detector != "darknet":
         raise errors.UserError(
-            f"a darknet .weights file fits detector darknet only, and {flags.config} is of"
-            f" {config.detector}."
+            f"{path} is a darknet .weights file, but --config {flags.config} has detector"
+            f" {config.detector}; choose an experiment with detector darknet."
         )
     if flags.cfg:
         network = darknet_cfg.read(flags.cfg)
@@ -55,24 +61,30 @@ def read(
 
 
 def _class_names(path: str, count: int) -> tuple[str, ...]:
-    """The class names of a text file, a line each."""
+    """The class names in a text file, one per line."""
     try:
         lines = pathlib.Path(path).read_text().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise errors.UserError(f"--names {path} cannot be read: {error}.") from error
     names = tuple(line.strip() for line in lines if line.strip())
     if len(names) != count:
-        raise errors.UserError(f"--names {path} has {len(names)} names, and the network {count}.")
+        raise errors.UserError(
+            f"--names {path} has {len(names)} names, but the network has {count} classes; give one"
+            " name per line."
+        )
     return contents.as_class_names(names)
 
 
 def write(
-    flags: argparse.Namespace, config, weights: checkpoint.Weights, leaves: Mapping[str, Any]
+    flags: argparse.Namespace,
+    config: config_dict.ConfigDict,
+    weights: checkpoint.Weights,
+    leaves: Mapping[str, Any],
 ) -> str:
-    """`.weights` and beside it `.cfg`; the header is that of the file they came from, if any."""
+    """Writes `.weights` with a `.cfg` beside it; the header is the original file's, if any."""
     output, cfg = flags.output, flags.output.with_suffix(".cfg")
     if cfg.exists():
-        raise errors.UserError(f"{cfg} exists already; name a new file.")
+        raise errors.UserError(f"{cfg} already exists; choose another name for --output.")
     fields = {
         k: v for k, v in config.model.items() if k in ("cfg", "num_classes", "width_multiple")
     }
@@ -80,14 +92,15 @@ def write(
     missing = [path for path in target.shapes(config) if path not in leaves]
     if missing:
         raise errors.UserError(
-            f"{weights.path} lacks {checkpoint.listed(missing)}; only a whole network is written."
+            f"{weights.path} lacks {checkpoint.listed(missing)}; only a complete network can be"
+            " written."
         )
     tensors = mapping.reverse(mapping.nest(leaves), tables.table(network))
     header = reader.Header(**weights.info.get("converted_from", {}).get("header", {}))
     output.parent.mkdir(parents=True, exist_ok=True)
     reader.write(output, network, reader.Weights(header, tensors))
     files_lib.write_text(cfg, darknet_cfg.format(network))
-    return f"{len(tensors)} tensors of {weights.path} are in {output}, their network in {cfg}"
+    return f"wrote {len(tensors)} tensors from {weights.path} to {output}, their network to {cfg}"
 
 
 FAMILY = family.Family(

@@ -1,4 +1,4 @@
-"""torchvision's backbones: ResNets as mmdet has them, and read by its rules."""
+"""torchvision's ResNet backbones, which mmdet's rules can read."""
 
 from detlab.converters.families import mmdet
 

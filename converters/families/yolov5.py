@@ -1,8 +1,10 @@
-"""YOLOv5, whose files decide what network they are of; see `tables.yolov5`."""
+"""YOLOv5, whose files determine their network; see `tables.yolov5`."""
 
 import argparse
 import pathlib
 from collections.abc import Mapping
+
+from ml_collections import config_dict
 
 from detlab import contract, errors
 from detlab.converters import family, mapping, named, sources
@@ -10,24 +12,24 @@ from detlab.converters.readers import contents
 from detlab.converters.tables import yolov5 as tables
 
 
-def table(source: sources.Source, config, bgr: bool) -> mapping.Table:
+def table(source: sources.Source, config: config_dict.ConfigDict, bgr: bool) -> mapping.Table:
     """The table of the config's network."""
     if bgr:
-        raise errors.UserError(f"--bgr does not go with {source.description}: all are of RGB.")
+        raise errors.UserError(f"remove --bgr: {source.description} takes RGB images.")
     return source.table(config.model)
 
 
 def fill_in(
     path: pathlib.Path,
     file: contents.Contents,
-    config,
+    config: config_dict.ConfigDict,
     flags: argparse.Namespace,
     overrides: Mapping[str, str],
 ) -> None:
-    """Sets the fields of the detector that the file decides; what it does not tell is assumed.
+    """Sets the detector's fields from the file; those that it does not determine are assumed.
 
     Raises:
-      UserError: the command line says another value, or the file has other classes.
+      UserError: the command line contradicts the file, or the number of classes differs.
     """
     try:
         found = tables.fields(file)
@@ -37,15 +39,15 @@ def fill_in(
         now = contract.field(config, name)
         if f"model.{name}" in overrides and now != value:
             raise errors.UserError(
-                f"--config.model.{name} is {now!r}, and the network of {path} has {value!r}; leave"
-                " it out."
+                f"--config.model.{name} is {now!r}, but the network in {path} has {value!r}; remove"
+                " the flag."
             )
     expected = contract.num_classes(config)
     if not flags.reset_classes and found.num_classes != expected:
         raise errors.UserError(
-            f"{path} predicts {found.num_classes} classes and config.model.num_classes is"
-            f" {expected}; add --config.model.num_classes={found.num_classes}, or, to train on"
-            " other classes, --reset_classes."
+            f"{path} predicts {found.num_classes} classes, but config.model.num_classes is"
+            f" {expected}; add --config.model.num_classes={found.num_classes}, or --reset_classes"
+            " to train on other classes."
         )
     assumed = {k: v for k, v in found.assumed.items() if f"model.{k}" not in overrides}
     fields = {**found.certain, **assumed}
@@ -56,9 +58,9 @@ def fill_in(
         return ", ".join(f"{name} {value!r}" for name, value in values.items())
 
     if changed:
-        print(f"set for the network of {path}: {listed(changed)}")
+        print(f"set from {path}: {listed(changed)}")
     if assumed:
-        print(f"assumed, as {path} does not tell: {listed(assumed)}")
+        print(f"assumed, as {path} does not contain it: {listed(assumed)}")
 
 
 FAMILY = family.Family(

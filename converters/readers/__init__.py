@@ -1,1 +1,1 @@
-"""Readers of foreign weight files: one format a module, NumPy arrays out, nothing executed."""
+"""Readers of foreign weight files: one module per format, NumPy arrays out, nothing executed."""

@@ -1,14 +1,13 @@
-"""Weights of darknet's `.weights` files, read and written byte for byte.
+"""Reads and writes darknet's `.weights` files byte for byte.
 
-A file is a header and then float32 values, little-endian, with no names: what they are follows
-from the cfg.  For every `[convolutional]` section in the order of the cfg: biases; with
-batch_normalize scales, rolling means and rolling variances; weights (out, in / groups, k, k).
-The header is three int32, major, minor and revision, and the number of images seen in training,
-of 64 bits if 10 major + minor >= 2, else of 32 (AlexeyAB/darknet, src/parser.c,
-load_weights_upto).
+A file is a header followed by little-endian float32 values without names; the cfg says what they
+are.  Every `[convolutional]` section, in the order of the cfg, has biases; with batch_normalize
+scales, rolling means and rolling variances; and weights (out, in / groups, k, k).  The header is
+three int32 (major, minor, revision) and the number of images seen in training, with 64 bits if
+10 major + minor >= 2, else with 32 (AlexeyAB/darknet, src/parser.c, load_weights_upto).
 
-A file that darknet has cut off (`darknet partial`), such as `darknet53.conv.74`, holds the first
-74 layers of the cfg alone; layers without weights count.
+A file that `darknet partial` cut off, such as `darknet53.conv.74`, holds only the first 74 layers
+of the cfg; layers without weights count.
 """
 
 import math
@@ -26,7 +25,7 @@ from detlab.darknet import cfg as darknet_cfg
 
 
 class DarknetError(contents.ReadError):
-    """The file is damaged, not of darknet, or of another network."""
+    """The file is damaged, is not darknet's, or belongs to another network."""
 
 
 class Header(NamedTuple):
@@ -39,7 +38,7 @@ class Header(NamedTuple):
 
 
 class Weights(NamedTuple):
-    """What a file holds."""
+    """The contents of a file."""
 
     header: Header
     # "<number of the layer>.<bias | scale | mean | var | weight>" -> float32, read-only views of
@@ -47,7 +46,7 @@ class Weights(NamedTuple):
     tensors: dict[str, np.ndarray]
 
 
-_MAX_VERSION = 1000  # from here on old darknet means transposed weights, which it no longer writes
+_MAX_VERSION = 1000  # from here on weights are transposed; darknet no longer writes such files
 _VALUE = np.dtype("<f4")
 
 
@@ -58,12 +57,12 @@ def read(
 
     Args:
       path: the file.
-      network: what its values belong to.
-      first_layers: how many layers of the cfg the file holds.  None is the number at the end of a
-        name such as `yolov4.conv.137`, and all layers for other names.
+      network: the network that the values belong to.
+      first_layers: how many layers of the cfg the file holds.  None: the number at the end of a
+        name such as `yolov4.conv.137`, or all layers for other names.
     Raises:
-      DarknetError: one sentence with the file's name: it cannot be read, its header is none of
-        darknet's, values are missing or left over, or values are not finite or no variances.
+      DarknetError: one sentence that names the file: it cannot be read, its header is not
+        darknet's, values are missing, left over or not finite, or variances are negative.
       CfgError: the network cannot work, see `darknet_cfg.shapes`.
     """
     path = pathlib.Path(path)
@@ -73,7 +72,7 @@ def read(
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             header, start = _header(file.read(20))
-            # Compared before anything of either size is read.
+            # Compared before memory of either size is allocated.
             _check_size(network, first_layers, size - start)
             file.seek(start)
             values = np.frombuffer(file.read(size - start), _VALUE)
@@ -92,17 +91,17 @@ def write(
     weights: Weights,
     first_layers: int | None = None,
 ) -> None:
-    """Writes a `.weights` file that darknet and `read` take; nothing if it would be wrong.
+    """Writes a `.weights` file that darknet and `read` accept, or nothing after an error.
 
     Args:
-      path: the file, replaced if it exists, once all is written.
-      network: decides on the order.
-      weights: of all layers, or of the first ones at least.
-      first_layers: as in `read`; weights of later layers are left out.
+      path: the file; one that exists is replaced once everything is written.
+      network: determines the order of the tensors.
+      weights: of all layers, or at least of the first ones.
+      first_layers: as in `read`; weights of later layers are not written.
     Raises:
       DarknetError: a tensor is missing, has the wrong shape or belongs to no layer, values are
-        not finite or no variances, a number of the header does not fit, or the file cannot be
-        written.
+        not finite, variances are negative, a number of the header does not fit, or the file
+        cannot be written.
     """
     path = pathlib.Path(path)
     first_layers = _first_layers(path, network, first_layers)
@@ -120,7 +119,7 @@ def write(
 def tensor_shapes(
     network: darknet_cfg.Network, first_layers: int | None = None
 ) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the first layers' tensors, all if None, in the order of a file."""
+    """Names and shapes of the tensors of the first layers (None: all), in the order of a file."""
     found = {}
     channels = network.net.channels
     layers = list(zip(network.layers, darknet_cfg.shapes(network), strict=True))
@@ -135,7 +134,7 @@ def tensor_shapes(
 
 
 def num_floats(network: darknet_cfg.Network, first_layers: int | None = None) -> int:
-    """How many values a file of the network holds behind its header."""
+    """How many values follow the header in a file of the network."""
     return sum(math.prod(shape) for shape in tensor_shapes(network, first_layers).values())
 
 
@@ -146,17 +145,17 @@ def _first_layers(path: pathlib.Path, network: darknet_cfg.Network, given: int |
         count = int(cut_off[1]) if cut_off else len(network.layers)
     if not 1 <= count <= len(network.layers):
         raise DarknetError(
-            f"{path}: the first {count} layers are asked for, and {network.name} has"
+            f"{path}: the first {count} layers were requested, but {network.name} has"
             f" {len(network.layers)}."
         )
     return count
 
 
-# ---- Errors from here on lack the name of the file, which `read` and `write` add. ----
+# ---- `read` and `write` add the name of the file to the errors below. ----
 
 
 def _blocks(network: darknet_cfg.Network, weights: Weights, first_layers: int) -> list:
-    """What a file consists of: the header and the tensors of its layers, all of them judged."""
+    """The parts of a file, all of them checked: the header and the tensors of its layers."""
     known = tensor_shapes(network)
     for name in weights.tensors:
         if name not in known:
@@ -168,9 +167,9 @@ def _blocks(network: darknet_cfg.Network, weights: Weights, first_layers: int) -
         tensor = np.asarray(weights.tensors[name])
         if tensor.shape != shape:
             raise DarknetError(
-                f"the tensor {name} has shape {tensor.shape}, and {shape} in {network.name}"
+                f"the tensor {name} has shape {tensor.shape}, but {network.name} needs {shape}"
             )
-        with np.errstate(over="ignore"):  # what overflows is found as not finite
+        with np.errstate(over="ignore"):  # `_check_values` reports values that overflow
             blocks.append(np.ascontiguousarray(tensor, _VALUE))
         _check_values(name, blocks[-1])
     return blocks
@@ -184,22 +183,26 @@ def _header(head: bytes) -> tuple[Header, int]:
     """The header, and where it ends."""
     if len(head) < 16:
         kind = "cut short" if head else "empty"
-        raise DarknetError(f"{kind}, {len(head)} bytes of a header of 16 or 20")
+        raise DarknetError(
+            f"{kind}: {len(head)} of the 16 or 20 bytes of a header; download or copy it again"
+        )
     version = struct.unpack_from("<3i", head)
     if not all(0 <= number < _MAX_VERSION for number in version):
         is_text = all(32 <= byte < 127 or byte in b"\t\r\n" for byte in head)
-        kind = "a text file" if is_text else "no version of darknet at its beginning"
+        kind = "it is a text file" if is_text else "it does not start with a darknet version"
         raise DarknetError(f"not a darknet .weights file: {kind}")
     seen_format = _seen_format(*version[:2])
     end = 12 + struct.calcsize(seen_format)
     if len(head) < end:
-        raise DarknetError(f"cut short, {len(head)} bytes of a header of {end}")
+        raise DarknetError(
+            f"cut short: {len(head)} of the {end} bytes of a header; download or copy it again"
+        )
     return Header(*version, *struct.unpack_from(seen_format, head, 12)), end
 
 
 def _packed_header(header: Header) -> bytes:
     if not all(0 <= number < _MAX_VERSION for number in header[:3]):
-        raise DarknetError(f"{header} has a version that no darknet has written")
+        raise DarknetError(f"{header} has a version that darknet never writes")
     try:
         seen = struct.pack(_seen_format(header.major, header.minor), header.seen)
         return struct.pack("<3i", *header[:3]) + seen
@@ -213,30 +216,30 @@ def _check_size(network: darknet_cfg.Network, first_layers: int, num_bytes: int)
     if rest == 0 and count == expected:
         return
     if rest:
-        ending = f", and {rest} bytes of another"
+        ending = f" and {rest} bytes of another: it is cut short or belongs to another cfg"
     elif count < expected:
-        ending = f": {expected - count} are missing"
+        ending = f": {expected - count} are missing, so it is cut short or belongs to another cfg"
     else:
-        ending = f": {count - expected} are left over"
+        ending = f": {count - expected} are left over, so it belongs to another cfg"
     total, hint = 0, ""
     for name, shape in tensor_shapes(network).items():
         total += math.prod(shape)
         if total == count and rest == 0 and name.endswith(".weight"):
             fitting = int(name.partition(".")[0]) + 1
-            hint = f"; they fit the first {fitting} layers (first_layers={fitting})"
+            hint = f"; its values fit the first {fitting} layers (first_layers={fitting})"
     raise DarknetError(
         f"the first {first_layers} of {len(network.layers)} layers of {network.name} have"
-        f" {expected} values, and the file holds {count}{ending}{hint}"
+        f" {expected} values, but the file holds {count}{ending}{hint}"
     )
 
 
 def _check_values(name: str, tensor: np.ndarray) -> None:
     if not np.isfinite(tensor).all():
         raise DarknetError(
-            f"{name} holds values that are not finite; the file is damaged, or the training has"
+            f"{name} holds values that are not finite; the file is damaged, or its training"
             " diverged"
         )
     if name.endswith(".var") and tensor.min() < 0:
         raise DarknetError(
-            f"{name} holds variances below 0; the file is damaged, or of another network"
+            f"{name} holds variances below 0; the file is damaged, or belongs to another network"
         )

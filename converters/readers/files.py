@@ -1,4 +1,4 @@
-"""Weight files of any kind, known by what is in them and never by their suffix."""
+"""Reads weight files of any format, recognised by their contents and never by their suffix."""
 
 import os
 
@@ -18,9 +18,9 @@ def read(path: str | os.PathLike, network: darknet_cfg.Network | None = None) ->
 
     Args:
       path: a PyTorch, safetensors or npz file, or darknet's `.weights` of `network`.
-      network: what a `.weights` file, which has no names, belongs to; other files need none.
+      network: of a `.weights` file, which has no names; None for other files.
     Raises:
-      ReadError: one sentence that names the file, and what it looks like if it is none of these.
+      ReadError: one sentence that names the file, and what it looks like if its format is unknown.
     """
     with contents.reading(path, "weight file", contents.ReadError):
         with open(path, "rb") as file:
@@ -39,5 +39,5 @@ def read(path: str | os.PathLike, network: darknet_cfg.Network | None = None) ->
         return safetensors_file.read(path)
     looks = contents.looks_like(head)
     if contents.is_darknet(head):
-        raise contents.ReadError(f"{path}: looks like {looks}, which needs its cfg (--cfg).")
-    raise contents.ReadError(f"{path}: no weights of a known kind, it looks like {looks}.")
+        raise contents.ReadError(f"{path}: looks like {looks}, which needs its cfg: add --cfg CFG.")
+    raise contents.ReadError(f"{path}: not a weight file of a known format; it looks like {looks}.")

@@ -1,8 +1,8 @@
-"""NumPy's `.npz`: a ZIP archive with one `.npy` array a name, read without pickles.
+"""NumPy's `.npz`: a ZIP archive with one `.npy` array per name, read without pickles.
 
-`np.load` believes an array's header and allocates what it says.  Here every size is compared with
-the bytes of the member, and those with the file, before anything is allocated.  The formats are
-those of numpy.lib.format, versions 1.0 and 2.0.
+`np.load` trusts an array's header and allocates what it says.  Here every size is compared with the
+bytes of the member, and those with the file, before anything is allocated.  The formats are those
+of numpy.lib.format, versions 1.0 and 2.0.
 """
 
 import io
@@ -16,11 +16,11 @@ from detlab.converters.readers import archives, contents
 
 
 class NpzError(contents.ReadError):
-    """The file is damaged, malicious, not an `.npz`, or holds something else than numbers."""
+    """The file is damaged, malicious, not an `.npz`, or holds anything but numbers."""
 
 
-# All arrays together may be this much larger than the file.  Deflate makes zeros a thousand times
-# smaller, trained weights hardly at all; the allowance is for little files of equal values.
+# All arrays together may be this much larger than the file.  Deflate shrinks zeros a thousandfold
+# but trained weights hardly at all; the allowance is for small files of equal values.
 _MAX_COMPRESSION = 20
 _ALLOWANCE = 64 << 20  # bytes
 
@@ -38,14 +38,14 @@ def read(path: str | os.PathLike) -> contents.Contents:
     Returns:
       its contents, without class names; arrays are read-only, in this machine's byte order.
     Raises:
-      NpzError: one sentence with the file's name, whatever is wrong with it.
+      NpzError: one sentence that names the file and says what is wrong with it.
     """
     with contents.reading(path, "npz file", NpzError):
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
             head = file.read(512)
             if not head.startswith(b"PK"):
-                raise NpzError(f"not an .npz file, it looks like {contents.looks_like(head)}")
+                raise NpzError(f"not an .npz file; it looks like {contents.looks_like(head)}")
             archive = archives.open_zip(file, size)
             _check(archive.infolist(), size)
             tensors = {
@@ -56,14 +56,14 @@ def read(path: str | os.PathLike) -> contents.Contents:
 
 
 def _check(members: list[zipfile.ZipInfo], size: int) -> None:
-    """Judges the members before any of them is read."""
+    """Checks the members before any of them is read."""
     if not members:
         raise NpzError("an archive without arrays")
     names = set()
     for info in members:
         name = info.filename
         if not name.endswith(".npy"):
-            raise NpzError(f"member {name!r} is not an array; it is no .npz file, or not only one")
+            raise NpzError(f"member {name!r} is not an array, so this is not a plain .npz file")
         if name in names:
             raise NpzError(f"two arrays have the name {name!r}")
         if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
@@ -79,13 +79,16 @@ def _array(name: str, data: bytes) -> np.ndarray:
     stream = io.BytesIO(data)
     version = np.lib.format.read_magic(stream)
     if version not in _HEADERS:
-        raise NpzError(f"array {name!r} is of the unknown version {version}")
+        raise NpzError(f"array {name!r} has the unknown version {version}")
     shape, is_fortran, dtype = _HEADERS[version](stream)
     if dtype.kind not in "biufc":  # objects would be pickles; NumPy stores bfloat16 as void
-        raise NpzError(f"array {name!r} is of type {dtype}, not of numbers")
+        raise NpzError(f"array {name!r} has type {dtype}, which is not numeric")
     start = stream.tell()
     if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != len(data) - start:
-        raise NpzError(f"array {name!r} of {dtype} {shape} has {len(data) - start} bytes")
+        raise NpzError(
+            f"array {name!r} has {len(data) - start} bytes, which does not fit its shape {shape}"
+            f" and type {dtype}"
+        )
     array = np.frombuffer(data, dtype, offset=start)
     if dtype.kind == "b":
         array = array.view(np.uint8) != 0  # any byte but 0 and 1 would be neither True nor False

@@ -1,8 +1,8 @@
-"""PyTorch's pickles, run without executing anything of theirs.
+"""Evaluates PyTorch's pickles without executing any code from them.
 
 A pickle is a program for a stack machine.  `Machine` runs that program without Python's unpickler:
-opcodes are parsed by `pickletools`, no name is ever imported and no object of the file is ever
-called.  A name that is not in `_REBUILD` makes an `Inert`, which only records what it was given.
+`pickletools` parses the opcodes, no name is ever imported and no object from the file is ever
+called.  A name that is not in `_REBUILD` makes an `Inert`, which only records its arguments.
 
 The persistent ids and the rebuilding functions are those of torch/serialization.py and
 torch/_utils.py (2.x).
@@ -23,7 +23,7 @@ class PickleError(contents.ReadError):
 
 
 class Inert:
-    """Stand-in for an object of a class that is not known here; it has data and no behaviour."""
+    """Stand-in for an object of an unknown class; it has data and no behaviour."""
 
     def __init__(self, name: str, args: tuple):
         self.name = name  # module and class, as "models.yolo.Model"
@@ -37,7 +37,7 @@ class Inert:
 
 
 class Storage(NamedTuple):
-    """One block of elements, which tensors share."""
+    """A block of elements that tensors share."""
 
     key: str
     dtype: np.dtype
@@ -55,7 +55,7 @@ class TensorRef(NamedTuple):
 
 
 class _Global(NamedTuple):
-    """A name that the pickle wants imported; it is not."""
+    """A name that the pickle asks to import; it is never imported."""
 
     name: str
 
@@ -73,10 +73,10 @@ STORAGE_DTYPES = {
     "torch.BoolStorage": np.dtype(np.bool_),
     "torch.ComplexFloatStorage": np.dtype(np.complex64),
     "torch.ComplexDoubleStorage": np.dtype(np.complex128),
-    "torch.storage.UntypedStorage": np.dtype(np.uint8),  # the tensor tells its type
+    "torch.storage.UntypedStorage": np.dtype(np.uint8),  # the tensor has the type
 }
 
-# Types younger than the storage classes, which tensors on untyped storages have.
+# Types newer than the storage classes; their tensors have untyped storages.
 _YOUNG_DTYPES = {
     "torch.uint16": np.dtype(np.uint16),
     "torch.uint32": np.dtype(np.uint32),
@@ -88,19 +88,19 @@ _YOUNG_DTYPES = {
     "torch.float8_e8m0fnu": np.dtype(ml_dtypes.float8_e8m0fnu),
 }
 
-# Names of attacks.  Here they would be as inert as any other, but a file that has one is malicious,
-# and whoever converts it should hear of that.
+# Names used by attacks.  Here they would be as inert as any other, but a file that has one is
+# malicious, and the user should know.
 _HARMFUL_MODULES = {
     *("os", "posix", "nt", "sys", "subprocess", "importlib", "runpy", "shutil", "socket", "pty"),
     "ctypes",
 }
 _HARMFUL_BUILTINS = {"eval", "exec", "compile", "open", "__import__", "breakpoint", "input"}
 
-_MAX_OPCODES = 2_000_000  # of one pickle; a YOLOv5 has 34,000
+_MAX_OPCODES = 2_000_000  # in one pickle; a YOLOv5 has 34,000
 _MAX_MEMO_INDEX = 1 << 32  # torch.save counts from 0
 _MAX_DIMENSIONS = 32
-_MAX_NAME = 1000  # letters of a module or class
-_HASH_MODULUS = (1 << 61) - 1  # Python's; integers below it have hashes of their own
+_MAX_NAME = 1000  # characters in the name of a module or class
+_HASH_MODULUS = (1 << 61) - 1  # Python's; smaller integers have distinct hashes
 
 
 class _Mark:
@@ -110,26 +110,26 @@ class _Mark:
 class Machine:
     """Runs one pickle, protocols 0 to 5, without importing or calling anything.
 
-    Memory and time are linear in the length of the pickle: values are only shared, never copied,
-    the memo is a dict, so a huge memo index costs nothing, and no keys of one hash can be chosen.
-    Opcodes of one byte make objects of hundreds, so their number is bounded too.
+    Memory and time are linear in the length of the pickle: values are shared, never copied; the
+    memo is a dict, so a huge memo index costs nothing; and a file cannot choose keys with equal
+    hashes.  One-byte opcodes make objects of hundreds of bytes, so their number is limited too.
     """
 
     def __init__(self, stream: io.BytesIO):
-        self.stream = stream  # left just behind the pickle
+        self.stream = stream  # `run` stops just after the pickle
         self.stack = []
         self.memo = {}
         self.storages = {}  # key -> Storage
 
     def run(self) -> Any:
-        """The root of the pickle; `PickleError`, or any error of a parser, if it has none."""
+        """Returns the root of the pickle; raises `PickleError` or any parser's error if damaged."""
         for count, (opcode, argument, _) in enumerate(pickletools.genops(self.stream), 1):
             if opcode.name == "STOP":
                 return self._pop()
             if count > _MAX_OPCODES:
                 raise PickleError(f"the pickle has more than {_MAX_OPCODES} operations")
             self._step(opcode.name, argument)
-        raise PickleError("the pickle has no end")
+        raise PickleError("the pickle is cut short; download or copy the file again")
 
     def _step(self, name: str, argument: Any) -> None:
         stack = self.stack
@@ -138,7 +138,7 @@ class Machine:
                 pass
             case "PUT" | "BINPUT" | "LONG_BINPUT":
                 if not 0 <= argument < _MAX_MEMO_INDEX:
-                    raise PickleError("the pickle counts its objects with impossible numbers")
+                    raise PickleError("the pickle has an impossible memo index")
                 self.memo[argument] = stack[-1]
             case "MEMOIZE":
                 self.memo[len(self.memo)] = stack[-1]
@@ -266,18 +266,21 @@ def _set_items(target: Any, items: list) -> None:
 def _global(module: Any, attribute: Any) -> _Global:
     for part in (module, attribute):
         if len(checked(part, str)) > _MAX_NAME:
-            raise PickleError(f"the pickle names something in {len(part)} letters")
+            raise PickleError(f"the pickle has a name of {len(part)} characters, which is too long")
     name = f"{module}.{attribute}"
     is_builtin = module in ("builtins", "__builtin__") and attribute in _HARMFUL_BUILTINS
-    # A dotted attribute leads through what its module has imported: posixpath, os.system.
+    # A dotted attribute reaches through the imports of its module: posixpath, os.system.
     modules = (module.split(".")[0], *attribute.split(".")[:-1])
     if is_builtin or not _HARMFUL_MODULES.isdisjoint(modules):
-        raise PickleError(f"the pickle asks for {name}, as malicious files do; nothing was run")
+        raise PickleError(
+            f"the pickle asks for {name}, as malicious files do; nothing was executed, but do not"
+            " trust the file"
+        )
     return _Global(name)
 
 
 def checked(value: Any, kind: type) -> Any:
-    """`value`, which must be a `kind`."""
+    """Returns `value` if it is a `kind`, and raises otherwise."""
     if not isinstance(value, kind):
         raise PickleError(
             f"the pickle has a {type(value).__name__} where a {kind.__name__} belongs"
@@ -293,15 +296,16 @@ def _natural(value: Any) -> int:
 
 def _naturals(values: Any) -> tuple[int, ...]:
     if len(checked(values, tuple)) > _MAX_DIMENSIONS:
-        raise PickleError(f"a tensor of {len(values)} dimensions")
+        raise PickleError(f"a tensor has {len(values)} dimensions, which is too many")
     return tuple(_natural(value) for value in values)
 
 
 def _key(value: Any) -> Any:
-    """A value that may be hashed, in a time that no file can make long.
+    """Returns `value` if no file can make its hash slow, and raises otherwise.
 
-    Tuples may not: of integers, as many as one likes have the same hash, and hashing shared nested
-    ones is exponential.  Nor may huge integers, for the first of these reasons.
+    Tuples are rejected: any number of integer tuples can have the same hash, and hashing nested
+    tuples that share parts takes exponential time.  Huge integers are rejected for the first
+    reason.
     """
     scalars = (str, bytes, int, float, bool, type(None), _Global, Inert)
     if not isinstance(value, scalars) or (type(value) is int and abs(value) >= _HASH_MODULUS):
@@ -327,7 +331,7 @@ def _rebuild_tensor(storage, offset, size, strides, *rest) -> TensorRef:
 def _rebuild_untyped_tensor(
     storage, offset, size, strides, _, __, dtype, metadata=None
 ) -> TensorRef:
-    """Arguments of torch._utils._rebuild_tensor_v3; the storage is one of bytes."""
+    """Arguments of torch._utils._rebuild_tensor_v3; the storage holds bytes."""
     name = checked(dtype, _Global).name
     if name not in _YOUNG_DTYPES:
         raise PickleError(f"tensors of type {name} are not supported")
@@ -337,9 +341,12 @@ def _rebuild_untyped_tensor(
 def _tensor(storage, dtype, offset, size, strides, metadata) -> TensorRef:
     size, strides = _naturals(size), _naturals(strides)
     if len(size) != len(strides):
-        raise PickleError(f"a tensor of size {size} with strides {strides}")
+        raise PickleError(f"a tensor has size {size} but strides {strides}")
     if metadata:  # {"conj": True} and {"neg": True}: the storage does not hold the tensor's values
-        raise PickleError("a lazily conjugated or negated tensor; resolve_conj() it before saving")
+        raise PickleError(
+            "a tensor is lazily conjugated or negated; call resolve_conj() or resolve_neg() before"
+            " saving it"
+        )
     return TensorRef(checked(storage, Storage), dtype, _natural(offset), size, strides)
 
 
@@ -350,7 +357,7 @@ def _rebuild_parameter(data, *_) -> TensorRef:
 def _rebuild_from_type(function, _, args, *__) -> TensorRef:
     """A tensor with Python attributes, which are dropped."""
     if checked(function, _Global).name == "torch._tensor._rebuild_from_type_v2":
-        raise PickleError("a tensor that is rebuilt from itself")
+        raise PickleError("a tensor is rebuilt from itself")
     return checked(_apply(function, args), TensorRef)
 
 
@@ -371,7 +378,7 @@ def _rebuild_set(items=()) -> set:
 
 
 def _consumed(items: list | tuple) -> list:
-    """Moves the items out of a list: copies of one list could fill the memory."""
+    """Moves the items out of a list, because copies of one list could fill the memory."""
     if not items:
         return []
     moved = list(checked(items, list))

@@ -1,7 +1,7 @@
-"""safetensors files, through their own library, which checks every size and offset.
+"""safetensors files, read by their own library, which checks every size and offset.
 
-Added here are the types that NumPy lacks (bfloat16, float8), the file's order of the tensors, and
-the refusal of names that occur twice with the same bytes, which the library lets pass.
+This reader adds the types that NumPy lacks (bfloat16, float8) and the file's order of tensors, and
+rejects names that occur twice with the same bytes, which the library accepts.
 """
 
 import json
@@ -15,10 +15,10 @@ from detlab.converters.readers import contents
 
 
 class SafetensorsError(contents.ReadError):
-    """The file is damaged, not of safetensors, or has tensors of an unknown type."""
+    """The file is damaged, is not safetensors, or has tensors of an unknown type."""
 
 
-# By the names in the header.  The sub-byte types (F4, F6) pack several numbers into one.
+# By the names in the header, without the sub-byte types (F4, F6), which pack several numbers.
 _DTYPES = {
     "F64": np.dtype(np.float64),
     "F32": np.dtype(np.float32),
@@ -46,21 +46,23 @@ def read(path: str | os.PathLike) -> contents.Contents:
     Args:
       path: the file.
     Returns:
-      its contents.  `meta` is the file's metadata, text by name, without `class_names`, a JSON list
-      of text that `converters.writers.safetensors_file` writes.
+      its contents.  `meta` is the file's metadata (strings by name) without `class_names`, a JSON
+      list of strings that `converters.writers.safetensors_file` writes.
     Raises:
-      SafetensorsError: one sentence with the file's name, whatever is wrong with it.
+      SafetensorsError: one sentence that names the file and says what is wrong with it.
     """
     with contents.reading(path, "safetensors file", SafetensorsError):
         with open(path, "rb") as file:
             data = file.read()
         if data[8:9] != b"{":
             looks = contents.looks_like(data[:512])
-            raise SafetensorsError(f"not a safetensors file, it looks like {looks}")
+            raise SafetensorsError(f"not a safetensors file; it looks like {looks}")
         try:
             found = dict(safetensors.deserialize(data))
         except safetensors.SafetensorError as error:
-            raise SafetensorsError(f"a damaged safetensors file: {error}") from None
+            raise SafetensorsError(
+                f"a damaged safetensors file ({error}); download or copy it again"
+            ) from None
         header = _header(data)
         meta = header.pop("__metadata__", None) or {}
         tensors = {name: _array(name, **found[name]) for name in header}  # in the file's order
@@ -72,14 +74,14 @@ def read(path: str | os.PathLike) -> contents.Contents:
 
 def _array(name: str, dtype: str, shape: list[int], data: bytearray) -> np.ndarray:
     if dtype not in _DTYPES:
-        raise SafetensorsError(f"tensor {name!r} is of type {dtype}, which is not supported")
+        raise SafetensorsError(f"tensor {name!r} has type {dtype}, which is not supported")
     if dtype == "BOOL":  # any byte but 0 and 1 would be neither True nor False
         return (np.frombuffer(data, np.uint8) != 0).reshape(shape)
     return np.frombuffer(data, _DTYPES[dtype]).reshape(shape)
 
 
 def _header(data: bytes) -> dict:
-    """The header of a file that the library has found to be sound: JSON behind its length."""
+    """The header of a file that the library has accepted: JSON, after its length."""
 
     def once(pairs: list) -> dict:
         if len(dict(pairs)) < len(pairs):

@@ -1,11 +1,11 @@
 """Tensors of PyTorch's `.pth` and `.pt` files, read without PyTorch and without executing them.
 
 `torch.save` writes either a ZIP archive (since 1.6; `*/data.pkl` and one member per storage) or
-the legacy stream (five pickles, then the storages).  The pickles are run by `pickle_machine`, to
-which every object of an unknown class is inert data.
+the legacy stream (five pickles, then the storages).  `pickle_machine` runs the pickles and treats
+every object of an unknown class as inert data.
 
-Sizes in the file are claims: each is compared with the bytes that are there before anything of
-that size is allocated.  The formats are those of torch/serialization.py (2.x).
+Sizes in the file are claims: each is compared with the bytes that exist before anything of that
+size is allocated.  The formats are those of torch/serialization.py (2.x).
 """
 
 import io
@@ -21,12 +21,12 @@ from detlab.converters.readers import archives, contents, pickle_machine
 
 
 class TorchFileError(contents.ReadError):
-    """The file is damaged, malicious, not of PyTorch, or holds no state dict."""
+    """The file is damaged, malicious, not PyTorch's, or holds no state dict."""
 
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
-_MAX_NAME = 1000  # letters of a parameter
+_MAX_NAME = 1000  # characters in the name of a parameter
 _MAX_DEPTH = 64  # of nested modules
 _MAX_ENTRIES = 100_000  # of all nested modules: parameters, buffers and modules
 
@@ -35,8 +35,8 @@ _MAX_ENTRIES = 100_000  # of all nested modules: parameters, buffers and modules
 _VIEWS_PER_FILE_SIZE = 8
 _VIEWS_ALLOWANCE = 64 << 20  # bytes
 
-# Entries of checkpoints that hold the weights.  YOLOv5 keeps averaged ones beside the trained ones
-# and prefers them itself (models/experimental.py, attempt_load).
+# Entries of checkpoints that hold the weights.  YOLOv5 stores averaged weights beside the trained
+# ones and prefers them itself (models/experimental.py, attempt_load).
 _WEIGHTS = ("ema", "state_dict", "model")
 
 _MAX_META_VALUES = 100_000  # in all entries beside the weights
@@ -47,15 +47,15 @@ _MAX_META_DEPTH = 16
 def read(path: str | os.PathLike) -> contents.Contents:
     """Reads a state dict, or the state dict of a checkpoint, from a `.pth` or `.pt` file.
 
-    A checkpoint is a dict with an `ema`, `state_dict` or `model` entry (the first that is there
-    counts): a dict of tensors, or a pickled module whose parameters and persistent buffers are
-    collected.  A prefix "module." that all names share (DataParallel) is removed.
+    A checkpoint is a dict with an `ema`, `state_dict` or `model` entry (the first one present is
+    used).  The entry is a dict of tensors, or a pickled module whose parameters and persistent
+    buffers are collected.  A prefix "module." that all names share (DataParallel) is removed.
 
-    `modules` says of a pickled module what its parts are: `modules["model.1.act"]["class"]`.
+    `modules` describes the parts of a pickled module, as in `modules["model.1.act"]["class"]`.
 
-    `meta` has the other entries.  One with tensors in it, such as an optimizer's, is only described
-    ("dict with 5 tensors"), and so are objects of unknown classes.  `class_names` are those of
-    mmdet (`meta`) or of a pickled YOLOv5 (`names` of the module).
+    `meta` has the other entries.  Entries that contain tensors, such as an optimizer's, are only
+    described ("dict with 5 tensors"), and so are objects of unknown classes.  `class_names` come
+    from mmdet's `meta` or from `names` of a pickled YOLOv5.
 
     Args:
       path: a file in PyTorch's ZIP or legacy format, little-endian.
@@ -63,7 +63,7 @@ def read(path: str | os.PathLike) -> contents.Contents:
       its contents; bfloat16 and float8 arrays have the types of `ml_dtypes`, and tensors that
       share a storage share memory.
     Raises:
-      TorchFileError: one sentence with the file's name, whatever is wrong with it.
+      TorchFileError: one sentence that names the file and says what is wrong with it.
     """
     with contents.reading(path, "PyTorch file", TorchFileError):
         with open(path, "rb") as file:
@@ -76,7 +76,7 @@ def read(path: str | os.PathLike) -> contents.Contents:
                 words, (root, load) = "PyTorch (legacy)", _open_legacy(file.read())
             else:
                 raise TorchFileError(
-                    f"not a PyTorch file, it looks like {contents.looks_like(head)}"
+                    f"not a PyTorch file; it looks like {contents.looks_like(head)}"
                 )
             weights, others = _split(root)
             refs, rest = _state_dict(weights)
@@ -89,7 +89,7 @@ def read(path: str | os.PathLike) -> contents.Contents:
             )
 
 
-# ---- The two containers.  Each gives the unpickled root and `load(storage)` -> bytes. ----
+# ---- The two containers.  Each returns the unpickled root and `load(storage)` -> bytes. ----
 
 
 def _open_zip(file, size: int):
@@ -98,7 +98,7 @@ def _open_zip(file, size: int):
     pickles = [name for name in members if name.count("/") == 1 and name.endswith("/data.pkl")]
     if len(pickles) != 1:
         kind = "a NumPy .npz file" if any(n.endswith(".npy") for n in members) else "a ZIP archive"
-        raise TorchFileError(f"not a PyTorch file, it looks like {kind} without a data.pkl")
+        raise TorchFileError(f"not a PyTorch file; it looks like {kind} without a data.pkl")
     folder = pickles[0].removesuffix("data.pkl")
     if f"{folder}constants.pkl" in members:
         raise TorchFileError("a TorchScript program; save its state_dict() with torch.save instead")
@@ -111,7 +111,8 @@ def _open_zip(file, size: int):
             raise TorchFileError(f"member {name!r} is compressed, which torch.save never does")
         if info.file_size > size:
             raise TorchFileError(
-                f"member {name!r} claims {info.file_size} bytes in a file of {size}"
+                f"member {name!r} claims {info.file_size} bytes in a file of {size}; download or"
+                " copy it again"
             )
         return archive.read(info)
 
@@ -146,7 +147,9 @@ def _open_legacy(data: bytes):
         position = start + storage.num_elements * storage.dtype.itemsize
         count = int.from_bytes(data[start - 8 : start], "little", signed=True)
         if count != storage.num_elements or position > len(data):
-            raise TorchFileError(f"cut short or damaged at storage {key!r}")
+            raise TorchFileError(
+                f"cut short or damaged at storage {key!r}; download or copy it again"
+            )
         windows[key] = (start, position)
 
     def load(storage: pickle_machine.Storage) -> memoryview:
@@ -183,7 +186,7 @@ def _has_tensors(entries: dict) -> bool:
 
 
 def _state_dict(weights: Any) -> tuple[dict[str, pickle_machine.TensorRef], dict]:
-    """Named tensors of a state dict or module, and what else lies among them."""
+    """Named tensors of a state dict or module, and its other entries."""
     if _is_module(weights):
         named = _module_tensors(weights)
     elif isinstance(weights, dict):
@@ -219,13 +222,13 @@ def _module_tensors(root: pickle_machine.Inert) -> dict[str, Any]:
         buffers = _entries_of(module, "_buffers").items()
         buffers = {name: value for name, value in buffers if name not in hidden}
         for name, value in (*_entries_of(module, "_parameters").items(), *buffers.items()):
-            if value is not None:  # a parameter that the module does without, such as a bias
+            if value is not None:  # None: a parameter that the module lacks, such as a bias
                 tensors[_dotted(*path, name)] = value
     return tensors
 
 
 def _settings(weights: Any) -> dict[str, dict]:
-    """Path of each module of a pickled one -> its class, and its attributes that are plain."""
+    """Path of each module in a pickled one -> its class and its plain attributes."""
     if not _is_module(weights):
         return {}
     children = _entries_of(weights, "_modules")
@@ -250,7 +253,7 @@ def _settings(weights: Any) -> dict[str, dict]:
 
 def _modules(root: pickle_machine.Inert) -> Iterator[tuple[tuple, pickle_machine.Inert]]:
     """(path, module) of a pickled torch.nn.Module and all modules in it."""
-    num_entries = 0  # also of those that are seen again, and of those that are no tensors
+    num_entries = 0  # including repeated entries and entries that are not tensors
 
     def walk(module: Any, path: tuple):
         nonlocal num_entries
@@ -259,7 +262,7 @@ def _modules(root: pickle_machine.Inert) -> Iterator[tuple[tuple, pickle_machine
         kinds = ("_parameters", "_buffers", "_modules")
         num_entries += sum(len(_entries_of(module, kind)) for kind in kinds)
         if len(path) > _MAX_DEPTH or num_entries > _MAX_ENTRIES:
-            raise TorchFileError("modules are nested without end")
+            raise TorchFileError("the modules are too many or too deeply nested")
         yield path, module
         for name, child in _entries_of(module, "_modules").items():
             yield from walk(child, (*path, name))
@@ -274,12 +277,12 @@ def _entries_of(module: pickle_machine.Inert, name: str) -> dict:
 
 def _dotted(*names: Any) -> str:
     if sum(len(pickle_machine.checked(name, str)) for name in names) > _MAX_NAME:
-        raise TorchFileError("the name of a parameter has no end")
+        raise TorchFileError("the name of a parameter is too long")
     return ".".join(names)
 
 
 def _class_names(root: Any, weights: Any) -> tuple[str, ...] | None:
-    """Of YOLOv5's module (`names`), or of mmdet's `meta` (2.x: CLASSES, 3.x: dataset_meta)."""
+    """Class names: YOLOv5's `names` of the module, mmdet's `meta` (CLASSES, 3.x: dataset_meta)."""
     if _is_module(weights):
         inner = weights.state["_modules"]
         inner = inner.get("module") if isinstance(inner, dict) else None  # of DataParallel
@@ -299,14 +302,14 @@ def _entries(parent: Any, key: str) -> dict:
 
 
 def _plain(entries: dict) -> dict[str, Any]:
-    """The entries as JSON could hold them; see `read` for what becomes of the rest."""
+    """The entries in JSON-compatible form; `read` says what happens to the rest."""
     num_values = num_tensors = num_letters = 0
 
     def text(value: str) -> str:
         nonlocal num_letters
-        num_letters += len(value)  # a pickle can show a long text as often as it likes
+        num_letters += len(value)  # a pickle can repeat a long text at no cost
         if num_letters > _MAX_META_LETTERS:
-            raise TorchFileError("the entries beside the weights have no end")
+            raise TorchFileError("the entries beside the weights are too long")
         return value
 
     def plain(value: Any, depth: int) -> Any:
@@ -342,7 +345,7 @@ def _text(key: Any) -> str:
 def _materialise(
     refs: dict[str, pickle_machine.TensorRef], load, size: int
 ) -> dict[str, np.ndarray]:
-    """The arrays behind the references; `load(storage)` gives bytes, `size` is the file's."""
+    """The arrays of the references; `load(storage)` returns bytes, `size` is the file's, bytes."""
     total = sum(math.prod(ref.size) * ref.dtype.itemsize for ref in refs.values())
     if total > _VIEWS_PER_FILE_SIZE * size + _VIEWS_ALLOWANCE:
         raise TorchFileError(f"declares tensors of {total} bytes in a file of {size}")
@@ -355,8 +358,8 @@ def _materialise(
             used += len(data)
             if len(data) != storage.num_elements * storage.dtype.itemsize or used > size:
                 raise TorchFileError(
-                    f"storage {storage.key!r} of {name} declares {storage.num_elements} elements "
-                    f"and has {len(data)} bytes"
+                    f"storage {storage.key!r} of {name} declares {storage.num_elements} elements"
+                    f" but has {len(data)} bytes"
                 )
             values = np.frombuffer(data, np.uint8)
             if storage.dtype == np.bool_:
@@ -374,7 +377,7 @@ def _view(name: str, ref: pickle_machine.TensorRef, data: np.ndarray) -> np.ndar
         (n - 1) * stride for n, stride in zip(ref.size, ref.strides, strict=True)
     )
     if (last + 1) * itemsize > data.nbytes:
-        raise TorchFileError(f"tensor {name} reaches behind its storage")
+        raise TorchFileError(f"tensor {name} extends beyond its storage")
     return np.ndarray(
         ref.size,
         ref.dtype,

@@ -1,1 +1,1 @@
-"""Conversion tables: one source and model a module, data only (see `converters.mapping`)."""
+"""Conversion tables: one module per source and model, data only (see `converters.mapping`)."""

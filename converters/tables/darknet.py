@@ -1,7 +1,7 @@
 """Darknet's `.weights` -> detector `darknet`; the table follows from the cfg.
 
 `readers.darknet` names tensors "<number of the layer>.<bias | scale | mean | var | weight>".  The
-bias of a layer with a norm is that of the norm.
+bias of a layer with a norm is the norm's.
 """
 
 from detlab.converters import mapping
@@ -17,7 +17,7 @@ _WITH_NORM = (
 
 
 def table(network: darknet_cfg.Network, first_layers: int | None = None) -> mapping.Table:
-    """The table of a network, or of its first layers, which a cut-off file has."""
+    """The table of a network, or of its first layers for a cut-off file."""
     rules, subtrees = [], []
     predicting = [number - 1 for number in darknet_networks.heads(network)]
     for number, layer in enumerate(network.layers[:first_layers]):

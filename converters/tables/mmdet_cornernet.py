@@ -1,13 +1,13 @@
 """mmdet's CornerNet (2.x and 3.x have the same names) -> detector `cornernet`.
 
-Names of mmdet/models: backbones/hourglass.py and dense_heads/corner_head.py.  An hourglass lies in
-the next larger one as `low2` there and as `inner` here.
+Names of mmdet/models: backbones/hourglass.py and dense_heads/corner_head.py.  An hourglass is
+nested in the next larger one as `low2` there and as `inner` here.
 """
 
 from detlab.converters import mapping, sources
 from detlab.converters.tables import parts
 
-DEPTHS = range(8)  # sizes that an hourglass may have; its published one has 6
+DEPTHS = range(8)  # sizes that an hourglass may have; the published one has 6
 
 _BLOCKS = (("up1", "skip"), ("low1", "down"), ("low2", "inner"), ("low3", "up"))
 _POOLING = (

@@ -2,7 +2,7 @@
 
 Names of mmdet/models: backbones/resnet.py (those of torchvision), necks/fpn.py,
 dense_heads/rpn_head.py and roi_heads/bbox_heads/convfc_bbox_head.py.  Background is the last class
-there and here; RoI features are flattened channel first there, channel last here.
+there and here; RoI features are flattened channel first there and channel last here.
 """
 
 from detlab.converters import mapping, sources

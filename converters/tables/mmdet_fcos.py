@@ -9,7 +9,7 @@ from detlab.converters.tables import parts, torchvision_resnet
 
 
 def table(bgr: bool = False) -> mapping.Table:
-    """The table; `bgr` as in `torchvision_resnet.rules`: all published ones were."""
+    """The table; `bgr` as in `torchvision_resnet.rules`: True for all published files."""
     return parts.whole(
         "mmdet FCOS",
         torchvision_resnet.rules(r"backbone\.", bgr),

@@ -1,4 +1,4 @@
-"""mmdet's RetinaNet with the losses of GHM -> detector `ghm`: as RetinaNet, and counts of bins."""
+"""mmdet's RetinaNet with the losses of GHM -> detector `ghm`: RetinaNet's table and bin counts."""
 
 from detlab.converters import mapping, sources
 from detlab.converters.tables import mmdet_retinanet

@@ -1,8 +1,8 @@
 """mmdet's RepPoints (2.x and 3.x have the same names) -> detector `reppoints`.
 
 Names of mmdet/models: backbones/resnet.py (those of torchvision), necks/fpn.py and
-dense_heads/reppoints_head.py.  Points are y, x pairs there and here, and the four deltas of the
-form with grid points x, y, w, h, so the outputs keep the order of their channels.
+dense_heads/reppoints_head.py.  The outputs keep the order of their channels: points are y, x pairs
+there and here, and the four deltas of the variants with grid points are x, y, w, h.
 """
 
 from detlab.converters import mapping, sources
@@ -19,7 +19,7 @@ _CONVS = (
 
 
 def table(bgr: bool = False) -> mapping.Table:
-    """The table, of files with group norms and without; `bgr` as in `torchvision_resnet.rules`."""
+    """The table, with or without group norms; `bgr` as in `torchvision_resnet.rules`."""
     return parts.whole(
         "mmdet RepPoints",
         torchvision_resnet.rules(r"backbone\.", bgr),

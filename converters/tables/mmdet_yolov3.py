@@ -22,7 +22,7 @@ def table(bgr: bool = False) -> mapping.Table:
 
 
 def backbone_table(bgr: bool = False) -> mapping.Table:
-    """The table of a file that holds the backbone alone, pretrained on ImageNet."""
+    """The table of a file that holds only the backbone, pretrained on ImageNet."""
     return mapping.Table(
         "mmdet Darknet-53",
         ("params/backbone", "batch_stats/backbone"),

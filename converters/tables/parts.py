@@ -1,4 +1,4 @@
-r"""What tables share: the rules of PyTorch's layers and of the parts of mmdet's detectors.
+r"""Rules that tables share: those of PyTorch's layers and of the parts of mmdet's detectors.
 
 A source is the name of a layer, a regex of literal text with groups (`mapping`); a target is its
 path here without the collection, such as r"head/cls_conv\1".
@@ -33,11 +33,12 @@ def conv(source: str, target: str, bias: bool = True, bgr: bool = False) -> list
 
 
 def linear(source: str, target: str, first: tuple[str, ...] = ()) -> list[mapping.Rule]:
-    """A linear layer; `first` is done to its weight before it is transposed."""
+    """A linear layer; the transforms `first` are applied to its weight before the transpose."""
     return _layer(source, target, (*first, "linear_t"))
 
 
 def batch_norm(source: str, target: str) -> list[mapping.Rule]:
+    """A BatchNorm: scale, bias and running statistics."""
     return [
         *group_norm(source, target),
         mapping.Rule(rf"{source}\.running_mean", f"batch_stats/{target}/mean"),
@@ -46,6 +47,7 @@ def batch_norm(source: str, target: str) -> list[mapping.Rule]:
 
 
 def group_norm(source: str, target: str) -> list[mapping.Rule]:
+    """A GroupNorm: scale and bias."""
     return [
         mapping.Rule(rf"{source}\.weight", f"params/{target}/scale"),
         mapping.Rule(rf"{source}\.bias", f"params/{target}/bias"),
@@ -61,7 +63,7 @@ def conv_bn(source: str, target: str, bgr: bool = False) -> list[mapping.Rule]:
 
 
 def conv_gn(source: str, target: str) -> list[mapping.Rule]:
-    """Mmdet's `conv` and `gn`, of which a file may lack the bias or the norm."""
+    """Mmdet's `conv` and `gn`; a file may lack the bias or the norm."""
     return [
         *conv(rf"{source}\.conv", f"{target}/conv"),
         *group_norm(rf"{source}\.gn", f"{target}/norm"),
@@ -69,7 +71,7 @@ def conv_gn(source: str, target: str) -> list[mapping.Rule]:
 
 
 def fpn(laterals: Iterable[int], outputs: Iterable[int]) -> list[mapping.Rule]:
-    """Mmdet's FPN, with group norms or without; the levels that it takes, and those it gives."""
+    """Mmdet's FPN from levels `laterals` to levels `outputs`, with or without group norms."""
     names = (("lateral_convs", "lateral", laterals), ("fpn_convs", "output", outputs))
     return [
         rule
@@ -80,7 +82,7 @@ def fpn(laterals: Iterable[int], outputs: Iterable[int]) -> list[mapping.Rule]:
 
 
 def towers(**names: str) -> list[mapping.Rule]:
-    """Stacked convolutions of an mmdet head, with group norms or without.
+    """Stacked convolutions of an mmdet head, with or without group norms.
 
     `reg="box"` sends the layers of `bbox_head.reg_convs` to `head/box_conv0`, `head/box_conv1`, ..
     """

@@ -14,7 +14,7 @@ def rules(prefix: str = "", bgr: bool = False) -> list[mapping.Rule]:
     Args:
       prefix: of the source names, such as r"backbone\.".
       bgr: the network was trained on BGR images (caffe), so its stem is flipped to RGB; the pixel
-        mean and std of the detector are in RGB order as always.
+        mean and std of the detector stay in RGB order.
     """
     block, target = rf"{prefix}layer(\d)\.(\d+)", r"backbone/stage\1_block\2"
     return [

@@ -1,14 +1,14 @@
 """YOLOv5's `.pt` files and state dicts (ultralytics/yolov5, releases 3.0 to 7.0) -> `yolov5`.
 
-Names are those of models/yolo.py: `model.<number>`, as the modules are numbered in the network's
-yaml, so that the same name is another module in another release.  The table is therefore made for a
-network, and `fields` says which network a file is of, from its names and shapes and, where the file
-is a pickled model, from the classes of its modules.
+Names are those of models/yolo.py: `model.<number>`, as the network's yaml numbers the modules, so
+the same name is a different module in another release.  The table is therefore made for one
+network, and `fields` determines a file's network from its names and shapes and, for a pickled
+model, from the classes of its modules.
 
-A state dict alone does not tell an activation: release 3.0 and the git tag v3.0, one commit before
-it, have the same names and shapes.  What cannot be told is assumed: hard-swish with the blocks of
-release 3, SiLU with those of later ones.  The channels of a prediction have the same order there
-and here: anchor, then x, y, w, h, objectness, classes.
+A state dict alone does not determine the activation: release 3.0 and the git tag v3.0, one commit
+before it, have the same names and shapes.  Then hard-swish is assumed with the blocks of release 3,
+and SiLU with those of later releases.  The channels of a prediction have the same order there and
+here: anchor, then x, y, w, h, objectness, classes.
 """
 
 import re
@@ -39,15 +39,15 @@ _ACTIVATIONS = {"SiLU": "silu", "Hardswish": "hard_swish", "LeakyReLU": "leaky_r
 
 
 class Found(NamedTuple):
-    """Fields of the detector that follow from a file."""
+    """Fields of the detector that a file determines."""
 
     certain: dict[str, Any]
-    assumed: dict[str, Any]  # that the file does not tell
+    assumed: dict[str, Any]  # not in the file
     num_classes: int
 
 
 class Numbers(NamedTuple):
-    """`model.<number>` of the modules of a network, by their paths here."""
+    """The number in `model.<number>` of each module of a network, by its path here."""
 
     backbone: dict[str, int]
     neck: dict[str, int]
@@ -55,7 +55,7 @@ class Numbers(NamedTuple):
 
 
 def numbers(levels: int, pool: str) -> Numbers:
-    """The numbers of a network with so many levels of detection."""
+    """The numbers of a network with this many levels of detection."""
     top = levels + 2
     backbone = {"stem": 0}
     for stage in range(2, top + 1):
@@ -105,7 +105,7 @@ def table(model: Mapping[str, Any]) -> mapping.Table:
 
 
 def buffers(model: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """What a state dict of the network has besides: anchors, in cells, and up to 5.0 in px too."""
+    """Further arrays of the network's state dict: anchors in cells and, up to 5.0, also in px."""
     module = detector.YOLOv5(**model)
     sizes = np.array(module.anchor_sizes, np.float32)  # [L, A, 2]
     name = f"model.{numbers(len(sizes), module.pool).head}"
@@ -117,23 +117,23 @@ def buffers(model: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 
 def fields(file: contents.Contents) -> Found:
-    """Which network the tensors of a file are of.
+    """Determines the network of a file.
 
     Raises:
-      UserError: none that detlab has.
+      UserError: detlab does not have the network.
     """
     shapes = {name: tensor.shape for name, tensor in file.tensors.items()}
     if "model.1.conv.bias" in shapes:
         raise errors.UserError(
-            "its norms are fused into its convolutions, so that it can only predict; convert the"
-            " file that training wrote"
+            "its norms are fused into its convolutions, so it can only predict; convert the file"
+            " that training wrote"
         )
     heads = {24: 3, 33: 4}  # number of the head -> levels
     levels = next((n for head, n in heads.items() if f"model.{head}.m.0.bias" in shapes), None)
     if levels is None or any(re.match(r"model\.\d+\.(proto|cv\d_kpts)\.", n) for n in shapes):
         raise errors.UserError(
-            "it is a YOLOv5 for another task or of another shape: the networks with three and four"
-            " levels of detection, whose heads are model.24 and model.33, are known"
+            "it is a YOLOv5 for another task or with another layout; convert a detector with three"
+            " or four levels, whose head is model.24 or model.33"
         )
     top = levels + 2
     block = "csp" if "model.2.cv3.weight" in shapes else "c3"
@@ -145,14 +145,14 @@ def fields(file: contents.Contents) -> Found:
 
     epsilon = file.modules.get("model.1.bn", {}).get("eps", 1e-3)
     if epsilon != 1e-3:
-        raise errors.UserError(f"its norms have the epsilon {epsilon!r}, and YOLOv5's have 0.001")
+        raise errors.UserError(f"its norms have epsilon {epsilon!r}, but YOLOv5's have 0.001")
     act = file.modules.get("model.1.act", {})
     kind = str(act.get("class", "")).rpartition(".")[2]
     if not act:
         assumed["activation"] = "hard_swish" if block == "csp" else "silu"
     elif kind not in _ACTIVATIONS or act.get("negative_slope", 0.1) != 0.1:
         raise errors.UserError(
-            f"its activation is {contents.printable(kind)}, and detlab has"
+            f"its activation is {contents.printable(kind)}, but detlab supports only"
             f" {', '.join(_ACTIVATIONS)} (slope 0.1)"
         )
     else:
@@ -181,7 +181,7 @@ def fields(file: contents.Contents) -> Found:
 
 
 def _sizes(shapes: Mapping[str, tuple], known: Numbers, levels: int, pool: str) -> dict[str, Any]:
-    """Depth and width multiple, and the repeats that they are of."""
+    """Depth and width multiples, and the repeats that the depth multiple scales."""
     stages = range(2, levels + 3)
 
     def width(name: str) -> int:
@@ -198,7 +198,7 @@ def _sizes(shapes: Mapping[str, tuple], known: Numbers, levels: int, pool: str) 
     fitting = [m for m in multiples if m and yolov5.widths_of(levels, m) == widths]
     if not fitting:
         raise errors.UserError(
-            f"its stages have {', '.join(map(str, widths))} channels, which are no multiple of"
+            f"its stages have {', '.join(map(str, widths))} channels, which are not a multiple of"
             f" YOLOv5's {', '.join(map(str, yolov5.CHANNELS[levels]))}"
         )
     depths = [depth(known.backbone[f"stage{stage}_block"]) for stage in stages]
@@ -212,7 +212,7 @@ def _sizes(shapes: Mapping[str, tuple], known: Numbers, levels: int, pool: str) 
         if scaled == [*depths, neck_depth]:
             found = dict(depth_multiple=multiple, repeats=repeats, neck_repeats=3)
             break
-    else:  # a network of its own
+    else:  # not a published size
         found = dict(depth_multiple=1.0, repeats=tuple(depths), neck_repeats=neck_depth)
     return {"width_multiple": fitting[0], **found}
 
@@ -239,7 +239,7 @@ SOURCES = (
     ),
     sources.Source(
         "yolov5",
-        "a YOLOv5 of the releases 4 to 7",
+        "a YOLOv5 of releases 4 to 7",
         ("model.1.conv.weight", "model.2.cv3.conv.weight", "model.2.m.0.cv1.conv.weight"),
         table,
         "yolov5",

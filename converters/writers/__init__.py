@@ -1,1 +1,1 @@
-"""Writers of foreign weight files: names and NumPy arrays in, one format a module."""
+"""Writers of foreign weight files: one module per format, names and NumPy arrays in."""

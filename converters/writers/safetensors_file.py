@@ -1,4 +1,4 @@
-"""State dicts as safetensors files, through their own library."""
+"""Writes state dicts as safetensors files, with the format's own library."""
 
 import json
 import os
@@ -17,19 +17,19 @@ def write(
 ) -> None:
     """Writes a safetensors file; the same tensors give the same bytes.
 
-    Memory: the whole file once more.
+    Needs extra memory for the whole file.
 
     Args:
-      path: the file, replaced if it exists, once all is written.
+      path: the file; one that exists is replaced once everything is written.
       tensors: by name, of any shape and strides; the format orders them by type and name.
-      class_names: kept in the metadata as a JSON list, where `readers.safetensors_file` finds it.
+      class_names: stored in the metadata as a JSON list, which `readers.safetensors_file` reads.
     Raises:
-      OSError: the file cannot be written; what was there before is unchanged.
+      OSError: the file cannot be written; one that exists is unchanged.
     """
     # One entry at most: the library writes several in a random order.
     metadata = {"class_names": json.dumps(list(class_names))} if class_names else None
-    # The library writes bytes from the first one on, whatever the strides.
+    # The library ignores strides.
     dense = {name: np.asarray(array, order="C") for name, array in tensors.items()}
-    data = safetensors_numpy.save(dense, metadata)  # save_file has errors and modes of its own
+    data = safetensors_numpy.save(dense, metadata)  # save_file differs in errors and file modes
     with whole.replacing(path) as part:
         part.write_bytes(data)

@@ -1,4 +1,4 @@
-"""State dicts as `.pth` files that PyTorch loads with `weights_only=True`, without PyTorch.
+"""Writes, without PyTorch, state dicts as `.pth` files that it loads with `weights_only=True`.
 
 The ZIP format of torch/serialization.py (1.6 and later): `data.pkl`, a pickle of protocol 2 whose
 tensors refer to storages by a persistent id, and `data/<key>`, the bytes of each storage.
@@ -27,15 +27,15 @@ _LONG_AGO = (1980, 1, 1, 0, 0, 0)  # a fixed date: the same tensors give the sam
 def write(path: str | os.PathLike, tensors: Mapping[str, np.ndarray]) -> None:
     """Writes a state dict, a dict of tensors in the order given.
 
-    Memory: one tensor's bytes at a time, where it is not contiguous.
+    Needs extra memory for one tensor at a time, if it is not contiguous.
 
     Args:
-      path: the file, replaced if it exists, once all is written.
-      tensors: by name; of floats (bfloat16 as ml_dtypes has it), int8 to int64, uint8, bool or
-        complex numbers.
+      path: the file; one that exists is replaced once everything is written.
+      tensors: by name, of type float (bfloat16 from ml_dtypes), int8 to int64, uint8, bool or
+        complex.
     Raises:
-      ValueError: a tensor is of another type; nothing is written.
-      OSError: the file cannot be written; what was there before is unchanged.
+      ValueError: a tensor has another type; nothing is written.
+      OSError: the file cannot be written; one that exists is unchanged.
     """
     program = _program(tensors)
     with whole.replacing(path) as part, zipfile.ZipFile(part, "w") as archive:
@@ -49,7 +49,7 @@ def write(path: str | os.PathLike, tensors: Mapping[str, np.ndarray]) -> None:
 
 def _add(archive: zipfile.ZipFile, name: str, data: bytes | memoryview) -> None:
     info = zipfile.ZipInfo(f"{_FOLDER}/{name}", _LONG_AGO)
-    info.file_size = len(data)  # decides on ZIP64
+    info.file_size = len(data)  # decides whether ZIP64 is used
     with archive.open(info, "w") as member:
         member.write(data)
 
@@ -65,7 +65,7 @@ def _program(tensors: Mapping[str, np.ndarray]) -> bytes:
 def _tensor(name: str, key: str, array: np.ndarray) -> bytes:
     dtype = array.dtype.newbyteorder("=")
     if dtype not in _STORAGES:
-        raise ValueError(f"{name} is of type {array.dtype}, which the file format has no name for")
+        raise ValueError(f"{name} has type {array.dtype}, which the file format cannot store")
     strides = np.cumprod((1, *array.shape[:0:-1]), dtype=np.int64)[::-1] if array.ndim else ()
     storage = (
         pickle.MARK

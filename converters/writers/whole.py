@@ -10,19 +10,19 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
-    """A new path in the folder of `path`; what is written there takes the place of `path` at last.
+    """Yields a temporary path in the folder of `path`; the file written there replaces `path`.
 
-    After any exception `path` is as it was, and nothing lies beside it; a process that is killed
-    leaves no more than the file beside it.
+    After any exception `path` is unchanged and the temporary file is gone; a process that is killed
+    leaves at most the temporary file.
 
     Args:
       path: a file that may exist, or a link to one, which stays a link.
     Raises:
-      OSError: there is a folder, a device or the like at `path`, or the file cannot be put there.
+      OSError: `path` is a folder, a device or the like, or the file cannot be written there.
     """
     path = pathlib.Path(os.path.realpath(path))
     if path.exists() and not path.is_file():
-        raise FileExistsError(errno.EEXIST, "it exists and is no regular file", os.fspath(path))
+        raise FileExistsError(errno.EEXIST, "it exists and is not a regular file", os.fspath(path))
     part = path.with_name(f".{secrets.token_hex(8)}.part")
     try:
         yield part

@@ -1,1 +1,1 @@
-"""How the authors of a family of detectors train, for all its experiments."""
+"""How the authors of a family of detectors train it; all experiments of the family share this."""

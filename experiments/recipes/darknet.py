@@ -2,7 +2,7 @@
 
 from ml_collections import ConfigDict
 
-NETWORKS = {  # by the variants of experiments
+NETWORKS = {  # by variant of the experiments
     "": "yolov4",
     "yolov3": "yolov3",
     "yolov3_tiny": "yolov3-tiny",
@@ -14,12 +14,12 @@ NETWORKS = {  # by the variants of experiments
 def training(config: ConfigDict, network: str) -> None:
     """How darknet trains a standard network: [net] and the data keys of [yolo] in its cfg.
 
-    `max_batches` and `steps` are counted in batches of 64, which are worked through in parts
-    (`subdivisions`); the learning rate burns in with the fourth power.  With `random=1` the sizes
-    are those of darknet, 1/1.4 to 1.4 of the cfg's, by 32 px; it keeps one for ten batches, here
-    every step draws one.  Mosaics are half of the batches there and half of the pictures here.
-    What `jitter` shows beside a picture is grey, not the picture's mean.  `resize=1.5` of tiny
-    YOLOv4 is not there.
+    `max_batches` and `steps` count batches of 64, which are processed in parts (`subdivisions`);
+    the learning rate burns in with the fourth power.  With `random=1` sizes are darknet's: 1/1.4 to
+    1.4 times the cfg's, in steps of 32 px.  Differences: darknet keeps a size for ten batches, here
+    each step draws one.  Half of its batches are mosaics, here half of the images.  The area that
+    `jitter` adds around an image is grey, not the image's mean.  `resize=1.5` of tiny YOLOv4 is not
+    implemented.
     """
     side, sides, parts, lr, steps, milestones = {
         "yolov3": (608, (480, 896), 16, 0.001, 500200, (400000, 450000)),
@@ -30,7 +30,7 @@ def training(config: ConfigDict, network: str) -> None:
     config.data.update(
         canvases=((side, side),),
         resize="stretch",
-        rounding="whole",  # of a letterbox, should `resize` become one
+        rounding="whole",  # matters only if `resize` is changed to letterbox
         demo_rounding="whole",
         pad_value=(128, 128, 128),
         max_boxes=200,

@@ -1,10 +1,10 @@
-"""Small detectors from random weights, on generated shapes or few images: for a CPU."""
+"""Small detectors that train on a CPU from random weights, on generated shapes or few images."""
 
 from ml_collections import ConfigDict
 
 
 def optimizer(config: ConfigDict, warmup_steps: int = 50, clip_norm: float = 10.0) -> None:
-    """AdamW for a small network from random weights: for a CPU, or few images."""
+    """AdamW for a small network from random weights, on a CPU or on few images."""
     config.train.batch_size = 8
     config.optim.update(
         name="adamw",
@@ -27,10 +27,10 @@ def shapes(
 ) -> None:
     """Data and training of the three forms that every <detector>_shapes has.
 
-    - "" and all others: 1100 steps on generated shapes of 128 px, some minutes on a laptop;
-    - "overfit", or "overfit_NETWORK": eight pictures, which benchmarks.overfit writes into
-      `data.root`, are learnt by heart; `overfit_side` px of the canvas;
-    - "tiny": what tests build, with three classes.
+    - "" and all others: 1100 steps on generated shapes of 128 px, a few minutes on a laptop;
+    - "overfit", or "overfit_NETWORK": overfits eight images, which benchmarks.overfit writes to
+      `data.root`, on a canvas of `overfit_side` px;
+    - "tiny": for tests, with three classes.
     """
     form = variant.partition("_")[0]
     if form == "tiny":
@@ -46,7 +46,7 @@ def shapes(
 
 
 def _eight_pictures(config: ConfigDict, steps: int, side: int) -> None:
-    """What benchmarks.overfit trains on: objects of 12 to 52 px."""
+    """The data of benchmarks.overfit: eight images with objects of 12 to 52 px."""
     config.model.num_classes = 4
     config.data.update(
         source="coco",
@@ -74,7 +74,7 @@ def _eight_pictures(config: ConfigDict, steps: int, side: int) -> None:
 
 
 def resnet(variant: str = "") -> dict:
-    """Fields of a ResNet-18 and its pyramid, from random weights, for a form of `shapes`."""
+    """Fields of a ResNet-18 with FPN, from random weights, for a form of `shapes`."""
     one_each = dict(backbone_stages=(1, 1, 1, 1))
     widths = {
         "": dict(neck_width=64),
@@ -85,12 +85,12 @@ def resnet(variant: str = "") -> dict:
 
 
 def dense(variant: str = "") -> dict:
-    """The same with the towers of a dense head."""
+    """The fields of `resnet` and of the towers of a dense head."""
     fields = resnet(variant)
     width, convs = fields["neck_width"], 1 if variant == "tiny" else 2
     return dict(**fields, head_width=width, head_convs=convs)
 
 
 def anchors(a: int, b: int, c: int) -> tuple:
-    """Anchors of three levels whose widths and heights are each of three sides, px."""
+    """Anchors of three levels, whose widths and heights are three side lengths, px."""
     return ((a, a), (a, b), (b, a)), ((a, c), (b, b), (c, a)), ((b, c), (c, b), (c, c))

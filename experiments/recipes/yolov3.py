@@ -6,7 +6,7 @@ from detlab.experiments import common
 
 
 def training(config: ConfigDict, epochs: int, milestones: tuple, warmup_steps: int) -> None:
-    """Augmentation and optimizer."""
+    """Sets augmentation and optimizer."""
     config.data.pad_value = (0, 0, 0)
     config.data.augment.update(
         photometric=1.0,
@@ -28,7 +28,7 @@ def training(config: ConfigDict, epochs: int, milestones: tuple, warmup_steps: i
 
 
 def start(config: ConfigDict, variant: str, name: str) -> None:
-    """Starts the backbone from ImageNet weights, or, in the variant `scratch`, from random ones.
+    """Starts the backbone from ImageNet weights, or from random ones in the variant `scratch`.
 
     `name` is the path of the experiment.
     """

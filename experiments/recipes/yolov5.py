@@ -46,9 +46,9 @@ def network(config: ConfigDict, variant: str) -> None:
 def training(config: ConfigDict, variant: str, side: int, warmup_steps: int) -> None:
     """How the reference trains such a network on images of `side` px, without copy-paste.
 
-    Releases 6.0 to 7.0 train n and s as `hyp.scratch-low` says and the others as `-high`; before
-    them there was one set for all.  The loss is that of 64 images, whatever the batch is.
-    `warmup_steps` are those of three epochs.
+    Releases 6.0 to 7.0 train n and s with `hyp.scratch-low` and the others with `-high`; earlier
+    releases have one set for all.  The loss is scaled as for 64 images, whatever the batch size.
+    `warmup_steps` is the length of three epochs.
     """
     config.model.update(train_size=side)
     config.data.update(

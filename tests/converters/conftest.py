@@ -1,4 +1,4 @@
-"""A writer of PyTorch files for the tests of readers and tables, and files of a tiny RetinaNet."""
+"""Fixtures: a writer of PyTorch files, and files of a tiny RetinaNet."""
 
 import conversions
 import numpy as np

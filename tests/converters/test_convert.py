@@ -1,4 +1,4 @@
-"""The command line: its modes, its flags, and what a user can do wrong with them."""
+"""The command line: its modes, its flags and the mistakes that a user can make."""
 
 import re
 import subprocess
@@ -23,7 +23,7 @@ def test_a_url_is_fetched_first(config_file, mmdet_file, shapes, tmp_path, monke
     conversions.run(config_file, url, tmp_path / "weights", "--sha256", "0" * 8)
     assert asked == [(url, "0" * 8)]
     text = conversions.refused(config_file, mmdet_file[0], tmp_path / "other", "--sha256", "0" * 8)
-    assert "--sha256 goes with a URL" in text
+    assert "--sha256 is for URLs" in text
 
 
 def test_inspect_prints_what_a_file_holds(mmdet_file, capsys):
@@ -36,18 +36,18 @@ def test_inspect_prints_what_a_file_holds(mmdet_file, capsys):
 @pytest.mark.parametrize(
     "arguments, words",
     [
-        (["--input", "a.pth"], "--output is missing: give --input FILE"),
+        (["--input", "a.pth"], "--output is missing: use --input FILE"),
         (["--input", "a.pth", "--output", "b"], "--config is missing"),
         (["--reverse", "--input", "a", "--output", "b.onnx"], "must end with .pth, .pt or"),
         (["--reverse", "--input", "absent", "--output", "b.pth"], "absent does not exist"),
         (
             ["--reverse", "--reset_classes", "--input", "a", "--output", "b.pth"],
-            "--reset_classes does not go with --reverse",
+            "--reset_classes cannot be used with --reverse",
         ),
-        (["--inspect", "a", "--input", "b"], "--input does not go with --inspect"),
+        (["--inspect", "a", "--input", "b"], "--input cannot be used with --inspect"),
         (
             ["--reverse", "--input", "a", "--output", "b.pth", "--config.seed=1"],
-            "--config.seed needs --config",
+            "--config.seed needs --config EXPERIMENT",
         ),
         (["--inspect", "absent.pth"], "absent.pth: cannot be read: No such file"),
         (["--inspect", "a.weights", "--cfg", "absent.cfg"], "absent.cfg"),

@@ -1,4 +1,4 @@
-"""`.weights` files are read and written byte for byte; damaged and foreign ones are refused."""
+"""`.weights` files are read and written byte for byte; damaged and foreign ones are rejected."""
 
 import json
 import struct
@@ -32,13 +32,13 @@ CFGS = ["yolov3", "yolov3-tiny", "yolov4", "yolov4-tiny", "yolo-fastest-1.1"]
 
 
 def file_bytes(seed=0):
-    """A whole file of SMALL with values such as a network has; the variances are positive."""
+    """A complete file of SMALL with values like a network's; the variances are positive."""
     values = np.random.default_rng(seed).uniform(0.5, 1.5, sum(SIZES.values()))
     return HEADER + values.astype("<f4").tobytes()
 
 
 def refused(path, network=SMALL, **options):
-    """The message with which a file is refused; it is one sentence that names the file."""
+    """The message of the error: one sentence that names the file."""
     with pytest.raises(darknet.DarknetError) as info:
         darknet.read(path, network, **options)
     message = str(info.value)
@@ -108,8 +108,8 @@ def test_counts_of_values_follow_from_the_cfg():
     assert [darknet.num_floats(SMALL, n) for n in range(1, 8)] == [12, 24, 24, 64, 64, 113, 113]
     shapes = darknet.tensor_shapes(SMALL)
     assert shapes["0.weight"] == (2, 2, 1, 1)  # groups: half of the four channels
-    assert shapes["3.weight"] == (4, 1, 3, 3)  # behind a route with groups
-    assert shapes["5.weight"] == (7, 6, 1, 1)  # behind a route of two layers
+    assert shapes["3.weight"] == (4, 1, 3, 3)  # after a route with groups
+    assert shapes["5.weight"] == (7, 6, 1, 1)  # after a route of two layers
 
 
 # ---- Published files. ----
@@ -169,29 +169,34 @@ def test_cut_off_file_of_another_name_is_read_on_request_and_recognised_without(
     tensors = darknet.read(path, SMALL, first_layers=4).tensors
     assert list(tensors)[-1] == "3.weight" and len(tensors) == 12
     message = refused(path)
-    assert "have 113 values, and the file holds 64: 49 are missing" in message
-    assert "they fit the first 4 layers (first_layers=4)" in message
+    assert "have 113 values, but the file holds 64: 49 are missing" in message
+    assert "its values fit the first 4 layers (first_layers=4)" in message
 
 
 def test_missing_and_left_over_values_are_counted(tmp_path, path):
     path.write_bytes(file_bytes()[:-8])
-    assert refused(path).endswith("have 113 values, and the file holds 111: 2 are missing.")
+    assert refused(path).endswith(
+        "have 113 values, but the file holds 111: 2 are missing, so it is cut short or belongs to"
+        " another cfg."
+    )
     path.write_bytes(file_bytes() + bytes(12))
-    assert refused(path).endswith("the file holds 116: 3 are left over.")
+    assert refused(path).endswith(
+        "the file holds 116: 3 are left over, so it belongs to another cfg."
+    )
     path.write_bytes(file_bytes() + b"x")
-    assert "holds 113, and 1 bytes of another" in refused(path)
+    assert "holds 113 and 1 bytes of another" in refused(path)
     named = tmp_path / "small.conv.2"
     named.write_bytes(file_bytes())
     message = refused(named)
     assert "the first 2 of 7 layers of small.cfg have 24 values" in message
-    assert "89 are left over; they fit the first 6 layers" in message
+    assert "89 are left over" in message and "its values fit the first 6 layers" in message
 
 
 @pytest.mark.parametrize("layers", [0, 8, -1])
 def test_more_layers_than_the_cfg_has_cannot_be_asked_for(path, layers):
     path.write_bytes(file_bytes())
     message = refused(path, first_layers=layers)
-    assert f"the first {layers} layers are asked for, and small.cfg has 7" in message
+    assert f"the first {layers} layers were requested, but small.cfg has 7" in message
 
 
 # ---- Writing. ----
@@ -224,7 +229,7 @@ def test_tensors_of_a_conversion_table_fill_a_file_again(path):
     [
         ({"5.weight": None}, "the tensor 5.weight of small.cfg is missing"),
         ({"4.weight": np.ones(3)}, "no place for the tensor '4.weight'"),
-        ({"5.bias": np.ones(8)}, "5.bias has shape (8,), and (7,) in small.cfg"),
+        ({"5.bias": np.ones(8)}, "5.bias has shape (8,), but small.cfg needs (7,)"),
         ({"5.bias": np.full(7, np.nan)}, "5.bias holds values that are not finite"),
         ({"5.bias": np.full(7, 1e39)}, "5.bias holds values that are not finite"),
         ({"1.var": np.full(2, -1e-9)}, "1.var holds variances below 0"),
@@ -246,7 +251,7 @@ def test_headers_and_places_that_cannot_be_written_are_refused(tmp_path, path):
     for header in (darknet.Header(seen=-1), darknet.Header(0, 1, 0, 2**32)):
         with pytest.raises(darknet.DarknetError, match="does not fit into a file"):
             darknet.write(path, SMALL, weights._replace(header=header))
-    with pytest.raises(darknet.DarknetError, match="a version that no darknet has written"):
+    with pytest.raises(darknet.DarknetError, match="a version that darknet never writes"):
         darknet.write(path, SMALL, weights._replace(header=darknet.Header(major=1000)))
     with pytest.raises(darknet.DarknetError, match="cannot be written"):
         darknet.write(tmp_path / "absent" / "x.weights", SMALL, weights)
@@ -258,16 +263,16 @@ def test_headers_and_places_that_cannot_be_written_are_refused(tmp_path, path):
 @pytest.mark.parametrize(
     "data, message",
     [
-        (b"", "empty, 0 bytes of a header"),
-        (HEADER[:9], "cut short, 9 bytes of a header"),
-        (HEADER[:17], "cut short, 17 bytes of a header of 20"),
+        (b"", "empty: 0 of the 16 or 20 bytes of a header"),
+        (HEADER[:9], "cut short: 9 of the 16 or 20 bytes of a header"),
+        (HEADER[:17], "cut short: 17 of the 20 bytes of a header"),
         (HEADER, "holds 0: 113 are missing"),
         (b"[net]\nwidth=32\nheight=32\n", "a text file"),
         (b"<!DOCTYPE html><html>404", "a text file"),
         (b"version https://git-lfs.github.com/spec/v1\n", "a text file"),
-        (b"\x89PNG\r\n\x1a\n" + bytes(99), "no version of darknet"),
-        (b"PK\x03\x04" + bytes(99), "no version of darknet"),
-        (struct.pack("<3i", 0, -1, 0) + bytes(99), "no version of darknet"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(99), "does not start with a darknet version"),
+        (b"PK\x03\x04" + bytes(99), "does not start with a darknet version"),
+        (struct.pack("<3i", 0, -1, 0) + bytes(99), "does not start with a darknet version"),
         (HEADER + np.full(113, np.inf, "<f4").tobytes(), "0.bias holds values that are not finite"),
         (HEADER + np.full(113, -1, "<f4").tobytes(), "0.var holds variances below 0"),
     ],
@@ -279,7 +284,7 @@ def test_other_files_are_refused_by_what_is_wrong_with_them(path, data, message)
 
 def test_random_values_behind_a_true_header_are_refused(path):
     network = darknet_cfg.parse(NET + "[convolutional]\nfilters=256\nsize=3\npad=1\n")
-    # One exponent of 256 means "not finite", so 9472 values are all finite once in 1e16 files.
+    # One exponent in 256 means "not finite", so 9472 values are all finite once in 1e16 files.
     path.write_bytes(HEADER + np.random.default_rng(5).bytes(4 * darknet.num_floats(network)))
     assert "not finite" in refused(path, network)
 
@@ -306,7 +311,7 @@ def test_file_that_shrinks_while_it_is_read_is_refused(path, monkeypatch, missin
 
 @pytest.fixture
 def peak_memory():
-    """`peak_memory()` -> the most bytes that Python and NumPy have held since the test began."""
+    """`peak_memory()` -> the most bytes that Python and NumPy have held since the test started."""
     tracemalloc.start()
     yield lambda: tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
@@ -324,7 +329,7 @@ def mutated(data, rng):
     data = bytearray(data)
     extremes = [0, 0x7FFFFFFF, 0xFFFFFFFF, 0x7F800000, 0xFF800000, 0x80000000, 0x7FC00000]
     for _ in range(rng.integers(1, 6)):
-        at = int(rng.integers(24 if rng.integers(2) else len(data)))  # every second in the header
+        at = int(rng.integers(24 if rng.integers(2) else len(data)))  # half of them in the header
         length = int(rng.integers(1, 64))
         match rng.integers(6):
             case 0 | 1 | 2:
@@ -358,5 +363,5 @@ def test_mutated_files_raise_nothing_but_the_readers_own_error(path, peak_memory
             assert copy.read_bytes() == data, f"seed {seed}, round {i}"
     seconds = time.monotonic() - start
     assert 0.5 * rounds < refusals < 0.95 * rounds, f"seed {seed}: too harmless or too fatal"
-    assert seconds < 60  # for all; about 3 on one core
+    assert seconds < 60  # for all rounds; about 3 on one core
     assert peak_memory() < 4 << 20  # bytes

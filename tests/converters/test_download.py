@@ -1,4 +1,4 @@
-"""Downloads from a server on loopback: once, resumable, checked."""
+"""Downloads from a server on loopback: each file once, resumed and checked."""
 
 import fcntl
 import hashlib
@@ -16,7 +16,7 @@ SHA256 = hashlib.sha256(DATA).hexdigest()
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """Serves DATA; what the server's attributes say can go wrong."""
+    """Serves DATA, with the faults that the server's attributes ask for."""
 
     def do_GET(self):
         server = self.server
@@ -81,7 +81,8 @@ def test_a_download_that_broke_off_goes_on_where_it_stopped(server, tmp_path):
     server.breaks = [100_000, 200_000]
     url = f"{server.url}/weights.pth"
     for _ in range(2):
-        assert "goes on where it stopped" in refusal(url, SHA256, tmp_path)
+        text = refusal(url, SHA256, tmp_path)
+        assert "was interrupted" in text and "repeat the command to resume it" in text
     assert download.fetch(url, SHA256, tmp_path).read_bytes() == DATA
     assert server.starts == [0, 100_000, 200_000]
 
@@ -103,7 +104,7 @@ def test_a_complete_part_is_only_checked(server, tmp_path):
 
 def test_another_checksum_is_refused_and_nothing_stays(server, tmp_path):
     text = refusal(f"{server.url}/weights.pth", "0" * 64, tmp_path)
-    assert SHA256 in text and "removed" in text
+    assert SHA256 in text and "was removed" in text
     assert not list(tmp_path.iterdir())
 
 
@@ -112,7 +113,7 @@ def test_two_processes_do_not_write_one_file(server, tmp_path):
     with lock.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         text = refusal(f"{server.url}/weights.pth", SHA256, tmp_path)
-        assert "another process downloads this file now" in text
+        assert "another process is downloading this file" in text
     assert download.fetch(f"{server.url}/weights.pth", SHA256, tmp_path).read_bytes() == DATA
 
 
@@ -134,11 +135,11 @@ def test_a_file_damaged_in_the_cache_is_fetched_again(server, tmp_path):
     [
         ("{}/gone.pth", SHA256, "cannot be downloaded (Not Found)"),
         ("{}/weights.pth", "xyz", "8 to 64 hex digits"),
-        ("{}/", SHA256, "no http or https address of a file"),
-        ("ftp://127.0.0.1/weights.pth", SHA256, "no http or https address of a file"),
+        ("{}/", SHA256, "is not the http or https URL of a file"),
+        ("ftp://127.0.0.1/weights.pth", SHA256, "is not the http or https URL of a file"),
         ("http://127.0.0.1:9/weights.pth", SHA256, "cannot be downloaded (["),
-        ("http://[::1/weights.pth", SHA256, "is no address (Invalid IPv6 URL)"),
-        ("{}/gewichte-ä.pth", SHA256, "is no address ("),
+        ("http://[::1/weights.pth", SHA256, "is not a valid URL (Invalid IPv6 URL)"),
+        ("{}/gewichte-ä.pth", SHA256, "is not a valid URL ("),
         ("http://" + "a" * 70 + "/weights.pth", SHA256, "("),
         ("{}/" + "a" * 300, SHA256, "cannot be downloaded (File name too long)"),
         ("{}/model_20200130.pth", "", "needs --sha256"),

@@ -1,4 +1,4 @@
-"""Weights folders back to files of other code bases."""
+"""Weights folders are converted back to files of other code bases."""
 
 import conversions
 import numpy as np
@@ -16,14 +16,14 @@ def test_there_and_back_gives_the_same_tensors(config_file, mmdet_file, tmp_path
     conversions.run(config_file, path, tmp_path / "weights")
     output = tmp_path / "back" / f"retinanet{suffix}"
     conversions.back(tmp_path / "weights", output)
-    assert f"are in {output}, as mmdet RetinaNet" in capsys.readouterr().out
+    assert f"to {output} as mmdet RetinaNet" in capsys.readouterr().out
     found = files.read(output)
     counters = {name for name in tensors if name.endswith("num_batches_tracked")}
     assert set(found.tensors) == set(tensors) - counters
     for name, tensor in found.tensors.items():
         np.testing.assert_array_equal(tensor, tensors[name])
     assert found.class_names == (("cat", "dog") if suffix == ".safetensors" else None)
-    # A file of our own is read like any other.
+    # The written file is read like any other.
     conversions.run(config_file, output, tmp_path / "again")
     one, two = (checkpoint.load_weights(tmp_path / name) for name in ("weights", "again"))
     for a, b in zip(mapping.flatten(one.params).values(), mapping.flatten(two.params).values()):
@@ -48,14 +48,14 @@ def test_incomplete_weights_are_not_written_as_if_they_were_whole(
 ):
     conversions.run(config_file, mmdet_file[0], tmp_path / "anew", "--reset_classes")
     conversions.run(config_file, torchvision_file[0], tmp_path / "backbone")
-    with pytest.raises(errors.UserError, match="is no complete mmdet RetinaNet: 2 leaves"):
+    with pytest.raises(errors.UserError, match="is not a complete mmdet RetinaNet: 2 leaves"):
         conversions.back(tmp_path / "anew", tmp_path / "x.pth", "--source", "mmdet")
-    conversions.back(tmp_path / "backbone", tmp_path / "resnet.pth")  # as what it is
+    conversions.back(tmp_path / "backbone", tmp_path / "resnet.pth")  # as a backbone
     assert "conv1.weight" in files.read(tmp_path / "resnet.pth").tensors
 
 
 def test_a_file_that_exists_is_not_replaced(config_file, mmdet_file, tmp_path):
     conversions.run(config_file, mmdet_file[0], tmp_path / "weights")
     (tmp_path / "x.pth").write_text("precious")
-    with pytest.raises(errors.UserError, match="exists already; name a new file"):
+    with pytest.raises(errors.UserError, match="already exists; choose another name"):
         conversions.back(tmp_path / "weights", tmp_path / "x.pth")

@@ -1,4 +1,4 @@
-"""The format is known by the content; no file of any kind brings a reader out of its bounds."""
+"""Contents determine the format; no file makes a reader raise or allocate beyond its limits."""
 
 import contextlib
 import io
@@ -145,7 +145,7 @@ def mutated(data, rng):
 
 
 def torch_zip(folder, pth):
-    """Archives, and pickles in sound archives: those get past the checksums."""
+    """Archives, and pickles in intact archives, which get past the checksums."""
     with zipfile.ZipFile(folder / "module.pt") as archive:
         program = archive.read("module/data.pkl")[2:-1]
         storages = [name for name in archive.namelist() if "/data/" in name]
@@ -177,7 +177,7 @@ def safetensors(folder, pth):
     length = 8 + int.from_bytes(source[:8], "little")
 
     def write(path, rng, i):
-        if i % 2:  # with the length that it has then
+        if i % 2:  # with the length that the mutated header has
             header = mutated(source[8:length], rng)
             path.write_bytes(struct.pack("<Q", len(header)) + header + source[length:])
         else:
@@ -187,7 +187,7 @@ def safetensors(folder, pth):
 
 
 def npz(folder, pth):
-    """Archives, and arrays in sound archives: those get past the checksums."""
+    """Archives, and arrays in intact archives, which get past the checksums."""
     source = (folder / "expected_module.npz").read_bytes()
     stream = io.BytesIO()
     np.save(stream, np.ones((3, 4), np.float32))
@@ -203,7 +203,7 @@ def npz(folder, pth):
 
 
 def every_kind(folder, pth):
-    """All of these and darknet's through `files.read`, which finds out what they are."""
+    """All of these and darknet's, through `files.read`, which detects the format."""
     makers = [kind(folder, pth)[2] for kind in (torch_zip, torch_legacy, safetensors, npz)]
     network = darknet_cfg.parse(CFG)
     values = np.ones(darknet.num_floats(network), "<f4").tobytes()
@@ -256,9 +256,9 @@ def test_two_thousand_mutated_files_raise_nothing_but_the_readers_own_error(
     finally:
         tracemalloc.stop()
     assert 500 < refusals < 2000, f"seed {seed}: the mutations are all fatal or all harmless"
-    assert peak < 80 << 20  # bytes: the allowance for views and compression, and a little
-    assert slowest < 2  # seconds of one file
-    assert not [str(w.message) for w in recwarn]  # which would show text of the file
+    assert peak < 80 << 20  # bytes: the allowance for views and compression, and some more
+    assert slowest < 2  # seconds for one file
+    assert not [str(w.message) for w in recwarn]  # a warning would show text of the file
 
 
 def test_random_bytes_are_refused_by_every_reader(tmp_path):
@@ -331,9 +331,9 @@ def test_what_is_no_regular_file_is_never_replaced(write, tmp_path):
     folder, pipe = tmp_path / "folder", tmp_path / "pipe"
     folder.mkdir()
     os.mkfifo(pipe)
-    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)  # so that a writer would not wait for one
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)  # a writer would wait for a reader
     for path in (folder, pipe):
-        with pytest.raises(OSError, match="no regular file"):
+        with pytest.raises(OSError, match="not a regular file"):
             write(path, 8)
     os.close(reader)
     assert folder.is_dir() and pipe.is_fifo()

@@ -1,4 +1,4 @@
-"""Files of other code bases into weights folders that detectors start from."""
+"""Files of other code bases become weights folders that detectors start from."""
 
 import json
 import re
@@ -76,7 +76,7 @@ def test_published_retinanet_fits_the_detector_with_its_default_fields(shared_di
     case = json.loads((shared_dir / "parity" / "retinanet_r50_fpn.json").read_text())
     model = {"num_classes": case["num_classes"]}
     config = ml_collections.ConfigDict({"detector": "retinanet", "model": model})
-    # Zeros that take no memory, as only names and shapes count here.
+    # Zeros that take no memory: only names and shapes matter here.
     tensors = {n: np.broadcast_to(np.float32(0), s) for n, s, _ in case["state_dict"]}
     _, report = mapping.convert(tensors, mmdet_retinanet.table(), target.shapes(config))
     assert {row.status.split(":")[0] for row in report} == {"matched", "dropped"}
@@ -89,7 +89,7 @@ def test_class_layers_of_other_classes_are_left_out_only_when_asked_for(
     five = "--config.model.num_classes=5"
     conversions.run(config_file, path, tmp_path / "weights", five, "--reset_classes")
     printed = capsys.readouterr().out
-    assert re.search(r"bbox_head.retina_cls.weight .* dropped: of other classes", printed)
+    assert re.search(r"bbox_head.retina_cls.weight .* dropped: for other classes", printed)
     assert re.search(r"params/head/cls_logits/kernel .* initialised anew", printed)
     weights = checkpoint.load_weights(tmp_path / "weights")
     left_out = {"params/head/cls_logits/kernel", "params/head/cls_logits/bias"}
@@ -163,7 +163,7 @@ def test_names_that_could_steer_a_terminal_are_escaped(config_file, shapes, pth,
     assert "\x1b" not in capsys.readouterr().out
     pth.storages.clear()
     path = pth.write_state_dict(tmp_path / "b.pth", {**tensors, "\x1b[2J": np.ones(2, np.float32)})
-    assert "\\x1b[2J of the file has no place" in conversions.refused(
+    assert "\\x1b[2J of the file fits no leaf" in conversions.refused(
         config_file, path, tmp_path / "other"
     )
 
@@ -172,13 +172,13 @@ def test_missing_or_wrong_input_is_named(config_file, tmp_path):
     text = conversions.refused(config_file, tmp_path / "absent.pth", tmp_path / "weights")
     assert "absent.pth: cannot be read: No such file" in text
     text = conversions.refused(config_file, config_file, tmp_path / "weights")
-    assert "tiny.py: no weights of a known kind, it looks like a text file" in text
+    assert "tiny.py: not a weight file of a known format; it looks like a text file" in text
 
 
 def test_output_that_exists_or_cannot_be_made_is_refused_before_the_work(config_file, tmp_path):
-    assert "exists already" in conversions.refused(config_file, tmp_path / "absent.pth", tmp_path)
+    assert "already exists" in conversions.refused(config_file, tmp_path / "absent.pth", tmp_path)
     blocked = config_file / "weights"  # below a file
-    assert "cannot be made" in conversions.refused(config_file, tmp_path / "absent.pth", blocked)
+    assert "cannot be created" in conversions.refused(config_file, tmp_path / "absent.pth", blocked)
 
 
 def test_weights_of_another_depth_list_the_differences(config_file, torchvision_file, tmp_path):

@@ -1,4 +1,4 @@
-"""What `--inspect` prints of each kind of file."""
+"""What `--inspect` prints for each kind of file."""
 
 import struct
 

@@ -77,7 +77,7 @@ def test_published_yolov5_is_read_as_numpy_reads_it(shared_dir):
 )
 def test_arrays_of_anything_but_numbers_are_refused(tmp_path, array):
     path = archive(tmp_path / "bad.npz", {"x.npy": npy(array)})
-    assert "not of numbers" in refused(path)
+    assert "is not numeric" in refused(path)
 
 
 def header(text, version=1):

@@ -1,4 +1,4 @@
-"""safetensors files of PyTorch's own writer are read, ours come back, broken ones are refused."""
+"""Files of PyTorch's writer and of ours are read, and broken files are rejected."""
 
 import json
 import struct

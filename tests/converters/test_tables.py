@@ -1,4 +1,4 @@
-"""Every table of `converters/tables`, found by looking, on the tiny detectors that it fits."""
+"""Every table in `converters/tables`, on the tiny detectors that it fits."""
 
 import importlib
 import pkgutil
@@ -12,7 +12,7 @@ from detlab.converters import mapping, named, sources, tables
 
 
 def fits(source, entry):
-    """Whether the detector is that of the source; a ResNet alone fits all that have one."""
+    """Whether the source fits the detector; a ResNet backbone fits every detector with one."""
     return source.detector == entry.detector or not source.detector and "depth" in entry.fields
 
 
@@ -70,7 +70,7 @@ def test_a_file_is_known_by_its_names_in_whatever_order_the_tables_are(source, e
         fitting = sources.fitting(order, names)
         mine = [s for s in fitting if (s.family, s.detector) == (source.family, source.detector)]
         assert {other.table for other in mine} == {source.table}
-        assert source in fitting or source.family == "yolov5", "of one release or the other"
+        assert source in fitting or source.family == "yolov5", "one of its two releases"
 
 
 def test_every_table_but_that_of_files_without_names_is_found():
@@ -106,6 +106,6 @@ def test_the_source_with_more_marks_is_taken_and_equals_stay(turned):
         return {found.description for found in sources.fitting(known, names)}
 
     assert fitting("abc") == {"more"}
-    assert fitting("ab") == {"plain", "twin"}, "of which the detector decides"
-    assert fitting("abcd") == {"more", "other"}, "neither has the marks of the other"
+    assert fitting("ab") == {"plain", "twin"}, "the detector decides between them"
+    assert fitting("abcd") == {"more", "other"}, "neither has all marks of the other"
     assert fitting("a") == set()

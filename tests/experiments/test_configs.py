@@ -1,4 +1,4 @@
-"""Every experiment that ships: it loads, builds its detector, and has no key of its own."""
+"""Every shipped experiment loads, builds its detector and has only the shared keys."""
 
 import functools
 import importlib
@@ -20,7 +20,7 @@ from detlab.experiments import common
 from detlab.run import checkpoint, optim
 from detlab.run import state as state_lib
 
-# Variants of experiments that list none, as it may be a path, or very many.
+# Variants of experiments that list none, because they take a path, or that list very many.
 SOME_VARIANTS = {
     "darknet_bccd": ["yolov3_tiny", "yolov4_tiny"],
     **{name: ["n", "x"] for name in ("yolov5_bccd", "yolov5_coco", "yolov5_voc")},
@@ -30,7 +30,7 @@ SOME_VARIANTS = {
 def variants(name):
     """The empty variant and those that the experiment lists.
 
-    Not the forms `overfit` and `tiny`, which benchmarks.overfit and the contract of detectors ask.
+    Without the forms `overfit` and `tiny`, which benchmarks.overfit and the contract's tests cover.
     """
     known = SOME_VARIANTS.get(name) or config_lib.variants(name)
     return ["", *(form for form in known if form.partition("_")[0] not in ("overfit", "tiny"))]
@@ -51,8 +51,8 @@ def keys(config, prefix=""):
             yield f"{prefix}{key}"
 
 
-# Fields of models that leave the paths of a detector's leaves as they are: experiments that differ
-# in these alone are traced once.
+# Fields of models that do not change the paths of a detector's leaves.  Experiments that differ
+# only in these are traced once.
 SAME_PATHS = {
     *("num_classes", "dtype", "backbone_norm", "frozen_stages", "style", "pixel_mean", "pixel_std"),
     *("octave_base_scale", "anchor_scale", "roi_scale", "delta_stds", "box_weight", "box_loss"),
@@ -79,19 +79,19 @@ def abstract_leaves(name):
 
 @functools.cache
 def first_alike():
-    """What shapes the leaves -> the first experiment with it."""
+    """Fields that shape the leaves -> the first experiment with these."""
     return {shaping(load(name)): name for name in reversed(EXPERIMENTS)}
 
 
 def abstract_model(name):
-    """(detector, params, state): abstract leaves with the paths of the experiment's own."""
+    """(detector, params, state): abstract leaves with the same paths as the experiment's."""
     config = load(name)
     return contract.build(config), *abstract_leaves(first_alike()[shaping(config)])
 
 
 @functools.cache
 def load(name):
-    """The experiment, of which no test changes anything."""
+    """The experiment's config, which no test may change."""
     return config_lib.load(name)
 
 
@@ -106,7 +106,7 @@ def test_every_variant_is_listed_by_its_file():
         get_config = importlib.import_module(f"detlab.experiments.{name}").get_config
         takes_one = bool(inspect.signature(get_config).parameters)
         assert takes_one == bool(config_lib.variants(name)) or name == "darknet_bccd", name
-    with pytest.raises(errors.UserError, match="'yolov4_tiny', or the path of a cfg"):
+    with pytest.raises(errors.UserError, match="'yolov4_tiny' or the path of a cfg"):
         config_lib.load("darknet_bccd:yolov4tiny")
 
 
@@ -141,7 +141,7 @@ def test_experiment_is_locked_but_for_its_model(name):
 
 @pytest.mark.parametrize("name", tiny.TINY)
 def test_fields_that_are_put_aside_leave_all_paths_as_they_are(name):
-    """Asked of the tiny detector, with values that experiments give these fields."""
+    """On the tiny detector, with the values that experiments give these fields."""
     entry = tiny.TINY[name]
     values = {}
     for experiment in EXPERIMENTS:
@@ -201,14 +201,14 @@ def test_experiment_survives_json(name):
     assert back.to_dict() == config.to_dict()
 
 
-# Family -> how the sides of pictures are rounded in training, evaluation and the demo, and how
-# evaluation makes pictures smaller.  docs/data.md has the sources.
+# Family -> how the sides of images are rounded in training, evaluation and the demo, and how
+# evaluation shrinks images.  docs/data.md has the sources.
 SIZES = {
     "mmdet": ("half_up", "half_up", "half_up", "linear"),
     "YOLOv5": ("down", "down", "half_even", "area"),  # releases 1.0 to 7.0
     "darknet": ("whole", "whole", "whole", "linear"),
 }
-# Experiments on generated pictures, which are squares like their canvases.
+# Experiments on generated images, which are square like their canvases.
 SQUARES = {"yolov5_shapes", "darknet_shapes"}
 
 

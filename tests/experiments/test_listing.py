@@ -1,4 +1,4 @@
-"""What experiments say of themselves in the last line of their docstrings, and the list of it."""
+"""The last line of an experiment's docstring, and the list made of these lines."""
 
 import json
 import re
@@ -13,7 +13,7 @@ DATA = {"coco": "COCO 2017", "voc": "VOC 07+12", "shapes": "shapes", "wider": "W
 
 @pytest.fixture(scope="module")
 def memory(repository):
-    """Experiment -> memory of its training step, as benchmarks.step_memory wrote it."""
+    """Experiment -> memory of its training step, as recorded by benchmarks.step_memory."""
     file = repository / "benchmarks" / "results" / "step_memory_cpu.json"
     return json.loads(file.read_text())["experiments"]
 
@@ -31,7 +31,7 @@ def test_docstring_ends_with_a_line_that_fits_the_config(name, repository, memor
     if "not timed" in experiment.time:
         assert length == [str(train.epochs or train.steps), "epochs," if train.epochs else "steps,"]
     else:
-        assert experiment.figure.endswith("seed 0"), "it was run, so it reached something"
+        assert experiment.figure.endswith("seed 0"), "it was run, so it has a figure"
     assert experiment.memory.endswith(f" GB for {train.batch_size} images")
     if name in memory:
         row = memory[name]
@@ -41,7 +41,7 @@ def test_docstring_ends_with_a_line_that_fits_the_config(name, repository, memor
 
 
 def test_the_memory_of_all_shipped_experiments_was_computed(memory):
-    """`python -m benchmarks.step_memory --only NAME --output` the file renews a row."""
+    """`python -m benchmarks.step_memory --only NAME --output` this file recomputes a row."""
     assert sorted(memory) == config_lib.shipped()
 
 

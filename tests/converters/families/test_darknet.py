@@ -1,4 +1,4 @@
-"""Darknet's weights to a weights folder and back, whole, cut off, and for other classes."""
+"""Darknet's weights to a weights folder and back: complete, cut off, and for other classes."""
 
 import json
 
@@ -97,7 +97,7 @@ def test_a_cut_off_file_fills_its_layers_alone(files, tmp_path):
 
 
 def initialised(folder, cfg, num_classes):
-    """Leaves of a network for so many classes that training would not take from a folder."""
+    """Leaves that training would not take from a folder, for a network with `num_classes`."""
     config = config_lib.load("darknet_coco")
     config.model.update(cfg=cfg.read_text(), num_classes=num_classes)
     return list(tables.start(folder, config).initialised)
@@ -117,7 +117,7 @@ def test_for_other_classes_the_predicting_layers_stay_out(files, tmp_path):
 @pytest.mark.parametrize(
     "change, sentence",
     [
-        (dict(config="retinanet_coco"), "a darknet .weights file fits detector darknet only"),
+        (dict(config="retinanet_coco"), "is a darknet .weights file, but --config retinanet_coco"),
         (dict(names="missing"), "--names .*missing cannot be read"),
         (dict(cfg=""), "the first 162 of 162 layers of yolov4 have"),
     ],
@@ -136,7 +136,7 @@ def test_what_does_not_fit_is_one_sentence(files, tmp_path, change, sentence):
 def test_names_of_another_number_are_refused(files, tmp_path):
     weights, cfg, names = files
     names.write_text("cat\n")
-    with pytest.raises(errors.UserError, match="has 1 names, and the network 2"):
+    with pytest.raises(errors.UserError, match="has 1 names, but the network has 2 classes"):
         run(
             *("--input", weights, "--cfg", cfg, "--names", names),
             *("--config", "darknet_coco", "--output", tmp_path / "folder"),
@@ -147,10 +147,10 @@ def test_only_darknets_detector_is_written_as_darknet(files, tmp_path):
     weights, cfg, _ = files
     folder = tmp_path / "folder"
     run("--input", weights, "--cfg", cfg, "--config", "darknet_coco", "--output", folder)
-    with pytest.raises(errors.UserError, match="is written as .weights, with its .cfg beside it"):
+    with pytest.raises(errors.UserError, match="is written as .weights with its .cfg beside it"):
         run("--reverse", "--input", folder, "--output", tmp_path / "out.pth")
     (tmp_path / "taken.cfg").write_text("")
-    with pytest.raises(errors.UserError, match="taken.cfg exists already"):
+    with pytest.raises(errors.UserError, match="taken.cfg already exists"):
         run("--reverse", "--input", folder, "--output", tmp_path / "taken.weights")
     assert not (tmp_path / "taken.weights").exists()
     assert json.loads((folder / "report.json").read_text())["header"]["seen"] == 12345

@@ -1,4 +1,4 @@
-"""Networks of BGR images, as mmdet has them of caffe's style."""
+"""Networks trained on BGR images, as mmdet's caffe-style networks are."""
 
 import conversions
 import numpy as np
@@ -29,10 +29,8 @@ def test_a_bgr_network_goes_back_as_one_without_being_told(config_file, mmdet_fi
     conversions.back(tmp_path / "weights", tmp_path / "x.pth")
     found = files.read(tmp_path / "x.pth").tensors
     np.testing.assert_array_equal(found["backbone.conv1.weight"], tensors["backbone.conv1.weight"])
-    assert "which goes with --bgr" in conversions.refused(config_file, path, tmp_path / "w", caffe)
-    assert "which does not go with --bgr" in conversions.refused(
-        config_file, path, tmp_path / "w", "--bgr"
-    )
+    assert "so add --bgr" in conversions.refused(config_file, path, tmp_path / "w", caffe)
+    assert "so remove --bgr" in conversions.refused(config_file, path, tmp_path / "w", "--bgr")
 
 
 @pytest.mark.parametrize("key", ["config", "cfg"])

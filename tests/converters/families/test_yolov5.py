@@ -1,4 +1,4 @@
-"""YOLOv5's files: which network they are of, into a weights folder and back."""
+"""YOLOv5's files: how their network is found, and conversion to a weights folder and back."""
 
 import json
 import types
@@ -22,7 +22,7 @@ EVERY = (*NETWORK, *SIZES)
 
 
 def state_dict(config):
-    """Names and arrays that a file of the network would have, all zeros."""
+    """Names and arrays, all zeros, that a file of the network would have."""
     shapes = target.shapes(config)
     leaves = {path: np.zeros(shape, np.float32) for path, shape in shapes.items()}
     return mapping.reverse(leaves, yolov5.table(config.model)) | yolov5.buffers(config.model)
@@ -64,7 +64,7 @@ def test_network_is_found_from_names_and_shapes(published, variant):
 
 
 def test_activation_and_window_are_those_of_the_modules(published):
-    """The git tag v3.0 has leaky ReLUs, and the names and shapes of the release."""
+    """The git tag v3.0 has leaky ReLUs, but the names and shapes of release 3.0."""
     _, tensors = published["s_v3"]
     found = yolov5.fields(file_of(tensors, "LeakyReLU", **{"model.8.m.0": 5}))
     assert found.certain["activation"] == "leaky_relu" and found.certain["pool_size"] == 5
@@ -101,14 +101,14 @@ def test_other_files_of_the_family_are_refused_with_a_reason(published):
     refused("norms are fused", **{"model.1.conv.bias": one})
     refused("another task", **{"model.24.proto.cv1.conv.weight": one})
     refused("another task", **{"model.24.m.0.bias": None})
-    refused("activation is Mish, and detlab has SiLU", "Mish")
+    refused("activation is Mish, but detlab supports only SiLU", "Mish")
     refused("epsilon 1e-05", "SiLU", {"model.1.bn": {"eps": 1e-5}})
     refused("64, 60, 256 channels", **{"model.5.conv.weight": np.zeros((60, 64, 3, 3), np.float32)})
     refused("blocks are not those", **{"model.13.m.0.cv1.conv.weight": None})
 
 
 def test_tables_fill_every_leaf_and_run_backwards():
-    """In a small form of each layout, with random values in all of it."""
+    """On a small network of each layout, with random values in all leaves."""
     three, four = config_lib.load("yolov5_coco:s_v3"), config_lib.load("yolov5_coco:s6_v5")
     late = config_lib.load("yolov5_coco")
     rng = np.random.default_rng(0)
@@ -132,7 +132,7 @@ def test_tables_fill_every_leaf_and_run_backwards():
 
 @pytest.fixture(scope="module")
 def folder(shared_dir, tmp_path_factory):
-    """The real YOLOv5n, converted with the config of the size s."""
+    """The published YOLOv5n, converted with the config of size s."""
     folder = tmp_path_factory.mktemp("weights") / "yolov5n"
     convert.main(
         [
@@ -153,7 +153,7 @@ def test_a_published_file_says_its_size_and_brings_its_classes(folder):
 
 
 def test_blood_cells_start_from_it_without_its_predictors(folder):
-    """80 classes there and 3 here; in a network of the same anchors."""
+    """80 classes there and 3 here, in a network with the same anchors."""
     config = config_lib.load("yolov5_bccd")
     predictors = {p for p in target.shapes(config) if p.startswith("params/head/predict")}
     assert set(tables.start(folder, config).initialised) == predictors
@@ -175,9 +175,12 @@ def test_a_folder_goes_back_to_the_tensors_that_it_came_from(folder, shared_dir,
 @pytest.mark.parametrize(
     "arguments, sentence",
     [
-        (("--config.model.num_classes=3",), "predicts 80 classes and .*num_classes is 3; add"),
-        (("--config.model.width_multiple=0.5",), "width_multiple is 0.5, .* has 0.25; leave it"),
-        (("--bgr",), "--bgr does not go with a YOLOv5 of the releases 4 to 7"),
+        (("--config.model.num_classes=3",), "predicts 80 classes, but .*num_classes is 3; add"),
+        (
+            ("--config.model.width_multiple=0.5",),
+            "width_multiple is 0.5, but .* has 0.25; remove the flag",
+        ),
+        (("--bgr",), "remove --bgr: a YOLOv5 of releases 4 to 7 takes RGB images"),
     ],
 )
 def test_a_contradiction_is_told(shared_dir, tmp_path, arguments, sentence):
@@ -194,7 +197,7 @@ def test_the_activation_of_a_state_dict_is_assumed_unless_it_is_said(shared_dir,
         file = file._replace(tensors=dict(arrays))
     flags = types.SimpleNamespace(reset_classes=False)
     family.fill_in("a.npz", file, config, flags, {})
-    assert "assumed, as a.npz does not tell: activation 'silu', pool_size 5" in (
+    assert "assumed, as a.npz does not contain it: activation 'silu', pool_size 5" in (
         capsys.readouterr().out
     )
     config.model.activation = "hard_swish"
@@ -206,5 +209,5 @@ def test_modules_of_a_pickled_model_are_told(shared_dir):
     modules = torch_file.read(shared_dir / "weights" / "yolov5n-v6.pt").modules
     assert modules["model.1.act"]["class"] == "torch.nn.modules.activation.SiLU"
     assert modules["model.9.m"]["kernel_size"] == 5 and modules["model.1.bn"]["eps"] == 1e-3
-    assert json.loads(json.dumps(modules)) == modules, "what JSON can hold, and no tensor"
+    assert json.loads(json.dumps(modules)) == modules, "JSON-compatible, without tensors"
     assert jax.tree.leaves(modules["model.24"])
