@@ -1,34 +1,38 @@
-"""The tables of README and docs that list detectors, cases and results, from what is there.
+"""Writes the tables of README and docs from detectors, experiments, docs/models.json and results.
 
     python -m benchmarks.pages
 
-Rewrites what stands between the marks `<!-- NAME: begin -->` and `<!-- NAME: end -->` of a page:
+A table replaces the text between `<!-- NAME: begin -->` and `<!-- NAME: end -->` of a page:
 
-    detectors   README.md            files of detlab/detectors and experiments, first sentences
+    detectors   README.md            first sentences of the files of detlab/detectors
+    overview    docs/models.md       the same, docs/models.json, experiments, results
+    published   docs/models.md       docs/models.json, converters/published.py, parity
+    backbones   docs/models.md       docs/models.json
     cases       docs/parity.md       benchmarks/results/release_parity.json
     overfit     docs/performance.md  benchmarks/results/overfit_*_cpu.json
     models      docs/performance.md  benchmarks/results/models_cpu.json
     test times  docs/performance.md  benchmarks/results/tests_cpu.json
 
-An everyday test fails where a page is not as this command writes it.
+An everyday test fails if a page differs from what this command writes.
 """
 
 import ast
-import collections
 import json
 import pathlib
 import re
-from collections.abc import Sequence
+import urllib.parse
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from benchmarks import command, test_times
-from detlab import cli, errors, files
+from detlab import cli, errors, files, listing
+from detlab.converters import download
 
 _RESULTS = pathlib.PurePath("benchmarks", "results")
 
 
 def main(arguments: Sequence[str]) -> None:
-    """The command line; raises `UserError` for whatever a user can mend."""
+    """The command line; raises `UserError` for what a user can fix."""
     parser = cli.program("benchmarks.pages", __doc__)
     parser.add_argument(
         "--tree", type=pathlib.Path, default=command.REPOSITORY, help="checkout to write"
@@ -73,25 +77,147 @@ def rewritten(tree: pathlib.Path, page: str) -> str:
 
 
 def detectors(tree: pathlib.Path) -> str:
-    """A row for each detector file: its experiments, and the first sentence of its docstring."""
-    names = list(command.detector_files(tree))
-    data = collections.defaultdict(list)
-    for path in sorted((tree / "experiments").glob("*.py")):
-        owners = [name for name in names if path.stem.startswith(f"{name}_")]
-        if owners:
-            owner = max(owners, key=len)  # reppoints_v2_coco is not of reppoints
-            data[owner].append(path.stem.removeprefix(f"{owner}_"))
+    """A line for each detector file: the first sentence of its docstring."""
+    return "\n".join(
+        f"- [`{name}`](detlab/detectors/{name}.py): {_first_sentence(tree, name)}"
+        for name in command.detector_files(tree)
+    )
+
+
+def overview(tree: pathlib.Path) -> str:
+    """A row for each detector file: its paper, configs, parity, size and own results."""
+    measured = _results(tree, "models_cpu.json")["models"]
+    parity_of = _results(tree, "release_parity.json")["cases"]
+    published = _models(tree)["models"]
     rows = []
-    for name in names:
-        file = f"detlab/detectors/{name}.py"
-        docstring = ast.get_docstring(ast.parse(read(tree, file))) or ""
-        first = " ".join(docstring.partition("\n\n")[0].split()).removesuffix(".")
-        what = re.sub(r"arXiv:(\d+\.\d+)", r"[arXiv:\1](https://arxiv.org/abs/\1)", first)
-        page = f"docs/{name}.md"
-        if (tree / page).is_file():
-            what += f"; [{page}]({page})"
-        rows.append((f"[`{name}`]({file})", ", ".join(data[name]), what))
-    return command.table(("detector", "configs for", "what it is"), rows)
+    data = _data_of(tree)
+    for name in data:
+        own = [row for row in published if row["detector"] == name]
+        cases = {row["parity"] for row in own if "parity" in row}
+        passed = sum(parity_of[case]["status"] == "passed" for case in cases)
+        sizes = [x["parameters_m"] for key, x in measured.items() if _owner(data, key) == name]
+        paper = re.findall(r"arXiv:(\d+\.\d+)", _first_sentence(tree, name))
+        rows.append(
+            (
+                f"[`{name}`](../detlab/detectors/{name}.py)",
+                ", ".join(f"[{x}](https://arxiv.org/abs/{x})" for x in paper),
+                " ".join(data[name]),
+                f"{passed} of {len(cases)}",
+                f"{min(sizes):.1f}" + (f" to {max(sizes):.1f}" if len(sizes) > 1 else ""),
+                _on_shapes(tree, name) if "shapes" in data[name] else "",
+            )
+        )
+    head = ("detector", "paper, arXiv", "configs for", "parity", "parameters, M")
+    return command.table((*head, "our AP on shapes"), rows)
+
+
+def published(tree: pathlib.Path) -> str:
+    """A section for each detector with published files: a table of files, and a command a row."""
+    content = _models(tree)
+    parity_of = _results(tree, "release_parity.json")["cases"]
+    sections = []
+    for name in command.detector_files(tree):
+        rows, commands = [], []
+        for row in content["models"]:
+            if row["detector"] != name:
+                continue
+            case = row.get("parity")
+            rows.append(
+                (
+                    row["model"],
+                    f"{row['published']}, {row['measured_on']}; {row['origin']}",
+                    f"`{row['config']}`" + (f" `{row['options']}`" if "options" in row else ""),
+                    *_file(content, row),
+                    f"`{case}`: {_verdict(parity_of[case])}" if case else "",
+                )
+            )
+            commands.append(_convert(row))
+        if rows:
+            head = ("model", "published", "config")
+            title = re.sub(r" \(arXiv[^)]*\)", "", _first_sentence(tree, name))
+            block = "\n".join(["```bash", *commands, "```"])
+            table = command.table((*head, *_FILE, "parity"), rows)
+            sections.append(f"### {title}\n\n{table}\n\n{block}")
+    return "\n\n".join(sections)
+
+
+def backbones(tree: pathlib.Path) -> str:
+    """A row for each file of a backbone that a config starts from."""
+    content = _models(tree)
+    rows = [
+        (
+            row["model"],
+            row.get("used_by", "any detector on a ResNet: `--config.model.depth`"),
+            f"`--source {row['source']}`",
+            *_file(content, row),
+        )
+        for row in content["backbones"]
+    ]
+    return command.table(("backbone", "used by", "convert with", *_FILE), rows)
+
+
+_FILE = ("file", "SHA-256", "licence")
+
+
+def _file(content: dict[str, Any], row: dict[str, Any]) -> tuple[str, str, str]:
+    """The cells of `_FILE`."""
+    url = row["url"]
+    checksum = download.known_checksum(url)
+    (licence,) = (x["licence"] for x in content["licences"] if x["publisher"] in url)
+    size = f", {row['mb']:g} MB" if "mb" in row else ""
+    file = f"[{pathlib.PurePosixPath(url).suffix}{size}]({url})"
+    return file, f"`{checksum}`" if checksum else "not published", licence
+
+
+def _convert(row: dict[str, Any]) -> str:
+    """The command that converts the file of a row."""
+    url = row["url"]
+    config, _, variant = row["config"].partition(":")
+    known = bool(download.known_checksum(url))
+    name = urllib.parse.unquote(pathlib.PurePosixPath(url).stem)
+    folder = re.sub(r"(_bbox_mAP.*)?(_\d{8}.*|-[0-9a-f]{8})?$", "", name)
+    if variant.endswith("_v3"):
+        folder += "_v3"
+    return " \\\n    ".join(
+        [
+            f"detlab convert --config {row['config']}"
+            + (f" {row['options']}" if "options" in row else "")
+            + f" --output weights/{folder}",
+            f"--input {url if known else name + pathlib.PurePosixPath(url).suffix}",
+        ]
+    )
+
+
+def _first_sentence(tree: pathlib.Path, name: str) -> str:
+    docstring = ast.get_docstring(ast.parse(read(tree, f"detlab/detectors/{name}.py"))) or ""
+    return " ".join(docstring.partition("\n\n")[0].split()).removesuffix(".")
+
+
+def _data_of(tree: pathlib.Path) -> dict[str, list[str]]:
+    """Detector -> the data sets that it has experiments for."""
+    data = {name: [] for name in command.detector_files(tree)}
+    for path in sorted((tree / "experiments").glob("*.py")):
+        if owner := _owner(data, path.stem):
+            data[owner].append(path.stem.removeprefix(f"{owner}_"))
+    return data
+
+
+def _owner(detectors: Iterable[str], name: str) -> str:
+    """The detector of an experiment or a measured model: `reppoints_v2_coco` is not reppoints'."""
+    return max((x for x in detectors if name.startswith(x)), key=len, default="")
+
+
+def _on_shapes(tree: pathlib.Path, name: str) -> str:
+    """What the docstring of the shapes experiment expects."""
+    text = read(tree, f"experiments/{name}_shapes.py")
+    expected = listing.EXPECTED.search(text)
+    if not expected or expected["figure"] == "not run":
+        return ""
+    return f"{expected['figure'].removeprefix('AP ')}, {expected['time']}"
+
+
+def _models(tree: pathlib.Path) -> dict[str, Any]:
+    return _json(tree / "docs" / "models.json")
 
 
 def cases(tree: pathlib.Path) -> str:
@@ -160,7 +286,10 @@ def times(tree: pathlib.Path) -> str:
 
 
 def _results(tree: pathlib.Path, name: str) -> Any:
-    path = tree / _RESULTS / name
+    return _json(tree / _RESULTS / name)
+
+
+def _json(path: pathlib.Path) -> Any:
     try:
         return json.loads(path.read_text())
     except OSError as error:
@@ -172,6 +301,7 @@ def _results(tree: pathlib.Path, name: str) -> Any:
 # Page -> {name of a block: (checkout) -> its Markdown}.
 BLOCKS = {
     "README.md": {"detectors": detectors},
+    "docs/models.md": {"overview": overview, "published": published, "backbones": backbones},
     "docs/parity.md": {"cases": cases},
     "docs/performance.md": {"overfit": overfit, "models": models, "test times": times},
 }

@@ -56,7 +56,7 @@ def fetch(url: str, sha256: str = "", folder: pathlib.Path | None = None) -> pat
         raise errors.UserError(f"{url} is not a valid URL ({error}).") from error
     if parts.scheme not in ("http", "https") or not name:
         raise errors.UserError(f"{url} is not the http or https URL of a file.")
-    wanted = _checksum(url, name, sha256)
+    wanted = _checksum(url, sha256)
     folder = folder or environment.cache_folder("downloads")
     path = folder / f"{wanted[:8]}-{name}"
     try:
@@ -114,11 +114,16 @@ def _only_one(lock: pathlib.Path) -> Iterator[None]:
             lock.unlink()
 
 
-def _checksum(url: str, name: str, sha256: str) -> str:
+def known_checksum(url: str) -> str:
+    """The SHA-256 of a published file, or its first digits from the file's name; "" if unknown."""
     # Eight digits that start with 19 or 20 are a date.
-    in_name = re.search(r"-(?!(?:19|20)\d{6}\.)([0-9a-f]{8,64})\.\w+$", name)
-    known = published.SHA256.get(url, in_name[1] if in_name else "")
-    wanted = (sha256 or known).lower()
+    path = urllib.parse.unquote(urllib.parse.urlsplit(url).path)
+    in_name = re.search(r"-(?!(?:19|20)\d{6}\.)([0-9a-f]{8,64})\.\w+$", path)
+    return published.SHA256.get(url, in_name[1] if in_name else "")
+
+
+def _checksum(url: str, sha256: str) -> str:
+    wanted = (sha256 or known_checksum(url)).lower()
     if not wanted:
         raise errors.UserError(
             f"{url} needs --sha256 with the publisher's checksum: the file's name contains none,"

@@ -6,7 +6,7 @@ its box once more.  In training the box head sees a random sample of the proposa
 objects themselves.
 
 Reference: mmdetection's `faster-rcnn_r50_fpn_1x_coco`.  As in the reference, and unlike the papers,
-both box losses are L1, RoIs are aligned to half pixels, and P6 is every second cell of P5.
+both box losses are L1 and RoIs are aligned to half pixels (RoIAlign for RoI pooling).
 Normalisers are those of the global batch, in the reference those of a GPU.  Anchors of cells that
 are entirely padding are not sampled and propose nothing.
 

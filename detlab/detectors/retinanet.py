@@ -4,9 +4,9 @@ Every cell of a feature pyramid has nine anchors.  Each anchor is classified ind
 focal loss keeps the thousands of easy background anchors from overwhelming the few objects.
 
 Reference: mmdetection's `retinanet_r50_fpn`.  As in the reference, and unlike the paper, the box
-loss is L1 on the deltas (paper: smooth L1), P6 is computed from C5, and the best anchor of an
-object is positive whatever its IoU.  The normaliser is the number of positives in the global
-batch; the reference counts per GPU.
+loss is L1 on the deltas (paper: smooth L1), P7 is computed from P6 without a ReLU between them, and
+the best anchor of an object is positive whatever its IoU.  The normaliser is the number of
+positives in the global batch; the reference counts per GPU.
 
 Expected: COCO val2017 AP 36.5 with experiments/retinanet_coco.py (the published figure of the
 reference); 0.56 on the shapes with experiments/retinanet_shapes.py, seed 0; 0.56 on BCCD with
