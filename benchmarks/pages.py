@@ -26,7 +26,7 @@ from typing import Any
 
 from benchmarks import command, test_times
 from detlab import cli, errors, files, listing
-from detlab.converters import download
+from detlab.converters import published as published_files
 
 _RESULTS = pathlib.PurePath("benchmarks", "results")
 
@@ -79,7 +79,7 @@ def rewritten(tree: pathlib.Path, page: str) -> str:
 def detectors(tree: pathlib.Path) -> str:
     """A line for each detector file: the first sentence of its docstring."""
     return "\n".join(
-        f"- [`{name}`](detlab/detectors/{name}.py): {_first_sentence(tree, name)}"
+        f"- [`{name}`](detlab/detectors/{name}.py): {_title(tree, name)}"
         for name in command.detector_files(tree)
     )
 
@@ -134,10 +134,9 @@ def published(tree: pathlib.Path) -> str:
             commands.append(_convert(row))
         if rows:
             head = ("model", "published", "config")
-            title = re.sub(r" \(arXiv[^)]*\)", "", _first_sentence(tree, name))
             block = "\n".join(["```bash", *commands, "```"])
             table = command.table((*head, *_FILE, "parity"), rows)
-            sections.append(f"### {title}\n\n{table}\n\n{block}")
+            sections.append(f"### {_title(tree, name)}\n\n{table}\n\n{block}")
     return "\n\n".join(sections)
 
 
@@ -162,7 +161,7 @@ _FILE = ("file", "SHA-256", "licence")
 def _file(content: dict[str, Any], row: dict[str, Any]) -> tuple[str, str, str]:
     """The cells of `_FILE`."""
     url = row["url"]
-    checksum = download.known_checksum(url)
+    checksum = published_files.checksum(url)
     (licence,) = (x["licence"] for x in content["licences"] if x["publisher"] in url)
     size = f", {row['mb']:g} MB" if "mb" in row else ""
     file = f"[{pathlib.PurePosixPath(url).suffix}{size}]({url})"
@@ -173,7 +172,7 @@ def _convert(row: dict[str, Any]) -> str:
     """The command that converts the file of a row."""
     url = row["url"]
     config, _, variant = row["config"].partition(":")
-    known = bool(download.known_checksum(url))
+    known = bool(published_files.checksum(url))
     name = urllib.parse.unquote(pathlib.PurePosixPath(url).stem)
     folder = re.sub(r"(_bbox_mAP.*)?(_\d{8}.*|-[0-9a-f]{8})?$", "", name)
     if variant.endswith("_v3"):
@@ -191,6 +190,11 @@ def _convert(row: dict[str, Any]) -> str:
 def _first_sentence(tree: pathlib.Path, name: str) -> str:
     docstring = ast.get_docstring(ast.parse(read(tree, f"detlab/detectors/{name}.py"))) or ""
     return " ".join(docstring.partition("\n\n")[0].split()).removesuffix(".")
+
+
+def _title(tree: pathlib.Path, name: str) -> str:
+    """The first sentence without the papers."""
+    return re.sub(r" \(arXiv[^)]*\)", "", _first_sentence(tree, name))
 
 
 def _data_of(tree: pathlib.Path) -> dict[str, list[str]]:

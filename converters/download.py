@@ -114,16 +114,8 @@ def _only_one(lock: pathlib.Path) -> Iterator[None]:
             lock.unlink()
 
 
-def known_checksum(url: str) -> str:
-    """The SHA-256 of a published file, or its first digits from the file's name; "" if unknown."""
-    # Eight digits that start with 19 or 20 are a date.
-    path = urllib.parse.unquote(urllib.parse.urlsplit(url).path)
-    in_name = re.search(r"-(?!(?:19|20)\d{6}\.)([0-9a-f]{8,64})\.\w+$", path)
-    return published.SHA256.get(url, in_name[1] if in_name else "")
-
-
 def _checksum(url: str, sha256: str) -> str:
-    wanted = (sha256 or known_checksum(url)).lower()
+    wanted = (sha256 or published.checksum(url)).lower()
     if not wanted:
         raise errors.UserError(
             f"{url} needs --sha256 with the publisher's checksum: the file's name contains none,"

@@ -1,9 +1,12 @@
-"""SHA-256 of published weight files whose names carry none, by URL.
+"""Checksums of published weight files: by URL, or from the name that their publisher gives them.
 
 Sources: `yolov4` and `yolov4-tiny` in openvinotoolkit/open_model_zoo, `models/public/*/model.yml`;
 `yolov3` and `yolov3-tiny` as five independent repositories record them; YOLOv5's as public lists of
 its releases record them, `yolov5n` also computed from the file.  docs/models.md lists all files.
 """
+
+import re
+import urllib.parse
 
 _DARKNET = "https://github.com/AlexeyAB/darknet/releases/download"
 _YOLOV5 = "https://github.com/ultralytics/yolov5/releases/download/v7.0"
@@ -27,3 +30,11 @@ SHA256 = {
     f"{_YOLOV5}/yolov5l.pt": "2f603b7354c25454d1270663a14d8ddc1eea98e5eebc1d84ce0c6e3150fa155f",
     f"{_YOLOV5}/yolov5x.pt": "9f27a794fa0308e2606f90565164571d6f0a0ba18a3ce2e5e5d323b71c157859",
 }
+
+
+def checksum(url: str) -> str:
+    """The SHA-256 of a published file, or its first digits from the file's name; "" if unknown."""
+    # Eight digits that start with 19 or 20 are a date.
+    path = urllib.parse.unquote(urllib.parse.urlsplit(url).path)
+    in_name = re.search(r"-(?!(?:19|20)\d{6}\.)([0-9a-f]{8,64})\.\w+$", path)
+    return SHA256.get(url, in_name[1] if in_name else "")

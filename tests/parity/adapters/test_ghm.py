@@ -19,5 +19,7 @@ def test_the_counts_go_with_the_weights_and_have_no_place_in_retinanet():
     tree, _ = mapping.convert({**tensors, **edges}, table, shapes)
     assert mapping.flatten(tree).keys() == leaves.keys()
     shapes = tables.shapes("retinanet", tiny.TINY["retinanet"].fields)
-    with pytest.raises(mapping.ConversionError, match="bbox_head.loss_cls.acc_sum of the file has"):
+    with pytest.raises(
+        mapping.ConversionError, match="bbox_head.loss_cls.acc_sum of the file fits no leaf"
+    ):
         mapping.convert(tensors, mmdet_retinanet.table(), shapes)
