@@ -194,7 +194,7 @@ def _first_sentence(tree: pathlib.Path, name: str) -> str:
 
 def _title(tree: pathlib.Path, name: str) -> str:
     """The first sentence without the papers."""
-    return re.sub(r" \(arXiv[^)]*\)", "", _first_sentence(tree, name))
+    return re.sub(r" \((arXiv|[^)]*no paper)[^)]*\)", "", _first_sentence(tree, name))
 
 
 def _data_of(tree: pathlib.Path) -> dict[str, list[str]]:

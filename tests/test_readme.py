@@ -21,7 +21,7 @@ import pytest
 
 from detlab import config as config_lib
 from detlab import contract
-from detlab.converters import mapping
+from detlab.converters import mapping, published
 from detlab.converters.readers import darknet, files
 from detlab.converters.tables import mmdet_retinanet, torchvision_resnet
 from detlab.darknet import networks as darknet_networks
@@ -29,6 +29,7 @@ from detlab.data import shapes
 from detlab.viz import boxes
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
+README = REPOSITORY / "README.md"
 
 # Small models and canvases, so that a command with real data takes seconds.
 SMALL = (
@@ -41,7 +42,7 @@ SMALL = (
 
 def commands():
     """The shell commands in the README's code blocks, in order, continued lines joined."""
-    text = (REPOSITORY / "README.md").read_text()
+    text = README.read_text()
     blocks = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
     return [
         line for block in blocks for line in block.replace("\\\n", " ").splitlines() if line.strip()
@@ -87,6 +88,7 @@ CONVERT = "python -m converters.convert"
 def test_every_command_is_run_somewhere():
     tests = 'python -m pytest -m "not slow" -n 2 --dist worksteal'
     by_ci = [f'pip install -e ".[test]" && {tests}']
+    needs_network = ["git clone REPOSITORY_URL detlab && cd detlab"]
     needs_gpu = ['pip install -e ".[cuda]"']
     tested = [
         only("pip install -e . &&"),
@@ -98,7 +100,7 @@ def test_every_command_is_run_somewhere():
         *DARKNET_COMMANDS,
         only(RUN + "demo", "retinanet_coco"),
     ]
-    assert sorted(commands()) == sorted(by_ci + needs_gpu + tested)
+    assert sorted(commands()) == sorted(by_ci + needs_network + needs_gpu + tested)
 
 
 REVERSE = "--reverse --input runs"
@@ -128,6 +130,16 @@ def test_command_1_with_30_steps_then_evaluate_predict_and_resume(tmp_path):
         run(command, tmp_path)
     assert len(list((tmp_path / "pictures").glob("[0-9]*.png"))) == 200
     assert (tmp_path / "found" / "0.png").exists() and (tmp_path / "found.json").exists()
+
+    (block,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    assert len([line for line in block.splitlines() if line]) <= 10 + 2  # and two groups of imports
+    values = {}
+    with contextlib.chdir(tmp_path):
+        exec(block, values)
+    assert np.isfinite(values["loss"])
+    shapes_of = jax.tree.map(np.shape, (values["gradients"], values["weights"].params))
+    assert shapes_of[0] == shapes_of[1]
+    assert values["detections"].boxes.shape[0] == len(values["batch"].images)
 
     again = run(train, tmp_path, *short, "--config.train.eval_every=30")
     assert "is finished" in again
@@ -170,8 +182,9 @@ def test_commands_with_own_data(words, shared_dir, tmp_path):
 @pytest.mark.slow
 def test_commands_that_start_from_weights(shared_dir, tmp_path):
     """With a file of torchvision's names and shapes: its own is 100 MB of download."""
-    write_resnet50(tmp_path / "resnet50-0676ba61.pth")
-    output = run_process(only(CONVERT, "torchvision"), tmp_path)
+    command, url = with_a_url(only(CONVERT, "torchvision"))
+    write_resnet50(tmp_path / "resnet50.pth")
+    output = run_process(command.replace(url, "resnet50.pth"), tmp_path)
     assert "fc.weight" in output and "dropped" in output
     train = only(RUN + "train", "path/to/VOCdevkit")
     data = str(shared_dir / "data" / "voc_mini")
@@ -192,8 +205,7 @@ def test_from_a_file_of_mmdetection_to_predictions_and_back(shared_dir, tmp_path
     """With a file of mmdetection's names and shapes in the place of the URL."""
     tensors = random_tensors("retinanet_coco", mmdet_retinanet.table())
     pth_writer.Pth().write_state_dict(tmp_path / "retinanet.pth", tensors)
-    command = only(CONVERT, "mmdet")
-    (url,) = re.findall(r"https://\S+", command)
+    command, url = with_a_url(only(CONVERT, "mmdet"))
     output = run(command.replace(url, "retinanet.pth"), tmp_path)
     assert "tensors from retinanet.pth to weights/retinanet_coco" in output
     (tmp_path / "photos").mkdir()
@@ -223,10 +235,19 @@ def test_darknets_weights_go_in_predict_and_come_out(tmp_path):
     darknet.write(file, network, darknet.Weights(darknet.Header(), tensors))
     (tmp_path / "coco.names").write_text("".join(f"class {i}\n" for i in range(80)))
     boxes.save(tmp_path / "photos" / "a.png", shapes.Shapes("val")[0]["image"])
-    for command in DARKNET_COMMANDS:
+    first, *others = DARKNET_COMMANDS
+    first, url = with_a_url(first)
+    for command in (first.replace(url, file.name), *others):
         run(command, tmp_path)
     assert (tmp_path / "found" / "a.png").exists()
     assert (tmp_path / "back.weights").read_bytes() == file.read_bytes()
+
+
+def with_a_url(command: str) -> tuple[str, str]:
+    """A command of the README and its URL, whose checksum is known: it works as it stands."""
+    (url,) = re.findall(r"https://\S+", command)
+    assert published.checksum(url)
+    return command, url
 
 
 def random_tensors(config_name: str, table: mapping.Table) -> dict[str, np.ndarray]:

@@ -1,4 +1,4 @@
-"""YOLOv5 n, s, m, l and x (ultralytics/yolov5; there is no paper), of the releases 3.0 to 7.0.
+"""YOLOv5 n, s, m, l and x, releases 3.0 to 7.0 (ultralytics/yolov5; there is no paper).
 
 YOLOv5 has a backbone of cross-stage-partial blocks and a pyramid with a top-down and a bottom-up
 path.  Every anchor of a cell predicts a centre at most half a cell outside the cell, a size of at
