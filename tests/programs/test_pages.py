@@ -26,12 +26,8 @@ FILES = {
     "README.md": "before\n<!-- detectors: begin -->\nold\n<!-- detectors: end -->\nafter\n",
 }
 DETECTORS = """\
-| detector | configs for | what it is |
-|---|---|---|
-| [`cat`](detlab/detectors/cat.py) | coco, shapes | Cat: A Detector\
- ([arXiv:1234.56789](https://arxiv.org/abs/1234.56789)) |
-| [`cat_v2`](detlab/detectors/cat_v2.py) | coco | A cat with a change;\
- [docs/cat_v2.md](docs/cat_v2.md) |"""
+- [`cat`](detlab/detectors/cat.py): Cat: A Detector
+- [`cat_v2`](detlab/detectors/cat_v2.py): A cat with a change"""
 
 
 @pytest.fixture
@@ -44,6 +40,61 @@ def tree(tmp_path):
 
 def test_a_detector_is_listed_by_its_files_alone(tree):
     assert pages.detectors(tree) == DETECTORS
+
+
+def write_json(path, value):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value))
+
+
+def test_a_model_is_listed_with_its_file_checksum_licence_parity_and_command(tree):
+    row = {
+        "detector": "cat",
+        "model": "big",
+        "config": "cat_coco:big",
+        "options": "--bgr",
+        "published": "AP 12.3",
+        "measured_on": "COCO val2017",
+        "origin": "a paper",
+        "url": "https://cats/big%2Bcat_20200130-01234567.pth",
+        "mb": 15,
+    }
+    plain = row | {"model": "small", "url": "https://cats/small.pt", "parity": "cat_small"}
+    del plain["options"], plain["mb"]
+    licences = [{"publisher": "cats", "licence": "MIT", "repository": "cats/cats"}]
+    backbone = {"model": "Paw", "url": row["url"], "source": "torchvision"}
+    content = {"licences": licences, "models": [row, plain], "backbones": [backbone]}
+    write_json(tree / "docs" / "models.json", content)
+    results = tree / "benchmarks" / "results"
+    case = {"status": "passed", "quantities": 5}
+    write_json(results / "release_parity.json", {"cases": {"cat_small": case}})
+    assert pages.published(tree).splitlines() == [
+        "### Cat: A Detector",
+        "",
+        "| model | published | config | file | SHA-256 | licence | parity |",
+        "|---|---|---|---|---|---|---|",
+        "| big | AP 12.3, COCO val2017; a paper | `cat_coco:big` `--bgr`"
+        f" | [.pth, 15 MB]({row['url']}) | `01234567` | MIT |  |",
+        "| small | AP 12.3, COCO val2017; a paper | `cat_coco:big`"
+        " | [.pt](https://cats/small.pt) | not published | MIT | `cat_small`: passes: 5 |",
+        "",
+        "```bash",
+        "detlab convert --config cat_coco:big --bgr --output weights/big+cat \\",
+        f"    --input {row['url']}",
+        "detlab convert --config cat_coco:big --output weights/small \\",
+        "    --input small.pt",
+        "```",
+    ]
+    assert f"| [.pth]({row['url']}) | `01234567` | MIT |" in pages.backbones(tree)
+
+    sizes = {name: {"parameters_m": m} for name, m in (("cat", 1.0), ("cats", 2.0), ("cat_v2", 9))}
+    write_json(results / "models_cpu.json", {"models": sizes})
+    expected = "Expected: shapes | 30 epochs, not timed | 1 GB for 8 images | AP 0.5, seed 0"
+    (tree / "experiments" / "cat_shapes.py").write_text(f'"""Cat.\n\n{expected}\n"""\n')
+    lines = pages.overview(tree).splitlines()[2:]
+    cells = "| coco shapes | 1 of 1 | 1.0 to 2.0 | 0.5, seed 0, 30 epochs, not timed |"
+    assert lines[0].endswith(cells)
+    assert lines[1].endswith("|  | coco | 0 of 0 | 9.0 |  |")
 
 
 def test_only_what_stands_between_the_marks_is_written(tree, monkeypatch, capsys):
