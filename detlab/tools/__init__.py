@@ -1,1 +1,1 @@
-"""Programs that look at data and detectors: `python -m detlab.tools.<name>`."""
+"""Programs that analyse data and detectors: `python -m detlab.tools.<name>`."""

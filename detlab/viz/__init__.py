@@ -1,1 +1,1 @@
-"""Drawing without a window: boxes on images, curves of a run."""
+"""Drawing without a window: boxes on images, and curves of a run."""

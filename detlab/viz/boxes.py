@@ -1,10 +1,11 @@
-"""Boxes on images with OpenCV, without a window.
+"""Draws boxes on images with OpenCV, without a window.
 
 Images are uint8 RGB [H, W, 3].  A class has the same colour in every picture of every run.
 """
 
 import colorsys
 import pathlib
+from collections.abc import Mapping, Sequence
 
 import cv2
 import numpy as np
@@ -12,51 +13,60 @@ import numpy as np
 GREY = (160, 160, 160)
 BACKGROUND = (32, 32, 32)
 FONT = cv2.FONT_HERSHEY_SIMPLEX
-MAX_ENLARGED = 2000  # px of the longer side: a very long, thin image would grow without end
+MAX_ENLARGED = 2000  # px; limits the longer side, for very long, thin images
 
 
-def colour(label):
+def colour(label: int) -> tuple[int, int, int]:
     """The RGB colour of a class, three ints in 0..255.
 
-    Hues lie a golden ratio apart, so that small labels differ most, in three shades in turn.
+    Hues are a golden ratio apart, so that small labels differ most; three shades alternate.
     """
     saturation, value = ((0.9, 1.0), (0.5, 1.0), (0.9, 0.7))[label % 3]
     rgb = colorsys.hsv_to_rgb(label * 0.618034 % 1, saturation, value)
     return tuple(round(255 * channel) for channel in rgb)
 
 
-def draw(image, boxes, labels, class_names, scores=None, ignored=None, min_side=480):
-    """A copy of the image with boxes and their class names.
+def draw(
+    image,
+    boxes,
+    labels,
+    class_names: Sequence[str],
+    scores=None,
+    ignored=None,
+    min_side: int = 480,
+):
+    """Draws boxes and their class names on a copy of the image.
 
-    Lines and text grow with the image; a small image is first enlarged by a whole factor, as text
-    on it would not be legible.  Of boxes that overlap, the one of highest score is on top.
+    Lines and text scale with the image.  A small image is first enlarged by an integer factor,
+    because text on it would be illegible.  Boxes with higher scores are drawn on top.
 
     Args:
       image: [H, W, 3] uint8 RGB; not changed.
-      boxes: [n, 4] xyxy, px of the image; may reach out of it.
+      boxes: [n, 4] xyxy, px of the image; may extend beyond it.
       labels: [n] int in 0..C-1.
-      class_names: sequence of C names.  A name that is not ASCII is shown as its number: the
-        fonts of OpenCV have no other letters.
+      class_names: C names.  A non-ASCII name is shown as its number, because the fonts of OpenCV
+        have only ASCII letters.
       scores: [n], or None.
       ignored: [n] bool: boxes (crowd, difficult) to draw grey and dashed, or None.
-      min_side: px that the shorter side of the result has at least, unless the longer side would
-        come to more than `MAX_ENLARGED`; 0 keeps the size.
+      min_side: lower bound of the result's shorter side, px, unless the longer side would exceed
+        `MAX_ENLARGED`; 0 keeps the size.
     Returns:
-      [H * f, W * f, 3] uint8 RGB for a whole f >= 1.
+      [H * f, W * f, 3] uint8 RGB for an integer f >= 1.
     Raises:
       ValueError: an image that is not uint8 [H, W, 3], arrays of different lengths, a label
-        without name.
+        without a name.
     """
     image = np.asarray(image)
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        raise ValueError(f"image is {image.dtype} {list(image.shape)}, not uint8 [H, W, 3]")
+        raise ValueError(f"image is {image.dtype} {list(image.shape)}; it must be uint8 [H, W, 3]")
     boxes = np.asarray(boxes, np.float32).reshape(-1, 4)
     labels = np.asarray(labels, int)
     ranks = np.arange(len(labels)) if scores is None else np.asarray(scores)
     ignored = np.zeros(len(labels), bool) if ignored is None else np.asarray(ignored, bool)
     if not len(boxes) == len(labels) == len(ranks) == len(ignored):
         raise ValueError(
-            f"{len(boxes)} boxes, {len(labels)} labels, {len(ranks)} scores, {len(ignored)} ignored"
+            f"{len(boxes)} boxes, {len(labels)} labels, {len(ranks)} scores and {len(ignored)}"
+            " ignored flags; their numbers must be equal"
         )
     outside = labels[(labels < 0) | (labels >= len(class_names))]
     if len(outside):
@@ -72,7 +82,7 @@ def draw(image, boxes, labels, class_names, scores=None, ignored=None, min_side=
         shade = GREY if ignored[i] else colour(labels[i])
         _rectangle(canvas, box, shade, thickness, dashed=ignored[i])
     taken, texts = [], []
-    # The box of highest score chooses the place of its text first and is written last.
+    # The box with the highest score gets the first choice of place; its text is drawn last.
     for i in order[::-1]:
         name = class_names[labels[i]]
         text = name if name.isascii() else f"class {labels[i]}"
@@ -85,15 +95,22 @@ def draw(image, boxes, labels, class_names, scores=None, ignored=None, min_side=
     return canvas
 
 
-def draw_pair(image, truth, predictions, class_names, min_side=480):
-    """Ground truth on the left, predictions on the right, with headings.
+def draw_pair(
+    image,
+    truth: Mapping[str, np.ndarray],
+    predictions: Mapping[str, np.ndarray],
+    class_names: Sequence[str],
+    min_side: int = 480,
+):
+    """Draws ground truth on the left and predictions on the right, with headings.
 
     Args:
-      image, class_names, min_side: see `draw`.
-      truth: dict of `boxes`, `labels` and, if there is, `ignore`.
-      predictions: dict of `boxes`, `labels` and `scores`.
+      image: [H, W, 3] uint8 RGB.
+      truth: `boxes` [n, 4], `labels` [n] and optionally `ignore` [n], see `draw`.
+      predictions: `boxes` [k, 4], `labels` [k] and `scores` [k].
+      class_names, min_side: see `draw`.
     Returns:
-      uint8 RGB.
+      [h, w, 3] uint8 RGB.
     """
     left = draw(
         image,
@@ -122,17 +139,19 @@ def draw_pair(image, truth, predictions, class_names, min_side=480):
     return np.concatenate([heading, pair])
 
 
-def contact_sheet(images, columns=4, cell=(240, 320)):
-    """Images in rows on one picture, each fitted into its cell and centred.
+def contact_sheet(
+    images: Sequence[np.ndarray], columns: int = 4, cell: tuple[int, int] = (240, 320)
+):
+    """Arranges images in rows on one picture, each scaled to its cell and centred.
 
     Args:
-      images: list of uint8 RGB images of any size.
-      columns: cells in a row; fewer where there are fewer images.
+      images: uint8 RGB images [h, w, 3] of any size.
+      columns: cells per row; fewer if there are fewer images.
       cell: height, width, px.
     Returns:
-      uint8 RGB.
+      [h, w, 3] uint8 RGB.
     Raises:
-      ValueError: no image.
+      ValueError: there are no images.
     """
     if not images:
         raise ValueError("a contact sheet needs at least one image")
@@ -151,19 +170,19 @@ def contact_sheet(images, columns=4, cell=(240, 320)):
     return sheet
 
 
-def fit(image, cell):
-    """The largest picture of the same ratio in a cell of (height, width) px."""
+def fit(image, cell: tuple[int, int]):
+    """Scales an image [H, W, 3] to the largest size [h, w, 3] that fits a cell (height, width)."""
     scale = min(cell[0] / image.shape[0], cell[1] / image.shape[1])
     size = [max(1, round(side * scale)) for side in image.shape[1::-1]]
     interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
     return cv2.resize(image, size, interpolation=interpolation)
 
 
-def save(path, image):
-    """Writes a uint8 RGB image; the suffix of `path` gives the format, and folders are made.
+def save(path: str | pathlib.Path, image) -> None:
+    """Writes an image [H, W, 3], uint8 RGB, in the format of the suffix; creates its folder.
 
     Raises:
-      OSError: a suffix that OpenCV cannot write, or a path that cannot be written.
+      OSError: OpenCV cannot write this suffix, or the path cannot be written.
     """
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -173,7 +192,9 @@ def save(path, image):
     except cv2.error:
         done = False
     if not done:
-        raise OSError(f"{path}: OpenCV cannot write images with the suffix {path.suffix!r}")
+        raise OSError(
+            f"{path}: OpenCV cannot write images with the suffix {path.suffix!r}; use .png or .jpg"
+        )
     path.write_bytes(data)
 
 
@@ -183,25 +204,25 @@ def _thickness(canvas):
 
 
 def _font(canvas):
-    """Scale of the font and width of its strokes: capitals of 11 px at 480 px."""
+    """Font scale and stroke width: capitals of 11 px at 480 px."""
     scale = max(0.35, min(canvas.shape[:2]) / 960)
     return scale, max(1, round(scale * 1.5))
 
 
 def _text_size(canvas, text):
-    """Width and height, px, of the filled background of a text."""
+    """Width and height, px, of the background of a text."""
     scale, stroke = _font(canvas)
     (width, _), _ = cv2.getTextSize(text, FONT, scale, stroke)
-    # The height of letters with ascender and descender, so that all backgrounds are alike.
+    # The height of letters with ascender and descender, so that all backgrounds are equally high.
     (_, height), baseline = cv2.getTextSize("Ag", FONT, scale, stroke)
     return width + 2 * stroke + 4, height + baseline + 2 * stroke
 
 
 def _free_place(canvas, text, box, taken):
-    """Where the text of a box goes: xyxy ints inside the picture.
+    """The place for the text of a box: xyxy ints inside the picture.
 
-    Above the box, else inside it, below it or at its right corner: the first place that meets no
-    text of `taken`, else the first.
+    Tries above the box, inside it, below it, then the same at its right corner, and returns the
+    first place that overlaps no text in `taken`, else the first one.
     """
     width, height = _text_size(canvas, text)
     x1, y1, x2, y2 = box
@@ -229,7 +250,7 @@ def _meet(a, b):
 
 
 def _write(canvas, text, place, background, font):
-    """Writes on a filled rectangle, in place, black or white, whichever stands out."""
+    """Writes text on a filled rectangle, in place, in black or white for contrast."""
     scale, stroke = font
     _, baseline = cv2.getTextSize("Ag", FONT, scale, stroke)
     x1, y1, x2, y2 = place
@@ -241,7 +262,7 @@ def _write(canvas, text, place, background, font):
 
 
 def _rectangle(canvas, box, shade, thickness, dashed):
-    """Draws the four sides in place; the box is clipped to the picture so that all are seen."""
+    """Draws the four sides in place; the box is clipped to the picture so that all are visible."""
     height, width = canvas.shape[:2]
     x1, x2 = (int(np.clip(round(x), 0, width - 1)) for x in box[0::2])
     y1, y2 = (int(np.clip(round(y), 0, height - 1)) for y in box[1::2])

@@ -1,22 +1,23 @@
-"""Curves of a training run, drawn with matplotlib without a window."""
+"""Plots the curves of a training run with matplotlib, without a window."""
 
 import pathlib
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 
-def plot_run(rows, output_png):
-    """Draws losses, learning rate and average precision against the step.
+def plot_run(rows: Sequence[Mapping[str, float]], output_png: str | pathlib.Path) -> None:
+    """Plots losses, learning rate and average precision against the step.
 
     Args:
-      rows: list of dicts with `step` and any of `train/loss`, `train/loss/*`, `train/lr`,
-        `eval/AP`, `eval/AP50`.  Of a step that is logged twice, as after a restart, the last value
-        counts.  -1 (nothing to average) and values that are not finite leave a gap.
-      output_png: path to write; its folders are made.
+      rows: dicts with `step` and any of `train/loss`, `train/loss/*`, `train/lr`, `eval/AP`,
+        `eval/AP50`.  If a step is logged twice, such as after a restart, the last value counts.
+        -1 (nothing to average) and non-finite values leave a gap.
+      output_png: path to write; its folder is created.
     Raises:
-      ValueError: rows without any of these values.
+      ValueError: the rows have none of these values.
     """
-    from matplotlib import figure as figure_lib  # here, so that programs start without it
+    from matplotlib import figure as figure_lib  # imported late, so programs start without it
 
     names = sorted({name for row in rows for name in row})
     terms = [name for name in names if name.startswith("train/loss/")]
@@ -31,14 +32,14 @@ def plot_run(rows, output_png):
     }
     panels = {title: curves for title, curves in panels.items() if curves}
     if not panels:
-        raise ValueError("the rows hold no train/loss, train/lr, eval/AP or eval/AP50")
+        raise ValueError("the rows have no train/loss, train/lr, eval/AP or eval/AP50")
 
-    # A figure of its own: pyplot would keep it in a global list and might look for a window.
+    # Not pyplot, which keeps figures in a global list and may look for a display.
     figure = figure_lib.Figure(figsize=(8, 3 * len(panels)), layout="constrained")
     axes = figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0]
     for axis, (title, curves) in zip(axes, panels.items(), strict=True):
         for name, steps, values in curves:
-            # Few values, as of evaluations, are marked: a single one has no line.
+            # Few values, such as those of evaluations, get markers: a single one has no line.
             axis.plot(
                 steps,
                 values,
@@ -62,7 +63,7 @@ def plot_run(rows, output_png):
 
 
 def _curve(rows, name):
-    """Steps, ascending, and values of one quantity."""
+    """Steps [n], ascending, and values [n] of one quantity."""
     points = {row["step"]: row[name] for row in rows if name in row}
     steps = np.array(sorted(points))
     values = np.array([points[step] for step in steps.tolist()], float)

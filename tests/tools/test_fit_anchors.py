@@ -1,4 +1,4 @@
-"""The command that fits anchors: what it prints can be put into the config, and improves it."""
+"""The command that fits anchors: the config takes its output, and the anchors fit better."""
 
 import json
 
@@ -36,7 +36,7 @@ def test_fitted_anchors_are_printed_for_the_config_and_fit_better(arguments, tmp
         figures = anchor_fit.Fit(**result[name])
         line = f"recall {figures.best_recall:.4f}, {figures.anchors_per_object:.2f} anchors"
         assert line in printed and f"fitness {figures.fitness:.4f}" in printed
-    # The line is taken as it is printed, by the program that reads configs and by the detector.
+    # The printed line is valid for the config reader and for the detector.
     (line,) = [x for x in printed.splitlines() if x.startswith("--config.model.anchor_sizes=")]
     key, value = line.removeprefix("--config.").split("=", 1)
     config = config_lib.load(EXPERIMENT, {key: value.strip('"')})
@@ -58,7 +58,7 @@ def test_the_anchors_of_a_cfg_are_found_and_written_as_its_line():
 @pytest.mark.parametrize(
     "more, sentence",
     [
-        (["--anchors=8"], "--anchors is 8; it must be a multiple of the 3 levels of the detector."),
+        (["--anchors=8"], "--anchors is 8; it must be at least 1 and a multiple of .* levels, 3."),
         (["--anchors=9999"], "train data: 3941 objects are 2 px or larger, too few for 9999"),
         (["--ratio=1"], "--ratio must be above 1, and --generations at least 0."),
         (["--generations=-1"], "--ratio must be above 1, and --generations at least 0."),
@@ -70,5 +70,5 @@ def test_mistakes_are_told_in_a_sentence(arguments, more, sentence):
 
 
 def test_a_detector_without_sizes_of_anchors_is_refused(arguments):
-    with pytest.raises(errors.UserError, match="detector retinanet has no anchors of given sizes"):
+    with pytest.raises(errors.UserError, match="detector retinanet has no list of anchor sizes"):
         fit_anchors.main(["--config=experiments/retinanet_shapes.py"])

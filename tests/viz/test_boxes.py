@@ -1,4 +1,4 @@
-"""Pictures with boxes: what is where, without looking at them."""
+"""Pictures with boxes, checked by the colours of their pixels."""
 
 import cv2
 import numpy as np
@@ -52,10 +52,10 @@ def test_enlarging_stops_where_the_longer_side_would_pass_its_limit(size, factor
     "box", [[-20, -20, 30, 30], [110, 110, 200, 200], [0, 0, 128, 128], [120, 0, 128, 8]]
 )
 def test_text_stays_in_the_picture(box):
-    def letters(box):  # pixels darker than the image and any box
+    def letters(box):  # number of pixels darker than the image and any box
         return (boxes_viz.draw(image(), [box], [1], NAMES).max(axis=2) < 80).sum()
 
-    # As many at the border as in the middle: nothing is cut off.
+    # As many at the border as in the middle: no letter is cut off.
     assert letters(box) == letters([40, 60, 100, 110]) > 20
 
 
@@ -79,7 +79,7 @@ def test_texts_of_equal_boxes_do_not_cover_each_other():
     for label in (0, 1):
         alone = boxes_viz.draw(image(), same[:1], [label], NAMES, scores=[0.9])
         filled = (alone == boxes_viz.colour(label)).all(axis=2)
-        # The text of the second box has moved; its background is still as large.
+        # The text of the second box has moved, and its background has kept its size.
         area = (drawn == boxes_viz.colour(label)).all(axis=2).sum()
         background = filled[: 40 * 4 - 2].sum()
         assert area > 0.8 * background
@@ -138,8 +138,8 @@ def test_save_says_what_cannot_be_written(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((image().astype(float), [], [], NAMES), r"float64 \[128, 128, 3\], not uint8"),
-        ((image()[..., 0], [], [], NAMES), r"uint8 \[128, 128\], not uint8 \[H, W, 3\]"),
+        ((image().astype(float), [], [], NAMES), r"float64 \[128, 128, 3\]; it must be uint8"),
+        ((image()[..., 0], [], [], NAMES), r"uint8 \[128, 128\]; it must be uint8 \[H, W, 3\]"),
         ((image(), [[0, 0, 1, 1]], [3], NAMES), r"label 3 is outside 0\.\.2"),
         ((image(), [[0, 0, 1, 1]], [0, 1], NAMES), "1 boxes, 2 labels"),
         ((image(), [[0, 0, 1, 1]], [0], NAMES, [0.1, 0.2]), "1 labels, 2 scores"),

@@ -48,5 +48,5 @@ def test_minus_one_and_nan_leave_a_gap(tmp_path):
 def test_folders_are_made_and_rows_without_quantities_raise(tmp_path):
     curves.plot_run(EVALS, tmp_path / "new" / "folder" / "curves.png")
     assert height(tmp_path / "new" / "folder" / "curves.png") > 100
-    with pytest.raises(ValueError, match="hold no train/loss"):
+    with pytest.raises(ValueError, match="the rows have no train/loss"):
         curves.plot_run([{"step": 1}], tmp_path / "none.png")
