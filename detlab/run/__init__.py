@@ -1,1 +1,1 @@
-"""What a training run is: its state, its steps, its folder and what it writes there."""
+"""A training run: its state, its steps, and its folder with the files it writes."""

@@ -1,19 +1,19 @@
-"""Checkpoints with orbax, and starting from weights that something else has written.
+"""Checkpoints with orbax, and initialisation from other weights.
 
-A workdir holds `checkpoints/<step>` (the last n), `best/<step>` (the best by the metric), each with
-three items:
+A workdir holds `checkpoints/<step>` (the last n) and `best/<step>` (the best by the metric).  Each
+step has three items:
 
-- `weights`: {"params", "state"} as they are evaluated: the average where there is one;
-- `training`: {"step", "opt_state"}, and besides an average {"params", "state"} as they are trained;
+- `weights`: {"params", "state"} for evaluation: the average if there is one;
+- `training`: {"step", "opt_state"}, and with an average also {"params", "state"} as trained;
 - `config`: JSON of the resolved config, class names, metrics.
 
-So whoever evaluates, or starts from a checkpoint, reads `weights` alone.  A weights folder, as
-`detlab convert` writes it, is one such step without `training`.
+Evaluation, or a run that starts from a checkpoint, reads only `weights`.  A weights folder written
+by `detlab convert` is one such step without `training`.
 
-A step has a longer name until all of it is written, and an older one goes only after that, so a
-kill or a full disk costs no complete checkpoint.
+A step has a temporary name until it is complete, and older steps are deleted only after that.  A
+kill or a full disk therefore never costs a complete checkpoint.
 
-Orbax is imported where it is used: programs start, and refuse a mistaken command, without it.
+Orbax is imported where it is used, so programs start and report wrong commands without it.
 """
 
 import contextlib
@@ -35,20 +35,20 @@ from detlab import errors, types
 
 
 class Weights(NamedTuple):
-    """What a checkpoint holds for inference."""
+    """The part of a checkpoint that inference needs."""
 
     params: Any  # nested dict of NumPy arrays
     state: Any
-    info: dict  # {"config", "class_names", "step", "metrics"}, see `may_differ`; some are absent
+    info: dict  # may have "config", "class_names", "step", "metrics", and the keys of `may_differ`
     path: pathlib.Path
 
 
 class Checkpoints:
-    """The checkpoints of one workdir: the last n, and the best.
+    """The checkpoints of one workdir: the last n and the best.
 
     Raises:
-      UserError: what cannot be written or read.  The last checkpoints are written in the
-        background, so it may be the next call that tells; `close` is the last to.
+      UserError: a checkpoint cannot be written or read.  The last checkpoints are written in the
+        background, so a later call may raise the error, at the latest `close`.
     """
 
     def __init__(self, workdir: str | pathlib.Path, keep_last: int = 2):
@@ -82,7 +82,7 @@ class Checkpoints:
         return _read_info(self.workdir / "best" / str(step))["score"]
 
     def save(self, state: types.TrainState, info: Mapping[str, Any]) -> None:
-        """Writes the last checkpoint in the background; the same step is written once."""
+        """Writes the last checkpoint in the background; a step is written only once."""
         step = int(state.step)
         if self._last.latest_step() != step:
             with self._writing("checkpoints"):
@@ -91,10 +91,10 @@ class Checkpoints:
                 self._last.save(step, args=_items(state, info))
 
     def save_best(self, state: types.TrainState, info: Mapping[str, Any], score: float) -> None:
-        """Replaces the best checkpoint; it stays until the new one is complete.
+        """Replaces the best checkpoint, which is kept until the new one is complete.
 
-        On return it is: were it not, a kill might leave a log that has the evaluation, which is
-        then not repeated, and no checkpoint of it.
+        The new one is complete on return.  Otherwise a kill could leave a log with the evaluation,
+        which is then not repeated, but no checkpoint of it.
         """
         step = int(state.step)
         if self._best.latest_step() != step:
@@ -102,7 +102,7 @@ class Checkpoints:
                 self._best.save(step, args=_items(state, {**info, "score": score}))
 
     def restore(self, state: types.TrainState) -> types.TrainState:
-        """The latest checkpoint, laid out on devices as `state`, arrays or shapes, says."""
+        """Reads the latest checkpoint onto the devices of `state`, a tree of arrays or shapes."""
         import orbax.checkpoint as ocp
 
         weights, training = _split(state)
@@ -120,29 +120,29 @@ class Checkpoints:
             remedy = (
                 f"delete that folder to resume from step {max(others)}"
                 if others
-                else "there is no other, so start again with another --workdir"
+                else "there is no older one, so start again with another --workdir"
             )
             raise errors.UserError(
                 f"checkpoint {self.workdir / 'checkpoints' / str(step)} cannot be read"
                 f" ({errors.first_line(error)}); {remedy}."
             ) from error
-        # A step that is to be made again, after its checkpoints were deleted, is not the best yet.
+        # A best checkpoint after `step` belongs to steps that will be trained again.
         for later in [s for s in self._best.all_steps() if s > step]:
             self._best.delete(later)
-        # Steps that newer ones had replaced: a kill may have met their removal half-way.
+        # Steps that newer ones replaced: a kill may have interrupted their deletion.
         for manager, kept in ((self._last, self._keep_last), (self._best, 1)):
             for replaced_step in sorted(manager.all_steps())[:-kept]:
                 manager.delete(replaced_step)
         return _join(restored["weights"], restored["training"])
 
     def wait(self) -> None:
-        """Until everything is on disk."""
+        """Waits until everything is on disk."""
         with self._writing("checkpoints"):
             self._last.wait_until_finished()
 
     def close(self) -> None:
         with self._writing("checkpoints"), contextlib.ExitStack() as stack:
-            for name in ("checkpoints", "best"):  # after the rest, also where that fails
+            for name in ("checkpoints", "best"):  # runs last, even if closing fails
                 stack.callback(_remove_unfinished, self.workdir / name)
             stack.callback(self._best.close)
             stack.callback(self._last.close)
@@ -150,37 +150,37 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _writing(self, name: str):
-        """Says in one sentence what the operating system refused, and what is kept."""
+        """Raises an error of the operating system as one sentence that says what is kept."""
         try:
             yield
-        except Exception as error:  # orbax and tensorstore have many
+        except Exception as error:  # orbax and tensorstore raise many types
             code = _os_error(error)
             if code is None:
                 raise
             step = latest_step(self.workdir)
             if step is None:
-                kept, way = "there is none yet", "give another --workdir and start again"
+                kept, way = "there is no checkpoint yet", "start again with another --workdir"
             else:
-                kept = f"that of step {step} is complete and kept"
-                way = "move the run to another --workdir, and the same command resumes it"
+                kept = f"the checkpoint of step {step} is complete and kept"
+                way = "move the run to another --workdir, then resume with the same command"
             raise errors.UserError(
                 f"cannot write a checkpoint into {self.workdir / name}: {os.strerror(code)};"
-                f" {kept}; {_REMEDIES.get(code, 'mend that')}, or {way}."
+                f" {kept}; {_REMEDIES.get(code, 'fix that')}, or {way}."
             ) from error
 
 
 def _remove_unfinished(folder: pathlib.Path) -> None:
-    """Frees the space of steps that a kill or a full disk left unfinished."""
+    """Deletes steps that a kill or a full disk left unfinished."""
     if jax.process_index() == 0:
         for step in folder.glob("*.orbax-checkpoint-tmp"):
             shutil.rmtree(step, ignore_errors=True)
 
 
 def _return_memory() -> None:
-    """Gives what the writing threads have freed back to the system.
+    """Returns memory that the writing threads have freed to the system.
 
-    glibc keeps it for each thread, as much as half a state a save until it levels off: measured in
-    docs/performance.md.
+    glibc keeps it per thread, up to half the size of the state for each save until it levels off;
+    docs/performance.md has the measurement.
     """
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):  # another C library
@@ -190,7 +190,7 @@ def _return_memory() -> None:
 _REMEDIES = {
     errno.ENOSPC: "free some space",
     errno.EDQUOT: "free some space",
-    errno.EFBIG: "raise the limit on the size of files",
+    errno.EFBIG: "raise the limit on file size",
     errno.EROFS: "make the folder writable",
     errno.EACCES: "make the folder writable",
     errno.EPERM: "make the folder writable",
@@ -198,7 +198,7 @@ _REMEDIES = {
 
 
 def _os_error(error: BaseException | None) -> int | None:
-    """The operating system's number of what went wrong; tensorstore has it in its text alone."""
+    """The errno behind an error; tensorstore has it only in its text."""
     while error is not None:
         if isinstance(error, OSError) and error.errno:
             return error.errno
@@ -209,7 +209,7 @@ def _os_error(error: BaseException | None) -> int | None:
 
 
 def latest_step(workdir: str | pathlib.Path) -> int | None:
-    """The last step that the workdir has a checkpoint of."""
+    """The last step with a checkpoint in the workdir."""
     return max(_steps(pathlib.Path(workdir) / "checkpoints"), default=None)
 
 
@@ -218,10 +218,10 @@ def find(path: str | pathlib.Path, which: str = "best") -> pathlib.Path:
 
     Args:
       path: a workdir, a step's folder or a weights folder.
-      which: for a workdir, "best", "last" or the number of a step; best falls back to last while
-        there was no evaluation.
+      which: for a workdir, "best", "last" or the number of a step; "best" falls back to "last"
+        before the first evaluation.
     Raises:
-      UserError: nothing there, or not that step.
+      UserError: there is no checkpoint, or not that step.
     """
     path = pathlib.Path(path).absolute()
     if (path / "weights").is_dir():
@@ -231,8 +231,8 @@ def find(path: str | pathlib.Path, which: str = "best") -> pathlib.Path:
         kinds = {path.is_dir(): "holds no checkpoint", path.is_file(): "is a file"}
         what = kinds.get(True, "does not exist")
         raise errors.UserError(
-            f"{path} {what}; give the workdir of a run, a checkpoint's folder, or a folder written"
-            " by `detlab convert`."
+            f"{path} {what}; give the workdir of a run, the folder of a checkpoint, or a folder"
+            " written by `detlab convert`."
         )
     if which == "best":
         steps = best or last
@@ -244,26 +244,26 @@ def find(path: str | pathlib.Path, which: str = "best") -> pathlib.Path:
     if not which.isdigit() or int(which) not in known:
         steps = ", ".join(str(s) for s in sorted(known))
         raise errors.UserError(
-            f"{path} has no checkpoint {which!r}: best, last, or one of {steps}."
+            f"{path} has no checkpoint {which!r}; give best, last, or one of {steps}."
         )
     return known[int(which)]
 
 
 def load_weights(path: str | pathlib.Path, which: str = "best") -> Weights:
-    """Parameters and state as NumPy arrays, wherever they were trained; see `find`."""
+    """Reads parameters and state as NumPy arrays; see `find` for the arguments."""
     folder = find(path, which)
     try:
         values = read_arrays(folder / "weights")
-    except Exception as error:  # orbax and tensorstore have many
+    except Exception as error:  # orbax and tensorstore raise many types
         raise errors.UserError(
-            f"checkpoint {folder} is damaged or was not written completely"
-            f" ({type(error).__name__}); name another with --checkpoint."
+            f"checkpoint {folder} is damaged or incomplete ({type(error).__name__}); name another"
+            " with --checkpoint."
         ) from error
     return Weights(values["params"], values["state"], _read_info(folder), folder)
 
 
 def read_arrays(item: pathlib.Path) -> Any:
-    """The tree of an item of a step, `weights` or `training`, as NumPy arrays."""
+    """Reads an item of a step, `weights` or `training`, as a tree of NumPy arrays."""
     import orbax.checkpoint as ocp
 
     reader = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
@@ -275,10 +275,10 @@ def read_arrays(item: pathlib.Path) -> Any:
 def save_weights(
     directory: str | pathlib.Path, params: Any, state: Any, info: Mapping[str, Any]
 ) -> None:
-    """Writes a weights folder that `init_from`, eval and demo read.
+    """Writes a weights folder for `init_from`, eval and demo.
 
-    `params` and `state` may be a part of a detector's tree, such as a backbone alone; `info` then
-    says so, see `may_differ`.
+    `params` and `state` may be part of a detector's tree, such as a backbone; `info` must then say
+    so, see `may_differ`.
     """
     import orbax.checkpoint as ocp
 
@@ -293,7 +293,7 @@ def save_weights(
 
 
 class Merged(NamedTuple):
-    """An initial tree with loaded leaves, and the paths of both kinds."""
+    """An initial tree with loaded leaves, and the paths of loaded and initialised ones."""
 
     params: Any
     state: Any
@@ -302,19 +302,19 @@ class Merged(NamedTuple):
 
 
 def may_differ(weights: Weights, num_classes: int) -> dict[str, tuple[str, ...]]:
-    """Which leaves training need not find in a folder, as the folder itself says.
+    """The leaves that training need not load from a folder, according to the folder's `info`.
 
-    A converted folder names the subtrees that it fills, such as a backbone: all else may differ.
-    So may, inside them, the leaves that were left out for other classes, and, where the model has
-    another number of classes, those that depend on it.  Any other folder is taken to hold a whole
+    A converted folder names the subtrees that it fills, such as a backbone; all other leaves may
+    differ.  Inside the subtrees, leaves dropped by `--reset_classes` may differ, and, if the model
+    has another number of classes, those that depend on it.  Any other folder must hold a whole
     model.
 
     Args:
-      weights: with an `info` of {"subtrees": prefixes of paths, "anew": paths, "num_classes": of
-        the weights, "class_leaves": paths}.
-      num_classes: of the model.
+      weights: weights with an `info` of {"subtrees": prefixes of paths, "anew": paths,
+        "num_classes": number of the weights, "class_leaves": paths}.
+      num_classes: number of classes of the model.
     Returns:
-      reason, in words -> regexes of paths: what `merge` may skip.
+      reason, in words -> regexes of paths that `merge` may skip.
     """
     info, reasons = weights.info, {}
     if "subtrees" in info:
@@ -322,24 +322,24 @@ def may_differ(weights: Weights, num_classes: int) -> dict[str, tuple[str, ...]]
         outside = f"outside {listed(info['subtrees'])}, which the weights fill"
         reasons[outside] = (f"(?!{inside}).*",)
     if info.get("anew"):
-        reasons["left out with --reset_classes"] = tuple(map(re.escape, info["anew"]))
+        reasons["dropped by --reset_classes"] = tuple(map(re.escape, info["anew"]))
     there = info.get("num_classes", num_classes)
     if there != num_classes:
-        other = f"of {there} classes in the weights and {num_classes} in the model"
+        other = f"for {there} classes in the weights and {num_classes} in the model"
         reasons[other] = tuple(map(re.escape, info.get("class_leaves", ())))
     return reasons
 
 
 def merge(params: Any, state: Any, weights: Weights, skip: Sequence[str] | None) -> Merged:
-    """Puts loaded leaves into an initial tree, strictly in both directions.
+    """Puts loaded leaves into an initial tree; neither may have a leaf that the other lacks.
 
     Args:
-      params, state: as `detector.init` gives them.
-      weights: what to load; every leaf must have a place of the same shape.
+      params, state: the result of `detector.init`.
+      weights: what to load; every leaf needs a leaf of the same path and shape in the tree.
       skip: regexes of paths such as `params/head/.*` that need not agree: such a leaf stays as
-        initialised, and such a loaded leaf is left out.  None: all must agree.
+        initialised, and a loaded one is dropped.  None: all must agree.
     Raises:
-      UserError: with the whole difference.
+      UserError: the trees differ; the sentence lists all differences.
     """
     target = flat_leaves(params, state)
     source = flat_leaves(weights.params, weights.state)
@@ -348,7 +348,7 @@ def merge(params: Any, state: Any, weights: Weights, skip: Sequence[str] | None)
     unknown = [p for p in source if p not in target and p not in skipped]
     loaded = [p for p in target if p in source and p not in skipped]
     shapes = [
-        f"{p}: {tuple(source[p].shape)} there, {tuple(target[p].shape)} here"
+        f"{p}: {tuple(source[p].shape)} in the file, {tuple(target[p].shape)} in the model"
         for p in loaded
         if source[p].shape != target[p].shape
     ]
@@ -359,11 +359,11 @@ def merge(params: Any, state: Any, weights: Weights, skip: Sequence[str] | None)
             ("of another shape", shapes),
         ]
         text = "; ".join(f"{len(found)} {what}: {listed(found)}" for what, found in parts if found)
-        remedy = "paths that may differ are named by regexes in config.init_skip"
+        remedy = "name paths that may differ by regexes in config.init_skip"
         if skip is None:
             remedy = "give the config.model that they were trained with"
         elif "converted_from" in weights.info and "subtrees" not in weights.info:
-            remedy += ", or convert its file again: the folder then says which paths it fills"
+            remedy += ", or convert the file again so that the folder names the paths it fills"
         raise errors.UserError(f"{weights.path} does not fit the model: {text}; {remedy}.")
     merged = {p: source[p].astype(x.dtype) if p in loaded else x for p, x in target.items()}
     tree = traverse_util.unflatten_dict(merged, sep="/")
@@ -372,7 +372,7 @@ def merge(params: Any, state: Any, weights: Weights, skip: Sequence[str] | None)
 
 
 def replaced(params: Any, state: Any, leaves: Mapping[str, Any]) -> tuple[Any, Any]:
-    """(params, state) with other leaves at some paths."""
+    """(params, state) with the leaves at some paths replaced."""
     tree = traverse_util.unflatten_dict({**flat_leaves(params, state), **leaves}, sep="/")
     return tree.pop("params"), tree
 
@@ -388,7 +388,7 @@ def flat_leaves(params: Any, state: Any) -> dict[str, Any]:
 
 
 def _split(state: types.TrainState):
-    """(weights, training): what is evaluated, and what else a resumed run needs."""
+    """(weights, training): the part to evaluate, and what else a resumed run needs."""
     trained = {"params": state.params, "state": state.state}
     training = {"step": state.step, "opt_state": state.opt_state}
     if state.ema is None:
@@ -414,7 +414,7 @@ def _items(state: types.TrainState, info):
 
 
 def _steps(folder: pathlib.Path) -> dict[int, pathlib.Path]:
-    """Complete steps: an unfinished one has a longer name until it is renamed."""
+    """Number -> folder of the complete steps: an unfinished one has a longer name."""
     if not folder.is_dir():
         return {}
     return {int(p.name): p for p in folder.iterdir() if p.name.isdigit()}
@@ -428,11 +428,12 @@ def _read_info(folder: pathlib.Path) -> dict:
         return reader.restore(folder / "config")
     except (ValueError, FileNotFoundError) as error:
         raise errors.UserError(
-            f"checkpoint {folder} has no readable config ({errors.first_line(error)})."
+            f"checkpoint {folder} has no readable config ({errors.first_line(error)}); name another"
+            " with --checkpoint."
         ) from error
 
 
 def listed(items: Sequence[str], limit: int = 12) -> str:
-    """The first of the items in words, and how many more there are."""
+    """The first items, separated by commas, and how many more there are."""
     more = f" and {len(items) - limit} more" if len(items) > limit else ""
     return ", ".join(items[:limit]) + more

@@ -1,9 +1,11 @@
-"""A dry run: two steps and one prediction, and a sheet of the first images."""
+"""A dry run: two steps, one prediction, and a sheet of the first images."""
 
 import pathlib
 import time
+from typing import Any
 
 import jax
+from ml_collections import config_dict
 
 from detlab import data_sets, distributed, evaluation, files, sharding
 from detlab.run import setup as setup_lib
@@ -13,7 +15,7 @@ from detlab.viz import boxes as draw_lib
 
 
 def run(setup: setup_lib.Setup, draw: str | None) -> None:
-    """All that a run does, once or twice; nothing is written but the sheet in folder `draw`."""
+    """Does once or twice all that a run does; writes only the sheet, into folder `draw`."""
     config, mesh, detector, optimizer = setup.config, setup.mesh, setup.detector, setup.optimizer
     train_source, eval_source = setup.train_source, setup.eval_source
     state = state_lib.initial(detector, optimizer, config, mesh)
@@ -31,14 +33,16 @@ def run(setup: setup_lib.Setup, draw: str | None) -> None:
     jax.block_until_ready(predictor(*state_lib.evaluated(state), *inputs))
     evaluation.score(evaluation.ground_truth(eval_source), [], eval_source.class_names)
     print(
-        f"dry run: all is well; the run would have {setup.length.total} steps.  No run was written."
+        f"dry run: all is well; the run would take {setup.length.total} steps; no run was written"
     )
     if draw and distributed.is_first():
         draw_batches(pathlib.Path(draw), train_source, config)
 
 
-def draw_batches(folder: pathlib.Path, source, config, limit: int = 16) -> None:
-    """Draws the first images as the detector gets them, with their objects, on one sheet."""
+def draw_batches(
+    folder: pathlib.Path, source: Any, config: config_dict.ConfigDict, limit: int = 16
+) -> None:
+    """Draws the first training images and their objects, after augmentation, on one sheet."""
     pictures = []
     for loaded in data_sets.training_batches(source, config, num_steps=limit):
         batch = loaded.batch
@@ -57,4 +61,4 @@ def draw_batches(folder: pathlib.Path, source, config, limit: int = 16) -> None:
             break
     path = folder / "batches.png"
     files.save_picture(path, draw_lib.contact_sheet(pictures[:limit]))
-    print(f"pictures:     {path} (the first training images, as the detector gets them)")
+    print(f"pictures:     {path} (the first training images, as the detector sees them)")

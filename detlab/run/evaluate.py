@@ -1,8 +1,9 @@
-"""Evaluation during a run, and what the run leaves to look at."""
+"""Evaluation during a run, and the results that a finished run writes."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import tqdm
+from ml_collections import config_dict
 
 from detlab import distributed, evaluation, files, types
 from detlab import predictions as predictions_lib
@@ -15,17 +16,17 @@ from detlab.viz import curves
 
 
 class Outcome(NamedTuple):
-    """Of one evaluation."""
+    """The result of one evaluation."""
 
     figures: dict  # see `evaluation.score`
     predictions: list[dict]
 
 
 class Evaluation:
-    """Evaluates a state: logs the figures, and keeps the best checkpoint.
+    """Evaluates a state, logs the metrics, and keeps the best checkpoint.
 
     Attributes:
-      truth: what the predictions are compared with, see `evaluation.ground_truth`.
+      truth: the annotations, see `evaluation.ground_truth`.
     """
 
     def __init__(
@@ -35,7 +36,7 @@ class Evaluation:
         checkpoints: checkpoint.Checkpoints,
         info: dict,
     ):
-        """`info` goes with the weights into each checkpoint, see `checkpoint.Weights`."""
+        """`info` is saved with each checkpoint, see `checkpoint.Weights`."""
         self.truth = evaluation.ground_truth(setup.eval_source)
         self._predictor = evaluation.Predictor(setup.detector, setup.mesh)
         self._source, self._config, self._mesh = setup.eval_source, setup.config, setup.mesh
@@ -48,7 +49,7 @@ class Evaluation:
     def __call__(
         self, state: types.TrainState, stop: distributed.StopSignals, bar: tqdm.tqdm
     ) -> Outcome | None:
-        """None where `stop()` came before the end."""
+        """Returns None if `stop()` became True before the end."""
         with self._log.not_training():
             params, model_state = state_lib.evaluated(state)
             predictions, bounds = evaluation.predict(
@@ -69,11 +70,15 @@ class Evaluation:
 
 
 def write_results(
-    workdir: workdir_lib.Workdir, outcome: Outcome, truth: list[dict], source, config
+    workdir: workdir_lib.Workdir,
+    outcome: Outcome,
+    truth: list[dict],
+    source: Any,
+    config: config_dict.ConfigDict,
 ) -> None:
-    """Writes predictions, curves, pictures and figures of a finished run, and says where they are.
+    """Writes predictions, curves, pictures and metrics of a finished run and prints their paths.
 
-    The figures come last: with them the run is finished.
+    The metrics are written last: their file marks the run as finished.
     """
     predictions_lib.write(workdir.predictions, outcome.predictions, source.class_names)
     rows = log_lib.read_rows(workdir.log)
@@ -93,4 +98,4 @@ def write_results(
     print(f"figures:      {workdir.figures}")
     print(f"predictions:  {workdir.predictions}")
     if config.eval.pictures:
-        print(f"pictures:     {workdir.pictures} (left what is there, right what was found)")
+        print(f"pictures:     {workdir.pictures} (left: ground truth, right: predictions)")

@@ -1,10 +1,12 @@
-"""How long a run is, and when it evaluates and saves."""
+"""The length of a run, and the steps at which it evaluates and saves."""
 
 from typing import NamedTuple
 
+from ml_collections import config_dict
+
 
 class Length(NamedTuple):
-    """Steps of the run, and between evaluations and checkpoints."""
+    """Number of steps of the run, between evaluations, and between checkpoints."""
 
     total: int
     eval_every: int
@@ -17,12 +19,12 @@ class Length(NamedTuple):
         return step % self.checkpoint_every == 0 or self.evaluates(step)
 
 
-def of(train, per_epoch: int) -> Length:
-    """`epochs`, or `steps` where there are none; both kinds of interval default to an epoch.
+def of(train: config_dict.ConfigDict, per_epoch: int) -> Length:
+    """The length from `epochs`, or from `steps` if that is 0; both intervals default to an epoch.
 
     Args:
-      train: the config's block.
-      per_epoch: steps of an epoch.
+      train: `config.train`.
+      per_epoch: steps per epoch.
     """
     total = train.epochs * per_epoch if train.epochs else train.steps
     return Length(total, train.eval_every or per_epoch, train.checkpoint_every or per_epoch)

@@ -1,7 +1,8 @@
-"""The log of a run: `metrics.jsonl`, TensorBoard, and the line of the progress bar.
+"""The log of a run: `metrics.jsonl`, TensorBoard, and the text of the progress bar.
 
-Each row is {"step": n, key: number, ...}: `train/...` keys are means over the steps since the row
-before, `data/...` keys count since the run began, `eval/...` keys are figures of an evaluation.
+Each row is {"step": n, key: number, ...}: `train/...` keys are means over the steps since the
+previous row, `data/...` keys count since the run began, `eval/...` keys are metrics of an
+evaluation.
 """
 
 import collections
@@ -9,6 +10,7 @@ import contextlib
 import json
 import pathlib
 import time
+from collections.abc import Iterator
 
 from tensorboardX import event_file_writer
 from tensorboardX.proto import event_pb2, summary_pb2
@@ -17,15 +19,15 @@ from detlab import errors
 
 
 class RunLog:
-    """Collects numbers on the host and writes them."""
+    """Collects numbers on the host and writes them to the log."""
 
     def __init__(
         self, workdir: pathlib.Path, first_step: int, counts: dict[str, int], writes: bool = True
     ):
-        """Rows after `first_step`, which a resumed run makes again, are taken off the file.
+        """Removes rows after `first_step`, which a resumed run writes again.
 
-        `counts` says what was left out when the data were opened.  With `writes` False nothing is
-        written: another process of the run does it.
+        `counts` are those of opening the data, see `records.counts`.  `writes` is False in all
+        processes but the first.
         """
         self.path = workdir / "metrics.jsonl"
         rows = [row for row in read_rows(self.path) if row["step"] <= first_step]
@@ -34,7 +36,7 @@ class RunLog:
         opened = {f"data/{name}": count for name, count in counts.items()}
         read = {"data/no_slot_boxes": 0, "data/skipped_images": 0}
         self._counts = collections.Counter(read | opened | before)
-        self._files = contextlib.ExitStack()  # what `close` closes
+        self._files = contextlib.ExitStack()  # closed by `close`
         self._file = self._board = None
         self._sums = collections.Counter()
         self._steps = 0
@@ -50,17 +52,17 @@ class RunLog:
             self._board = self._files.enter_context(contextlib.closing(board))
 
     def lost(self, no_slot_boxes: int, skipped_images: int) -> None:
-        """What was lost while making a batch."""
+        """Counts boxes and images dropped while a batch was built."""
         self._counts["data/no_slot_boxes"] += no_slot_boxes
         self._counts["data/skipped_images"] += skipped_images
 
     def step(self, metrics: dict[str, float]) -> None:
-        """The metrics of one step."""
+        """Adds the metrics of one step."""
         self._sums.update(metrics)
         self._steps += 1
 
     def write(self, step: int, batch_size: int) -> str:
-        """Writes the row of the steps since the last one, if any; returns its short form."""
+        """Writes a row for the steps since the last one, if any; returns its short form."""
         if not self._steps:
             return ""
         seconds = time.time() - self._since
@@ -79,18 +81,18 @@ class RunLog:
         return f"{speed:.1f} img/s {terms}"
 
     def has_evaluation(self, step: int) -> bool:
-        """Whether the run that is resumed had evaluated this step."""
+        """Whether this run has evaluated this step, before or after it was resumed."""
         return step in self._evaluated
 
     def evaluation(self, step: int, figures: dict[str, float]) -> None:
-        """Writes the figures of an evaluation; a step has one such row."""
+        """Writes the metrics of an evaluation; a step has one such row."""
         if step not in self._evaluated:
             self._row(step, {f"eval/{k}": v for k, v in figures.items()})
             self._evaluated.add(step)
 
     @contextlib.contextmanager
-    def not_training(self):
-        """What is done inside, such as evaluation, does not count as time of training."""
+    def not_training(self) -> Iterator[None]:
+        """Excludes the time of its block, such as an evaluation, from the training speed."""
         start = time.time()
         yield
         self._since += time.time() - start
@@ -113,19 +115,19 @@ class RunLog:
         except OSError as error:
             raise errors.UserError(
                 f"cannot write the log of the run in {self.path.parent}: {error.strerror or error};"
-                " its checkpoints are kept, so mend that, and the same command resumes it."
+                " the checkpoints are kept; fix that and resume with the same command."
             ) from error
 
 
 class _Board:
-    """Scalars for TensorBoard, on disk after half a minute at most.
+    """Scalars for TensorBoard, flushed to disk every 30 s.
 
-    `tensorboardX.SummaryWriter` writes in a thread, which a full disk ends; the training that goes
-    on fills its queue and then waits for ever.  Here the writer's error is the caller's.
+    `tensorboardX.SummaryWriter` writes in a thread that dies when the disk is full; training then
+    fills its queue and hangs.  Here a write error is raised to the caller.
     """
 
     def __init__(self, folder: pathlib.Path, first_step: int):
-        """Hides what an earlier run wrote of `first_step` and later ones."""
+        """Hides what an earlier start wrote for `first_step` and later steps."""
         folder.mkdir(exist_ok=True)
         self._writer = event_file_writer.EventsWriter(str(folder / "events"))
         start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
@@ -149,10 +151,10 @@ class _Board:
 
 
 def read_rows(path: pathlib.Path) -> list[dict]:
-    """The rows of a `metrics.jsonl`; a last line that a kill cut short is left out.
+    """The rows of a `metrics.jsonl`; a truncated last line, left by a kill, is dropped.
 
     Raises:
-      UserError: another line is not a row.
+      UserError: any other line is not a row.
     """
     if not path.exists():
         return []
@@ -165,7 +167,8 @@ def read_rows(path: pathlib.Path) -> list[dict]:
         except (ValueError, TypeError, KeyError) as error:
             if number < len(lines):
                 raise errors.UserError(
-                    f"line {number} of {path} is not a row of the log; move the file away to go on."
+                    f"line {number} of {path} is not a row of the log; move the file away, then"
+                    " resume."
                 ) from error
         else:
             rows.append(row)

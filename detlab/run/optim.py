@@ -1,7 +1,7 @@
-"""Optimizers from a config: schedules, clipping, weight decay and frozen leaves, in optax.
+"""Optimizers from a config, in optax: schedules, clipping, weight decay and frozen leaves.
 
-There are three kinds of parameters besides the frozen ones, each by regexes of its paths: those
-that decay, those of `no_decay`, and the biases, whose learning rate may warm up by itself.
+Regexes of paths select the frozen parameters, those without weight decay (`no_decay`), and the
+`biases`, which may have a separate warm-up.
 """
 
 import re
@@ -12,21 +12,22 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import traverse_util
+from ml_collections import config_dict
 
 from detlab import errors
 
 
 class Optimizer(NamedTuple):
-    """The transformation, the schedules that it follows, and a tree of "train" or "frozen"."""
+    """The transformation, its schedules, and a tree of "train" or "frozen"."""
 
     transform: optax.GradientTransformation
     schedule: optax.Schedule
     labels: Any
-    warmups: Mapping[str, optax.Schedule] = {}  # of what else changes, by its name in the log
+    warmups: Mapping[str, optax.Schedule] = {}  # of other quantities that warm up, by log name
 
 
 def build(
-    optim,
+    optim: config_dict.ConfigDict,
     params: Any,
     total_steps: int,
     batch_size: int,
@@ -36,29 +37,31 @@ def build(
     """The optimizer of `config.optim`.
 
     Args:
-      optim: the config's block; its `freeze`, `no_decay` and `biases` are regexes of whole paths
-        that start with the collection, `params/...`, as everywhere.
+      optim: `config.optim`; its `freeze`, `no_decay` and `biases` are regexes that match whole
+        paths, which start with the collection, `params/...`.
       params: the parameters, for the masks.
       total_steps: length of the run in updates.
-      batch_size: images of one update; `lr` is scaled by it over `lr_batch_size`.
-      steps_per_unit: updates in one unit of `milestones`: an epoch's, or 1.
-      frozen: regexes of `params/...` paths that stay as they are, besides `optim.freeze`.
+      batch_size: images per update; `lr` is scaled by batch_size / lr_batch_size.
+      steps_per_unit: updates per unit of `milestones`: those of an epoch, or 1.
+      frozen: regexes of `params/...` paths to freeze, in addition to `optim.freeze`.
     Raises:
       UserError: an unknown name or schedule, a pattern that matches nothing, nothing to train, or
-        a warm-up longer than the run.
+        a warm-up that is not shorter than the run.
     """
     _check_patterns(params, "freeze", optim.freeze)
     _check_patterns(params, "no_decay", optim.no_decay)
     labels = path_labels(params, [*frozen, *optim.freeze])
     if "train" not in jax.tree.leaves(labels):
-        raise errors.UserError("config.optim.freeze matches every parameter, nothing is trained.")
+        raise errors.UserError(
+            "config.optim.freeze matches every parameter, so nothing is trained; remove a pattern."
+        )
     schedule = learning_rate(optim, total_steps, batch_size, steps_per_unit)
     decayed = jax.tree.map(lambda there: not there, _mask(params, optim.no_decay))
     steps, warmups = [], {}
     if optim.clip_norm:
         steps.append(optax.clip_by_global_norm(optim.clip_norm))
     if optim.name == "sgd":
-        # Weight decay enters before the momentum, as in PyTorch.
+        # Weight decay is added before the momentum, as in PyTorch.
         steps.append(optax.add_decayed_weights(optim.weight_decay, decayed))
         if optim.warmup_momentum:
             constant = optax.constant_schedule(optim.momentum)
@@ -71,7 +74,7 @@ def build(
         steps.append(optax.scale_by_adam(b1=optim.momentum))
         steps.append(optax.add_decayed_weights(optim.weight_decay, decayed))
     else:
-        raise errors.UserError(f"config.optim.name is {optim.name!r}: sgd or adamw.")
+        raise errors.UserError(f"config.optim.name is {optim.name!r}; it must be sgd or adamw.")
     if optim.warmup_bias_lr:
         _check_patterns(params, "biases", optim.biases)
         settled = _settled_rate(optim, total_steps, batch_size, steps_per_unit)
@@ -84,17 +87,19 @@ def build(
         steps.append(optax.partition(rates, jax.tree.map(of_which, _mask(params, optim.biases))))
     else:
         steps.append(optax.scale_by_learning_rate(schedule))
-    # Frozen leaves leave before the clipping norm and the weight decay see them.
+    # Frozen leaves are split off first, so clipping norm and weight decay exclude them.
     transform = optax.partition(
         {"train": optax.chain(*steps), "frozen": optax.set_to_zero()}, labels
     )
     return Optimizer(transform, schedule, labels, warmups)
 
 
-def learning_rate(optim, total_steps: int, batch_size: int, steps_per_unit: int) -> optax.Schedule:
-    """Step -> learning rate: warm-up, then steps, a half cosine or a straight line.
+def learning_rate(
+    optim: config_dict.ConfigDict, total_steps: int, batch_size: int, steps_per_unit: int
+) -> optax.Schedule:
+    """Step -> learning rate: warm-up, then milestones, a half cosine, a line or a constant.
 
-    Warm-up multiplies what the schedule gives, as in mmdetection; it is linear there, and a fourth
+    Warm-up multiplies the rate of the schedule, as in mmdetection.  It is linear there and a fourth
     power in darknet's `burn_in`.
     """
     settled = _settled_rate(optim, total_steps, batch_size, steps_per_unit)
@@ -108,18 +113,18 @@ def learning_rate(optim, total_steps: int, batch_size: int, steps_per_unit: int)
 
 
 def _settled_rate(optim, total_steps, batch_size, steps_per_unit) -> optax.Schedule:
-    """The learning rate without its warm-up.
+    """The learning rate without warm-up.
 
-    The cosine is SGDR's (arXiv:1608.03983, eq. 5) without restarts.  In YOLOv5 cosine and line fall
-    from the first step on (`decay_from="start"`), once an epoch there and with every step here.
+    The cosine is SGDR's (arXiv:1608.03983, eq. 5) without restarts.  In YOLOv5, cosine and line
+    decay from the first step (`decay_from="start"`), there once per epoch, here at every step.
     """
     scale = batch_size / optim.lr_batch_size if optim.lr_batch_size else 1.0
     peak = optim.lr * scale
     warmup = optim.warmup_steps
     if warmup >= total_steps:
         raise errors.UserError(
-            f"config.optim.warmup_steps is {warmup}, but the run has {total_steps} steps:"
-            " shorten the warm-up or train longer."
+            f"config.optim.warmup_steps is {warmup}, but the run has {total_steps} steps; shorten"
+            " the warm-up or train longer."
         )
     first = 0 if optim.decay_from == "start" else warmup
 
@@ -151,14 +156,15 @@ def _settled_rate(optim, total_steps, batch_size, steps_per_unit) -> optax.Sched
 
     else:
         raise errors.UserError(
-            f"config.optim.schedule is {optim.schedule!r}: step, cosine, linear or constant."
+            f"config.optim.schedule is {optim.schedule!r}; it must be step, cosine, linear or"
+            " constant."
         )
 
     return settled
 
 
 def _warmed_up(optim, first: float, settled: optax.Schedule) -> optax.Schedule:
-    """From the number `first` at step 0 to what `settled` gives from the end of the warm-up on.
+    """Interpolates from the number `first` at step 0 to `settled` at the end of the warm-up.
 
     YOLOv5's `np.interp(step, [0, warmup_steps], [first, settled])`.
     """
@@ -172,19 +178,19 @@ def _warmed_up(optim, first: float, settled: optax.Schedule) -> optax.Schedule:
 
 
 def _warmth(optim, step: jax.Array) -> jax.Array:
-    """0 at step 0, 1 at the end of the warm-up."""
+    """Progress of the warm-up: 0 at step 0, 1 at its end."""
     return (step / max(optim.warmup_steps, 1)) ** optim.warmup_power
 
 
 def _mask(params: Any, patterns: Sequence[str]) -> Any:
-    """A tree like `params`: whether a regex matches `params/...`."""
+    """A tree like `params`: True where a regex matches the path `params/...`."""
     return traverse_util.path_aware_map(
         lambda path, _: _matches("/".join(("params", *path)), patterns), params
     )
 
 
 def path_labels(params: Any, frozen: Sequence[str]) -> Any:
-    """A tree like `params` of "frozen" where a regex matches `params/...`, else "train"."""
+    """A tree like `params`: "frozen" where a regex matches the path `params/...`, else "train"."""
     return traverse_util.path_aware_map(
         lambda path, _: "frozen" if _matches("/".join(("params", *path)), frozen) else "train",
         params,
@@ -196,10 +202,11 @@ def _matches(path: str, patterns: Sequence[str]) -> bool:
 
 
 def _check_patterns(params: Any, key: str, patterns: Sequence[str]) -> None:
-    """A pattern that matches nothing is a mistake."""
+    """Raises a `UserError` for a pattern that matches nothing."""
     paths = list(traverse_util.flatten_dict({"params": params}, sep="/"))
     for pattern in patterns:
         if not any(re.fullmatch(pattern, p) for p in paths):
             raise errors.UserError(
-                f"config.optim.{key}: {pattern!r} matches no parameter, such as {paths[0]}."
+                f"config.optim.{key}: {pattern!r} matches no parameter; it must match a whole path,"
+                f" such as {paths[0]}."
             )

@@ -1,6 +1,7 @@
 """A profile of some steps, for TensorBoard's profiler or https://ui.perfetto.dev."""
 
 import pathlib
+from typing import Any
 
 import jax
 import tqdm
@@ -9,23 +10,22 @@ from detlab import distributed, errors
 
 
 class Profiler:
-    """Traces `steps` steps, from the second one of this start on: the first also compiles.
+    """Traces `steps` steps, beginning with the second of this start because the first compiles.
 
-    What else the run does between them, such as an evaluation or compiling for another canvas, is
-    traced too.  At the end of the context, such as when a signal stops the run, it writes what it
-    has.
+    Other work between these steps, such as an evaluation or compilation for another canvas, is
+    traced too.  If the context ends early, such as after a signal, the trace so far is written.
     """
 
     def __init__(self, folder: pathlib.Path, steps: int, first: int):
-        """`first` is the step that this start goes on from; the folder gets plugins/profile/..."""
+        """`first` is the step that this start resumes from; writes `folder`/plugins/profile/..."""
         self._folder = folder
         self._begin = first + 2
         self._end = self._begin + steps
         self._wanted = steps > 0 and distributed.is_first()
         self._running = self._begun = False
 
-    def step(self, step: int, state) -> None:
-        """Comes before step `step` starts; `state` is what it starts from.
+    def step(self, step: int, state: Any) -> None:
+        """Starts or stops the trace; call it before step `step`, which updates `state`.
 
         Raises:
           UserError: the trace cannot be written.
@@ -45,7 +45,7 @@ class Profiler:
         if self._running:
             self._stop()
         elif self._wanted and not self._begun:
-            tqdm.tqdm.write("profile:      none, as this start took fewer than two steps")
+            tqdm.tqdm.write("profile:      none, because this start ran fewer than two steps")
 
     def _stop(self) -> None:
         self._running = False
@@ -60,5 +60,6 @@ class Profiler:
         except OSError as error:
             self._running = False
             raise errors.UserError(
-                f"cannot write {self._folder}: {error.strerror or error}; train without --profile."
+                f"cannot write the profile into {self._folder}: {error.strerror or error}; fix that"
+                " or train without --profile."
             ) from error

@@ -1,8 +1,9 @@
-"""What a run is made of: data, devices, detector, optimizer, and its length."""
+"""The parts of a run: data, devices, detector, optimizer, and length."""
 
 from typing import Any, NamedTuple
 
 import jax
+from ml_collections import config_dict
 
 from detlab import contract, data_sets, sharding
 from detlab.data import plan
@@ -12,6 +13,8 @@ from detlab.run import state as state_lib
 
 
 class Setup(NamedTuple):
+    """The parts that `build` makes."""
+
     config: Any
     train_source: Any
     eval_source: Any
@@ -21,11 +24,11 @@ class Setup(NamedTuple):
     optimizer: optim.Optimizer
 
 
-def build(config) -> Setup:
-    """All parts, each checked against the others; prints the size of what is there.
+def build(config: config_dict.ConfigDict) -> Setup:
+    """Builds all parts, checks them against each other, and prints their sizes.
 
     Raises:
-      UserError: data that cannot be opened, or parts that do not fit together.
+      UserError: data that cannot be opened, or parts that do not match.
     """
     train_source = data_sets.open_source(config, "train")
     eval_source = data_sets.open_source(config, "eval")
@@ -36,8 +39,8 @@ def build(config) -> Setup:
     per_epoch = plan.steps_per_epoch(sizes, batch_size, config.data.canvases)
     length = length_lib.of(config.train, per_epoch)
     print(
-        f"data: {len(train_source)} images to train on, {len(eval_source)} to evaluate,"
-        f" {len(train_source.class_names)} classes, {per_epoch} steps an epoch"
+        f"data: {len(train_source)} training images, {len(eval_source)} evaluation images,"
+        f" {len(train_source.class_names)} classes, {per_epoch} steps per epoch"
     )
 
     mesh = sharding.make_mesh()
@@ -68,11 +71,11 @@ def _describe(config, optimizer: optim.Optimizer, params, num_images: int) -> No
     if reference and reference != config.train.batch_size:
         scaled = config.optim.lr * config.train.batch_size / reference
         print(
-            f"learning rate {config.optim.lr:g} is for {reference} images a step; with"
-            f" {config.train.batch_size} it is {scaled:g}"
+            f"learning rate: {scaled:g} for {config.train.batch_size} images per step, scaled from"
+            f" {config.optim.lr:g} for {reference}"
         )
     if config.train.batch_size > num_images:
-        print(f"a batch of {config.train.batch_size} shows some of the {num_images} images twice")
+        print(f"a batch of {config.train.batch_size} repeats some of the {num_images} images")
     device, processes = jax.devices()[0], jax.process_count()
     where = f" in {processes} processes" if processes > 1 else ""
     print(f"devices: {jax.device_count()} x {device.device_kind} ({device.platform}){where}")

@@ -1,4 +1,4 @@
-"""The state of a run: new, from weights, or only its shapes; and what of it is evaluated."""
+"""The state of a run: initial, from weights, or as shapes; and the part that is evaluated."""
 
 import pathlib
 import re
@@ -8,24 +8,31 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from ml_collections import config_dict
 
 from detlab import contract, errors, sharding, types
 from detlab.run import checkpoint, optim
 
 
 def initial(
-    detector: contract.Detector, optimizer: optim.Optimizer, config, mesh
+    detector: contract.Detector,
+    optimizer: optim.Optimizer,
+    config: config_dict.ConfigDict,
+    mesh: jax.sharding.Mesh,
 ) -> types.TrainState:
-    """The state of step 0, on every device; its weights are those of `initial_weights`."""
+    """The state of step 0 on every device, with the weights of `initial_weights`."""
     params, state = initial_weights(detector, config)
     new = jax.jit(lambda p, s: of_weights(p, s, optimizer, config))(params, state)
     return jax.device_put(new, sharding.replicated(mesh))
 
 
 def abstract(
-    detector: contract.Detector, optimizer: optim.Optimizer, config, mesh
+    detector: contract.Detector,
+    optimizer: optim.Optimizer,
+    config: config_dict.ConfigDict,
+    mesh: jax.sharding.Mesh,
 ) -> types.TrainState:
-    """Shapes and places of a state that is to be restored; nothing is computed."""
+    """Shapes and shardings of a state to restore; nothing is computed."""
 
     def make(images):
         params, state = detector.init(jax.random.key(0), images)
@@ -38,28 +45,30 @@ def abstract(
     )
 
 
-def of_weights(params: Any, state: Any, optimizer: optim.Optimizer, config) -> types.TrainState:
-    """The state of step 0 with these weights; the averages start as the values themselves."""
+def of_weights(
+    params: Any, state: Any, optimizer: optim.Optimizer, config: config_dict.ConfigDict
+) -> types.TrainState:
+    """The state of step 0 with these weights, which are also the first averages."""
     opt_state = optimizer.transform.init(params)
     ema = None
     if config.optim.ema_decay:
-        # Copies, as a step donates the buffers of the whole state and no buffer twice.
+        # Copies, because a step donates the buffers of the state and may donate none twice.
         ema = jax.tree.map(jnp.copy, {"params": params, "state": state})
     return types.TrainState(jnp.zeros((), jnp.int32), params, state, opt_state, ema)
 
 
 def evaluated(state: types.TrainState) -> tuple[Any, Any]:
-    """(params, model state) to evaluate and predict with: the averages where there are any."""
+    """(params, model state) to evaluate and predict with: the averages if there are any."""
     if state.ema is None:
         return state.params, state.state
     return state.ema["params"], state.ema["state"]
 
 
-def initial_weights(detector: contract.Detector, config):
-    """(params, state) to start from: those of `init_from`, the rest as the modules initialise.
+def initial_weights(detector: contract.Detector, config: config_dict.ConfigDict) -> tuple[Any, Any]:
+    """(params, state) to start from: leaves from `init_from`, the others initialised.
 
     Raises:
-      UserError: leaves that training never changes would keep their random values.
+      UserError: leaves that are never trained would keep their random values.
     """
     key, images = jax.random.key(config.seed), example_images(config)
     params, state = jax.eval_shape(detector.init, key, images)
@@ -70,18 +79,18 @@ def initial_weights(detector: contract.Detector, config):
         reasons["named by config.init_skip"] = config.init_skip
         merged = checkpoint.merge(params, state, weights, sum(reasons.values(), ()))
         params, state, random = merged.params, merged.state, merged.initialised
-        print(f"{len(merged.loaded)} leaves from {weights.path}, {len(random)} stay as initialised")
+        print(f"{len(merged.loaded)} leaves from {weights.path}, {len(random)} initialised")
         untold = list(random)
         for reason, regexes in reasons.items():
             paths = [p for p in untold if any(re.fullmatch(r, p) for r in regexes)]
             untold = [p for p in untold if p not in paths]
             if paths:
-                print(f"as initialised, {reason}: {checkpoint.listed(paths)}")
+                print(f"initialised ({reason}): {checkpoint.listed(paths)}")
     constant = [p for p in random if any(re.fullmatch(f, p) for f in detector.frozen)]
     if constant:
         raise errors.UserError(
-            f"{len(constant)} leaves are never trained but would keep their initial values, such as"
-            f" {constant[0]}: name weights in config.init_from, or train everything with"
+            f"{len(constant)} frozen leaves would keep their random initial values, such as"
+            f" {constant[0]}; name weights in config.init_from, or train everything with"
             " --config.model.backbone_norm=batch --config.model.frozen_stages=0."
         )
     start = time.time()
@@ -91,7 +100,7 @@ def initial_weights(detector: contract.Detector, config):
 
 
 def _initial_leaves(detector: contract.Detector, key, images, paths: Sequence[str]):
-    """{path: value} of some leaves as the modules initialise them; no other is computed."""
+    """{path: value} of some leaves as the modules initialise them; computes no others."""
 
     def compute(key):
         leaves = checkpoint.flat_leaves(*detector.init(key, images))
@@ -100,15 +109,15 @@ def _initial_leaves(detector: contract.Detector, key, images, paths: Sequence[st
     return jax.jit(compute)(key)
 
 
-def check_init_from(config) -> None:
-    """Whether the weights to start from are there: asked first, as data may take long to open."""
+def check_init_from(config: config_dict.ConfigDict) -> None:
+    """Checks that the weights to start from exist, before the data, which may be slow to open."""
     if config.init_from and not pathlib.Path(config.init_from).exists():
         remedy = f": {config.init_help}" if config.init_help else ""
         raise errors.UserError(
-            f"config.init_from names {config.init_from}, which does not exist{remedy}."
+            f"config.init_from is {config.init_from}, which does not exist{remedy}."
         )
 
 
-def example_images(config) -> jax.Array:
-    """One empty canvas: parameters do not depend on its size."""
+def example_images(config: config_dict.ConfigDict) -> jax.Array:
+    """One blank image, of the first canvas: parameters do not depend on its size."""
     return jnp.zeros((1, *config.data.canvases[0], 3), jnp.uint8)

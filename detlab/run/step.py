@@ -1,6 +1,6 @@
-"""One step of a training run on the devices, and reading what it says.
+"""One training step on the devices, and reading its metrics.
 
-`TrainStep` compiles `detlab.run.update` once a canvas; `MetricReader` reads the metrics of a step
+`TrainStep` compiles `detlab.run.update` once per canvas; `MetricReader` reads the metrics of a step
 while the next one runs.
 """
 
@@ -22,9 +22,9 @@ from detlab.run import update as update_lib
 
 
 class Notes(NamedTuple):
-    """What a process alone knows of a step; the compiled step adds up those of all processes."""
+    """What only one process knows about a step; the compiled step sums it over all processes."""
 
-    stop: int = 0  # 1: it was told to stop
+    stop: int = 0  # 1: the process was told to stop
     dropped_boxes: int = 0
     skipped_images: int = 0
 
@@ -32,7 +32,7 @@ class Notes(NamedTuple):
 class TrainStep:
     """(TrainState, Loaded, whether to stop) -> (TrainState, metrics, Notes of all processes).
 
-    Compilation runs in the context that `not_training()` gives, so that a log can leave it out.
+    Compilation runs in the context `not_training()`, so that a log can exclude its time.
 
     Attributes:
       compiled: canvas (height, width) px -> its compiled program.
@@ -61,7 +61,7 @@ class TrainStep:
 
     def __call__(self, state: types.TrainState, loaded: batch_lib.Loaded, stop: bool = False):
         images = loaded.batch.images
-        notes = np.zeros((len(images), len(Notes._fields)), np.int32)  # in the first row; summed
+        notes = np.zeros((len(images), len(Notes._fields)), np.int32)  # set in row 0, then summed
         notes[0] = Notes(stop, loaded.dropped_boxes, len(loaded.skipped))
         batch, notes = sharding.put_batch((loaded.batch, notes), self._mesh)
         canvas = images.shape[1:3]
@@ -72,7 +72,7 @@ class TrainStep:
 
     def _compile(self, state: types.TrainState, batch: types.Batch, notes: jax.Array):
         start = time.time()
-        with jax.set_mesh(self._mesh):  # for what works per device, see sharding.per_device
+        with jax.set_mesh(self._mesh):  # needed by sharding.per_device
             compiled = self._step.lower(state, batch, notes).compile()
         seconds = time.time() - start
         self.compile_seconds += seconds
@@ -82,10 +82,9 @@ class TrainStep:
 
 
 class MetricReader:
-    """Reads the metrics of a step while the next one runs, so that the device is never idle.
+    """Reads the metrics of a step while the next one runs, to keep the device busy.
 
-    `flush` reads the last ones; it comes before anything is saved, so that a state that is not
-    finite never is.
+    `flush` reads the last ones.  Call it before saving, so that a non-finite state is never saved.
     """
 
     def __init__(self, log: log_lib.RunLog, source, stop: distributed.StopSignals):
@@ -107,11 +106,13 @@ class MetricReader:
         self._log.step(check_finite(step, metrics, batch, self._source))
 
 
-def check_finite(step: int, metrics: dict[str, Any], batch: types.Batch, source):
-    """The metrics as floats.
+def check_finite(
+    step: int, metrics: dict[str, Any], batch: types.Batch, source: Any
+) -> dict[str, float]:
+    """Converts the metrics to floats.
 
     Raises:
-      UserError: the loss or its gradient is not finite; the last checkpoint stays.
+      UserError: the loss, its gradient or a parameter is not finite.
     """
     values = {k: float(v) for k, v in jax.device_get(metrics).items()}
     norms = ("grad_norm", "param_norm")
@@ -120,6 +121,6 @@ def check_finite(step: int, metrics: dict[str, Any], batch: types.Batch, source)
     terms = ", ".join(f"{k} {v:g}" for k, v in values.items() if k.startswith("loss") or k in norms)
     images = ", ".join(str(source.image_id(int(i))) for i in batch.index if i >= 0)
     raise errors.UserError(
-        f"step {step} is not finite ({terms}) on images {images}; the last checkpoint is kept."
-        " A lower config.optim.lr, a longer warm-up or config.optim.clip_norm usually helps."
+        f"step {step} gave non-finite values ({terms}) on images {images}. The last checkpoint is"
+        " kept. Try a lower config.optim.lr, a longer warm-up or config.optim.clip_norm."
     )

@@ -1,6 +1,6 @@
 """One update of a training run: gradients, optimizer, averaged weights, metrics.
 
-All of it is a pure function of arrays, compiled by `detlab.run.step`.
+A pure function of arrays, compiled by `detlab.run.step`.
 """
 
 from collections.abc import Callable
@@ -10,20 +10,23 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
+from ml_collections import config_dict
 
 from detlab import contract, types
 from detlab.run import optim
 
 
-def of(detector: contract.Detector, optimizer: optim.Optimizer, config) -> Callable:
-    """(TrainState, Batch) -> (TrainState, metrics), to be compiled.
+def of(
+    detector: contract.Detector, optimizer: optim.Optimizer, config: config_dict.ConfigDict
+) -> Callable:
+    """The function (TrainState, Batch) -> (TrainState, metrics), to be compiled.
 
-    The metrics are float32 scalars: `loss`, its terms `loss/*`, what else the detector reports,
-    the norms of gradients and of trained parameters after the update, `lr`, and `momentum` and
-    `lr_biases` where these warm up.
+    The metrics are float32 scalars: `loss`, its terms `loss/*`, other metrics of the detector, the
+    norms of the gradients and of the trained parameters after the update, `lr`, and `momentum` and
+    `lr_biases` if these warm up.
 
-    With `config.train.accumulate` = k the batch is worked through in k parts, see
-    `gradients_in_parts`; it stays one update, with one step of schedule, optimizer and averages.
+    With `config.train.accumulate` = k, the batch is processed in k parts, see `gradients_in_parts`.
+    It is still one update, with one step of schedule, optimizer and averages.
     """
     parts, loss_of = config.train.accumulate, detector.loss
     gradients = gradients_in_parts(loss_of, parts) if parts > 1 else gradients_of(loss_of)
@@ -54,7 +57,7 @@ def of(detector: contract.Detector, optimizer: optim.Optimizer, config) -> Calla
 
 
 def gradients_of(loss: Callable) -> Callable:
-    """(params, model state, batch, rng) -> (loss, metrics, model state, gradients)."""
+    """The function (params, model state, batch, rng) -> (loss, metrics, model state, gradients)."""
 
     def gradients(params, model_state, batch: types.Batch, rng: jax.Array):
         value_and_grad = jax.value_and_grad(loss, has_aux=True)
@@ -65,19 +68,19 @@ def gradients_of(loss: Callable) -> Callable:
 
 
 def gradients_in_parts(loss: Callable, parts: int) -> Callable:
-    """`gradients_of` in the memory of one of `parts` equal parts of a batch, one after another.
+    """`gradients_of` over `parts` equal parts of a batch in turn, in the memory of one part.
 
-    Where a detector reports `metrics["normaliser"]`, what its loss terms were divided by, parts
-    count by it: sum(n_j * loss_j) / sum(n_j) is the loss of the whole batch.  Without it they count
-    the same.  Model state passes from part to part, so live batch statistics are those of a part.
+    If a detector reports `metrics["normaliser"]`, the divisor of its loss terms, parts are weighted
+    by it: sum(n_j * loss_j) / sum(n_j) is the loss of the whole batch.  Otherwise parts have equal
+    weights.  Model state passes from part to part, so live batch statistics are those of one part.
     """
 
     def gradients(params, model_state, batch: types.Batch, rng: jax.Array):
         size = batch.images.shape[0]
         if size % parts:
-            raise ValueError(f"a batch of {size} images does not divide into {parts} equal parts")
-        # Part j has the rows j, j + parts, ...: every device's images are spread over all parts,
-        # so that none moves to another device.
+            raise ValueError(f"a batch of {size} images cannot be split into {parts} equal parts")
+        # Part j has the rows j, j + parts, ...: each device has images in every part, so none
+        # moves to another device.
         rows = jax.tree.map(lambda x: x.reshape(size // parts, parts, *x.shape[1:]), batch)
 
         def one_part(carry, j):
@@ -101,7 +104,7 @@ def gradients_in_parts(loss: Callable, parts: int) -> Callable:
         return value, metrics, model_state, grads
 
     def over_parts(name, values, weights):
-        """One metric of the whole batch: a sum, a term of the loss, or a mean over images."""
+        """One metric of the whole batch: a sum, a term of the loss, or a mean over parts."""
         if name == "normaliser":
             return values.sum()
         if name.startswith("loss/"):
@@ -111,13 +114,19 @@ def gradients_in_parts(loss: Callable, parts: int) -> Callable:
     return gradients
 
 
-def moving_averages(ema: Any, params: Any, model_state: Any, step: jax.Array, settings) -> Any:
+def moving_averages(
+    ema: Any,
+    params: Any,
+    model_state: Any,
+    step: jax.Array,
+    settings: config_dict.ConfigDict,
+) -> Any:
     """Exponential moving averages of parameters and batch statistics after update `step`.
 
-    The decay is `ema_decay`, or ema_decay * (1 - exp(-step / ema_warmup)) as in YOLOv5's ModelEMA,
-    with which the random values of the start are soon forgotten; the first update is step 1.
+    The decay is `ema_decay`, or with a warm-up ema_decay * (1 - exp(-step / ema_warmup)) as in
+    YOLOv5's ModelEMA, which soon forgets the random initial values.  The first update is step 1.
 
-    Other collections, and what is not a float, have no average: they are those of the model.
+    Other collections and non-float leaves are not averaged but copied from the model.
     """
     rate = 1.0 - settings.ema_decay  # the weight of the new value
     if settings.ema_warmup:
@@ -126,7 +135,7 @@ def moving_averages(ema: Any, params: Any, model_state: Any, step: jax.Array, se
     def average(old, new):
         if not jnp.issubdtype(new.dtype, jnp.floating):
             return new
-        return old + rate * (new - old)  # so written, what is constant stays so bit by bit
+        return old + rate * (new - old)  # this form keeps constant values bit-identical
 
     state = dict(model_state)
     if "batch_stats" in state:

@@ -1,13 +1,15 @@
-"""The folder of a run: what lies where, and what another start does with it."""
+"""The folder of a run: its files, and the checks before a run starts or resumes in it."""
 
 import json
 import pathlib
+
+from ml_collections import config_dict
 
 from detlab import config as config_lib
 from detlab import contract, distributed, environment, errors, files
 from detlab.run import checkpoint
 
-# Keys that change no number of a run, so that it may be resumed with others.
+# Keys that change no number of a run, so a resumed run may change them.
 WITHOUT_EFFECT = (
     "compilation_cache",
     "data.demo_rounding",
@@ -16,13 +18,13 @@ WITHOUT_EFFECT = (
     "eval.pictures",
     "eval.threshold",
     "init_help",
-    "init_skip",  # a resumed run has all its leaves
+    "init_skip",  # a resumed run restores all leaves
     "train.keep_last",
 )
 
 
 class Workdir:
-    """The paths of a run.  `detlab.run.checkpoint` keeps `checkpoints` and `best` there."""
+    """The paths of a run.  `detlab.run.checkpoint` also keeps `checkpoints` and `best` there."""
 
     def __init__(self, path: str | pathlib.Path):
         self.path = pathlib.Path(path)
@@ -33,7 +35,7 @@ class Workdir:
         self.predictions = self.path / "predictions.json"
         self.pictures = self.path / "pictures"
         self.profile = self.path / "profile"
-        self.figures = self.path / "eval.json"  # of the last step; written last, so it ends a run
+        self.figures = self.path / "eval.json"  # of the last step; written last, marks the end
 
     @property
     def finished(self) -> bool:
@@ -41,11 +43,11 @@ class Workdir:
 
     @property
     def latest_step(self) -> int | None:
-        """The step that a run goes on from; None where it begins."""
+        """The step to resume from; None for a new run."""
         return checkpoint.latest_step(self.path)
 
-    def check(self, config) -> None:
-        """Finds out whether a run of this config can live here; writes nothing.
+    def check(self, config: config_dict.ConfigDict) -> None:
+        """Checks that a run of this config can start or resume here; writes nothing.
 
         Raises:
           UserError: the folder holds a run with another config, or is not a folder.
@@ -61,16 +63,16 @@ class Workdir:
         except (OSError, ValueError, AttributeError, TypeError, errors.UserError) as error:
             text = str(error).removesuffix(".")
             raise errors.UserError(
-                f"{self.config} cannot be read ({text}); choose another --workdir."
+                f"{self.config} cannot be read ({text}); give another --workdir."
             ) from error
         if different:
             raise errors.UserError(
-                f"{self.path} holds a run with another config, differing in"
-                f" {', '.join(different)}; give the same config to resume it, or another --workdir."
+                f"{self.path} holds a run whose config differs in {', '.join(different)}; give the"
+                " same config to resume it, or another --workdir."
             )
 
-    def open(self, config) -> None:
-        """Makes the folder and writes the config of the run and its environment."""
+    def open(self, config: config_dict.ConfigDict) -> None:
+        """Creates the folder and writes the config and the environment of the run."""
         if distributed.is_first():
             files.write_json(self.config, config_lib.to_json(config))
             files.write_json(self.environment, environment.describe(config))

@@ -101,8 +101,8 @@ def test_class_layers_of_other_classes_are_left_out_only_when_asked_for(
 @pytest.mark.parametrize(
     "flags, reason",
     [
-        (["--reset_classes"], "left out with --reset_classes"),
-        ([], "of 2 classes in the weights and 5 in the model"),
+        (["--reset_classes"], "dropped by --reset_classes"),
+        ([], "for 2 classes in the weights and 5 in the model"),
     ],
 )
 def test_training_starts_with_other_classes_and_says_what_is_initialised(
@@ -115,8 +115,8 @@ def test_training_starts_with_other_classes_and_says_what_is_initialised(
     params, _ = state_lib.initial_weights(detector, five)
     assert params["head"]["cls_logits"]["bias"].shape == (5 * 9,)
     printed = capsys.readouterr().out
-    assert "2 stay as initialised" in printed
-    assert f"as initialised, {reason}: params/head/cls_logits/" in printed
+    assert ", 2 initialised" in printed
+    assert f"initialised ({reason}): params/head/cls_logits/" in printed
 
 
 def test_a_backbone_is_complete_and_the_rest_of_the_detector_stays(

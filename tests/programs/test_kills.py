@@ -1,4 +1,4 @@
-"""Runs that are killed, or whose disk fails: what they resume to, and what is left."""
+"""Runs that are killed or whose disk fails: what they resume to, and what they leave behind."""
 
 import json
 import pathlib
@@ -20,7 +20,7 @@ KILLED_AT = 4
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory, tiny_config):
-    """The tiny config with averaged weights, and steps that a kill can fall between."""
+    """The tiny config with averaged weights, and a log row for each step."""
     path = tmp_path_factory.mktemp("configs") / "averaged.py"
     text = pathlib.Path(tiny_config).read_text()
     assert text.count("    return config") == 1
@@ -46,7 +46,7 @@ def launch(command):
 
 
 def everything(workdir):
-    """Parameters, state, average and optimizer of the last step, and what was evaluated."""
+    """(Arrays of the last step, metrics, rows of the log) of a finished run."""
     folder = checkpoint.find(workdir, "last")
     items = [checkpoint.read_arrays(folder / item) for item in ("weights", "training")]
     return items, json.loads((workdir / "eval.json").read_text()), kills.rows(workdir)
@@ -54,7 +54,7 @@ def everything(workdir):
 
 @pytest.fixture(scope="module")
 def killed(config, tmp_path_factory):
-    """`killed(threads)`: a workdir whose process was killed after step 4 with these threads."""
+    """`killed(threads)` -> a workdir whose process, with these threads, was killed after step 4."""
     made = {}
 
     def killed(threads):
@@ -66,7 +66,7 @@ def killed(config, tmp_path_factory):
                 time.sleep(0.001)
             process.send_signal(signal.SIGKILL)
             process.communicate()
-            assert process.returncode == -signal.SIGKILL, "it ended before it was killed"
+            assert process.returncode == -signal.SIGKILL, "the run ended before it was killed"
             made[threads] = workdir
         return made[threads]
 
@@ -94,7 +94,7 @@ def test_a_killed_run_comes_to_the_same_bits_with_any_number_of_read_threads(
 
 @pytest.mark.slow
 def test_no_kill_of_six_loses_a_checkpoint_or_changes_a_bit(tmp_path):
-    """Six of the many that a release is asked to stand; every third falls into a writing."""
+    """A release must survive many more; every third kill comes during a write."""
     kills.main(["--kills", "6", "--seed", "1", "--json", str(tmp_path / "kills.json")])
     result = json.loads((tmp_path / "kills.json").read_text())
     assert result["violations"] == [] and len(result["kills"]) >= 6
@@ -125,7 +125,7 @@ LONG = ("--config.train.steps=100000", "--config.train.eval_every=100000")
 def test_files_that_may_not_grow_end_a_run_with_one_sentence_and_the_last_checkpoint_stays(
     log_every, words, config, tmp_path
 ):
-    """A limit on the size of files, which holds for root too, set while the run is under way."""
+    """A limit on file size, which applies to root too, set during the run."""
     options = [
         *LONG,
         "--config.train.checkpoint_every=100",
@@ -137,7 +137,7 @@ def test_files_that_may_not_grow_end_a_run_with_one_sentence_and_the_last_checkp
         time.sleep(0.001)
     limit = (tmp_path / "metrics.jsonl").stat().st_size + 3000
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (limit, limit))
-    assert_one_sentence(process, [*words, str(tmp_path), "File too large", "same command resumes"])
+    assert_one_sentence(process, [*words, str(tmp_path), "File too large", "with the same command"])
     step = checkpoint.latest_step(tmp_path)
     assert checkpoint.load_weights(tmp_path, "last").info["step"] == step
     assert not kills.temporary_folders(tmp_path)
@@ -150,7 +150,7 @@ def test_files_that_may_not_grow_end_a_run_with_one_sentence_and_the_last_checkp
     assert f"at step {step} of" in line
 
 
-# Mounts a small disk for itself alone, trains there, and copies what is left to where it stays.
+# Mounts a private small disk, trains there, and copies the result to a place that outlives it.
 ON_A_SMALL_DISK = """
 mkdir -p "$0" && mount -t tmpfs -o size=3500k tmpfs "$0" || exit 99
 status=0
@@ -162,13 +162,13 @@ exit $status
 
 @pytest.mark.slow
 def test_a_full_disk_ends_a_run_with_one_sentence_and_the_last_checkpoint_stays(config, tmp_path):
-    """A real one where a user may mount one, else files that may not grow."""
+    """A real small disk if the user may mount one, else a limit on file size."""
     train_there = [sys.executable, "-m", "detlab.train", "--config", config, *LONG]
     folder = str(tmp_path / "disk")
     may_mount = shutil.which("unshare") and not subprocess.call(["unshare", "-rm", "true"])
     if may_mount:
         command = ["unshare", "-rm", "sh", "-c", ON_A_SMALL_DISK, folder, *train_there]
-        words = ["No space left on device", "kept"]  # a checkpoint or the log meets it first
+        words = ["No space left on device", "kept"]  # from a checkpoint or the log
     else:
         limited = 'ulimit -f 40 && exec "$@" --workdir "$0.left"'
         command = ["sh", "-c", limited, folder, *train_there]
@@ -183,6 +183,6 @@ def test_a_full_disk_ends_a_run_with_one_sentence_and_the_last_checkpoint_stays(
 
 @pytest.mark.slow
 def test_a_workdir_that_cannot_be_made_is_told_in_one_sentence(config):
-    """/proc takes no folders, not even from root."""
+    """Not even root can create folders in /proc."""
     process = start(config, "/proc/detlab")
     assert_one_sentence(process, ["cannot write /proc/detlab"])

@@ -1,4 +1,4 @@
-"""`python -m detlab.train`: files, resume, signals, refusals."""
+"""`python -m detlab.train`: files, resuming, signals, errors."""
 
 import json
 import os
@@ -42,7 +42,7 @@ def message(call, *arguments) -> str:
 def test_a_run_leaves_figures_checkpoints_curves_and_pictures(tiny_run):
     rows = log_lib.read_rows(tiny_run / "metrics.jsonl")
     train_rows = [row for row in rows if "train/loss" in row]
-    assert [row["step"] for row in train_rows] == [2, 3, 4, 6]  # every 2, and where it saves
+    assert [row["step"] for row in train_rows] == [2, 3, 4, 6]  # every 2, and at each save
     for row in train_rows:
         parts = row["train/loss/cls"] + row["train/loss/box"]
         assert row["train/loss"] == pytest.approx(parts, rel=1e-5)
@@ -66,7 +66,7 @@ def test_a_run_leaves_figures_checkpoints_curves_and_pictures(tiny_run):
 
 
 def test_a_hidden_copy_to_the_device_ends_a_run(tiny_config, tmp_path, monkeypatch):
-    """One that a jitted call makes of a NumPy array, such as of a batch that was not put there."""
+    """Such as the implicit copy of a NumPy array that is passed to a jitted call."""
     monkeypatch.setattr(step_lib.sharding, "put_batch", lambda batch, mesh: batch)
     with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
         train.main(["--config", tiny_config, "--workdir", str(tmp_path)])
@@ -86,8 +86,8 @@ def test_a_profile_of_some_steps_is_written_and_the_run_is_the_same(
     "words, sentence",
     [
         (["--profile", "-1"], "--profile is -1"),
-        (["--profile", "2", "--dry_run"], "leave one out"),
-        (["--draw", "look"], "--draw goes with --dry_run"),
+        (["--profile", "2", "--dry_run"], "--profile and --dry_run exclude each other"),
+        (["--draw", "look"], "--draw needs --dry_run"),
     ],
 )
 def test_flags_that_cannot_be_are_refused(words, sentence, tiny_config):
@@ -97,7 +97,7 @@ def test_flags_that_cannot_be_are_refused(words, sentence, tiny_config):
 def test_a_finished_run_says_so(tiny_run, tiny_config, capsys):
     train.main(["--config", tiny_config, "--workdir", str(tiny_run)])
     output = capsys.readouterr().out
-    assert "is finished" in output and "data:" not in output, "told before anything is opened"
+    assert "is finished" in output and "data:" not in output, "reported before data are opened"
 
 
 def test_a_workdir_of_another_config_is_refused_with_the_keys(tiny_run, tiny_config):
@@ -115,10 +115,10 @@ def test_a_workdir_older_than_a_key_is_resumed_with_what_was_done_then(tiny_conf
     workdir = workdir_lib.Workdir(tmp_path)
     workdir.check(config)  # no difference
     assert workdir.latest_step is None
-    config.data.demo_rounding = "half_even"  # which training does not depend on
+    config.data.demo_rounding = "half_even"  # has no effect on training
     workdir_lib.Workdir(tmp_path).check(config)
     config.data.rounding = "down"
-    words = r"differing in data.rounding \('half_up' there, 'down' now\); give"
+    words = r"differs in data.rounding \('half_up' there, 'down' now\); give"
     with pytest.raises(errors.UserError, match=words):
         workdir_lib.Workdir(tmp_path).check(config)
 
@@ -127,12 +127,12 @@ def test_a_field_at_its_default_may_be_named_or_not(tiny_config, tmp_path):
     config = config_lib.load(tiny_config)
     values = config_lib.to_json(config)
     values["model"] |= dict(dtype="float32", strides=[8, 16, 32, 64, 128])
-    values["init_skip"] = ["params/head/.*"]  # which counts before the first step alone
+    values["init_skip"] = ["params/head/.*"]  # only matters before the first step
     (tmp_path / "config.json").write_text(json.dumps(values))
     workdir_lib.Workdir(tmp_path).check(config)
     values["model"]["strides"] = [8, 16, 32]
     (tmp_path / "config.json").write_text(json.dumps(values))
-    with pytest.raises(errors.UserError, match=r"differing in model.strides \(\[8, 16, 32\] there"):
+    with pytest.raises(errors.UserError, match=r"differs in model.strides \(\[8, 16, 32\] there"):
         workdir_lib.Workdir(tmp_path).check(config)
 
 
@@ -140,7 +140,7 @@ def test_a_workdir_of_a_detector_that_is_not_there_is_named(tiny_config, tmp_pat
     config = config_lib.load(tiny_config)
     values = {**config_lib.to_json(config), "detector": "retinaface"}
     (tmp_path / "config.json").write_text(json.dumps(values))
-    sentence = r"config.json cannot be read \(config.detector is 'retinaface'; .*\); choose another"
+    sentence = r"config.json cannot be read \(config.detector is 'retinaface'; .*\); give another"
     with pytest.raises(errors.UserError, match=sentence):
         workdir_lib.Workdir(tmp_path).check(config)
 
@@ -159,7 +159,7 @@ def test_sigterm_saves_and_exits_0_and_the_resumed_run_is_bit_equal(
         output, _ = process.communicate(timeout=120)
     assert process.returncode == 0
     stopped = int(checkpoint.find(workdir, "last").name)
-    if stopped < 6:  # a quick machine may have been past the last step
+    if stopped < 6:  # a fast machine may have finished the last step
         assert f"stopped by SIGTERM at step {stopped} of 6" in output
     train.main(command[3:])
     whole = checkpoint.load_weights(tiny_run, "last")
@@ -210,7 +210,7 @@ def test_a_resumed_run_does_not_need_the_weights_that_it_began_with(
 
 
 class StopAfter(distributed.StopSignals):
-    """In place of signals: stop once the log has reached a step."""
+    """Replaces signals: stops once the log has reached a step."""
 
     def __init__(self, workdir, step):
         super().__init__()
@@ -239,20 +239,20 @@ def test_a_loss_that_is_not_finite_stops_with_step_terms_and_images(tiny_config,
     arguments = ["--config", tiny_config, "--workdir", str(tmp_path / "run")]
     arguments += ["--config.optim.lr=1e30", "--config.optim.warmup_steps=0"]
     text = message(train.main, arguments)
-    assert "is not finite" in text and "loss/cls" in text and "on images" in text
+    assert "gave non-finite values" in text and "loss/cls" in text and "on images" in text
     assert checkpoint.latest_step(tmp_path / "run") is None
 
 
 def test_an_error_waits_for_the_checkpoint_that_is_being_written(
     tiny_config, tmp_path, monkeypatch
 ):
-    """Divergence after the first save: that checkpoint is complete and finite."""
+    """The run diverges after the first save, whose checkpoint is complete and finite."""
     arguments = ["--config", tiny_config, "--workdir", str(tmp_path)]
     arguments += ["--config.train.checkpoint_every=1", "--config.optim.schedule=step"]
     arguments += ["--config.optim.milestones=(1,)", "--config.optim.milestone_factor=1e35"]
     arguments += ["--config.optim.warmup_steps=0"]
     text = message(train.main, arguments)
-    assert "step 2 is not finite" in text
+    assert "step 2 gave non-finite values" in text
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["1"]
     assert all(np.isfinite(x).all() for x in leaves(checkpoint.load_weights(tmp_path, "last")))
 
@@ -288,7 +288,7 @@ def test_a_dry_run_takes_two_steps_and_writes_only_the_images_as_the_detector_ge
     arguments = ["--config", tiny_config, "--workdir", str(tmp_path / "run"), "--dry_run"]
     train.main([*arguments, "--draw", str(look), "--config.data.flip_horizontal=1.0"])
     output = capsys.readouterr().out
-    assert "step 1 in" in output and "step 2 in" in output and "No run was written" in output
+    assert "step 1 in" in output and "step 2 in" in output and "no run was written" in output
     path = look / "batches.png"
     assert str(path) in output
     assert list(tmp_path.iterdir()) == [look] and list(look.iterdir()) == [path]
@@ -301,7 +301,7 @@ def test_a_dry_run_takes_two_steps_and_writes_only_the_images_as_the_detector_ge
 @pytest.mark.slow
 def test_the_learning_rate_is_scaled_by_the_batch_and_the_log_says_so(tiny_config, capsys):
     train.main(["--config", tiny_config, "--dry_run", "--config.optim.lr_batch_size=16"])
-    assert "learning rate 0.001 is for 16 images a step; with 4 it is 0.00025" in (
+    assert "learning rate: 0.00025 for 4 images per step, scaled from 0.001 for 16" in (
         capsys.readouterr().out
     )
 
@@ -316,7 +316,7 @@ def test_missing_weights_stop_with_the_file_the_command_and_the_way_without():
 
 @pytest.fixture(scope="module")
 def small_voc_config():
-    """The VOC config at a width that initialises in a second; frozen as published."""
+    """The VOC config at a width that initialises in a second, with the published frozen layers."""
     overrides = {
         "model.backbone_width": "8",
         "model.backbone_stages": "(1,1,1,1)",
@@ -329,7 +329,7 @@ def small_voc_config():
 
 @pytest.fixture(scope="module")
 def backbone_weights(small_voc_config, tmp_path_factory):
-    """A weights folder that holds a backbone with random values, as the converter writes it."""
+    """A weights folder as the converter writes it, with a backbone of random values."""
     detector = contract.build(small_voc_config)
     images = np.zeros((1, 64, 64, 3), np.uint8)
     shapes = jax.eval_shape(detector.init, jax.random.key(0), images)
@@ -364,7 +364,7 @@ def test_a_frozen_random_backbone_is_refused(small_voc_config):
     config = small_voc_config.copy_and_resolve_references()
     config.init_from = ""
     text = message(state_lib.initial_weights, contract.build(config), config)
-    assert "never trained" in text and "config.init_from" in text
+    assert "frozen leaves would keep their random" in text and "config.init_from" in text
 
 
 def test_weights_without_the_statistics_are_refused(small_voc_config, backbone_weights, tmp_path):
@@ -408,7 +408,7 @@ def test_a_mistake_gets_one_sentence(arguments, words, tmp_path, monkeypatch):
     text = message(train.main, [*arguments, "--config.compilation_cache=False", "--dry_run"])
     for word in words:
         assert word in text
-    assert not any(tmp_path.iterdir()), "a refused run leaves nothing behind"
+    assert not any(tmp_path.iterdir()), "a refused run must leave nothing behind"
 
 
 def test_an_error_ends_the_program_with_status_2_and_no_traceback():
@@ -476,7 +476,7 @@ def test_two_steps_evaluation_and_demo_on_real_pictures(name, shared_dir, tmp_pa
 
 
 def prepare_tfds(folder, devkit):
-    """A data set of TFDS with the pictures and objects of a VOC devkit."""
+    """Writes a TFDS data set with the pictures and objects of a VOC devkit."""
     label = tfds_writer.features_lib.ClassLabel(names=voc.CLASS_NAMES)
     features = {
         "image": tfds_writer.features_lib.Image(encoding_format="jpeg"),

@@ -1,4 +1,4 @@
-"""Checkpoints: round trips, which are kept, finding, merging strictly, and damage."""
+"""Checkpoints: round trips, which are kept, finding, strict merging, and damage."""
 
 import ast
 import gc
@@ -21,7 +21,7 @@ INFO = {"config": {"detector": "toy", "canvases": [[8, 8]]}, "class_names": ["a"
 
 
 def train_state(step, seed=0, ema=False):
-    """A state as training has it: an optimizer's named tuples, empty nodes, several dtypes."""
+    """A state as in training: an optimizer's named tuples, empty nodes, several dtypes."""
     keys = jax.random.split(jax.random.key(seed), 3)
     params = {
         "backbone": {"conv": {"kernel": jax.random.normal(keys[0], (3, 3, 2, 4))}},
@@ -50,7 +50,7 @@ def assert_bit_equal(a, b):
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
-    """Four steps saved, of which two stay, and a best of step 2; read only."""
+    """Four saved steps, of which two are kept, and a best of step 2; read only."""
     folder = tmp_path_factory.mktemp("run")
     checkpoints = checkpoint.Checkpoints(folder, keep_last=2)
     for step in (1, 2, 3, 4):
@@ -66,7 +66,7 @@ def workdir(tmp_path_factory):
 def copied(workdir, tmp_path):
     """A copy of `workdir` to damage."""
     yield shutil.copytree(workdir, tmp_path / "run")
-    gc.collect()  # orbax's broken-off reads, whose end is told as a warning: here, not in any test
+    gc.collect()  # interrupted reads of orbax emit a warning when collected: here, not in a test
 
 
 def last(folder):
@@ -102,7 +102,7 @@ def test_whoever_evaluates_reads_the_average_where_there_is_one(tmp_path):
 
 @pytest.mark.parametrize("ema", [False, True])
 def test_a_checkpoint_of_the_other_kind_of_averaging_is_not_resumed_from(tmp_path, ema):
-    """As `train` refuses a changed config, this takes files moved about by hand."""
+    """`train` refuses a changed config, so this needs files moved by hand."""
     checkpoints = checkpoint.Checkpoints(tmp_path)
     checkpoints.save(train_state(7, ema=ema), INFO)
     checkpoints.wait()
@@ -142,7 +142,7 @@ def test_a_best_is_complete_when_its_score_is_known(tmp_path):
     checkpoints.save_best(train_state(3, seed=1), INFO, score=0.5)
     assert checkpoint.find(tmp_path).name == "3"
     assert checkpoints.best_score() == 0.5
-    checkpoints.save_best(train_state(3, seed=2), INFO, score=0.6)  # the same step: written once
+    checkpoints.save_best(train_state(3, seed=2), INFO, score=0.6)  # same step: not written again
     assert checkpoints.best_score() == 0.5
     checkpoints.save_best(train_state(4, seed=2), INFO, score=0.7)
     assert checkpoints.best_score() == 0.7
@@ -191,7 +191,7 @@ def test_an_unfinished_step_is_not_found(copied):
 def test_a_missing_step_lists_those_that_exist(workdir, which):
     with pytest.raises(errors.UserError) as caught:
         checkpoint.find(workdir, which)
-    assert f"has no checkpoint {which!r}: best, last, or one of 2, 3, 4." in str(caught.value)
+    assert f"has no checkpoint {which!r}; give best, last, or one of 2, 3, 4." in str(caught.value)
 
 
 def test_a_path_without_checkpoints_says_what_to_give(tmp_path):
@@ -273,7 +273,7 @@ def test_skipped_paths_stay_as_initialised_and_are_listed():
 
 
 def start(weights, num_classes=4):
-    """As training starts from a folder, without `config.init_skip`."""
+    """Merges as training does at its start, without `config.init_skip`."""
     reasons = checkpoint.may_differ(weights, num_classes)
     return checkpoint.merge(*target(), weights, skip=sum(reasons.values(), ()))
 
@@ -282,7 +282,7 @@ def test_a_folder_is_complete_in_the_subtrees_that_it_names_and_nowhere_else():
     backbone = source()
     del backbone.params["head"]
     with pytest.raises(errors.UserError, match="2 not in the file: params/head/kernel"):
-        start(backbone)  # a folder that says nothing holds a whole model
+        start(backbone)  # without "subtrees", a folder must hold a whole model
     backbone.info["subtrees"] = ["params/backbone", "batch_stats"]
     merged = start(backbone)
     assert set(merged.loaded) == {"params/backbone/kernel", "batch_stats/backbone/mean"}
@@ -308,14 +308,14 @@ def test_leaves_of_another_number_of_classes_stay_as_initialised():
     with pytest.raises(errors.UserError, match="1 of another shape: params/head/bias"):
         start(other)
     with pytest.raises(errors.UserError, match="give the config.model that they were trained"):
-        checkpoint.merge(*target(), other, skip=None)  # as evaluation reads it
+        checkpoint.merge(*target(), other, skip=None)  # as in evaluation
 
 
 def test_an_old_converted_folder_is_asked_to_be_converted_again():
     old = source()
     del old.params["head"]
     old.info["converted_from"] = {"table": "torchvision ResNet"}
-    with pytest.raises(errors.UserError, match="init_skip, or convert its file again"):
+    with pytest.raises(errors.UserError, match="init_skip, or convert the file again"):
         start(old)
 
 
@@ -336,8 +336,8 @@ def test_the_whole_difference_is_told_at_once():
     assert str(caught.value) == (
         "weights/toy does not fit the model: 2 not in the file: params/head/bias,"
         " batch_stats/backbone/mean; 1 not in the model: params/head/extra; 1 of another shape:"
-        " params/head/kernel: (3, 80) there, (3, 4) here"
-        "; paths that may differ are named by regexes in config.init_skip."
+        " params/head/kernel: (3, 80) in the file, (3, 4) in the model"
+        "; name paths that may differ by regexes in config.init_skip."
     )
 
 
@@ -363,7 +363,7 @@ def assert_one_sentence(error, folder):
 
 
 def data_files(item):
-    """The files with the values of an item, however deep."""
+    """The files with the values of an item, at any depth."""
     found = [p for p in item.rglob("*") if p.is_file() and p.parent.name == "d"]
     assert found
     return found
@@ -399,7 +399,7 @@ DAMAGES = [remove_data, empty_data, halve_data, overwrite_data, remove_all]
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_damaged_weights_are_named_in_one_sentence(copied, damage):
     damage(last(copied) / "weights")
-    with pytest.raises(errors.UserError, match="is damaged or was not written") as error:
+    with pytest.raises(errors.UserError, match="is damaged or incomplete") as error:
         checkpoint.load_weights(copied, "last")
     assert_one_sentence(error, last(copied))
 
@@ -451,7 +451,7 @@ def test_a_missing_or_broken_config_is_named_in_one_sentence(copied, text):
     assert_one_sentence(error, last(copied))
 
 
-# Writing that fails
+# Failed writes
 
 
 def test_what_a_kill_left_unfinished_is_cleared_away_and_the_step_is_written_again(copied):
@@ -469,7 +469,7 @@ def test_what_a_kill_left_unfinished_is_cleared_away_and_the_step_is_written_aga
 
 
 def test_what_is_left_of_a_removal_that_a_kill_met_goes_when_the_run_is_resumed(copied):
-    """Also where the run had been over: no later save would remove it."""
+    """Even if the run was finished: no later save would remove it."""
     for name, step in (("checkpoints", 2), ("best", 1)):
         left = copied / name / str(step)
         shutil.copytree(last(copied), left)
@@ -493,8 +493,8 @@ def test_a_damaged_step_costs_no_other_when_fewer_are_to_be_kept(copied):
 
 
 def test_a_folder_that_cannot_be_made_is_named_in_one_sentence():
-    with pytest.raises(errors.UserError, match="there is none yet") as error:
-        checkpoint.Checkpoints("/proc/run")  # takes no folders, not even from root
+    with pytest.raises(errors.UserError, match="there is no checkpoint yet") as error:
+        checkpoint.Checkpoints("/proc/run")  # not even root can create folders there
     assert_one_sentence(error, "/proc/run/checkpoints")
 
 
@@ -551,16 +551,16 @@ errors.run_main(main)
 
 
 def test_a_write_that_fails_leaves_the_checkpoint_before_and_nothing_else(tmp_path, repository):
-    """Files may not grow beyond 100 kB, which holds for root too; only one step is kept."""
+    """Files may not exceed 100 kB, even for root; only one step is kept."""
     command = [sys.executable, "-c", FAILING, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=repository)
     assert done.returncode == 0 and done.stderr == "", done.stderr
     (of_last, of_best), steps, restored = ast.literal_eval(done.stdout)
     for name, told in (("checkpoints", of_last), ("best", of_best)):
         assert told == (
-            f"cannot write a checkpoint into {tmp_path / name}: File too large; that of step 1 is"
-            " complete and kept; raise the limit on the size of files, or move the run to another"
-            " --workdir, and the same command resumes it."
+            f"cannot write a checkpoint into {tmp_path / name}: File too large; the checkpoint of"
+            " step 1 is complete and kept; raise the limit on file size, or move the run to another"
+            " --workdir, then resume with the same command."
         )
     assert steps == ["best/1", "checkpoints/1"] and restored
     assert checkpoint.find(tmp_path, "last").name == checkpoint.find(tmp_path).name == "2"

@@ -1,4 +1,4 @@
-"""How long a run is, and when it evaluates and saves."""
+"""The length of a run, and the steps at which it evaluates and saves."""
 
 import pytest
 
@@ -23,5 +23,5 @@ def test_intervals_may_be_other_than_an_epoch(train):
     found = length.of(train, per_epoch=10)
     steps = range(26)
     assert [step for step in steps if found.evaluates(step)] == [8, 16, 24, 25]
-    # What is evaluated is saved too, and so is the last step.
+    # Each evaluated step is saved too, and so is the last step.
     assert [step for step in steps if found.saves(step)] == [0, 5, 8, 10, 15, 16, 20, 24, 25]

@@ -1,4 +1,4 @@
-"""The run log: rows, means, counts, and what a resumed run keeps."""
+"""The run log: rows, means, counts, and the rows that a resumed run keeps."""
 
 import json
 
@@ -10,7 +10,7 @@ from detlab.run import log as log_lib
 
 @pytest.fixture
 def open_log(tmp_path):
-    """`open_log(first_step)`; the logs are closed in the end."""
+    """`open_log(first_step)` -> a log, closed after the test."""
     logs = []
 
     def open_log(first_step=0, **counts):

@@ -1,4 +1,4 @@
-"""Schedules by hand, updates against NumPy transcriptions and optax, frozen leaves, mistakes."""
+"""Schedules by hand, updates against NumPy transcriptions and optax, frozen leaves, errors."""
 
 import functools
 
@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from detlab import errors, types
 from detlab.run import checkpoint, optim
 
-# A float32 step for each operation; the references run in float64.
+# float32 rounding of each operation; the references run in float64.
 CLOSE = dict(rtol=1e-5, atol=1e-7)
 
 
@@ -156,7 +156,7 @@ def test_cosine_falls_from_the_end_of_warm_up_to_the_final_factor():
 
 @pytest.mark.parametrize("schedule, release", [("cosine", "3.0"), ("linear", "7.0")])
 def test_decay_from_the_start_is_yolov5s(schedule, release):
-    """Its `lf(x)` of the part x of the run, times np.interp over the warm-up from 0."""
+    """Its `lf(x)`, x the completed part of the run, times np.interp from 0 over the warm-up."""
     steps, warmup, low = np.array([0, 3, 10, 55, 110, 200]), 10, 0.2
     found = rates(
         total_steps=110,
@@ -225,8 +225,8 @@ def test_sgd_equals_pytorchs(nesterov):
     settings = block(schedule="step", milestones=(2,), weight_decay=0.01, nesterov=nesterov)
     ours = run(build(settings).transform, gradients)
 
-    # torch.optim.SGD: decay joins the gradient, the buffer starts as the first gradient, the rate
-    # multiplies afterwards.
+    # torch.optim.SGD: decay is added to the gradient, the buffer starts as the first gradient, and
+    # the rate is applied last.
     params = jax.tree.map(lambda x: x.astype(np.float64), example_params())
     buffer = None
     for step, (gradient, result) in enumerate(zip(gradients, ours)):
@@ -272,8 +272,8 @@ def yolov5_params():
 
 
 def simulate_pytorch(params, gradients, total_steps):
-    """torch.optim.SGD with the three groups of YOLOv5's train loop, all numbers set every step."""
-    groups = {  # decay and the rate at step 0 of: weights, scales of norms, biases of all
+    """torch.optim.SGD with the three groups of YOLOv5's train loop; all rates set at each step."""
+    groups = {  # (decay, rate at step 0) of weights, scales of norms, and all biases
         "kernel": (0.05, 0.0),
         "scale": (0.0, 0.0),
         "bias": (0.0, 0.3),
@@ -325,7 +325,7 @@ def test_three_groups_with_warm_up_equal_pytorchs_sgd(yolov5_run):
     expected = simulate_pytorch(yolov5_params(), gradients, total_steps=20)
     for (params, _), there in zip(history[1:], expected, strict=True):
         for path, value in flat(params).items():
-            # 20 updates of float32, of values up to about 5.
+            # 20 updates in float32, on values up to about 5.
             np.testing.assert_allclose(value, there[path], rtol=1e-5, atol=1e-5, err_msg=path)
     start = flat(yolov5_params())
     for path, value in flat(history[-1][0]).items():
@@ -369,7 +369,7 @@ def test_a_resumed_run_is_bit_equal_in_the_middle_of_its_warm_up(yolov5_run, tmp
 def test_without_warm_up_of_its_own_nothing_more_is_kept():
     plain = build(block(weight_decay=0.1))
     assert plain.warmups == {}
-    assert len(jax.tree.leaves(plain.transform.init(example_params()))) == 3 + 1  # and the step
+    assert len(jax.tree.leaves(plain.transform.init(example_params()))) == 3 + 1  # with the step
 
 
 def test_biases_may_warm_up_with_adamw():
@@ -451,16 +451,16 @@ def test_the_schedule_of_the_result_is_the_one_that_updates_follow():
     np.testing.assert_allclose(-np.diff(values), expected, rtol=1e-4)  # differences near 1
 
 
-# Mistakes
+# Errors
 
 
 @pytest.mark.parametrize(
     "changes, sentence",
     [
-        (dict(name="lion"), "config.optim.name is 'lion': sgd or adamw"),
+        (dict(name="lion"), "config.optim.name is 'lion'; it must be sgd or adamw"),
         (
             dict(schedule="poly"),
-            "config.optim.schedule is 'poly': step, cosine, linear or constant",
+            "config.optim.schedule is 'poly'; it must be step, cosine, linear or constant",
         ),
         (
             dict(warmup_bias_lr=0.1, warmup_steps=5, biases=("params/.*/offset",)),
@@ -470,8 +470,8 @@ def test_the_schedule_of_the_result_is_the_one_that_updates_follow():
         (dict(freeze=(".*",)), "config.optim.freeze matches every parameter"),
         (
             dict(no_decay=("params/head/bais",)),
-            "config.optim.no_decay: 'params/head/bais' matches no parameter,"
-            " such as params/backbone/",
+            "config.optim.no_decay: 'params/head/bais' matches no parameter; it must match a whole"
+            " path, such as params/backbone/",
         ),
         (
             dict(freeze=("params/backbon/.*",)),

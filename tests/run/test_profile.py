@@ -1,4 +1,4 @@
-"""Profiles: which steps are traced, and where they are written."""
+"""Profiles: which steps are traced, and where the files are written."""
 
 import errno
 
@@ -12,7 +12,7 @@ from detlab.run import profile
 
 @pytest.fixture
 def traced(tmp_path, monkeypatch):
-    """`traced(steps, first, total)`: the steps that ran while a trace was taken."""
+    """`traced(steps, first, total)` -> the steps that ran while a trace was taken."""
     running = []
     monkeypatch.setattr(jax.profiler, "start_trace", running.append)
     monkeypatch.setattr(jax.profiler, "stop_trace", running.clear)
@@ -31,7 +31,7 @@ def traced(tmp_path, monkeypatch):
 
 def test_the_first_step_which_compiles_is_left_out(traced):
     assert traced(2, first=0, total=6) == [2, 3]
-    assert traced(3, first=10, total=20) == [12, 13, 14]  # of a run that is resumed
+    assert traced(3, first=10, total=20) == [12, 13, 14]  # of a resumed run
 
 
 def test_a_trace_ends_with_the_run(traced):
@@ -53,7 +53,7 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(jax.profiler, "start_trace", disk_full)
-    with pytest.raises(errors.UserError, match="cannot write .*: No space left on device; train"):
+    with pytest.raises(errors.UserError, match="the profile into .*: No space left on device; fix"):
         with profile.Profiler(tmp_path, 1, first=0) as profiler:
             profiler.step(2, jnp.zeros(()))
 

@@ -1,4 +1,4 @@
-"""One update on numbers to check by hand, then on RetinaNet: accumulation, averages, freezing."""
+"""One update on hand-checked numbers, then on RetinaNet: accumulation, averages, freezing."""
 
 import functools
 import re
@@ -18,7 +18,7 @@ from detlab.run import update as update_lib
 
 
 def settings(accumulate=1, **changes):
-    """A config of plain gradient descent of rate 1, with changes of its `optim`."""
+    """A config for plain gradient descent with rate 1, with changes in its `optim`."""
     config = common.base("retinanet")
     config.train.update(batch_size=4, accumulate=accumulate)
     config.optim.update(name="sgd", lr=1.0, lr_batch_size=0, momentum=0.0, weight_decay=0.0)
@@ -43,14 +43,14 @@ def norm(values):
 
 
 def closed_form(values, decays):
-    """sum_i (1 - d_i) d_(i+1) ... d_n v_i, where the first value has the weight d_1 ... d_n."""
+    """sum_i (1 - d_i) d_(i+1) ... d_n v_i; the first value has the weight d_1 ... d_n."""
     weights = [(1 - d) * np.prod(decays[i + 1 :]) for i, d in enumerate(decays)]
     weights = [np.prod(decays), *weights]
     return sum(w * np.float64(v) for w, v in zip(weights, values, strict=True))
 
 
 # ------------------------------------------------------------------------------------------------
-# Numbers to check by hand
+# Hand-checked numbers
 
 PARAMS = {"trained": np.float32([3.0, 4.0]), "constant": np.float32([5.0])}
 STATE = {
@@ -64,7 +64,7 @@ BATCH = EMPTY._replace(images=PIXELS[:, None, None, None], valid=np.arange(4) < 
 
 
 def toy(reports_normaliser=True):
-    """The loss s * (a + 2 b + 100 c) with s = sum of pixels / n, n the number of objects or images.
+    """The loss s * (a + 2 b + 100 c), s = sum of pixels / n, n = number of objects or images.
 
     Its gradient is (s, 2 s) for the trained leaf (a, b), and 100 s for the constant leaf c.
     """
@@ -95,7 +95,7 @@ def toy_update(config, detector):
 
 
 def run_toy(config, detector=None, steps=1):
-    """Host copies of the states 0, 1, ..., and the metrics of the last update."""
+    """Host copies of states 0, 1, ..., and the metrics of the last update."""
     update, state = toy_update(config, detector or toy())
     update = jax.jit(update, donate_argnums=0)  # as in the train loop
     states = [jax.tree.map(np.array, state)]
@@ -131,7 +131,7 @@ def test_state_passes_through_parts_of_every_second_row():
     # Rows 0 and 2 have the mean 2, rows 1 and 3 the mean 3.5: 10 -> 6 -> 4.75.
     assert states[1].state["batch_stats"] == {"mean": 4.75, "count": 2}
     assert states[1].state["loss_state"] == {"last": 2.0, "kept": 7}
-    assert metrics["first"] == 1.5  # what is no term of the loss is averaged over parts
+    assert metrics["first"] == 1.5  # metrics that are no loss terms are averaged over parts
     assert states[1].step == 1
 
 
@@ -153,7 +153,7 @@ def test_a_batch_in_one_part_has_no_loop():
 
 def test_parts_that_are_not_equal_are_refused():
     update, state = toy_update(settings(accumulate=3), toy())
-    with pytest.raises(ValueError, match="4 images does not divide into 3 equal parts"):
+    with pytest.raises(ValueError, match="4 images cannot be split into 3 equal parts"):
         update(state, BATCH)
 
 
@@ -161,7 +161,7 @@ def test_clipping_and_norms_leave_out_frozen_leaves():
     states, metrics = run_toy(settings(clip_norm=1.0, lr=0.5, lr_batch_size=8))
     length = 11 / 8 * np.sqrt(5)  # 137.5 with the constant leaf
     np.testing.assert_allclose(metrics["grad_norm"], length, rtol=1e-6)
-    assert metrics["lr"] == 0.25  # 4 images, where 8 have the rate 0.5
+    assert metrics["lr"] == 0.25  # for 4 images; 0.5 for 8
     np.testing.assert_allclose(moved(states), 0.25 * np.array([1, 2]) / np.sqrt(5), rtol=1e-5)
     np.testing.assert_allclose(
         metrics["param_norm"], norm([states[1].params["trained"]]), rtol=1e-6
@@ -171,7 +171,7 @@ def test_clipping_and_norms_leave_out_frozen_leaves():
 def test_what_warms_up_is_among_the_metrics_of_its_step():
     warm = dict(warmup_steps=4, warmup_factor=0.0, warmup_momentum=0.5, warmup_bias_lr=3.0)
     config = settings(momentum=0.9, biases=("params/trained",), **warm)
-    _, metrics = run_toy(config, steps=2)  # of which these are the second's, a quarter on
+    _, metrics = run_toy(config, steps=2)  # metrics of the second step, a quarter into warm-up
     np.testing.assert_allclose(metrics["momentum"], 0.6, rtol=1e-6)
     np.testing.assert_allclose(metrics["lr_biases"], 2.5, rtol=1e-6)
     np.testing.assert_allclose(metrics["lr"], 0.25, rtol=1e-6)
@@ -194,7 +194,7 @@ def test_averages_equal_their_closed_form(warmup, decays):
     # Three float32 operations a step.
     np.testing.assert_allclose(last.ema["params"]["trained"], trained, rtol=1e-6)
     np.testing.assert_allclose(last.ema["state"]["batch_stats"]["mean"], mean, rtol=1e-6)
-    # No average of constants, counts, and other collections.
+    # Constants, counts and other collections are not averaged.
     np.testing.assert_array_equal(last.ema["params"]["constant"], PARAMS["constant"])
     assert last.ema["state"]["batch_stats"]["count"] == 3
     assert last.ema["state"]["loss_state"] == last.state["loss_state"]
@@ -228,7 +228,7 @@ def retina(**changes):
 
 
 def make_batch(seed=0):
-    """Of two parts of every second image one has 3 objects, the other 12."""
+    """Four images; of two parts of every second image, one has 3 objects and the other 12."""
     num_images, num_objects = 4, np.array([1, 4, 2, 8])
     rng = np.random.default_rng(seed)
     corner = rng.uniform(0, 40, (num_images, 8, 2))
@@ -249,15 +249,15 @@ def make_batch(seed=0):
 
 @functools.cache
 def retina_weights():
-    """The same for all modes of norms, as their paths are."""
+    """Weights for all norm modes, which have the same paths."""
     params, state = jax.jit(retina().init)(jax.random.key(0), make_batch().images)
-    # Statistics unlike the initial ones, so that those that move are seen to.
+    # Statistics that differ from the initial ones, so that any change shows.
     state = jax.tree.map(lambda x: x + 0.25, state)
     return jax.device_get((params, state))
 
 
 def run_retina(config, detector, steps):
-    """As `run_toy`, with the metrics of every update."""
+    """Like `run_toy`, with the metrics of every update."""
     weights = retina_weights()
     optimizer = build_optimizer(config, weights[0], detector.frozen)
     initial = jax.jit(lambda p, s: state_lib.of_weights(p, s, optimizer, config))
@@ -273,11 +273,11 @@ def run_retina(config, detector, steps):
 
 @pytest.mark.slow
 def test_parts_equal_one_batch():
-    """Norms that are the same in training and inference; parts of 3 and of 12 objects."""
+    """Norms are the same in training and inference; the parts have 3 and 12 objects."""
     detector = retina(backbone_norm="stored")
     (_, one), (expected,) = run_retina(settings(lr=0.1), detector, steps=1)
     (before, two), (found,) = run_retina(settings(accumulate=2, lr=0.1), detector, steps=1)
-    # float32 sums in another order.
+    # float32 sums in a different order.
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         np.testing.assert_allclose(found[name], value, rtol=1e-5, err_msg=name)
@@ -285,12 +285,12 @@ def test_parts_equal_one_batch():
     for path, value in flat(two.params).items():
         np.testing.assert_allclose(value, expected[path], atol=1e-5, err_msg=path)
     change = norm(expected[p] - start[p] for p in start)
-    assert change > 0.1, "the update is far above the tolerance"
+    assert change > 0.1, "the update must be far above the tolerance"
 
 
 @pytest.fixture(scope="module")
 def five_updates():
-    """Five updates with all options on: live norms above a frozen stage, and a frozen output."""
+    """Five updates with all options: live norms above a frozen stage, and a frozen output."""
     config = settings(
         lr=0.05,
         momentum=0.9,
@@ -333,8 +333,8 @@ def test_norms_and_clipping_are_those_of_trained_leaves(five_updates):
     before, after = leaves(states[0]), leaves(states[1])
     _, trained = split({p for p in before if p.startswith("params/")}, patterns)
     np.testing.assert_allclose(metrics[0]["param_norm"], norm(after[p] for p in trained), rtol=1e-6)
-    assert metrics[0]["grad_norm"] > 0.5, "clipping has something to do"
-    # The first step is -lr (clipped gradient + weight decay); it is read off parameters near 1.
+    assert metrics[0]["grad_norm"] > 0.5, "clipping must have an effect"
+    # The first step is -lr (clipped gradient + weight decay), measured on parameters near 1.
     clipped = []
     for path in trained:
         decay = 0.0 if path.endswith("/bias") else 0.1
@@ -350,14 +350,14 @@ def test_averages_of_parameters_and_statistics_equal_their_closed_form(five_upda
     frozen, others = split(average, patterns)
     for path in others:
         expected = closed_form([values[path] for values in history], decays)
-        # Five steps of float32; small biases are differences of larger numbers.
+        # Five steps in float32; small biases are differences of larger numbers.
         np.testing.assert_allclose(average[path], expected, rtol=2e-6, atol=1e-7, err_msg=path)
     for path in frozen:
         assert average[path].tobytes() == history[0][path].tobytes(), path
 
 
 # ------------------------------------------------------------------------------------------------
-# Several devices: a process of its own has them, as the number is fixed at start
+# Several devices: in a new process, because their number is fixed at its start
 
 FOUR_DEVICES = """
 import re
