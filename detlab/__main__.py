@@ -1,14 +1,14 @@
-"""One command for all programs of detlab.
+"""The command `detlab`: one entry point for all programs.
 
-    detlab list retinanet                       # shipped experiments, what to expect of them
-    detlab train --config retinanet_shapes      # needs no data: about 8 minutes on 2 CPU cores
+    detlab list retinanet                       # shipped experiments: time, memory, AP
+    detlab train --config retinanet_shapes      # needs no data; about 8 minutes on 2 CPU cores
     detlab train --config retinanet_voc --config.data.root=VOCdevkit --dry_run
     detlab eval --workdir runs/retinanet_shapes --json figures.json
     detlab demo --workdir runs/retinanet_shapes --input photos --output found
     detlab convert --inspect resnet50-0676ba61.pth
     detlab env --config retinanet_shapes        # for a bug report
 
-`detlab train` is `python -m detlab.train`, and so on; `detlab SUBCOMMAND --help` tells the rest.
+`detlab train` is `python -m detlab.train`, and so on.  `detlab SUBCOMMAND --help` shows its flags.
 """
 
 import difflib
@@ -24,14 +24,14 @@ from detlab import config as config_lib
 
 
 class Subcommand(NamedTuple):
-    """What `detlab NAME` runs: a program, or a function of the arguments of its own."""
+    """What `detlab NAME` runs: a program, or a function of the arguments."""
 
     run: str | Callable[[Sequence[str]], None]
     line: str
 
 
 def main() -> None:
-    """The command line, of `sys.argv`."""
+    """Runs the subcommand named in `sys.argv`."""
     name, *rest = sys.argv[1:] or ["--help"]
     if name in ("-h", "--help"):
         errors.run_main(lambda _: print(_help()))
@@ -47,8 +47,8 @@ def _run(name: str, arguments: Sequence[str]) -> None:
     if callable(run):
         errors.run_main(run)
     else:
-        # As `python -m` does, with the answer to --help before jax is imported; but processes that
-        # the program starts find this file as their main, which imports little.
+        # Like `python -m`: --help is answered before jax is imported.  Child processes of the
+        # program get this file as their main module, which imports little.
         runpy.run_module(run, run_name="__main__")
 
 
@@ -61,44 +61,44 @@ def _help() -> str:
 
 def _refuse(name: str) -> None:
     close = difflib.get_close_matches(name, SUBCOMMANDS, n=1)
-    hint = f"Did you mean {close[0]}?" if close else f"There are: {', '.join(SUBCOMMANDS)}."
+    hint = f"Did you mean {close[0]}?" if close else f"Choose from: {', '.join(SUBCOMMANDS)}."
     raise errors.UserError(f"detlab has no subcommand {name!r}. {hint}")
 
 
 def _list(arguments: Sequence[str]) -> None:
-    """Shipped experiments: variants, data, expected time, memory and figure.
+    """Lists the shipped experiments: variants, data, expected time, memory and figure.
 
         detlab list
         detlab list voc
 
-    A name is what --config takes, with `:variant` appended if wanted; the figures are those without
-    a variant.  Memory is that of the arrays of a training step, on all devices together.  The
-    figure is published for the reference of the experiment, or that of a run of detlab.
+    Pass a name to --config, with `:variant` appended if wanted.  All numbers are for the experiment
+    without a variant.  Memory is what the arrays of one training step take, summed over devices.
+    The figure is an AP, either published for the reference code or measured with detlab.
     """
     parser = cli.program("detlab list", inspect.getdoc(_list))
-    parser.add_argument("text", nargs="?", default="", help="part of the names to show")
+    parser.add_argument("text", nargs="?", default="", help="show only names that contain this")
     args, overrides = cli.parse(arguments, parser)
     if overrides:
-        raise errors.UserError(f"--config.{next(iter(overrides))} does not go with detlab list.")
+        raise errors.UserError(f"detlab list takes no --config.{next(iter(overrides))}; remove it.")
     print(listing.table(listing.find(args.text)))
 
 
 def _env(arguments: Sequence[str]) -> None:
-    """Versions, devices, variables and caches, for a bug report.
+    """Prints versions, devices, environment variables and caches for a bug report.
 
         detlab env
         detlab env --config retinanet_shapes --config.optim.lr=0.005 --json env.json
 
-    Neither the user nor the host is named, and the home folder is ~.  With a config its hash is
-    told, which equal configs share.
+    The output names neither the user nor the host; the home folder is shown as ~.  --config adds
+    the hash of the config, which is the same for equal configs.
     """
     parser = cli.program("detlab env", inspect.getdoc(_env))
-    parser.add_argument("--config", help="whose hash is wanted, as of `detlab train`")
-    parser.add_argument("--json", type=pathlib.Path, help="write it here too")
+    parser.add_argument("--config", help="config to hash, as for `detlab train`")
+    parser.add_argument("--json", type=pathlib.Path, help="also write the output to this file")
     args, overrides = cli.parse(arguments, parser)
     if overrides and not args.config:
-        raise errors.UserError(f"--config.{next(iter(overrides))} needs --config.")
-    from detlab import environment  # here, as the lines above need no jax
+        raise errors.UserError(f"--config.{next(iter(overrides))} needs --config; add it.")
+    from detlab import environment  # imported late because it imports jax
 
     config = config_lib.load(args.config, overrides) if args.config else None
     environment.use_compilation_cache(config)
@@ -111,10 +111,10 @@ def _env(arguments: Sequence[str]) -> None:
 SUBCOMMANDS = {
     "train": Subcommand("detlab.train", "train a detector, or resume a run"),
     "eval": Subcommand("detlab.eval", "evaluate a run, weights, or saved predictions"),
-    "demo": Subcommand("detlab.demo", "find objects on images and videos, and draw them"),
-    "convert": Subcommand("detlab.converters.convert", "weights of other code bases, and back"),
-    "list": Subcommand(_list, "the shipped experiments, and what to expect of them"),
-    "env": Subcommand(_env, "versions, devices and caches, for a bug report"),
+    "demo": Subcommand("detlab.demo", "detect objects in images and videos and draw them"),
+    "convert": Subcommand("detlab.converters.convert", "convert weights from and to other code"),
+    "list": Subcommand(_list, "list the shipped experiments and what to expect of them"),
+    "env": Subcommand(_env, "print versions, devices and caches for a bug report"),
 }
 
 

@@ -1,7 +1,7 @@
-"""What a config must hold: one rule for every key, then the rules between keys.
+"""Validation of configs: one rule for each key, then rules that relate keys.
 
-experiments/common.py says what the keys mean and has the same ones.  The fields of `config.model`
-belong to the detector, see `detlab.contract.build`.
+experiments/common.py has the same keys and says what they mean.  The detector checks the fields of
+`config.model`, see `detlab.contract.build`.
 """
 
 import difflib
@@ -11,11 +11,13 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from ml_collections import config_dict
+
 from detlab import errors
 
 
 class Rule(NamedTuple):
-    """`fits(value)`, and what the value must be, in words."""
+    """A predicate on values, and the same rule in words."""
 
     fits: Callable[[Any], bool]
     words: str
@@ -93,14 +95,14 @@ REGEXES = Rule(
     lambda v: _is_tuple_of(v, _is_regex),
     "a tuple of regular expressions, such as ('params/head/.*',)",
 )
-# As in detlab/data/transforms.py, which --help does without.
+# Same names as in detlab/data/transforms.py; not imported, to keep --help fast.
 ROUNDING = _one_of("half_up", "half_even", "down", "up", "whole")
 
-VIEWS = ("image", "mirror")  # names of `views.VIEWS`, which needs jax
+VIEWS = ("image", "mirror")  # names in `views.VIEWS`, whose module imports jax
 
 RULES = {
     "detector": TEXT,
-    # jax and NumPy both take seeds of 32 bits.
+    # jax and NumPy both accept 32-bit seeds.
     "seed": Rule(lambda v: _is_integer(v) and 0 <= v < 2**32, "an integer from 0 to 2**32 - 1"),
     "init_from": TEXT,
     "init_skip": REGEXES,
@@ -251,8 +253,8 @@ RULES = {
 }
 
 
-def check_config(config) -> None:
-    """Refuses keys and values that would fail late, do nothing, or not name their key.
+def check_config(config: config_dict.ConfigDict) -> None:
+    """Rejects keys and values that would fail late, have no effect, or raise an unclear error.
 
     Raises:
       UserError: a key is unknown or missing, or a value breaks its rule.
@@ -265,7 +267,7 @@ def check_config(config) -> None:
     values = _flat({key: config[key] for key in config if key != "model"})
     for key in values:
         if key not in RULES:
-            raise errors.UserError(f"config.{key} is not a key of configs.{suggestion(key)}")
+            raise errors.UserError(f"config.{key} is not a known key.{suggestion(key)}")
     for key, rule in RULES.items():
         if key not in values:
             raise errors.UserError(
@@ -275,7 +277,7 @@ def check_config(config) -> None:
             raise errors.UserError(f"config.{key} is {values[key]!r}; it must be {rule.words}.")
     for changes in config.data.train_also:
         for key, value in changes.items():
-            rule = RULES.get(f"data.{key}")  # unknown keys are refused where the source is opened
+            rule = RULES.get(f"data.{key}")  # opening the source rejects unknown keys
             if rule and not rule.fits(value):
                 raise errors.UserError(
                     f"config.data.train_also has {key!r}: {value!r}; it must be {rule.words}."
@@ -283,8 +285,8 @@ def check_config(config) -> None:
     epochs, steps = config.train.epochs, config.train.steps
     if epochs and steps:
         raise errors.UserError(
-            f"config.train.epochs is {epochs} and config.train.steps is {steps}; set the one that"
-            " does not count to 0."
+            f"config.train.epochs is {epochs} and config.train.steps is {steps}; set one of them"
+            " to 0."
         )
     if not epochs and not steps:
         raise errors.UserError(
@@ -294,65 +296,65 @@ def check_config(config) -> None:
     for key in ("size_limits", "multiscale_limits"):
         if config.data[key] and config.data.resize != "fit":
             raise errors.UserError(
-                f"config.data.{key} is {config.data[key]}, which goes only with"
-                " config.data.resize=fit; set it to ()."
+                f"config.data.{key} is {config.data[key]}, which needs config.data.resize=fit;"
+                " change resize, or set the limits to ()."
             )
     for canvases in config.data.multiscale_canvases:
         if len(canvases) != len(config.data.canvases):
             raise errors.UserError(
-                f"config.data.multiscale_canvases has the alternative {canvases}; each needs as"
-                f" many canvases as config.data.canvases, {len(config.data.canvases)}."
+                f"config.data.multiscale_canvases has the alternative {canvases}; each must have"
+                f" as many canvases as config.data.canvases, {len(config.data.canvases)}."
             )
     if config.data.multiscale == "range" and len(config.data.multiscale_limits) < 2:
         raise errors.UserError(
-            "config.data.multiscale=range draws between config.data.multiscale_limits, of which"
-            f" there are {len(config.data.multiscale_limits)}; give two or more."
+            "config.data.multiscale=range samples between config.data.multiscale_limits, which has"
+            f" {len(config.data.multiscale_limits)} entries; give two or more."
         )
     augment = config.data.augment
     gains = augment.hsv_gains
     if augment.hsv_form == "darknet" and min(gains[1:]) < 1:
         raise errors.UserError(
-            f"config.data.augment.hsv_gains is {gains}; with hsv_form=darknet saturation and value"
-            " are multiplied or divided by at most the last two, so these must be at least 1."
+            f"config.data.augment.hsv_gains is {gains}; with hsv_form=darknet the last two are the"
+            " largest factors of saturation and value, so they must be at least 1."
         )
     if augment.hsv_form == "yolov5" and max(gains) > 1:
         raise errors.UserError(
-            f"config.data.augment.hsv_gains is {gains}; with hsv_form=yolov5 the factors are up to"
-            " that far from 1, so it must be at most 1."
+            f"config.data.augment.hsv_gains is {gains}; with hsv_form=yolov5 factors range from"
+            " 1 - gain to 1 + gain, so each gain must be at most 1."
         )
     alternatives = config.data.multiscale_canvases or (config.data.canvases,)
     for long, short in config.data.multiscale_limits:
         for canvas in {canvas for canvases in alternatives for canvas in canvases}:
             if long > max(canvas) or short > min(canvas):
                 raise errors.UserError(
-                    f"config.data.multiscale_limits has {(long, short)}, for which the canvas"
-                    f" {canvas} has no room; no image would become so large."
+                    f"config.data.multiscale_limits has {(long, short)}, which does not fit the"
+                    f" canvas {canvas}; lower the limit or enlarge the canvas."
                 )
     if config.train.batch_size % config.train.accumulate:
         raise errors.UserError(
-            f"config.train.batch_size is {config.train.batch_size}, which cannot be divided into"
-            f" config.train.accumulate = {config.train.accumulate} equal parts."
+            f"config.train.batch_size is {config.train.batch_size}; it must be a multiple of"
+            f" config.train.accumulate, {config.train.accumulate}."
         )
     if config.optim.warmup_momentum and config.optim.name != "sgd":
         raise errors.UserError(
-            f"config.optim.warmup_momentum is {config.optim.warmup_momentum}, which goes only with"
+            f"config.optim.warmup_momentum is {config.optim.warmup_momentum}, which needs"
             " config.optim.name=sgd; set it to 0."
         )
     for key in ("warmup_momentum", "warmup_bias_lr"):
         if config.optim[key] and not config.optim.warmup_steps:
             raise errors.UserError(
-                f"config.optim.{key} is {config.optim[key]}, which does nothing while"
-                " config.optim.warmup_steps is 0; set one of them."
+                f"config.optim.{key} is {config.optim[key]}, which has no effect because"
+                " config.optim.warmup_steps is 0; set both or neither."
             )
     if config.optim.ema_warmup and not config.optim.ema_decay:
         raise errors.UserError(
-            f"config.optim.ema_warmup is {config.optim.ema_warmup}, which does nothing while"
-            " config.optim.ema_decay is 0; set one of them."
+            f"config.optim.ema_warmup is {config.optim.ema_warmup}, which has no effect because"
+            " config.optim.ema_decay is 0; set both or neither."
         )
 
 
 def suggestion(name: str) -> str:
-    """The words " Did you mean 'lr'?" for a key that resembles `name`, dotted or alone, else ""."""
+    """The text " Did you mean 'lr'?" if a dotted key or a part of one resembles `name`, else ""."""
     known = {"model", *RULES}
     for key in RULES:
         known.update(key.split("."))

@@ -1,7 +1,7 @@
-"""Command lines: their flags, how they are read, and --help without importing jax.
+"""Command lines: flags, parsing, and --help without importing jax.
 
-Functions that are named after a program give its flags.  They take the docstring of the program,
-which --help shows above the flags.
+Each function named after a program returns the parser of its flags.  It takes the docstring of the
+program, which --help shows above the flags.
 """
 
 import argparse
@@ -14,9 +14,9 @@ from detlab import errors
 
 
 def program(module: str, docstring: str, epilog: str | None = None) -> argparse.ArgumentParser:
-    """The parser of `python -m MODULE`, without flags: --help shows the docstring as it stands.
+    """The parser of `python -m MODULE`, without flags; --help shows the docstring verbatim.
 
-    As a part of the command `detlab` it is called after that (detlab/__main__.py).
+    When the command `detlab` runs the program, the usage line names that (detlab/__main__.py).
     """
     part = sys.argv[0].startswith("detlab ")
     return argparse.ArgumentParser(
@@ -30,10 +30,10 @@ def program(module: str, docstring: str, epilog: str | None = None) -> argparse.
 def parse(
     arguments: Sequence[str], parser: argparse.ArgumentParser
 ) -> tuple[argparse.Namespace, dict[str, str]]:
-    """Splits a command line into the parser's own flags and the `--config.key=value` overrides.
+    """Splits a command line into the parser's flags and the `--config.key=value` overrides.
 
     Raises:
-      UserError: instead of argparse's exit, for every mistake; flags are not abbreviated.
+      UserError: any mistake, instead of argparse's exit; flags may not be abbreviated.
     """
     overrides, own = {}, []
     arguments = list(arguments)
@@ -55,9 +55,9 @@ def parse(
 
 
 def answer_first(parser: argparse.ArgumentParser) -> None:
-    """Ends the process if its command line asks for --help or has a mistaken flag.
+    """Ends the process if its command line asks for --help or has a wrong flag.
 
-    A program calls this above the imports that it computes with: jax alone takes a second.
+    Programs call this before their slow imports: jax alone takes a second.
     """
     errors.run_main(lambda arguments: parse(arguments, parser))
 
@@ -70,12 +70,12 @@ def train(docstring: str) -> argparse.ArgumentParser:
     """The flags of `python -m detlab.train`."""
     parser = program("detlab.train", docstring)
     _add_config(parser, required=True)
-    parser.add_argument("--workdir", help="folder of the run; default runs/<config name>")
+    parser.add_argument("--workdir", help="folder of the run (default: runs/<config name>)")
     parser.add_argument(
-        "--dry_run", action="store_true", help="build everything, run two steps, write no run"
+        "--dry_run", action="store_true", help="build everything and run two steps; write no run"
     )
     parser.add_argument(
-        "--draw", help="with --dry_run: draw the first training images into this folder"
+        "--draw", help="with --dry_run: folder to draw the first training images into"
     )
     parser.add_argument(
         "--profile", type=int, default=0, metavar="N", help="trace N steps into WORKDIR/profile"
@@ -85,61 +85,69 @@ def train(docstring: str) -> argparse.ArgumentParser:
 
 
 def check_train(args: argparse.Namespace) -> None:
-    """Refuses flags of `train` that do not go together."""
+    """Rejects flags of `train` that exclude each other."""
     if args.draw and not args.dry_run:
-        raise errors.UserError("--draw goes with --dry_run; a run draws into its workdir.")
+        raise errors.UserError("--draw needs --dry_run; a run draws into its workdir.")
     if args.profile and args.dry_run:
-        raise errors.UserError("--profile is of a run, and --dry_run writes none; leave one out.")
+        raise errors.UserError("--profile and --dry_run exclude each other; remove one of them.")
     if args.profile < 0:
-        raise errors.UserError(f"--profile is {args.profile}; it is a number of steps.")
+        raise errors.UserError(f"--profile is {args.profile}; it must be at least 0 steps.")
 
 
 def evaluation(docstring: str) -> argparse.ArgumentParser:
     """The flags of `python -m detlab.eval`."""
     parser = program("detlab.eval", docstring)
     _add_model(parser)
-    parser.add_argument("--predictions", help="write predictions here; without a model, read them")
-    parser.add_argument("--json", help="write the figures here")
-    parser.add_argument("--draw", help="draw pictures into this folder")
-    parser.add_argument("--draw_limit", type=int, default=0, help="number of pictures; 0: all")
-    parser.add_argument("--threshold", type=float, default=0.3, help="lowest score that is drawn")
+    parser.add_argument(
+        "--predictions", help="file to write predictions to, or without a model to read them from"
+    )
+    parser.add_argument("--json", help="file to write the metrics to")
+    parser.add_argument("--draw", help="folder to draw pictures into")
+    parser.add_argument("--draw_limit", type=int, default=0, help="number of pictures (0: all)")
+    parser.add_argument("--threshold", type=float, default=0.3, help="lowest score to draw")
     _add_distributed(parser)
     return parser
 
 
 def check_evaluation(args: argparse.Namespace) -> None:
-    """Refuses values of the flags of `evaluation` that cannot be."""
+    """Rejects values of the flags of `evaluation` that are out of range."""
     _check_threshold(args.threshold)
     if args.draw_limit < 0:
-        raise errors.UserError(f"--draw_limit is {args.draw_limit}; 0 draws all images.")
+        raise errors.UserError(
+            f"--draw_limit is {args.draw_limit}; it must be at least 0, and 0 draws all images."
+        )
 
 
 def demo(docstring: str) -> argparse.ArgumentParser:
     """The flags of `python -m detlab.demo`."""
     parser = program("detlab.demo", docstring)
     _add_model(parser)
-    parser.add_argument("--input", required=True, help="image, folder, 'glob' or video")
+    parser.add_argument("--input", required=True, help="image, video, folder, or quoted glob")
     parser.add_argument("--output", required=True, help="folder for pictures and JSON")
-    parser.add_argument("--threshold", type=float, default=0.3, help="lowest score that is shown")
-    parser.add_argument("--top_k", type=int, default=100, help="objects an image at the most")
+    parser.add_argument("--threshold", type=float, default=0.3, help="lowest score to show")
+    parser.add_argument("--top_k", type=int, default=100, help="most objects to show in an image")
     return parser
 
 
 def check_demo(args: argparse.Namespace) -> None:
-    """Refuses values of the flags of `demo` that cannot be."""
+    """Rejects values of the flags of `demo` that are out of range."""
     _check_threshold(args.threshold)
     if args.top_k < 1:
-        raise errors.UserError(f"--top_k is {args.top_k}; at least 1 object an image is shown.")
+        raise errors.UserError(f"--top_k is {args.top_k}; it must be at least 1.")
 
 
 def fit_anchors(docstring: str) -> argparse.ArgumentParser:
     """The flags of `python -m detlab.tools.fit_anchors`."""
     parser = program("detlab.tools.fit_anchors", docstring)
     _add_config(parser, required=True)
-    parser.add_argument("--anchors", type=int, help="number of all; by default as many as now")
-    parser.add_argument("--ratio", type=float, help="of sides, by default the detector's, or 4")
-    parser.add_argument("--generations", type=int, default=1000, help="of changes after k-means")
-    parser.add_argument("--output", type=pathlib.Path, help="JSON with the anchors and figures")
+    parser.add_argument("--anchors", type=int, help="total number (default: as many as now)")
+    parser.add_argument(
+        "--ratio", type=float, help="largest ratio of sides of a match (default: detector's, or 4)"
+    )
+    parser.add_argument(
+        "--generations", type=int, default=1000, help="rounds of mutation after k-means"
+    )
+    parser.add_argument("--output", type=pathlib.Path, help="JSON file for anchors and metrics")
     return parser
 
 
@@ -147,30 +155,32 @@ def _add_config(parser: argparse.ArgumentParser, required: bool) -> None:
     parser.add_argument(
         "--config",
         required=required,
-        help="path of a config or name of a shipped experiment, `:variant` appended",
+        help="path of a config or name of a shipped experiment, optionally with `:variant`",
     )
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
-    """--workdir, or --config with --checkpoint: where the detector comes from."""
+    """Adds --workdir, or --config with --checkpoint: where the detector comes from."""
     parser.add_argument("--workdir", help="folder of a training run")
     _add_config(parser, required=False)
     parser.add_argument(
         "--checkpoint",
-        help="with --workdir best (default), last or a step; with --config the folder of weights",
+        help="with --workdir: best (default), last or a step; with --config: folder of weights",
     )
 
 
 def _add_distributed(parser: argparse.ArgumentParser) -> None:
-    """--distributed, and what it needs where no cluster is recognised."""
+    """Adds --distributed and the flags it needs if jax recognises no cluster."""
     parser.add_argument(
         "--distributed",
         action="store_true",
-        help="join the other processes of this run (docs/scaling.md)",
+        help="run as one of several processes (docs/scaling.md)",
     )
     parser.add_argument("--coordinator", help="host:port of the first process")
-    parser.add_argument("--num_processes", type=int, help="of the whole run")
-    parser.add_argument("--process_id", type=int, help="0 is the first, which writes all files")
+    parser.add_argument("--num_processes", type=int, help="number of processes of the run")
+    parser.add_argument(
+        "--process_id", type=int, help="id of this process, from 0; process 0 writes all files"
+    )
 
 
 # ------------------------------------------------------------------------------------------------
@@ -178,7 +188,7 @@ def _add_distributed(parser: argparse.ArgumentParser) -> None:
 
 
 def _check_flags(words: Sequence[str], parser: argparse.ArgumentParser) -> None:
-    """Unknown flags come first: argparse would rather name the required one that is missing."""
+    """Reports unknown flags first; argparse would report a missing required flag instead."""
     known = [option for action in parser._actions for option in action.option_strings]
     for word in words:
         flag = word.partition("=")[0]
@@ -197,4 +207,4 @@ def _refuse(message: str) -> None:
 
 def _check_threshold(threshold: float) -> None:
     if not 0 <= threshold <= 1:
-        raise errors.UserError(f"--threshold is {threshold:g}; it is a score, from 0 to 1.")
+        raise errors.UserError(f"--threshold is {threshold:g}; it must be from 0 to 1.")

@@ -1,9 +1,9 @@
 """Configs from files: `path_or_name[:variant]` plus `--config.key=value` overrides.
 
-A config file defines `get_config()`, or `get_config(variant)` when it knows variants, and returns
-an `ml_collections.ConfigDict`.  `VARIANTS`, where it has one, lists all that it knows.  The first
-part is a path if such a file exists, else the name of an experiment that ships with detlab, so that
-programs run from any folder.
+A config file defines `get_config()`, or `get_config(variant)` if it has variants, which returns an
+`ml_collections.ConfigDict`.  An optional `VARIANTS` lists all of them.  The first part is a path if
+such a file exists, else the name of an experiment that ships with detlab, so programs run from any
+folder.
 """
 
 import ast
@@ -19,7 +19,7 @@ import re
 import sys
 import traceback
 import types as python_types
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import ml_collections
@@ -27,7 +27,7 @@ from ml_collections import config_dict
 
 from detlab import checks, errors, experiments
 
-# Keys that older configs lack, with what was done then.
+# Keys that older configs lack, with values that keep the behaviour of that time.
 LATER = {
     "data": {"rounding": "half_up", "demo_rounding": "half_up", "eval_shrink": "linear"},
     "eval": {"views": ("image",)},
@@ -40,10 +40,10 @@ def load(name: str, overrides: Mapping[str, str] | None = None) -> config_dict.C
     Args:
       name: a path such as `experiments/retinanet_voc.py` or the name of a shipped experiment,
         `retinanet_voc`; either may end in `:variant`.
-      overrides: dotted key -> text as typed on the command line; read by the type of the value
-        that the key has in the config.
+      overrides: dotted key -> text as typed on the command line, parsed by the type of the key's
+        current value.
     Raises:
-      UserError: no such file, variant or key, or a text that does not fit the key's type.
+      UserError: no such file, variant or key, or text that does not parse as the key's type.
     """
     name, _, variant = name.partition(":")
     path = _find(name)
@@ -57,7 +57,7 @@ def variants(name: str) -> list[str]:
     """The variants that a config lists, without the empty one.
 
     Raises:
-      UserError: no such file, or it fails.
+      UserError: no such file, or importing it fails.
     """
     return _variants(_import(_find(name)))
 
@@ -69,17 +69,17 @@ def shipped() -> list[str]:
 
 
 def stem(name: str) -> str:
-    """The name of a run of config `name`: file stem, with the variant after an underscore."""
+    """The name of a run of config `name`: the file stem, plus `_variant` if there is one."""
     name, _, variant = name.partition(":")
     base = pathlib.Path(name).stem
     return f"{base}_{variant}" if variant else base
 
 
 def override(config: config_dict.ConfigDict, key: str, text: str) -> None:
-    """Sets `config.key` from text; the type of the present value decides how it is read.
+    """Sets `config.key` from text, parsed by the type of its current value.
 
-    `model.<field>` may be new: a config lists only the fields in which it differs from the
-    detector's defaults, and `detlab.contract.build` knows them all.
+    `model.<field>` may be new: a config lists only the fields that differ from the detector's
+    defaults.  `detlab.contract.build` rejects unknown ones.
     """
     *parents, leaf = key.split(".")
     node = config
@@ -88,7 +88,9 @@ def override(config: config_dict.ConfigDict, key: str, text: str) -> None:
         node = node[parent]
         if not isinstance(node, config_dict.ConfigDict):
             where = ".".join(parents[: depth + 1])
-            raise errors.UserError(f"config.{where} is a value, so config.{key} cannot be set.")
+            raise errors.UserError(
+                f"config.{where} is a value and has no keys; config.{key} cannot be set."
+            )
     if parents == ["model"] and leaf not in node:
         node[leaf] = _read(text, None, key)
         return
@@ -97,7 +99,7 @@ def override(config: config_dict.ConfigDict, key: str, text: str) -> None:
     if isinstance(present, config_dict.ConfigDict):
         inside = ", ".join(f"config.{key}.{k}" for k in sorted(present))
         raise errors.UserError(f"config.{key} is a group; set one of its keys: {inside}.")
-    with node.ignore_type():  # the check is ours: None may become anything, an int a float
+    with node.ignore_type():  # `_read` checks: None may become anything, an int a float
         node[leaf] = _read(text, present, key)
 
 
@@ -107,14 +109,14 @@ def to_json(config: config_dict.ConfigDict) -> dict[str, Any]:
 
 
 def from_json(values: Mapping[str, Any]) -> config_dict.ConfigDict:
-    """The inverse of `to_json`: lists become tuples again, and older configs have all keys."""
+    """The inverse of `to_json`: lists become tuples, and keys that older configs lack are added."""
     values = dict(values)
     for block, keys in LATER.items():
         if block in values:
             values[block] = {**keys, **values[block]}
     if "model" in values and "eval" in values:
         values["model"] = dict(values["model"])
-        if values["model"].pop("flip_test", False):  # CornerNet's, before all had views
+        if values["model"].pop("flip_test", False):  # CornerNet's field before `eval.views`
             values["eval"]["views"] = ("image", "mirror")
     return ml_collections.ConfigDict(_tuples(values))
 
@@ -122,7 +124,7 @@ def from_json(values: Mapping[str, Any]) -> config_dict.ConfigDict:
 def differences(
     old: Mapping[str, Any], new: Mapping[str, Any], but: Collection[str] = ()
 ) -> list[str]:
-    """Keys, dotted, in which two configs as JSON differ, with both values; those of `but` may."""
+    """Dotted keys in which two configs as JSON differ, with both values; `but` is not compared."""
     old, new = _flat(old), _flat(new)
     lines = []
     for key in sorted((old.keys() | new.keys()) - set(but)):
@@ -144,8 +146,8 @@ def _find(name: str) -> pathlib.Path:
     close = difflib.get_close_matches(path.stem, names, n=1)
     hint = f" Did you mean {close[0]}?" if close else ""
     raise errors.UserError(
-        f"no config file {name} and no shipped experiment of that name.{hint}"
-        f" Shipped are: {', '.join(names)}."
+        f"{name} is neither a config file nor a shipped experiment.{hint}"
+        f" Shipped experiments: {', '.join(names)}."
     )
 
 
@@ -154,12 +156,17 @@ def _experiments_folder() -> pathlib.Path:
 
 
 class _FormerName(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Configs that say `from experiments import common` get the module of `detlab.experiments`.
+    """Lets configs write `from experiments import common` for `detlab.experiments.common`.
 
-    A package `experiments` of the user's own, which the path has first, stays theirs.
+    A user's package `experiments` that comes first on the path takes precedence.
     """
 
-    def find_spec(self, name: str, path=None, target=None):
+    def find_spec(
+        self,
+        name: str,
+        path: Sequence[str] | None = None,
+        target: python_types.ModuleType | None = None,
+    ) -> importlib.machinery.ModuleSpec | None:
         if name == "experiments":
             other = importlib.machinery.PathFinder.find_spec(name)
             if other and other.origin and not os.path.samefile(other.origin, experiments.__file__):
@@ -178,18 +185,20 @@ class _FormerName(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 def _import(path: pathlib.Path) -> python_types.ModuleType:
     spec = importlib.util.spec_from_file_location(f"detlab_config_{path.stem}", path)
     if spec is None:
-        raise errors.UserError(f"{path} is not a Python file; a config is a .py with get_config().")
+        raise errors.UserError(
+            f"config file {path} is not a Python file; name a .py file with get_config()."
+        )
     module = importlib.util.module_from_spec(spec)
     if not any(isinstance(finder, _FormerName) for finder in sys.meta_path):
         sys.meta_path.insert(0, _FormerName())
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # whatever a user's file raises
+    except Exception as error:  # a user's file may raise anything
         raise errors.UserError(
             f"config file {path} fails on import: {type(error).__name__}: {_one_line(error)}"
         ) from error
     if not hasattr(module, "get_config"):
-        raise errors.UserError(f"config file {path} has no function get_config().")
+        raise errors.UserError(f"config file {path} has no function get_config(); define one.")
     return module
 
 
@@ -197,8 +206,8 @@ def _variants(module: python_types.ModuleType) -> list[str]:
     known = getattr(module, "VARIANTS", ())
     if not isinstance(known, (tuple, list, dict)) or not all(isinstance(x, str) for x in known):
         raise errors.UserError(
-            f"config file {module.__file__}: VARIANTS is {known!r}; it must be a tuple of strings,"
-            " all that get_config takes."
+            f"config file {module.__file__}: VARIANTS is {known!r}; it must be a tuple of the"
+            " strings that get_config accepts."
         )
     return [variant for variant in known if variant]
 
@@ -207,17 +216,17 @@ def _get_config(path: pathlib.Path, variant: str) -> config_dict.ConfigDict:
     module = _import(path)
     takes_variant = bool(inspect.signature(module.get_config).parameters)
     if variant and not takes_variant:
-        raise errors.UserError(f"config file {path} has no variants, so leave out ':{variant}'.")
+        raise errors.UserError(f"config file {path} has no variants; remove ':{variant}'.")
     known = _variants(module)
     if variant and known and variant not in known:
         close = difflib.get_close_matches(variant, known, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"there are: {str(known)[1:-1]}."
+        hint = f"did you mean {close[0]!r}?" if close else f"choose from: {str(known)[1:-1]}."
         raise errors.UserError(f"config file {path}: variant {variant!r} is unknown; {hint}")
     try:
         config = module.get_config(variant) if takes_variant else module.get_config()
-    except ValueError as error:  # how a config refuses a variant
+    except ValueError as error:  # how a config rejects a variant
         raise errors.UserError(f"config file {path}: {error}") from error
-    except Exception as error:  # whatever a user's function raises
+    except Exception as error:  # a user's function may raise anything
         frames = traceback.extract_tb(error.__traceback__)
         line = [frame.lineno for frame in frames if frame.filename == module.__file__]
         where = f"config file {path}, line {line[-1]}" if line else f"config file {path}"
@@ -227,17 +236,19 @@ def _get_config(path: pathlib.Path, variant: str) -> config_dict.ConfigDict:
             raise errors.UserError(f"{where}: unknown key '{key}'.{hint}") from error
         raise errors.UserError(f"{where}: {type(error).__name__}: {_one_line(error)}") from error
     if not isinstance(config, config_dict.ConfigDict):
-        raise errors.UserError(f"get_config() of {path} must return an ml_collections ConfigDict.")
+        raise errors.UserError(
+            f"config file {path}: get_config() must return an ml_collections ConfigDict."
+        )
     return config
 
 
 def _unknown_key(error: Exception) -> str | None:
-    """The key that a locked ConfigDict lacks; None where that is not the error."""
+    """The key that a locked ConfigDict lacks; None for other errors."""
     written = re.search(r'Key "(\w+)" does not exist', str(error))
     if written:
         return written[1]
     if isinstance(error, AttributeError) and isinstance(error.obj, config_dict.ConfigDict):
-        return error.name  # it was read
+        return error.name  # the key was read, not written
     return None
 
 
@@ -249,12 +260,12 @@ def _check_key(node: config_dict.ConfigDict, key: str, whole: str) -> None:
     if key in node:
         return
     close = difflib.get_close_matches(key, list(node), n=1)
-    hint = f"did you mean '{close[0]}'?" if close else f"known there: {', '.join(sorted(node))}."
+    hint = f"did you mean '{close[0]}'?" if close else f"choose from: {', '.join(sorted(node))}."
     raise errors.UserError(f"unknown key config.{whole}: no '{key}', {hint}")
 
 
 def _read(text: str, present: Any, key: str) -> Any:
-    """`text` as a value of the type of `present`."""
+    """Parses `text` as a value of the type of `present`."""
     if isinstance(present, str):
         return text
     if isinstance(present, tuple) and (words := _words(text, present)):

@@ -1,89 +1,96 @@
-"""The data that a config names, opened and checked against its detector, for the programs."""
+"""Opens the data that a config names and checks it against the detector."""
 
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import jax
+from ml_collections import config_dict
 
 from detlab import contract, distributed, errors
 from detlab.data import batch as batch_lib
 from detlab.data import loader, records, settings, sources
 
 
-def open_source(config, part: str):
-    """The source of a part, "train" or "eval"; prints what was left out of it."""
+def open_source(config: config_dict.ConfigDict, part: str) -> Any:
+    """Opens the source of a part, "train" or "eval", and prints its problems.
+
+    Raises:
+      UserError: the data cannot be opened, are empty, or have another number of classes than the
+        detector.
+    """
     switch = "skip_broken" if part == "train" else "eval_skip_broken"
     try:
         source = sources.build(config.data, part)
     except records.DataError as error:
         text = str(error).removesuffix(".")
         if error.can_leave_out:
-            text += f"; correct it, or leave such out with --config.data.{switch}=True"
+            text += f"; fix it, or skip unusable data with --config.data.{switch}=True"
         if str(config.data.root) in text:
             text += f" (config.data.root is {config.data.root})"
         end = "" if text.endswith("?") else "."
         raise errors.UserError(f"{part} data: {text}{end}") from error
     if not len(source):
-        cause = f", because {source.problems[0]}" if source.problems else ""
+        cause = f": {source.problems[0]}" if source.problems else ""
         raise errors.UserError(
-            f"the {part} part of the data in config.data.root {config.data.root!r} has no usable"
-            f" images{cause}."
+            f"{part} data: config.data.root {config.data.root!r} has no usable images{cause}."
         )
     num_classes = contract.num_classes(config)
     if len(source.class_names) != num_classes:
         raise errors.UserError(
             f"config.model.num_classes is {num_classes}, but the {part} data have"
-            f" {len(source.class_names)} classes: {', '.join(source.class_names)}."
+            f" {len(source.class_names)} classes: {', '.join(source.class_names)};"
+            " set it to their number."
         )
     for problem in source.problems[:5]:
         print(f"{part} data: {problem}")
     if len(source.problems) > 5:
-        print(f"{part} data: and {len(source.problems) - 5} more such problems")
+        print(f"{part} data: {len(source.problems) - 5} more problems not shown")
     return source
 
 
-def check_same_images(**named_sources) -> None:
-    """Every process must have opened the same images, in the same order."""
-    if jax.process_count() > 1:  # else there is nothing to walk through all images for
+def check_same_images(**named_sources: Any) -> None:
+    """Checks that all processes opened the same images in the same order."""
+    if jax.process_count() > 1:  # a single process need not walk through all images
         distributed.check_same(**{name: fingerprint(s) for name, s in named_sources.items()})
 
 
-def fingerprint(source) -> list[int]:
-    """Numbers that differ where two sources have other images, or in another order."""
+def fingerprint(source: Any) -> list[int]:
+    """Numbers that differ if two sources differ in their images or in the order of them."""
     images = [(str(source.image_id(i)), *source.size(i)) for i in range(len(source))]
     return [len(source), zlib.crc32(repr(images).encode())]
 
 
 def check_class_names(of_weights: Sequence[str] | None, of_data: Sequence[str]) -> None:
-    """Weights and data must mean the same by label 0, 1, ..."""
+    """Checks that the labels 0, 1, ... mean the same classes in weights and data."""
     if of_weights and list(of_weights) != list(of_data):
         raise errors.UserError(
-            f"the detector learns or knows the classes {', '.join(of_weights)}, and the data to"
-            f" evaluate have {', '.join(of_data)}; set config.data.class_names to the detector's."
+            f"the detector has the classes {', '.join(of_weights)}, but the data to evaluate have"
+            f" {', '.join(of_data)}; set config.data.class_names to the classes of the detector."
         )
 
 
 def user_errors(items: Iterable) -> Iterator:
-    """The items; bad data met on the way ends the program with its sentence."""
+    """Yields the items; bad data is raised as a `UserError`."""
     try:
         yield from items
     except records.DataError as error:
         raise errors.UserError(str(error)) from error
-    except RuntimeError as error:  # of grain
+    except RuntimeError as error:  # raised by grain
         if "Worker process" not in str(error):
             raise
         raise errors.UserError(
-            "a process that reads data was ended from outside, perhaps for want of memory: give"
-            " fewer with config.data.workers, or 0 to read in threads."
+            "a worker process that reads data was killed, perhaps because memory ran out; lower"
+            " config.data.workers, or set it to 0 to read in threads."
         ) from error
 
 
 def training_batches(
-    source, config, num_steps: int, start_step: int = 0
+    source: Any, config: config_dict.ConfigDict, num_steps: int, start_step: int = 0
 ) -> Iterator[batch_lib.Loaded]:
-    """This process's part of the batches of steps start_step + 1 .. num_steps.
+    """This process's rows of the batches of steps start_step + 1 .. num_steps.
 
-    They are a function of the seed and the step alone.
+    A batch depends only on the seed and the step.
     """
     return user_errors(
         loader.train_batches(
@@ -99,8 +106,8 @@ def training_batches(
     )
 
 
-def evaluation_batches(source, config) -> Iterator[batch_lib.Loaded]:
-    """This process's part of all images, once."""
+def evaluation_batches(source: Any, config: config_dict.ConfigDict) -> Iterator[batch_lib.Loaded]:
+    """This process's share of all images, each once."""
     return user_errors(
         loader.eval_batches(
             source,

@@ -1,13 +1,12 @@
-"""Detects objects on images and videos and draws them.
+"""Detects objects in images and videos and draws them.
 
     python -m detlab.demo --workdir runs/retinanet_shapes --input photos --output found
 
-The input is an image, a folder of images and videos, a glob pattern in quotes, or a video.  The
-output folder gets a drawn picture or video for each, and `detections.json`; it must be another
-folder than that of the input, which is never written to.
+The input is an image, a video, a folder of both, or a quoted glob pattern.  The output folder gets
+a picture or video for each input, and `detections.json`.  It must not be the folder of the input,
+which is never written to.
 
-Photos are turned upright as their EXIF orientation says; boxes count the pixels of the upright
-picture.
+Photos are rotated upright by their EXIF orientation; boxes are in pixels of the upright picture.
 """
 
 import pathlib
@@ -27,6 +26,7 @@ from detlab.data import records, settings
 
 
 def main(arguments: Sequence[str]) -> None:
+    """Runs the program."""
     args, overrides = cli.parse(arguments, cli.demo(__doc__))
     cli.check_demo(args)
     files = media.find_inputs(args.input)
@@ -63,11 +63,11 @@ def main(arguments: Sequence[str]) -> None:
                     bar.write(problem)
             bar.update()
     if not rows:
-        raise errors.UserError(f"none of the files could be read; the first: {failed[0]}")
+        raise errors.UserError(f"no file could be read; the first error is: {failed[0]}")
     files_lib.write_json(listing, rows)
     objects = sum(len(part) for row in rows for part in row.get("frames", [row.get("objects", [])]))
     skipped = f", {len(failed)} files skipped" if failed else ""
-    print(f"{objects} objects of score {args.threshold:g} or more in {len(rows)} files{skipped}")
+    print(f"{objects} objects with score >= {args.threshold:g} in {len(rows)} files{skipped}")
     print(f"pictures:     {output}")
     print(f"detections:   {listing}")
 

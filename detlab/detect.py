@@ -1,10 +1,11 @@
-"""One picture to its objects, outside of any data set."""
+"""Detects the objects of one picture that belongs to no data set."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from ml_collections import config_dict
 
 from detlab import contract
 from detlab.data import augment, plan, records
@@ -14,18 +15,18 @@ from detlab.viz import boxes as draw_lib
 
 
 class Detect(NamedTuple):
-    """An image to its objects, with what is shown of them."""
+    """Detects objects in an image, draws them, and lists them as JSON."""
 
     predict: Callable  # (params, state, images, image_size) -> Detections
     params: Any
     state: Any
-    settings: settings_lib.Settings  # of the demo
+    settings: settings_lib.Settings  # the demo's, not the evaluation's
     class_names: Sequence[str]
     threshold: float
     top_k: int
 
     def __call__(self, image: np.ndarray) -> dict[str, np.ndarray]:
-        """[h, w, 3] uint8 RGB -> boxes [k, 4] in its px, scores [k], labels [k], best first."""
+        """[h, w, 3] uint8 RGB -> boxes [k, 4] xyxy px of it, scores [k], labels [k]; best first."""
         canvas = plan.canvas_of(image.shape[:2], self.settings)
         record = augment.resizer(self.settings)(records.without_objects(image), *canvas)
         batch = batch_lib.to_batch([record], canvas, 1, self.settings.pad_value)
@@ -41,7 +42,7 @@ class Detect(NamedTuple):
         return draw_lib.draw(image, class_names=self.class_names, min_side=min_side, **found)
 
     def as_json(self, found: dict[str, np.ndarray]) -> list[dict]:
-        """One entry an object: class, score and xyxy box in px of the original."""
+        """One entry per object: class, score and xyxy box in px of the original."""
         return [
             {
                 "class": self.class_names[label],
@@ -54,7 +55,7 @@ class Detect(NamedTuple):
         ]
 
 
-def names_of(saved: Sequence[str] | None, config) -> tuple[str, ...]:
-    """Class names of the checkpoint, else of the config, else numbers."""
+def names_of(saved: Sequence[str] | None, config: config_dict.ConfigDict) -> tuple[str, ...]:
+    """Class names from the checkpoint, else from the config, else "class 0", "class 1", ..."""
     names = tuple(saved or config.data.class_names)
     return names or tuple(f"class {i}" for i in range(contract.num_classes(config)))

@@ -1,8 +1,8 @@
-"""Several processes, each with its own devices, that work as one; see docs/scaling.md.
+"""Runs on several processes, each with its own devices; see docs/scaling.md.
 
-Every process runs the same program on its own rows of each batch.  What one of them alone knows and
-all must act on, such as a signal, travels with the batch through the compiled step, so that all
-learn it at the same step and none waits for one that has stopped.
+Every process runs the same program on its rows of each batch.  Events that only one process sees
+but all must act on, such as a signal, travel with the batch through the compiled step.  All
+processes then learn of it at the same step, and none waits for one that has stopped.
 """
 
 import argparse
@@ -22,44 +22,47 @@ from jax.experimental import multihost_utils
 
 from detlab import errors, sharding
 
-HEARTBEAT_S = 60  # a process that is silent for so long counts as ended
-JOIN_S = 300  # to wait for all processes to start
-LEAVE_S = 1800  # to wait at the end for the first one, which draws and writes
+HEARTBEAT_S = 60  # a process that is silent for this long counts as dead
+JOIN_S = 300  # timeout for all processes to start
+LEAVE_S = 1800  # timeout at the end: the first process still draws and writes
 
 _NOT_ALL_CAME = (
-    f"not all processes of this run came within {JOIN_S} s; start all of them, with the same"
-    " --coordinator and --num_processes and each with its own --process_id, and see that the host"
-    " and port of the coordinator can be reached"
+    f"not all processes of this run started within {JOIN_S} s; start all of them with the same"
+    " --coordinator and --num_processes and a different --process_id each, and check that the"
+    " coordinator's host and port are reachable"
 )
 _PEER_ENDED = (
-    "another process of this run has ended or cannot be reached: its own output says why.  The last"
-    " checkpoint is kept; start all processes again with the same command to resume"
+    "another process of this run has ended or cannot be reached; see its output for the cause.  The"
+    " last checkpoint is kept; start all processes again with the same command to resume"
 )
-# Words of the errors that gloo, NCCL and jax's coordination raise when a connection breaks.
+# Words in the errors that gloo, NCCL and jax's coordination service raise on a broken connection.
 _BROKEN = ("Gloo", "gloo", "NCCL", "UNAVAILABLE", "DEADLINE_EXCEEDED", "coordination service")
 
 
 def join(args: argparse.Namespace) -> None:
-    """Joins the processes of the run; nothing without `--distributed`.
+    """Joins the processes of the run; does nothing without `--distributed`.
 
-    Slurm, Open MPI and TPU pods say who is who; elsewhere the three flags do.  It comes before the
-    first use of a device.
+    Slurm, Open MPI and TPU pods define the ids of the processes; elsewhere the three flags do.
+    Must be called before a device is used.
 
     Raises:
-      UserError: flags that do not go together, or not all processes came.
+      UserError: flags that exclude each other, or a process that did not start.
     """
     place = (args.coordinator, args.num_processes, args.process_id)
     if not args.distributed:
         if place != (None, None, None):
             raise errors.UserError(
-                "--coordinator, --num_processes and --process_id go with --distributed; add it."
+                "--coordinator, --num_processes and --process_id need --distributed; add it."
             )
         return
     if None in place and place != (None, None, None):
-        raise errors.UserError("give all of --coordinator, --num_processes and --process_id.")
+        raise errors.UserError(
+            "--coordinator, --num_processes and --process_id must be given together; add the"
+            " missing ones."
+        )
     if place != (None, None, None):
         _check_place(*place)
-    # Its handler of SIGTERM would swallow the signal; StopSignals has ours.
+    # jax's SIGTERM handler would swallow the signal, which StopSignals handles.
     jax.config.update("jax_enable_preemption_service", False)
     _on_abort(f"{_NOT_ALL_CAME}.")
     try:
@@ -71,14 +74,14 @@ def join(args: argparse.Namespace) -> None:
         )
     except ValueError as error:  # jax finds no cluster
         raise errors.UserError(
-            "--distributed finds neither Slurm nor Open MPI nor a TPU pod here; give --coordinator"
-            f" host:port, --num_processes and --process_id ({errors.first_line(error)})."
+            "--distributed finds no Slurm, Open MPI or TPU pod here; give --coordinator host:port,"
+            f" --num_processes and --process_id ({errors.first_line(error)})."
         ) from error
     except RuntimeError as error:
         raise errors.UserError(f"{_NOT_ALL_CAME} ({errors.first_line(error)}).") from error
-    _on_abort(f"{_PEER_ENDED}.  Where it is this process that failed, the lines above say so.")
+    _on_abort(f"{_PEER_ENDED}.  If this process failed, the lines above give the cause.")
     if jax.process_index() > 0:
-        # One voice: what is printed here, in C too, goes nowhere.  Errors still reach stderr.
+        # Only the first process prints: drop stdout, C code's included.  stderr stays.
         sys.stdout.flush()
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, 1)
@@ -86,12 +89,12 @@ def join(args: argparse.Namespace) -> None:
 
 
 def check_same(**values: Any) -> None:
-    """Refuses to go on where a value, as JSON, is not that of every other process.
+    """Checks that each value, as JSON, is the same in all processes.
 
-    Otherwise the processes would train different detectors, or wait for one another for ever.
+    Otherwise the processes would train different detectors or deadlock.
 
     Raises:
-      UserError: on every process, with the names that differ.
+      UserError: in every process, with the names of the values that differ.
     """
     if jax.process_count() == 1:
         return
@@ -104,7 +107,7 @@ def check_same(**values: Any) -> None:
     if differ:
         raise errors.UserError(
             f"the processes of this run differ in {', '.join(differ)}; give all of them the same"
-            " command, the same data, and one shared --workdir."
+            " command, the same data and one shared --workdir."
         )
 
 
@@ -114,10 +117,9 @@ def is_first() -> bool:
 
 
 def run_main(main: Callable[[list[str]], None]) -> None:
-    """`errors.run_main` for programs that may be one of several processes.
+    """`errors.run_main` for programs that may run on several processes.
 
-    A process that ends by an error leaves at once: the usual end would wait for the others, and
-    they for it.
+    A process that fails exits at once: a normal exit would wait for the others, which wait for it.
     """
     try:
         errors.run_main(_translated(main))
@@ -133,7 +135,7 @@ def run_main(main: Callable[[list[str]], None]) -> None:
 
 
 def _translated(main):
-    """`main`, with the error of a broken connection made the user's sentence."""
+    """`main`, with the error of a broken connection raised as a `UserError`."""
 
     def run(arguments):
         try:
@@ -155,14 +157,15 @@ def _check_place(coordinator: str, num_processes: int, process_id: int) -> None:
         )
     if not 0 <= process_id < num_processes:
         raise errors.UserError(
-            f"--process_id is {process_id} of --num_processes {num_processes}; ids count from 0."
+            f"--process_id is {process_id}; it must be at least 0 and below --num_processes,"
+            f" {num_processes}."
         )
 
 
 def _on_abort(sentence: str) -> None:
-    """Says the sentence where jax ends this process with `abort`, as it does when a peer is gone.
+    """Prints the sentence if jax ends this process with `abort`, as it does when a peer is gone.
 
-    jax gives no other place for it, and Python's own handlers do not run in an abort.
+    jax has no other hook for this, and Python's signal handlers do not run during an abort.
     """
     text = f"error: {sentence}\n".encode()
 
@@ -170,7 +173,7 @@ def _on_abort(sentence: str) -> None:
         os.write(2, text)
         os._exit(1)
 
-    global _abort_handler  # or it would be collected while C still points to it
+    global _abort_handler  # keeps it alive while C points to it
     _abort_handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(handler)
     library = ctypes.CDLL(None)
     library.signal.argtypes = [ctypes.c_int, ctypes.c_void_p]
@@ -185,11 +188,11 @@ def _leave_at_once(status: int) -> None:
 
 
 def gather(tree: Any, mesh: jax.sharding.Mesh) -> Any:
-    """The rows of all processes as NumPy arrays, on each of them.
+    """Gathers the rows of all processes as NumPy arrays in each process.
 
     Args:
-      tree: arrays whose first axis is the process's share of the rows of a batch, or jax arrays
-        that are spread over the mesh like a batch.
+      tree: arrays whose first axis is this process's rows of a batch, or jax arrays sharded over
+        the mesh like a batch.
     """
     if jax.process_count() == 1:
         return jax.device_get(tree)
@@ -201,7 +204,7 @@ def gather(tree: Any, mesh: jax.sharding.Mesh) -> Any:
 
 @functools.cache
 def _replicate(mesh: jax.sharding.Mesh):
-    """One function a mesh: a new one each time would be compiled each time."""
+    """One function per mesh: a new one for each call would be compiled each time."""
 
     def gather_rows(tree):
         return tree
@@ -210,11 +213,11 @@ def _replicate(mesh: jax.sharding.Mesh):
 
 
 class StopSignals:
-    """True once Ctrl-C or SIGTERM has come; a second Ctrl-C ends the program at once.
+    """True after Ctrl-C or SIGTERM; a second Ctrl-C ends the program at once.
 
-    The handler only takes a note: it may interrupt anything, a print included.  With several
-    processes it is True when all know that one of them was told to stop: `wanted` of each goes
-    through the compiled step, and its result into `agree`.
+    The handler only sets a flag, because it may interrupt anything, even a print.  With several
+    processes this is True once all know that one of them was told to stop: the compiled step takes
+    `wanted` of each, and its result goes to `agree`.
     """
 
     def __init__(self):
@@ -241,7 +244,7 @@ class StopSignals:
         return self._wanted
 
     def agree(self, wanted: bool) -> None:
-        """What all processes have learnt at the same step: whether any was told to stop."""
+        """Takes whether any process was told to stop; all call this at the same step."""
         if wanted:
             self._agreed = True
             self.name = self.name or "a signal to another process"

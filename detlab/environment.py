@@ -1,6 +1,6 @@
-"""What a run or a bug happened in: versions, devices, variables, caches, and the config's hash.
+"""Where a run or a bug happened: versions, devices, variables, caches, and the config's hash.
 
-Plain JSON values without the names of user and host, so that it may be shown to anybody.
+Plain JSON values without the names of user and host, so it can be published.
 """
 
 import collections
@@ -16,12 +16,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+from ml_collections import config_dict
 
 import detlab
 from detlab import config as config_lib
 from detlab import errors
 
-# What detlab needs (`install_requires` of setup.cfg) and what computes for jax.
+# What detlab requires (`install_requires` of setup.cfg), plus jaxlib.
 PACKAGES = (
     *("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets"),
     *("importlib_resources", "numpy", "safetensors", "pycocotools", "ml_collections", "absl-py"),
@@ -30,11 +31,11 @@ PACKAGES = (
 _VARIABLES = re.compile(r"XLA_FLAGS|LIBTPU_INIT_ARGS|CUDA_VISIBLE_DEVICES|JAX_\w+|XLA_PYTHON_\w+")
 
 
-def describe(config=None) -> dict[str, Any]:
-    """All of it; values that there are not are None.
+def describe(config: config_dict.ConfigDict | None = None) -> dict[str, Any]:
+    """Describes the environment; unknown values are None.
 
-    Devices are started by it, so that `distributed.join` must come before.  The compilation cache
-    is the one in effect, which `use_compilation_cache` sets.
+    This starts the devices, so call `distributed.join` first.  The compilation cache is the one in
+    effect, see `use_compilation_cache`.
     """
     return {
         "detlab": detlab.__version__,
@@ -46,7 +47,7 @@ def describe(config=None) -> dict[str, Any]:
         **_devices(),
         "packages": {name: _version(name) for name in PACKAGES},
         "variables": {
-            name: "set" if "ADDRESS" in name else anonymous(value)  # of a host
+            name: "set" if "ADDRESS" in name else anonymous(value)  # an address names a host
             for name, value in sorted(os.environ.items())
             if _VARIABLES.fullmatch(name)
         },
@@ -56,10 +57,10 @@ def describe(config=None) -> dict[str, Any]:
     }
 
 
-def use_compilation_cache(config=None) -> None:
-    """Keeps compiled programs in the user's cache folder, so that a second start is quick.
+def use_compilation_cache(config: config_dict.ConfigDict | None = None) -> None:
+    """Caches compiled programs in the user's cache folder, which makes later starts quick.
 
-    A config may say no; a folder that JAX_COMPILATION_CACHE_DIR names stays.
+    `config.compilation_cache` may switch it off; JAX_COMPILATION_CACHE_DIR takes precedence.
     """
     if (config and not config.compilation_cache) or jax.config.jax_compilation_cache_dir:
         return
@@ -75,7 +76,7 @@ def cache_folder(name: str) -> pathlib.Path:
 
 
 def text(found: Mapping[str, Any]) -> str:
-    """What `describe` found, a line a value."""
+    """The result of `describe` as text, one line per value."""
     lines = []
     for key, value in found.items():
         if isinstance(value, Mapping):
@@ -86,8 +87,8 @@ def text(found: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def config_hash(config) -> str:
-    """Hexadecimal digits that two configs share if all their values are the same."""
+def config_hash(config: config_dict.ConfigDict) -> str:
+    """16 hexadecimal digits that are the same for configs with equal values."""
     values = json.dumps(config_lib.to_json(config), sort_keys=True)
     return hashlib.sha256(values.encode()).hexdigest()[:16]
 
@@ -103,18 +104,18 @@ def processor() -> str:
 
 
 def devices() -> str:
-    """Number and kind of the devices of all processes, `8 x NVIDIA H200`."""
+    """Number and kind of the devices of all processes, such as `8 x NVIDIA H200`."""
     counts = collections.Counter(device.device_kind for device in jax.devices())
     return ", ".join(f"{count} x {kind}" for kind, count in counts.items())
 
 
 def anonymous(value: str) -> str:
-    """A text without the user's home folder, and without the names of user and host."""
+    """Replaces the home folder and the names of user and host in a text."""
     home = pathlib.Path.home()
     for path in {str(home), str(home.resolve())} - {"/"}:
         value = re.sub(rf"{re.escape(path)}(?![\w.-])", "~", value)
     users = {home.name, os.environ.get("USER"), os.environ.get("LOGNAME")}
-    for user in users - {"", None}:  # as the name of a folder alone: users may be called "cpu"
+    for user in users - {"", None}:  # only as a folder's name: a user may be called "cpu"
         value = re.sub(rf"(?<=/){re.escape(user)}(?=/|$)", "USER", value)
     if platform.node():
         value = re.sub(rf"(?<![\w-]){re.escape(platform.node())}(?![\w-])", "HOST", value)
@@ -122,16 +123,16 @@ def anonymous(value: str) -> str:
 
 
 def _commit() -> str | None:
-    """The commit of a checkout, `-dirty` behind it if files differ."""
+    """The commit of a checkout, with `-dirty` appended if files differ; None outside of one."""
     root = pathlib.Path(detlab.__file__).resolve().parents[1]
-    if not (root / ".git").exists():  # a repository around an installation is not ours
+    if not (root / ".git").exists():  # an installed detlab may lie in some other repository
         return None
     words = "git --no-optional-locks describe --always --dirty --abbrev=40 --exclude=*".split()
     try:
         done = subprocess.run(
             words, cwd=root, capture_output=True, text=True, check=True, timeout=30
         )
-    except (OSError, subprocess.SubprocessError):  # no git, or not the owner
+    except (OSError, subprocess.SubprocessError):  # no git, or the repository has another owner
         return None
     return done.stdout.strip()
 
@@ -151,12 +152,12 @@ def _devices() -> dict[str, Any]:
             "devices": devices(),
             "processes": jax.process_count(),
         }
-    except RuntimeError as error:  # what a bug report is often about
+    except RuntimeError as error:  # devices that do not start are often the bug to report
         return {"backend": None, "devices": anonymous(errors.first_line(error))}
 
 
 def _folder(folder: str | pathlib.Path | None) -> dict[str, Any] | None:
-    """What a folder holds, nothing where there is none yet; None without a name."""
+    """Number and size of a folder's files, 0 if it does not exist; None without a name."""
     if not folder:
         return None
     sizes = []
@@ -164,7 +165,7 @@ def _folder(folder: str | pathlib.Path | None) -> dict[str, Any] | None:
         try:
             if path.is_file():
                 sizes.append(path.stat().st_size)
-        except OSError:  # another process has just removed it
+        except OSError:  # another process has just removed the file
             continue
     return {
         "folder": anonymous(str(folder)),

@@ -1,4 +1,4 @@
-"""Mistakes that a user can mend: every program prints them as one sentence and exits with 2."""
+"""Errors that the user can fix: a program prints one sentence and exits with status 2."""
 
 import logging
 import os
@@ -11,14 +11,14 @@ class UserError(Exception):
 
 
 def first_line(error: BaseException) -> str:
-    """What an error of a library says, short enough for a sentence."""
+    """The first line of a library's error, at most 200 characters."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def run_main(main: Callable[[list[str]], None]) -> None:
     """Runs a program's `main(arguments)`; a `UserError` ends it without a traceback."""
-    # orbax warns of what is as it should be.  After a write that failed it, asyncio and tensorstore
-    # print tracebacks of every part that was under way; the first error is raised and tells it all.
+    # orbax logs warnings about normal behaviour.  After a failed write, it, asyncio and tensorstore
+    # print a traceback for each pending part; the first error, which is raised, is enough.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     sys.unraisablehook = lambda _: None
@@ -27,7 +27,7 @@ def run_main(main: Callable[[list[str]], None]) -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except BrokenPipeError:  # who reads the output, such as `head`, has seen enough
+    except BrokenPipeError:  # the reader of the output, such as `head`, has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except KeyboardInterrupt:

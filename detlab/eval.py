@@ -1,4 +1,4 @@
-"""Evaluates a detector: COCO's 12 numbers and PASCAL VOC mAP on any source.
+"""Evaluates a detector: COCO's 12 metrics and PASCAL VOC mAP on any source.
 
     python -m detlab.eval --workdir runs/retinanet_shapes
     python -m detlab.eval --config experiments/retinanet_voc.py --checkpoint weights/retinanet_voc
@@ -6,11 +6,11 @@
 
 The last form evaluates saved predictions without a model.
 
-Objects marked as crowd (COCO) or difficult (VOC) are ignored: finding or missing them changes no
-figure.  An image that cannot be read ends the evaluation, or with
-`--config.data.eval_skip_broken=True` counts as one without detections.  A sentence after the
-figures says on how many images more candidates passed than a bound of the model keeps, such as
-config.model.num_candidates.
+Objects marked as crowd (COCO) or difficult (VOC) are ignored: detecting or missing them changes no
+metric.  An unreadable image ends the evaluation; with `--config.data.eval_skip_broken=True` it
+counts as an image without detections.  If more candidates passed the score threshold than a bound
+of the model keeps, such as config.model.num_candidates, a sentence after the metrics says on how
+many images.
 """
 
 import time
@@ -36,6 +36,7 @@ from detlab import predictions as predictions_lib
 
 
 def main(arguments: Sequence[str]) -> None:
+    """Runs the program."""
     args, overrides = cli.parse(arguments, cli.evaluation(__doc__))
     cli.check_evaluation(args)
     distributed.join(args)
@@ -49,7 +50,7 @@ def main(arguments: Sequence[str]) -> None:
     source = data_sets.open_source(config, "eval")
     truth = evaluation.ground_truth(source)
 
-    bounds = {}  # saved predictions do not tell
+    bounds = {}  # unknown for saved predictions
     if weights is None:
         predictions = predictions_lib.read(args.predictions, truth, source.class_names)
         print(f"evaluating the predictions in {args.predictions}")
@@ -84,7 +85,7 @@ def main(arguments: Sequence[str]) -> None:
         count = predictions_lib.draw(
             args.draw, source, truth, predictions, args.threshold, args.draw_limit
         )
-        print(f"{count} pictures:   {args.draw} (and a contact sheet of the first)")
+        print(f"{count} pictures:   {args.draw} (with a contact sheet of the first 16)")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Evaluation: predict every image of a source, and score what was found.
+"""Evaluation: predict every image of a source and score the detections.
 
-Objects marked as crowd (COCO) or difficult (VOC) are ignored: finding or missing them changes no
-figure.
+Objects marked as crowd (COCO) or difficult (VOC) are ignored: detecting or missing them changes no
+metric.
 """
 
 import collections
@@ -11,14 +11,15 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from ml_collections import config_dict
 
 from detlab import contract, data_sets, distributed, errors, progress, sharding, types
 from detlab.data import batch as batch_lib
 from detlab.metrics import coco, voc
 
 
-def ground_truth(source) -> list[dict]:
-    """What the metrics compare with: the annotations of all images, in original px."""
+def ground_truth(source: Any) -> list[dict]:
+    """The annotations of all images, in original px, as the metrics take them."""
     truth = []
     for i in range(len(source)):
         height, width = source.size(i)
@@ -35,9 +36,9 @@ def ground_truth(source) -> list[dict]:
 
 
 class Predictor:
-    """`Detector.predict_with_bounds`, each device with its own images.
+    """`Detector.predict_with_bounds` with the images of a batch spread over the devices.
 
-    There is one compiled program for each canvas.
+    One program is compiled per canvas.
 
     Attributes:
       compiled_in: canvas (height, width) px -> seconds that compilation took.
@@ -69,18 +70,18 @@ def predict(
     predictor: Predictor,
     params: Any,
     state: Any,
-    source,
-    config,
-    mesh,
+    source: Any,
+    config: config_dict.ConfigDict,
+    mesh: jax.sharding.Mesh,
     stop: distributed.StopSignals | None = None,
 ) -> tuple[list[dict], dict[str, dict]]:
-    """Detections of every image of a source, in its original px; stops early if `stop()`.
+    """Detects objects in every image of a source, in original px; stops early if `stop()`.
 
-    An image that is skipped because it cannot be read has no entry; a sentence is printed for it.
-    With several processes each predicts its share and gets what all of them found.
+    An unreadable image that is skipped has no entry; it is reported.  With several processes, each
+    predicts its share and gets the detections of all.
 
     Returns:
-      One dict an image, and the bounds on candidates that were exceeded: key of the config ->
+      One dict per image, and the bounds on candidates that were exceeded: key of the config ->
       {"keeps": its value, "exceeded_on": number of images, "images": number of all predicted}.
     """
     predictions, num_skipped, exceeded = [], 0, collections.Counter()
@@ -121,8 +122,8 @@ def predict(
             bar.update(int(rows.real.sum() + rows.skipped.sum()))
         if num_skipped:
             bar.write(
-                f"{num_skipped} of {len(source)} images cannot be read and count as images"
-                " without detections"
+                f"unreadable images: {num_skipped} of {len(source)}, counted as images without"
+                " detections"
             )
     bounds = {
         f"config.model.{name}": {
@@ -137,12 +138,12 @@ def predict(
 
 
 class _Rows(NamedTuple):
-    """What the host knows of the images of a batch, and of its process in the last two."""
+    """Facts on the host about each row of a batch; the last two are about its process."""
 
     index: np.ndarray
     placement: np.ndarray
     real: np.ndarray
-    skipped: np.ndarray  # images that could not be read: their number in the first row
+    skipped: np.ndarray  # number of unreadable images, in the first row; 0 in the others
     stop: np.ndarray  # whether the process was told to stop
 
 
@@ -152,9 +153,9 @@ def score(
     class_names: Sequence[str],
     bounds: dict[str, dict] | None = None,
 ) -> dict:
-    """Figures of both protocols: the COCO keys, mAP07, mAP12 and one row a class.
+    """Metrics of both protocols: the COCO keys, mAP07, mAP12 and one row per class.
 
-    The exceeded bounds that `predict` returned are among them as "bounds", if there are any.
+    Exceeded bounds, as `predict` returns them, are added as "bounds".
 
     Raises:
       UserError: the predictions do not fit the ground truth, or are not finite.
@@ -174,5 +175,5 @@ def score(
 
 
 def scalars(result: dict) -> dict[str, float]:
-    """The figures of `score` without the table and the bounds."""
+    """The metrics of `score` without the table and the bounds."""
     return {k: float(v) for k, v in result.items() if k not in ("classes", "bounds")}

@@ -1,11 +1,11 @@
-"""Files: written whole or not at all, and found writable before the work for them."""
+"""Atomic writing of files, and checks that outputs are writable before long work starts."""
 
 import contextlib
 import json
 import os
 import pathlib
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -14,8 +14,8 @@ from detlab import errors
 
 
 @contextlib.contextmanager
-def writing(path: str | pathlib.Path):
-    """What the system refuses while `path` is written is the user's error."""
+def writing(path: str | pathlib.Path) -> Iterator[None]:
+    """Raises an `OSError` while `path` is written as a `UserError`."""
     try:
         yield
     except OSError as error:
@@ -23,7 +23,7 @@ def writing(path: str | pathlib.Path):
 
 
 def write_text(path: str | pathlib.Path, text: str) -> None:
-    """Writes a file whole or not at all, making its folder."""
+    """Writes a file atomically and creates its folder."""
     path = pathlib.Path(path)
     special = path.exists() and not path.is_file()  # /dev/stdout cannot be replaced
     temporary = path if special else path.with_name(path.name + ".tmp")
@@ -35,20 +35,20 @@ def write_text(path: str | pathlib.Path, text: str) -> None:
 
 
 def write_json(path: str | pathlib.Path, value: Any) -> None:
-    """Writes a value as JSON, whole or not at all, making its folder."""
+    """Writes a value as JSON, atomically, and creates its folder."""
     write_text(path, json.dumps(value, indent=1) + "\n")
 
 
 def save_picture(path: pathlib.Path, image: np.ndarray) -> None:
-    """Writes an RGB image; a path that cannot be written is the user's error."""
-    from detlab.viz import boxes as draw_lib  # here, as text is written without OpenCV
+    """Writes an RGB image; a path that cannot be written raises a `UserError`."""
+    from detlab.viz import boxes as draw_lib  # imported late: writing text needs no OpenCV
 
     with writing(path):
         draw_lib.save(path, image)
 
 
 def unique_names(names: Iterable[str]) -> list[str]:
-    """The names; one that was there before, in capitals or not, gets its position appended."""
+    """The names, with the position appended to each repeated one; case is ignored."""
     taken, unique = set(), []
     for i, name in enumerate(names):
         while name.lower() in taken:
@@ -61,7 +61,7 @@ def unique_names(names: Iterable[str]) -> list[str]:
 def check_outputs(
     files: Iterable[str | pathlib.Path] = (), folders: Iterable[str | pathlib.Path] = ()
 ) -> None:
-    """Makes the folders of what will be written, to fail before the long work and not after it.
+    """Creates the folders of all outputs, to fail before the long work and not after it.
 
     Raises:
       UserError: a path that cannot be written.
@@ -80,4 +80,6 @@ def check_outputs(
         if file.is_dir():
             raise errors.UserError(f"cannot write {file}: it is a folder; name a file in it.")
         if file.exists() and not os.access(file, os.W_OK):
-            raise errors.UserError(f"cannot write {file}: it is protected against writing.")
+            raise errors.UserError(
+                f"cannot write {file}: it is write-protected; name another file."
+            )

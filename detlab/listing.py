@@ -1,13 +1,13 @@
-"""The shipped experiments and what to expect of them, from their docstrings.
+"""The shipped experiments and what to expect of them, read from their docstrings.
 
-The last paragraph of an experiment's docstring is one line of this form, of the variant without a
-name:
+The last paragraph of an experiment's docstring is one line of this form, for the experiment without
+a variant:
 
     Expected: COCO 2017 | 12 epochs, not timed | 50 GB for 16 images | AP 0.365, published
 
-Data; time, where a run was timed, or its length; memory of a training step as
-`benchmarks.step_memory` computes it; and the figure, its reference's ("published") or that of a run
-of this code ("seed 0"), or "not run".
+The columns are: data; the time if a run was timed, else its length; memory of a training step as
+`benchmarks.step_memory` computes it; and the figure, either the reference's ("published"), measured
+with this code ("seed 0"), or "not run".
 """
 
 import ast
@@ -26,12 +26,12 @@ EXPECTED = re.compile(
     r" \| (?P<memory>\d+(\.\d+)? GB for \d+ images)"
     r" \| (?P<figure>not run|(AP|AP50|mAP07|mAP12) 0\.\d+[^|]*, (published|seed 0))"
 )
-FOR_TESTS = ("overfit", "tiny")  # first words of variants that benchmarks and tests ask for
-FEW = 5  # variants that are shown
+FOR_TESTS = ("overfit", "tiny")  # first words of variants that only benchmarks and tests use
+FEW = 5  # number of variants to show
 
 
 class Experiment(NamedTuple):
-    """A line of the list."""
+    """One line of the list."""
 
     name: str
     variants: tuple[str, ...]
@@ -42,16 +42,16 @@ class Experiment(NamedTuple):
 
 
 def read(name: str) -> Experiment:
-    """What a shipped experiment says of itself; jax is not imported.
+    """Reads the docstring and variants of a shipped experiment, without importing jax.
 
     Raises:
-      ValueError: its docstring has no line `Expected:` of the form above at its end.
+      ValueError: its docstring does not end with a line `Expected:` of the form above.
     """
     path = pathlib.Path(experiments.__file__).parent / f"{name}.py"
     docstring = ast.get_docstring(ast.parse(path.read_text())) or ""
     found = EXPECTED.fullmatch(docstring.rpartition("\n\n")[2])
     if not found:
-        raise ValueError(f"{path} has no line `Expected: ...` at the end of its docstring")
+        raise ValueError(f"{path}: the docstring must end with a line `Expected: ...`")
     variants = [v for v in config_lib.variants(name) if v.partition("_")[0] not in FOR_TESTS]
     return Experiment(name, tuple(variants), **found.groupdict())
 
@@ -60,7 +60,7 @@ def find(text: str = "") -> list[Experiment]:
     """The shipped experiments whose names contain `text`.
 
     Raises:
-      UserError: there are none.
+      UserError: no name contains it.
     """
     names = config_lib.shipped()
     found = [read(name) for name in names if text.lower() in name]
@@ -73,7 +73,7 @@ def find(text: str = "") -> list[Experiment]:
 
 
 def table(found: Sequence[Experiment]) -> str:
-    """A line an experiment, in columns, under their names."""
+    """The experiments as text, one per line, in columns with headings."""
     rows = [("experiment", *Experiment._fields[1:])]
     rows += [(row.name, _few(row.variants), *row[2:]) for row in found]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

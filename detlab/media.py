@@ -1,4 +1,4 @@
-"""Images and videos of the user: found by a path or pattern, read, detected on and drawn."""
+"""The user's images and videos: finds, reads and draws them."""
 
 import collections
 import glob
@@ -17,12 +17,15 @@ VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v")
 
 
 def find_inputs(text: str) -> list[pathlib.Path]:
-    """The images and videos that a path, a folder or a glob pattern means, in order."""
+    """The images and videos of a path, folder or glob pattern, sorted."""
     path = pathlib.Path(text)
     if path.is_dir():
         found = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGES + VIDEOS)
         if not found:
-            raise errors.UserError(f"folder {path} holds no image ({', '.join(IMAGES)}) or video.")
+            raise errors.UserError(
+                f"--input {path} contains no images ({', '.join(IMAGES)}) or videos"
+                f" ({', '.join(VIDEOS)}); name another folder."
+            )
         return found
     if path.is_file():
         return [path]
@@ -30,13 +33,14 @@ def find_inputs(text: str) -> list[pathlib.Path]:
     found = [p for p in found if p.is_file()]
     if not found:
         raise errors.UserError(
-            f"--input {text} is no file, no folder, and matches nothing as a pattern."
+            f"--input {text} does not exist and matches no files; name an image, a video, a folder"
+            " or a quoted glob pattern."
         )
     return found
 
 
 def output_names(files: Sequence[pathlib.Path]) -> list[str]:
-    """File names of the results, all different; equal stems keep their suffix to differ."""
+    """Unique file names of the results; files with equal stems keep their suffix in the name."""
     counts = collections.Counter(p.stem for p in files)
     stems = [p.stem if counts[p.stem] == 1 else p.name.replace(".", "_") for p in files]
     suffixes = [".mp4" if p.suffix.lower() in VIDEOS else ".png" for p in files]
@@ -46,28 +50,28 @@ def output_names(files: Sequence[pathlib.Path]) -> list[str]:
 
 
 def check_originals(files: Sequence[pathlib.Path], targets: Sequence[pathlib.Path]) -> None:
-    """Refuses to write over the user's files, or among them.
+    """Checks that no result would overwrite a file of the user or land among them.
 
     Raises:
-      UserError: a result is an input, directly or through a link, or would lie beside one.
+      UserError: a result is an input, directly or through a link, or would be beside one.
     """
     originals = {p.resolve() for p in files}
     folders = {p.parent for p in originals} | {p.parent.resolve() for p in files}
     for target in targets:
         if target.parent.resolve() in folders:
             raise errors.UserError(
-                f"--output {target.parent} is a folder of the input, where results could replace"
-                " your files; name another folder."
+                f"--output {target.parent} contains input files, which results could overwrite;"
+                " name another folder."
             )
         if target.resolve() in originals:
             raise errors.UserError(
-                f"the result {target} would replace the input {target.resolve()}; name another"
+                f"the result {target} would overwrite the input {target.resolve()}; name another"
                 " --output."
             )
 
 
 def process(path: pathlib.Path, target: pathlib.Path, detect: detect_lib.Detect) -> dict:
-    """Draws one file to `target`; returns its row of `detections.json`."""
+    """Detects objects in one file, draws it to `target`, returns its row of `detections.json`."""
     if path.suffix.lower() in VIDEOS:
         return process_video(path, target, detect)
     image = records.read_image(path, upright=True)
@@ -84,22 +88,22 @@ def process(path: pathlib.Path, target: pathlib.Path, detect: detect_lib.Detect)
 
 
 def process_video(path: pathlib.Path, target: pathlib.Path, detect: detect_lib.Detect) -> dict:
-    """The same for every frame of a video.
+    """Like `process`, for every frame of a video.
 
-    `frames` has one list of objects a frame, and `problems` a sentence where the video has fewer
-    frames than its header says.  Frames of another size than the first are resized to it.
+    `frames` has one list of objects per frame, and `problems` a sentence if the video has fewer
+    frames than its header says.  Frames that differ in size from the first are resized to it.
     """
     reader = cv2.VideoCapture(str(path))
     readable, frame = reader.read()
     if not readable:
         raise records.DataError(f"video {path} cannot be decoded; convert it to another format.")
-    # Of the frame, not of the header: a video that is stored turned is decoded upright.
+    # From the frame, not the header: a video that is stored rotated is decoded upright.
     height, width = frame.shape[:2]
-    announced = int(reader.get(cv2.CAP_PROP_FRAME_COUNT))  # 0 or less where it is not known
+    announced = int(reader.get(cv2.CAP_PROP_FRAME_COUNT))  # 0 or less if unknown
     rate = reader.get(cv2.CAP_PROP_FPS) or 25.0
     writer = cv2.VideoWriter(str(target), cv2.VideoWriter_fourcc(*"mp4v"), rate, (width, height))
     if not writer.isOpened():
-        raise errors.UserError(f"cannot write the video {target}.")
+        raise errors.UserError(f"cannot write the video {target}; name another --output.")
     frames = []
     try:
         while readable:
@@ -111,14 +115,12 @@ def process_video(path: pathlib.Path, target: pathlib.Path, detect: detect_lib.D
             writer.write(cv2.cvtColor(drawn, cv2.COLOR_RGB2BGR))
             frames.append(detect.as_json(found))
             readable, frame = reader.read()
-    finally:  # what there is can be played, also after Ctrl-C
+    finally:  # the frames written so far are playable, even after Ctrl-C
         writer.release()
         reader.release()
     problems = []
     if len(frames) < announced:
-        problems.append(
-            f"video {path} ends after {len(frames)} of the {announced} frames it should have"
-        )
+        problems.append(f"video {path} ends after {len(frames)} of {announced} frames")
     return {
         "file": str(path),
         "picture": str(target),

@@ -1,9 +1,10 @@
-"""Predictions and their figures for people: as JSON, as text, as pictures."""
+"""Predictions and metrics as JSON, text and pictures."""
 
 import json
 import pathlib
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -28,11 +29,11 @@ def write(path: str | pathlib.Path, predictions: list[dict], class_names: Sequen
 
 
 def read(path: str | pathlib.Path, truth: list[dict], class_names: Sequence[str]) -> list[dict]:
-    """What `write` saved.
+    """Reads predictions that `write` saved.
 
     Raises:
-      UserError: no such file, another kind of file, or predictions that do not fit the ground
-        truth: other classes, an unknown image, arrays of different lengths, values not finite.
+      UserError: no such file, another kind of file, or predictions that do not match the ground
+        truth: other classes, an unknown image, arrays of different lengths, non-finite values.
     """
     try:
         saved = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
@@ -48,25 +49,26 @@ def read(path: str | pathlib.Path, truth: list[dict], class_names: Sequence[str]
         ]
     except FileNotFoundError:
         raise errors.UserError(
-            f"no predictions at {path}; give --workdir or --checkpoint to make them."
+            f"--predictions {path} does not exist; give --workdir or --checkpoint to write it."
         ) from None
     except OSError as error:
         raise errors.UserError(f"cannot read {path}: {error.strerror or error}.") from error
     except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise errors.UserError(
-            f"{path} is not a file of predictions that detlab.eval wrote ({error})."
+            f"{path} is not a predictions file of detlab.eval ({error}); write it again with"
+            " --workdir or --checkpoint."
         ) from error
     try:
         inputs.flatten(truth, predictions, len(class_names))
     except (ValueError, TypeError) as error:  # TypeError: an id that is a list
         raise errors.UserError(
-            f"the predictions in {path} do not fit the data: {error}."
+            f"the predictions in {path} do not match the data: {error}."
         ) from error
     return predictions
 
 
 def report(result: dict) -> str:
-    """The figures as text: one row a class, both protocols, a sentence for an exceeded bound."""
+    """The metrics as text: one row per class, both protocols, a sentence per exceeded bound."""
     number = tables.number
     lines = (
         ("COCO", ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")),
@@ -88,34 +90,35 @@ def report(result: dict) -> str:
         for row in result["classes"]
     ]
     sentences = [
-        f"On {bound['exceeded_on']} of {bound['images']} images more candidates passed the"
-        f" threshold than {key} ({bound['keeps']}) keeps; the worst were dropped before"
-        " suppression."
+        f"On {bound['exceeded_on']} of {bound['images']} images, more candidates passed the score"
+        f" threshold than {key} ({bound['keeps']}) keeps; the lowest-scoring ones were dropped"
+        " before suppression."
         for key, bound in result.get("bounds", {}).items()
     ]
     return "\n".join([tables.text_table(header, rows), overall, *sentences])
 
 
 def summary(figures: dict[str, float]) -> str:
+    """The main metrics on one line."""
     keys = ("AP", "AP50", "AP75", "mAP07", "mAP12")
     return "  ".join(f"{k} {figures[k]:.3f}" for k in keys)
 
 
 def draw(
     folder: str | pathlib.Path,
-    source,
+    source: Any,
     truth: list[dict],
     predictions: list[dict],
     threshold: float,
     limit: int,
 ) -> int:
-    """Ground truth beside predictions for the first `limit` images (0: all), one file an image.
+    """Draws ground truth beside predictions for the first `limit` images (0: all).
 
-    The files are named after the images; `contact_sheet.png` has the first 16 of them together.
-    An image that cannot be read is left out with a printed sentence.
+    Each image gets a file of its name; `contact_sheet.png` shows the first 16 together.  Unreadable
+    images are skipped and reported.
 
     Returns:
-      How many pictures were written.
+      The number of pictures written.
     Raises:
       UserError: a picture cannot be written.
     """

@@ -1,14 +1,15 @@
-"""What a long program says on its way: a bar, and sentences that do not break it."""
+"""Progress of long programs: a bar, and printing that does not break it."""
 
 import sys
 from collections.abc import Iterable
+from typing import Any
 
 import jax
 import tqdm
 
 
-def bar(total: int, what: str, unit: str, **options) -> tqdm.tqdm:
-    """A progress bar, of the first process; into a file it writes a line now and then."""
+def bar(total: int, what: str, unit: str, **options: Any) -> tqdm.tqdm:
+    """A progress bar, shown by the first process; without a terminal, one line every 20 s."""
     interval = 0.2 if sys.stderr.isatty() else 20.0
     hidden = jax.process_index() > 0
     return tqdm.tqdm(
@@ -17,7 +18,7 @@ def bar(total: int, what: str, unit: str, **options) -> tqdm.tqdm:
 
 
 def report_skipped(sentences: Iterable[str]) -> None:
-    """Says which images were left out; the output of other processes than the first is stderr."""
+    """Prints which images were skipped; processes other than the first print to stderr."""
     file = sys.stdout if jax.process_index() == 0 else sys.stderr
     for sentence in sentences:
         tqdm.tqdm.write(f"skipped: {sentence}", file=file)

@@ -2,9 +2,8 @@
 
     python -m detlab.train --config experiments/retinanet_shapes.py
 
-Any value of the config can be set on the command line, as in `--config.optim.lr=0.005`.  The run
-lives in its workdir; starting it again resumes it.  With --distributed this is one of several
-processes that train as one.
+Any value of the config can be set on the command line, such as `--config.optim.lr=0.005`.  The run
+is kept in its workdir; the same command resumes it.  --distributed trains on several processes.
 """
 
 import contextlib
@@ -30,7 +29,8 @@ from detlab.run import workdir as workdir_lib
 
 
 def main(arguments: Sequence[str]) -> None:
-    # Config and workdir.  A run in it must have the same config; one that is finished stays.
+    """Runs the program."""
+    # Config and workdir.  A run already there must have the same config; a finished one is kept.
     args, overrides = cli.parse(arguments, cli.train(__doc__))
     cli.check_train(args)
     distributed.join(args)
@@ -44,8 +44,8 @@ def main(arguments: Sequence[str]) -> None:
     distributed.check_same(config=config_json, workdir=[reached, workdir.finished])
     if workdir.finished and not args.dry_run:
         print(
-            f"{workdir.path} is finished.  Look at it with `python -m detlab.eval --workdir"
-            f" {workdir.path}`, or start another with --workdir."
+            f"{workdir.path} is finished; evaluate it with `python -m detlab.eval --workdir"
+            f" {workdir.path}`, or start another run with --workdir"
         )
         return
     if reached is None:
@@ -63,7 +63,7 @@ def main(arguments: Sequence[str]) -> None:
         # The state to start from: a checkpoint, else `init_from`, else random.
         stop = stack.enter_context(distributed.StopSignals())
         workdir.open(config)
-        # Closing waits for what is being written, also when an error ends the run.
+        # Closing waits for pending writes, even when an error ends the run.
         checkpoints = checkpoint.Checkpoints(workdir.path, config.train.keep_last)
         stack.callback(checkpoints.close)
         if reached is None:
@@ -86,14 +86,14 @@ def main(arguments: Sequence[str]) -> None:
         bar = stack.enter_context(progress.bar(length.total, "train", "step", initial=first))
         outcome = None
         if length.evaluates(first) and (first == length.total or not log.has_evaluation(first)):
-            outcome = evaluate(state, stop, bar)  # what a kill took from us
+            outcome = evaluate(state, stop, bar)  # an evaluation that was interrupted
 
         # Training.
         for step in range(first + 1, length.total + 1):
             if stop():
                 break
             profiler.step(step, state)
-            # A hidden copy between host and devices, or between devices, is an error.
+            # An implicit copy between host and devices, or between devices, is an error.
             with jax.transfer_guard("disallow"):
                 loaded = next(batches)
                 progress.report_skipped(loaded.skipped)

@@ -1,9 +1,11 @@
-"""A detector that was trained or converted: its config and weights, onto the devices."""
+"""Loads the config and weights of a trained or converted detector onto the devices."""
 
 import argparse
 from collections.abc import Mapping
+from typing import Any
 
 import jax
+from ml_collections import config_dict
 
 from detlab import checks, contract, errors, sharding
 from detlab import config as config_lib
@@ -11,16 +13,21 @@ from detlab.run import checkpoint
 from detlab.run import state as state_lib
 
 
-def load(args: argparse.Namespace, overrides: Mapping[str, str]):
-    """(config, weights) of --workdir, or of --config and --checkpoint."""
+def load(
+    args: argparse.Namespace, overrides: Mapping[str, str]
+) -> tuple[config_dict.ConfigDict, checkpoint.Weights]:
+    """Loads config and weights from --workdir, or from --config and --checkpoint."""
     if args.workdir and args.config:
-        raise errors.UserError("give either --workdir or --config with --checkpoint, not both.")
+        raise errors.UserError(
+            "--workdir and --config exclude each other; give --workdir, or --config with"
+            " --checkpoint."
+        )
     if args.workdir:
         weights = checkpoint.load_weights(args.workdir, args.checkpoint or "best")
         if "config" not in weights.info:
             raise errors.UserError(
-                f"{weights.path} was not written by training; name its config with --config and"
-                " the folder with --checkpoint."
+                f"{weights.path} was not written by training and has no config; give --config, and"
+                " the folder as --checkpoint instead of --workdir."
             )
         config = config_lib.from_json(weights.info["config"])
         for key, text in overrides.items():
@@ -29,13 +36,18 @@ def load(args: argparse.Namespace, overrides: Mapping[str, str]):
         config = config_lib.load(args.config, overrides)
         weights = checkpoint.load_weights(args.checkpoint)
     else:
-        raise errors.UserError("give --workdir of a run, or --config together with --checkpoint.")
+        raise errors.UserError("no detector given; give --workdir, or --config with --checkpoint.")
     checks.check_config(config)
     return config, weights
 
 
-def fit(detector: contract.Detector, config, weights: checkpoint.Weights, mesh):
-    """(params, state) of the whole detector on the devices; nothing may be missing."""
+def fit(
+    detector: contract.Detector,
+    config: config_dict.ConfigDict,
+    weights: checkpoint.Weights,
+    mesh: jax.sharding.Mesh,
+) -> tuple[Any, Any]:
+    """(params, state) of the detector on the devices; every leaf must be in the weights."""
     params, state = jax.eval_shape(
         detector.init, jax.random.key(0), state_lib.example_images(config)
     )

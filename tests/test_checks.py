@@ -1,4 +1,4 @@
-"""The rules that every config must keep, and the sentence for each that is broken."""
+"""The rules for configs, and the error sentence for each broken rule."""
 
 import functools
 import operator
@@ -11,7 +11,7 @@ from detlab.experiments import common
 
 
 def example(**changes):
-    """A config that keeps every rule, made anew with changes; `__` is the dot of a key."""
+    """A new config that obeys every rule, with changes; `__` stands for the dot in a key."""
     values = common.base("retinanet").to_dict()
     values["train"]["steps"] = 10
     for name, value in changes.items():
@@ -57,15 +57,15 @@ def test_a_missing_key_is_named_with_where_to_start(key):
     [
         (
             dict(data__max_boxs=3),
-            "config.data.max_boxs is not a key of configs. Did you mean 'data.max_boxes'?",
+            "config.data.max_boxs is not a known key. Did you mean 'data.max_boxes'?",
         ),
         (
             dict(trian=ConfigDict(dict(steps=3))),
-            "config.trian.steps is not a key of configs. Did you mean 'train.steps'?",
+            "config.trian.steps is not a known key. Did you mean 'train.steps'?",
         ),
-        (dict(sead=3), "config.sead is not a key of configs. Did you mean 'seed'?"),
-        (dict(qqqq=3), "config.qqqq is not a key of configs."),
-        (dict(train=3), "config.train is not a key of configs. Did you mean 'train'?"),
+        (dict(sead=3), "config.sead is not a known key. Did you mean 'seed'?"),
+        (dict(qqqq=3), "config.qqqq is not a known key."),
+        (dict(train=3), "config.train is not a known key. Did you mean 'train'?"),
         (dict(model=3), "config.model is 3; it must be a ConfigDict of the detector's fields."),
     ],
 )
@@ -276,8 +276,7 @@ def test_values_at_the_edges_are_taken(changes):
     [
         (
             dict(train__epochs=12, train__steps=5),
-            "config.train.epochs is 12 and config.train.steps is 5;"
-            " set the one that does not count to 0.",
+            "config.train.epochs is 12 and config.train.steps is 5; set one of them to 0.",
         ),
         (
             dict(train__steps=0),
@@ -291,59 +290,56 @@ def test_values_at_the_edges_are_taken(changes):
         ),
         (
             dict(data__resize="stretch", data__size_limits=(1333, 800)),
-            "config.data.size_limits is (1333, 800), which goes only with config.data.resize=fit;"
-            " set it to ().",
+            "config.data.size_limits is (1333, 800), which needs config.data.resize=fit; change"
+            " resize, or set the limits to ().",
         ),
         (
             dict(data__resize="letterbox", data__multiscale_limits=((128, 64),)),
-            "config.data.multiscale_limits is ((128, 64),), which goes only with"
-            " config.data.resize=fit; set it to ().",
+            "config.data.multiscale_limits is ((128, 64),), which needs config.data.resize=fit;"
+            " change resize, or set the limits to ().",
         ),
         (
             dict(data__multiscale_canvases=(((96, 96),), ((64, 96), (96, 64)))),
-            "config.data.multiscale_canvases has the alternative ((64, 96), (96, 64)); each needs"
-            " as many canvases as config.data.canvases, 1.",
+            "config.data.multiscale_canvases has the alternative ((64, 96), (96, 64)); each must"
+            " have as many canvases as config.data.canvases, 1.",
         ),
         (
             dict(data__multiscale="range"),
-            "config.data.multiscale=range draws between config.data.multiscale_limits, of which"
-            " there are 0; give two or more.",
+            "config.data.multiscale=range samples between config.data.multiscale_limits, which has"
+            " 0 entries; give two or more.",
         ),
         (
             dict(data__multiscale_limits=((128, 64), (160, 96))),
-            "config.data.multiscale_limits has (160, 96), for which the canvas (128, 128) has no"
-            " room; no image would become so large.",
+            "config.data.multiscale_limits has (160, 96), which does not fit the canvas (128, 128);"
+            " lower the limit or enlarge the canvas.",
         ),
         (
             dict(train__batch_size=16, train__accumulate=3),
-            "config.train.batch_size is 16, which cannot be divided into config.train.accumulate"
-            " = 3 equal parts.",
+            "config.train.batch_size is 16; it must be a multiple of config.train.accumulate, 3.",
         ),
         (
             dict(data__augment__hsv_form="darknet"),
-            "config.data.augment.hsv_gains is (0.015, 0.7, 0.4); with hsv_form=darknet saturation"
-            " and value are multiplied or divided by at most the last two, so these must be at"
-            " least 1.",
+            "config.data.augment.hsv_gains is (0.015, 0.7, 0.4); with hsv_form=darknet the last"
+            " two are the largest factors of saturation and value, so they must be at least 1.",
         ),
         (
             dict(data__augment__hsv_gains=(0.1, 1.5, 1.5)),
-            "config.data.augment.hsv_gains is (0.1, 1.5, 1.5); with hsv_form=yolov5 the factors"
-            " are up to that far from 1, so it must be at most 1.",
+            "config.data.augment.hsv_gains is (0.1, 1.5, 1.5); with hsv_form=yolov5 factors range"
+            " from 1 - gain to 1 + gain, so each gain must be at most 1.",
         ),
         (
             dict(optim__name="adamw", optim__warmup_momentum=0.8),
-            "config.optim.warmup_momentum is 0.8, which goes only with config.optim.name=sgd;"
-            " set it to 0.",
+            "config.optim.warmup_momentum is 0.8, which needs config.optim.name=sgd; set it to 0.",
         ),
         (
             dict(optim__warmup_bias_lr=0.1, optim__warmup_steps=0),
-            "config.optim.warmup_bias_lr is 0.1, which does nothing while"
-            " config.optim.warmup_steps is 0; set one of them.",
+            "config.optim.warmup_bias_lr is 0.1, which has no effect because"
+            " config.optim.warmup_steps is 0; set both or neither.",
         ),
         (
             dict(optim__ema_warmup=100),
-            "config.optim.ema_warmup is 100, which does nothing while config.optim.ema_decay is 0;"
-            " set one of them.",
+            "config.optim.ema_warmup is 100, which has no effect because config.optim.ema_decay is"
+            " 0; set both or neither.",
         ),
     ],
 )

@@ -1,4 +1,4 @@
-"""Command lines: flags and overrides are told apart, and mistakes are one sentence."""
+"""Command lines: splitting flags from overrides, and one error sentence per mistake."""
 
 import argparse
 

@@ -1,4 +1,4 @@
-"""Config files, overrides from the command line, and the sentences for mistakes."""
+"""Config files, overrides from the command line, and the error sentences for mistakes."""
 
 import os
 import sys
@@ -133,9 +133,12 @@ def test_a_refused_tuple_shows_how_it_is_written(key, text, hint):
         ("optin.lr", "unknown key config.optin.lr: no 'optin', did you mean 'optim'?"),
         (
             "optim.xyz",
-            "unknown key config.optim.xyz: no 'xyz', known there: lr, milestones, name, steps.",
+            "unknown key config.optim.xyz: no 'xyz', choose from: lr, milestones, name, steps.",
         ),
-        ("optim.lr.decay", "config.optim.lr is a value, so config.optim.lr.decay cannot be set."),
+        (
+            "optim.lr.decay",
+            "config.optim.lr is a value and has no keys; config.optim.lr.decay cannot be set.",
+        ),
         (
             "optim",
             "config.optim is a group; set one of its keys: config.optim.lr,"
@@ -194,7 +197,7 @@ def test_a_file_that_lists_its_variants_is_asked_for_no_other(tmp_path):
     path = write(tmp_path / "sizes.py", 'VARIANTS = ("", "small")\n' + text)
     assert config_lib.variants(path) == ["small"]
     assert config_lib.load(f"{path}:small").width == 8
-    with pytest.raises(errors.UserError, match="variant 'big' is unknown; there are: 'small'"):
+    with pytest.raises(errors.UserError, match="variant 'big' is unknown; choose from: 'small'"):
         config_lib.load(f"{path}:big")
     with pytest.raises(errors.UserError, match="'smal' is unknown; did you mean 'small'?"):
         config_lib.load(f"{path}:smal")
@@ -210,7 +213,7 @@ def test_variants_that_are_no_strings_are_told_with_the_file(listed, tmp_path):
 
 def test_a_file_without_variants_refuses_one(tmp_path):
     path = write(tmp_path / "simple.py", SIMPLE)
-    with pytest.raises(errors.UserError, match="has no variants, so leave out ':small'"):
+    with pytest.raises(errors.UserError, match="has no variants; remove ':small'"):
         config_lib.load(f"{path}:small")
 
 
@@ -220,7 +223,7 @@ def test_a_file_without_variants_refuses_one(tmp_path):
         ("import not_a_module_of_anyone", "fails on import: ModuleNotFoundError: No module named"),
         ("def get_config(:", "fails on import: SyntaxError"),
         ("1 / 0", "fails on import: ZeroDivisionError: division by zero"),
-        ("config = 3", "has no function get_config()"),
+        ("config = 3", "has no function get_config(); define one"),
         ("def get_config(): return {'lr': 1}", "must return an ml_collections ConfigDict"),
         ("\n\ndef get_config(): return {}['lr']", "broken.py, line 3: KeyError: 'lr'"),
         ("def get_config(): pass", "must return an ml_collections ConfigDict"),
@@ -276,10 +279,10 @@ def test_a_missing_file_lists_what_ships_and_the_nearest_name(tmp_path):
     with pytest.raises(errors.UserError) as caught:
         config_lib.load("retinanet_cocoo")
     message = str(caught.value)
-    assert "no config file retinanet_cocoo" in message
+    assert "retinanet_cocoo is neither a config file nor a shipped experiment" in message
     assert "Did you mean retinanet_coco?" in message
     assert ", ".join(config_lib.shipped()) in message
-    with pytest.raises(errors.UserError, match="Shipped are: ") as caught:
+    with pytest.raises(errors.UserError, match="Shipped experiments: ") as caught:
         config_lib.load(str(tmp_path / "zzz.py"))
     assert "Did you mean" not in str(caught.value)
 
@@ -301,7 +304,7 @@ def get_config():
 
 @pytest.fixture
 def experiments_not_imported():
-    """As in a new process; what a test imports under this name is forgotten."""
+    """The state of a new process; modules that a test imports under this name are removed."""
 
     def taken_out():
         names = [name for name in sys.modules if name.partition(".")[0] == "experiments"]
@@ -366,7 +369,7 @@ def test_a_file_of_the_same_name_comes_before_the_shipped_one(tmp_path, monkeypa
 
 
 def test_a_missing_path_is_not_replaced_by_a_shipped_experiment(tmp_path):
-    with pytest.raises(errors.UserError, match="no config file .*mine/retinanet_shapes.py"):
+    with pytest.raises(errors.UserError, match="mine/retinanet_shapes.py is neither a config file"):
         config_lib.load(str(tmp_path / "mine" / "retinanet_shapes.py"))
 
 
@@ -393,7 +396,7 @@ def test_json_and_back_keeps_tuples_nones_and_groups():
     back = config_lib.from_json(values)
     assert back.to_dict() == config.to_dict()
     assert back.data.canvases == ((128, 128),) and back.data.class_names == ()
-    config_lib.override(back, "optim.milestones", "(1, 2)")  # as good as the one from the file
+    config_lib.override(back, "optim.milestones", "(1, 2)")  # works like the config of the file
     assert back.optim.milestones == (1, 2)
 
 

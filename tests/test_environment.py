@@ -1,4 +1,4 @@
-"""What bug reports and runs say of their environment: true, complete, and nobody's name."""
+"""The environment in bug reports and runs: correct, complete, and without private names."""
 
 import configparser
 import json
@@ -46,7 +46,7 @@ def test_packages_are_those_that_detlab_requires(repository):
 def test_hash_of_a_config_is_that_of_its_values_in_any_order():
     config = ConfigDict({"b": (1, 2), "a": {"y": None, "x": 0.5}})
     other = ConfigDict({"a": {"x": 0.5, "y": None}, "b": (1, 2)})
-    # sha256 of {"a": {"x": 0.5, "y": null}, "b": [1, 2]}: the same in every process.
+    # From sha256 of {"a": {"x": 0.5, "y": null}, "b": [1, 2]}: the same in every process.
     assert environment.config_hash(config) == "a62ccf74e9b0e014"
     assert environment.config_hash(other) == environment.config_hash(config)
     other.a.x = 0.25

@@ -79,5 +79,5 @@ def test_table_has_columns_and_few_variants():
 def test_a_docstring_without_the_line_is_an_error(monkeypatch, tmp_path):
     (tmp_path / "mine.py").write_text('"""Mine.\n\nExpected: much\n"""\n')
     monkeypatch.setattr(experiments, "__file__", str(tmp_path / "__init__.py"))
-    with pytest.raises(ValueError, match="mine.py has no line `Expected: ...` at the end"):
+    with pytest.raises(ValueError, match="mine.py: the docstring must end with a line `Expected:"):
         listing.read("mine")

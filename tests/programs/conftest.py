@@ -1,4 +1,4 @@
-"""A tiny run on shapes that the tests of all programs share."""
+"""A tiny run on shapes, shared by the tests of all programs."""
 
 import pathlib
 
@@ -24,9 +24,9 @@ def get_config():
             head_width=16,
             head_convs=1,
             octave_base_scale=3.0,
-            score_threshold=0.0,  # six steps find nothing of score 0.05
-            candidates_per_level=50,  # unoptimised suppression of 1000 takes seconds a batch
-            max_detections=20,  # scoring 100 of each image takes longer than all else
+            score_threshold=0.0,  # after six steps no score reaches 0.05
+            candidates_per_level=50,  # unoptimised suppression of 1000 takes seconds per batch
+            max_detections=20,  # scoring 100 per image takes longer than all else
         )
     )
     common.from_scratch(config)

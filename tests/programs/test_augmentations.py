@@ -1,4 +1,4 @@
-"""The contact sheets of `benchmarks.augmentations` are drawn."""
+"""`benchmarks.augmentations` draws its contact sheets."""
 
 import cv2
 import pytest

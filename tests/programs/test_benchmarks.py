@@ -1,4 +1,4 @@
-"""The benchmarks run and write what docs/performance.md quotes; their figures are not tested."""
+"""The benchmarks run and write what docs/performance.md quotes; the numbers are not tested."""
 
 import json
 import shutil
@@ -30,7 +30,7 @@ def test_memory_of_a_run_is_sampled_tabulated_and_drawn(tiny_config, tmp_path, c
     arguments = ["--config", tiny_config, "--config.eval.pictures=0", "--every", "0.05"]
     memory.main([*arguments, "--json", str(output), "--picture", str(picture)])
     result = json.loads(output.read_text())
-    assert result["warm_step"] == 1000 and result["flat"] is None, "six steps are too few to say"
+    assert result["warm_step"] == 1000 and result["flat"] is None, "six steps are too few to judge"
     assert "too few samples" in capsys.readouterr().out
     samples = [memory.Sample(**sample) for sample in result["samples"]]
     assert samples[-1].step == 6 and samples[-1].compiled >= 3  # init, update, predict
@@ -43,7 +43,7 @@ def test_memory_of_a_run_is_sampled_tabulated_and_drawn(tiny_config, tmp_path, c
     "growth, compiled, flat", [(0.0, 0, True), (10.0, 0, True), (40.0, 0, False), (0.0, 1, False)]
 )
 def test_memory_is_flat_where_it_grows_little_and_nothing_is_compiled(growth, compiled, flat):
-    """1000 MiB may grow by 20 in 1000 steps; what is before the warm step does not count."""
+    """1000 MiB may grow by 20 in 1000 steps; samples before the warm step are excluded."""
     samples = [memory.Sample(0.0, 0, 10.0, 0.0, None, None, 0)]
     samples += [
         memory.Sample(
@@ -54,7 +54,7 @@ def test_memory_is_flat_where_it_grows_little_and_nothing_is_compiled(growth, co
     result = memory.summarise(samples, warm=500, total=2000)
     assert result["flat"] is flat and result["compiled_after"] == compiled
     assert result["memory"]["process"]["mib_per_1000_steps"] == pytest.approx(growth, abs=0.01)
-    assert "device" not in result["memory"], "a CPU has no allocator to ask"
+    assert "device" not in result["memory"], "a CPU has no allocator statistics"
     assert ("NOT flat" in memory.verdict(result)) is not flat
 
 

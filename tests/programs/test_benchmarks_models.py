@@ -1,4 +1,4 @@
-"""The benchmarks of detectors run and tell what is missing; their figures are not tested."""
+"""The benchmarks of detectors run and report what is missing; the numbers are not tested."""
 
 import json
 import pathlib
@@ -49,7 +49,7 @@ def test_a_missing_peer_is_one_line():
 
 
 def test_a_python_that_has_no_peers_or_is_none_is_said(tmp_path, monkeypatch):
-    (tmp_path / "torch.py").write_text("raise ImportError('none here')")  # also where it is
+    (tmp_path / "torch.py").write_text("raise ImportError('none here')")  # hides an installed one
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     task = models.Task("retinanet", "predict", 64, 1)
     found = models.start_peer("retinanet", task, [64, 64], sys.executable, tmp_path)
@@ -60,7 +60,9 @@ def test_a_python_that_has_no_peers_or_is_none_is_said(tmp_path, monkeypatch):
 
 
 def test_a_program_that_fails_and_files_that_cannot_be_are_one_sentence(tmp_path):
-    with pytest.raises(errors.UserError, match="^python -m detlab.train: no config file nowhere"):
+    with pytest.raises(
+        errors.UserError, match="^python -m detlab.train: nowhere is neither a config file nor"
+    ):
         command.run_module("detlab.train", "--config", "nowhere")
     (tmp_path / "file").touch()
     for arguments in (
@@ -90,7 +92,7 @@ def test_two_programs_take_turns():
 
 @pytest.mark.slow
 def test_a_model_is_measured(capsys, tmp_path):
-    """A small form, in a process of its own."""
+    """A small form, in a separate process."""
     small = "depth=18,backbone_width=8,neck_width=16,head_width=16,num_classes=2".split(",")
     arguments = [f"--config.model.{field}" for field in small]
     output = tmp_path / "models.json"
@@ -131,7 +133,7 @@ def test_the_eight_images_have_three_objects_and_more(tmp_path):
 def test_fine_tuning_trains_by_equal_settings_and_says_where_weights_do_not_help(
     tiny_run, tmp_path, monkeypatch, capsys
 ):
-    """Both runs are the same finished one here, so neither is better."""
+    """Both runs are copies of one finished run here, so neither is better."""
     calls = []
 
     def call(module, *arguments):

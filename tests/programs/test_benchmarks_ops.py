@@ -1,4 +1,4 @@
-"""The benchmark of operations runs, and its programs agree; its times are not tested."""
+"""The benchmark of operations runs and its programs agree; the times are not tested."""
 
 import json
 
@@ -29,7 +29,7 @@ def test_every_operation_has_cases_with_a_peer_and_another_program(cases):
 
 
 def test_all_programs_of_a_case_give_the_same_result(cases):
-    """Float32 sums in another order; suppression gives the very same indices."""
+    """float32 sums differ in order; suppression gives identical indices."""
     for name, figures in cases.items():
         bound = 0.0 if name.startswith("nms") else 1e-4
         for program, row in figures.items():

@@ -15,7 +15,7 @@ from detlab.data import settings, shapes
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    """Four files: two images of one stem, a grey one, and a video of three frames."""
+    """Four files: two images with the same stem, a grey one, and a video of three frames."""
     folder = tmp_path_factory.mktemp("photos")
     source = shapes.Shapes("val", num_images=4)
     for i, name in enumerate(["a.png", "a.jpg"]):
@@ -34,7 +34,7 @@ def photos(tmp_path_factory):
 def run(tiny_run, photos, output, *more):
     demo.main(
         ["--workdir", str(tiny_run), "--input", str(photos), "--output", str(output)]
-        # After six steps no score passes the detector's own threshold.
+        # After six steps no score passes the detector's default threshold.
         + ["--threshold", "0.001", "--top_k", "5", "--config.model.score_threshold=0.0", *more]
     )
     return json.loads((output / "detections.json").read_text())
@@ -44,7 +44,7 @@ def test_a_folder_gives_a_picture_or_video_for_each_file(tiny_run, photos, tmp_p
     rows = run(tiny_run, photos, tmp_path)
     assert len(rows) == 4
     pictures = {row["picture"] for row in rows}
-    assert len(pictures) == 4, "files of one stem do not overwrite each other"
+    assert len(pictures) == 4, "files with the same stem must not overwrite each other"
     for row in rows:
         if "frames" in row:
             assert [len(objects) for objects in row["frames"]] == [5] * 3
@@ -78,9 +78,9 @@ def test_a_file_that_is_no_image_is_skipped_with_a_sentence(tiny_run, photos, tm
 @pytest.mark.parametrize(
     "what, words",
     [
-        ("gone.jpg", ["gone.jpg", "no file"]),
+        ("gone.jpg", ["gone.jpg", "does not exist"]),
         ("*.gone", ["*.gone"]),
-        (".", ["holds no image"]),
+        (".", ["contains no images"]),
         ("broken.jpg", ["broken.jpg", "cannot be decoded"]),
         ("x.jpg --top_k 0", ["--top_k is 0"]),
         ("x.jpg --threshold 1.5", ["--threshold is 1.5"]),
@@ -106,7 +106,7 @@ def test_output_names_differ():
 
 @pytest.mark.parametrize("what", ["folder", "file", "pattern", "link to the folder", "link to it"])
 def test_the_users_own_files_are_never_written_to(what, tiny_run, photos, tmp_path, monkeypatch):
-    monkeypatch.setattr(trained, "load", None)  # it is found before any work
+    monkeypatch.setattr(trained, "load", None)  # the error comes before any work
     target, output = photos, photos
     if what == "file":
         target = photos / "grey.png"
@@ -149,7 +149,7 @@ def test_a_video_that_breaks_off_says_so(tiny_run, tmp_path, capsys):
     path.write_bytes(whole[: len(whole) * 6 // 10])
     (row,) = run(tiny_run, path, tmp_path / "out")
     assert 3 < len(row["frames"]) < 10
-    sentence = f"ends after {len(row['frames'])} of the 10 frames"
+    sentence = f"ends after {len(row['frames'])} of 10 frames"
     assert sentence in row["problems"][0]
     assert sentence in "".join(capsys.readouterr())
     assert (row["height"], row["width"]) == (64, 96)
@@ -163,7 +163,7 @@ def test_frames_of_another_size_are_resized_to_the_first(tmp_path, monkeypatch):
         def read(self):
             return (True, self.frames.pop(0)) if self.frames else (False, None)
 
-        def get(self, what):  # the header has the size of a video that is stored turned
+        def get(self, what):  # the header has the size of a video that is stored rotated
             return {cv2.CAP_PROP_FRAME_WIDTH: 64, cv2.CAP_PROP_FRAME_HEIGHT: 96}.get(what, 0)
 
         def release(self):
@@ -195,7 +195,7 @@ def test_frames_of_another_size_are_resized_to_the_first(tmp_path, monkeypatch):
     [("yolov5_coco", (640, 512)), ("retinanet_coco", (999, 800)), ("darknet_coco", (608, 608))],
 )
 def test_a_picture_is_resized_by_the_rule_of_the_demo(experiment, sides):
-    """820 px of 1024x820 are 512.5 px on 640x640, where evaluation takes 512 too, and mmcv 513."""
+    """820 px of 1024x820 become 512.5 px on 640x640: 512 in evaluation too, 513 in mmcv."""
     data, seen = config_lib.load(experiment).data, []
 
     def predict(params, state, images, image_size):

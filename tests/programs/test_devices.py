@@ -1,4 +1,4 @@
-"""Four devices compute what one does: losses, gradients, detections and random numbers."""
+"""Four devices compute the same as one: losses, gradients, detections and random numbers."""
 
 from concurrent import futures
 
@@ -12,7 +12,7 @@ PROGRAM = "import sys, device_runs; device_runs.main(*sys.argv[1:])"
 
 
 def selected_runs(request):
-    """The runs of `device_runs` that the selected tests of this file ask for."""
+    """The runs of `device_runs` that the selected tests of this file need."""
     tests = [item for item in request.session.items if item.path == request.path]
     names = [getattr(test, "callspec", None) and test.callspec.params.get("name") for test in tests]
     own = [] if all(names) else ["training", "sampling"]
@@ -21,9 +21,9 @@ def selected_runs(request):
 
 @pytest.fixture(scope="module")
 def results_of(request, tiny_config, made_once, run_on_devices):
-    """`results_of(run)` -> {1: arrays, 4: arrays} of a run of `device_runs` on so many devices.
+    """`results_of(run)` -> {number of devices: arrays} of a run of `device_runs` on 1 and on 4.
 
-    One process for each number of devices, side by side, takes all runs.
+    One process per number of devices, in parallel, executes all runs.
     """
 
     def make(folder):
@@ -70,7 +70,7 @@ def test_losses_and_metrics_are_equal(results):
 
 @pytest.mark.parametrize("kind", ["grad", "state"])
 def test_every_gradient_and_batch_statistic_is_equal(results, kind):
-    """Relative to the size of the leaf: sums over images are added up in another order."""
+    """Relative to the norm of the leaf: sums over images differ in order."""
     for name, one, four in pairs(results, kind):
         assert np.linalg.norm(one - four) <= 1e-5 * np.linalg.norm(one) + 1e-9, name
 
@@ -85,7 +85,7 @@ def test_detections_are_equal(results):
         np.testing.assert_allclose(four, one, rtol=1e-5, atol=1e-5, err_msg=name)
     for name, one, four in pairs(results, "bounds"):
         np.testing.assert_array_equal(four, one, err_msg=name)
-        assert one.all(), "on all eight images more pass than are kept"
+        assert one.all(), "on all eight images more candidates pass than are kept"
     assert results[1]["detections valid"].any()
 
 

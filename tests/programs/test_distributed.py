@@ -1,4 +1,4 @@
-"""Two processes on loopback that train, evaluate, save and resume as one."""
+"""Two processes on loopback train, evaluate, save and resume like one."""
 
 import json
 import os
@@ -44,7 +44,7 @@ LANDSCAPE, PORTRAIT = (64, 96), (96, 64)
 
 
 def write_part(folder, name, sizes, first_id):
-    """A COCO file of pictures of one to three rectangles."""
+    """Writes a COCO file and its pictures, of one to three rectangles each."""
     rng = np.random.default_rng(first_id)
     images, annotations = [], []
     for i, (height, width) in enumerate(sizes, start=first_id):
@@ -75,7 +75,7 @@ def write_part(folder, name, sizes, first_id):
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory, tiny_config):
-    """The path of the tiny config with portraits and landscapes as its data."""
+    """The path of the tiny config with portrait and landscape images as its data."""
     folder = tmp_path_factory.mktemp("mixed")
     write_part(folder, "train", [LANDSCAPE] * 9 + [PORTRAIT] * 5, first_id=1)
     write_part(folder, "eval", [PORTRAIT] * 5 + [LANDSCAPE] * 2, first_id=101)
@@ -88,21 +88,21 @@ def config(tmp_path_factory, tiny_config):
 
 @pytest.fixture(scope="module")
 def alone(config, tmp_path_factory):
-    """The workdir of the run of one process."""
+    """The workdir of a run on one process."""
     workdir = tmp_path_factory.mktemp("alone")
     train.main(["--config", config, "--workdir", str(workdir)])
     return workdir
 
 
 class Pair:
-    """Two processes of one run; `own` are further arguments of each."""
+    """Two processes of one run; `own` are additional arguments of each."""
 
     def __init__(self, module, arguments, own=((), ()), **environment):
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         flags = ["--distributed", "--num_processes=2", f"--coordinator=127.0.0.1:{port}"]
-        # Files, as a pipe that nobody reads while a test waits would stop the process.
+        # Files, because a full pipe that no test reads would block the process.
         self._outputs = [(tempfile.TemporaryFile("w+"), tempfile.TemporaryFile("w+")) for _ in own]
         self.processes = [
             subprocess.Popen(
@@ -115,7 +115,7 @@ class Pair:
         ]
 
     def finish(self, timeout=240):
-        """[(status, stdout, stderr)] of both; neither is left running."""
+        """[(status, stdout, stderr)] of both processes, which are killed if still running."""
         try:
             statuses = [process.wait(timeout) for process in self.processes]
         finally:
@@ -138,7 +138,7 @@ class Pair:
 
 
 def rows(workdir, prefix):
-    """{step: {key: value}} of the log, without what depends on time."""
+    """{step: {key: value}} of the log, without values that depend on time."""
     found = {}
     for row in log_lib.read_rows(workdir / "metrics.jsonl"):
         values = {k: v for k, v in row.items() if k.startswith(prefix) and "second" not in k}
@@ -148,9 +148,9 @@ def rows(workdir, prefix):
 
 
 def assert_same_run(workdir, other):
-    """Equal numbers up to the order of sums, which differs between numbers of processes.
+    """Compares numbers up to the order of sums, which depends on the number of processes.
 
-    1e-4: eight steps of Adam carry differences of 1e-7 on; the data must be equal to the last bit.
+    1e-4: eight steps of Adam amplify differences of 1e-7; the data must be bit-equal.
     """
     assert rows(workdir, "data/") == rows(other, "data/")
     ours, theirs = rows(workdir, "train/"), rows(other, "train/")
@@ -174,23 +174,23 @@ def test_two_processes_train_evaluate_and_save_as_one_does(config, alone, tmp_pa
     ).finish()
     assert status == status_1 == 0, (problems, problems_1)
     assert "devices: 2 x" in output and "in 2 processes" in output
-    assert "COCO" in output and output_1 == ""  # one voice
+    assert "COCO" in output and output_1 == ""  # only the first process prints
     assert_same_run(tmp_path, alone)
-    assert rows(alone, "data/")[8]["data/no_slot_boxes"] > 0  # seen by whichever process
+    assert rows(alone, "data/")[8]["data/no_slot_boxes"] > 0  # from either process
     assert (tmp_path / "pictures" / "contact_sheet.png").exists()
 
-    # The finished workdir is evaluated by two processes as by one.
+    # Two processes evaluate the finished workdir like one.
     (status, output, problems), _ = Pair(
         "detlab.eval",
         ["--workdir", str(tmp_path), "--json", str(tmp_path / "again.json")],
         JAX_LOG_COMPILES="1",
     ).finish()
     assert status == 0, problems
-    # Detections of all batches are gathered by one program a shape, not one a batch.
+    # One program per shape gathers the detections, not one per batch.
     assert 0 < problems.count("Finished XLA compilation of jit(gather_rows)") <= 2
     again = json.loads((tmp_path / "again.json").read_text())
     bounds = {"config.model.candidates_per_level": dict(keeps=50, exceeded_on=7, images=7)}
-    assert again["bounds"] == bounds, "of both processes, without the rows that fill up"
+    assert again["bounds"] == bounds, "counts of both processes, without filler rows"
     assert json.loads((alone / "eval.json").read_text())["bounds"] == bounds
     assert again["AP"] == pytest.approx(
         checkpoint.load_weights(tmp_path, "best").info["metrics"]["AP"], abs=1e-6
@@ -224,7 +224,7 @@ def test_a_process_that_dies_ends_the_other_with_a_sentence_and_both_resume(
     killed = time.time()
     status, _, problems = pair.finish()[1 - victim]
     assert time.time() - killed < distributed.HEARTBEAT_S + 30
-    assert status != 0, "it ended before the other was killed"
+    assert status != 0, "the process ended before the other was killed"
     assert "error: another process of this run has ended" in problems
     assert "Traceback" not in problems
     assert checkpoint.latest_step(tmp_path) >= 2
@@ -261,7 +261,7 @@ def test_processes_of_other_configs_are_refused(own, config, tmp_path):
 
 @pytest.mark.slow
 def test_a_workdir_that_only_one_process_sees_is_refused(config, alone, tmp_path):
-    """A finished workdir, of which the other process would know nothing."""
+    """A finished workdir that the other process does not see."""
     own = ["--workdir", str(alone)], ["--workdir", str(tmp_path / "elsewhere")]
     assert_refused(Pair("detlab.train", ["--config", config], own), "differ in workdir;")
 
@@ -281,7 +281,7 @@ def test_sources_of_other_images_have_other_fingerprints():
 
 
 def test_a_signal_before_training_ends_the_process(config):
-    """jax's own handler, which comes with the joining, must not swallow it."""
+    """jax's handler, installed on joining, must not swallow it."""
     code = (
         "import os, signal, sys; from detlab import data_sets, distributed, train;"
         "data_sets.open_source = lambda *_: os.kill(os.getpid(), signal.SIGTERM);"
@@ -299,8 +299,8 @@ def test_a_signal_before_training_ends_the_process(config):
 @pytest.mark.parametrize(
     "arguments, words",
     [
-        (["--coordinator=a:1"], "go with --distributed; add it"),
-        (["--distributed", "--process_id=0"], "give all of --coordinator"),
+        (["--coordinator=a:1"], "need --distributed; add it"),
+        (["--distributed", "--process_id=0"], "--process_id must be given together"),
         (
             ["--distributed", "--coordinator=here", "--num_processes=2", "--process_id=0"],
             "it must be host:port",
@@ -311,7 +311,7 @@ def test_a_signal_before_training_ends_the_process(config):
         ),
         (
             ["--distributed", "--coordinator=h:1", "--num_processes=2", "--process_id=2"],
-            "ids count from 0",
+            "--process_id is 2; it must be at least 0 and below --num_processes, 2.",
         ),
     ],
 )
@@ -324,5 +324,5 @@ def test_without_a_cluster_the_flags_are_asked_for(config):
     command = [sys.executable, "-m", "detlab.train", "--config", config, "--distributed"]
     result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert result.returncode == 2
-    assert "finds neither Slurm nor Open MPI nor a TPU pod here" in result.stderr
+    assert "finds no Slurm, Open MPI or TPU pod here" in result.stderr
     assert "Traceback" not in result.stderr

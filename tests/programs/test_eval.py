@@ -1,4 +1,4 @@
-"""`python -m detlab.eval`: figures, saved predictions, pictures, refusals."""
+"""`python -m detlab.eval`: metrics, saved predictions, pictures, errors."""
 
 import contextlib
 import io
@@ -19,7 +19,7 @@ from detlab.data import records, shapes, transforms
 
 
 class Renamed:
-    """Shapes under the given ids; the images at `broken` cannot be read."""
+    """Shapes with the given ids; the images at `broken` are unreadable."""
 
     def __init__(self, ids, broken=()):
         self._shapes = shapes.Shapes("val", num_images=len(ids))
@@ -54,7 +54,7 @@ def perfect(truth):
 
 @pytest.fixture(scope="module")
 def evaluated(tiny_run, tmp_path_factory):
-    """A folder with figures.json, predictions.json, pictures and what an evaluation printed."""
+    """A folder with figures.json, predictions.json, pictures and the output of an evaluation."""
     folder = tmp_path_factory.mktemp("evaluated")
     with contextlib.redirect_stdout(io.StringIO()) as output:
         eval_lib.main(
@@ -156,12 +156,12 @@ def test_images_that_cannot_be_read_are_skipped_only_where_the_config_says_so(ti
     assert [p["image_id"] for p in predictions] == ["one", "three"]
     output = capsys.readouterr().out
     assert "skipped: image file two cannot be decoded" in output
-    assert "1 of 3 images cannot be read" in output
+    assert "unreadable images: 1 of 3, counted as images without detections" in output
 
 
 @pytest.mark.parametrize("shrink, grey", [("linear", 255), ("area", 128)])
 def test_pictures_are_made_smaller_by_the_rule_of_evaluation(shrink, grey, tiny_config):
-    """Of four rows bilinear interpolation looks at the two in the middle."""
+    """Of four rows, bilinear interpolation reads the two in the middle."""
 
     class Stripes(Renamed):
         def __getitem__(self, i):
@@ -181,7 +181,7 @@ def test_pictures_are_made_smaller_by_the_rule_of_evaluation(shrink, grey, tiny_
 
 
 def reached_on_wide_images(params, state, images, image_size):
-    """Finds nothing; says that images wider than 64 px and all empty canvases exceed a bound."""
+    """Finds nothing; reports a bound as exceeded on images wider than 64 px and empty canvases."""
     found, _ = nothing_found(params, state, images, image_size)
     wide, empty = image_size[:, 1] > 64, (images == images[:, :1, :1]).all((1, 2, 3))
     never = jnp.zeros(len(images), bool)
@@ -189,7 +189,7 @@ def reached_on_wide_images(params, state, images, image_size):
 
 
 class Sized(Renamed):
-    """Shapes, of which the first `num_tall` are cut to 128 x 40 px."""
+    """Shapes; the first `num_tall` are cropped to 128 x 40 px."""
 
     def __init__(self, ids, num_tall, broken=()):
         super().__init__(ids, broken)
@@ -204,7 +204,7 @@ class Sized(Renamed):
 
 
 def test_exceeded_bounds_are_counted_on_images_alone_over_all_batches(tiny_config):
-    """Two canvases, each with a last batch that is filled up with empty ones."""
+    """Two canvases, each with a last batch that is padded with empty images."""
     source = Sized(list("abcdefghijkl"), num_tall=5, broken=[10])
     overrides = {"eval.batch_size": "4", "data.canvases": "((128,64),(128,128))"}
     config = config_lib.load(tiny_config, overrides)
@@ -221,8 +221,9 @@ def test_exceeded_bounds_are_told_once_with_the_key_and_the_number_of_images(
     evaluated, tiny_run, tiny_config, tmp_path, capsys
 ):
     sentence = (
-        "On 200 of 200 images more candidates passed the threshold than"
-        " config.model.candidates_per_level (50) keeps; the worst were dropped before suppression."
+        "On 200 of 200 images, more candidates passed the score threshold than"
+        " config.model.candidates_per_level (50) keeps; the lowest-scoring ones were dropped before"
+        " suppression."
     )
     output = (evaluated / "output.txt").read_text()
     assert output.count(sentence) == output.count("On ") == 1
@@ -230,7 +231,7 @@ def test_exceeded_bounds_are_told_once_with_the_key_and_the_number_of_images(
     for path in (evaluated / "figures.json", tiny_run / "eval.json"):
         assert json.loads(path.read_text())["bounds"] == bounds
 
-    # Saved predictions do not tell.
+    # Saved predictions have no bounds.
     figures = tmp_path / "figures.json"
     saved = ["--predictions", str(evaluated / "predictions.json"), "--json", str(figures)]
     eval_lib.main(["--config", tiny_config, *saved])
@@ -292,11 +293,14 @@ def test_predictions_that_are_not_finite_are_refused_with_a_sentence():
         (lambda run, tiny: ["--workdir", "gone"], ["gone", "does not exist"]),
         (lambda run, tiny: ["--workdir", "."], ["holds no checkpoint"]),
         (lambda run, tiny: ["--workdir", run, "--checkpoint", "99"], ["'99'", "best, last"]),
-        (lambda run, tiny: ["--workdir", run, "--config", tiny], ["either --workdir or"]),
+        (
+            lambda run, tiny: ["--workdir", run, "--config", tiny],
+            ["--workdir and --config exclude each other"],
+        ),
         (lambda run, tiny: [], ["give --workdir"]),
         (lambda run, tiny: ["--config", tiny], ["--checkpoint"]),
         (lambda run, tiny: ["--config", tiny, "--predictions", "gone.json"], ["gone.json"]),
-        (lambda run, tiny: ["--config", tiny, "--predictions", tiny], ["not a file of"]),
+        (lambda run, tiny: ["--config", tiny, "--predictions", tiny], ["not a predictions file"]),
         (lambda run, tiny: ["--config", tiny, "--predictions", "."], ["cannot read"]),
         (lambda run, tiny: ["--workdir", run, "--config.data.source=voc"], ["does not exist"]),
         (lambda run, tiny: ["--workdir", run, "--threshold", "30"], ["--threshold is 30"]),
@@ -309,7 +313,7 @@ def test_predictions_that_are_not_finite_are_refused_with_a_sentence():
 )
 def test_a_mistake_gets_one_sentence(make, words, tiny_run, tiny_config, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(evaluation, "predict", None)  # all of them are found before the long work
+    monkeypatch.setattr(evaluation, "predict", None)  # every error comes before the long work
     with pytest.raises(errors.UserError) as error:
         eval_lib.main(make(str(tiny_run), tiny_config))
     text = str(error.value)
@@ -334,18 +338,18 @@ def saved(**changed):
     "content, words",
     [
         (saved(labels=[4]), "label 4 is outside 0..3"),
-        (saved(labels=[2**40]), "not a file of predictions"),
+        (saved(labels=[2**40]), "not a predictions file"),
         (saved(image_id="gone"), "no such image"),
-        (saved(image_id=[0]), "do not fit"),
+        (saved(image_id=[0]), "do not match"),
         (saved(scores=[0.5, 0.4]), "scores has the shape (2,), not (1,) with one entry per box"),
-        (saved(scores=["high"]), "not a file of predictions"),
+        (saved(scores=["high"]), "not a predictions file"),
         (saved(scores=[float("nan")]), "not finite"),
         (saved(boxes=[[0, 0, 9, float("nan")]]), "not finite"),
         (saved(boxes=[[0, 0, 9, 9, 0, 0, 9, 9]]), "not [n, 4]"),
         (saved() | {"images": saved()["images"] * 2}, "given twice"),
-        (saved() | {"images": [5]}, "not a file of predictions"),
-        ([], "not a file of predictions"),
-        (b"\xff\xfe\x00", "not a file of predictions"),
+        (saved() | {"images": [5]}, "not a predictions file"),
+        ([], "not a predictions file"),
+        (b"\xff\xfe\x00", "not a predictions file"),
     ],
 )
 def test_saved_predictions_that_do_not_fit_get_one_sentence(content, words, tmp_path):

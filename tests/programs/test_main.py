@@ -1,4 +1,4 @@
-"""The command `detlab`: its subcommands are the programs, and answer fast."""
+"""The command `detlab`: its subcommands run the programs and start fast."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from detlab import environment, errors
 
 PROGRAMS = {name: sub.run for name, sub in main_lib.SUBCOMMANDS.items() if isinstance(sub.run, str)}
 
-# One process, in a folder of its own, answers all command lines.
+# One process, in an empty folder, runs all command lines.
 SCRIPT = """
 import contextlib, io, json, runpy, sys
 
@@ -48,7 +48,7 @@ LINES = (
 
 @pytest.fixture(scope="module")
 def answers(repository, tmp_path_factory):
-    """{command line: [output, errors, exit status]}, and whether jax was imported by any."""
+    """{command line: [output, errors, exit status]}, and whether any imported jax."""
     done = subprocess.run(
         [sys.executable, "-P", "-c", SCRIPT, json.dumps([list(PROGRAMS.values()), LINES])],
         cwd=tmp_path_factory.mktemp("elsewhere"),
@@ -88,7 +88,7 @@ def test_help_of_a_subcommand_is_that_of_its_program_but_for_usage(answers, name
 @pytest.mark.parametrize("name", main_lib.SUBCOMMANDS)
 def test_help_of_every_subcommand_has_examples(answers, name):
     shown = answers[f"{name} --help"][0]
-    module = {"train": "train", "eval": "eval", "demo": "demo"}.get(name)  # by their longer name
+    module = {"train": "train", "eval": "eval", "demo": "demo"}.get(name)  # shown as modules
     assert f"\n    detlab {name}" in shown or f"\n    python -m detlab.{module} " in shown
 
 
@@ -96,12 +96,12 @@ def test_help_of_every_subcommand_has_examples(answers, name):
     "line, sentence",
     [
         ("trian", "detlab has no subcommand 'trian'. Did you mean train?"),
-        ("--confg=x", "detlab has no subcommand '--confg=x'. There are: train, eval, demo,"),
+        ("--confg=x", "detlab has no subcommand '--confg=x'. Choose from: train, eval, demo,"),
         ("train", "the following arguments are required: --config"),
         ("train --confg=x", "unknown flag --confg. Did you mean --config?"),
         ("list retinanet_vco", "no shipped experiment has 'retinanet_vco' in its name. Did you"),
-        ("list --config.seed=1", "--config.seed does not go with detlab list."),
-        ("env --config.seed=1", "--config.seed needs --config."),
+        ("list --config.seed=1", "detlab list takes no --config.seed; remove it."),
+        ("env --config.seed=1", "--config.seed needs --config; add it."),
     ],
 )
 def test_a_mistake_gets_a_sentence_and_status_2(answers, line, sentence):

@@ -1,4 +1,4 @@
-"""The tables of README and docs are as `benchmarks.pages` writes them from what is there."""
+"""The tables in README and docs match the output of `benchmarks.pages`."""
 
 import json
 
@@ -11,7 +11,7 @@ from detlab import errors
 @pytest.mark.parametrize("page", pages.BLOCKS)
 def test_the_pages_are_as_the_command_writes_them(page, repository):
     as_written = pages.rewritten(repository, page) == pages.read(repository, page)
-    assert as_written, f"{page} is older than what it lists: run `python -m benchmarks.pages`"
+    assert as_written, f"{page} is out of date: run `python -m benchmarks.pages`"
 
 
 FILES = {

@@ -1,4 +1,4 @@
-"""What the last release found; and the command that finds it, with programs that cost nothing."""
+"""The results of the last release, and its command with fake programs."""
 
 import json
 import os
@@ -36,11 +36,11 @@ MISS = {"quantity": "loss b", "error": 0.25, "tolerance": 1e-3, "note": ""}
 
 
 class Programs:
-    """Stands for the processes: writes what each would, or ends without."""
+    """Fakes the processes: writes the result of each, or fails."""
 
     def __init__(self):
-        self.calls = []  # module and words of each
-        self.fails = {}  # name of a row -> how it ends: its lines, an exception, or a sentence
+        self.calls = []  # (module, words) of each call
+        self.fails = {}  # name of a row -> how it fails: its lines, an exception, or a sentence
         self.machine = MACHINE
 
     def __call__(self, module, *words):
@@ -69,7 +69,7 @@ class Programs:
 
     @property
     def names(self):
-        """Of the rows that ran."""
+        """Names of the rows that ran."""
         flags = ("--case", "--only", "--config")
         return [
             words[[words.index(x) for x in flags if x in words][0] + 1] for _, words in self.calls
@@ -85,7 +85,7 @@ def programs(monkeypatch):
 
 @pytest.fixture
 def run(programs, tmp_path, capsys):
-    """`run(*words)` -> (exit status, what was printed); cases are in tmp_path/cases."""
+    """`run(*words)` -> (exit status, output); cases are in tmp_path/cases."""
     add_cases(tmp_path, CASES)
 
     def run(*words):
@@ -186,7 +186,7 @@ def test_results_of_the_other_steps_are_those_of_their_own_commands(run, program
     assert "overfit/fcos failed: AP50 0.500, 0.9 is required" in lines
     assert len(lines) == len(overfit.OVERFIT) - 1
 
-    # What is made again and ends without a result leaves none of an older program.
+    # A row that runs again and fails does not keep its old result.
     programs.fails["ghm"] = "it broke"
     _, text = run("--again", "overfit/ghm")
     assert "it broke" in text and not (results / "overfit_ghm_cpu.json").exists()
@@ -246,7 +246,7 @@ def test_a_damaged_file_of_results_is_one_sentence(file, text, step, run, progra
     assert "\n" not in str(caught.value) and not programs.calls
 
 
-# Its processes
+# The processes of the command
 
 
 def test_a_process_that_fails_says_why_in_one_line():
@@ -258,7 +258,7 @@ def test_a_process_that_fails_says_why_in_one_line():
 
 @pytest.fixture
 def interruptible():
-    """A worker of pytest-xdist ignores what Ctrl-C sends; here it raises KeyboardInterrupt."""
+    """Restores KeyboardInterrupt on SIGINT, which workers of pytest-xdist ignore."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
@@ -285,4 +285,4 @@ def test_a_process_ends_with_all_that_it_started_when_the_command_is_interrupted
             break
         time.sleep(0.01)
     else:
-        pytest.fail("it lives")
+        pytest.fail("the process is still alive")

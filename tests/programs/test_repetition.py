@@ -1,4 +1,4 @@
-"""What counts as a repeated line of a detector file, on small files made up here."""
+"""What counts as a repeated line of a detector file, on small made-up files."""
 
 import pytest
 

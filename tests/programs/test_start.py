@@ -1,4 +1,4 @@
-"""Programs start fast: what takes long to import is imported where it is used."""
+"""Programs start fast: slow modules are imported where they are used."""
 
 import json
 import pathlib
@@ -16,11 +16,11 @@ PROGRAMS = sorted(
     for path in (REPOSITORY / folder).rglob("*.py")
     if MAIN.search(path.read_text()) and path != REPOSITORY / "detlab" / "__main__.py"
 )
-# Its tables need jax for the choices of a flag; peers answers benchmarks.models.
+# ops needs jax for the choices of a flag; benchmarks.models starts peers.
 WITH_JAX = ("benchmarks.ops", "benchmarks.peers")
 SLOW = ("tensorflow_datasets", "tensorflow", "matplotlib", "orbax", "grain", "pycocotools", "torch")
 
-# One process does all: first --help of each program, as jax must not be there yet.
+# One process runs all: first --help of each program, before anything imports jax.
 SCRIPT = """
 import contextlib, importlib, io, json, runpy, sys
 
@@ -44,7 +44,7 @@ print(json.dumps([helps, sorted({name.partition(".")[0] for name in sys.modules}
 
 @pytest.fixture(scope="module")
 def started():
-    """({program: (its help, whether jax was there after it)}, modules that all import)."""
+    """({program: (help text, whether jax is imported after it)}, names of all imported modules)."""
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, json.dumps([PROGRAMS, WITH_JAX])],
         cwd=REPOSITORY,

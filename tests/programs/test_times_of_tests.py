@@ -1,4 +1,4 @@
-"""Reports of pytest become tables by folder and detector."""
+"""Tables of test times by folder and detector, from pytest's reports."""
 
 import json
 import os
@@ -85,7 +85,7 @@ def test_tables_and_the_slowest_tests_are_printed_and_figures_written(reports, c
 
 
 def test_what_moved_by_more_than_a_tenth_is_told(reports, capsys):
-    """And by more than five seconds."""
+    """The change must also exceed five seconds."""
     output = str(reports / "times.json")
     words = ["--everyday", str(reports / "everyday.xml")]
     test_times.main([*words, "--output", output])
@@ -103,7 +103,7 @@ def test_what_moved_by_more_than_a_tenth_is_told(reports, capsys):
 
 
 def test_what_is_no_report_and_no_figures_is_one_sentence(reports):
-    """The tables are printed before what to compare them with is read."""
+    """The tables are printed before the file to compare with is read."""
     report = ["--everyday", str(reports / "everyday.xml")]
     damaged = reports / "damaged"
     damaged.write_text("{<")
@@ -135,8 +135,8 @@ def test_a_real_report_is_read(tmp_path):
     assert part.wall_s > 0
 
 
-# Stands for Python and pip: writes down how it was called; as pytest it writes a report and ends
-# with a given status.
+# A fake Python and pip: records each call; as pytest it writes a report and exits with a given
+# status.
 STUB = """#!/bin/sh
 echo "$(basename "$0") $*" >> "$CALLS"
 case "$*" in
@@ -180,4 +180,4 @@ def test_the_check_runs_the_readmes_command_and_tells_times_whatever_failed(
     assert told.startswith("python -m benchmarks.test_times --everyday ")
     assert ("--slow " in told) is (ran == 2) and "--compare benchmarks/results/" in told
     assert re.search(r"^installation: \d+ s; everything: \d+ s$", done.stdout, re.MULTILINE)
-    assert not list(tmp_path.glob("tmp.*")), "its folder is removed"
+    assert not list(tmp_path.glob("tmp.*")), "the temporary folder must be removed"
