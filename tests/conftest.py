@@ -1,4 +1,4 @@
-"""What every test folder uses: the recorded reference numbers and the compilation cache."""
+"""Shared by all test folders: recorded reference numbers, the compilation cache, fixtures."""
 
 import fcntl
 import functools
@@ -15,17 +15,17 @@ import pytest
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 SHARED = REPOSITORY.parent / "shared"
 
-# Programs are compiled quickly rather than well, as a test runs each a few times: those of a small
-# training in a tenth of the time.  XLA_FLAGS="" in the environment compiles as users do.  jax 0.12
-# has no second way to emit fusions and ignores the last option.
+# Programs are compiled quickly rather than well, because a test runs each only a few times: those
+# of a small training in a tenth of the time.  XLA_FLAGS="" in the environment compiles as for
+# users.  jax 0.12 has no second way to emit fusions and ignores the last option.
 QUICK = (
     "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
     " --xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters"
 )
 os.environ.setdefault("XLA_FLAGS", QUICK)
 
-# Programs are compiled once, also where several tests or their subprocesses use them.  jax reads
-# this when it is imported, which no line above does.
+# Programs are compiled once, even if several tests or their subprocesses use them.  jax reads these
+# variables on import, so they are set before any import of jax.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(REPOSITORY / ".pytest_cache" / "xla"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
@@ -38,7 +38,7 @@ def repository():
 
 @pytest.fixture(scope="session")
 def shared_dir():
-    """The folder of recorded reference numbers and small data sets, beside the checkout."""
+    """The folder of recorded reference numbers and small data sets beside the checkout."""
     if not SHARED.is_dir():
         message = "the folder `shared` (reference numbers, small data) is not beside the checkout"
         if os.environ.get("CI", "").lower() in ("1", "true"):
@@ -49,20 +49,20 @@ def shared_dir():
 
 @pytest.fixture(scope="session")
 def made_once(tmp_path_factory):
-    """`made_once(name, make)` -> the folder that `make(folder)` fills, one for the whole session.
+    """`made_once(name, make)` -> the folder that `make(folder)` fills, once per session.
 
-    Of several workers the first that asks makes it, and the others wait for it.
+    With several workers, the first that asks makes it and the others wait.
     """
     root = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
-        root = root.parent  # each worker has a folder of its own below it
+        root = root.parent  # shared by the workers, each of which has its own folder in it
 
     def made_once(name, make):
         folder, done = root / f"once_{name}", root / f"once_{name}.done"
         with (root / f"once_{name}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not done.exists():
-                shutil.rmtree(folder, ignore_errors=True)  # of one that failed
+                shutil.rmtree(folder, ignore_errors=True)  # left by a `make` that failed
                 folder.mkdir()
                 make(folder)
                 done.touch()
@@ -73,9 +73,10 @@ def made_once(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def run_on_devices():
-    """`run_on_devices(count, program, *arguments)` on virtual CPU devices -> its output.
+    """`run_on_devices(count, program, *arguments)` -> its output, on virtual CPU devices.
 
-    A process of its own, as their number is fixed at the start; a failure shows its errors.
+    Runs in a new process, because the number of devices is fixed at its start; a failure shows its
+    errors.
     """
 
     def run(count, program, *arguments, timeout=600):
@@ -92,7 +93,7 @@ def run_on_devices():
             capture_output=True,
             text=True,
             timeout=timeout,
-            check=False,  # so that the assertion shows the output
+            check=False,  # the assertion below shows the output
         )
         assert result.returncode == 0, result.stderr
         return result.stdout
@@ -102,7 +103,7 @@ def run_on_devices():
 
 @pytest.fixture(scope="session")
 def unit_cases(shared_dir):
-    """`unit_cases(group)` -> {name: (description, arrays)} of parity/units, arrays read only."""
+    """`unit_cases(group)` -> {name: (description, read-only arrays)} of parity/units."""
 
     @functools.cache
     def load(group):
@@ -113,7 +114,7 @@ def unit_cases(shared_dir):
             with np.load(folder / f"{case['name']}.npz") as file:
                 arrays = dict(file)
             for array in arrays.values():
-                array.flags.writeable = False  # many tests share them
+                array.flags.writeable = False  # shared by many tests
             found[case["name"]] = (case, arrays)
         return found
 

@@ -1,4 +1,4 @@
-"""The layer order of docs/architecture.md, read from the imports of every module."""
+"""The layer order of docs/architecture.md, checked on the imports of every module."""
 
 import ast
 import graphlib
@@ -9,7 +9,7 @@ import pytest
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 
-# The files and folders of detlab, from the ground to the top: what each may import of the others.
+# The files and folders of detlab, from the lowest layer up, and what each may import.
 OPS = {"types", "ops"}
 PARTS = OPS | {"layers"}
 MODELS = PARTS | {"bounds", "fields", "darknet", "sharding", "assign", "losses"}
@@ -17,7 +17,7 @@ MODELS |= {"backbones", "necks", "heads", "detectors"}
 DATA = {"types", "data"}
 BELOW = MODELS | DATA | {"errors", "views", "contract", "experiments", "metrics", "viz"}
 BELOW |= {"checks", "config", "distributed"}
-# What the programs share: each room stands on those before it.
+# Rooms are shared by the programs; each may import those before it.
 ROOMS = ("environment", "progress", "files", "data_sets", "evaluation", "predictions", "detect")
 ROOMS += ("media", "run", "trained")
 PROGRAMS = BELOW | set(ROOMS) | {"cli"}
@@ -101,7 +101,7 @@ def test_detlab_modules_import_only_from_layers_below(path):
             assert top != "flax", f"{path} imports {imported}"
 
 
-# Folder of the checkout -> its name as a package, from the ground to the top.
+# Folder of the checkout -> its name as a package, from the lowest layer up.
 PACKAGES = {
     "experiments": "detlab.experiments",
     "detlab": "detlab",
@@ -117,12 +117,12 @@ def test_converters_stand_on_detlab_and_benchmarks_on_both(folder):
     for path in python_files(folder):
         for imported in imports(path):
             assert not imported.startswith((*above, "detlab.__main__")), f"{path}: {imported}"
-            if folder == "converters":  # what ships is no part for conversion
+            if folder == "converters":  # conversion must not depend on shipped experiments
                 assert not imported.startswith("detlab.experiments"), f"{path}: {imported}"
 
 
 def test_all_imports_say_the_names_of_the_installed_package():
-    """One file under two names would be two modules."""
+    """A file imported under two names would become two modules."""
     short = re.compile(r"(converters|experiments|detlab\.(detlab|benchmarks|tests))\b")
     for path in python_files(*PACKAGES):
         for imported in imports(path):
@@ -130,7 +130,7 @@ def test_all_imports_say_the_names_of_the_installed_package():
 
 
 def test_each_room_stands_on_those_before_it():
-    """No arrow upward in what is allowed."""
+    """No layer may import one above it."""
     names = list(ALLOWED)
     for i, (name, allowed) in enumerate(ALLOWED.items()):
         above = allowed & set(names[i + 1 :])
@@ -139,7 +139,7 @@ def test_each_room_stands_on_those_before_it():
 
 
 def module_of(path):
-    """The dotted name of a file; the folder's for an `__init__.py`."""
+    """The dotted name of a file; for an `__init__.py`, of its folder."""
     folder, *rest = path.relative_to(REPOSITORY).with_suffix("").parts
     return ".".join((PACKAGES[folder], *(part for part in rest if part != "__init__")))
 

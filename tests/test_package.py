@@ -1,4 +1,4 @@
-"""The wheel: what it holds, and that it works without the checkout."""
+"""The wheel: its contents, and that it works without the checkout."""
 
 import os
 import pathlib
@@ -19,7 +19,7 @@ PACKAGES = {
 @pytest.fixture(scope="module")
 def wheel(repository, tmp_path_factory):
     folder = tmp_path_factory.mktemp("wheel")
-    source = folder / "source"  # a copy, as building writes into the tree
+    source = folder / "source"  # a copy, because building writes into the tree
     files = subprocess.run(
         ["git", "ls-files", "-co", "--exclude-standard"],
         cwd=repository,
@@ -73,7 +73,7 @@ def test_the_wheel_trains_a_shipped_experiment_from_any_folder(wheel, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("where", ["checkout", "wheel"])
 def test_both_roads_into_the_package_lead_to_one_module(where, wheel, repository, tmp_path):
-    """In a checkout, whatever is installed, and from a wheel without a checkout."""
+    """In a checkout, whatever is installed, and in a wheel without a checkout."""
     site = repository
     if where == "wheel":
         site = tmp_path / "site"
