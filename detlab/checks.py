@@ -343,13 +343,13 @@ def check_config(config: config_dict.ConfigDict) -> None:
     for key in ("warmup_momentum", "warmup_bias_lr"):
         if config.optim[key] and not config.optim.warmup_steps:
             raise errors.UserError(
-                f"config.optim.{key} is {config.optim[key]}, which has no effect because"
-                " config.optim.warmup_steps is 0; set both or neither."
+                f"config.optim.{key} is {config.optim[key]}, which has no effect while"
+                f" config.optim.warmup_steps is 0; set warmup_steps above 0 or {key} to 0."
             )
     if config.optim.ema_warmup and not config.optim.ema_decay:
         raise errors.UserError(
-            f"config.optim.ema_warmup is {config.optim.ema_warmup}, which has no effect because"
-            " config.optim.ema_decay is 0; set both or neither."
+            f"config.optim.ema_warmup is {config.optim.ema_warmup}, which has no effect while"
+            " config.optim.ema_decay is 0; set ema_decay above 0 or ema_warmup to 0."
         )
 
 

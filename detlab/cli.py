@@ -99,7 +99,7 @@ def evaluation(docstring: str) -> argparse.ArgumentParser:
     parser = program("detlab.eval", docstring)
     _add_model(parser)
     parser.add_argument(
-        "--predictions", help="file to write predictions to, or without a model to read them from"
+        "--predictions", help="file to write predictions to; without a model, to read them from"
     )
     parser.add_argument("--json", help="file to write the metrics to")
     parser.add_argument("--draw", help="folder to draw pictures into")
@@ -125,7 +125,7 @@ def demo(docstring: str) -> argparse.ArgumentParser:
     parser.add_argument("--input", required=True, help="image, video, folder, or quoted glob")
     parser.add_argument("--output", required=True, help="folder for pictures and JSON")
     parser.add_argument("--threshold", type=float, default=0.3, help="lowest score to show")
-    parser.add_argument("--top_k", type=int, default=100, help="most objects to show in an image")
+    parser.add_argument("--top_k", type=int, default=100, help="most objects to show per image")
     return parser
 
 

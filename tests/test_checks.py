@@ -333,13 +333,13 @@ def test_values_at_the_edges_are_taken(changes):
         ),
         (
             dict(optim__warmup_bias_lr=0.1, optim__warmup_steps=0),
-            "config.optim.warmup_bias_lr is 0.1, which has no effect because"
-            " config.optim.warmup_steps is 0; set both or neither.",
+            "config.optim.warmup_bias_lr is 0.1, which has no effect while"
+            " config.optim.warmup_steps is 0; set warmup_steps above 0 or warmup_bias_lr to 0.",
         ),
         (
             dict(optim__ema_warmup=100),
-            "config.optim.ema_warmup is 100, which has no effect because config.optim.ema_decay is"
-            " 0; set both or neither.",
+            "config.optim.ema_warmup is 100, which has no effect while config.optim.ema_decay is 0;"
+            " set ema_decay above 0 or ema_warmup to 0.",
         ),
     ],
 )
