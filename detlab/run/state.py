@@ -89,7 +89,7 @@ def initial_weights(detector: contract.Detector, config: config_dict.ConfigDict)
     constant = [p for p in random if any(re.fullmatch(f, p) for f in detector.frozen)]
     if constant:
         raise errors.UserError(
-            f"{len(constant)} frozen leaves would keep their random initial values, such as"
+            f"{len(constant)} frozen leaves would keep their initial values, such as"
             f" {constant[0]}; name weights in config.init_from, or train everything with"
             " --config.model.backbone_norm=batch --config.model.frozen_stages=0."
         )

@@ -364,7 +364,7 @@ def test_a_frozen_random_backbone_is_refused(small_voc_config):
     config = small_voc_config.copy_and_resolve_references()
     config.init_from = ""
     text = message(state_lib.initial_weights, contract.build(config), config)
-    assert "frozen leaves would keep their random" in text and "config.init_from" in text
+    assert "frozen leaves would keep their initial values" in text and "config.init_from" in text
 
 
 def test_weights_without_the_statistics_are_refused(small_voc_config, backbone_weights, tmp_path):
