@@ -159,7 +159,7 @@ def test_the_check_runs_the_readmes_command_and_tells_times_whatever_failed(
     everyday, slow, status, ran, repository, tmp_path
 ):
     (tmp_path / "bin").mkdir()
-    for name in ("python", "python3", "pip"):
+    for name in ("python", "python3", "pip", "ruff"):
         stub = tmp_path / "bin" / name
         stub.write_text(STUB)
         stub.chmod(0o755)
