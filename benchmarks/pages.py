@@ -234,7 +234,7 @@ def cases(tree: pathlib.Path) -> str:
         if name not in twins.values():
             twin = _verdict(found[twins[name]]) if name in twins else ""
             rows.append((f"`{name}`", _verdict(row), twin))
-    return command.table(("case", "published size", "narrow twin"), rows)
+    return command.table(("case", "published size: quantities", "narrow twin: quantities"), rows)
 
 
 def _verdict(row: dict[str, Any]) -> str:
@@ -280,8 +280,10 @@ def models(tree: pathlib.Path) -> str:
                 f"{row['peer']}: {ratios}" if row["peer"] else "",
             )
         )
-    head = ("detector", "canvas", "M parameters", "compile s, predict + train", "predict ms")
-    return command.table((*head, "train ms", "peak MiB", "peer and ratio"), rows)
+    head = ("detector", "canvas", "parameters, M", "compile, s: predict + train", "predict, ms")
+    return command.table(
+        (*head, "train, ms", "peak, MiB: predict + train", "peer, ratio of times"), rows
+    )
 
 
 def times(tree: pathlib.Path) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from detlab import errors
-from detlab.converters import download
+from detlab.converters import download, published
 
 DATA = np.random.default_rng(0).bytes(300_000)
 SHA256 = hashlib.sha256(DATA).hexdigest()
@@ -69,6 +69,16 @@ def test_a_file_is_fetched_once(server, tmp_path, digits):
     assert download.fetch(url, SHA256[:digits].upper(), tmp_path) == path
     assert server.starts == [0]
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_published_file_needs_no_checksum_and_another_file_in_its_place_is_refused(
+    server, tmp_path, monkeypatch
+):
+    url = f"{server.url}/yolov5n.pt"
+    monkeypatch.setitem(published.SHA256, url, SHA256)
+    assert download.fetch(url, "", tmp_path).read_bytes() == DATA
+    monkeypatch.setitem(published.SHA256, url, "0" * 64)
+    assert f"SHA-256 {SHA256}" in refusal(url, "", tmp_path)
 
 
 def test_the_checksum_may_be_in_the_name_as_publishers_write_it(server, tmp_path):
