@@ -83,7 +83,7 @@ def _max_by_rows(x, axis, reverse):
 
 # A run is a start and the cells after it up to the next start; all of them take the start's value.
 def _sum_runs_by_rows(starts, dy, axis, reverse):
-    """At each start, the sum of `dy` over its run; 0 elsewhere.  Scans against the pooling."""
+    """At each start, the sum of `dy` over its run, 0 elsewhere; scans opposite to the pooling."""
 
     def step(total, row):
         start, dy = row
