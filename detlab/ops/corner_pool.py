@@ -4,8 +4,9 @@ If several cells hold the maximum, the gradient goes to the last one that the ru
 reached, as in the reference (`torch.cummax`).  XLA's cumulative maximum would divide it among all
 of them.  Ties are common: the pooled maps come out of a ReLU and are full of zeros.
 
-Two programs compute the same result.  CPUs scan the map row by row.  On accelerators each step of
-a scan costs a launch, so they use cumulative operations of logarithmic depth.
+Two programs compute the same result.  CPUs scan the map one row or column at a time.  On
+accelerators each step of a scan costs a launch, so they use cumulative operations of logarithmic
+depth.
 """
 
 import functools
