@@ -43,7 +43,7 @@ class Detector(NamedTuple):
     # The parts.  `maps` computes everything that depends on the images alone, and updates the
     # running statistics of live norms.  Networks with dropout take `rng` in training.
     maps: Callable  # (params, state, images, train, rng=None) -> (NamedTuple, new_state)
-    # The targets, from the same assignment that the loss uses; never changes the state.
+    # The targets, from the same assignment that the loss uses; reads the state, never changes it.
     targets_of_maps: Callable  # (params, state, batch, maps, rng) -> {name: Targets}
     # Differentiable with respect to params and maps; updates `loss_state`.
     loss_of_maps: Callable  # (params, state, batch, maps, rng) -> (scalar, (metrics, new_state))

@@ -68,7 +68,7 @@ def numbers(
 def positive(
     values: Any, length: int | None = None, kind: type | tuple[type, ...] = (int, float)
 ) -> bool:
-    """Whether `values` passes `numbers` and all of them are above 0."""
+    """Whether `values` passes `numbers` and each of them is above 0."""
     return numbers(values, length, kind) and min(values) > 0
 
 
@@ -131,5 +131,9 @@ def of_resnet(module: Any, depths: Iterable[int], norms: Iterable[str]) -> tuple
         ("frozen_stages", 0 <= module.frozen_stages <= 4, "from 0 to 4"),
         *at_least(module, 1, "backbone_width"),
         ("backbone_width", divisible, "divisible by 32 when backbone_norm is group"),
-        ("backbone_stages", stages is None or positive(stages, 4, int), "four counts above 0"),
+        (
+            "backbone_stages",
+            stages is None or positive(stages, 4, int),
+            "four block counts above 0",
+        ),
     )

@@ -39,7 +39,7 @@ class Targets(NamedTuple):
     boxes: Array  # [B, M, 4] float32 px: the anchor, the point's cell or the RoI
     level: Array  # [B, M] int32 pyramid level, counted from the finest
     status: Array  # [B, M] int32: -1 ignored, 0 negative, 1 positive
-    matched: Array  # [B, M] int32 slot of the object; entries may share a cell
+    matched: Array  # [B, M] int32 slot of the object in the batch; entries may share a cell
     # What the loss compares predictions with, finite everywhere.  Arrays of entries [B, M, ...]
     # (deltas, distances, buckets) are zero where status is not 1, except those that the docstring
     # of the detector's `targets` names; maps [B, H, W, ...] (heatmaps, offsets) are meaningful in

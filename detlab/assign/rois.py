@@ -15,7 +15,7 @@ class RoIs(NamedTuple):
     boxes: Array  # [R, 4] xyxy px, zeros in empty slots
     status: Array  # [R] int32: -1 empty, 0 background, 1 an object
     matched: Array  # [R] int32 slot of the object
-    index: Array  # [R] int32 row of the proposals followed by the object slots
+    index: Array  # [R] int32 index into the proposals followed by the object slots
 
 
 def sample_anchors(

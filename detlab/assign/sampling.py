@@ -1,7 +1,7 @@
 """Random samples of fixed size from assigned candidates (Faster R-CNN, arXiv:1506.01497, 3.1.3).
 
-Each candidate gets a random number and the largest ones are drawn: a `top_k` does that without
-replacement, and no array is sorted.
+Each candidate gets a random number, and those with the largest numbers are drawn.  A `top_k` does
+this without replacement, and no array is sorted.
 """
 
 from typing import Any, NamedTuple

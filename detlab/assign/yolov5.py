@@ -32,7 +32,9 @@ class Entries(NamedTuple):
     xywh: Array  # [E, 4] centre relative to the corner of the cell, width, height; in cells
 
 
-def assign(gt_boxes, gt_valid, anchor_sizes, stride: int, cells, max_ratio: float = 4.0) -> Entries:
+def assign(
+    gt_boxes, gt_valid, anchor_sizes, stride: int | Array, cells, max_ratio: float = 4.0
+) -> Entries:
     """The entries of one level of one image.
 
     If the centre of an object is closer to the left side of its cell, the cell to the left learns
@@ -43,7 +45,7 @@ def assign(gt_boxes, gt_valid, anchor_sizes, stride: int, cells, max_ratio: floa
       gt_boxes: [G, 4] xyxy px, padded.
       gt_valid: [G] bool, the real objects.
       anchor_sizes: [A, 2] width, height, px.
-      stride: px of a cell.
+      stride: px of a cell; may be traced.
       cells: [2] (rows, columns) of the map, or of its part with content; may be traced.
       max_ratio: limit of the ratio between the sides of object and anchor, either way, exclusive.
     Returns:

@@ -10,9 +10,9 @@ normalisers are counted over the global batch, in the reference per GPU.  The ta
 over the images, so their weights must change with the batch size.  The published test of the
 reference joins the pairs of an image and of its mirror image (`eval.views` in the configs).
 
-Two things differ from the reference.  An image lies at the top left of its canvas, in the reference
-in the middle.  Corners are clipped to the image on all sides, in the reference only at the top and
-left.
+Two more things differ from the reference.  An image lies at the top left of its canvas, in the
+reference in the middle.  Corners are clipped to the image on all sides, in the reference only at
+the top and left.
 
 Expected: COCO val2017 AP 41.2 with experiments/cornernet_coco.py (the published figure of the
 reference; not trained here).
@@ -210,7 +210,7 @@ class CornerNet(nn.Module):
     def candidates(
         self, maps: Outputs, image_size: jax.Array, canvas: tuple[int, int]
     ) -> types.Detections:
-        """Pairs of corners of one class, the top left one above and left, with similar tags.
+        """Pairs of corners of one class with similar tags, the top left one above and to the left.
 
         The largest intermediate array is [max_corners, max_corners]: 0.4 MB per image at 300.
         """

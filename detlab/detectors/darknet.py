@@ -1,4 +1,4 @@
-"""Networks of darknet: YOLOv3 (arXiv:1804.02767), YOLOv4 (arXiv:2004.10934), their tiny forms.
+"""Any network of darknet, such as YOLOv3 (arXiv:1804.02767) and YOLOv4 (arXiv:2004.10934).
 
 The field `cfg` is the text of a darknet cfg, or the name of one of the four standard networks in
 `detlab/darknet/networks.py`.  The network is built from the sections of the cfg, so custom and

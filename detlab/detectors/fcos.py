@@ -206,7 +206,7 @@ class FCOS(nn.Module):
     def candidates(
         self, maps: Outputs, image_size: jax.Array, canvas: tuple[int, int]
     ) -> types.Detections:
-        """The best (point, class) pairs of each level by class score, times the centerness."""
+        """The best (point, class) pairs of each level by class score; centerness then scales it."""
         grid = self.grid(canvas)
         points, unit = grid.points(offset=0.5), self.distance_unit(grid)
         scores = candidates_lib.level_scores(grid, maps.cls_logits, image_size)

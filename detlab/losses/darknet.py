@@ -118,7 +118,7 @@ def overlap_deltas(boxes, targets, growth, kind: str):
       - The IoU and GIoU parts of width and height count twice: they are the difference of the
         derivatives by the two sides, not half of it.
       - The intersection is not clipped at 0.  Where boxes do not overlap, "giou", "diou" and "ciou"
-        drop the IoU part, but the union in "giou" keeps the negative intersection.  With "iou" the
+        drop the IoU part, but the union in "giou" uses the unclipped intersection.  With "iou" the
         boxes attract each other there, or repel each other if apart along both axes.
       - The part of DIoU and CIoU from the enclosing box has the opposite sign in x and y.
       - The aspect term of CIoU counts at any IoU, is not divided by width^2 + height^2, and its

@@ -19,7 +19,7 @@ def sigmoid_focal(logits, targets, alpha: float = 0.25, gamma: float = 2.0):
     """
     targets = targets.astype(jnp.float32)
     signed = logits.astype(jnp.float32) * (2 * targets - 1)  # p_t = sigmoid(signed)
-    # -|x| as a minimum, whose gradient at 0 is 0; that of jnp.abs is 1 there.
+    # -|x| as a minimum: its gradient at 0 is 0, where that of jnp.abs is 1.
     tail = jnp.log1p(jnp.exp(jnp.minimum(signed, -signed)))
     log_pt = jnp.minimum(signed, 0) - tail
     log_one_minus_pt = -jnp.maximum(signed, 0) - tail

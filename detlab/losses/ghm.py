@@ -71,7 +71,7 @@ def harmonize(norms, valid, counts, momentum: float):
     member = jnp.searchsorted(inner_edges, norms, side="right", method="compare_all")
     valid = jnp.broadcast_to(valid, norms.shape)
 
-    def count(i):  # [B] of one bin; a sum over images here would need communication
+    def count(i):  # [B] of one bin; a sum over images would need communication here
         return (valid & (member == i)).sum(range(1, norms.ndim), dtype=jnp.int32)
 
     # One bin at a time: for all at once, XLA on CPU stores the whole [B, ..., bins] array.

@@ -24,7 +24,7 @@ def cell_anchors(
     Args:
       base_size: px, usually the stride; multiplied by each scale.
       scales: [S].
-      ratios: [R] height / width; the area stays the same.
+      ratios: [R] height / width; the area does not depend on it.
       center_offset: of the centre from the cell's top left corner, in base sizes.
       scale_major: order anchors by ratio, then scale (the reference's name); else by scale, then
         ratio.
@@ -77,12 +77,12 @@ def ssd_sizes(min_size: float, max_size: float, ratios: Sequence[float]):
     return np.asarray(sizes, np.float32)
 
 
-def sized_anchors(sizes, stride: float):
+def sized_anchors(sizes, stride):
     """Anchors of given sizes, centred in a cell (SSD, YOLO).
 
     Args:
       sizes: [A, 2] width, height, px.
-      stride: px.
+      stride: [] or [2] x, y px.
     Returns:
       [A, 4] float32 NumPy xyxy, px.
     Example:
@@ -96,11 +96,11 @@ def _centered(sizes, center):
     return np.concatenate([center - sizes / 2, center + sizes / 2], axis=-1).astype(np.float32)
 
 
-def grid_points(stride: float | tuple[float, float], shape: tuple[int, int], offset: float = 0.0):
+def grid_points(stride, shape: tuple[int, int], offset: float = 0.0):
     """One point per cell.
 
     Args:
-      stride: px between cells, one number or (x, y).
+      stride: [] or [2] x, y, px between cells.
       shape: (Hl, Wl), static.
       offset: of the point from the cell's top left corner, in strides.
     Returns:
@@ -116,12 +116,12 @@ def grid_points(stride: float | tuple[float, float], shape: tuple[int, int], off
     return jnp.stack([x.ravel(), y.ravel()], axis=-1)
 
 
-def grid_anchors(cell, stride: float | tuple[float, float], shape: tuple[int, int]):
+def grid_anchors(cell, stride, shape: tuple[int, int]):
     """Repeats the anchors of one cell in each cell of a level.
 
     Args:
       cell: [A, 4] anchors of the cell (0, 0), px.
-      stride: px between cells, one number or (x, y).
+      stride: [] or [2] x, y, px between cells.
       shape: (Hl, Wl), static.
     Returns:
       [Hl * Wl * A, 4] float32 xyxy, px, in the order rows, columns, anchors.

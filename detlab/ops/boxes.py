@@ -59,7 +59,7 @@ def flip_horizontal(boxes, width: float | jax.Array):
 
 
 def scale(boxes, factors):
-    """Multiplies boxes [..., 4] by factors [] or, one each for x and y, [..., 2].
+    """Multiplies boxes [..., 4] by factors [], or by factors [..., 2] of x and y.
 
     Example:
       >>> scale(jnp.array([1.0, 2.0, 4.0, 6.0]), (2, 10)).tolist()
@@ -126,7 +126,7 @@ def iou(a, b):
 
 
 def iof(a, b):
-    """Intersection over foreground, the area of a: [...] for boxes a [..., 4] and b [..., 4].
+    """Intersection over the area of a ("foreground"), [...], of boxes a [..., 4] and b [..., 4].
 
     Example:
       >>> a, b = jnp.array([0.0, 0.0, 4.0, 2.0]), jnp.array([2.0, 0.0, 8.0, 2.0])
@@ -139,7 +139,7 @@ def iof(a, b):
 def giou(a, b):
     """Generalized IoU (arXiv:1902.09630, algorithm 1) of boxes a [..., 4] and b [..., 4].
 
-    [...] in -1..1 and at most the IoU.
+    The values [...] are in -1..1 and at most the IoU.
 
     Example:
       >>> a, b = jnp.array([0.0, 0.0, 2.0, 2.0]), jnp.array([6.0, 0.0, 8.0, 2.0])
@@ -155,8 +155,8 @@ def giou(a, b):
 def diou(a, b):
     """Distance IoU (arXiv:1911.08287, eq. 7) of boxes a [..., 4] and b [..., 4].
 
-    [...]: the IoU minus the squared distance of the centres, relative to the squared diagonal of
-    the enclosing box.
+    The values [...] are the IoU minus the squared distance of the centres, which is relative to the
+    squared diagonal of the enclosing box.
 
     Example:
       >>> a, b = jnp.array([0.0, 0.0, 2.0, 3.0]), jnp.array([2.0, 0.0, 4.0, 3.0])
@@ -173,7 +173,7 @@ def diou(a, b):
 def ciou(a, b, ratio_above: float = 0.5):
     """Complete IoU (arXiv:1911.08287, eq. 8-11) of boxes a [..., 4] and b [..., 4].
 
-    [...]: the DIoU minus a term for the aspect ratio.
+    The values [...] are the DIoU minus a term for the aspect ratio.
 
     As in the authors' code, the term counts only where IoU > 0.5, and its weight alpha is a
     constant for the gradient.  In YOLOv5 the term counts everywhere: `ratio_above` is -1.
@@ -225,7 +225,7 @@ def pairwise_iou(a, b):
 
 
 def _clamp(x, low, high):
-    # Unlike jnp.clip, this passes the full gradient of a value on the border, as PyTorch does.
+    # Unlike jnp.clip, this passes on the full gradient of a value on the border, as PyTorch does.
     return jnp.where(x < low, low, jnp.where(x > high, high, x)).astype(x.dtype)
 
 

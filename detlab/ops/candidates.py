@@ -86,7 +86,7 @@ def usable(boxes):
 
 
 def above(threshold: float, boxes, scores, label) -> types.Detections:
-    """Detections of one image: valid are usable boxes with a score above the threshold.
+    """Detections of one image; boxes that are usable and score above the threshold are valid.
 
     Args:
       threshold: of the scores.

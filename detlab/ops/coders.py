@@ -252,7 +252,7 @@ def points_to_boxes(points, transform: str, transfer=None, transfer_gradient: fl
         minmax          T1: from the smallest to the largest coordinate;
         partial_minmax  T2: the same for the first four points;
         moment          T3: a multiple of the standard deviation (divisor T - 1) to either side of
-                        the mean.  The deviation has no gradient where all points coincide.
+                        the mean.  It has no gradient along an axis on which all points coincide.
       transfer: [2] logarithms of the multiples along x and y; only for moment.
       transfer_gradient: factor of the gradient of `transfer`, as in the reference.
     Returns:

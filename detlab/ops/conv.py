@@ -108,8 +108,8 @@ def _gradients_of(function: Callable) -> Callable:
 def _by_platform(cpu, cpu_gradients, native, x, kernel):
     """`cpu(x, kernel)` with `cpu_gradients` on a CPU, `native(x, kernel)` with its own elsewhere.
 
-    The forward and the backward pass each choose for themselves: differentiating one choice would
-    keep the intermediate values of both programs.
+    The platform is chosen separately in the forward and in the backward pass: differentiating a
+    single choice would keep the intermediate values of both programs.
     """
     if cpu is native:  # only the gradients differ: trace one program
         return native(x, kernel)

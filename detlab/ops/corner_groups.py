@@ -1,4 +1,4 @@
-"""Pairs corners to boxes: CornerNet (arXiv:1808.01244), CentripetalNet (arXiv:2003.09119).
+"""Pairs corners into boxes: CornerNet (arXiv:1808.01244), CentripetalNet (arXiv:2003.09119).
 
 Each top left corner is paired with each bottom right corner, [K, K] pairs.  A pair is a box if
 both corners have the same class, the bottom right one lies below and to the right of the top left
@@ -57,7 +57,7 @@ def find_corners(scores, offsets, max_corners: int, cell_size, kernel: int = 3) 
 
 
 def tags_agree(top_left_tags, bottom_right_tags, threshold: float):
-    """CornerNet: pairs whose embeddings are at most `threshold` apart.
+    """CornerNet: marks the pairs whose embeddings are at most `threshold` apart.
 
     Args:
       top_left_tags: [K].
@@ -75,7 +75,7 @@ def tags_agree(top_left_tags, bottom_right_tags, threshold: float):
 def centers_agree(
     top_left: tuple[Array, Array], bottom_right: tuple[Array, Array], threshold: float
 ):
-    """CentripetalNet (section 3.1): pairs whose corners both point to the middle of their box.
+    """CentripetalNet (section 3.1): marks pairs whose corners both point to the middle of the box.
 
     Args:
       top_left: (points [K, 2], centers [K, 2]) px: the corners, and the centres they point to.

@@ -4,8 +4,9 @@ If several cells hold the maximum, the gradient goes to the last one that the ru
 reached, as in the reference (`torch.cummax`).  XLA's cumulative maximum would divide it among all
 of them.  Ties are common: the pooled maps come out of a ReLU and are full of zeros.
 
-Two programs compute the same result.  CPUs scan the map row by row.  On accelerators each step of
-a scan costs a launch, so they use cumulative operations of logarithmic depth.
+Two programs compute the same result.  CPUs scan the map one row or column at a time.  On
+accelerators each step of a scan costs a launch, so they use cumulative operations of logarithmic
+depth.
 """
 
 import functools
@@ -83,7 +84,7 @@ def _max_by_rows(x, axis, reverse):
 
 # A run is a start and the cells after it up to the next start; all of them take the start's value.
 def _sum_runs_by_rows(starts, dy, axis, reverse):
-    """At each start, the sum of `dy` over its run; 0 elsewhere.  Scans against the pooling."""
+    """At each start, the sum of `dy` over its run, 0 elsewhere; scans opposite to the pooling."""
 
     def step(total, row):
         start, dy = row

@@ -114,9 +114,9 @@ def deform_conv_levels(
         fits = x.ndim == 3 and x.shape[2] == depth * groups and x.shape[2] % deform_groups == 0
         if not fits or cout % groups:
             raise ValueError(
-                f"x {x.shape} must be [H, W, Cin], kernel {kernel.shape} [kh, kw, Cin / groups, "
-                f"Cout], and the channels multiples of groups {groups} and of deform_groups "
-                f"{deform_groups}"
+                f"x {x.shape} must be [H, W, Cin] and kernel {kernel.shape} [kh, kw, Cin / groups, "
+                f"Cout], Cin and Cout multiples of groups {groups}, and Cin a multiple of "
+                f"deform_groups {deform_groups}"
             )
         size = tuple(
             (s + 2 * padding - dilation * (k - 1) - 1) // stride + 1

@@ -22,7 +22,7 @@ class Peaks(NamedTuple):
 
 
 def gaussian_radius(sizes, min_overlap: float):
-    """How far both corners of a box can move before its IoU with the box falls below `min_overlap`.
+    """How far both corners of a box can move and keep an IoU of `min_overlap` with the old box.
 
     The reference takes the smallest root of three quadratic equations: one corner moves inwards
     and the other outwards, both outwards, both inwards.  The last case always loses the most

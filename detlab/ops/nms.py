@@ -67,7 +67,7 @@ def nms(
       iou_threshold: a box is dropped where IoU > iou_threshold.
       max_outputs: K, static; may be larger than N.
       labels: [N] int; if given, only boxes of the same class suppress each other.
-      measure: static; used instead of the IoU: a function of two box arrays that broadcast.
+      measure: static; replaces the IoU: a function of two arrays of boxes that broadcast.
     Returns:
       (indices [K] int32, 0 in empty slots; keep [K] bool, the filled slots, which come first).
     Raises:

@@ -277,7 +277,8 @@ def _backward_loops(static, level, grid, dy):
 def _images_together(function):
     """Calls `function`, which takes an image axis, on one image; under `vmap`, once for the batch.
 
-    A loop over the images would copy their maps, and `vmap` of a loop what it updates in place.
+    A loop over the images would copy their maps; `vmap` of a loop would copy what it updates in
+    place.
     """
 
     @custom_batching.custom_vmap
@@ -360,7 +361,7 @@ def _by_level(static, level):
 
 
 def _one(grid, number, cells):
-    """The grid of RoI `number`, flat in [B, R]; the maps of all images have `cells` cells."""
+    """The grid of RoI `number`, flat in [B, R]; all maps together have `cells` cells."""
     images, rois = grid.base.shape
     row = [
         lax.dynamic_slice_in_dim(values.reshape(-1, *values.shape[2:]), number, 1)
