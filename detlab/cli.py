@@ -16,7 +16,7 @@ from detlab import errors
 def program(module: str, docstring: str, epilog: str | None = None) -> argparse.ArgumentParser:
     """The parser of `python -m MODULE`, without flags; --help shows the docstring verbatim.
 
-    When the command `detlab` runs the program, the usage line names that (detlab/__main__.py).
+    If `detlab NAME` runs the program, the usage line says so (detlab/__main__.py).
     """
     part = sys.argv[0].startswith("detlab ")
     return argparse.ArgumentParser(
@@ -85,7 +85,7 @@ def train(docstring: str) -> argparse.ArgumentParser:
 
 
 def check_train(args: argparse.Namespace) -> None:
-    """Rejects flags of `train` that exclude each other."""
+    """Rejects flags of `train` that cannot be combined or are out of range."""
     if args.draw and not args.dry_run:
         raise errors.UserError("--draw needs --dry_run; a run draws into its workdir.")
     if args.profile and args.dry_run:

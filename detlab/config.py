@@ -1,9 +1,9 @@
 """Configs from files: `path_or_name[:variant]` plus `--config.key=value` overrides.
 
 A config file defines `get_config()`, or `get_config(variant)` if it has variants, which returns an
-`ml_collections.ConfigDict`.  An optional `VARIANTS` lists all of them.  The first part is a path if
-such a file exists, else the name of an experiment that ships with detlab, so programs run from any
-folder.
+`ml_collections.ConfigDict`.  An optional `VARIANTS` lists all variants.  The first part is a path
+if such a file exists, else the name of an experiment that ships with detlab, so programs run from
+any folder.
 """
 
 import ast
@@ -27,7 +27,7 @@ from ml_collections import config_dict
 
 from detlab import checks, errors, experiments
 
-# Keys that older configs lack, with values that keep the behaviour of that time.
+# Keys that older configs lack, with values that keep the behaviour of those configs.
 LATER = {
     "data": {"rounding": "half_up", "demo_rounding": "half_up", "eval_shrink": "linear"},
     "eval": {"views": ("image",)},
@@ -298,7 +298,7 @@ def _read(text: str, present: Any, key: str) -> Any:
 
 
 def _words(text: str, present: tuple) -> tuple[str, ...]:
-    """The entries of `cat,kitten` for a tuple of text, or for an empty one; else ()."""
+    """`cat,kitten` as a tuple of strings if `present` is empty or holds strings; else ()."""
     if not all(isinstance(entry, str) for entry in present) or re.search(r"[()\[\]'\"]", text):
         return ()
     words = tuple(word.strip() for word in text.removesuffix(",").split(","))
@@ -307,7 +307,7 @@ def _words(text: str, present: tuple) -> tuple[str, ...]:
 
 
 def _how_to_write(value: Any, present: tuple) -> str:
-    """How a tuple is written; a single entry lacks only its comma."""
+    """A sentence that says how to write a tuple: the entry with a comma, or an example."""
     several = isinstance(value, str) and (value == "" or any(c in value for c in "()[],"))
     if not several and isinstance(value, type(present[0]) if present else (str, int, float)):
         return f"Write {(value,)!r}."

@@ -16,8 +16,8 @@ def open_source(config: config_dict.ConfigDict, part: str) -> Any:
     """Opens the source of a part, "train" or "eval", and prints its problems.
 
     Raises:
-      UserError: the data cannot be opened, are empty, or have another number of classes than the
-        detector.
+      UserError: the data cannot be opened or are empty, or their number of classes is not the
+        detector's.
     """
     switch = "skip_broken" if part == "train" else "eval_skip_broken"
     try:
@@ -56,7 +56,7 @@ def check_same_images(**named_sources: Any) -> None:
 
 
 def fingerprint(source: Any) -> list[int]:
-    """Numbers that differ if two sources differ in their images or in the order of them."""
+    """Numbers that differ if two sources have different images or another order of images."""
     images = [(str(source.image_id(i)), *source.size(i)) for i in range(len(source))]
     return [len(source), zlib.crc32(repr(images).encode())]
 
@@ -71,7 +71,7 @@ def check_class_names(of_weights: Sequence[str] | None, of_data: Sequence[str]) 
 
 
 def user_errors(items: Iterable) -> Iterator:
-    """Yields the items; bad data is raised as a `UserError`."""
+    """Yields the items; raises a `UserError` for bad data or a killed worker process."""
     try:
         yield from items
     except records.DataError as error:

@@ -46,7 +46,7 @@ def join(args: argparse.Namespace) -> None:
     Must be called before a device is used.
 
     Raises:
-      UserError: flags that exclude each other, or a process that did not start.
+      UserError: the flags are incomplete or invalid, or not all processes started.
     """
     place = (args.coordinator, args.num_processes, args.process_id)
     if not args.distributed:
@@ -62,7 +62,7 @@ def join(args: argparse.Namespace) -> None:
         )
     if place != (None, None, None):
         _check_place(*place)
-    # jax's SIGTERM handler would swallow the signal, which StopSignals handles.
+    # jax's own SIGTERM handler would swallow the signal; StopSignals handles it instead.
     jax.config.update("jax_enable_preemption_service", False)
     _on_abort(f"{_NOT_ALL_CAME}.")
     try:
@@ -244,7 +244,7 @@ class StopSignals:
         return self._wanted
 
     def agree(self, wanted: bool) -> None:
-        """Takes whether any process was told to stop; all call this at the same step."""
+        """Records whether any process was told to stop; all processes call it at the same step."""
         if wanted:
             self._agreed = True
             self.name = self.name or "a signal to another process"

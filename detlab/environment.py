@@ -60,7 +60,8 @@ def describe(config: config_dict.ConfigDict | None = None) -> dict[str, Any]:
 def use_compilation_cache(config: config_dict.ConfigDict | None = None) -> None:
     """Caches compiled programs in the user's cache folder, which makes later starts quick.
 
-    `config.compilation_cache` may switch it off; JAX_COMPILATION_CACHE_DIR takes precedence.
+    `config.compilation_cache` may switch this off.  A folder in JAX_COMPILATION_CACHE_DIR is always
+    used.
     """
     if (config and not config.compilation_cache) or jax.config.jax_compilation_cache_dir:
         return

@@ -44,7 +44,7 @@ class Predictor:
       compiled_in: canvas (height, width) px -> seconds that compilation took.
     """
 
-    def __init__(self, detector: contract.Detector, mesh):
+    def __init__(self, detector: contract.Detector, mesh: jax.sharding.Mesh):
         self.compiled_in = {}
         function = sharding.per_image(detector.predict_with_bounds, mesh, constants=2)
         self._predict = jax.jit(function)
@@ -77,7 +77,7 @@ def predict(
 ) -> tuple[list[dict], dict[str, dict]]:
     """Detects objects in every image of a source, in original px; stops early if `stop()`.
 
-    An unreadable image that is skipped has no entry; it is reported.  With several processes, each
+    Unreadable images that are skipped have no entry and are reported.  With several processes, each
     predicts its share and gets the detections of all.
 
     Returns:

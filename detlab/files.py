@@ -15,7 +15,7 @@ from detlab import errors
 
 @contextlib.contextmanager
 def writing(path: str | pathlib.Path) -> Iterator[None]:
-    """Raises an `OSError` while `path` is written as a `UserError`."""
+    """Turns an `OSError` raised while `path` is written into a `UserError`."""
     try:
         yield
     except OSError as error:

@@ -6,8 +6,8 @@ a variant:
     Expected: COCO 2017 | 12 epochs, not timed | 50 GB for 16 images | AP 0.365, published
 
 The columns are: data; the time if a run was timed, else its length; memory of a training step as
-`benchmarks.step_memory` computes it; and the figure, either the reference's ("published"), measured
-with this code ("seed 0"), or "not run".
+`benchmarks.step_memory` computes it; and the figure, which is published for the reference
+("published"), measured with this code ("seed 0"), or absent ("not run").
 """
 
 import ast

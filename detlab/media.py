@@ -50,7 +50,7 @@ def output_names(files: Sequence[pathlib.Path]) -> list[str]:
 
 
 def check_originals(files: Sequence[pathlib.Path], targets: Sequence[pathlib.Path]) -> None:
-    """Checks that no result would overwrite a file of the user or land among them.
+    """Checks that no result would overwrite an input or lie in a folder of inputs.
 
     Raises:
       UserError: a result is an input, directly or through a link, or would be beside one.

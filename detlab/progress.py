@@ -9,7 +9,7 @@ import tqdm
 
 
 def bar(total: int, what: str, unit: str, **options: Any) -> tqdm.tqdm:
-    """A progress bar, shown by the first process; without a terminal, one line every 20 s."""
+    """A progress bar, shown by the first process; without a terminal, at most one line per 20 s."""
     interval = 0.2 if sys.stderr.isatty() else 20.0
     hidden = jax.process_index() > 0
     return tqdm.tqdm(

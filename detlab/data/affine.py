@@ -16,7 +16,7 @@ _NEAREST = 0.5  # least distance from the viewer; the image's centre is at dista
 
 
 class Ranges(NamedTuple):
-    """Largest change in either direction; each is drawn uniformly and independently."""
+    """Largest changes in either direction; each change is drawn uniformly and independently."""
 
     degrees: float = 0.0  # of rotation
     translate: float = 0.0  # fraction of the result's sides
@@ -87,7 +87,7 @@ def warp(
 
     Each box becomes the smallest box around its four mapped corners, clipped to the image.  `rule`
     decides which objects are kept, ignored ones included.  As in YOLOv5, the fraction that is left
-    of an object is its new area divided by its old area times the square of the map's scale.
+    of an object is its new area / (its old area * the square of the map's scale).
 
     `placement` is reset to the identity: the map is not a scale and shift of the original.
     """
@@ -109,8 +109,8 @@ def warp(
     corners = corners[..., :2] / corners[..., 2:]
     around = np.concatenate([corners.min(axis=1), corners.max(axis=1)], axis=1)
     boxes = np.clip(around, 0, np.tile(target[::-1], 2))
-    # An object fills the same fraction of its mapped corners as of its old box; clipping then
-    # leaves a fraction of that.
+    # An object fills the same fraction of its mapped quadrilateral as of its old box; of that, the
+    # part inside the image is left.
     growth = _ratio(_inside(corners), records_lib.box_areas(before)) * _ratio(
         records_lib.box_areas(boxes), records_lib.box_areas(around)
     )

@@ -148,7 +148,7 @@ def k_means(sizes, num_anchors: int, rng: np.random.Generator):
 
 
 def _spread_out(points, count, rng):
-    """Draws points, each in proportion to its squared distance from the nearest so far."""
+    """Draws points with probability proportional to the squared distance to the nearest drawn."""
     centres = [points[rng.integers(len(points))]]
     distance = ((points - centres[0]) ** 2).sum(axis=1)
     while len(centres) < count:

@@ -91,7 +91,11 @@ class _Row(NamedTuple):
     skipped: list[str]  # sentences on images that cannot be read
 
 
-def of(settings: settings_lib.Settings, read: Callable, num_images: int) -> Augmenter:
+def of(
+    settings: settings_lib.Settings,
+    read: Callable[[int, list[str]], Record | None],
+    num_images: int,
+) -> Augmenter:
     """The augmenter for these settings and a source of `num_images`.
 
     Raises:

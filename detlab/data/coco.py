@@ -126,7 +126,7 @@ class Coco(records_lib.FileSource):
 
 
 def _read(file):
-    """The content of the JSON file, which must have the three lists."""
+    """The content of the JSON file, checked for the three lists that it must have."""
     try:
         with open(file, encoding="utf-8") as stream:
             content = json.load(stream)

@@ -70,11 +70,11 @@ def eval_batches(
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[batch_lib.Loaded]:
-    """Batches that contain every image once, unchanged, always in the same order.
+    """Batches that contain every image once, without augmentation, always in the same order.
 
     Rows that pad the last batch of a canvas have `real` False.  With `skip_broken`, the rows of
-    images that cannot be read do too; they are not replaced, because each image counts once.  The
-    arguments are those of `train_batches`; nothing is random.
+    images that cannot be read do too; other images do not replace them, because each image counts
+    once.  The arguments are those of `train_batches`.
 
     Raises:
       ValueError: the batch cannot be split evenly over the processes, or a setting is invalid.

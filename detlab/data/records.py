@@ -146,8 +146,8 @@ def decode_image(data: bytes, what: str, remedy: str, upright: bool = False):
 
     Args:
       data: the content of an image file.
-      what: names it at the start of an error message.
-      remedy: ends an error message with what to do about unusable bytes.
+      what: names the data at the start of an error message.
+      remedy: says at the end of an error message what to do about unusable data.
       upright: see `read_image`.
     """
     if _ends_early(data):
@@ -257,7 +257,7 @@ def check_boxes(
 
     Args:
       boxes: [n, 4] xyxy px, counted from 0, finite.
-      names: class name of each box.
+      names: the class name of each box.
       class_names: the C classes; the position is the label.
       image_size: (height, width), or [n, 2] with one row per box.
       describe: box number -> words that name it, such as "000005.xml, object 2 (chair)".
@@ -315,7 +315,7 @@ def _on_classes(names, class_names, chosen_from):
     count = collections.Counter(names)
     others = sorted(count.keys() - set(class_names))
     if count and len(others) == len(count):
-        there = f"its classes are {', '.join(others)}"
+        there = f"the classes found are {', '.join(others)}"
         return [f"there are no objects of class {', '.join(class_names)} in {chosen_from}; {there}"]
     absent = [name for name in class_names if name not in count]
     for name in absent:

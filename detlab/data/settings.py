@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 class MultiScale(NamedTuple):
     """Sizes that the plan draws at random; by default it draws none."""
 
-    canvases: tuple = ()  # alternatives to the canvases, of the same number; each step draws one
+    canvases: tuple = ()  # alternatives, each with as many canvases; each step draws one
     limits: tuple = ()  # alternatives of (long, short) px; each image draws one
     mode: str = "list"  # list: one of `limits`; range: each side between its least and largest
 
@@ -25,15 +25,15 @@ class Augment(NamedTuple):
     contrast: float = 0.5  # factor 1 - 0.5 .. 1 + 0.5
     saturation: float = 0.5
     hue: float = 18.0  # degrees
-    expand: float = 0.0  # probability of a larger image around it, filled with pad_value
-    expand_ratio: float = 4.0  # largest
+    expand: float = 0.0  # probability of a border around the image, filled with pad_value
+    expand_ratio: float = 4.0  # largest ratio of the new sides to the old
     crop: str = "none"  # random, min_iou (SSD), center (CornerNet) or jitter (darknet)
     crop_probability: float = 1.0  # for random
     crop_size: tuple[float, float] = (0.3, 1.0)  # for random: least and largest fraction of a side
     crop_min_ious: tuple[float, ...] = (0.1, 0.3, 0.5, 0.7, 0.9)  # for min_iou: one or no condition
     crop_side: int = 511  # for center: px, side of a square around a point
-    crop_scales: tuple[float, ...] = (0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3)  # of the side
-    crop_border: int = 128  # for center: px from the point to the edges, less in small images
+    crop_scales: tuple[float, ...] = (0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3)  # factors of the side
+    crop_border: int = 128  # for center: least px from the point to the edges, less in small images
     crop_jitter: float = 0.3  # for jitter: largest move of each side, as a fraction
     mosaic: float = 0.0  # probability of a mosaic of four images
     mosaic_nine: float = 0.0  # fraction of the mosaics that have nine images instead
@@ -61,7 +61,7 @@ class Settings(NamedTuple):
 
     canvases: tuple  # (height, width) px of the batches; each image uses the one that suits it best
     max_boxes: int  # slots for objects
-    pad_value: int | tuple[int, int, int]  # 0..255 outside the content, one or R, G, B
+    pad_value: int | tuple[int, int, int]  # 0..255 outside the content: one number, or R, G, B
     # fit: the largest size of the same aspect ratio on the canvas; letterbox: the same, centred;
     # stretch: the whole canvas; (long, short) px: limits on the sides in addition to fit.
     resize: str | tuple[int, int] = "fit"

@@ -19,7 +19,7 @@ import numpy as np
 from detlab.data import records as records_lib
 
 _IGNORE = ("is_crowd", "is_difficult", "invalid")  # features of objects that become `ignore`
-_LABELS = ("label", "type")  # preferred names of the class
+_LABELS = ("label", "type")  # preferred names of the class feature
 _IDS = ("image/id", "image/filename")
 
 

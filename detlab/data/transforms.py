@@ -1,9 +1,9 @@
 """Transforms: record in, new record out; boxes and `placement` move exactly with the pixels.
 
-Most functions change a record directly.  Those that take a probability or a range return a function
-(record, rng) -> record, whose only source of randomness is the generator.  No transform changes the
-record it is given.  The order of use is photometric, expand, crop, resize, flips, hsv, cut_out,
-pad; `detlab.data.mosaic` and `affine` come after the resize.
+Most functions transform a record directly.  Random transforms take probabilities or ranges and
+return a function (record, rng) -> record, whose only source of randomness is the generator.  No
+transform changes the record it is given.  The order of use is photometric, expand, crop, resize,
+flips, hsv, cut_out, pad; `detlab.data.mosaic` and `affine` come after the resize.
 
 **Expand and the crops move no pixels.**  They only set the record's `window`: the visible part of
 the plane in whole px (x1, y1, x2, y2) of the image, which may reach beyond the image.  The resize
@@ -70,7 +70,7 @@ def resize_keep_ratio(
 
 
 def _keep_ratio(size, bounds, canvas, rounding):
-    """(height, width) scaled by the smallest to / of in `bounds`, from 1 px to the canvas."""
+    """(height, width) scaled by the smallest to / of in `bounds`, clipped to 1 px .. `canvas`."""
     to, of = min(bounds, key=lambda bound: bound[0] / bound[1])
     scaled = [ROUNDINGS[rounding](x, to, of) for x in size]
     return tuple(min(most, max(1, x)) for x, most in zip(scaled, canvas, strict=True))
@@ -303,7 +303,7 @@ def crop_center(side: int, scales: Sequence[float], border: int) -> Callable[...
     Args:
       side: px of the image, before the resize.
       scales: factors of the side; one is drawn.
-      border: px between the centre and every edge, halved until twice as much fits.
+      border: least px from the centre to every edge, halved until twice as much fits.
     """
 
     def apply(record, rng):
@@ -420,16 +420,16 @@ def photometric(
 ) -> Callable[..., dict[str, Any]]:
     """(record, rng) -> record, its colours distorted with this probability.
 
-    SSD's distortion as in mmdetection's `PhotoMetricDistortion`.  Each change below happens with
-    probability 0.5.  Contrast comes before or after saturation and hue with equal chances.  See
-    `distort` for the arithmetic.
+    SSD's distortion as in mmdetection's `PhotoMetricDistortion`.  Each change below, and last a
+    permutation of the channels, happens with probability 0.5.  Contrast comes before or after
+    saturation and hue with equal chances.  See `distort` for the arithmetic.
 
     Args:
       probability: of any distortion.
       brightness: a number uniform in -brightness..brightness is added, of 255.
       contrast: factor uniform in 1 - contrast..1 + contrast.
       saturation: factor uniform in 1 - saturation..1 + saturation.
-      hue: degrees uniform in -hue..hue are added.  Last, the channels are permuted.
+      hue: degrees uniform in -hue..hue are added.
     """
     neutral = np.array([0, 1, 1, 0])
     spread = np.array([brightness, contrast, saturation, hue])
@@ -542,11 +542,11 @@ def cut_out(
     size: tuple[float, float],
     pad_value: int | tuple[int, int, int],
 ) -> Callable[..., dict[str, Any]]:
-    """(record, rng) -> record, rectangles filled with this probability; boxes are kept.
+    """(record, rng) -> record, with rectangles filled in `pad_value` with this probability.
 
     Cutout (arXiv:1708.04552, section 3): centres are uniform over the image, so a hole may reach
     beyond it.  As in mmdetection's `CutOut`, there are several holes, and their sides are fractions
-    of the image's sides.
+    of the image's sides.  All boxes are kept.
 
     Args:
       holes: (least, largest) number.

@@ -201,7 +201,7 @@ def _parse(file):
 
 
 def _image_path(folder, name, annotation, contents):
-    """The image of a name, with the suffix in <filename> or, if that is missing, another known one.
+    """The image file of a name: with the suffix in <filename>, else with any other known suffix.
 
     Args:
       contents: {folder: its files}, filled here so that each folder is listed only once.

@@ -17,7 +17,7 @@ import numpy as np
 from detlab.metrics import inputs
 
 # In the order of `COCOeval.stats`.  AP50 and AP75 are at one IoU; small, medium and large are areas
-# below 32^2, up to 96^2 and above, px^2; AR1, AR10 and AR100 allow that many detections an image.
+# below 32^2, up to 96^2 and above, px^2; AR1, AR10 and AR100 allow that many detections per image.
 SUMMARY = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large") + (
     "AR1",
     "AR10",

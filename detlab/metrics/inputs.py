@@ -5,7 +5,7 @@ Ground truth is a list with one dict per image:
   boxes     [n, 4] float32 xyxy, px of the original image
   labels    [n] int32 in 0..C-1
   ignore    [n] bool: crowd (COCO) or difficult (VOC)
-  area      [n] float32 px^2; of the mask where the data set has masks
+  area      [n] float32 px^2; of the mask if the data set has masks
   height, width   px; the metrics do not read them
 Predictions are a list with one dict per image, in any order, matched by `image_id`:
   boxes     [k, 4] xyxy, px of the original image

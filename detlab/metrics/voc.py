@@ -170,8 +170,8 @@ def evaluate(
       dict of `mAP07` (the rule "11points") and `mAP12` ("area"), over the classes with objects,
       and `classes`: list of C dicts with `name`, `AP07`, `AP12`, `recall` and `precision` at the
       end of the curve, `num_objects` (counted ones) and `num_detections`.  A class without objects
-      has 0 everywhere, and so has the mean if no class has objects.  `sizes` is a list of such
-      dicts, one per range, with its `size_range`.
+      has 0 everywhere except in `num_detections`; the means are 0 if no class has objects.  `sizes`
+      is a list of such dicts, one per range, with its `size_range`.
     Raises:
       ValueError: the inputs do not fit together.
     """

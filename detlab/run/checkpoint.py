@@ -102,7 +102,7 @@ class Checkpoints:
                 self._best.save(step, args=_items(state, {**info, "score": score}))
 
     def restore(self, state: types.TrainState) -> types.TrainState:
-        """Reads the latest checkpoint onto the devices of `state`, a tree of arrays or shapes."""
+        """Reads the latest checkpoint, sharded like `state`, whose leaves are arrays or shapes."""
         import orbax.checkpoint as ocp
 
         weights, training = _split(state)
@@ -142,7 +142,7 @@ class Checkpoints:
 
     def close(self) -> None:
         with self._writing("checkpoints"), contextlib.ExitStack() as stack:
-            for name in ("checkpoints", "best"):  # runs last, even if closing fails
+            for name in ("checkpoints", "best"):  # these run last, even if closing fails
                 stack.callback(_remove_unfinished, self.workdir / name)
             stack.callback(self._best.close)
             stack.callback(self._last.close)
@@ -150,7 +150,7 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _writing(self, name: str):
-        """Raises an error of the operating system as one sentence that says what is kept."""
+        """Turns an error of the operating system into a `UserError` that says what is kept."""
         try:
             yield
         except Exception as error:  # orbax and tensorstore raise many types
@@ -177,7 +177,7 @@ def _remove_unfinished(folder: pathlib.Path) -> None:
 
 
 def _return_memory() -> None:
-    """Returns memory that the writing threads have freed to the system.
+    """Returns to the operating system the memory that the writing threads have freed.
 
     glibc keeps it per thread, up to half the size of the state for each save until it levels off;
     docs/performance.md has the measurement.
@@ -198,7 +198,7 @@ _REMEDIES = {
 
 
 def _os_error(error: BaseException | None) -> int | None:
-    """The errno behind an error; tensorstore has it only in its text."""
+    """The errno behind an error; tensorstore gives it only in the text of its errors."""
     while error is not None:
         if isinstance(error, OSError) and error.errno:
             return error.errno
@@ -302,9 +302,9 @@ class Merged(NamedTuple):
 
 
 def may_differ(weights: Weights, num_classes: int) -> dict[str, tuple[str, ...]]:
-    """The leaves that training need not load from a folder, according to the folder's `info`.
+    """The leaves that may differ between weights and model, according to the folder's `info`.
 
-    A converted folder names the subtrees that it fills, such as a backbone; all other leaves may
+    A converted folder names the subtrees that it fills, such as a backbone; leaves outside them may
     differ.  Inside the subtrees, leaves dropped by `--reset_classes` may differ, and, if the model
     has another number of classes, those that depend on it.  Any other folder must hold a whole
     model.
@@ -339,7 +339,7 @@ def merge(params: Any, state: Any, weights: Weights, skip: Sequence[str] | None)
       skip: regexes of paths such as `params/head/.*` that need not agree: such a leaf stays as
         initialised, and a loaded one is dropped.  None: all must agree.
     Raises:
-      UserError: the trees differ; the sentence lists all differences.
+      UserError: the trees differ; the sentence lists up to 12 leaves for each kind of difference.
     """
     target = flat_leaves(params, state)
     source = flat_leaves(weights.params, weights.state)
@@ -359,7 +359,7 @@ def merge(params: Any, state: Any, weights: Weights, skip: Sequence[str] | None)
             ("of another shape", shapes),
         ]
         text = "; ".join(f"{len(found)} {what}: {listed(found)}" for what, found in parts if found)
-        remedy = "name paths that may differ by regexes in config.init_skip"
+        remedy = "to let paths differ, add regexes that match them to config.init_skip"
         if skip is None:
             remedy = "give the config.model that they were trained with"
         elif "converted_from" in weights.info and "subtrees" not in weights.info:

@@ -15,7 +15,7 @@ from detlab.viz import boxes as draw_lib
 
 
 def run(setup: setup_lib.Setup, draw: str | None) -> None:
-    """Does once or twice all that a run does; writes only the sheet, into folder `draw`."""
+    """Does everything that a run does once or twice; writes only the sheet, into folder `draw`."""
     config, mesh, detector, optimizer = setup.config, setup.mesh, setup.detector, setup.optimizer
     train_source, eval_source = setup.train_source, setup.eval_source
     state = state_lib.initial(detector, optimizer, config, mesh)

@@ -20,7 +20,7 @@ class Length(NamedTuple):
 
 
 def of(train: config_dict.ConfigDict, per_epoch: int) -> Length:
-    """The length from `epochs`, or from `steps` if that is 0; both intervals default to an epoch.
+    """The length from `epochs`, or from `steps` if `epochs` is 0; intervals default to an epoch.
 
     Args:
       train: `config.train`.

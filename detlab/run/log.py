@@ -120,7 +120,7 @@ class RunLog:
 
 
 class _Board:
-    """Scalars for TensorBoard, flushed to disk every 30 s.
+    """Scalars for TensorBoard; a row flushes them to disk if the last flush was over 30 s ago.
 
     `tensorboardX.SummaryWriter` writes in a thread that dies when the disk is full; training then
     fills its queue and hangs.  Here a write error is raised to the caller.

@@ -116,7 +116,7 @@ def _settled_rate(optim, total_steps, batch_size, steps_per_unit) -> optax.Sched
     """The learning rate without warm-up.
 
     The cosine is SGDR's (arXiv:1608.03983, eq. 5) without restarts.  In YOLOv5, cosine and line
-    decay from the first step (`decay_from="start"`), there once per epoch, here at every step.
+    decay from the first step (`decay_from="start"`): once per epoch in YOLOv5, at every step here.
     """
     scale = batch_size / optim.lr_batch_size if optim.lr_batch_size else 1.0
     peak = optim.lr * scale
@@ -164,7 +164,7 @@ def _settled_rate(optim, total_steps, batch_size, steps_per_unit) -> optax.Sched
 
 
 def _warmed_up(optim, first: float, settled: optax.Schedule) -> optax.Schedule:
-    """Interpolates from the number `first` at step 0 to `settled` at the end of the warm-up.
+    """Warms up from the number `first` at step 0 to `settled`, which it follows afterwards.
 
     YOLOv5's `np.interp(step, [0, warmup_steps], [first, settled])`.
     """

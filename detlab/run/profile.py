@@ -1,12 +1,11 @@
 """A profile of some steps, for TensorBoard's profiler or https://ui.perfetto.dev."""
 
 import pathlib
-from typing import Any
 
 import jax
 import tqdm
 
-from detlab import distributed, errors
+from detlab import distributed, errors, types
 
 
 class Profiler:
@@ -24,7 +23,7 @@ class Profiler:
         self._wanted = steps > 0 and distributed.is_first()
         self._running = self._begun = False
 
-    def step(self, step: int, state: Any) -> None:
+    def step(self, step: int, state: types.TrainState) -> None:
         """Starts or stops the trace; call it before step `step`, which updates `state`.
 
         Raises:

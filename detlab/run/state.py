@@ -68,7 +68,7 @@ def initial_weights(detector: contract.Detector, config: config_dict.ConfigDict)
     """(params, state) to start from: leaves from `init_from`, the others initialised.
 
     Raises:
-      UserError: leaves that are never trained would keep their random values.
+      UserError: leaves that are never trained would keep their initial values.
     """
     key, images = jax.random.key(config.seed), example_images(config)
     params, state = jax.eval_shape(detector.init, key, images)

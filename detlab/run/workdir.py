@@ -9,7 +9,7 @@ from detlab import config as config_lib
 from detlab import contract, distributed, environment, errors, files
 from detlab.run import checkpoint
 
-# Keys that change no number of a run, so a resumed run may change them.
+# Keys that do not affect the numbers of a run, so a resumed run may change them.
 WITHOUT_EFFECT = (
     "compilation_cache",
     "data.demo_rounding",

@@ -193,7 +193,7 @@ def test_other_classes_than_the_chosen_ones_are_told_once_a_class():
 
 def test_none_of_the_chosen_classes_is_a_mistake():
     boxes, names = [[1, 2, 3, 4], [5, 5, 5, 5]], ["Cat", "bird"]
-    fault = "there are no objects of class dog, cat in some.json; its classes are Cat, bird"
+    fault = "there are no objects of class dog, cat in some.json; the classes found are Cat, bird"
     with pytest.raises(records.DataError, match=f"^{fault}; correct class_names") as raised:
         check(boxes, names, chosen_from="some.json")
     assert not raised.value.can_leave_out

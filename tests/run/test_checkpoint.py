@@ -337,7 +337,7 @@ def test_the_whole_difference_is_told_at_once():
         "weights/toy does not fit the model: 2 not in the file: params/head/bias,"
         " batch_stats/backbone/mean; 1 not in the model: params/head/extra; 1 of another shape:"
         " params/head/kernel: (3, 80) in the file, (3, 4) in the model"
-        "; name paths that may differ by regexes in config.init_skip."
+        "; to let paths differ, add regexes that match them to config.init_skip."
     )
 
 
