@@ -21,7 +21,7 @@ def base(detector: str, **model) -> ConfigDict:
             detector=detector,
             model=model,
             seed=0,
-            # Weights to start from: a workdir, a checkpoint's folder or one of converters.convert.
+            # Weights to start from: a workdir, a checkpoint or a folder from converters.convert.
             init_from="",
             init_skip=(),  # regexes of paths, such as params/head/.*, that may differ
             init_help="",  # what to do if init_from does not exist
