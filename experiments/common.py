@@ -74,7 +74,7 @@ def base(detector: str, **model) -> ConfigDict:
                 log_every=50,  # steps
                 eval_every=0,  # steps; 0: every epoch
                 checkpoint_every=0,  # steps; 0: every epoch
-                keep_last=2,  # checkpoints besides the best
+                keep_last=2,  # checkpoints kept in addition to the best
             ),
             optim=dict(
                 name="sgd",  # sgd or adamw

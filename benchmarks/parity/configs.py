@@ -37,7 +37,7 @@ class Reader:
         return value
 
     def expect(self, key: str, only: Any, default: Any = _REQUIRED) -> None:
-        """Reads a value that must be `only`; if absent, a given `default` must be `only` instead."""
+        """Reads a value that must be `only`; if it is absent, `default` must be, unless not given."""
         value = self.take(key, only if default is _REQUIRED else default)
         if value != only:
             raise errors.UserError(f"{self.path}.{key} is {value!r}; detlab has only {only!r}.")
