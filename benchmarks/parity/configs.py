@@ -37,7 +37,10 @@ class Reader:
         return value
 
     def expect(self, key: str, only: Any, default: Any = _REQUIRED) -> None:
-        """Reads a value that must be `only`; if it is absent, `default` must be, unless not given."""
+        """Reads a value that must be `only`.
+
+        An absent value counts as `default`, or as `only` if no default is given.
+        """
         value = self.take(key, only if default is _REQUIRED else default)
         if value != only:
             raise errors.UserError(f"{self.path}.{key} is {value!r}; detlab has only {only!r}.")
