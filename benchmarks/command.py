@@ -12,7 +12,7 @@ from detlab import errors
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 
 # Compiler options for programs that run only a few times: they compile in a tenth of the time and
-# run slower.  Sums are rounded in another order.
+# run slower.  They compute sums in another order, so results are rounded differently.
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 if tuple(map(int, importlib.metadata.version("jax").split(".")[:2])) < (0, 11):
     # Later compilers no longer have this way of compiling fused loops.

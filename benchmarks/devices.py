@@ -48,7 +48,7 @@ def main(arguments: list[str]) -> None:
             raise errors.UserError(f"the run on {count} devices failed; see its error above.")
         results.append(json.loads(run.stdout.splitlines()[-1]))
     first = results[0]
-    print("devices   step, median s   ratio   prediction, median s   ratio   MiB a device")
+    print("devices   step, median s   ratio   prediction, median s   ratio     MiB/device")
     for row in results:
         row["step_ratio"] = row["step_s"] / first["step_s"]
         row["predict_ratio"] = row["predict_s"] / first["predict_s"]

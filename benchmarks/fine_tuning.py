@@ -4,10 +4,10 @@ r"""Do published weights help on another data set, compared with training from s
         --output benchmarks/results --picture docs/images/fine_tuning.png
 
 Converts published COCO weights of YOLOv5n (PyTorch) and yolo-fastest (darknet) without the layers
-that predict classes, and trains them on BCCD.  Trains the same network from random weights too, by
-the same settings: those of the experiment, changed by --config.KEY=VALUE.  Both curves of a network
-go to OUTPUT/fine_tuning_NAME.json; --picture draws all results in that folder.  Exit status 1 if
-the weights did not help.
+that predict classes, and trains them on BCCD.  Trains the same network from random weights too,
+with the same settings: those of the experiment, changed by --config.KEY=VALUE.  Both curves of a
+network go to OUTPUT/fine_tuning_NAME.json; --picture draws all results in that folder.  Exit status
+1 if the weights did not help.
 """
 
 import json

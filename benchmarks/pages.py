@@ -42,7 +42,7 @@ def main(arguments: Sequence[str]) -> None:
     for page, (old, new) in pages.items():
         if new != old:
             files.write_text(args.tree / page, new)
-        print(f"{page}: {'as it was' if new == old else 'written'}")
+        print(f"{page}: {'unchanged' if new == old else 'written'}")
 
 
 def read(tree: pathlib.Path, page: str) -> str:
@@ -58,7 +58,7 @@ def read(tree: pathlib.Path, page: str) -> str:
 
 
 def rewritten(tree: pathlib.Path, page: str) -> str:
-    """The text of a page with its blocks as they have to be.
+    """The text of a page with its blocks written anew.
 
     Raises:
       UserError: the page lacks marks, or a file of results cannot be read.

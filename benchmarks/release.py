@@ -61,7 +61,7 @@ class Row(NamedTuple):
     """The result of one row."""
 
     status: str  # passed, failed or missing
-    note: str = ""  # a figure, or the reason of a failure
+    note: str = ""  # a figure, or why the row failed or is missing
     jax: str = ""  # version that it ran with
 
 

@@ -124,7 +124,7 @@ def _sums(named: Iterable[tuple[str, Test]]) -> dict[str, dict]:
 
 
 def detector_of(test: Test, known: Sequence[str]) -> str:
-    """The detector that names a test's file or else begins a parameter; "" if there is none."""
+    """The detector whose name begins the name of the test's file, or else a parameter; or ""."""
     parameters = test.name.partition("[")[2].removesuffix("]").split("-")
     for text in (pathlib.PurePath(test.file).stem.removeprefix("test_"), *parameters):
         for name in sorted(known, key=len, reverse=True):

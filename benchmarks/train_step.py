@@ -1,4 +1,4 @@
-"""Compares the training step by detlab's convolution with the step by XLA's own gradients.
+"""Compares the training step with detlab's convolution to the step with XLA's own gradients.
 
     python -m benchmarks.train_step --config experiments/retinanet_shapes.py --output result.json
 

@@ -73,5 +73,8 @@ def of_file(path: pathlib.Path, source: str) -> Family:
 
 
 def of_detector(detector: str) -> Family:
-    """The family that writes a detector; the first one stands for all whose files have names."""
+    """The family that writes a detector.
+
+    If no family has this detector to itself, the first one stands for all whose files have names.
+    """
     return next((family for family in every() if family.detector == detector), every()[0])

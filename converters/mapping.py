@@ -67,7 +67,7 @@ class Row(NamedTuple):
     source: str
     target: str
     shape: tuple[int, ...]
-    mean: float | None  # of the converted values; None where nothing was converted
+    mean: float | None  # of the converted values; None if nothing was converted
     std: float | None
     status: str  # "matched", "dropped: <reason>", "left initialised" or ANEW
 

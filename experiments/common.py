@@ -21,7 +21,7 @@ def base(detector: str, **model) -> ConfigDict:
             detector=detector,
             model=model,
             seed=0,
-            # Weights to start from: a workdir, a checkpoint's folder or one of converters.convert.
+            # Weights to start from: a workdir, a checkpoint or a folder from converters.convert.
             init_from="",
             init_skip=(),  # regexes of paths, such as params/head/.*, that may differ
             init_help="",  # what to do if init_from does not exist
@@ -74,7 +74,7 @@ def base(detector: str, **model) -> ConfigDict:
                 log_every=50,  # steps
                 eval_every=0,  # steps; 0: every epoch
                 checkpoint_every=0,  # steps; 0: every epoch
-                keep_last=2,  # checkpoints besides the best
+                keep_last=2,  # checkpoints kept in addition to the best
             ),
             optim=dict(
                 name="sgd",  # sgd or adamw

@@ -18,8 +18,8 @@ def get_config() -> ConfigDict:
     config = common.base("cornernet")
     common.coco_files(config)
     config.data.update(
-        # Training crops are 511 x 511 px.  Test sizes have the last seven bits set, as the
-        # reference pads to these: all halvings after the first are exact.
+        # Training crops are 511 x 511 px.  As in the reference, the sides of test canvases have
+        # their last seven bits set, so all halvings after the first are exact.
         canvases=((511, 767), (767, 511)),
         multiscale_canvases=(((511, 511), (511, 511)),),
         size_limits=(640, 640),

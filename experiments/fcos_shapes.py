@@ -15,7 +15,7 @@ from detlab.experiments import common
 from detlab.experiments.recipes import fcos, small
 
 IMPROVED = dict(**fcos.IMPROVED, pixel_std=(58.395, 57.12, 57.375))
-# Level limits are half the paper's or less, because objects have at least 16 px, or 12 px.
+# Level limits are at most half the paper's: objects have at least 16 px, or 12 in the last two.
 VARIANTS = {
     "": dict(
         level_limits=(32.0, 64.0, 128.0, 256.0),

@@ -19,7 +19,7 @@ def get_config() -> ConfigDict:
         "retinanet",
         num_classes=3,
         **small.dense(),
-        octave_base_scale=3.0,  # anchors from 24 px: objects have at least 16 px
+        octave_base_scale=3.0,  # anchors from 24 px, for objects from 16 px
         delta_stds=(0.1, 0.1, 0.2, 0.2),
         box_weight=0.25,  # small stds make the box term large
     )

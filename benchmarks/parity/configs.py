@@ -37,7 +37,10 @@ class Reader:
         return value
 
     def expect(self, key: str, only: Any, default: Any = _REQUIRED) -> None:
-        """Reads a value that must be `only`; if absent, it is `default`, or `only` without one."""
+        """Reads a value that must be `only`.
+
+        An absent value counts as `default`, or as `only` if no default is given.
+        """
         value = self.take(key, only if default is _REQUIRED else default)
         if value != only:
             raise errors.UserError(f"{self.path}.{key} is {value!r}; detlab has only {only!r}.")
@@ -189,7 +192,7 @@ def focal_loss(config: Reader) -> dict:
 
 
 def training(config: Reader) -> Reader:
-    """Training that drops no anchor for its place and weights all alike; returns `config`."""
+    """Training that drops no anchor at the border and weights all alike; returns `config`."""
     config.expect("allowed_border", -1)
     config.expect("pos_weight", -1)
     config.skip("debug")
@@ -197,7 +200,7 @@ def training(config: Reader) -> Reader:
 
 
 def random_sampler(config: Reader, prefix: str, with_objects: bool) -> dict:
-    """RandomSampler as fields `PREFIX_...`; it may draw the objects along with proposals."""
+    """RandomSampler as fields `PREFIX_...`; `with_objects`: it also draws from the objects."""
     config.expect("type", "RandomSampler")
     config.expect("neg_pos_ub", -1, default=-1)
     config.expect("add_gt_as_proposals", with_objects, default=True)

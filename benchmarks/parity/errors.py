@@ -85,13 +85,13 @@ def main(arguments: Sequence[str]) -> None:
             for run in try_errors(case, plan, seed, args.kernels):
                 rows.append({"case": name, "seed": seed, **run._asdict()})
                 some = f", such as {run.missed[0]}" if run.missed else ""
-                what = run.error or "as it is"
+                what = run.error or "unchanged"
                 print(f"{run.verdict:12} {what}: {len(run.missed)} lines miss{some}", flush=True)
             print(f"{name}: {time.perf_counter() - start:.0f} s", flush=True)
     bad = [row for row in rows if row["verdict"] in ("failed", "not noticed")]
     print(f"{len(rows)} runs, {len(bad)} with an unexpected verdict")
     for row in bad:
-        print(f"{row['verdict']}: {row['case']}, {row['error'] or 'as it is'}")
+        print(f"{row['verdict']}: {row['case']}, {row['error'] or 'unchanged'}")
     if args.json:
         files.write_json(args.json, {"machine": machine.describe(), "runs": rows})
     if bad or not rows:

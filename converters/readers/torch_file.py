@@ -282,7 +282,7 @@ def _dotted(*names: Any) -> str:
 
 
 def _class_names(root: Any, weights: Any) -> tuple[str, ...] | None:
-    """Class names: YOLOv5's `names` of the module, mmdet's `meta` (CLASSES, 3.x: dataset_meta)."""
+    """Class names: YOLOv5's `names`, or mmdet's `meta` (2.x: CLASSES, 3.x: dataset_meta)."""
     if _is_module(weights):
         inner = weights.state["_modules"]
         inner = inner.get("module") if isinstance(inner, dict) else None  # of DataParallel

@@ -92,5 +92,5 @@ def dense(variant: str = "") -> dict:
 
 
 def anchors(a: int, b: int, c: int) -> tuple:
-    """Anchors of three levels, whose widths and heights are three side lengths, px."""
+    """Anchors of three levels; each width and height is one of three side lengths, px."""
     return ((a, a), (a, b), (b, a)), ((a, c), (b, b), (c, a)), ((b, c), (c, b), (c, c))

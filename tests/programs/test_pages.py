@@ -99,7 +99,7 @@ def test_a_model_is_listed_with_its_file_checksum_licence_parity_and_command(tre
 
 def test_only_what_stands_between_the_marks_is_written(tree, monkeypatch, capsys):
     monkeypatch.setattr(pages, "BLOCKS", {"README.md": pages.BLOCKS["README.md"]})
-    for said in ("written", "as it was"):
+    for said in ("written", "unchanged"):
         pages.main(["--tree", str(tree)])
         assert capsys.readouterr().out == f"README.md: {said}\n"
         begin, end = "<!-- detectors: begin -->", "<!-- detectors: end -->"

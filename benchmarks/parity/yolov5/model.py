@@ -23,7 +23,7 @@ from detlab.detectors import yolov5
 from detlab.ops import nms as nms_lib
 
 GREY = (114, 114, 114)
-SIDE, MULTIPLE = 640, 32  # px: longer side of a letterboxed picture; factor of both sides
+SIDE, MULTIPLE = 640, 32  # px: longer side of a letterboxed picture; divides both sides
 # The files round recorded boxes to 0.01 px and scores to 1e-5.
 LISTED_SCORES = checks.SCORES + 1e-5
 

@@ -9,7 +9,7 @@ from benchmarks.parity import fixture_weights
 
 
 def tensors(info: dict) -> dict[str, np.ndarray]:
-    """The state dict of a case by its rule, without tensors that keep their first values."""
+    """The state dict of a case by its rule, without tensors that keep their initial values."""
     rule = info["weights"]
     made = {}
     for key, shape in info["state_dict"]:
@@ -28,7 +28,7 @@ def tensors(info: dict) -> dict[str, np.ndarray]:
 
 
 def _tensor(key, shape, seed, per_anchor, head_gain, conv_gain) -> np.ndarray:
-    """One array; its range depends on the last part of its name and, if it has inputs, on those."""
+    """One array; its range depends on the last part of its name and, for kernels, on the inputs."""
     name, count = key.rpartition(".")[2], math.prod(shape)
     is_head = re.fullmatch(r"model\.\d+\.m\.\d+\.(weight|bias)", key)
     if name == "bias" and is_head:
