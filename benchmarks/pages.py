@@ -117,7 +117,7 @@ def published(tree: pathlib.Path) -> str:
     parity_of = _results(tree, "release_parity.json")["cases"]
     sections = []
     for name in command.detector_files(tree):
-        rows, commands = [], []
+        rows, commands, folders = [], [], set()
         for row in content["models"]:
             if row["detector"] != name:
                 continue
@@ -131,7 +131,7 @@ def published(tree: pathlib.Path) -> str:
                     f"`{case}`: {_verdict(parity_of[case])}" if case else "",
                 )
             )
-            commands.append(_convert(row))
+            commands.append(_convert(row, folders))
         if rows:
             head = ("model", "published", "config")
             block = "\n".join(["```bash", *commands, "```"])
@@ -168,21 +168,24 @@ def _file(content: dict[str, Any], row: dict[str, Any]) -> tuple[str, str, str]:
     return file, f"`{checksum}`" if checksum else "not published", licence
 
 
-def _convert(row: dict[str, Any]) -> str:
-    """The command that converts the file of a row."""
+def _convert(row: dict[str, Any], folders: set[str]) -> str:
+    """The command that converts the file of a row, into a folder that joins `folders`."""
     url = row["url"]
     config, _, variant = row["config"].partition(":")
-    known = bool(published_files.checksum(url))
+    checksum = published_files.checksum(url)
     name = urllib.parse.unquote(pathlib.PurePosixPath(url).stem)
     folder = re.sub(r"(_bbox_mAP.*)?(_\d{8}.*|-[0-9a-f]{8})?$", "", name)
     if variant.endswith("_v3"):
         folder += "_v3"
+    if folder in folders:
+        folder += f"_{checksum[:8]}"
+    folders.add(folder)
     return " \\\n    ".join(
         [
             f"detlab convert --config {row['config']}"
             + (f" {row['options']}" if "options" in row else "")
             + f" --output weights/{folder}",
-            f"--input {url if known else name + pathlib.PurePosixPath(url).suffix}",
+            f"--input {url if checksum else name + pathlib.PurePosixPath(url).suffix}",
         ]
     )
 

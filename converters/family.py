@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from detlab.converters import families, mapping, sources
 from detlab.converters.readers import contents
@@ -32,19 +33,21 @@ class Family(NamedTuple):
 
     name: str  # the value of --source
     # File -> what to convert; sets the config's fields that the file determines.
-    read: Callable[[pathlib.Path, Any, argparse.Namespace, Mapping[str, str]], Foreign]
+    read: Callable[[pathlib.Path, ConfigDict, argparse.Namespace, Mapping[str, str]], Foreign]
     # Flags, config, weights and their leaves: writes a file and returns the sentence to print.
-    write: Callable[[argparse.Namespace, Any, checkpoint.Weights, dict], str]
+    write: Callable[[argparse.Namespace, ConfigDict, checkpoint.Weights, dict], str]
     suffixes: tuple[str, ...]  # of the files that it writes
     files: str = "a file with names"
     knows: Callable[[bytes], bool] = lambda head: False  # files without names, by their first bytes
     detector: str | None = None  # that only this family writes
     flags: tuple[str, ...] = ()  # that only its files take
     # Kind of file, config and --bgr -> table; raises UserError if they contradict each other.
-    table: Callable[[sources.Source, Any, bool], mapping.Table] | None = None
+    table: Callable[[sources.Source, ConfigDict, bool], mapping.Table] | None = None
     # As `read`, with the file's contents after the path; only checks and sets fields.
     fill_in: Callable[..., None] = lambda path, file, config, flags, overrides: None
-    buffers: Callable[[Any], dict] = lambda config: {}  # arrays written in addition to the leaves
+    buffers: Callable[[ConfigDict], dict] = (
+        lambda config: {}
+    )  # arrays written in addition to the leaves
 
 
 def find(name: str) -> Family:

@@ -16,7 +16,9 @@ def convert(docstring: str) -> argparse.ArgumentParser:
     )
     parser.add_argument("--source", choices=("auto", *families.NAMES), default="auto")
     parser.add_argument("--config", help="experiment file or name")
-    parser.add_argument("--input", help="a weight file (.pth, .pt, .safetensors, .npz) or its URL")
+    parser.add_argument(
+        "--input", help="a weight file (.pth, .pt, .safetensors, .npz, .weights) or its URL"
+    )
     parser.add_argument("--sha256", default="", help="of a URL whose file name lacks it")
     parser.add_argument("--output", type=pathlib.Path, help="a new folder")
     parser.add_argument(

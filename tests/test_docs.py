@@ -86,6 +86,12 @@ def test_a_published_model_has_a_config_a_licence_and_the_right_order_of_channel
     assert published.checksum(row["url"]) or "/v3.0/" in row["url"]
 
 
+def test_every_command_of_a_published_file_writes_its_own_folder():
+    text = (REPOSITORY / "docs" / "models.md").read_text()
+    folders = re.findall(r"--output (\S+)", text)
+    assert len(folders) == len(set(folders)) == len(MODELS["models"])
+
+
 class AnySource:
     @staticmethod
     def table(bgr):

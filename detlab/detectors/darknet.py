@@ -5,9 +5,9 @@ The field `cfg` is the text of a darknet cfg, or the name of one of the four sta
 depthwise networks work like any other.  Anchors, thresholds and losses are those of its [yolo]
 sections.
 
-Reference: AlexeyAB/darknet (docs/parity.md has the commit).  As in the reference, width and height
-are multiples of an anchor's, the score of a class is objectness times the probability of the class,
-and `greedynms` suppresses by IoU minus a distance measured relative to the sides of the network.
+Reference: AlexeyAB/darknet, commit 59596d7.  As in the reference, width and height are multiples of
+an anchor's, the score of a class is objectness times the probability of the class, and `greedynms`
+suppresses by IoU minus a distance measured relative to the sides of the network.
 Targets and losses are in `assign/darknet.py` and `losses/darknet.py`, whose docstrings list the
 deviations from darknet.
 

@@ -15,7 +15,7 @@ from detlab.run import state as state_lib
 class Setup(NamedTuple):
     """The parts that `build` makes."""
 
-    config: Any
+    config: config_dict.ConfigDict
     train_source: Any
     eval_source: Any
     length: length_lib.Length
