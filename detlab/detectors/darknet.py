@@ -282,16 +282,16 @@ class Darknet(nn.Module):
         net, last = self.network().net, self.heads()[-1]
         kind = self.nms_kind or last.nms_kind
         power = last.beta_nms if kind == "diounms" else 0.6
-        measure = boxes_lib.iou
+        above = nms_lib.iou_above
         if kind != "default":
-            measure = functools.partial(
-                nms_lib.iou_less_distance, power=power, aspect=net.width / net.height
+            above = functools.partial(
+                nms_lib.distance_iou_above, power=power, aspect=net.width / net.height
             )
         return nms_lib.suppress_images(
             candidates,
             self.nms_iou,
             self.max_detections,
-            measure=measure,
+            above=above,
             by_class=not self.class_agnostic,
         )
 

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from detlab.ops import boxes as boxes_lib
 from detlab.ops import nms as nms_lib
 
 SEED = 0
@@ -209,12 +208,12 @@ def test_distance_of_centres_saves_boxes_of_another_place():
     measures = [70 / 130 - (9 / 269) ** 0.6, 100 / 110 - (0.25 / 221) ** 0.6]
     assert 0.4 < measures[0] < 0.45 < 70 / 130 and measures[1] > 0.45
     scores, labels = np.float32([0.9, 0.8, 0.7]), np.zeros(3, np.int32)
-    for measure, kept in ((boxes_lib.iou, [0]), (nms_lib.iou_less_distance, [0, 1])):
+    for above, kept in ((nms_lib.iou_above, [0]), (nms_lib.distance_iou_above, [0, 1])):
         for keep in (nms_lib._keep_sequential, nms_lib._keep_tiled):
             arrays = (jnp.array(x) for x in (boxes, labels, np.ones(3, bool)))
-            found = keep(*arrays, 0.45, measure)
+            found = keep(*arrays, 0.45, above)
             np.testing.assert_array_equal(np.flatnonzero(found), kept)
-        indices, keep = nms_lib.nms(boxes, scores, np.ones(3, bool), 0.45, 3, measure=measure)
+        indices, keep = nms_lib.nms(boxes, scores, np.ones(3, bool), 0.45, 3, above=above)
         np.testing.assert_array_equal(indices[keep], kept)
 
 
@@ -222,10 +221,47 @@ def test_distance_is_relative_to_a_canvas_that_is_not_square():
     """On a canvas twice as wide as high, a step along x counts half as much as one along y."""
     first = np.float32([0, 0, 10, 10])
     across, down = np.float32([3, 0, 13, 10]), np.float32([0, 3, 10, 13])
-    measured = nms_lib.iou_less_distance(first, np.stack([across, down]), power=0.7, aspect=2.0)
     # In units of 1 px along x and 2 along y: 13 x 20 around both, then 10 x 26.
-    expected = 70 / 130 - np.array([9 / (13**2 + 20**2), 36 / (10**2 + 26**2)]) ** 0.7
-    np.testing.assert_allclose(measured, expected, rtol=1e-6)
+    values = 70 / 130 - np.array([9 / (13**2 + 20**2), 36 / (10**2 + 26**2)]) ** 0.7
+    for step, expected in ((-1e-6, True), (1e-6, False)):
+        for second, value in zip((across, down), values):
+            found = nms_lib.distance_iou_above(first, second, value + step, 0.7, aspect=2.0)
+            assert found == expected
+
+
+@pytest.mark.parametrize("power", [0.6, 0.5, 1.0, 0.75, 0.61803])
+def test_the_verdict_is_that_of_the_real_power_in_double_precision(power):
+    """Of all pairs but those within rounding; the last power has no small integers."""
+    rng = np.random.default_rng(5)
+    corner = rng.uniform(0, 60, (2, 20000, 2))
+    boxes = np.float32(np.concatenate([corner, corner + rng.uniform(1, 60, corner.shape)], -1))
+    boxes[1, :10000] = boxes[0, :10000] + np.float32(rng.normal(0, 4, (10000, 4)))
+    a, b = np.float64(boxes)
+    shared = np.maximum(np.minimum(a, b)[:, 2:] - np.maximum(a, b)[:, :2], 0).prod(-1)
+    iou = shared / ((a[:, 2:] - a[:, :2]).prod(-1) + (b[:, 2:] - b[:, :2]).prod(-1) - shared)
+    outer = np.maximum(a, b)[:, 2:] - np.minimum(a, b)[:, :2]
+    centre = (a[:, :2] + a[:, 2:] - b[:, :2] - b[:, 2:]) / 2
+    value = iou - ((centre**2).sum(-1) / (outer**2).sum(-1)) ** power
+    above = jax.jit(functools.partial(nms_lib.distance_iou_above, power=power))
+    for threshold in (0.0, 0.2, 0.45, 0.6):
+        clear = np.abs(value - threshold) > 1e-6
+        assert clear.mean() > 0.99 and 0.01 < (value > threshold).mean() < 0.9
+        np.testing.assert_array_equal(
+            above(*boxes, np.float32(threshold))[clear], (value > threshold)[clear]
+        )
+
+
+def test_a_measure_equal_to_the_threshold_is_not_above_it_and_the_next_number_is():
+    """IoU 1/2 and d^2 / c^2 = 4 / 128, whose power 3/5 is 1/8: all numbers are exact."""
+    above = jax.jit(nms_lib.distance_iou_above)
+    first, second = np.float32([0, 0, 8, 8]), np.float32([4, 0, 8, 8])
+    threshold = np.float32(1 / 2 - 1 / 8)
+    assert not above(first, second, threshold)
+    assert above(first, second, np.nextafter(threshold, np.float32(0)))
+    # One centre, and an IoU that exceeds the threshold by one bit.
+    second = np.float32([0, 2, 8, 6])
+    assert not above(first, second, np.float32(0.5))
+    assert above(first, second, np.nextafter(np.float32(0.5), np.float32(0)))
 
 
 def test_without_classes_boxes_of_others_suppress_too():
