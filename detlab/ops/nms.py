@@ -47,8 +47,8 @@ def distance_iou_above(a, b, threshold, power: float = 0.6, aspect: float = 1.0)
     d is the distance between the centres and c the diagonal of the enclosing box.  Darknet measures
     both relative to the image, so on a canvas that is not square they differ from those in px.
 
-    A power m / n of small integers is compared as (IoU - threshold)^n > (d^2 / c^2)^m, because a
-    real power takes a CPU thirty times as long as the IoU.
+    A power m / n of small integers is compared as (IoU - threshold)^n > (d^2 / c^2)^m: on a CPU a
+    real power would take two thirds of the time of suppression.
 
     Args:
       a, b: [..., 4] xyxy px; they broadcast.
@@ -63,11 +63,14 @@ def distance_iou_above(a, b, threshold, power: float = 0.6, aspect: float = 1.0)
       >>> [bool(distance_iou_above(a, b, threshold, power=1.0)) for threshold in (0.25, 0.26)]
       [True, False]
     """
-    unit = jnp.array([1.0, aspect], jnp.float32)
-    centre = unit * (a[..., :2] + a[..., 2:] - b[..., :2] - b[..., 2:]) / 2
-    outer = jnp.maximum(a[..., 2:], b[..., 2:]) - jnp.minimum(a[..., :2], b[..., :2])
-    diagonal = jnp.square(unit * outer).sum(-1)
-    ratio = jnp.square(centre).sum(-1) / jnp.where(diagonal > 0, diagonal, 1.0)
+    # Coordinate by coordinate: XLA would not fuse a sum over an axis of two with the rest.
+    squares = {"centre": 0.0, "outer": 0.0}
+    for low, high, unit in ((0, 2, 1.0), (1, 3, aspect)):
+        centre = (a[..., low] + a[..., high] - b[..., low] - b[..., high]) / 2
+        outer = jnp.maximum(a[..., high], b[..., high]) - jnp.minimum(a[..., low], b[..., low])
+        squares["centre"] += jnp.square(unit * centre)
+        squares["outer"] += jnp.square(unit * outer)
+    ratio = squares["centre"] / jnp.where(squares["outer"] > 0, squares["outer"], 1.0)
     excess = boxes_lib.iou(a, b) - threshold
     exact = fractions.Fraction(power).limit_denominator(_LARGEST_POWER)
     if float(exact) != power or exact.numerator > _LARGEST_POWER:
