@@ -40,7 +40,6 @@ from detlab.converters import mapping
 
 HEAVIER = 1.02  # the factor of one loss
 EPSILON = 100  # the factor of a norm's epsilon
-KERNELS = 3  # of each part of the network, unless more are asked for
 _FACTORS = "loss_factors"  # a collection of the state, next to the detector's own
 _PACKAGE = pathlib.Path(layers.__file__).parent
 
