@@ -88,13 +88,12 @@ def overview(tree: pathlib.Path) -> str:
     """A row for each detector file: its paper, configs, parity, size and own results."""
     measured = _results(tree, "models_cpu.json")["models"]
     parity_of = _results(tree, "release_parity.json")["cases"]
-    published = _models(tree)["models"]
+    listed = _models(tree)["models"]
     rows = []
     data = _data_of(tree)
     for name in data:
-        own = [row for row in published if row["detector"] == name]
-        cases = {row["parity"] for row in own if "parity" in row}
-        passed = sum(parity_of[case]["status"] == "passed" for case in cases)
+        cases = {row["parity"] for row in listed if row["detector"] == name and "parity" in row}
+        passed = sum(_case(parity_of, case)["status"] == "passed" for case in cases)
         sizes = [x["parameters_m"] for key, x in measured.items() if _owner(data, key) == name]
         paper = re.findall(r"arXiv:(\d+\.\d+)", _first_sentence(tree, name))
         rows.append(
@@ -103,7 +102,9 @@ def overview(tree: pathlib.Path) -> str:
                 ", ".join(f"[{x}](https://arxiv.org/abs/{x})" for x in paper),
                 " ".join(data[name]),
                 f"{passed} of {len(cases)}",
-                f"{min(sizes):.1f}" + (f" to {max(sizes):.1f}" if len(sizes) > 1 else ""),
+                " to ".join(f"{size:.1f}" for size in sorted({min(sizes), max(sizes)}))
+                if sizes
+                else "",
                 _on_shapes(tree, name) if "shapes" in data[name] else "",
             )
         )
@@ -117,7 +118,7 @@ def published(tree: pathlib.Path) -> str:
     parity_of = _results(tree, "release_parity.json")["cases"]
     sections = []
     for name in command.detector_files(tree):
-        rows, commands, folders = [], [], set()
+        rows, commands = [], []
         for row in content["models"]:
             if row["detector"] != name:
                 continue
@@ -128,10 +129,10 @@ def published(tree: pathlib.Path) -> str:
                     f"{row['published']}, {row['measured_on']}; {row['origin']}",
                     f"`{row['config']}`" + (f" `{row['options']}`" if "options" in row else ""),
                     *_file(content, row),
-                    f"`{case}`: {_verdict(parity_of[case])}" if case else "",
+                    f"`{case}`: {_verdict(_case(parity_of, case))}" if case else "",
                 )
             )
-            commands.append(_convert(row, folders))
+            commands.append(_convert(row))
         if rows:
             head = ("model", "published", "config")
             block = "\n".join(["```bash", *commands, "```"])
@@ -162,32 +163,34 @@ def _file(content: dict[str, Any], row: dict[str, Any]) -> tuple[str, str, str]:
     """The cells of `_FILE`."""
     url = row["url"]
     checksum = published_files.checksum(url)
-    (licence,) = (x["licence"] for x in content["licences"] if x["publisher"] in url)
+    licence = next((x["licence"] for x in content["licences"] if x["publisher"] in url), None)
+    if licence is None:
+        raise errors.UserError(f"docs/models.json: no publisher in `licences` is part of {url}.")
     size = f", {row['mb']:g} MB" if "mb" in row else ""
     file = f"[{pathlib.PurePosixPath(url).suffix}{size}]({url})"
     return file, f"`{checksum}`" if checksum else "not published", licence
 
 
-def _convert(row: dict[str, Any], folders: set[str]) -> str:
-    """The command that converts the file of a row, into a folder that joins `folders`."""
+def _convert(row: dict[str, Any]) -> str:
+    """The command that converts the file of a row; its folder is named after the file."""
     url = row["url"]
-    config, _, variant = row["config"].partition(":")
-    checksum = published_files.checksum(url)
-    name = urllib.parse.unquote(pathlib.PurePosixPath(url).stem)
-    folder = re.sub(r"(_bbox_mAP.*)?(_\d{8}.*|-[0-9a-f]{8})?$", "", name)
-    if variant.endswith("_v3"):
-        folder += "_v3"
-    if folder in folders:
-        folder += f"_{checksum[:8]}"
-    folders.add(folder)
+    path = pathlib.PurePosixPath(urllib.parse.unquote(url))
+    folder = re.sub(r"(_bbox_mAP.*)?(_\d{8}.*|-[0-9a-f]{8})?$", "", path.stem)
     return " \\\n    ".join(
         [
             f"detlab convert --config {row['config']}"
             + (f" {row['options']}" if "options" in row else "")
-            + f" --output weights/{folder}",
-            f"--input {url if checksum else name + pathlib.PurePosixPath(url).suffix}",
+            + f" --output weights/{row.get('folder', folder)}",
+            f"--input {url if published_files.checksum(url) else path.name}",
         ]
     )
+
+
+def _case(cases: dict[str, Any], name: str) -> dict[str, Any]:
+    """The recorded result of a case that a row of models.json names."""
+    if name not in cases:
+        raise errors.UserError(f"docs/models.json: no result of parity for the case {name!r}.")
+    return cases[name]
 
 
 def _first_sentence(tree: pathlib.Path, name: str) -> str:

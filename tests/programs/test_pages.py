@@ -1,6 +1,7 @@
 """The tables in README and docs match the output of `benchmarks.pages`."""
 
 import json
+import re
 
 import pytest
 
@@ -87,6 +88,8 @@ def test_a_model_is_listed_with_its_file_checksum_licence_parity_and_command(tre
     ]
     assert f"| [.pth]({row['url']}) | `01234567` | MIT |" in pages.backbones(tree)
 
+    write_json(results / "models_cpu.json", {"models": {}})
+    assert pages.overview(tree).splitlines()[3].endswith("|  | coco | 0 of 0 |  |  |")
     sizes = {name: {"parameters_m": m} for name, m in (("cat", 1.0), ("cats", 2.0), ("cat_v2", 9))}
     write_json(results / "models_cpu.json", {"models": sizes})
     expected = "Expected: shapes | 30 epochs, not timed | 1 GB for 8 images | AP 0.5, seed 0"
@@ -132,3 +135,20 @@ def test_a_page_without_marks_and_results_that_cannot_be_read_are_told(tree):
     (tree / "README.md").write_text("<!-- detectors: end --> <!-- detectors: begin -->")
     with pytest.raises(errors.UserError, match="README.md lacks the marks <!-- detectors: begin"):
         pages.main(["--tree", str(tree)])
+
+
+@pytest.mark.parametrize(
+    "change, sentence",
+    [
+        ({"parity": "dog"}, "no result of parity for the case 'dog'"),
+        ({"url": "https://dogs/a.pth"}, "no publisher in `licences` is part of https://dogs/a.pth"),
+    ],
+)
+def test_a_row_of_models_json_that_names_nothing_known_is_reported(tree, change, sentence):
+    row = {"detector": "cat", "model": "big", "config": "cat_coco", "published": "AP 1"}
+    row |= {"measured_on": "COCO", "origin": "a paper", "url": "https://cats/a.pth"} | change
+    licences = [{"publisher": "cats", "licence": "MIT", "repository": "cats/cats"}]
+    write_json(tree / "docs" / "models.json", {"licences": licences, "models": [row]})
+    write_json(tree / "benchmarks" / "results" / "release_parity.json", {"cases": {}})
+    with pytest.raises(errors.UserError, match=re.escape(sentence)):
+        pages.published(tree)
