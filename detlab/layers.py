@@ -187,11 +187,6 @@ def prior_bias(probability: float) -> Callable:
     return nn.initializers.constant(-math.log((1 - probability) / probability))
 
 
-def max_pool_3x3(x: jax.Array) -> jax.Array:
-    """3x3 max pooling of stride 2, padded by 1 on every side as in PyTorch."""
-    return nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
-
-
 def normalise(module: nn.Module, images: jax.Array) -> jax.Array:
     """Pixels [B, H, W, 3], uint8 or float, minus the channel means, divided by the deviations.
 

@@ -220,13 +220,6 @@ def test_prior_bias_makes_a_sigmoid_predict_the_prior():
     np.testing.assert_allclose(jax.nn.sigmoid(bias), 0.01, rtol=1e-5)
 
 
-def test_max_pool_pads_both_sides_with_less_than_any_value():
-    x = -np.arange(1.0, 17.0, dtype=np.float32).reshape(1, 4, 4, 1)
-    # Windows start at -1 and 1; padding is never the maximum, although all values are negative.
-    np.testing.assert_array_equal(layers.max_pool_3x3(x)[0, :, :, 0], [[-1, -2], [-5, -6]])
-    assert layers.max_pool_3x3(jnp.zeros((1, 5, 7, 2))).shape == (1, 3, 4, 2)
-
-
 def test_initialisers_have_the_published_spread():
     # Kaiming normal of fan out 9 * 64: std sqrt(2 / 576) = 0.0589; 64 * 576 draws, error 0.4 %.
     kernel = layers.he_normal_out(jax.random.key(0), (3, 3, 64, 64), jnp.float32)

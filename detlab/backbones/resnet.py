@@ -14,6 +14,7 @@ from flax import linen as nn
 from jax import lax
 
 from detlab import layers
+from detlab.ops import pool
 
 # Table 1 of the paper: blocks in stages 1..4 (the paper's conv2_x..conv5_x).
 STAGES = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
@@ -105,7 +106,7 @@ class ResNet(nn.Module):
             dtype=self.dtype,
             name="stem",
         )(images, train)
-        x = layers.max_pool_3x3(x)
+        x = pool.max_pool(x, 3, stride=2)
         features = []
         for stage, blocks in enumerate(self.stages or STAGES[self.depth], start=1):
             for i in range(blocks):

@@ -141,11 +141,8 @@ class Network(nn.Module):
 
 def max_pool(x: jax.Array, layer: darknet_cfg.MaxPool) -> jax.Array:
     """[maxpool]; the smaller half of the padding is at the left and the top."""
-    before, after = layer.padding // 2, layer.padding - layer.padding // 2
-    if layer.stride == 1 and before == after and layer.size == 2 * before + 1:
-        return pool.max_pool(x, layer.size)
-    border = (before, after)
-    return nn.max_pool(x, (layer.size,) * 2, (layer.stride,) * 2, (border, border))
+    before = layer.padding // 2
+    return pool.max_pool(x, layer.size, layer.stride, (before, layer.padding - before))
 
 
 class Darknet(nn.Module):

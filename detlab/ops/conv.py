@@ -1,14 +1,16 @@
-"""Convolution in NHWC with a weight gradient that is fast on every platform.
+"""Convolution in NHWC with gradients that are fast on every platform.
 
-XLA's CPU backend is slower at the weight gradient of a wide convolution than at the convolution
-itself (docs/performance.md).  CPUs therefore compute equivalent forms with the same parameters: a
-1x1 convolution is a matrix product, the weight gradient of a wide 3x3 convolution is three matrix
-products, and a depthwise convolution is a sum over the cells of its kernel.  Every other platform
-compiles XLA's convolution and its gradients.
+XLA's CPU backend is slow at some convolutions and at many of their gradients
+(docs/performance.md).  CPUs therefore compute equivalent forms with the same parameters, chosen by
+the shapes: a 1x1 convolution is a matrix product, a weight gradient is one product per row of the
+kernel, the input gradient of a small map is one product whose columns are added up, and a depthwise
+convolution is a sum over the cells of its kernel.  Every other platform compiles XLA's convolution
+and its gradients.
 """
 
 import functools
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,10 +18,6 @@ from jax import lax
 
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 Padding = Sequence[tuple[int, int]]
-
-# From this many input times output channels, the gradient by matrix products is faster on a CPU.
-# Measured: the same time at 256 x 256 on 20x20 cells, 0.76 of it on 40x40, and 0.6 at 512 x 512.
-_WIDE = 256 * 256
 
 
 def conv(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: Padding | None = None):
@@ -33,7 +31,7 @@ def conv(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: Padding | No
         PyTorch.  XLA's "SAME" would pad even sizes at stride 2 on the bottom and right only.
     Returns:
       [B, H', W', Cout] with H' = (H + top + bottom - kh) // stride + 1.  Reverse-mode
-      differentiable; 1x1 and wide 3x3 convolutions have no forward mode.
+      differentiable; convolutions with a form for CPUs have no forward mode.
     Raises:
       ValueError: `x` does not fit the kernel.
     Example:
@@ -51,10 +49,16 @@ def conv(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: Padding | No
     if (kh, kw) == (1, 1) and padding == ((0, 0), (0, 0)):
         product = functools.partial(_product, stride)
         return _by_platform(product, _gradients_of(product), native, x, kernel)
-    if (kh, kw) == (3, 3) and cin * cout >= _WIDE:
-        gradients = functools.partial(_gradients_3x3, stride, padding)
-        return _by_platform(native, gradients, native, x, kernel)
-    return native(x, kernel)
+    forms = _forms(x.shape, kernel.shape, stride, padding)
+    if not any(forms):
+        return native(x, kernel)
+    forward = native
+    if forms.rows:
+        forward = functools.partial(_by_rows, stride, padding)
+    elif forms.fourth_channel:
+        forward = functools.partial(_with_fourth_channel, stride, padding)
+    gradients = functools.partial(_gradients, forms, stride, padding)
+    return _by_platform(forward, gradients, native, x, kernel)
 
 
 def depthwise(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: Padding | None = None):
@@ -144,25 +148,116 @@ def _product(stride, x, kernel):
     return jnp.einsum("bhwc,cd->bhwd", x[:, ::stride, ::stride], kernel[0, 0])
 
 
-def _gradients_3x3(stride, padding, x, kernel, dy):
-    _, vjp_x = jax.vjp(lambda x: _native(stride, padding, x, kernel), x)
-    return vjp_x(dy)[0], _kernel_gradient(kernel.shape, stride, padding, x, dy)
+class _Forms(NamedTuple):
+    """How CPUs compute a convolution, where not by XLA's own."""
+
+    rows: bool  # the result, by matrix products
+    fourth_channel: bool  # the result, from an image with a channel of zeros
+    kernel_gradient: bool  # by matrix products
+    input_gradient: bool
+
+
+def _forms(x_shape, kernel_shape, stride, padding) -> _Forms:
+    """The forms that were faster at all shapes of our detectors (`benchmarks.ops --op conv`)."""
+    batch, height, width, _ = x_shape
+    kh, kw, cin, cout = kernel_shape
+    out_height, out_width = _output_size((height, width), (kh, kw), stride, padding)
+    positions, weights = batch * out_height * out_width, cin * cout
+    # On a map with fewer cells than the kernel, XLA swaps the two and leaves its fast path.
+    rows = height * width < kh * kw
+    # XLA takes up to ten times as long with three channels and some numbers of outputs.
+    fourth_channel = cin == 3 and (cout < 48 or 64 < cout < 96)
+    if cin == 3:
+        kernel_gradient = cout >= 48
+    elif stride > 1:
+        kernel_gradient = weights >= 48 * 96
+    else:  # XLA is slow with many weights, with few positions, and with many positions
+        kernel_gradient = (
+            weights >= 128 * 256
+            or (weights >= 128 * 128 and positions <= 100)
+            or (weights >= 48 * 48 and 6400 <= positions <= 16384)
+        )
+    # XLA transposes the kernel, which takes longer than the products of a small map.
+    small = positions <= 256 or (positions <= 400 and cout >= 512)
+    input_gradient = out_height * out_width < kh * kw or (cout >= 128 and small)
+    return _Forms(rows, fourth_channel, kernel_gradient, input_gradient)
+
+
+def _output_size(size, kernel_size, stride, padding):
+    return tuple(
+        (n + sum(sides) - k) // stride + 1
+        for n, k, sides in zip(size, kernel_size, padding, strict=True)
+    )
+
+
+def _gradients(forms, stride, padding, x, kernel, dy):
+    """(dx, dkernel), each in the form that `forms` chooses."""
+    native = functools.partial(_native, stride, padding)
+    if forms.kernel_gradient:
+        dkernel = _kernel_gradient(kernel.shape, stride, padding, x, dy)
+    else:
+        dkernel = jax.vjp(lambda kernel: native(x, kernel), kernel)[1](dy)[0]
+    if forms.input_gradient:
+        dx = _input_gradient(x.shape, stride, padding, kernel, dy)
+    else:
+        dx = jax.vjp(lambda x: native(x, kernel), x)[1](dy)[0]
+    return dx, dkernel
+
+
+def _by_rows(stride, padding, x, kernel):
+    """The convolution as one matrix product for each row of the kernel."""
+    kh, kw, cin, cout = kernel.shape
+    height, width = _output_size(x.shape[1:3], (kh, kw), stride, padding)
+    return sum(
+        jnp.einsum("bhwc,cd->bhwd", copies, kernel[i].reshape(kw * cin, cout))
+        for i, copies in enumerate(_row_copies(kernel.shape, stride, padding, x, height, width))
+    )
+
+
+def _with_fourth_channel(stride, padding, x, kernel):
+    x = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, 1)))
+    return _native(stride, padding, x, jnp.pad(kernel, ((0, 0), (0, 0), (0, 1), (0, 0))))
 
 
 def _kernel_gradient(kernel_shape, stride, padding, x, dy):
     """Gradient of kernel[i, j]: sum over positions of x shifted by (i, j), outer product with dy.
 
-    One matrix product for each kernel row, on kw shifted copies of x concatenated as channels.
+    One matrix product for each row of the kernel.
     """
     kh, kw, cin, cout = kernel_shape
-    height, width = dy.shape[1:3]
+    rows = _row_copies(kernel_shape, stride, padding, x, *dy.shape[1:3])
+    return jnp.stack(
+        [jnp.einsum("bhwc,bhwd->cd", copies, dy).reshape(kw, cin, cout) for copies in rows]
+    )
+
+
+def _row_copies(kernel_shape, stride, padding, x, height, width):
+    """For each row of the kernel: kw shifted copies of x as channels, [B, H', W', kw Cin]."""
+    kh, kw = kernel_shape[:2]
     x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
-    gradient = []
     for i in range(kh):
         copies = [_shifted(x, i, j, stride, height, width) for j in range(kw)]
-        copies = jnp.concatenate(copies, axis=-1)  # [B, H', W', kw Cin]
-        gradient.append(jnp.einsum("bhwc,bhwd->cd", copies, dy).reshape(kw, cin, cout))
-    return jnp.stack(gradient)
+        yield jnp.concatenate(copies, axis=-1)
+
+
+def _input_gradient(x_shape, stride, padding, kernel, dy):
+    """Gradient of x: the product of dy with every kernel[i, j], added at the cells it came from."""
+    kh, kw = kernel.shape[:2]
+    height, width = dy.shape[1:3]
+    (top, bottom), (left, right) = padding
+    padded = x_shape[1] + top + bottom, x_shape[2] + left + right
+    columns = jnp.einsum("bhwd,ijcd->ijbhwc", dy, kernel)
+    zero = jnp.zeros((), dy.dtype)
+
+    def placed(i, j):
+        sides = [
+            (first, size - first - stride * (count - 1) - 1, stride - 1)
+            for first, size, count in zip((i, j), padded, (height, width), strict=True)
+        ]
+        return lax.pad(columns[i, j], zero, ((0, 0, 0), *sides, (0, 0, 0)))
+
+    dx = sum(placed(i, j) for i in range(kh) for j in range(kw))
+    return dx[:, top : top + x_shape[1], left : left + x_shape[2]]
 
 
 def _depthwise_by_cell(stride, padding, x, kernel):

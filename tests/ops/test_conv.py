@@ -21,9 +21,9 @@ CLOSE = dict(rtol=2e-5, atol=2e-5)
 
 
 @pytest.fixture(autouse=True)
-def every_3x3_counts_as_wide(monkeypatch):
-    """Narrow convolutions use XLA's gradient, which these tests compare with ours."""
-    monkeypatch.setattr(conv_lib, "_WIDE", 0)
+def every_form_for_cpus(monkeypatch):
+    """The tests' convolutions are too small for these forms, which they compare with XLA's."""
+    monkeypatch.setattr(conv_lib, "_forms", lambda *shapes: conv_lib._Forms(True, True, True, True))
 
 
 def inputs(kernel_size, size, dtype=np.float32, seed=0):
@@ -143,14 +143,19 @@ def test_padding_may_differ_on_each_side(kernel_size):
     assert out.shape == (2, height // 2 + 1, width // 2 + 1, 4)
 
 
-@pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("padding", [((1, 1), (1, 1)), ((0, 2), (1, 0))])
-def test_the_two_weight_gradients_agree(stride, padding):
+@pytest.mark.parametrize("stride", [1, 2, 3])
+@pytest.mark.parametrize("padding", [((1, 1), (1, 1)), ((0, 2), (1, 0)), ((3, 0), (0, 3))])
+def test_the_forms_for_cpus_equal_xlas_convolution(stride, padding):
     x, kernel = inputs(3, (8, 9))
-    out, vjp = jax.vjp(lambda k: conv_lib._native(stride, padding, x, k), kernel)
+    native = functools.partial(conv_lib._native, stride, padding)
+    out, vjp = jax.vjp(native, x, kernel)
+    for form in (conv_lib._by_rows, conv_lib._with_fourth_channel):
+        np.testing.assert_allclose(form(stride, padding, x, kernel), out, **CLOSE)
     dy = np.random.default_rng(3).standard_normal(out.shape).astype(np.float32)
-    shifted = conv_lib._kernel_gradient(kernel.shape, stride, padding, x, dy)
-    np.testing.assert_allclose(shifted, vjp(dy)[0], **CLOSE)
+    forms = conv_lib._Forms(True, True, True, True)
+    found = conv_lib._gradients(forms, stride, padding, x, kernel, dy)
+    for ours, xlas in zip(found, vjp(dy)):
+        np.testing.assert_allclose(ours, xlas, **CLOSE)
 
 
 def operations(function, platform, *arguments):
@@ -161,7 +166,7 @@ def operations(function, platform, *arguments):
 
 
 # Convolution, kernel size, products on a CPU: forward, and in both gradients.
-FORMS = {"1x1": (conv_lib.conv, 1, 1, 2), "wide 3x3": (conv_lib.conv, 3, 0, 3)}
+FORMS = {"1x1": (conv_lib.conv, 1, 1, 2), "3x3": (conv_lib.conv, 3, 3, 4)}
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -196,14 +201,26 @@ def test_a_depthwise_convolution_is_one_only_where_the_platform_has_a_fast_one()
             assert products == 0 and convolutions >= 1
 
 
-def test_only_wide_convolutions_have_a_gradient_of_their_own(monkeypatch):
+# Shapes of detectors and the forms of a CPU: rows, fourth channel, gradients of kernel and input.
+CHOICES = [
+    ((1, 2, 2, 256), (3, 3, 256, 256), 1, (True, False, True, True)),  # fewer cells than weights
+    ((1, 3, 3, 64), (3, 3, 64, 64), 1, (False, False, False, False)),
+    ((1, 10, 10, 512), (3, 3, 512, 512), 1, (False, False, True, True)),
+    ((1, 40, 40, 256), (3, 3, 256, 256), 1, (False, False, True, False)),
+    ((1, 40, 40, 128), (3, 3, 128, 128), 1, (False, False, False, False)),
+    ((1, 80, 80, 48), (3, 3, 48, 48), 1, (False, False, True, False)),
+    ((1, 160, 160, 48), (3, 3, 48, 96), 2, (False, False, True, False)),
+    ((1, 80, 80, 32), (3, 3, 32, 64), 2, (False, False, False, False)),
+    ((1, 320, 320, 3), (6, 6, 3, 48), 2, (False, False, True, False)),
+    ((8, 128, 128, 3), (7, 7, 3, 32), 2, (False, True, False, False)),
+]
+
+
+@pytest.mark.parametrize("x_shape, kernel_shape, stride, expected", CHOICES)
+def test_the_shapes_choose_the_forms(monkeypatch, x_shape, kernel_shape, stride, expected):
     monkeypatch.undo()
-    for channels, products in ((255, 0), (256, 3)):
-        x = jax.ShapeDtypeStruct((1, 4, 4, channels), jnp.float32)
-        kernel = jax.ShapeDtypeStruct((3, 3, channels, 256), jnp.float32)
-        gradient = jax.jit(jax.grad(lambda k, x: conv_lib.conv(x, k).sum()))
-        lowered = gradient.trace(kernel, x).lower(lowering_platforms=("cpu",))
-        assert lowered.as_text().count("stablehlo.dot_general") == products
+    padding = tuple(((k - 1) // 2,) * 2 for k in kernel_shape[:2])
+    assert conv_lib._forms(x_shape, kernel_shape, stride, padding) == expected
 
 
 def test_dtype_of_the_inputs_is_kept():

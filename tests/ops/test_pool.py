@@ -8,38 +8,47 @@ import pytest
 from detlab.ops import pool
 
 
-def slow_pool(x, weights, size):
+def slow_pool(x, weights, size, stride, before):
     """The maxima of one map [H, W], and the gradient of their sum times weights, cell by cell."""
-    height, width = x.shape
-    half = size // 2
-    out, gradient = np.zeros_like(x), np.zeros_like(x)
-    for i in range(height):
-        for j in range(width):
-            top, left = max(i - half, 0), max(j - half, 0)
-            window = x[top : i + half + 1, left : j + half + 1]
-            row, column = np.unravel_index(window.argmax(), window.shape)  # the first of equals
-            out[i, j] = window.max()
-            gradient[top + row, left + column] += weights[i, j]
+    out, gradient = np.zeros_like(weights), np.zeros_like(x)
+    for i, j in np.ndindex(weights.shape):
+        first_row, first_column = i * stride - before, j * stride - before
+        top, left = max(first_row, 0), max(first_column, 0)
+        window = x[top : first_row + size, left : first_column + size]
+        row, column = np.unravel_index(window.argmax(), window.shape)  # the first of equals
+        out[i, j] = window.max()
+        gradient[top + row, left + column] += weights[i, j]
     return out, gradient
 
 
-@pytest.mark.parametrize("size", [1, 3, 5])
-def test_maxima_and_gradients_equal_a_slow_loop_with_many_equal_values(size):
+@pytest.mark.parametrize(
+    "size, stride, padding",
+    [(1, 1, None), (3, 1, None), (5, 1, None), (3, 2, None), (2, 2, (0, 1)), (2, 1, (0, 1))],
+)
+def test_maxima_and_gradients_equal_a_slow_loop_with_many_equal_values(size, stride, padding):
     rng = np.random.default_rng(0)
     x = rng.integers(-3, 3, (2, 9, 7, 2)).astype(np.float32)
-    weights = rng.normal(size=x.shape).astype(np.float32)
+    before, after = padding or (size // 2, size // 2)
+    sides = [(side + before + after - size) // stride + 1 for side in (9, 7)]
+    weights = rng.normal(size=(2, *sides, 2)).astype(np.float32)
 
     @jax.jit
     def run(x):
-        out, pullback = jax.vjp(lambda x: pool.max_pool(x, size), x)
+        out, pullback = jax.vjp(lambda x: pool.max_pool(x, size, stride, padding), x)
         return out, pullback(weights)[0]
 
     out, gradient = run(x)
     for b in range(2):
         for d in range(2):
-            expected = slow_pool(x[b, :, :, d], weights[b, :, :, d], size)
+            expected = slow_pool(x[b, :, :, d], weights[b, :, :, d], size, stride, before)
             np.testing.assert_array_equal(out[b, :, :, d], expected[0])
             np.testing.assert_allclose(gradient[b, :, :, d], expected[1], rtol=1e-5, atol=1e-6)
+
+
+def test_padding_is_never_the_maximum():
+    x = -np.arange(1.0, 17.0, dtype=np.float32).reshape(1, 4, 4, 1)
+    # Windows start at -1 and 1.
+    np.testing.assert_array_equal(pool.max_pool(x, 3, 2)[0, :, :, 0], [[-1, -2], [-5, -6]])
 
 
 def test_pooling_twice_and_three_times_gives_the_sizes_9_and_13():
@@ -49,7 +58,7 @@ def test_pooling_twice_and_three_times_gives_the_sizes_9_and_13():
     np.testing.assert_array_equal(pool.max_pool(twice, 5), pool.max_pool(x, 13))
 
 
-def test_a_size_without_a_middle_is_refused():
+def test_an_even_size_without_padding_is_refused():
     for size in (0, 4):
         with pytest.raises(ValueError, match=f"size must be odd and at least 1, not {size}"):
             pool.max_pool(jnp.zeros((1, 4, 4, 1)), size)
