@@ -13,6 +13,18 @@ CASES = pathlib.Path("../shared/parity")  # recorded runs of reference implement
 KILLS = 24  # of one run: the default, and the least for a release
 
 
+def convolutions(docstring: str) -> argparse.ArgumentParser:
+    """The flags of `python -m benchmarks.convolutions`."""
+    parser = cli.program("benchmarks.convolutions", docstring)
+    parser.add_argument(
+        "--batch", action="append", type=int, default=[], help="repeatable; default: 1, 2 and 8"
+    )
+    parser.add_argument("--repeats", type=int, default=6)
+    parser.add_argument("--gflop", type=float, default=6.0, help="skip larger convolutions")
+    parser.add_argument("--output", type=pathlib.Path, help="JSON of the figures")
+    return parser
+
+
 def devices(docstring: str) -> argparse.ArgumentParser:
     """The flags of `python -m benchmarks.devices`."""
     parser = cli.program("benchmarks.devices", docstring)

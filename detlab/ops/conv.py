@@ -162,7 +162,8 @@ def _forms(x_shape, kernel_shape, stride, padding) -> _Forms:
     batch, height, width, _ = x_shape
     kh, kw, cin, cout = kernel_shape
     out_height, out_width = _output_size((height, width), (kh, kw), stride, padding)
-    positions, weights = batch * out_height * out_width, cin * cout
+    cells, weights = out_height * out_width, cin * cout
+    positions = batch * cells
     # On a map with fewer cells than the kernel, XLA swaps the two and leaves its fast path.
     rows = height * width < kh * kw
     # XLA takes up to ten times as long with three channels and some numbers of outputs.
@@ -171,15 +172,15 @@ def _forms(x_shape, kernel_shape, stride, padding) -> _Forms:
         kernel_gradient = cout >= 48
     elif stride > 1:
         kernel_gradient = weights >= 48 * 96
-    else:  # XLA is slow with many weights, with few positions, and with many positions
+    else:  # XLA is slow with many weights, with few positions, and on large maps
         kernel_gradient = (
             weights >= 128 * 256
             or (weights >= 128 * 128 and positions <= 100)
-            or (weights >= 48 * 48 and 6400 <= positions <= 16384)
+            or (weights >= 32 * 64 and cells >= 6400)
         )
     # XLA transposes the kernel, which takes longer than the products of a small map.
     small = positions <= 256 or (positions <= 400 and cout >= 512)
-    input_gradient = out_height * out_width < kh * kw or (cout >= 128 and small)
+    input_gradient = cells < kh * kw or (cout >= 128 and small)
     return _Forms(rows, fourth_channel, kernel_gradient, input_gradient)
 
 
@@ -222,13 +223,14 @@ def _with_fourth_channel(stride, padding, x, kernel):
 def _kernel_gradient(kernel_shape, stride, padding, x, dy):
     """Gradient of kernel[i, j]: sum over positions of x shifted by (i, j), outer product with dy.
 
-    One matrix product for each row of the kernel.
+    One matrix product for each row of the kernel, or a single one if the copies of x are small.
     """
-    kh, kw, cin, cout = kernel_shape
-    rows = _row_copies(kernel_shape, stride, padding, x, *dy.shape[1:3])
-    return jnp.stack(
-        [jnp.einsum("bhwc,bhwd->cd", copies, dy).reshape(kw, cin, cout) for copies in rows]
-    )
+    rows = list(_row_copies(kernel_shape, stride, padding, x, *dy.shape[1:3]))
+    if dy[..., 0].size <= 400:
+        rows = [jnp.concatenate(rows, axis=-1)]
+    transposed = dy.reshape(-1, dy.shape[-1]).T  # once, instead of the wider copies
+    products = [transposed @ copies.reshape(-1, copies.shape[-1]) for copies in rows]
+    return jnp.concatenate(products, axis=1).T.reshape(kernel_shape)
 
 
 def _row_copies(kernel_shape, stride, padding, x, height, width):

@@ -5,8 +5,9 @@ unless its IoU with a kept box exceeds the threshold.  A mask separates boxes of
 The usual trick, shifting each class by a multiple of the image size, rounds coordinates (to
 0.008 px at 80 classes) and lets boxes with negative coordinates overlap those of another class.
 
-Two programs compute the same keep mask.  CPUs run a loop of fixed length with one IoU row per step.
-Accelerators process tiles of boxes, because every step costs them a launch.
+Two programs compute the same keep mask.  CPUs run a loop with one IoU row per kept box.
+Accelerators process tiles of boxes, because every step costs them a launch.  Both are loops with a
+data-dependent end: if the batch is sharded across devices, call them per device (`sharding`).
 """
 
 import fractions
@@ -126,7 +127,7 @@ def nms(
         labels[order],
         valid[order],
         jnp.asarray(iou_threshold, jnp.float32),
-        cpu=functools.partial(_keep_sequential, above=above),
+        cpu=functools.partial(_keep_sequential, max_outputs=max_outputs, above=above),
         default=functools.partial(_keep_tiled, above=above),
     )
     # The first K kept positions: ranks decrease along the sorted boxes and are 0 where not kept.
@@ -206,21 +207,27 @@ def take(values, indices, keep):
     return padded[jnp.where(keep, indices, -1)]  # empty slots read the row of zeros
 
 
-def _keep_sequential(boxes, labels, alive, iou_threshold, above=iou_above):
-    """Keep mask [N] of boxes sorted by score: one IoU row per step.
-
-    The number of steps is fixed.  With a data-dependent end, a `vmap` over a batch sharded across
-    devices would need an all-reduce per step.
-    """
-    positions = jnp.arange(len(boxes))
+def _keep_sequential(boxes, labels, alive, iou_threshold, max_outputs, above=iou_above):
+    """Keep mask [N] of boxes sorted by score, for the first `max_outputs`: a step per kept box."""
+    length = len(boxes)
+    positions = jnp.arange(length, dtype=jnp.int32)
     columns = boxes.T  # contiguous coordinates: the loop takes a third less time
 
-    def step(i, keep):
-        overlaps = above(columns[:, i], columns.T, iou_threshold)  # [N]
-        later = (positions > i) & (labels == labels[i])
-        return keep & ~(keep[i] & later & overlaps)
+    def first(alive):
+        return jnp.min(jnp.where(alive, positions, length))
 
-    return lax.fori_loop(0, len(boxes), step, alive)
+    def unfinished(state):
+        count, i, _, _ = state
+        return (i < length) & (count < max_outputs)
+
+    def step(state):
+        count, i, alive, keep = state
+        overlaps = above(columns[:, i], columns.T, iou_threshold) & (labels == labels[i])  # [N]
+        alive &= (positions > i) & ~overlaps
+        return count + 1, first(alive), alive, keep | (positions == i)
+
+    start = jnp.int32(0), first(alive), alive, jnp.zeros(length, bool)
+    return lax.while_loop(unfinished, step, start)[3]
 
 
 def _keep_tiled(boxes, labels, alive, iou_threshold, above=iou_above):
@@ -229,8 +236,7 @@ def _keep_tiled(boxes, labels, alive, iou_threshold, above=iou_above):
     Within a tile, keep = alive and not suppressed by a kept box before it.  Iterating that rule
     settles the boxes from the first to the last, usually in a few rounds (as many as the longest
     chain of suppression), and its only fixed point is the greedy answer.  The kept boxes of a
-    tile then suppress all later boxes at once.  The rounds are a loop with a data-dependent end:
-    if the batch is sharded across devices, call this per device.
+    tile then suppress all later boxes at once.
     """
     length = len(boxes)
     padding = -length % _TILE

@@ -209,6 +209,7 @@ CHOICES = [
     ((1, 40, 40, 256), (3, 3, 256, 256), 1, (False, False, True, False)),
     ((1, 40, 40, 128), (3, 3, 128, 128), 1, (False, False, False, False)),
     ((1, 80, 80, 48), (3, 3, 48, 48), 1, (False, False, True, False)),
+    ((8, 32, 32, 64), (3, 3, 64, 64), 1, (False, False, False, False)),
     ((1, 160, 160, 48), (3, 3, 48, 96), 2, (False, False, True, False)),
     ((1, 80, 80, 32), (3, 3, 32, 64), 2, (False, False, False, False)),
     ((1, 320, 320, 3), (6, 6, 3, 48), 2, (False, False, True, False)),

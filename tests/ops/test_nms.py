@@ -13,8 +13,8 @@ SEED = 0
 COUNT = 300  # more than a tile of boxes, and not a multiple of it
 BATCH = 125
 PROGRAMS = {
-    "sequential": jax.jit(jax.vmap(nms_lib._keep_sequential, (0, 0, 0, None))),
-    "tiled": jax.jit(jax.vmap(nms_lib._keep_tiled, (0, 0, 0, None))),
+    "sequential": jax.jit(jax.vmap(nms_lib._keep_sequential, (0, 0, 0, None, None))),
+    "tiled": jax.jit(jax.vmap(lambda *a: nms_lib._keep_tiled(*a[:4]), (0, 0, 0, None, None))),
 }
 nms = jax.jit(nms_lib.nms, static_argnums=4)
 suppress = jax.jit(nms_lib.suppress, static_argnums=5)
@@ -65,7 +65,7 @@ def test_keep_mask_equals_a_sequential_loop_on_1000_images(program, threshold, c
     seed = [SEED, int(100 * threshold), classes]
     boxes, _, labels, valid = random_images(BATCH, COUNT, seed)
     labels = labels if classes else np.zeros_like(labels)
-    keep = np.asarray(PROGRAMS[program](boxes, labels, valid, threshold))
+    keep = np.asarray(PROGRAMS[program](boxes, labels, valid, threshold, COUNT))
     assert {0, COUNT} <= set(valid.sum(axis=1))
     for i in range(BATCH):
         expected = slow_keep(boxes[i], labels[i], valid[i], threshold)
@@ -209,9 +209,10 @@ def test_distance_of_centres_saves_boxes_of_another_place():
     assert 0.4 < measures[0] < 0.45 < 70 / 130 and measures[1] > 0.45
     scores, labels = np.float32([0.9, 0.8, 0.7]), np.zeros(3, np.int32)
     for above, kept in ((nms_lib.iou_above, [0]), (nms_lib.distance_iou_above, [0, 1])):
-        for keep in (nms_lib._keep_sequential, nms_lib._keep_tiled):
+        tiled, sequential = nms_lib._keep_tiled, nms_lib._keep_sequential
+        for keep in (tiled, functools.partial(sequential, max_outputs=3)):
             arrays = (jnp.array(x) for x in (boxes, labels, np.ones(3, bool)))
-            found = keep(*arrays, 0.45, above)
+            found = keep(*arrays, 0.45, above=above)
             np.testing.assert_array_equal(np.flatnonzero(found), kept)
         indices, keep = nms_lib.nms(boxes, scores, np.ones(3, bool), 0.45, 3, above=above)
         np.testing.assert_array_equal(indices[keep], kept)
