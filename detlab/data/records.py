@@ -106,7 +106,7 @@ _PER_OBJECT = ("boxes", "labels", "ignore", "area", "flags")
 
 def box_areas(boxes):
     """Areas [n] px^2 of boxes [n, 4]."""
-    return (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
+    return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
 
 
 # ------------------------------------------------------------------------------------------------
