@@ -46,6 +46,23 @@ def kills(docstring: str) -> argparse.ArgumentParser:
     return parser
 
 
+def loader(docstring: str) -> argparse.ArgumentParser:
+    """The flags of `python -m benchmarks.loader`."""
+    parser = cli.program("benchmarks.loader", docstring)
+    parser.add_argument("--only", action="append", default=[], help="RECIPE/SOURCE; repeatable")
+    parser.add_argument("--root", type=pathlib.Path, help="folder of COCO, not made-up images")
+    parser.add_argument("--count", type=int, default=128, help="images of the data set")
+    parser.add_argument("--threads", type=int, nargs="+", default=(1, 2))
+    parser.add_argument("--workers", type=int, nargs="+", default=(0, 1, 2), help="processes")
+    parser.add_argument("--batch", type=int, default=8, help="images per batch")
+    parser.add_argument("--batches", type=int, default=16, help="per turn")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--output", type=pathlib.Path, help="JSON of the figures")
+    parser.add_argument("--peer_python", default=sys.executable, help="Python that has the peers")
+    parser.add_argument("--serve", help=argparse.SUPPRESS)  # internal: runs one program
+    return parser
+
+
 def memory(docstring: str) -> argparse.ArgumentParser:
     """The flags of `python -m benchmarks.memory`."""
     parser = cli.program("benchmarks.memory", docstring)

@@ -11,6 +11,7 @@ A table replaces the text between `<!-- NAME: begin -->` and `<!-- NAME: end -->
     cases       docs/parity.md       benchmarks/results/release_parity.json
     overfit     docs/performance.md  benchmarks/results/overfit_*_cpu.json
     models      docs/performance.md  benchmarks/results/models_cpu.json
+    loader      docs/performance.md  benchmarks/results/loader_cpu.json
     test times  docs/performance.md  benchmarks/results/tests_cpu.json
 
 An everyday test fails if a page differs from what this command writes.
@@ -292,6 +293,37 @@ def models(tree: pathlib.Path) -> str:
     )
 
 
+def loader(tree: pathlib.Path) -> str:
+    """The cores that a GPU needs, and a row for each loader that was measured, with its peer."""
+    found = _results(tree, "loader_cpu.json")
+    needs = [
+        f"- `{name}`, {x['images_s']} images/s: **{x['detlab']} cores**"
+        + (f"; {found['rows'][name]['peer']} {x['peer']}" if "peer" in x else "")
+        for name, x in found["cores"].items()
+    ]
+    rows = []
+    for name, row in found["rows"].items():
+        for x in row["measured"]:
+            peer = x["peer"] if "ratio" in x else None
+            rows.append(
+                (
+                    name,
+                    "x".join(map(str, row["canvas"])),
+                    str(x["threads"]),
+                    str(x["workers"]),
+                    f"{x['images_s']:.0f}",
+                    f"{x['cpu_ms']:.1f}",
+                    peer["version"].partition(" ")[0] if peer else "",
+                    f"{peer['images_s']:.0f}" if peer else "",
+                    f"{peer['cpu_ms']:.1f}" if peer else "",
+                    f"{x['ratio']:.2f}" if peer else "",
+                )
+            )
+    head = ("recipe/source", "canvas", "threads", "workers", "images/s", "CPU ms per image")
+    table = command.table((*head, "peer", "its images/s", "its CPU ms", "ratio"), rows)
+    return "\n".join(needs) + f"\n\n{table}"
+
+
 def times(tree: pathlib.Path) -> str:
     """Where the time of the tests goes."""
     return test_times.tables(test_times.read_figures(tree / _RESULTS / "tests_cpu.json"))
@@ -315,7 +347,12 @@ BLOCKS = {
     "README.md": {"detectors": detectors},
     "docs/models.md": {"overview": overview, "published": published, "backbones": backbones},
     "docs/parity.md": {"cases": cases},
-    "docs/performance.md": {"overfit": overfit, "models": models, "test times": times},
+    "docs/performance.md": {
+        "overfit": overfit,
+        "models": models,
+        "loader": loader,
+        "test times": times,
+    },
 }
 
 

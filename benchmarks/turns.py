@@ -11,6 +11,7 @@ import ctypes
 import json
 import os
 import pathlib
+import resource
 import subprocess
 import sys
 import tempfile
@@ -116,6 +117,27 @@ def peak_mib() -> float | None:
         return None
     fields = dict(line.split(":", 1) for line in _STATUS.read_text().splitlines() if ":" in line)
     return int(fields["VmHWM"].split()[0]) / 1024  # kB
+
+
+def processor_seconds() -> float:
+    """User and system time of this process and all its descendants, also of ended ones.
+
+    On a system other than Linux, descendants count once they have ended.
+    """
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    seconds = sum(u.ru_utime + u.ru_stime for u in used)
+    parents, ticks = {}, {}
+    for stat in pathlib.Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it has just ended
+            # Fields after the name: 1 is the parent, 11 to 14 are its ticks and its children's.
+            fields = stat.read_text().rpartition(")")[2].split()
+            process = int(stat.parent.name)
+            parents[process], ticks[process] = int(fields[1]), sum(map(int, fields[11:15]))
+    found = {os.getpid()}
+    while more := {p for p, parent in parents.items() if parent in found} - found:
+        found |= more
+        seconds += sum(ticks[p] for p in more) / os.sysconf("SC_CLK_TCK")
+    return seconds
 
 
 def _forget_peak() -> None:

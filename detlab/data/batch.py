@@ -49,10 +49,9 @@ def to_batch(
     )
     for row, record in enumerate(records):
         if record is None:
-            batch.images[row] = pad_value
+            transforms.fill(batch.images[row], pad_value)
             continue
-        record = transforms.pad(record, canvas, pad_value)
-        batch.images[row] = record["image"]
+        record = transforms.pad(record, canvas, pad_value, out=batch.images[row])
         batch.image_size[row] = record["image_size"]
         batch.placement[row] = record["placement"]
         batch.index[row] = record["index"]

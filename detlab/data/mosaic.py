@@ -93,7 +93,7 @@ def paste(
     """
     height, width = size
     image = np.empty((height, width, 3), np.uint8)
-    image[:] = pad_value
+    transforms.fill(image, pad_value)
     moved = []
     for tile, (x, y) in zip(tiles, corners, strict=True):
         h, w = tile["image"].shape[:2]

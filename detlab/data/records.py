@@ -106,7 +106,7 @@ _PER_OBJECT = ("boxes", "labels", "ignore", "area", "flags")
 
 def box_areas(boxes):
     """Areas [n] px^2 of boxes [n, 4]."""
-    return (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
+    return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
 
 
 # ------------------------------------------------------------------------------------------------
@@ -152,14 +152,20 @@ def decode_image(data: bytes, what: str, remedy: str, upright: bool = False):
     """
     if _ends_early(data):
         raise DataError(f"{what} is truncated; {remedy}", can_leave_out=True)
-    flags = cv2.IMREAD_COLOR if upright else cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+    as_rgb = _COLOR_RGB is not None and data.startswith(_JPEG)  # saves a pass over the image
+    flags = _COLOR_RGB if as_rgb else cv2.IMREAD_COLOR
+    if not upright:
+        flags |= cv2.IMREAD_IGNORE_ORIENTATION
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), flags) if data else None
     except cv2.error:  # for example a header that asks for more pixels than OpenCV allows
         image = None
     if image is None:
         raise DataError(f"{what} cannot be decoded; {remedy}", can_leave_out=True)
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    return image if as_rgb else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+_COLOR_RGB = getattr(cv2, "IMREAD_COLOR_RGB", None)  # since OpenCV 4.11
 
 
 def image_size(data: bytes, what: str, remedy: str) -> tuple[int, int]:
@@ -211,7 +217,8 @@ def _ends_early(data):
     if data.startswith(_JPEG):
         # Only an end marker after the start of the scan counts: thumbnails have their own.
         scan = next((start for marker, start in _jpeg_segments(data) if marker == 0xDA), None)
-        return scan is None or data.find(b"\xff\xd9", scan) < 0
+        # The marker is near the end of most files, so the search starts there.
+        return scan is None or data.rfind(b"\xff\xd9", scan) < 0
     return False
 
 

@@ -92,16 +92,19 @@ def resize_fixed(
       pad_value: 0..255 around the image, one number or one for each of R, G, B.
       shrink: interpolation if no side becomes longer, one of `SHRINKS`.
     """
+    # Python's numbers, which are float64 too: NumPy takes longer for so few.
     image = record["image"]
-    window = np.array(_window(record))  # [4] xyxy
-    part = np.clip(window, 0, np.tile(image.shape[1::-1], 2))  # the image within the window
-    to_size = np.array([width, height]) / _sides(record)
-    target = np.rint((part - np.tile(window[:2], 2)) * np.tile(to_size, 2)).astype(int)
-    target[:2] = np.minimum(target[:2], [width - 1, height - 1])
-    target[2:] = np.maximum(target[2:], target[:2] + 1)  # an image has at least 1 px
+    left, top, right, bottom = _window(record)
+    rows, columns = image.shape[:2]
+    x1, x2 = (min(max(x, 0), columns) for x in (left, right))  # the image within the window
+    y1, y2 = (min(max(y, 0), rows) for y in (top, bottom))
+    x_to, y_to = width / (right - left), height / (bottom - top)
+    # Its place in the result; an image has at least 1 px.
+    left, right = round((x1 - left) * x_to), round((x2 - left) * x_to)
+    top, bottom = round((y1 - top) * y_to), round((y2 - top) * y_to)
+    left, top = min(left, width - 1), min(top, height - 1)
+    right, bottom = max(right, left + 1), max(bottom, top + 1)
 
-    x1, y1, x2, y2 = part.tolist()
-    left, top, right, bottom = target.tolist()
     image = image[y1:y2, x1:x2]
     if image.shape[:2] != (bottom - top, right - left):
         smaller = bottom - top <= y2 - y1 and right - left <= x2 - x1
@@ -109,12 +112,13 @@ def resize_fixed(
         image = cv2.resize(image, (right - left, bottom - top), interpolation=interpolation)
     if image.shape[:2] != (height, width):
         image = _on_canvas(image, (height, width), (top, left), pad_value)
-    scale = (target[2:] - target[:2]) / (part[2:] - part[:2])
+    scale = (right - left) / (x2 - x1), (bottom - top) / (y2 - y1)
     record = {name: value for name, value in record.items() if name != "window"}
-    moved = _move(record, image, scale=scale, shift=target[:2] - part[:2] * scale)
+    moved = _move(record, image, scale=scale, shift=(left - x1 * scale[0], top - y1 * scale[1]))
     # Rounding may move a side beyond the border.
-    low, high = np.tile(target[:2], 2), np.tile(target[2:], 2)
-    moved["boxes"] = np.clip(moved["boxes"], low.astype(np.float32), high.astype(np.float32))
+    low = np.array([left, top, left, top], np.float32)
+    high = np.array([right, bottom, right, bottom], np.float32)
+    moved["boxes"] = np.clip(moved["boxes"], low, high)
     return moved
 
 
@@ -172,13 +176,17 @@ def centre(
 
 
 def pad(
-    record: dict[str, Any], canvas: tuple[int, int], pad_value: int | tuple[int, int, int]
+    record: dict[str, Any],
+    canvas: tuple[int, int],
+    pad_value: int | tuple[int, int, int],
+    out: np.ndarray | None = None,
 ) -> dict[str, Any]:
     """Places the image in the top left corner of a canvas.
 
     Args:
       canvas: (height, width) px.
       pad_value: 0..255, one number or one for each of R, G, B.
+      out: uint8 [*canvas, 3] that becomes the image, contiguous; None makes a new array.
     Raises:
       ValueError: the image is larger than the canvas.
     """
@@ -186,19 +194,19 @@ def pad(
     if h > canvas[0] or w > canvas[1]:
         raise ValueError(f"an image of {h}x{w} px does not fit on a canvas of {canvas} px")
     moved = _move(record, record["image"], scale=(1, 1), shift=(0, 0))
-    moved["image"] = _on_canvas(record["image"], canvas, (0, 0), pad_value)
+    moved["image"] = _on_canvas(record["image"], canvas, (0, 0), pad_value, out)
     return moved
 
 
 def mirror_horizontal(record: dict[str, Any]) -> dict[str, Any]:
     """Swaps left and right: x becomes width - x."""
-    image = np.ascontiguousarray(record["image"][:, ::-1])
+    image = cv2.flip(record["image"], 1)  # a tenth of the time of a reversed copy in NumPy
     return _move(record, image, scale=(-1, 1), shift=(image.shape[1], 0))
 
 
 def mirror_vertical(record: dict[str, Any]) -> dict[str, Any]:
     """Swaps top and bottom: y becomes height - y."""
-    image = np.ascontiguousarray(record["image"][::-1])
+    image = cv2.flip(record["image"], 0)
     return _move(record, image, scale=(1, -1), shift=(0, image.shape[0]))
 
 
@@ -565,7 +573,7 @@ def cut_out(
             low = rng.integers(0, sides) - hole // 2
             y1, x1 = np.maximum(low, 0)
             y2, x2 = low + hole
-            image[y1:y2, x1:x2] = pad_value
+            fill(image[y1:y2, x1:x2], pad_value)
         return {**record, "image": image}
 
     return apply
@@ -579,29 +587,47 @@ def _check_drawn(record):
         raise ValueError(f"the window {record['window']} is not drawn yet; resize the record first")
 
 
-def _on_canvas(image, canvas, corner, pad_value):
-    """uint8 [*canvas, 3] with the image at (top, left) `corner`."""
+def _on_canvas(image, canvas, corner, pad_value, out=None):
+    """uint8 [*canvas, 3] with the image at (top, left) `corner`; written to `out` if given."""
     top, left = corner
     h, w = image.shape[:2]
-    picture = np.empty((*canvas, 3), np.uint8)
-    picture[:] = pad_value
+    picture = np.empty((*canvas, 3), np.uint8) if out is None else out
+    fill(picture[:top], pad_value)
+    fill(picture[top + h :], pad_value)
+    fill(picture[top : top + h, :left], pad_value)
+    fill(picture[top : top + h, left + w :], pad_value)
     picture[top : top + h, left : left + w] = image
     return picture
+
+
+def fill(image: np.ndarray, colour: int | tuple[int, int, int]) -> None:
+    """Fills an image [h, w, 3] uint8, or a part of one, with one number or one per channel."""
+    # Row by row: NumPy takes forty times as long to repeat three numbers px by px.
+    row = np.empty(image.shape[1:], np.uint8)
+    row[:] = colour
+    image[:] = row
 
 
 def _move(record, image, scale, shift):
     """The record with another image; boxes and placement move by xy * scale + shift."""
     _check_drawn(record)
     scale, shift = np.array(scale, np.float64), np.array(shift, np.float64)
-    corners = record["boxes"].reshape(-1, 2, 2) * scale + shift
-    boxes = np.concatenate([corners.min(axis=1), corners.max(axis=1)], axis=1)
-    placement = record.get("placement", np.array([1, 1, 0, 0], np.float32))
-    placement = np.concatenate([placement[:2] * scale, placement[2:] * scale + shift])
+    given, boxes = record["boxes"], np.empty(record["boxes"].shape, np.float32)
+    corners = given[:, :2] * scale + shift, given[:, 2:] * scale + shift  # float64
+    boxes[:, :2] = np.minimum(*corners)
+    boxes[:, 2:] = np.maximum(*corners)
+    placement = np.empty(4, np.float32)
+    before = record.get("placement", _IN_PLACE)
+    placement[:2] = before[:2] * scale
+    placement[2:] = before[2:] * scale + shift
     return {
         **record,
         "image": image,
-        "boxes": boxes.astype(np.float32),
+        "boxes": boxes,
         "area": (record["area"] * abs(scale[0] * scale[1])).astype(np.float32),
-        "placement": placement.astype(np.float32),
+        "placement": placement,
         "image_size": image.shape[:2],
     }
+
+
+_IN_PLACE = np.array([1, 1, 0, 0], np.float32)  # the placement of an image that has not moved

@@ -168,6 +168,18 @@ def test_maps_are_drawn_uniformly_within_their_ranges():
     assert abs(np.corrcoef(drawn) - np.eye(4)).max() < 4 / np.sqrt(2000)  # independently
 
 
+@pytest.mark.parametrize("name", ["scale", "all"])
+def test_a_fourth_channel_changes_no_pixel(name, monkeypatch):
+    record = painted.record(120, 160, box=(50, 40, 110, 80))
+    record["image"] = generator(0).integers(0, 256, (120, 160, 3), np.uint8)
+    for seed in range(20):
+        moved_by, drawn = affine.draw(RANGES[name], (120, 160), (90, 90), generator(seed)), []
+        for with_alpha in (False, True):
+            monkeypatch.setattr(affine, "_WITH_ALPHA", with_alpha)
+            drawn.append(affine.warp(record, moved_by, (90, 90), ALL, (1, 2, 3))["image"])
+        np.testing.assert_array_equal(*drawn)
+
+
 def test_shear_and_perspective_by_their_formulas():
     for seed in range(20):
         u = generator(seed).uniform(-1, 1, 8)

@@ -38,6 +38,15 @@ def test_grey_and_alpha_become_three_channels(tmp_path, channels):
     np.testing.assert_array_equal(image, np.full((5, 7, 3), 90))
 
 
+@pytest.mark.parametrize("options", [(), (cv2.IMWRITE_JPEG_PROGRESSIVE, 1)])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_jpeg_read_as_rgb_has_the_pixels_of_one_read_as_bgr(monkeypatch, channels, options):
+    _, data = cv2.imencode(".jpg", picture()[..., :channels], options)
+    image = records.decode_image(data.tobytes(), "it", "")
+    monkeypatch.setattr(records, "_COLOR_RGB", None)  # OpenCV before 4.11
+    np.testing.assert_array_equal(image, records.decode_image(data.tobytes(), "it", ""))
+
+
 def test_exif_orientation_is_obeyed_only_when_asked(tmp_path):
     plain = encoded(picture(), ".jpg")
     # TIFF header, then one entry: tag 0x0112 orientation, type SHORT, count 1, value 6 (rotate).

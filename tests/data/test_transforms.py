@@ -196,6 +196,24 @@ def test_pad_fills_right_and_bottom():
         transforms.pad(record, (36, 64), 0)
 
 
+def test_pad_writes_to_a_given_array():
+    record = painted.record(37, 50)
+    out = np.full((40, 64, 3), 9, np.uint8)
+    moved = transforms.pad(record, (40, 64), (1, 2, 3), out)
+    assert moved["image"] is out
+    expected = transforms.pad(record, (40, 64), (1, 2, 3))["image"]
+    np.testing.assert_array_equal(out, expected)
+
+
+def test_fill_takes_one_number_or_three_and_parts():
+    image = np.zeros((3, 4, 3), np.uint8)
+    transforms.fill(image[:, 2:], (1, 2, 3))
+    transforms.fill(image[2:, :2], 7)
+    transforms.fill(image[:0], 9)
+    assert (image[:, 2:] == [1, 2, 3]).all() and (image[2, :2] == 7).all()
+    assert not image[:2, :2].any()
+
+
 def test_flip_probability():
     record = painted.record(20, 40, box=(0, 0, 5, 5))
     rng = np.random.default_rng(0)

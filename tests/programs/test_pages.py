@@ -129,6 +129,33 @@ def test_cases_stand_beside_their_twins_and_failures_are_told(tree):
     ]
 
 
+def test_a_loader_without_its_peer_has_empty_cells(tree):
+    one = {"threads": 1, "workers": 0, "images_s": 99.6, "cpu_ms": 10.04}
+    peer = {"version": "torchvision 1, PyTorch 2", "images_s": 50.0, "cpu_ms": 20.0}
+    measured = [one | {"peer": peer, "ratio": 0.502}, one | {"threads": 2, "peer": None}]
+    absent = [one | {"peer": {"absent": "no torch"}}]
+    rows = {
+        "1x/coco": {"peer": "torchvision", "canvas": [800, 1344], "measured": measured},
+        "yolov5/coco": {"peer": "yolov5", "canvas": [640, 640], "measured": absent},
+    }
+    cores = {
+        "1x/coco": {"images_s": 220, "detlab": 2.2, "peer": 4.4},
+        "yolov5/coco": {"images_s": 600, "detlab": 6.0},
+    }
+    results = tree / "benchmarks" / "results"
+    write_json(results / "loader_cpu.json", {"rows": rows, "cores": cores})
+    lines = pages.loader(tree).splitlines()
+    assert lines[:2] == [
+        "- `1x/coco`, 220 images/s: **2.2 cores**; torchvision 4.4",
+        "- `yolov5/coco`, 600 images/s: **6.0 cores**",
+    ]
+    assert lines[5:] == [
+        "| 1x/coco | 800x1344 | 1 | 0 | 100 | 10.0 | torchvision | 50 | 20.0 | 0.50 |",
+        "| 1x/coco | 800x1344 | 2 | 0 | 100 | 10.0 |  |  |  |  |",
+        "| yolov5/coco | 640x640 | 1 | 0 | 100 | 10.0 |  |  |  |  |",
+    ]
+
+
 def test_a_page_without_marks_and_results_that_cannot_be_read_are_told(tree):
     with pytest.raises(errors.UserError, match="release_parity.json cannot be read"):
         pages.cases(tree)

@@ -16,8 +16,8 @@ PROGRAMS = sorted(
     for path in (REPOSITORY / folder).rglob("*.py")
     if MAIN.search(path.read_text()) and path != REPOSITORY / "detlab" / "__main__.py"
 )
-# ops needs jax for the choices of a flag; benchmarks.models starts peers.
-WITH_JAX = ("benchmarks.ops", "benchmarks.peers")
+# ops needs jax for the choices of a flag; benchmarks.models and benchmarks.loader start peers.
+WITH_JAX = ("benchmarks.ops", "benchmarks.peers", "benchmarks.loader_peers")
 SLOW = ("tensorflow_datasets", "tensorflow", "matplotlib", "orbax", "grain", "pycocotools", "torch")
 
 # One process runs all: first --help of each program, before anything imports jax.
