@@ -15,7 +15,7 @@ from detlab.experiments import common
 from detlab.experiments.recipes import small
 
 VARIANTS = {
-    "": dict(octave_base_scale=3.0),  # anchors from 24 px: objects have at least 16 px
+    "": dict(strides=(8, 16, 32), octave_base_scale=4.0),  # as in retinanet_shapes
     "overfit": dict(octave_base_scale=2.5),
     "tiny": dict(octave_base_scale=3.0),
 }

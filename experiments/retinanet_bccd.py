@@ -18,7 +18,7 @@ def get_config() -> ConfigDict:
     config = common.base(
         "retinanet",
         num_classes=3,
-        **small.dense(),
+        **small.dense() | dict(backbone_width=64, head_convs=2),
         octave_base_scale=3.0,  # anchors from 24 px, for objects from 16 px
         delta_stds=(0.1, 0.1, 0.2, 0.2),
         box_weight=0.25,  # small stds make the box term large

@@ -16,7 +16,8 @@ from detlab.experiments.recipes import small
 
 VARIANTS = {
     "": dict(
-        octave_base_scale=3.0,  # anchors from 24 px: objects have at least 16 px
+        strides=(8, 16, 32),  # objects have at most 70 px
+        octave_base_scale=4.0,  # anchors from 32 px, so that most objects are on the finest level
         delta_stds=(0.1, 0.1, 0.2, 0.2),
         box_weight=0.25,  # small stds make the box term large
     ),

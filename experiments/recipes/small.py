@@ -3,12 +3,14 @@
 from ml_collections import ConfigDict
 
 
-def optimizer(config: ConfigDict, warmup_steps: int = 50, clip_norm: float = 10.0) -> None:
+def optimizer(
+    config: ConfigDict, lr: float = 1.5e-3, warmup_steps: int = 50, clip_norm: float = 10.0
+) -> None:
     """AdamW for a small network from random weights, on a CPU or on few images."""
     config.train.batch_size = 8
     config.optim.update(
         name="adamw",
-        lr=1.5e-3,
+        lr=lr,
         lr_batch_size=8,
         weight_decay=1e-4,
         schedule="cosine",
@@ -27,7 +29,7 @@ def shapes(
 ) -> None:
     """Data and training of the three forms that every <detector>_shapes has.
 
-    - "" and all others: 1100 steps on generated shapes of 128 px, a few minutes on a laptop;
+    - "" and all others: 1200 steps on generated shapes of 128 px, a few minutes on a laptop;
     - "overfit", or "overfit_NETWORK": overfits eight images, which benchmarks.overfit writes to
       `data.root`, on a canvas of `overfit_side` px;
     - "tiny": for tests, with three classes.
@@ -41,8 +43,8 @@ def shapes(
     else:
         config.model.num_classes = 4
         config.data.update(source="shapes", canvases=((128, 128),), max_boxes=8)
-        config.train.update(steps=1100, log_every=10, eval_every=275, checkpoint_every=100)
-        optimizer(config, clip_norm=clip_norm)
+        config.train.update(steps=1200, log_every=10, eval_every=300, checkpoint_every=100)
+        optimizer(config, lr=2e-3, warmup_steps=200, clip_norm=clip_norm)
 
 
 def _eight_pictures(config: ConfigDict, steps: int, side: int) -> None:
@@ -77,7 +79,7 @@ def resnet(variant: str = "") -> dict:
     """Fields of a ResNet-18 with FPN, from random weights, for a form of `shapes`."""
     one_each = dict(backbone_stages=(1, 1, 1, 1))
     widths = {
-        "": dict(neck_width=64),
+        "": dict(backbone_width=32, neck_width=64),
         "overfit": dict(backbone_width=16, **one_each, neck_width=48),
         "tiny": dict(backbone_width=8, **one_each, neck_width=16),
     }
@@ -87,8 +89,8 @@ def resnet(variant: str = "") -> dict:
 def dense(variant: str = "") -> dict:
     """The fields of `resnet` and of the towers of a dense head."""
     fields = resnet(variant)
-    width, convs = fields["neck_width"], 1 if variant == "tiny" else 2
-    return dict(**fields, head_width=width, head_convs=convs)
+    convs = 2 if variant == "overfit" else 1
+    return dict(**fields, head_width=fields["neck_width"], head_convs=convs)
 
 
 def anchors(a: int, b: int, c: int) -> tuple:

@@ -130,7 +130,7 @@ def test_suppressed_box_does_not_suppress_others():
     indices, keep = nms(boxes, scores, valid, 0.4, 3)
     np.testing.assert_array_equal(indices[keep], [0, 2])
     for keep_mask in PROGRAMS.values():
-        kept = keep_mask(boxes[None], jnp.zeros((1, 3), int), valid[None], 0.4)
+        kept = keep_mask(boxes[None], jnp.zeros((1, 3), int), valid[None], 0.4, 3)
         np.testing.assert_array_equal(kept[0], [True, False, True])
 
 
