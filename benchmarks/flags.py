@@ -25,6 +25,15 @@ def convolutions(docstring: str) -> argparse.ArgumentParser:
     return parser
 
 
+def compilation(docstring: str) -> argparse.ArgumentParser:
+    """The flags of `python -m benchmarks.compilation`."""
+    parser = cli.program("benchmarks.compilation", docstring)
+    parser.add_argument("--only", action="append", default=[], help="a row; may be repeated")
+    parser.add_argument("--output", type=pathlib.Path, help="JSON of the rows")
+    parser.add_argument("--one", help=argparse.SUPPRESS)  # internal: compiles one program
+    return parser
+
+
 def devices(docstring: str) -> argparse.ArgumentParser:
     """The flags of `python -m benchmarks.devices`."""
     parser = cli.program("benchmarks.devices", docstring)

@@ -176,6 +176,28 @@ def figures(worker: turns.Worker, milliseconds: Sequence[float], batch: int) -> 
 def program(task: Task, overrides: Mapping[str, Any]):
     """Arguments of `turns.serve` for one of detlab's programs, compiled, with inputs on device."""
     jax.config.update("jax_enable_compilation_cache", False)
+    function, inputs, facts = uncompiled(task, overrides)
+    compiled, seconds = timed(function.lower(*inputs).compile)
+    ready = facts | {"compile_s": round(seconds, 1)}
+    if task.program == "predict":
+        inputs = jax.device_put(inputs)
+
+        def run():
+            jax.block_until_ready(compiled(*inputs))
+
+        return run, ready, device_memory
+    train_state, batch = inputs[0], jax.device_put(inputs[1])
+
+    def step():
+        nonlocal train_state
+        train_state, metrics = compiled(train_state, batch)
+        jax.block_until_ready((train_state, metrics))
+
+    return step, ready, device_memory
+
+
+def uncompiled(task: Task, overrides: Mapping[str, Any]):
+    """(the function as jit takes it, its inputs, facts about the model)."""
     model = MODELS[task.model]
     config = config_lib.load(model.config, overrides)
     on_cpu = jax.default_backend() == "cpu"
@@ -188,31 +210,15 @@ def program(task: Task, overrides: Mapping[str, Any]):
     shapes = jax.eval_shape(detector.init, jax.random.key(0), batch.images[:1])
     params, state = made_up(shapes)
     if task.program == "predict":
+        function = jax.jit(detector.predict)
         inputs = params, state, batch.images, batch.image_size
-        compiled, seconds = timed(jax.jit(detector.predict).lower(*inputs).compile)
-        inputs = jax.device_put(inputs)
-
-        def run():
-            jax.block_until_ready(compiled(*inputs))
-
     else:
         optimizer = optim.build(config.optim, params, 100_000, task.batch, 1, detector.frozen)
-        train_state = state_lib.of_weights(params, state, optimizer, config)
-        update = jax.jit(update_lib.of(detector, optimizer, config), donate_argnums=0)
-        compiled, seconds = timed(update.lower(train_state, batch).compile)
-        batch = jax.device_put(batch)
-
-        def run():
-            nonlocal train_state
-            train_state, metrics = compiled(train_state, batch)
-            jax.block_until_ready((train_state, metrics))
-
-    ready = {
-        "canvas": list(config.data.canvases[0]),
-        "parameters_m": round(sum(x.size for x in jax.tree.leaves(shapes[0])) / 1e6, 2),
-        "compile_s": round(seconds, 1),
-    }
-    return run, ready, device_memory
+        function = jax.jit(update_lib.of(detector, optimizer, config), donate_argnums=0)
+        inputs = state_lib.of_weights(params, state, optimizer, config), batch
+    parameters = sum(x.size for x in jax.tree.leaves(shapes[0]))
+    canvas = list(config.data.canvases[0])
+    return function, inputs, {"canvas": canvas, "parameters_m": round(parameters / 1e6, 2)}
 
 
 def made_up(shapes):

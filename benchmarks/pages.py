@@ -12,6 +12,7 @@ A table replaces the text between `<!-- NAME: begin -->` and `<!-- NAME: end -->
     overfit     docs/performance.md  benchmarks/results/overfit_*_cpu.json
     models      docs/performance.md  benchmarks/results/models_cpu.json
     loader      docs/performance.md  benchmarks/results/loader_cpu.json
+    compilation docs/performance.md  benchmarks/results/compilation_cpu.json
     test times  docs/performance.md  benchmarks/results/tests_cpu.json
 
 An everyday test fails if a page differs from what this command writes.
@@ -324,6 +325,27 @@ def loader(tree: pathlib.Path) -> str:
     return "\n".join(needs) + f"\n\n{table}"
 
 
+def compilation_times(tree: pathlib.Path) -> str:
+    """Seconds to compile, and to start with and without a compilation cache."""
+    rows = _results(tree, "compilation_cpu.json")["rows"]
+
+    def cells(name: str, *parts: str) -> list[str]:
+        return [f"{rows[name][part]['s']:.1f} ({rows[name][part]['cpu_s']:.1f})" for part in parts]
+
+    per_model, starts = {}, []
+    for name in rows:
+        model, _, program = name.partition("/")
+        if program:
+            per_model.setdefault(model, {})[program] = cells(name, "lower", "compile")
+        else:
+            starts.append((f"`{name}`", *cells(name, "cold", "warm")))
+    none = ["", ""]
+    compiled = [(x, *y.get("predict", none), *y.get("train", none)) for x, y in per_model.items()]
+    head = ("model", "predict: lower", "compile", "train: lower", "compile")
+    first = command.table(head, compiled)
+    return f"{first}\n\n{command.table(('program', 'cold', 'warm'), starts)}"
+
+
 def times(tree: pathlib.Path) -> str:
     """Where the time of the tests goes."""
     return test_times.tables(test_times.read_figures(tree / _RESULTS / "tests_cpu.json"))
@@ -351,6 +373,7 @@ BLOCKS = {
         "overfit": overfit,
         "models": models,
         "loader": loader,
+        "compilation": compilation_times,
         "test times": times,
     },
 }
