@@ -8,7 +8,7 @@ kernel and the gradient of the input, each as XLA's own convolution and as the p
 detlab/ops/conv.py may use instead.  The last lines add up the times of XLA, of the form that
 `conv` chooses, and of the faster form: the choice is good where the last two are close.
 
-Shapes that differ by less than a fifth in every number are measured once.
+Of shapes whose numbers lie in the same half octaves, one is measured.
 """
 
 import functools
@@ -118,7 +118,7 @@ def thinned(shapes: list[Shape]) -> Iterator[Shape]:
 
 
 def measure(shape: Shape, batch: int, repeats: int) -> dict[str, Any]:
-    """ms of XLA's own and of detlab's other form for each part, and whether that is chosen."""
+    """Milliseconds of XLA's own and of detlab's form of each part, and which one is chosen."""
     _, _, kernel_shape, stride, padding = shape
     rng = np.random.default_rng(0)
     size = (batch, shape.height, shape.width, kernel_shape[2])
@@ -163,7 +163,7 @@ def measure(shape: Shape, batch: int, repeats: int) -> dict[str, Any]:
 
 
 def fastest(function: Callable, arguments: tuple, repeats: int) -> float:
-    """ms of the fastest call after the first."""
+    """Milliseconds of the fastest call after the first."""
     times = []
     for _ in range(repeats + 1):
         start = time.perf_counter()
@@ -173,7 +173,7 @@ def fastest(function: Callable, arguments: tuple, repeats: int) -> float:
 
 
 def totals(rows: list[dict]) -> dict:
-    """ms of all rows together: batch -> part -> XLA's, the chosen and the faster form."""
+    """Milliseconds of all rows: batch -> part -> XLA's, the chosen and the faster form."""
     result: dict = {}
     for row in rows:
         for part in PARTS:
