@@ -17,6 +17,9 @@ from ml_collections import config_dict
 from detlab import errors
 
 
+_SMALL = 4096  # values of a leaf that `norm` joins with others
+
+
 class Optimizer(NamedTuple):
     """The transformation, its schedules, and a tree of "train" or "frozen"."""
 
@@ -59,7 +62,7 @@ def build(
     decayed = jax.tree.map(lambda there: not there, _mask(params, optim.no_decay))
     steps, warmups = [], {}
     if optim.clip_norm:
-        steps.append(optax.clip_by_global_norm(optim.clip_norm))
+        steps.append(clip_by_norm(optim.clip_norm))
     if optim.name == "sgd":
         # Weight decay is added before the momentum, as in PyTorch.
         steps.append(optax.add_decayed_weights(optim.weight_decay, decayed))
@@ -92,6 +95,30 @@ def build(
         {"train": optax.chain(*steps), "frozen": optax.set_to_zero()}, labels
     )
     return Optimizer(transform, schedule, labels, warmups)
+
+
+def norm(tree: Any) -> jax.Array:
+    """The Euclidean norm of all leaves together, [].
+
+    Small leaves are joined first: a network has hundreds, and a program for each takes the compiler
+    a tenth of the time of a training step.
+    """
+    leaves = jax.tree.leaves(tree)
+    small = [x.ravel() for x in leaves if x.size <= _SMALL]
+    joined = [jnp.concatenate(small)] if small else []
+    parts = joined + [x for x in leaves if x.size > _SMALL]
+    return jnp.sqrt(sum(jnp.square(x).sum() for x in parts))
+
+
+def clip_by_norm(largest: float) -> optax.GradientTransformation:
+    """Scales gradients whose `norm` exceeds `largest` down to it, as optax.clip_by_global_norm."""
+
+    def clip(updates, params=None):
+        length = norm(updates)
+        factor = jnp.where(length < largest, 1.0, largest / length)
+        return jax.tree.map(lambda x: x * factor.astype(x.dtype), updates)
+
+    return optax.stateless(clip)
 
 
 def learning_rate(

@@ -39,8 +39,8 @@ def of(
         metrics = {
             "loss": loss,
             **metrics,
-            "grad_norm": optax.tree.norm(trained_leaves(grads)),
-            "param_norm": optax.tree.norm(trained_leaves(params)),
+            "grad_norm": optim.norm(trained_leaves(grads)),
+            "param_norm": optim.norm(trained_leaves(params)),
             "lr": optimizer.schedule(state.step),
             **{name: warmup(state.step) for name, warmup in optimizer.warmups.items()},
         }

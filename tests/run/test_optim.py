@@ -489,3 +489,11 @@ def test_patterns_match_whole_paths_only():
     labels = functools.partial(optim.path_labels, example_params())
     assert set(jax.tree.leaves(labels(["params/head", "head/.*", "backbone"]))) == {"train"}
     assert labels(["params/head/b.*"])["head"] == {"kernel": "train", "bias": "frozen"}
+
+
+@pytest.mark.parametrize("sizes", [(), (3,), (5000,), (3, 5000, 1, 6000, 4096, 4097)])
+def test_the_norm_is_that_of_all_leaves_small_and_large(sizes):
+    rng = np.random.default_rng(0)
+    tree = {str(i): rng.normal(size=n).astype(np.float32) for i, n in enumerate(sizes)}
+    expected = np.sqrt(sum(np.square(x, dtype=np.float64).sum() for x in tree.values()))
+    np.testing.assert_allclose(optim.norm(tree), expected, rtol=1e-6)
