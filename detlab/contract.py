@@ -175,7 +175,7 @@ def from_module(
         return found
 
     return Detector(
-        init=init,
+        init=jax.jit(init),  # its trace is kept: programs need the shapes and the values
         maps=maps,
         targets_of_maps=targets_of_maps,
         loss_of_maps=loss_of_maps,
