@@ -2,10 +2,12 @@
 
 import difflib
 import importlib.metadata
+import json
 import pathlib
 import subprocess
 import sys
 from collections.abc import Collection, Iterable, Sequence
+from typing import Any
 
 from detlab import errors
 
@@ -60,6 +62,34 @@ def make_folder(folder: pathlib.Path) -> None:
         raise errors.UserError(
             f"{folder} cannot be created as a folder: {error.strerror}."
         ) from None
+
+
+def read_json(path: pathlib.Path) -> Any:
+    """The value in a JSON file.
+
+    Raises:
+      UserError: it cannot be read or is not JSON.
+    """
+    try:
+        return json.loads(path.read_text())
+    except OSError as error:
+        raise errors.UserError(f"{path} cannot be read: {error.strerror}.") from error
+    except ValueError as error:
+        raise errors.UserError(f"{path} is not JSON: {error}; restore it.") from error
+
+
+def rows_of(path: pathlib.Path | None) -> dict[str, Any]:
+    """The rows that a file of results already has, to add others; {} if there is no file.
+
+    Raises:
+      UserError: the file has no rows.
+    """
+    if path is None or not path.exists():
+        return {}
+    found = read_json(path)
+    if not isinstance(found, dict) or not isinstance(found.get("rows"), dict):
+        raise errors.UserError(f"--output {path} has no rows of this benchmark; name another file.")
+    return found["rows"]
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -79,11 +79,9 @@ def main(arguments: Sequence[str]) -> None:
     if args.one:
         print(json.dumps(compile_one(*COMPILED[args.one])))
         return
-    found = {}
+    found = command.rows_of(args.output)
     if args.output:
         command.make_folder(args.output.parent)
-        if args.output.exists():
-            found = json.loads(args.output.read_text())["rows"]
     known = [*COMPILED, *STARTS]
     wanted = command.choose(args.only, known, "row")
     for name in wanted if args.only else [name for name in known if name not in found]:

@@ -5,8 +5,10 @@
 Lists the shapes of all spatial convolutions of the published networks (`benchmarks.models`) and of
 the experiments on shapes, and measures each at several batch sizes: the result, the gradient of the
 kernel and the gradient of the input, each as XLA's own convolution and as the product that
-detlab/ops/conv.py may use instead.  The last lines add up the times of XLA, of the form that
-`conv` chooses, and of the faster form: the choice is good where the last two are close.
+detlab/ops/conv.py may use instead.  Published networks are measured with one image only.
+
+The last lines add up the times of XLA, of the form that `conv` chooses, and of the faster form: the
+choice is good where the last two are close.
 
 Of shapes whose numbers lie in the same half octaves, one is measured.
 """
@@ -27,7 +29,7 @@ if __name__ == "__main__":
 import jax
 import numpy as np
 
-from benchmarks import machine, models, train_step
+from benchmarks import command, machine, models, train_step
 from detlab import config as config_lib
 from detlab import contract, errors, files
 from detlab.ops import conv as conv_lib
@@ -54,7 +56,11 @@ class Shape(NamedTuple):
 
 
 def main(arguments) -> None:
-    args, _ = cli.parse(arguments, flags.convolutions(__doc__))
+    args = flags.convolutions(__doc__).parse_args(arguments)
+    if min([args.repeats, *args.batch]) < 1:
+        raise errors.UserError("--repeats and --batch must be at least 1.")
+    if args.output:
+        command.make_folder(args.output.parent)
     published, small = find()
     rows = []
     for batch in args.batch or (1, 2, 8):

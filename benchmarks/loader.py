@@ -60,7 +60,7 @@ RECIPES = {
     "shapes": Recipe("retinanet_shapes", ("shapes",)),
 }
 ROWS = {f"{name}/{x}": (name, x) for name, recipe in RECIPES.items() for x in recipe.sources}
-NEEDS = {"1x/coco": 220, "yolov5/coco": 600}  # images/s that a GPU trains on
+NEEDS = {"1x/coco": 220, "yolov5/coco": 600}  # images/s that a GPU may train on: assumed
 NUM_CLASSES = 80
 
 
@@ -219,8 +219,8 @@ def cores(rows: Mapping[str, Any]) -> dict:
     """Cores that a GPU needs, from the processor time of one thread, by row of `NEEDS`."""
     found = {}
     for name, images_s in NEEDS.items():
-        one = [x for x in rows.get(name, {"measured": ()})["measured"] if not x["workers"]][:1]
-        for row in one:
+        measured = rows.get(name, {"measured": ()})["measured"]
+        for row in (x for x in measured if (x["threads"], x["workers"]) == (1, 0)):
             peer = row["peer"] if "ratio" in row else {}
             found[name] = {"images_s": images_s, "detlab": _cores(images_s, row["cpu_ms"])}
             if peer:

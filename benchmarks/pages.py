@@ -10,6 +10,7 @@ A table replaces the text between `<!-- NAME: begin -->` and `<!-- NAME: end -->
     backbones   docs/models.md       docs/models.json
     cases       docs/parity.md       benchmarks/results/release_parity.json
     overfit     docs/performance.md  benchmarks/results/overfit_*_cpu.json
+    shapes      docs/performance.md  benchmarks/results/shapes_cpu.json
     models      docs/performance.md  benchmarks/results/models_cpu.json
     loader      docs/performance.md  benchmarks/results/loader_cpu.json
     compilation docs/performance.md  benchmarks/results/compilation_cpu.json
@@ -19,7 +20,6 @@ An everyday test fails if a page differs from what this command writes.
 """
 
 import ast
-import json
 import pathlib
 import re
 import urllib.parse
@@ -229,7 +229,7 @@ def _on_shapes(tree: pathlib.Path, name: str) -> str:
 
 
 def _models(tree: pathlib.Path) -> dict[str, Any]:
-    return _json(tree / "docs" / "models.json")
+    return command.read_json(tree / "docs" / "models.json")
 
 
 def cases(tree: pathlib.Path) -> str:
@@ -294,6 +294,28 @@ def models(tree: pathlib.Path) -> str:
     )
 
 
+def shapes(tree: pathlib.Path) -> str:
+    """A row for each run of the shapes protocol."""
+    rows = []
+    for name, row in _results(tree, "shapes_cpu.json")["rows"].items():
+        if "figures" not in row:
+            raise errors.UserError(
+                f"shapes_cpu.json: {name} failed ({row['error']}); run benchmarks.shapes again."
+            )
+        experiment, _, seed = name.partition("@")
+        seconds = row.get("processor_seconds")
+        rows.append(
+            (
+                f"`{experiment}`",
+                seed or "0",
+                *(f"{row['figures'][key]:.3f}" for key in ("AP", "AP50", "AP75")),
+                f"{seconds / 60:.1f}" if seconds else "",
+            )
+        )
+    head = ("experiment", "seed", "AP", "AP50", "AP75", "processor minutes")
+    return command.table(head, rows)
+
+
 def loader(tree: pathlib.Path) -> str:
     """The cores that a GPU needs, and a row for each loader that was measured, with its peer."""
     found = _results(tree, "loader_cpu.json")
@@ -352,16 +374,7 @@ def times(tree: pathlib.Path) -> str:
 
 
 def _results(tree: pathlib.Path, name: str) -> Any:
-    return _json(tree / _RESULTS / name)
-
-
-def _json(path: pathlib.Path) -> Any:
-    try:
-        return json.loads(path.read_text())
-    except OSError as error:
-        raise errors.UserError(f"{path} cannot be read: {error.strerror}.") from error
-    except ValueError as error:
-        raise errors.UserError(f"{path} is not JSON: {error}; restore it.") from error
+    return command.read_json(tree / _RESULTS / name)
 
 
 # Page -> {name of a block: (checkout) -> its Markdown}.
@@ -371,6 +384,7 @@ BLOCKS = {
     "docs/parity.md": {"cases": cases},
     "docs/performance.md": {
         "overfit": overfit,
+        "shapes": shapes,
         "models": models,
         "loader": loader,
         "compilation": compilation_times,

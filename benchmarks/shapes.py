@@ -1,4 +1,4 @@
-"""Trains every detector by the shapes protocol and collects AP and time in one table.
+"""Trains every detector by the shapes protocol and collects AP and processor time in one table.
 
     python -m benchmarks.shapes --runs runs/shapes --output benchmarks/results/shapes_cpu.json
     python -m benchmarks.shapes --runs runs/shapes --only fcos_shapes --only retinanet_shapes@1
@@ -8,8 +8,8 @@ schedule.  A row NAME@SEED is another seed of the experiment NAME.  Each run is 
 `detlab.train`, whose output goes to RUNS/ROW.log.
 
 Needs no attention: a run that fails leaves its reason in the table and the next one starts.  The
-same command continues an interrupted run and keeps the finished ones.  Seconds of the wall clock
-and of the processor are those of the last start, so they are only kept for runs in one piece.
+same command continues an interrupted run and keeps the finished ones.  The processor seconds, which
+depend little on other load, are those of the last start and only kept for runs in one piece.
 """
 
 import json
@@ -17,7 +17,6 @@ import pathlib
 import resource
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 
 from benchmarks import command, machine
@@ -38,24 +37,19 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--runs", type=pathlib.Path, required=True, help="folder for the runs")
     parser.add_argument("--output", type=pathlib.Path, required=True, help="JSON of the table")
     parser.add_argument("--only", action="append", default=[], help="a row; may be repeated")
-    args, _ = cli.parse(arguments, parser)
+    args = parser.parse_args(arguments)
     names = command.choose(args.only, rows(), "run")
     command.make_folder(args.runs)
     command.make_folder(args.output.parent)
     for name in names:
-        found = measured(args.output)
+        found = command.rows_of(args.output)
         if "figures" not in found.get(name, {}):
             row = run(name, args.runs)
             # Read again: several of these commands may write to one file.
-            found = measured(args.output) | {name: row}
+            found = command.rows_of(args.output) | {name: row}
             found = {key: found[key] for key in rows() if key in found}
             files.write_json(args.output, {"machine": machine.describe(), "rows": found})
         print(line(name, found[name]), flush=True)
-
-
-def measured(path: pathlib.Path) -> dict:
-    """The rows that a file already has."""
-    return json.loads(path.read_text())["rows"] if path.exists() else {}
 
 
 def run(name: str, runs: pathlib.Path) -> dict:
@@ -64,7 +58,7 @@ def run(name: str, runs: pathlib.Path) -> dict:
     workdir, log = runs / name, runs / f"{name}.log"
     whole = not workdir.exists()
     words = [sys.executable, "-m", "detlab.train", "--config", config, "--workdir", str(workdir)]
-    used, start = processor_seconds(), time.monotonic()
+    used = processor_seconds()
     with log.open("a") as output:
         words.append(f"--config.seed={seed or 0}")
         done = subprocess.run(words, stdout=output, stderr=subprocess.STDOUT, check=False)
@@ -74,7 +68,6 @@ def run(name: str, runs: pathlib.Path) -> dict:
     row = {"figures": json.loads((workdir / "eval.json").read_text())}
     del row["figures"]["classes"]
     if whole:
-        row["seconds"] = round(time.monotonic() - start)
         row["processor_seconds"] = round(processor_seconds() - used)
     return row
 
@@ -89,10 +82,8 @@ def line(name: str, row: dict) -> str:
     if "figures" not in row:
         return f"{name:22} {row['error']}"
     figures = "  ".join(f"{key} {row['figures'][key]:.3f}" for key in ("AP", "AP50", "AP75"))
-    times = ""
-    if "seconds" in row:
-        times = f"  {row['seconds']} s, {row['processor_seconds']} s of processor time"
-    return f"{name:22} {figures}{times}"
+    seconds = f"  {row['processor_seconds']} processor s" if "processor_seconds" in row else ""
+    return f"{name:22} {figures}{seconds}"
 
 
 if __name__ == "__main__":

@@ -175,7 +175,7 @@ def from_module(
         return found
 
     return Detector(
-        init=jax.jit(init),  # its trace is kept: programs need the shapes and the values
+        init=jax.jit(init),  # so that shapes and initial values share one trace
         maps=maps,
         targets_of_maps=targets_of_maps,
         loss_of_maps=loss_of_maps,

@@ -2,13 +2,15 @@
 
 XLA's CPU backend is slow at some convolutions and at many of their gradients
 (docs/performance.md).  CPUs therefore compute equivalent forms with the same parameters, chosen by
-the shapes: a 1x1 convolution is a matrix product, a weight gradient is one product per row of the
-kernel, the input gradient of a small map is one product whose columns are added up, and a depthwise
-convolution is a sum over the cells of its kernel.  Every other platform compiles XLA's convolution
-and its gradients.
+the shapes: a 1x1 convolution is a matrix product, and so is each row of the kernel on a map with
+fewer cells than the kernel; an image of three channels gets a fourth, of zeros; a weight gradient
+is one product per row of the kernel; the input gradient of a small map is one product whose columns
+are added up; a depthwise convolution is a sum over the cells of its kernel.  Every other platform
+compiles XLA's convolution and its gradients.
 """
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -17,6 +19,7 @@ import jax.numpy as jnp
 from jax import lax
 
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
+_FEW_POSITIONS = 400  # of an output whose kernel gradient is one product: 20x20
 Padding = Sequence[tuple[int, int]]
 
 
@@ -50,7 +53,7 @@ def conv(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: Padding | No
         product = functools.partial(_product, stride)
         return _by_platform(product, _gradients_of(product), native, x, kernel)
     forms = _forms(x.shape, kernel.shape, stride, padding)
-    if not any(forms):
+    if not any(forms) or x.dtype.itemsize < 4:  # their partial sums would be rounded
         return native(x, kernel)
     forward = native
     if forms.rows:
@@ -158,16 +161,22 @@ class _Forms(NamedTuple):
 
 
 def _forms(x_shape, kernel_shape, stride, padding) -> _Forms:
-    """The forms that were faster at all shapes of our detectors (`benchmarks.ops --op conv`)."""
+    """Which forms to use: thresholds fitted to the shapes of our detectors.
+
+    They were measured in float32 with `benchmarks.convolutions`.  The batch is that of all devices,
+    or one under `vmap`.
+    """
     batch, height, width, _ = x_shape
     kh, kw, cin, cout = kernel_shape
     out_height, out_width = _output_size((height, width), (kh, kw), stride, padding)
+    if min(out_height, out_width) < 1 or min(min(sides) for sides in padding) < 0:
+        return _Forms(False, False, False, False)
     cells, weights = out_height * out_width, cin * cout
     positions = batch * cells
     # On a map with fewer cells than the kernel, XLA swaps the two and leaves its fast path.
     rows = height * width < kh * kw
-    # XLA takes up to ten times as long with three channels and some numbers of outputs.
-    fourth_channel = cin == 3 and (cout < 48 or 64 < cout < 96)
+    # XLA takes up to ten times as long with three channels and these numbers of outputs.
+    fourth_channel = cin == 3 and (16 < cout < 48 or 64 < cout < 96)
     if cin == 3:
         kernel_gradient = cout >= 48
     elif stride > 1:
@@ -226,7 +235,7 @@ def _kernel_gradient(kernel_shape, stride, padding, x, dy):
     One matrix product for each row of the kernel, or a single one if the copies of x are small.
     """
     rows = list(_row_copies(kernel_shape, stride, padding, x, *dy.shape[1:3]))
-    if dy[..., 0].size <= 400:
+    if math.prod(dy.shape[:-1]) <= _FEW_POSITIONS:
         rows = [jnp.concatenate(rows, axis=-1)]
     transposed = dy.reshape(-1, dy.shape[-1]).T  # once, instead of the wider copies
     products = [transposed @ copies.reshape(-1, copies.shape[-1]) for copies in rows]

@@ -7,7 +7,8 @@ The usual trick, shifting each class by a multiple of the image size, rounds coo
 
 Two programs compute the same keep mask.  CPUs run a loop with one IoU row per kept box.
 Accelerators process tiles of boxes, because every step costs them a launch.  Both are loops with a
-data-dependent end: if the batch is sharded across devices, call them per device (`sharding`).
+data-dependent end: if the batch is sharded across devices, run them per device
+(`sharding.per_image`, `sharding.per_device`).
 """
 
 import fractions

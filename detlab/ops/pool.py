@@ -1,4 +1,4 @@
-"""Max pooling, fast on CPU both forward and backward.
+"""Max pooling, fast on CPU both forward and backward; accelerators run it too, not measured.
 
 The maximum of a window is taken along its rows first, then across them: size k costs 2k comparisons
 and no gather.  XLA's pooling costs k^2, and its gradient on CPU several times that: the pyramid of
@@ -14,9 +14,11 @@ import jax.numpy as jnp
 def max_pool(x, size: int, stride: int = 1, padding: Sequence[int] | None = None):
     """The maximum of each `size` x `size` window; cells outside the map do not count.
 
-    The gradient goes to one cell; among equal maxima, to the first by row and column, as in
-    PyTorch.  Pooling the result again with size s equals pooling once with size + s - 1, except
-    that the gradient may then go to another of several equal maxima.
+    NaN is larger than any number.  The gradient goes to one cell; among equal maxima, to the first
+    by row and column.  Both are as in PyTorch.
+
+    Pooling the result again with size s equals pooling once with size + s - 1, except that the
+    gradient may then go to another of several equal maxima.
 
     Args:
       x: [B, H, W, D] of any float type.
@@ -56,5 +58,5 @@ def _max_along(x, size, stride, sides, axis):
     largest = shifted(0)
     for i in range(1, size):
         other = shifted(i)
-        largest = jnp.where(other > largest, other, largest)
+        largest = jnp.where((other > largest) | jnp.isnan(other), other, largest)
     return largest

@@ -16,7 +16,6 @@ from ml_collections import config_dict
 
 from detlab import errors
 
-
 _SMALL = 4096  # values of a leaf that `norm` joins with others
 
 
@@ -100,8 +99,8 @@ def build(
 def norm(tree: Any) -> jax.Array:
     """The Euclidean norm of all leaves together, [].
 
-    Small leaves are joined first: a network has hundreds, and a program for each takes the compiler
-    a tenth of the time of a training step.
+    Small leaves are joined first: a network has hundreds, and compiling a kernel for each takes a
+    tenth of the training step's compilation.
     """
     leaves = jax.tree.leaves(tree)
     small = [x.ravel() for x in leaves if x.size <= _SMALL]

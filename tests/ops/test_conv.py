@@ -201,9 +201,43 @@ def test_a_depthwise_convolution_is_one_only_where_the_platform_has_a_fast_one()
             assert products == 0 and convolutions >= 1
 
 
+FORMS_BY_RULE = [  # shapes, stride, the forms that are used
+    ((2, 2, 2, 4), (3, 3, 4, 8), 1, {"rows", "input_gradient"}),
+    ((2, 9, 9, 3), (6, 6, 3, 24), 2, {"fourth_channel", "input_gradient"}),
+    ((1, 9, 9, 64), (3, 3, 64, 72), 2, {"kernel_gradient"}),
+    ((1, 4, 4, 128), (3, 3, 128, 128), 1, {"kernel_gradient", "input_gradient"}),
+]
+
+
+@pytest.mark.parametrize("x_shape, kernel_shape, stride, used", FORMS_BY_RULE)
+def test_each_form_alone_equals_xla(monkeypatch, x_shape, kernel_shape, stride, used):
+    monkeypatch.undo()
+    padding = tuple(((k - 1) // 2,) * 2 for k in kernel_shape[:2])
+    forms = conv_lib._forms(x_shape, kernel_shape, stride, padding)
+    assert {name for name, chosen in forms._asdict().items() if chosen} == used
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal(x_shape, np.float32)
+    kernel = rng.standard_normal(kernel_shape, np.float32) / np.float32(np.prod(kernel_shape[:3]))
+    xla = functools.partial(conv_lib._native, stride, padding)
+    dy = rng.standard_normal(jax.eval_shape(xla, x, kernel).shape, np.float32)
+    ours = value_and_gradients(conv_lib.conv, stride, x, kernel, dy)
+    expected, vjp = jax.vjp(xla, x, kernel)
+    for a, b in zip(ours, (expected, *vjp(dy))):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5)
+
+
+def test_an_empty_result_and_half_precision_are_left_to_xla(monkeypatch):
+    monkeypatch.undo()
+    inside = ((0, 0), (0, 0))
+    assert not any(conv_lib._forms((1, 2, 2, 1), (3, 3, 1, 1), 2, inside))
+    assert conv_lib.conv(np.ones((1, 2, 2, 1)), np.ones((3, 3, 1, 1)), 2, inside).size == 0
+    x, kernel = jnp.ones((1, 2, 2, 4), jnp.bfloat16), jnp.ones((3, 3, 4, 4), jnp.bfloat16)
+    assert operations(conv_lib.conv, "cpu", x, kernel) == (0, 1)
+
+
 # Shapes of detectors and the forms of a CPU: rows, fourth channel, gradients of kernel and input.
 CHOICES = [
-    ((1, 2, 2, 256), (3, 3, 256, 256), 1, (True, False, True, True)),  # fewer cells than weights
+    ((1, 2, 2, 256), (3, 3, 256, 256), 1, (True, False, True, True)),  # fewer cells than the kernel
     ((1, 3, 3, 64), (3, 3, 64, 64), 1, (False, False, False, False)),
     ((1, 10, 10, 512), (3, 3, 512, 512), 1, (False, False, True, True)),
     ((1, 40, 40, 256), (3, 3, 256, 256), 1, (False, False, True, False)),
@@ -214,6 +248,10 @@ CHOICES = [
     ((1, 80, 80, 32), (3, 3, 32, 64), 2, (False, False, False, False)),
     ((1, 320, 320, 3), (6, 6, 3, 48), 2, (False, False, True, False)),
     ((8, 128, 128, 3), (7, 7, 3, 32), 2, (False, True, False, False)),
+    ((1, 320, 320, 3), (6, 6, 3, 16), 2, (False, False, False, False)),
+    ((1, 320, 320, 3), (6, 6, 3, 80), 2, (False, True, True, False)),
+    ((1, 10, 10, 128), (3, 3, 128, 128), 1, (False, False, True, True)),
+    ((1, 20, 20, 512), (3, 3, 512, 512), 1, (False, False, True, True)),
 ]
 
 

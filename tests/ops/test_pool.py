@@ -51,6 +51,14 @@ def test_padding_is_never_the_maximum():
     np.testing.assert_array_equal(pool.max_pool(x, 3, 2)[0, :, :, 0], [[-1, -2], [-5, -6]])
 
 
+@pytest.mark.parametrize("at", range(5))
+def test_nan_is_larger_than_any_number(at):
+    x = np.arange(5, dtype=np.float32).reshape(1, 1, 5, 1)
+    x[0, 0, at] = np.nan
+    expected = [np.isnan(x[0, 0, max(i - 1, 0) : i + 2]).any() for i in (0, 2, 4)]
+    np.testing.assert_array_equal(np.isnan(pool.max_pool(x, 3, 2)[0, 0, :, 0]), expected)
+
+
 def test_pooling_twice_and_three_times_gives_the_sizes_9_and_13():
     x = jax.random.normal(jax.random.key(0), (1, 15, 11, 3))
     twice = pool.max_pool(pool.max_pool(x, 5), 5)

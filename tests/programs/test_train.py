@@ -394,7 +394,7 @@ def test_weights_without_the_statistics_are_refused(small_voc_config, backbone_w
         (["--config", "retinanet_shapes", "--config.train.steps=0"], ["train.steps"]),
         (["--config", "retinanet_shapes", "--config.train.batch_size=0"], ["train.batch_size"]),
         (["--config", "retinanet_shapes", "--config.optim.name=lion"], ["optim.name", "adamw"]),
-        (["--config", "retinanet_shapes", "--config.optim.warmup_steps=1100"], ["warmup_steps"]),
+        (["--config", "retinanet_shapes", "--config.optim.warmup_steps=1200"], ["warmup_steps"]),
         (["--config", "retinanet_shapes", "--config.eval.best_by=ap"], ["eval.best_by", "AP50"]),
         (["--config", "retinanet_shapes", "--config.init_from=gone"], ["gone"]),
         (["--config", "retinanet_bccd", "--config.data.root=gone"], ["gone", "config.data.root"]),

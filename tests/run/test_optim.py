@@ -491,6 +491,24 @@ def test_patterns_match_whole_paths_only():
     assert labels(["params/head/b.*"])["head"] == {"kernel": "train", "bias": "frozen"}
 
 
+@pytest.mark.parametrize("value", [0.0, 0.1, 3.0, np.nan, np.inf])
+def test_clipping_equals_optax(value):
+    gradients = {
+        "trained": jnp.full(5000, 0.01),
+        "half": jnp.array([value, 1.0], jnp.bfloat16),
+        "frozen": optax.MaskedNode(),
+    }
+    ours, theirs = (
+        clip.update(gradients, clip.init(gradients))[0]
+        for clip in (optim.clip_by_norm(1.5), optax.clip_by_global_norm(1.5))
+    )
+    assert jax.tree.structure(ours) == jax.tree.structure(theirs)
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs)):
+        assert a.dtype == b.dtype
+        tolerance = 1e-2 if a.dtype == jnp.bfloat16 else 1e-6
+        np.testing.assert_allclose(np.float32(a), np.float32(b), rtol=tolerance)
+
+
 @pytest.mark.parametrize("sizes", [(), (3,), (5000,), (3, 5000, 1, 6000, 4096, 4097)])
 def test_the_norm_is_that_of_all_leaves_small_and_large(sizes):
     rng = np.random.default_rng(0)
