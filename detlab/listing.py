@@ -22,7 +22,7 @@ from detlab import errors, experiments
 
 EXPECTED = re.compile(
     r"Expected: (?P<data>[^|]+)"
-    r" \| (?P<time>about \d+ minutes on \d+ CPU cores|\d+ (epochs|steps), not timed)"
+    r" \| (?P<time>about \d+ minutes on \d+ CPU cores?|\d+ (epochs|steps), not timed)"
     r" \| (?P<memory>\d+(\.\d+)? GB for \d+ images)"
     r" \| (?P<figure>not run|(AP|AP50|mAP07|mAP12) 0\.\d+[^|]*, (published|seed 0))"
 )

@@ -2,11 +2,11 @@
 
     python -m detlab.train --config experiments/yolov3_shapes.py
 
-Figures are for 200 held-out images; AP50 is 0.76.
+Figures are for 200 held-out images; AP50 is 0.91.
 
 `:overfit` is for benchmarks.overfit, `:tiny` for tests.
 
-Expected: shapes | about 7 minutes on 2 CPU cores | 0.2 GB for 8 images | AP 0.42, seed 0
+Expected: shapes | about 8 minutes on 1 CPU core | 0.2 GB for 8 images | AP 0.534, seed 0
 """
 
 from ml_collections import ConfigDict

@@ -6,7 +6,7 @@ Data, optimizer and schedule are those of `yolov3_shapes`.
 
 `:overfit` is for benchmarks.overfit, `:tiny` for tests.
 
-Expected: shapes | about 3 minutes on 2 CPU cores | 0.1 GB for 8 images | AP 0.195, seed 0
+Expected: shapes | about 4 minutes on 1 CPU core | 0.1 GB for 8 images | AP 0.538, seed 0
 """
 
 from ml_collections import ConfigDict

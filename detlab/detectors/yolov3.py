@@ -16,7 +16,7 @@ equally.  Live norms use the statistics of the global batch, in the reference th
 that are entirely padding are ignored; in the reference they are background.
 
 Expected: COCO val2017 AP 33.4 with experiments/yolov3_coco.py, 30.9 at 416 px with its variant
-`416`, 27.9 at 320 px with `320` (the published figures of the reference); 0.42 on the shapes with
+`416`, 27.9 at 320 px with `320` (the published figures of the reference); 0.53 on the shapes with
 experiments/yolov3_shapes.py, seed 0.
 """
 
