@@ -47,7 +47,12 @@ def conv(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: Padding | No
     kh, kw, cin, cout = kernel.shape
     if x.ndim != 4 or x.shape[3] != cin:
         raise ValueError(f"conv with kernel {kernel.shape} needs x [B, H, W, {cin}], not {x.shape}")
-    padding = _sides(kernel, padding)
+    return _conv(stride, _sides(kernel, padding), x, kernel)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))  # one trace for all layers of equal shapes
+def _conv(stride, padding, x, kernel):
+    kh, kw, cin, cout = kernel.shape
     native = functools.partial(_native, stride, padding)
     if (kh, kw) == (1, 1) and padding == ((0, 0), (0, 0)):
         product = functools.partial(_product, stride)
