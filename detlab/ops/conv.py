@@ -44,21 +44,23 @@ def conv(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: Padding | No
       >>> conv(x, kernel, stride=2)[0, :, :, 0].tolist()
       [[4.0, 4.0], [4.0, 4.0]]
     """
-    kh, kw, cin, cout = kernel.shape
+    cin = kernel.shape[2]
     if x.ndim != 4 or x.shape[3] != cin:
         raise ValueError(f"conv with kernel {kernel.shape} needs x [B, H, W, {cin}], not {x.shape}")
-    return _conv(stride, _sides(kernel, padding), x, kernel)
+    padding = _sides(kernel, padding)
+    forms = _forms(x.shape, kernel.shape, stride, padding)
+    if x.dtype.itemsize < 4:  # the partial sums of the forms would be rounded
+        forms = _XLA
+    return _conv(forms, stride, padding, x, kernel)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))  # one trace for all layers of equal shapes
-def _conv(stride, padding, x, kernel):
-    kh, kw, cin, cout = kernel.shape
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))  # one trace for all layers of equal shapes
+def _conv(forms, stride, padding, x, kernel):
     native = functools.partial(_native, stride, padding)
-    if (kh, kw) == (1, 1) and padding == ((0, 0), (0, 0)):
+    if kernel.shape[:2] == (1, 1) and padding == ((0, 0), (0, 0)):
         product = functools.partial(_product, stride)
         return _by_platform(product, _gradients_of(product), native, x, kernel)
-    forms = _forms(x.shape, kernel.shape, stride, padding)
-    if not any(forms) or x.dtype.itemsize < 4:  # their partial sums would be rounded
+    if not any(forms):
         return native(x, kernel)
     forward = native
     if forms.rows:
@@ -165,6 +167,9 @@ class _Forms(NamedTuple):
     input_gradient: bool
 
 
+_XLA = _Forms(False, False, False, False)
+
+
 def _forms(x_shape, kernel_shape, stride, padding) -> _Forms:
     """Which forms to use: thresholds fitted to the shapes of our detectors.
 
@@ -175,7 +180,7 @@ def _forms(x_shape, kernel_shape, stride, padding) -> _Forms:
     kh, kw, cin, cout = kernel_shape
     out_height, out_width = _output_size((height, width), (kh, kw), stride, padding)
     if min(out_height, out_width) < 1 or min(min(sides) for sides in padding) < 0:
-        return _Forms(False, False, False, False)
+        return _XLA
     cells, weights = out_height * out_width, cin * cout
     positions = batch * cells
     # On a map with fewer cells than the kernel, XLA swaps the two and leaves its fast path.
