@@ -7,8 +7,9 @@ import pathlib
 import subprocess
 import sys
 from collections.abc import Collection, Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
+from benchmarks import turns
 from detlab import errors
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
@@ -45,9 +46,28 @@ def run_module(module: str, *arguments: str) -> None:
         [sys.executable, "-m", module, *arguments], capture_output=True, text=True, check=False
     )
     if done.returncode:
-        said = [x for x in done.stderr.splitlines() if x.startswith("error: ")]
-        why = said[-1].removeprefix("error: ") if said else f"it failed:\n{done.stderr[-3000:]}"
+        said = last_error(done.stderr)
+        why = said.removeprefix("error: ") or f"it failed:\n{done.stderr[-3000:]}"
         raise errors.UserError(f"python -m {module}: {why}")
+
+
+def last_error(output: str) -> str:
+    """The last line `error: ...` of a program's output; "" if there is none."""
+    return next((x for x in reversed(output.splitlines()) if x.startswith("error: ")), "")
+
+
+def start_peer(python: str, module: str, task: NamedTuple, install: str) -> turns.Worker | dict:
+    """The process of a peer under another Python, or {"absent": why}.
+
+    Raises:
+      UserError: the Python cannot be run.
+    """
+    try:
+        return turns.Worker([python, "-m", module, json.dumps(task._asdict())])
+    except turns.Failed as error:
+        return {"absent": f"{error} (pip install {install})"[:200]}
+    except OSError as error:
+        raise errors.UserError(f"--peer_python {python} cannot be run: {error.strerror}.") from None
 
 
 def make_folder(folder: pathlib.Path) -> None:
@@ -78,8 +98,8 @@ def read_json(path: pathlib.Path) -> Any:
         raise errors.UserError(f"{path} is not JSON: {error}; restore it.") from error
 
 
-def rows_of(path: pathlib.Path | None) -> dict[str, Any]:
-    """The rows that a file of results already has, to add others; {} if there is no file.
+def rows_of(path: pathlib.Path | None, key: str = "rows") -> dict[str, Any]:
+    """The rows that a file of results already has at `key`, to add others; {} without a file.
 
     Raises:
       UserError: the file has no rows.
@@ -87,9 +107,9 @@ def rows_of(path: pathlib.Path | None) -> dict[str, Any]:
     if path is None or not path.exists():
         return {}
     found = read_json(path)
-    if not isinstance(found, dict) or not isinstance(found.get("rows"), dict):
+    if not isinstance(found, dict) or not isinstance(found.get(key), dict):
         raise errors.UserError(f"--output {path} has no rows of this benchmark; name another file.")
-    return found["rows"]
+    return found[key]
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

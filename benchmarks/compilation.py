@@ -21,7 +21,6 @@ import contextlib
 import json
 import os
 import pathlib
-import resource
 import signal
 import subprocess
 import sys
@@ -100,7 +99,9 @@ def text(row: dict[str, dict]) -> str:
 def compiled(name: str) -> dict[str, dict]:
     """A row of `COMPILED`, measured in a process of its own."""
     words = python("-m", "benchmarks.compilation", "--one", name)
-    done = subprocess.run(words, env=environment(), capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        words, env=turns.environment(), capture_output=True, text=True, check=False
+    )
     if done.returncode:
         raise errors.UserError(f"compiling {name} failed: {last_line(done.stderr)}")
     return json.loads(done.stdout.splitlines()[-1])
@@ -117,16 +118,10 @@ def compile_one(model: str, program: str) -> dict[str, dict]:
 
 def clocked(function: Callable) -> tuple[Any, dict[str, float]]:
     """(result, its seconds and processor seconds)."""
-    start, before = time.perf_counter(), used(resource.RUSAGE_SELF)
+    start, before = time.perf_counter(), turns.processor_seconds()
     result = function()
     seconds = time.perf_counter() - start
-    return result, figures(seconds, used(resource.RUSAGE_SELF) - before)
-
-
-def used(who: int) -> float:
-    """Processor seconds of this process or of its ended children."""
-    usage = resource.getrusage(who)
-    return usage.ru_utime + usage.ru_stime
+    return result, figures(seconds, turns.processor_seconds() - before)
 
 
 def figures(seconds: float, processor: float) -> dict[str, float]:
@@ -149,10 +144,10 @@ def started(start: Start) -> dict[str, dict]:
 
 def seconds_until(words: Sequence[str], mark: pathlib.Path, cache: pathlib.Path) -> dict:
     """Runs a command until the file `mark` has content, then ends it; returns the seconds."""
-    variables = environment() | {"XDG_CACHE_HOME": str(cache)}
+    variables = turns.environment() | {"XDG_CACHE_HOME": str(cache)}
     variables.pop("JAX_COMPILATION_CACHE_DIR", None)
     with tempfile.TemporaryFile("w+") as said:
-        begin, before = time.perf_counter(), used(resource.RUSAGE_CHILDREN)
+        begin, before = time.perf_counter(), turns.processor_seconds()
         process = subprocess.Popen(
             words,
             env=variables,
@@ -171,7 +166,7 @@ def seconds_until(words: Sequence[str], mark: pathlib.Path, cache: pathlib.Path)
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-    return figures(seconds, used(resource.RUSAGE_CHILDREN) - before)
+    return figures(seconds, turns.processor_seconds() - before)
 
 
 def command_of(
@@ -254,12 +249,6 @@ def made_up_weights(folder: pathlib.Path, start: Start) -> None:
 
 def python(*arguments: str) -> list[str]:
     return [sys.executable, *arguments]
-
-
-def environment() -> dict[str, str]:
-    """The variables of a child process, which finds the packages of this checkout."""
-    path = os.pathsep.join(filter(None, (str(turns.ROOT), os.environ.get("PYTHONPATH"))))
-    return {**os.environ, "PYTHONPATH": path}
 
 
 def last_line(output: str) -> str:

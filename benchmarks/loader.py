@@ -174,12 +174,8 @@ def start_peer(task: Task, python: str) -> turns.Worker | dict | None:
     asked = loader_peers.Task(
         peer, task.data, task.workers, task.batch, task.batches, task.one_core
     )
-    try:
-        return turns.Worker([python, "-m", "benchmarks.loader_peers", json.dumps(asked._asdict())])
-    except turns.Failed as error:
-        return {"absent": f"{error} (pip install {loader_peers.PEERS[peer].install})"[:200]}
-    except OSError as error:
-        raise errors.UserError(f"--peer_python {python} cannot be run: {error.strerror}.") from None
+    install = loader_peers.PEERS[peer].install
+    return command.start_peer(python, "benchmarks.loader_peers", asked, install)
 
 
 def serve(task: Task, overrides: Mapping[str, Any]) -> None:

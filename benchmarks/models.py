@@ -145,12 +145,7 @@ def start_peer(
     if package == "opencv":
         write_darknet(network, folder)
     asked = peers.Task(peer, task.program, canvas, task.batch, str(folder))
-    try:
-        return turns.Worker([python, "-m", "benchmarks.peers", json.dumps(asked._asdict())])
-    except turns.Failed as error:
-        return {"absent": f"{error} (pip install {peers.PEERS[package].install})"[:200]}
-    except OSError as error:
-        raise errors.UserError(f"--peer_python {python} cannot be run: {error.strerror}.") from None
+    return command.start_peer(python, "benchmarks.peers", asked, peers.PEERS[package].install)
 
 
 def in_turns(own: turns.Worker, peer: turns.Worker | dict | None, repeats: int, batch: int):

@@ -14,12 +14,11 @@ depend little on other load, are those of the last start and only kept for runs 
 
 import json
 import pathlib
-import resource
 import subprocess
 import sys
 from collections.abc import Sequence
 
-from benchmarks import command, machine
+from benchmarks import command, machine, turns
 from detlab import cli, errors, files
 from detlab import config as config_lib
 
@@ -58,24 +57,18 @@ def run(name: str, runs: pathlib.Path) -> dict:
     workdir, log = runs / name, runs / f"{name}.log"
     whole = not workdir.exists()
     words = [sys.executable, "-m", "detlab.train", "--config", config, "--workdir", str(workdir)]
-    used = processor_seconds()
+    used = turns.processor_seconds()
+    words.append(f"--config.seed={seed or 0}")
     with log.open("a") as output:
-        words.append(f"--config.seed={seed or 0}")
         done = subprocess.run(words, stdout=output, stderr=subprocess.STDOUT, check=False)
     if done.returncode:
-        lines = [x for x in log.read_text().splitlines() if x.startswith("error: ")]
-        return {"error": lines[-1] if lines else f"status {done.returncode}; see {log.name}"}
+        said = command.last_error(log.read_text())
+        return {"error": said or f"status {done.returncode}; see {log.name}"}
     row = {"figures": json.loads((workdir / "eval.json").read_text())}
     del row["figures"]["classes"]
     if whole:
-        row["processor_seconds"] = round(processor_seconds() - used)
+        row["processor_seconds"] = round(turns.processor_seconds() - used)
     return row
-
-
-def processor_seconds() -> float:
-    """User and system time of the processes that have ended."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
 
 
 def line(name: str, row: dict) -> str:

@@ -10,7 +10,6 @@ some operations.  Rows that are already in the output file stay, unless --only n
 `Expected:` lines of the experiments' docstrings quote these figures.
 """
 
-import json
 import math
 import time
 
@@ -32,9 +31,7 @@ from detlab.run import update as update_lib
 
 def main(arguments) -> None:
     args, overrides = cli.parse(arguments, flags.step_memory(__doc__))
-    found = {}
-    if args.output and args.output.exists():
-        found = json.loads(args.output.read_text())["experiments"]
+    found = command.rows_of(args.output, "experiments")
     names = args.only or [name for name in config_lib.shipped() if name not in found]
     print(f"{'experiment':24}  images  canvas       GB  state  temporary  seconds")
     for name in names:

@@ -35,11 +35,10 @@ class Worker:
     """
 
     def __init__(self, command: Sequence[str]):
-        path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
         self._errors = tempfile.TemporaryFile("w+")
         self._process = subprocess.Popen(
             command,
-            env={**os.environ, "PYTHONPATH": path},
+            env=environment(),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
@@ -117,6 +116,12 @@ def peak_mib() -> float | None:
         return None
     fields = dict(line.split(":", 1) for line in _STATUS.read_text().splitlines() if ":" in line)
     return int(fields["VmHWM"].split()[0]) / 1024  # kB
+
+
+def environment() -> dict[str, str]:
+    """The variables of a process that finds the packages of this checkout."""
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    return {**os.environ, "PYTHONPATH": path}
 
 
 def processor_seconds() -> float:
