@@ -95,9 +95,7 @@ def warp(
     `placement` is reset to the identity: the map is not a scale and shift of the original.
     """
     matrix = moved_by.matrix
-    # OpenCV's coordinates start at the centre of pixel 0.
-    of_centres = _shift(-0.5, -0.5) @ matrix @ _shift(0.5, 0.5)
-    image = _draw(record["image"], of_centres, target, np.broadcast_to(pad_value, 3).tolist())
+    image = _draw(record["image"], moved_by, target, np.broadcast_to(pad_value, 3).tolist())
 
     before = record["boxes"].astype(np.float64)
     corners = before[:, [0, 1, 2, 1, 2, 3, 0, 3]].reshape(-1, 4, 2)
@@ -133,32 +131,43 @@ def stays(rule: Rule, before, after, scale: float = 1.0):
     return (sides > rule.min_side).all(axis=1) & (part > rule.min_part) & (ratio < rule.max_ratio)
 
 
-def _draw(image, matrix, target, border):
-    """The image [h, w, 3] drawn by the 3x3 matrix of its pixels' centres on `target` px."""
-    flat = (matrix[2] == [0, 0, 1]).all()
+def window(moved_by: Map, target: tuple[int, int], size: tuple[int, int]) -> tuple[slice, slice]:
+    """The rows and columns of an image of `size` (height, width) px that `warp` reads."""
+    matrix = _of_centres(moved_by.matrix)
+    if not _is_flat(matrix):
+        return slice(0, size[0]), slice(0, size[1])
+    height, width = target
+    corners = np.array([[0, 0, 1], [width, 0, 1], [0, height, 1], [width, height, 1]], float)
+    corners = (corners @ np.linalg.inv(matrix).T)[:, :2]
+    low, high = corners.min(axis=0) - 2, corners.max(axis=0) + 3  # neighbours, and rounding
+    (left, top), (right, bottom) = (np.clip(x, 0, size[::-1]).astype(int) for x in (low, high))
+    return slice(int(top), int(bottom)), slice(int(left), int(right))
+
+
+def _draw(image, moved_by, target, border):
+    """The image [h, w, 3] drawn by a map on `target` px."""
+    matrix = _of_centres(moved_by.matrix)
     if _WITH_ALPHA:
-        window = _window(matrix, target, image.shape) if flat else ...
+        seen = window(moved_by, target, image.shape[:2])
         picture = np.empty((*image.shape[:2], 4), np.uint8)  # what is not read stays undefined
-        if image[window].size:
-            cv2.cvtColor(image[window], cv2.COLOR_RGB2RGBA, dst=picture[window])
+        if image[seen].size:
+            cv2.cvtColor(image[seen], cv2.COLOR_RGB2RGBA, dst=picture[seen])
         image = picture
     options = dict(flags=cv2.INTER_LINEAR, borderValue=(*border, 0))
-    if flat:
+    if _is_flat(matrix):
         drawn = cv2.warpAffine(image, matrix[:2], target[::-1], **options)
     else:
         drawn = cv2.warpPerspective(image, matrix, target[::-1], **options)
     return cv2.cvtColor(drawn, cv2.COLOR_RGBA2RGB) if _WITH_ALPHA else drawn
 
 
-def _window(matrix, target, shape):
-    """Slices of the rows and columns of an image that an affine map reads."""
-    height, width = target
-    corners = np.array([[0, 0, 1], [width, 0, 1], [0, height, 1], [width, height, 1]], float)
-    corners = (corners @ np.linalg.inv(matrix).T)[:, :2]
-    low, high = corners.min(axis=0) - 2, corners.max(axis=0) + 3  # neighbours, and rounding
-    sides = np.array(shape[1::-1])
-    (left, top), (right, bottom) = (np.clip(x, 0, sides).astype(int).tolist() for x in (low, high))
-    return slice(top, bottom), slice(left, right)
+def _of_centres(matrix):
+    """The map in OpenCV's coordinates, which start at the centre of pixel 0."""
+    return _shift(-0.5, -0.5) @ matrix @ _shift(0.5, 0.5)
+
+
+def _is_flat(matrix):
+    return (matrix[2] == [0, 0, 1]).all()
 
 
 def _shift(x, y):

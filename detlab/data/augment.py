@@ -50,24 +50,37 @@ class Augmenter(NamedTuple):
         """Image i, alone or in a random mosaic, then moved by a random affine map."""
         augment = self.settings.augment
         if augment.mosaic and at.rng.random() < augment.mosaic:
-            return move(self._mosaic(i, at), at.canvas, self.settings, at.rng)
+            return self._mosaic(i, at)
         record = self._small(i, self.resize, at)
         if record is None:
             return None
-        return move(record, record["image_size"], self.settings, at.rng)
+        size = record["image_size"]
+        moved_by = random_map(augment, size, size, at.rng)
+        return record if moved_by is None else self._warp(record, moved_by, size)
 
     def _mosaic(self, i: int, at: "_Row") -> Record:
-        """The plane of a mosaic with image i at a random place and random other images."""
+        """A part of a mosaic with image i at a random place and random other images."""
         nine = self.settings.augment.mosaic_nine
-        make, count = mosaic.four, 4
+        place_all, count = mosaic.four, 4
         if nine and at.rng.random() < nine:
-            make, count = mosaic.nine, 9
+            place_all, count = mosaic.nine, 9
         place = int(at.rng.integers(count))
         chosen = [self._any_image(at.rng) for _ in range(count)]
         chosen[place] = i
         tiles = [self._small(k, self.resize_tile, at) for k in chosen]
-        plane = make(tiles, at.canvas, at.rng, self.settings.pad_value)
-        return {**plane, "index": tiles[place]["index"]}
+        corners = place_all(tiles, at.canvas, at.rng)
+        size = (2 * at.canvas[0], 2 * at.canvas[1])
+        moved_by = random_map(self.settings.augment, size, at.canvas, at.rng)
+        if moved_by is None:
+            moved_by = affine.centred(size, at.canvas)
+        seen = affine.window(moved_by, at.canvas, size)
+        plane = mosaic.paste(tiles, corners, size, self.settings.pad_value, seen)
+        return self._warp({**plane, "index": tiles[place]["index"]}, moved_by, at.canvas)
+
+    def _warp(self, record: Record, moved_by: affine.Map, target: tuple[int, int]) -> Record:
+        augment = self.settings.augment
+        rule = affine.Rule(augment.box_min_side, augment.box_min_part, augment.box_max_ratio)
+        return affine.warp(record, moved_by, target, rule, self.settings.pad_value)
 
     def _any_image(self, rng: np.random.Generator) -> int:
         return int(rng.integers(self.num_images))
@@ -183,33 +196,23 @@ def augmentations(
     return tuple(before), tuple(after)
 
 
-def move(
-    record: Record,
+def random_map(
+    augment: settings_lib.Augment,
+    size: tuple[int, int],
     target: tuple[int, int],
-    settings: settings_lib.Settings,
     rng: np.random.Generator,
-) -> Record:
-    """Applies a random affine map; the result has `target` (height, width) px.
-
-    Without a map, the result is the record itself or, for a mosaic, the middle of its plane.
-    """
-    augment = settings.augment
-    size = record["image"].shape[:2]
-    if augment.affine and rng.random() < augment.affine:
-        ranges = affine.Ranges(
-            augment.affine_degrees,
-            augment.affine_translate,
-            augment.affine_scale,
-            augment.affine_shear,
-            augment.affine_perspective,
-        )
-        moved_by = affine.draw(ranges, size, target, rng)
-    elif size == tuple(target):
-        return record
-    else:
-        moved_by = affine.centred(size, target)
-    rule = affine.Rule(augment.box_min_side, augment.box_min_part, augment.box_max_ratio)
-    return affine.warp(record, moved_by, target, rule, settings.pad_value)
+) -> affine.Map | None:
+    """The random map of an image of `size` (height, width) px to `target` px; None: no map."""
+    if not augment.affine or rng.random() >= augment.affine:
+        return None
+    ranges = affine.Ranges(
+        augment.affine_degrees,
+        augment.affine_translate,
+        augment.affine_scale,
+        augment.affine_shear,
+        augment.affine_perspective,
+    )
+    return affine.draw(ranges, size, target, rng)
 
 
 def _check(settings: settings_lib.Settings) -> None:

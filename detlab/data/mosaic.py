@@ -1,8 +1,9 @@
 """Images made from several records: mosaics of four and of nine, and mixup, as in YOLOv5.
 
 These functions take records that are already small enough; `detlab.data.augment` chooses the
-records and the random generator.  Reference: `load_mosaic`, `load_mosaic9` and `mixup` of
-ultralytics' YOLOv5.
+records and the random generator.  `four` and `nine` place the tiles of a mosaic on a plane of twice
+the canvas, `paste` draws the plane, and `affine.warp` shows a part of it.  Reference:
+`load_mosaic`, `load_mosaic9` and `mixup` of ultralytics' YOLOv5.
 """
 
 from collections.abc import Sequence
@@ -16,21 +17,17 @@ from detlab.data import transforms
 
 
 def four(
-    tiles: Sequence[dict[str, Any]],
-    canvas: tuple[int, int],
-    rng: np.random.Generator,
-    pad_value: int | tuple[int, int, int],
-) -> dict[str, Any]:
-    """A mosaic of four tiles that meet at a random point in the middle half of the plane.
+    tiles: Sequence[dict[str, Any]], canvas: tuple[int, int], rng: np.random.Generator
+) -> list[tuple[int, int]]:
+    """Places four tiles that meet at a random point in the middle half of the plane.
 
     Args:
       tiles: four records, top left, top right, bottom left and bottom right, each at most as large
-        as the canvas.  Parts beyond the plane are cut off.
-      canvas: (height, width) px.
+        as the canvas.
+      canvas: (height, width) px; the plane has twice its sides.
       rng: draws the point.
-      pad_value: see `paste`.
     Returns:
-      A record of twice the canvas: the plane; `affine.warp` shows a part of it.
+      (x, y) px of each tile's top left corner on the plane; parts of a tile may lie beyond it.
     """
     height, width = canvas
     x = int(rng.integers(width // 2, width + width // 2))
@@ -39,22 +36,19 @@ def four(
     for number, tile in enumerate(tiles):
         h, w = tile["image"].shape[:2]
         corners.append((x if number % 2 else x - w, y if number >= 2 else y - h))
-    return paste(tiles, corners, (2 * height, 2 * width), pad_value)
+    return corners
 
 
 def nine(
-    tiles: Sequence[dict[str, Any]],
-    canvas: tuple[int, int],
-    rng: np.random.Generator,
-    pad_value: int | tuple[int, int, int],
-) -> dict[str, Any]:
-    """A mosaic of eight tiles around a first; the plane shows a random part of it.
+    tiles: Sequence[dict[str, Any]], canvas: tuple[int, int], rng: np.random.Generator
+) -> list[tuple[int, int]]:
+    """Places eight tiles around a first; the plane shows a random part of them.
 
     Args:
       tiles: nine records: the middle one, then clockwise from the one above it.
-      canvas, rng, pad_value: see `four`.
+      canvas, rng: see `four`.
     Returns:
-      A record of twice the canvas, as from `four`.
+      Corners as from `four`.
     """
     height, width = canvas
     x, y = width - int(rng.integers(width)), height - int(rng.integers(height))
@@ -71,8 +65,7 @@ def nine(
         (-w[7], h[0] - h[7]),
         (-w[8], h[0] - h[7] - h[8]),
     ]
-    corners = [(x + right, y + down) for right, down in around]
-    return paste(tiles, corners, (2 * height, 2 * width), pad_value)
+    return [(x + right, y + down) for right, down in around]
 
 
 def paste(
@@ -80,6 +73,7 @@ def paste(
     corners: Sequence[tuple[int, int]],
     size: tuple[int, int],
     pad_value: int | tuple[int, int, int],
+    seen: tuple[slice, slice] | None = None,
 ) -> dict[str, Any]:
     """An image of `size` (height, width) px with tiles at the given corners and all their objects.
 
@@ -90,14 +84,18 @@ def paste(
       tiles: records; no two tiles overlap.
       corners: (x, y) whole px of each tile's top left corner, anywhere.
       pad_value: 0..255 between the tiles, one number or one for each of R, G, B.
+      seen: rows and columns of the image that will be read, see `affine.window`; the others stay
+        undefined.  None: all.
     """
     height, width = size
+    rows, columns = seen or (slice(0, height), slice(0, width))
     image = np.empty((height, width, 3), np.uint8)
-    transforms.fill(image, pad_value)
+    transforms.fill(image[rows, columns], pad_value)
     moved = []
     for tile, (x, y) in zip(tiles, corners, strict=True):
         h, w = tile["image"].shape[:2]
-        left, top, right, bottom = max(x, 0), max(y, 0), min(x + w, width), min(y + h, height)
+        left, right = max(x, columns.start), min(x + w, columns.stop)
+        top, bottom = max(y, rows.start), min(y + h, rows.stop)
         if left < right and top < bottom:
             part = tile["image"][top - y : bottom - y, left - x : right - x]
             image[top:bottom, left:right] = part

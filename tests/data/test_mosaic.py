@@ -4,7 +4,7 @@ import numpy as np
 import painted
 import pytest
 
-from detlab.data import mosaic
+from detlab.data import affine, mosaic
 
 CANVAS = (60, 80)  # height, width px
 
@@ -31,6 +31,12 @@ def tiles(count, seed):
     return [tile(number, *size.tolist()) for number, size in enumerate(sizes)]
 
 
+def plane_of(place, parts, rng, pad_value=0):
+    """The whole plane of a mosaic."""
+    size = (2 * CANVAS[0], 2 * CANVAS[1])
+    return mosaic.paste(parts, place(parts, CANVAS, rng), size, pad_value)
+
+
 def assert_objects_are_what_is_painted(record):
     """Each box holds exactly the px of its tile's object, and every visible object has a box."""
     height, width = record["image"].shape[:2]
@@ -48,11 +54,11 @@ def assert_objects_are_what_is_painted(record):
     assert shown == set(record["labels"][~record["ignore"]].tolist())
 
 
-@pytest.mark.parametrize("make, count", [(mosaic.four, 4), (mosaic.nine, 9)])
-def test_boxes_lie_on_what_was_painted(make, count):
+@pytest.mark.parametrize("place, count", [(mosaic.four, 4), (mosaic.nine, 9)])
+def test_boxes_lie_on_what_was_painted(place, count):
     for seed in range(40):
         rng = np.random.default_rng([7, seed])
-        record = make(tiles(count, seed), CANVAS, rng, pad_value=(1, 2, 3))
+        record = plane_of(place, tiles(count, seed), rng, (1, 2, 3))
         assert record["image"].shape == (120, 160, 3) and record["image_size"] == (120, 160)
         assert_objects_are_what_is_painted(record)
         ignored = record["boxes"][record["ignore"]]
@@ -62,13 +68,13 @@ def test_boxes_lie_on_what_was_painted(make, count):
         np.testing.assert_array_equal(record["placement"], [1, 1, 0, 0])
 
 
-@pytest.mark.parametrize("make, count", [(mosaic.four, 4), (mosaic.nine, 9)])
-def test_tiles_lie_beside_each_other_and_never_on_each_other(make, count):
+@pytest.mark.parametrize("place, count", [(mosaic.four, 4), (mosaic.nine, 9)])
+def test_tiles_lie_beside_each_other_and_never_on_each_other(place, count):
     """Tiles that are not cut off are completely visible: their px are counted."""
     whole = 0
     for seed in range(40):
         parts = tiles(count, seed)
-        record = make(parts, CANVAS, np.random.default_rng([8, seed]), pad_value=0)
+        record = plane_of(place, parts, np.random.default_rng([8, seed]))
         for number, part in enumerate(parts):
             own = np.isin(record["image"][..., 0], [10 * (number + 1), 255 - number])
             if not own.any():
@@ -86,7 +92,7 @@ def test_a_mosaic_of_four_has_its_point_in_the_middle_half():
     points = []
     parts = [tile(number, *CANVAS) for number in range(4)]
     for seed in range(400):
-        record = mosaic.four(parts, CANVAS, np.random.default_rng(seed), 0)
+        record = plane_of(mosaic.four, parts, np.random.default_rng(seed))
         own = np.isin(record["image"][..., 0], [10, 255])  # the tile at the top left
         rows, columns = np.flatnonzero(own.any(axis=1)), np.flatnonzero(own.any(axis=0))
         points.append((columns[-1] + 1, rows[-1] + 1))
@@ -106,7 +112,7 @@ def test_a_mosaic_of_nine_goes_clockwise_around_the_first():
     order = np.array([[8, 1, 2], [7, 0, 3], [6, 5, 4]])
     seen = set()
     for seed in range(60):
-        image = mosaic.nine(parts, CANVAS, np.random.default_rng(seed), 0)["image"][..., 0]
+        image = plane_of(mosaic.nine, parts, np.random.default_rng(seed))["image"][..., 0]
         # The first tile is always visible as a whole: its corner lies in the top left quarter.
         y, x = (int(k[0]) for k in np.nonzero(np.isin(image, [10, 255])))
         assert 0 < y <= 60 and 0 < x <= 80
@@ -138,18 +144,43 @@ def test_flags_stay_where_every_tile_has_them():
     parts = tiles(4, 0)
     for number, part in enumerate(parts):
         part["flags"] = np.full((2, 6), number, np.int32)
-    record = mosaic.four(parts, CANVAS, np.random.default_rng(0), 0)
+    record = plane_of(mosaic.four, parts, np.random.default_rng(0))
     np.testing.assert_array_equal(record["flags"][:, 0], record["labels"])
     del parts[2]["flags"]
-    assert "flags" not in mosaic.four(parts, CANVAS, np.random.default_rng(0), 0)
+    assert "flags" not in plane_of(mosaic.four, parts, np.random.default_rng(0))
 
 
 def test_tiles_without_objects_give_a_mosaic_without():
     keep = ("boxes", "labels", "ignore", "area")
     empty = [{k: v[:0] if k in keep else v for k, v in part.items()} for part in tiles(9, 3)]
-    for make, count in ((mosaic.four, 4), (mosaic.nine, 9)):
-        record = make(empty[:count], CANVAS, np.random.default_rng(0), 0)
+    for place, count in ((mosaic.four, 4), (mosaic.nine, 9)):
+        record = plane_of(place, empty[:count], np.random.default_rng(0))
         assert record["boxes"].shape == (0, 4) and record["labels"].dtype == np.int32
+
+
+@pytest.mark.parametrize(
+    "ranges",
+    [affine.Ranges(), affine.Ranges(scale=0.9), affine.Ranges(40, 0.3, 0.5, 10, 0.002)],
+    ids=["none", "scale", "all"],
+)
+def test_a_plane_drawn_only_where_the_map_reads_it_shows_the_same(ranges):
+    size, filled = (2 * CANVAS[0], 2 * CANVAS[1]), []
+    for seed in range(30):
+        rng = np.random.default_rng([9, seed])
+        parts = tiles(4, seed)
+        corners = mosaic.four(parts, CANVAS, rng)
+        moved_by = affine.draw(ranges, size, CANVAS, rng)
+        seen = affine.window(moved_by, CANVAS, size)
+        shown = []
+        for window in (None, seen):
+            plane = mosaic.paste(parts, corners, size, (1, 2, 3), window)
+            shown.append(affine.warp(plane, moved_by, CANVAS, affine.Rule(), 5))
+        for key in shown[0]:
+            np.testing.assert_array_equal(shown[0][key], shown[1][key], err_msg=key)
+        rows, columns = seen
+        filled.append((rows.stop - rows.start) * (columns.stop - columns.start))
+    if not ranges.perspective:
+        assert min(filled) < 0.4 * size[0] * size[1]
 
 
 def test_mixup_is_the_weighted_mean_with_the_objects_of_both():
