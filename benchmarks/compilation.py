@@ -61,12 +61,20 @@ class Start(NamedTuple):
 def starts() -> dict[str, Start]:
     """The rows of started programs: every <detector>_shapes, and the models of `PUBLISHED`."""
     configs = {name: None for name in config_lib.shipped() if name.endswith("_shapes")}
-    configs |= {models.MODELS[x].config: models.MODELS[x].side for x in PUBLISHED}
+    for model in (models.MODELS[x] for x in PUBLISHED):
+        configs[_without_weights(model.config)] = model.side
     return {
         f"detlab.{program} {config}": Start(program, config, side)
         for program in ("train", "eval", "demo")
         for config, side in configs.items()
     }
+
+
+def _without_weights(config: str) -> str:
+    """The variant that starts from random weights, where an experiment has it."""
+    if ":" not in config and "scratch" in config_lib.variants(config):
+        return f"{config}:scratch"
+    return config
 
 
 STARTS = starts()

@@ -69,14 +69,17 @@ PEERS = {
 
 
 def find() -> dict[str, Model]:
-    """The rows: every shipped <detector>_coco with random weights, and the networks above."""
+    """The rows: every shipped <detector>_coco, and the networks above.
+
+    Weights are made up, yet a ResNet trains as from published ones: its stem and first stage are
+    frozen and its norms use running statistics, as in the peers.
+    """
     models = {}
     for name in config_lib.shipped():
         if not name.endswith("_coco"):
             continue
         detector = name.removesuffix("_coco")
-        form = "scratch" if "scratch" in config_lib.variants(name) else ""
-        for row, variant in NETWORKS.get(detector, {detector: form}).items():
+        for row, variant in NETWORKS.get(detector, {detector: ""}).items():
             config = f"{name}:{variant}".removesuffix(":")
             models[row] = Model(config, SIDES.get(row, 320), PEERS.get(row, ""))
     return models
