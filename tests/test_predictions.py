@@ -135,14 +135,15 @@ def test_categories_that_the_data_lack_are_counted_and_passed_over(pets, tmp_pat
 
 
 def test_labels_are_those_of_the_classes_that_were_chosen(pets, tmp_path, capsys):
-    source, truth = pets
+    source, _ = pets
     rows = [ROW, {**ROW, "category_id": 9}]
     chosen = wrappers.choose_classes(source, ("hound",), (("dog", "hound"),))
-    (image,) = read(rows, chosen, truth, tmp_path)
+    (image,) = read(rows, chosen, evaluation.ground_truth(chosen), tmp_path)
     assert image["labels"].tolist() == [0] and image["image_id"] == 7
     told = "predictions of categories that are not in class_names are passed over: 1 of 2\n"
     assert told in capsys.readouterr().out
-    (image,) = read(rows, wrappers.choose_classes(source, ("dog", "cat")), truth, tmp_path)
+    other = wrappers.choose_classes(source, ("dog", "cat"))
+    (image,) = read(rows, other, evaluation.ground_truth(other), tmp_path)
     assert image["labels"].tolist() == [1, 0]
 
 
@@ -206,7 +207,7 @@ def test_classes_without_category_ids_are_numbered_from_1(tmp_path, capsys):
 
 
 def test_predictions_of_a_class_without_category_are_not_written_and_told(pets, tmp_path, capsys):
-    source, truth = pets
+    source, _ = pets
     more = wrappers.choose_classes(source, ("cow", "cat", "dog"))
     predictions = [
         {

@@ -76,8 +76,8 @@ def categories(content: dict[str, list], file: Any) -> Categories:
     the name of its only class; those with objects are one class.
 
     Raises:
-      DataError: a category is unusable (skipping it would shift all labels), or an id has two
-        names.
+      DataError: there is no category, one is unusable (skipping it would shift all labels), or an
+        id has two names.
     """
     name_of = {}
     for number, category in enumerate(content["categories"]):
@@ -92,6 +92,10 @@ def categories(content: dict[str, list], file: Any) -> Categories:
                 f"annotation file {file} gives the category id {category_id!r} to two classes, "
                 f"{name_of[category_id]} and {name}; give each its own id"
             )
+    if not name_of:
+        raise records_lib.DataError(
+            f"annotation file {file} has no categories; give an instances_*.json in COCO format"
+        )
     order = sorted(name_of, key=lambda key: (isinstance(key, str), key))
     name_of = {key: name_of[key] for key in order}
     ids = collections.defaultdict(list)  # of each name

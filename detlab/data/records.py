@@ -388,7 +388,7 @@ def lacking_classes(where: str, lacking: Sequence[str], known: Sequence[str]) ->
         return []
     count = "it counts as a class" if len(lacking) == 1 else "they count as classes"
     return [
-        f"{where} has no class {', '.join(lacking)} (its classes: {listed(known)}); {count} "
+        f"{where} has no class {listed(lacking)} (its classes: {listed(known)}); {count} "
         "without objects"
     ]
 

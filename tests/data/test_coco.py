@@ -310,6 +310,7 @@ def test_missing_folder_and_file_are_named(tmp_path):
         (lambda c: "[" * 100_000, r"instances\.json is not valid JSON"),
         # Skipping a category would shift all labels.
         (lambda c: {**c, "categories": [{"id": 1}]}, "entry 0 of 'categories' has no 'name'"),
+        (lambda c: {**c, "categories": []}, "has no categories; give an instances_.*COCO format$"),
         (lambda c: {**c, "categories": [None]}, "entry 0 of 'categories' is null, which is not"),
         (
             lambda c: {**c, "categories": [{"id": 1.5, "name": "cat"}]},
