@@ -125,8 +125,9 @@ class Tfds:
             area=np.where(np.isnan(area), of_box, area),
             num_images=len(places),
         )
+        self.max_objects = self._annotations.max_objects
         self.class_names = class_names or known
-        self.problems = (*bad_images.sentences, *checked.problems)
+        self.problems = (*bad_images.told("images"), *checked.problems)
         self.dropped_boxes = int((~checked.keep).sum())
         self.clipped_boxes = checked.num_clipped
         self.skipped_records = len(bad_images.sentences)

@@ -108,7 +108,7 @@ class Wider(records_lib.FileSource):
         )
         num_empty = int((~is_face).sum())
         no_area = f"faces without width or height are dropped: {num_empty}"
-        problems = (*bad_images.sentences, *checked.problems)
+        problems = (*bad_images.told("images"), *checked.problems)
         super().__init__(
             CLASS_NAMES,
             paths,
