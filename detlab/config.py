@@ -25,7 +25,7 @@ from typing import Any
 import ml_collections
 from ml_collections import config_dict
 
-from detlab import checks, errors, experiments
+from detlab import checks, errors, experiments, paths
 
 # Keys that older configs lack, with values that keep the behaviour of those configs.
 LATER = {
@@ -33,9 +33,12 @@ LATER = {
     "eval": {"views": ("image",)},
 }
 
+# Keys of `data` that are files or folders.
+PATHS = ("root", "train_images", "train_annotations", "eval_images", "eval_annotations")
+
 
 def load(name: str, overrides: Mapping[str, str] | None = None) -> config_dict.ConfigDict:
-    """The config that `name` selects, with overrides applied.
+    """The config that `name` selects, with overrides applied and `expand_paths`.
 
     Args:
       name: a path such as `experiments/retinanet_voc.py` or the name of a shipped experiment,
@@ -50,6 +53,7 @@ def load(name: str, overrides: Mapping[str, str] | None = None) -> config_dict.C
     config = _get_config(path, variant)
     for key, text in (overrides or {}).items():
         override(config, key, text)
+    expand_paths(config)
     return config
 
 
@@ -101,6 +105,27 @@ def override(config: config_dict.ConfigDict, key: str, text: str) -> None:
         raise errors.UserError(f"config.{key} is a group; set one of its keys: {inside}.")
     with node.ignore_type():  # `_read` checks: None may become anything, an int a float
         node[leaf] = _read(text, present, key)
+
+
+def expand_paths(config: config_dict.ConfigDict) -> None:
+    """Replaces `~` and environment variables in the paths of a config, see `paths.expand`."""
+
+    def expand(node, keys):
+        for key in keys:
+            if isinstance(node.get(key), str):
+                node[key] = paths.expand(node[key])
+
+    expand(config, ("init_from",))
+    data = config.get("data")
+    if not isinstance(data, config_dict.ConfigDict):
+        return  # `checks.check_config` refuses it
+    expand(data, PATHS)
+    also = data.get("train_also")
+    if also and all(isinstance(part, Mapping | config_dict.ConfigDict) for part in also):
+        also = [dict(part) for part in also]
+        for part in also:
+            expand(part, PATHS)
+        data.train_also = tuple(also)
 
 
 def to_json(config: config_dict.ConfigDict) -> dict[str, Any]:
