@@ -19,7 +19,7 @@ import re
 import sys
 import traceback
 import types as python_types
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ml_collections
@@ -146,17 +146,14 @@ def from_json(values: Mapping[str, Any]) -> config_dict.ConfigDict:
     return ml_collections.ConfigDict(_tuples(values))
 
 
-def differences(
-    old: Mapping[str, Any], new: Mapping[str, Any], but: Collection[str] = ()
-) -> list[str]:
-    """Dotted keys in which two configs as JSON differ, with both values; `but` is not compared."""
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Dotted keys in which two configs as JSON differ -> both values; "absent" for none."""
     old, new = _flat(old), _flat(new)
-    lines = []
-    for key in sorted((old.keys() | new.keys()) - set(but)):
-        before, after = old.get(key, "absent"), new.get(key, "absent")
-        if before != after:
-            lines.append(f"{key} ({before!r} there, {after!r} now)")
-    return lines
+    both = {
+        key: (old.get(key, "absent"), new.get(key, "absent"))
+        for key in sorted(old.keys() | new.keys())
+    }
+    return {key: (before, after) for key, (before, after) in both.items() if before != after}
 
 
 def _find(name: str) -> pathlib.Path:
