@@ -9,11 +9,11 @@ those that follow in the source.  Without --images the source is the shapes data
 """
 
 import argparse
-import pathlib
 
 import cv2
 import numpy as np
 
+from detlab import errors, paths
 from detlab.data import coco, loader, settings, shapes
 from detlab.viz import boxes as draw_lib
 
@@ -89,9 +89,9 @@ class Some:
 
 def main(arguments=None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.augmentations", description=__doc__)
-    parser.add_argument("--output", required=True, type=pathlib.Path)
-    parser.add_argument("--images", type=pathlib.Path, help="folder of COCO images")
-    parser.add_argument("--annotations", type=pathlib.Path, help="COCO annotations of --images")
+    parser.add_argument("--output", required=True, type=paths.path)
+    parser.add_argument("--images", type=paths.path, help="folder of COCO images")
+    parser.add_argument("--annotations", type=paths.path, help="COCO annotations of --images")
     parser.add_argument("--image", type=int, default=0, help="index of the picture in its source")
     parser.add_argument("--seeds", type=int, default=8, help="pictures per transform")
     args = parser.parse_args(arguments)
@@ -147,4 +147,4 @@ def heading(text):
 
 
 if __name__ == "__main__":
-    main()
+    errors.run_main(main)

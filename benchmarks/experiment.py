@@ -13,14 +13,14 @@ import subprocess
 import sys
 
 from benchmarks import machine
-from detlab import cli, errors, files
+from detlab import cli, errors, files, paths
 from detlab.run import log as log_lib
 
 
 def main(arguments: list[str]) -> None:
     parser = cli.program("benchmarks.experiment", __doc__)
-    parser.add_argument("--workdir", type=pathlib.Path, required=True)
-    parser.add_argument("--output", type=pathlib.Path, required=True)
+    parser.add_argument("--workdir", type=paths.path, required=True)
+    parser.add_argument("--output", type=paths.path, required=True)
     parser.add_argument("--note", default="", help="anything a reader should know about the run")
     args, rest = parser.parse_known_args(arguments)
     if not (args.workdir / "eval.json").exists():

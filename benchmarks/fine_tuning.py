@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from benchmarks import command, experiment
-from detlab import cli, errors, files
+from detlab import cli, errors, files, paths
 
 
 class Network(NamedTuple):
@@ -48,11 +48,15 @@ NETWORKS = {
 def main(arguments: Sequence[str]) -> None:
     """The command line; raises `UserError` for what a user can fix."""
     parser = cli.program("benchmarks.fine_tuning", __doc__)
-    parser.add_argument("--weights", required=True, help="folder of published weights")
-    parser.add_argument("--data", required=True, help="folder of the BCCD data set")
+    parser.add_argument(
+        "--weights", type=paths.expand, required=True, help="folder of published weights"
+    )
+    parser.add_argument(
+        "--data", type=paths.expand, required=True, help="folder of the BCCD data set"
+    )
     parser.add_argument("--only", action="append", default=[], help="a name; may be repeated")
-    parser.add_argument("--output", type=pathlib.Path, required=True, help="folder of results")
-    parser.add_argument("--picture", type=pathlib.Path, help="PNG of all curves in that folder")
+    parser.add_argument("--output", type=paths.path, required=True, help="folder of results")
+    parser.add_argument("--picture", type=paths.path, help="PNG of all curves in that folder")
     args, overrides = cli.parse(arguments, parser)
     names = command.choose(args.only, NETWORKS, "network")
     command.make_folder(args.output)

@@ -12,7 +12,6 @@ To add an operation, write a function that yields a `Case` per size and put it i
 
 import functools
 import importlib
-import pathlib
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -25,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import machine
-from detlab import cli, errors, files
+from detlab import cli, errors, files, paths
 from detlab.ops import deform_conv as deform_conv_lib
 from detlab.ops import nms as nms_lib
 from detlab.ops import roi_align as roi_align_lib
@@ -48,7 +47,7 @@ def main(arguments) -> None:
     parser.add_argument("--op", action="append", choices=OPS, help="may be repeated; default: all")
     parser.add_argument("--size", choices=SIZES, default="full")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--output", type=pathlib.Path)
+    parser.add_argument("--output", type=paths.path)
     args = parser.parse_args(arguments)
     result = {"machine": machine.describe(), "size": args.size, "cases": {}}
     for op in args.op or OPS:

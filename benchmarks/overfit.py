@@ -22,7 +22,7 @@ from collections.abc import Mapping, Sequence
 import cv2
 
 from benchmarks import command, machine
-from detlab import cli, errors, files
+from detlab import cli, errors, files, paths
 from detlab import config as config_lib
 from detlab.data import shapes
 from detlab.run import log as log_lib
@@ -51,8 +51,8 @@ def main(arguments: Sequence[str]) -> None:
     parser = cli.program("benchmarks.overfit", __doc__)
     parser.add_argument("--only", action="append", default=[], help="a name; may be repeated")
     parser.add_argument("--steps", type=int, help="replaces the number in each config")
-    parser.add_argument("--output", type=pathlib.Path, required=True, help="folder of results")
-    parser.add_argument("--picture", type=pathlib.Path, help="PNG of all curves in that folder")
+    parser.add_argument("--output", type=paths.path, required=True, help="folder of results")
+    parser.add_argument("--picture", type=paths.path, help="PNG of all curves in that folder")
     args, overrides = cli.parse(arguments, parser)
     if args.steps:
         each = max(args.steps // EVALUATIONS, 1)

@@ -27,7 +27,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from benchmarks import command, test_times
-from detlab import cli, errors, files, listing
+from detlab import cli, errors, files, listing, paths
 from detlab.converters import published as published_files
 
 _RESULTS = pathlib.PurePath("benchmarks", "results")
@@ -37,7 +37,7 @@ def main(arguments: Sequence[str]) -> None:
     """The command line; raises `UserError` for what a user can fix."""
     parser = cli.program("benchmarks.pages", __doc__)
     parser.add_argument(
-        "--tree", type=pathlib.Path, default=command.REPOSITORY, help="checkout to write"
+        "--tree", type=paths.path, default=command.REPOSITORY, help="checkout to write"
     )
     args = parser.parse_args(arguments)
     pages = {page: (read(args.tree, page), rewritten(args.tree, page)) for page in BLOCKS}

@@ -28,7 +28,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from benchmarks import command
-from detlab import cli, errors
+from detlab import cli, errors, paths
 
 SHORTEST = 13  # characters; shorter lines are `return loss` or a bracket
 FILES = 3
@@ -53,7 +53,7 @@ def main(arguments: Sequence[str]) -> None:
     parser = cli.program("benchmarks.repetition", __doc__)
     parser.add_argument("--show", help="detector file whose repeated lines to list")
     parser.add_argument(
-        "--tree", type=pathlib.Path, default=command.REPOSITORY, help="checkout to read"
+        "--tree", type=paths.path, default=command.REPOSITORY, help="checkout to read"
     )
     args = parser.parse_args(arguments)
     files = command.detector_files(args.tree)

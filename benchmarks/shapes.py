@@ -19,7 +19,7 @@ import sys
 from collections.abc import Sequence
 
 from benchmarks import command, machine, turns
-from detlab import cli, errors, files
+from detlab import cli, errors, files, paths
 from detlab import config as config_lib
 
 SEEDS = {"retinanet_shapes": (1, 2)}  # more than seed 0: the first command of the README
@@ -33,8 +33,8 @@ def rows() -> list[str]:
 
 def main(arguments: Sequence[str]) -> None:
     parser = cli.program("benchmarks.shapes", __doc__)
-    parser.add_argument("--runs", type=pathlib.Path, required=True, help="folder for the runs")
-    parser.add_argument("--output", type=pathlib.Path, required=True, help="JSON of the table")
+    parser.add_argument("--runs", type=paths.path, required=True, help="folder for the runs")
+    parser.add_argument("--output", type=paths.path, required=True, help="JSON of the table")
     parser.add_argument("--only", action="append", default=[], help="a row; may be repeated")
     args = parser.parse_args(arguments)
     names = command.choose(args.only, rows(), "run")

@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
 from benchmarks import command, machine
-from detlab import cli, errors, files
+from detlab import cli, errors, files, paths
 
 PARTS = ("everyday", "slow")
 MOVED = 0.1  # relative to the committed time
@@ -53,10 +53,10 @@ def main(arguments: Sequence[str]) -> None:
     """The command line; raises `UserError` for what a user can fix."""
     parser = cli.program("benchmarks.test_times", __doc__)
     for part in PARTS:
-        parser.add_argument(f"--{part}", type=pathlib.Path, help="pytest's XML report of that part")
+        parser.add_argument(f"--{part}", type=paths.path, help="pytest's XML report of that part")
     parser.add_argument("--slowest", type=int, default=60, help="tests to list per part")
-    parser.add_argument("--compare", type=pathlib.Path, help="JSON that --output wrote earlier")
-    parser.add_argument("--output", type=pathlib.Path, help="JSON of the figures")
+    parser.add_argument("--compare", type=paths.path, help="JSON that --output wrote earlier")
+    parser.add_argument("--output", type=paths.path, help="JSON of the figures")
     args = parser.parse_args(arguments)
     parts = {name: read(path) for name in PARTS if (path := getattr(args, name))}
     if not parts:

@@ -18,7 +18,7 @@ from detlab.converters import flags as flags_lib
 if __name__ == "__main__":
     cli.answer_first(flags_lib.convert(__doc__))  # --help needs no import below
 
-from detlab import errors
+from detlab import environment, errors
 from detlab.converters import export_weights, import_weights, inspect_file
 
 
@@ -31,7 +31,9 @@ def main(arguments: Sequence[str]) -> None:
     _check_flags(mode, given, overrides)
     if mode == "--inspect":
         inspect_file.run(flags)
-    elif mode == "--reverse":
+        return
+    environment.check_devices()
+    if mode == "--reverse":
         export_weights.run(flags, overrides)
     else:
         import_weights.run(flags, overrides)

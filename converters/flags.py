@@ -1,9 +1,8 @@
 """The flags of `python -m converters.convert`, in a file that --help can import without jax."""
 
 import argparse
-import pathlib
 
-from detlab import cli
+from detlab import cli, paths
 from detlab.converters import families
 
 
@@ -15,12 +14,14 @@ def convert(docstring: str) -> argparse.ArgumentParser:
         epilog="Override any config key with --config.key=value.",
     )
     parser.add_argument("--source", choices=("auto", *families.NAMES), default="auto")
-    parser.add_argument("--config", help="experiment file or name")
+    parser.add_argument("--config", type=paths.expand, help="experiment file or name")
     parser.add_argument(
-        "--input", help="a weight file (.pth, .pt, .safetensors, .npz, .weights) or its URL"
+        "--input",
+        type=paths.expand,
+        help="a weight file (.pth, .pt, .safetensors, .npz, .weights) or its URL",
     )
     parser.add_argument("--sha256", default="", help="of a URL whose file name lacks it")
-    parser.add_argument("--output", type=pathlib.Path, help="a new folder")
+    parser.add_argument("--output", type=paths.path, help="a new folder")
     parser.add_argument(
         "--bgr",
         action="store_true",
@@ -37,8 +38,19 @@ def convert(docstring: str) -> argparse.ArgumentParser:
         help="convert a workdir or weights folder (--input) to a .pth or .safetensors file, or to"
         " .weights and .cfg for detector darknet (--output)",
     )
-    parser.add_argument("--checkpoint", default="best", help="for --reverse: best, last or a step")
-    parser.add_argument("--inspect", metavar="FILE", help="print what a weight file holds")
-    parser.add_argument("--cfg", help="the network of a darknet .weights file")
-    parser.add_argument("--names", help="class names of a darknet file: a text file, one per line")
+    parser.add_argument(
+        "--checkpoint",
+        type=paths.expand,
+        default="best",
+        help="for --reverse: best, last or a step",
+    )
+    parser.add_argument(
+        "--inspect", type=paths.expand, metavar="FILE", help="print what a weight file holds"
+    )
+    parser.add_argument("--cfg", type=paths.expand, help="the network of a darknet .weights file")
+    parser.add_argument(
+        "--names",
+        type=paths.expand,
+        help="class names of a darknet file: a text file, one per line",
+    )
     return parser

@@ -13,13 +13,12 @@
 
 import difflib
 import inspect
-import pathlib
 import runpy
 import sys
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from detlab import cli, errors, files, listing
+from detlab import cli, errors, files, listing, paths
 from detlab import config as config_lib
 
 
@@ -93,8 +92,8 @@ def _env(arguments: Sequence[str]) -> None:
     the hash of the config, which is the same for equal configs.
     """
     parser = cli.program("detlab env", inspect.getdoc(_env))
-    parser.add_argument("--config", help="config to hash, as for `detlab train`")
-    parser.add_argument("--json", type=pathlib.Path, help="also write the output to this file")
+    parser.add_argument("--config", type=paths.expand, help="config to hash, as for `detlab train`")
+    parser.add_argument("--json", type=paths.path, help="also write the output to this file")
     args, overrides = cli.parse(arguments, parser)
     if overrides and not args.config:
         raise errors.UserError(f"--config.{next(iter(overrides))} needs --config; add it.")

@@ -6,11 +6,10 @@ program, which --help shows above the flags.
 
 import argparse
 import difflib
-import pathlib
 import sys
 from collections.abc import Sequence
 
-from detlab import errors
+from detlab import errors, paths
 
 
 def program(module: str, docstring: str, epilog: str | None = None) -> argparse.ArgumentParser:
@@ -57,9 +56,11 @@ def parse(
 def answer_first(parser: argparse.ArgumentParser) -> None:
     """Ends the process if its command line asks for --help or has a wrong flag.
 
-    Programs call this before their slow imports: jax alone takes a second.
+    Programs call this before their slow imports: jax alone takes a second.  Ctrl-C then ends them
+    without a traceback.
     """
     errors.run_main(lambda arguments: parse(arguments, parser))
+    errors.interrupt_quietly()
 
 
 # ------------------------------------------------------------------------------------------------
@@ -70,12 +71,16 @@ def train(docstring: str) -> argparse.ArgumentParser:
     """The flags of `python -m detlab.train`."""
     parser = program("detlab.train", docstring)
     _add_config(parser, required=True)
-    parser.add_argument("--workdir", help="folder of the run (default: runs/<config name>)")
+    parser.add_argument(
+        "--workdir", type=paths.expand, help="folder of the run (default: runs/<config name>)"
+    )
     parser.add_argument(
         "--dry_run", action="store_true", help="build everything and run two steps; write no run"
     )
     parser.add_argument(
-        "--draw", help="with --dry_run: folder to draw the first training images into"
+        "--draw",
+        type=paths.expand,
+        help="with --dry_run: folder to draw the first training images into",
     )
     parser.add_argument(
         "--profile", type=int, default=0, metavar="N", help="trace N steps into WORKDIR/profile"
@@ -99,15 +104,17 @@ def evaluation(docstring: str) -> argparse.ArgumentParser:
     parser = program("detlab.eval", docstring)
     _add_model(parser)
     parser.add_argument(
-        "--predictions", help="file to write predictions to; without a model, to read them from"
+        "--predictions",
+        type=paths.expand,
+        help="file to write predictions to; without a model, to read them from",
     )
     parser.add_argument(
         "--format",
         choices=("detlab", "coco"),
         help="of the predictions to write: detlab (default) or coco, the results of COCO's tools",
     )
-    parser.add_argument("--json", help="file to write the metrics to")
-    parser.add_argument("--draw", help="folder to draw pictures into")
+    parser.add_argument("--json", type=paths.expand, help="file to write the metrics to")
+    parser.add_argument("--draw", type=paths.expand, help="folder to draw pictures into")
     parser.add_argument("--draw_limit", type=int, default=0, help="number of pictures (0: all)")
     parser.add_argument("--threshold", type=float, default=0.3, help="lowest score to draw")
     _add_distributed(parser)
@@ -136,8 +143,12 @@ def demo(docstring: str) -> argparse.ArgumentParser:
     """The flags of `python -m detlab.demo`."""
     parser = program("detlab.demo", docstring)
     _add_model(parser)
-    parser.add_argument("--input", required=True, help="image, video, folder, or quoted glob")
-    parser.add_argument("--output", required=True, help="folder for pictures and JSON")
+    parser.add_argument(
+        "--input", type=paths.expand, required=True, help="image, video, folder, or quoted glob"
+    )
+    parser.add_argument(
+        "--output", type=paths.expand, required=True, help="folder for pictures and JSON"
+    )
     parser.add_argument("--threshold", type=float, default=0.3, help="lowest score to show")
     parser.add_argument("--top_k", type=int, default=100, help="most objects to show per image")
     return parser
@@ -161,13 +172,14 @@ def fit_anchors(docstring: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--generations", type=int, default=1000, help="rounds of mutation after k-means"
     )
-    parser.add_argument("--output", type=pathlib.Path, help="JSON file for anchors and metrics")
+    parser.add_argument("--output", type=paths.path, help="JSON file for anchors and metrics")
     return parser
 
 
 def _add_config(parser: argparse.ArgumentParser, required: bool) -> None:
     parser.add_argument(
         "--config",
+        type=paths.expand,
         required=required,
         help="path of a config or name of a shipped experiment, optionally with `:variant`",
     )
@@ -175,10 +187,11 @@ def _add_config(parser: argparse.ArgumentParser, required: bool) -> None:
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
     """Adds --workdir, or --config with --checkpoint: where the detector comes from."""
-    parser.add_argument("--workdir", help="folder of a training run")
+    parser.add_argument("--workdir", type=paths.expand, help="folder of a training run")
     _add_config(parser, required=False)
     parser.add_argument(
         "--checkpoint",
+        type=paths.expand,
         help="with --workdir: best (default), last or a step; with --config: folder of weights",
     )
 

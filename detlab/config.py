@@ -19,13 +19,13 @@ import re
 import sys
 import traceback
 import types as python_types
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ml_collections
 from ml_collections import config_dict
 
-from detlab import checks, errors, experiments
+from detlab import checks, errors, experiments, paths
 
 # Keys that older configs lack, with values that keep the behaviour of those configs.
 LATER = {
@@ -33,9 +33,12 @@ LATER = {
     "eval": {"views": ("image",)},
 }
 
+# Keys of `data` that are files or folders.
+PATHS = ("root", "train_images", "train_annotations", "eval_images", "eval_annotations")
+
 
 def load(name: str, overrides: Mapping[str, str] | None = None) -> config_dict.ConfigDict:
-    """The config that `name` selects, with overrides applied.
+    """The config that `name` selects, with overrides applied and `expand_paths`.
 
     Args:
       name: a path such as `experiments/retinanet_voc.py` or the name of a shipped experiment,
@@ -50,6 +53,7 @@ def load(name: str, overrides: Mapping[str, str] | None = None) -> config_dict.C
     config = _get_config(path, variant)
     for key, text in (overrides or {}).items():
         override(config, key, text)
+    expand_paths(config)
     return config
 
 
@@ -103,6 +107,27 @@ def override(config: config_dict.ConfigDict, key: str, text: str) -> None:
         node[leaf] = _read(text, present, key)
 
 
+def expand_paths(config: config_dict.ConfigDict) -> None:
+    """Replaces `~` and environment variables in the paths of a config, see `paths.expand`."""
+
+    def expand(node, keys):
+        for key in keys:
+            if isinstance(node.get(key), str):
+                node[key] = paths.expand(node[key])
+
+    expand(config, ("init_from",))
+    data = config.get("data")
+    if not isinstance(data, config_dict.ConfigDict):
+        return  # `checks.check_config` refuses it
+    expand(data, PATHS)
+    also = data.get("train_also")
+    if also and all(isinstance(part, Mapping | config_dict.ConfigDict) for part in also):
+        also = [dict(part) for part in also]
+        for part in also:
+            expand(part, PATHS)
+        data.train_also = tuple(also)
+
+
 def to_json(config: config_dict.ConfigDict) -> dict[str, Any]:
     """The config as plain JSON values (tuples become lists)."""
     return json.loads(config.to_json_best_effort())
@@ -121,17 +146,14 @@ def from_json(values: Mapping[str, Any]) -> config_dict.ConfigDict:
     return ml_collections.ConfigDict(_tuples(values))
 
 
-def differences(
-    old: Mapping[str, Any], new: Mapping[str, Any], but: Collection[str] = ()
-) -> list[str]:
-    """Dotted keys in which two configs as JSON differ, with both values; `but` is not compared."""
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Dotted keys in which two configs as JSON differ -> both values; "absent" for none."""
     old, new = _flat(old), _flat(new)
-    lines = []
-    for key in sorted((old.keys() | new.keys()) - set(but)):
-        before, after = old.get(key, "absent"), new.get(key, "absent")
-        if before != after:
-            lines.append(f"{key} ({before!r} there, {after!r} now)")
-    return lines
+    both = {
+        key: (old.get(key, "absent"), new.get(key, "absent"))
+        for key in sorted(old.keys() | new.keys())
+    }
+    return {key: (before, after) for key, (before, after) in both.items() if before != after}
 
 
 def _find(name: str) -> pathlib.Path:

@@ -1,5 +1,6 @@
 """Opens the data that a config names and checks it against the detector."""
 
+import os
 import shlex
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -9,7 +10,7 @@ import jax
 import numpy as np
 from ml_collections import config_dict
 
-from detlab import contract, distributed, errors
+from detlab import contract, distributed, errors, files
 from detlab.data import batch as batch_lib
 from detlab.data import loader, records, settings, slots, sources, wrappers
 
@@ -26,7 +27,7 @@ def open_source(
       UserError: the data cannot be opened or are empty, or their classes or the number of these are
         not the detector's.
     """
-    switch = "skip_broken" if part == "train" else "eval_skip_broken"
+    switch = _SWITCHES[part]
     try:
         source = sources.build(config.data, part)
         if class_names and set(source.class_names) <= set(class_names):
@@ -96,6 +97,66 @@ def report_shortage(source: Any, config: config_dict.ConfigDict) -> None:
         print(f"train data: {sentence}")
 
 
+def check_files(source: Any, config: config_dict.ConfigDict, part: str) -> None:
+    """Looks for the image files of a part, "train" or "eval"; prints how many do not exist.
+
+    Each folder is listed once, which is quick on a network too; nothing is read.
+
+    Raises:
+      UserError: files are missing that the config does not pass over, or all are.
+    """
+    paths = [source.path(i) for i in range(len(source))] if hasattr(source, "path") else []
+    paths = list(dict.fromkeys(path for path in paths if path))
+    missing = files.missing(paths)
+    if not missing:
+        return
+    switch = _SWITCHES[part]
+    first = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
+    what = f"{part} data: {len(missing)} of {len(paths)} image files do not exist: {first}"
+    if any("\\" in path and os.path.exists(path.replace("\\", "/")) for path in missing[:3]):
+        what += " (written on Windows: with / instead of \\ they would)"
+    if len(missing) == len(paths) or not config.data[switch]:
+        way = f", or pass over them with --config.data.{switch}=True"
+        if len(missing) == len(paths):
+            way = ", or correct the paths"
+        raise errors.UserError(
+            f"{what}; put them there{way} (config.data.root is {config.data.root})."
+        )
+    instead = "others take their place" if part == "train" else "they count as without detections"
+    print(f"{what}; {instead}")
+
+
+def read_some(source: Any, config: config_dict.ConfigDict, part: str, count: int = 8) -> None:
+    """Reads up to `count` images of a part, "train" or "eval", from its first to its last.
+
+    Raises:
+      UserError: an image cannot be read and the config does not pass over it.
+    """
+    positions = sorted({round(k * (len(source) - 1) / max(count - 1, 1)) for k in range(count)})
+    broken = []
+    for i in positions:
+        try:
+            source[i]
+        except records.DataError as error:
+            broken.append(error)
+    if broken and not config.data[_SWITCHES[part]]:
+        raise errors.UserError(f"{part} data: {_with_remedy(broken[0], _SWITCHES[part])}.")
+    for error in broken:
+        print(f"{part} data: {error}")
+    print(f"{part} data: {len(positions) - len(broken)} of {len(positions)} images tried are read")
+
+
+_SWITCHES = {"train": "skip_broken", "eval": "eval_skip_broken"}  # keys of config.data
+
+
+def _with_remedy(error: records.DataError, switch: str) -> str:
+    """The error without its full stop, with the key that passes over it."""
+    text = str(error).removesuffix(".")
+    if error.can_leave_out:
+        text += f"; or pass over unreadable images with --config.data.{switch}=True"
+    return text
+
+
 def check_same_images(**named_sources: Any) -> None:
     """Checks that all processes opened the same images in the same order."""
     if jax.process_count() > 1:  # a single process need not walk through all images
@@ -118,12 +179,15 @@ def check_class_names(of_weights: Sequence[str] | None, of_data: Sequence[str]) 
         )
 
 
-def user_errors(items: Iterable) -> Iterator:
-    """Yields the items; raises a `UserError` for bad data or a killed worker process."""
+def user_errors(items: Iterable, part: str) -> Iterator:
+    """Yields the items; raises a `UserError` for bad data or a killed worker process.
+
+    `part` is "train" or "eval".
+    """
     try:
         yield from items
     except records.DataError as error:
-        raise errors.UserError(str(error)) from error
+        raise errors.UserError(f"{_with_remedy(error, _SWITCHES[part])}.") from error
     except RuntimeError as error:  # raised by grain
         if "Worker process" not in str(error):
             raise
@@ -150,7 +214,8 @@ def training_batches(
             start_step=start_step,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
-        )
+        ),
+        "train",
     )
 
 
@@ -163,5 +228,6 @@ def evaluation_batches(source: Any, config: config_dict.ConfigDict) -> Iterator[
             batch_size=config.eval.batch_size,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
-        )
+        ),
+        "eval",
     )

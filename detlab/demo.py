@@ -36,6 +36,7 @@ def main(arguments: Sequence[str]) -> None:
     media.check_originals(files, [*targets, listing])
     files_lib.check_outputs(files=[*targets, listing])
 
+    environment.check_devices()
     config, weights = trained.load(args, overrides)
     environment.use_compilation_cache(config)
     detector = contract.build(config)

@@ -12,6 +12,7 @@ import json
 import os
 import signal
 import sys
+import time
 import zlib
 from collections.abc import Callable
 from typing import Any
@@ -24,6 +25,7 @@ from detlab import errors, sharding
 
 HEARTBEAT_S = 60  # a process that is silent for this long counts as dead
 JOIN_S = 300  # timeout for all processes to start
+REPEAT_S = 0.1  # `timeout` and job systems may send one signal twice
 LEAVE_S = 1800  # timeout at the end: the first process still draws and writes
 
 _NOT_ALL_CAME = (
@@ -125,12 +127,12 @@ def run_main(main: Callable[[list[str]], None]) -> None:
         errors.run_main(_translated(main))
     except SystemExit as error:
         if jax.distributed.is_initialized() and error.code:
-            _leave_at_once(error.code)
+            errors.leave(error.code)
         raise
     except BaseException:
         if jax.distributed.is_initialized():
             sys.excepthook(*sys.exc_info())
-            _leave_at_once(1)
+            errors.leave(1)
         raise
 
 
@@ -181,12 +183,6 @@ def _on_abort(sentence: str) -> None:
     library.signal(signal.SIGABRT, ctypes.cast(_abort_handler, ctypes.c_void_p))
 
 
-def _leave_at_once(status: int) -> None:
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
-
-
 def gather(tree: Any, mesh: jax.sharding.Mesh) -> Any:
     """Gathers the rows of all processes as NumPy arrays in each process.
 
@@ -213,7 +209,7 @@ def _replicate(mesh: jax.sharding.Mesh):
 
 
 class StopSignals:
-    """True after Ctrl-C or SIGTERM; a second Ctrl-C ends the program at once.
+    """True after Ctrl-C or SIGTERM; a second signal ends the program at once.
 
     The handler only sets a flag, because it may interrupt anything, even a print.  With several
     processes this is True once all know that one of them was told to stop: the compiled step takes
@@ -222,7 +218,7 @@ class StopSignals:
 
     def __init__(self):
         self.name = ""  # of the signal
-        self._wanted = False
+        self._wanted, self._since = False, 0.0
         self._agreed = False
         self._before = {}
 
@@ -250,5 +246,8 @@ class StopSignals:
             self.name = self.name or "a signal to another process"
 
     def _handle(self, number, frame):
-        self._wanted, self.name = True, signal.Signals(number).name
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        name, now = signal.Signals(number).name, time.monotonic()
+        if not self._wanted:
+            self._wanted, self.name, self._since = True, name, now
+        elif now > self._since + REPEAT_S:
+            errors.leave(128 + number, f"ended by a second signal, {name}; what was saved stays")

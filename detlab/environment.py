@@ -4,6 +4,7 @@ Plain JSON values without the names of user and host, so it can be published.
 """
 
 import collections
+import difflib
 import hashlib
 import importlib.metadata
 import json
@@ -20,7 +21,7 @@ from ml_collections import config_dict
 
 import detlab
 from detlab import config as config_lib
-from detlab import errors
+from detlab import errors, paths
 
 # What detlab requires (`install_requires` of setup.cfg), plus jaxlib.
 PACKAGES = (
@@ -63,7 +64,10 @@ def use_compilation_cache(config: config_dict.ConfigDict | None = None) -> None:
     `config.compilation_cache` may switch this off.  A folder in JAX_COMPILATION_CACHE_DIR is always
     used.
     """
-    if (config and not config.compilation_cache) or jax.config.jax_compilation_cache_dir:
+    named = jax.config.jax_compilation_cache_dir
+    if named:
+        jax.config.update("jax_compilation_cache_dir", paths.expand(named))
+    if named or (config and not config.compilation_cache):
         return
     jax.config.update("jax_compilation_cache_dir", str(cache_folder("xla")))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
@@ -73,7 +77,68 @@ def use_compilation_cache(config: config_dict.ConfigDict | None = None) -> None:
 def cache_folder(name: str) -> pathlib.Path:
     """A folder in the user's cache: `xla` has compiled programs, `downloads` files from URLs."""
     base = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-    return pathlib.Path(base) / "detlab" / name
+    return pathlib.Path(base).expanduser() / "detlab" / name
+
+
+def check_devices() -> None:
+    """Starts the devices, so that a missing one is known first; call `distributed.join` before it.
+
+    Raises:
+      UserError: JAX_PLATFORMS names a platform that is unknown or has no device here, or jax can
+        start no device.
+    """
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:  # the second: no GPU is visible
+        raise errors.UserError(_missing_device(error)) from error
+
+
+# What JAX_PLATFORMS may hold, and the devices it stands for.
+_PLATFORMS = {
+    "cpu": "CPU",
+    "gpu": "GPU",
+    "cuda": "NVIDIA GPU",
+    "rocm": "AMD GPU",
+    "tpu": "TPU",
+    "oneapi": "Intel GPU",
+    "metal": "Apple GPU",
+}
+
+
+def _missing_device(error: BaseException) -> str:
+    """Why no device of the wanted platform was started, and what to do; see `check_devices`."""
+    wanted, variable = jax.config.jax_platforms, "JAX_PLATFORMS"
+    if not wanted:
+        wanted, variable = os.environ.get("JAX_PLATFORM_NAME"), "JAX_PLATFORM_NAME"
+    cause = errors.first_line(error).partition(" (set JAX_PLATFORMS")[0]
+    if not wanted:
+        return f"jax can start no device ({cause}); JAX_PLATFORMS=cpu computes on the CPU."
+    names = wanted.split(",")
+    unknown = [name for name in names if name.lower() not in _PLATFORMS]
+    if unknown and ("known backends" in cause or "Unknown backend" in cause):
+        known = ", ".join(_PLATFORMS)
+        close = difflib.get_close_matches(unknown[0].strip().lower(), _PLATFORMS, n=1, cutoff=0.5)
+        hint = f"did you mean {close[0]}?" if close else "the CPU is cpu."
+        return (
+            f"{variable} is {wanted!r}, and jax knows no platform {unknown[0]!r} here; it may be"
+            f" unset, or one of {known}: {hint}"
+        )
+    miscased = [name for name in names if name not in _PLATFORMS]
+    if miscased:
+        return f"{variable} is {wanted!r}; platforms are written small: {wanted.lower()}."
+    kind = _PLATFORMS[next((name for name in names if f"'{name}'" in cause), names[0])]
+    # jax passes over cuda where no GPU is visible, then fails at the next platform or at none.
+    other = "known backends" in cause and "'cuda'" not in cause.partition("known backends")[0]
+    if isinstance(error, AssertionError) or ("gpu" in names and other):
+        cause = "no NVIDIA GPU is visible to this process"
+        if "CUDA_VISIBLE_DEVICES" in os.environ:
+            cause += f"; CUDA_VISIBLE_DEVICES is {os.environ['CUDA_VISIBLE_DEVICES']!r}"
+    elif "known backends" in cause:
+        cause = "jax's plugin for it is not installed"
+    return (
+        f"{variable} is {wanted!r}, but jax finds no {kind} here ({cause}); start on a machine that"
+        f" has one and with jax's plugin for it, or compute on the CPU with {variable}=cpu."
+    )
 
 
 def text(found: Mapping[str, Any]) -> str:
@@ -153,7 +218,8 @@ def _devices() -> dict[str, Any]:
             "devices": devices(),
             "processes": jax.process_count(),
         }
-    except RuntimeError as error:  # devices that do not start are often the bug to report
+    # Devices that do not start are often the bug to report.
+    except (RuntimeError, AssertionError) as error:
         return {"backend": None, "devices": anonymous(errors.first_line(error))}
 
 

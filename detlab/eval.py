@@ -41,6 +41,7 @@ def main(arguments: Sequence[str]) -> None:
     args, overrides = cli.parse(arguments, cli.evaluation(__doc__))
     cli.check_evaluation(args)
     distributed.join(args)
+    environment.check_devices()
     if args.config and not args.checkpoint and args.predictions:
         config, weights = config_lib.load(args.config, overrides), None
     else:
@@ -55,6 +56,7 @@ def main(arguments: Sequence[str]) -> None:
         class_names = weights.info.get("class_names")
     source = data_sets.open_source(config, "eval", class_names)
     truth = evaluation.ground_truth(source)
+    evaluation.report_no_objects(truth)
 
     bounds = {}  # unknown for saved predictions
     if weights is None:
@@ -63,6 +65,7 @@ def main(arguments: Sequence[str]) -> None:
     else:
         distributed.check_same(config=config_lib.to_json(config), checkpoint=str(weights.path))
         data_sets.check_same_images(data=source)
+        data_sets.check_files(source, config, "eval")
         print(f"evaluating {weights.path} on {len(source)} images")
         mesh = sharding.make_mesh()
         sharding.check_batch_size("eval.batch_size", config.eval.batch_size)

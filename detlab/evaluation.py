@@ -35,6 +35,19 @@ def ground_truth(source: Any) -> list[dict]:
     return truth
 
 
+def report_no_objects(truth: list[dict]) -> bool:
+    """Whether no object counts, so that there are no figures; then prints a sentence."""
+    if any((~objects["ignore"]).any() for objects in truth):
+        return False
+    ignored = sum(len(objects["ignore"]) for objects in truth)
+    but = f"; {ignored} are marked as crowd, difficult or invalid" if ignored else ""
+    print(
+        f"no object to find in the {len(truth)} images of the evaluation data{but}: the figures are"
+        " n/a (-1 in files)"
+    )
+    return True
+
+
 class Predictor:
     """`Detector.predict_with_bounds` with the images of a batch spread over the devices.
 
@@ -155,6 +168,7 @@ def score(
 ) -> dict:
     """Metrics of both protocols: the COCO keys, mAP07, mAP12 and one row per class.
 
+    -1 stands for a figure without objects.
     Exceeded bounds, as `predict` returns them, are added as "bounds".
 
     Raises:
@@ -166,10 +180,11 @@ def score(
     except ValueError as error:
         raise errors.UserError(f"the predictions cannot be scored: {error}.") from error
     classes = [
-        {**row, "AP07": row_voc["AP07"], "AP12": row_voc["AP12"]}
+        {**row, **{k: row_voc[k] if row["num_objects"] else -1.0 for k in ("AP07", "AP12")}}
         for row, row_voc in zip(result["classes"], result_voc["classes"], strict=True)
     ]
-    overall = {k: result_voc[k] for k in ("mAP07", "mAP12")}
+    some = any(row["num_objects"] for row in classes)
+    overall = {k: result_voc[k] if some else -1.0 for k in ("mAP07", "mAP12")}
     result = {**result, **overall, "classes": classes}
     return {**result, "bounds": bounds} if bounds else result
 

@@ -29,7 +29,7 @@ def write_text(path: str | pathlib.Path, text: str) -> None:
     temporary = path if special else path.with_name(path.name + ".tmp")
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text)
+        temporary.write_text(text, encoding="utf-8")
         if not special:
             temporary.replace(path)
 
@@ -56,6 +56,31 @@ def unique_names(names: Iterable[str]) -> list[str]:
         taken.add(name.lower())
         unique.append(name)
     return unique
+
+
+def missing(paths: Iterable[str | pathlib.Path]) -> list[str]:
+    """The paths that do not exist, in their order; links must lead somewhere.
+
+    Each folder is listed once: a question per file would take minutes on a slow network.
+    """
+    listed = {}
+    absent = []
+    for path in map(str, paths):
+        folder, name = os.path.split(path)
+        if folder not in listed:
+            listed[folder] = _files_in(folder)
+        if name not in listed[folder] and not os.path.exists(path):
+            absent.append(path)
+    return absent
+
+
+def _files_in(folder: str) -> set[str]:
+    """The names in a folder but for links, which may lead nowhere."""
+    try:
+        with os.scandir(folder or ".") as entries:
+            return {entry.name for entry in entries if not entry.is_symlink()}
+    except OSError:
+        return set()
 
 
 def check_outputs(

@@ -296,7 +296,7 @@ def report(result: dict) -> str:
 def summary(figures: dict[str, float]) -> str:
     """The main metrics on one line."""
     keys = ("AP", "AP50", "AP75", "mAP07", "mAP12")
-    return "  ".join(f"{k} {figures[k]:.3f}" for k in keys)
+    return "  ".join(f"{k} {tables.number(figures[k])}" for k in keys)
 
 
 def draw(

@@ -6,6 +6,7 @@ Any value of the config can be set on the command line, such as `--config.optim.
 is kept in its workdir; the same command resumes it.  --distributed trains on several processes.
 """
 
+import argparse
 import contextlib
 from collections.abc import Sequence
 
@@ -15,10 +16,12 @@ if __name__ == "__main__":
     cli.answer_first(cli.train(__doc__))  # --help needs no import below
 
 import jax
+from ml_collections import config_dict
 
 from detlab import checks, data_sets, distributed, environment, predictions, progress
 from detlab import config as config_lib
 from detlab.data import records
+from detlab.metrics import tables
 from detlab.run import checkpoint, dry_run, profile
 from detlab.run import evaluate as evaluate_lib
 from detlab.run import log as log_lib
@@ -30,22 +33,32 @@ from detlab.run import workdir as workdir_lib
 
 def main(arguments: Sequence[str]) -> None:
     """Runs the program."""
-    # Config and workdir.  A run already there must have the same config; a finished one is kept.
     args, overrides = cli.parse(arguments, cli.train(__doc__))
     cli.check_train(args)
     distributed.join(args)
     config = config_lib.load(args.config, overrides)
     checks.check_config(config)
+    environment.check_devices()
     workdir = workdir_lib.Workdir(args.workdir or f"runs/{config_lib.stem(args.config)}")
-    if not args.dry_run:
-        workdir.check(config)
+    with contextlib.nullcontext() if args.dry_run else workdir.lock():
+        run(args, config, workdir)
+
+
+def run(
+    args: argparse.Namespace, config: config_dict.ConfigDict, workdir: workdir_lib.Workdir
+) -> None:
+    """Starts or resumes a run in a workdir that no other process uses, or tries it (--dry_run)."""
+    # A run already there must have the same config; a finished one is kept or prolonged.
+    changed = {} if args.dry_run else workdir.check(config)
     reached = None if args.dry_run else workdir.latest_step
     config_json = config_lib.to_json(config)
     distributed.check_same(config=config_json, workdir=[reached, workdir.finished])
-    if workdir.finished and not args.dry_run:
+    prolonged = workdir.finished and workdir_lib.has_other_length(changed)
+    if workdir.finished and not prolonged and not args.dry_run:
         print(
             f"{workdir.path} is finished; evaluate it with `python -m detlab.eval --workdir"
-            f" {workdir.path}`, or start another run with --workdir"
+            f" {workdir.path}`, prolong it with a larger config.train.steps or epochs, or start"
+            " another run with --workdir"
         )
         return
     if reached is None:
@@ -58,11 +71,15 @@ def main(arguments: Sequence[str]) -> None:
     if args.dry_run:
         dry_run.run(setup, args.draw)
         return
+    workdir.check_length(length.total)
+    workdir.check_images(changed, training=setup.train_source, evaluation=setup.eval_source)
 
     with contextlib.ExitStack() as stack:
         # The state to start from: a checkpoint, else `init_from`, else random.
         stop = stack.enter_context(distributed.StopSignals())
-        workdir.open(config)
+        if prolonged:
+            setup_lib.describe_prolonged(setup, reached)
+        workdir.open(config, changed)
         # Closing waits for pending writes, even when an error ends the run.
         checkpoints = checkpoint.Checkpoints(workdir.path, config.train.keep_last)
         stack.callback(checkpoints.close)
@@ -130,7 +147,8 @@ def main(arguments: Sequence[str]) -> None:
         f" {evaluate.compile_seconds:.1f} s for prediction"
     )
     print(f"checkpoints:  {workdir.path / 'checkpoints'}")
-    print(f"best:         {workdir.path / 'best'} ({config.eval.best_by} {best:.3f})")
+    score = tables.number(best)
+    print(f"best:         {workdir.path / 'best'} ({config.eval.best_by} {score})")
     evaluate_lib.write_results(workdir, outcome, evaluate.truth, setup.eval_source, config)
 
 

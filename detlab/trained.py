@@ -32,6 +32,7 @@ def load(
         config = config_lib.from_json(weights.info["config"])
         for key, text in overrides.items():
             config_lib.override(config, key, text)
+        config_lib.expand_paths(config)
     elif args.config and args.checkpoint:
         config = config_lib.load(args.config, overrides)
         weights = checkpoint.load_weights(args.checkpoint)

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 import detlab
 from detlab import config as config_lib
-from detlab import environment
+from detlab import environment, errors
 
 
 def test_describe_is_plain_json_with_versions_devices_cache_and_hash():
@@ -68,14 +68,100 @@ def test_names_of_user_and_host_and_the_home_folder_are_not_told(monkeypatch):
     assert str(pathlib.Path.home()) == "/home/ada"
 
 
-def test_devices_that_do_not_start_are_said_with_their_error(monkeypatch):
+@pytest.mark.parametrize("kind", [RuntimeError, AssertionError])
+def test_devices_that_do_not_start_are_said_with_their_error(kind, monkeypatch):
     def no_backend():
-        raise RuntimeError("Unable to initialize backend 'cuda': no driver\nmore")
+        raise kind("Unable to initialize backend 'cuda': no driver\nmore")
 
     monkeypatch.setattr(jax, "default_backend", no_backend)
     found = environment.describe()
     assert found["backend"] is None
     assert found["devices"] == "Unable to initialize backend 'cuda': no driver"
+
+
+@pytest.mark.parametrize(
+    "platforms, error, sentence",
+    [
+        (
+            "cuda",
+            AssertionError(),
+            "JAX_PLATFORMS is 'cuda', but jax finds no NVIDIA GPU here (no NVIDIA GPU is visible to"
+            " this process; CUDA_VISIBLE_DEVICES is '7'); start on a machine that has one and with"
+            " jax's plugin for it, or compute on the CPU with JAX_PLATFORMS=cpu.",
+        ),
+        (
+            "tpu",
+            RuntimeError(
+                "Unable to initialize backend 'tpu': libtpu is busy (set JAX_PLATFORMS='' to"
+                " automatically choose an available backend)"
+            ),
+            "JAX_PLATFORMS is 'tpu', but jax finds no TPU here (Unable to initialize backend 'tpu':"
+            " libtpu is busy); start on a machine that has one and with jax's plugin for it, or"
+            " compute on the CPU with JAX_PLATFORMS=cpu.",
+        ),
+        (
+            "gpu",
+            RuntimeError("Unable to initialize backend 'cuda': out of memory"),
+            "JAX_PLATFORMS is 'gpu', but jax finds no GPU here (Unable to initialize backend"
+            " 'cuda': out of memory); start on",
+        ),
+        (
+            "gpu",
+            RuntimeError(
+                "Unable to initialize backend 'cuda': Backend 'cuda' is not in the list of known"
+                " backends: ['cpu', 'tpu']."
+            ),
+            "JAX_PLATFORMS is 'gpu', but jax finds no GPU here (jax's plugin for it is not"
+            " installed); start on",
+        ),
+        (
+            "cpu,tpu",
+            RuntimeError("Unable to initialize backend 'tpu': no libtpu"),
+            "JAX_PLATFORMS is 'cpu,tpu', but jax finds no TPU here (Unable",
+        ),
+        (
+            "cuda, cpu",
+            RuntimeError(
+                "Unable to initialize backend ' cpu': Backend ' cpu' is not in the list of known"
+                " backends: ['cpu', 'tpu']."
+            ),
+            "JAX_PLATFORMS is 'cuda, cpu', and jax knows no platform ' cpu' here; it may be unset,",
+        ),
+        (
+            None,
+            RuntimeError("Unable to initialize backend 'tpu': libtpu is busy"),
+            "jax can start no device (Unable to initialize backend 'tpu': libtpu is busy);"
+            " JAX_PLATFORMS=cpu computes on the CPU.",
+        ),
+    ],
+)
+def test_a_missing_device_is_one_sentence_with_its_cause(platforms, error, sentence, monkeypatch):
+    def fail():
+        raise error
+
+    monkeypatch.setattr(jax, "devices", fail)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
+    before = jax.config.jax_platforms
+    jax.config.update("jax_platforms", platforms)
+    try:
+        with pytest.raises(errors.UserError) as caught:
+            environment.check_devices()
+    finally:
+        jax.config.update("jax_platforms", before)
+    assert str(caught.value).startswith(sentence)
+
+
+def test_a_folder_for_compiled_programs_is_expanded(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/ada")
+    before = jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", "~/xla")
+    try:
+        environment.use_compilation_cache()
+        assert jax.config.jax_compilation_cache_dir == "/home/ada/xla"
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
+    monkeypatch.setenv("XDG_CACHE_HOME", "~/cache")
+    assert str(environment.cache_folder("xla")) == "/home/ada/cache/detlab/xla"
 
 
 def test_a_package_inside_the_repository_of_another_has_no_commit(monkeypatch, tmp_path):

@@ -15,8 +15,8 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     files.write_text(path, "first")
     write_text = pathlib.Path.write_text
 
-    def disk_full(self, text):
-        write_text(self, text[:2])
+    def disk_full(self, text, encoding):
+        write_text(self, text[:2], encoding)
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(pathlib.Path, "write_text", disk_full)

@@ -16,7 +16,7 @@ MODELS = PARTS | {"bounds", "fields", "darknet", "sharding", "assign", "losses"}
 MODELS |= {"backbones", "necks", "heads", "detectors"}
 DATA = {"types", "text", "data"}
 BELOW = MODELS | DATA | {"errors", "views", "contract", "experiments", "metrics", "viz"}
-BELOW |= {"checks", "config", "distributed"}
+BELOW |= {"checks", "config", "distributed", "paths"}
 # Rooms are shared by the programs; each may import those before it.
 ROOMS = ("environment", "progress", "files", "data_sets", "evaluation", "predictions", "detect")
 ROOMS += ("media", "run", "trained")
@@ -26,6 +26,7 @@ ALLOWED = {
     "types": set(),
     "errors": set(),
     "text": set(),
+    "paths": {"errors"},
     "bounds": set(),
     "fields": set(),
     "darknet": {"errors", "text", "darknet"},
@@ -44,12 +45,12 @@ ALLOWED = {
     "experiments": {"data"},
     "metrics": {"types", "metrics"},
     "viz": {"types", "viz"},
-    "cli": {"errors"},
+    "cli": {"errors", "paths"},
     "checks": {"errors"},
-    "config": {"errors", "checks", "experiments"},
+    "config": {"errors", "paths", "checks", "experiments"},
     "distributed": {"errors", "sharding"},
     **{room: BELOW | set(ROOMS[: i + 1]) for i, room in enumerate(ROOMS)},
-    "environment": {"errors", "config"},
+    "environment": {"errors", "paths", "config"},
     "progress": set(),
     "files": {"errors", "text", "viz"},
     "train": PROGRAMS,
@@ -57,10 +58,10 @@ ALLOWED = {
     "demo": PROGRAMS,
     "tools": PROGRAMS | {"tools"},
     "listing": {"errors", "config", "experiments"},
-    "__main__": {"errors", "cli", "config", "files", "listing", "environment"},
+    "__main__": {"errors", "paths", "cli", "config", "files", "listing", "environment"},
 }
 NO_JAX = {"types", "errors", "text", "fields", "cli", "checks", "config", "data", "metrics", "viz"}
-NO_JAX |= {"darknet", "experiments", "files", "listing", "__main__"}
+NO_JAX |= {"paths", "darknet", "experiments", "files", "listing", "__main__"}
 NO_FLAX = NO_JAX | {"ops", "assign", "losses", "sharding", "views"}
 
 

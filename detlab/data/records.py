@@ -22,6 +22,7 @@ affine map is not a scale and shift, so it resets `placement` to the identity.
   source.annotation(i)  record i without `image`; reads no file
   source.size(i)        (height, width) of image i; decodes nothing
   source.name(i)        file path, or a name that identifies the image to a person
+  source.path(i)        the file of image i; None if it has no file of its own
   source.image_id(i)    the data set's id, int or str, unique for each image (only
                         `wrappers.Repeated` has an image, and so its id, several times)
   source.class_names    tuple of C names
@@ -505,6 +506,9 @@ class FileSource:
         return int(height), int(width)
 
     def name(self, i: int) -> str:
+        return str(self._paths[i])
+
+    def path(self, i: int) -> str | None:
         return str(self._paths[i])
 
     def image_id(self, i: int) -> int | str:

@@ -70,6 +70,9 @@ class Shapes:
     def name(self, i: int) -> str:
         return f"shapes/{self._split}/{i}"
 
+    def path(self, i: int) -> str | None:
+        return None
+
     def image_id(self, i: int) -> int:
         return int(i)
 

@@ -154,6 +154,9 @@ class Tfds:
     def name(self, i: int) -> str:
         return f"{self._names[i]} {self._describe}"
 
+    def path(self, i: int) -> str | None:
+        return None
+
     def image_id(self, i: int) -> int | str:
         return self._image_ids[i]
 

@@ -54,6 +54,10 @@ class _Wrapper:
         source, position = self._place(i)
         return source.name(position)
 
+    def path(self, i: int) -> str | None:
+        source, position = self._place(i)
+        return source.path(position)
+
     def image_id(self, i: int) -> int | str:
         source, position = self._place(i)
         return source.image_id(position)

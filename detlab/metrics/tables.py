@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """`value` as text; "-" for -1 or None, which mean that there was nothing to average."""
+    """`value` as text; "n/a" for -1 or None, which mean that there was nothing to average."""
     if value is None or value == -1:
-        return "-"
+        return "n/a"
     return f"{value:.{digits}f}"
 
 

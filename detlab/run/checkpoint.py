@@ -74,12 +74,15 @@ class Checkpoints:
     def latest_step(self) -> int | None:
         return self._last.latest_step()
 
+    def best(self) -> dict | None:
+        """The `info` of the best checkpoint so far, with its "step" and "score"."""
+        step = self._best.latest_step()
+        return None if step is None else _read_info(self.workdir / "best" / str(step))
+
     def best_score(self) -> float | None:
         """The score of the best checkpoint so far."""
-        step = self._best.latest_step()
-        if step is None:
-            return None
-        return _read_info(self.workdir / "best" / str(step))["score"]
+        info = self.best()
+        return None if info is None else info["score"]
 
     def save(self, state: types.TrainState, info: Mapping[str, Any]) -> None:
         """Writes the last checkpoint in the background; a step is written only once."""

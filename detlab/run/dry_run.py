@@ -31,7 +31,11 @@ def run(setup: setup_lib.Setup, draw: str | None) -> None:
     predictor = evaluation.Predictor(detector, mesh)
     inputs = sharding.put_batch((loaded.batch.images, loaded.batch.image_size), mesh)
     jax.block_until_ready(predictor(*state_lib.evaluated(state), *inputs))
-    evaluation.score(evaluation.ground_truth(eval_source), [], eval_source.class_names)
+    data_sets.read_some(train_source, config, "train")
+    data_sets.read_some(eval_source, config, "eval")
+    truth = evaluation.ground_truth(eval_source)
+    evaluation.report_no_objects(truth)
+    evaluation.score(truth, [], eval_source.class_names)
     print(
         f"dry run: all is well; the run would take {setup.length.total} steps; no run was written"
     )

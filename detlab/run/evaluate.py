@@ -5,7 +5,8 @@ from typing import Any, NamedTuple
 import tqdm
 from ml_collections import config_dict
 
-from detlab import distributed, evaluation, files, types
+from detlab import config as config_lib
+from detlab import contract, data_sets, distributed, evaluation, files, types
 from detlab import predictions as predictions_lib
 from detlab.run import checkpoint
 from detlab.run import log as log_lib
@@ -38,6 +39,8 @@ class Evaluation:
     ):
         """`info` is saved with each checkpoint, see `checkpoint.Weights`."""
         self.truth = evaluation.ground_truth(setup.eval_source)
+        self._no_objects = evaluation.report_no_objects(self.truth)
+        self._measure = measure(setup.config, setup.eval_source)
         self._predictor = evaluation.Predictor(setup.detector, setup.mesh)
         self._source, self._config, self._mesh = setup.eval_source, setup.config, setup.mesh
         self._log, self._checkpoints, self._info = log, checkpoints, info
@@ -60,13 +63,48 @@ class Evaluation:
             result = evaluation.score(self.truth, predictions, self._source.class_names, bounds)
             figures = evaluation.scalars(result)
             score = figures[self._config.eval.best_by]
-            best = self._checkpoints.best_score()
-            if best is None or score > best:
-                self._checkpoints.save_best(state, {**self._info, "metrics": figures}, score)
+            if self._is_best(score, bar):
+                info = {**self._info, "metrics": figures, "measure": self._measure}
+                self._checkpoints.save_best(state, info, score)
             step = int(state.step)
             self._log.evaluation(step, figures)
             bar.write(f"step {step}: {predictions_lib.summary(figures)}")
         return Outcome(result, predictions)
+
+    def _is_best(self, score: float, bar: tqdm.tqdm) -> bool:
+        """Whether the checkpoint replaces the best; without objects, the last one is the best."""
+        best = self._checkpoints.best()
+        if best is None or self._no_objects:
+            return True
+        before = best.get("measure", self._measure)
+        others = [key for key, value in self._measure.items() if before.get(key) != value]
+        if others:
+            bar.write(
+                f"the best checkpoint so far, of step {best['step']}, was measured otherwise"
+                f" ({', '.join(others)}); this one replaces it"
+            )
+        return bool(others) or score > best["score"]
+
+
+# Keys of the config that figures depend on, beside the data and the weights.
+MEASURE = (
+    "data.eval_shrink",
+    "eval.best_by",
+    "eval.views",
+    "model.candidates_per_level",
+    "model.max_detections",
+    "model.nms_iou",
+    "model.num_candidates",
+    "model.score_threshold",
+)
+
+
+def measure(config: config_dict.ConfigDict, source: Any) -> dict[str, Any]:
+    """What the figures of a run depend on beside its weights; equal for comparable figures."""
+    values = config_lib.to_json(contract.with_defaults(config))
+    keys = {key: key.split(".") for key in MEASURE}
+    found = {key: values[block].get(name) for key, (block, name) in keys.items()}
+    return {**found, "images": data_sets.fingerprint(source)}
 
 
 def write_results(

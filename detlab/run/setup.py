@@ -33,6 +33,8 @@ def build(config: config_dict.ConfigDict) -> Setup:
     train_source = data_sets.open_source(config, "train")
     eval_source = data_sets.open_source(config, "eval", train_source.class_names)
     data_sets.check_same_images(training_data=train_source, evaluation_data=eval_source)
+    data_sets.check_files(train_source, config, "train")
+    data_sets.check_files(eval_source, config, "eval")
     batch_size = config.train.batch_size
     sizes = plan.source_sizes(train_source)
     per_epoch = plan.steps_per_epoch(sizes, batch_size, config.data.canvases)
@@ -59,6 +61,24 @@ def build(config: config_dict.ConfigDict) -> Setup:
     )
     _describe(config, optimizer, shapes, len(train_source))
     return Setup(config, train_source, eval_source, length, mesh, detector, optimizer)
+
+
+def describe_prolonged(setup: Setup, reached: int) -> None:
+    """Prints how the learning rate of a finished run goes on, if its schedule follows the length.
+
+    Args:
+      setup: of the longer run.
+      reached: the number of steps of the finished run.
+    """
+    config, total = setup.config, setup.length.total
+    if config.optim.schedule in ("step", "constant"):
+        return
+    before = optim.learning_rate(config.optim, reached, config.train.batch_size, steps_per_unit=1)
+    last, following = float(before(reached - 1)), float(setup.optimizer.schedule(reached))
+    print(
+        f"learning rate: {last:.3g} at step {reached}, {following:.3g} at step {reached + 1}: the"
+        f" {config.optim.schedule} schedule now ends at step {total}"
+    )
 
 
 def _describe(config, optimizer: optim.Optimizer, params, num_images: int) -> None:

@@ -326,3 +326,25 @@ def test_without_a_cluster_the_flags_are_asked_for(config):
     assert result.returncode == 2
     assert "finds no Slurm, Open MPI or TPU pod here" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    "numbers, status",
+    [
+        ((signal.SIGINT, signal.SIGINT), 130),
+        ((signal.SIGTERM, signal.SIGTERM), 143),
+        ((signal.SIGTERM, signal.SIGINT), 130),
+    ],
+)
+def test_a_second_signal_ends_a_run_at_once_but_not_a_repetition(numbers, status, monkeypatch):
+    left, clock = [], iter((0.0, 0.05, 0.5))
+    monkeypatch.setattr(errors, "leave", lambda *arguments: left.append(arguments))
+    monkeypatch.setattr(distributed.time, "monotonic", lambda: next(clock))
+    first, second = numbers
+    with distributed.StopSignals() as stop:
+        for number in (first, first, second):  # `timeout` sends each signal twice
+            assert not left
+            signal.raise_signal(number)
+        assert stop() and stop.name == first.name
+    word = f"ended by a second signal, {second.name}; what was saved stays"
+    assert left == [(status, word)]

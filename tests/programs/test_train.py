@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import types as python_types
 
 import jax
 import numpy as np
@@ -16,12 +17,14 @@ import pytest
 import tfds_writer
 from flax import traverse_util
 
+from detlab import cli, contract, data_sets, demo, distributed, errors, train, trained
 from detlab import config as config_lib
-from detlab import contract, data_sets, demo, distributed, errors, train
 from detlab import eval as eval_lib
 from detlab.data import voc
-from detlab.run import checkpoint, dry_run
+from detlab.run import checkpoint, dry_run, lock, optim
+from detlab.run import length as length_lib
 from detlab.run import log as log_lib
+from detlab.run import setup as setup_lib
 from detlab.run import state as state_lib
 from detlab.run import step as step_lib
 from detlab.run import workdir as workdir_lib
@@ -98,6 +101,7 @@ def test_a_finished_run_says_so(tiny_run, tiny_config, capsys):
     train.main(["--config", tiny_config, "--workdir", str(tiny_run)])
     output = capsys.readouterr().out
     assert "is finished" in output and "data:" not in output, "reported before data are opened"
+    assert "prolong it with a larger config.train.steps or epochs" in output
 
 
 def test_a_workdir_of_another_config_is_refused_with_the_keys(tiny_run, tiny_config):
@@ -235,6 +239,67 @@ def test_an_evaluation_that_a_kill_took_is_made_up_on_resume(tiny_run, tiny_conf
     assert (workdir / "eval.json").exists()
 
 
+@pytest.mark.slow
+def test_a_prolonged_run_is_the_longer_run(tiny_config, tmp_path, capsys):
+    """Learning rates that do not depend on the length, and a short run that has finished."""
+    arguments = ["--config", tiny_config, "--config.optim.schedule=constant"]
+    arguments += ["--config.train.eval_every=4", "--config.optim.warmup_steps=1", "--workdir"]
+    long, prolonged = tmp_path / "long", tmp_path / "prolonged"
+    train.main([*arguments, str(long), "--config.train.steps=4"])
+    train.main([*arguments, str(prolonged), "--config.train.steps=2"])
+    capsys.readouterr()
+    train.main([*arguments, str(prolonged), "--config.train.steps=4", "--config.train.log_every=1"])
+    output = capsys.readouterr().out
+    assert (
+        output.count("changed since the last start: train.log_every 2 -> 1, train.steps 2 -> 4\n")
+        == 1
+    )
+    assert f"resuming {prolonged} at step 2 of 4" in output and "learning rate" not in output
+    assert f"its figures so far: {prolonged / 'eval_2.json'}" in output
+    whole, both = (checkpoint.load_weights(w, "last") for w in (long, prolonged))
+    for a, b in zip(leaves(whole), leaves(both), strict=True):
+        np.testing.assert_array_equal(a, b)
+    figures = [json.loads((w / "eval.json").read_text()) for w in (long, prolonged)]
+    assert figures[0] == figures[1] and (prolonged / "eval_2.json").exists()
+
+
+@pytest.mark.parametrize(
+    "schedule, rates",
+    [
+        # From step 2 to 6, and to 8: 1e-3 / 2 * (1 + cos(pi * progress)), 1e-3 * (1 - progress).
+        ("cosine", "0.000146 at step 6, 0.00025 at step 7"),
+        ("linear", "0.00025 at step 6, 0.000333 at step 7"),
+        ("constant", ""),
+    ],
+)
+def test_a_prolonged_schedule_says_how_its_learning_rate_goes_on(
+    schedule, rates, tiny_config, capsys
+):
+    config = config_lib.load(tiny_config, {"optim.schedule": schedule})
+    longer = python_types.SimpleNamespace(
+        config=config,
+        length=length_lib.Length(8, 3, 3),
+        optimizer=python_types.SimpleNamespace(
+            schedule=optim.learning_rate(config.optim, 8, batch_size=4, steps_per_unit=1)
+        ),
+    )
+    setup_lib.describe_prolonged(longer, reached=6)
+    end = f"the {schedule} schedule now ends at step 8\n"
+    assert capsys.readouterr().out == (f"learning rate: {rates}: {end}" if rates else "")
+
+
+def test_a_run_may_be_evaluated_while_it_trains(tiny_run, tiny_config, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(tiny_run, workdir)
+    args, _ = cli.parse(["--workdir", str(workdir)], cli.evaluation("doc"))
+    with lock.held(workdir):
+        _, weights = trained.load(args, {})
+        config = config_lib.load(tiny_config, {"init_from": str(workdir)})
+        state_lib.initial_weights(contract.build(config), config)
+    for a, b in zip(leaves(weights), leaves(checkpoint.load_weights(tiny_run)), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 def test_a_loss_that_is_not_finite_stops_with_step_terms_and_images(tiny_config, tmp_path):
     arguments = ["--config", tiny_config, "--workdir", str(tmp_path / "run")]
     arguments += ["--config.optim.lr=1e30", "--config.optim.warmup_steps=0"]
@@ -289,6 +354,8 @@ def test_a_dry_run_takes_two_steps_and_writes_only_the_images_as_the_detector_ge
     train.main([*arguments, "--draw", str(look), "--config.data.flip_horizontal=1.0"])
     output = capsys.readouterr().out
     assert "step 1 in" in output and "step 2 in" in output and "no run was written" in output
+    for part in ("train", "eval"):
+        assert f"{part} data: 8 of 8 images tried are read\n" in output
     path = look / "batches.png"
     assert str(path) in output
     assert list(tmp_path.iterdir()) == [look] and list(look.iterdir()) == [path]
