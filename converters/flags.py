@@ -39,6 +39,12 @@ def convert(docstring: str) -> argparse.ArgumentParser:
     )
     parser.add_argument("--checkpoint", default="best", help="for --reverse: best, last or a step")
     parser.add_argument("--inspect", metavar="FILE", help="print what a weight file holds")
-    parser.add_argument("--cfg", help="the network of a darknet .weights file")
-    parser.add_argument("--names", help="class names of a darknet file: a text file, one per line")
+    parser.add_argument("--cfg", help="the network of a darknet .weights file: its .cfg")
+    parser.add_argument("--names", help="class names: a text file, one per line")
+    parser.add_argument(
+        "--entry",
+        default="",
+        help="which weights of a file that holds several, such as its entry ema or model;"
+        " default: those that its own code loads, averages (EMA) where there are any",
+    )
     return parser
