@@ -12,6 +12,9 @@ import numpy as np
 from detlab import errors
 
 
+_MAX_REASON = 800  # characters of an error
+
+
 class ReadError(errors.UserError):
     """One sentence that names a weight file and says what is wrong with it."""
 
@@ -43,7 +46,7 @@ def reading(path: str | os.PathLike, kind: str, error_type: type[ReadError]) -> 
         with warnings.catch_warnings(action="ignore"):  # they would show text of the file unescaped
             yield
     except ReadError as error:
-        raise error_type(f"{path}: {printable(error)}.") from None
+        raise error_type(f"{path}: {printable(error, _MAX_REASON)}.") from None
     except OSError as error:
         raise error_type(f"{path}: cannot be read: {error.strerror or error}.") from error
     except Exception as error:

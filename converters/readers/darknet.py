@@ -11,11 +11,13 @@ of the cfg; layers without weights count.
 """
 
 import contextlib
+import functools
 import math
 import os
 import pathlib
 import re
 import struct
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -159,14 +161,33 @@ def classes_that_fit(
 
     If the first layers hold no [yolo], that is the network's own number of classes.
     """
+    return _classes_of_line(_line(network, first_layers), count)
+
+
+def _line(network: darknet_cfg.Network, first_layers: int | None) -> tuple[int, ...]:
+    """The network's own classes, its values with one class, and how many each class adds.
+
+    () if it has fewer layers.
+    """
     if first_layers is not None and first_layers > len(network.layers):
-        return None
-    if num_floats(network, first_layers) == count:
-        return network.layers[darknet_networks.heads(network)[-1]].classes
+        return ()
     one, two = (num_floats(darknet_networks.with_classes(network, n), first_layers) for n in (1, 2))
-    if one == two or count < one or (count - one) % (two - one):
+    return network.layers[darknet_networks.heads(network)[-1]].classes, one, two - one
+
+
+@functools.cache
+def _standard_line(text: Callable[[], str], first_layers: int | None) -> tuple[int, ...]:
+    return _line(darknet_cfg.parse(text()), first_layers)
+
+
+def _classes_of_line(line: tuple[int, ...], count: int) -> int | None:
+    if not line:
         return None
-    return 1 + (count - one) // (two - one)
+    own, one, each = line
+    if each == 0:
+        return own if count == one else None
+    classes, rest = divmod(count - one, each)
+    return classes + 1 if classes >= 0 and rest == 0 else None
 
 
 def layers_that_fit(network: darknet_cfg.Network, count: int) -> int | None:
@@ -181,8 +202,10 @@ def layers_that_fit(network: darknet_cfg.Network, count: int) -> int | None:
 
 def standard_that_fit(count: int, first_layers: int | None = None) -> dict[str, int]:
     """The standard networks that have `count` values -> with how many classes they have them."""
-    networks = {name: darknet_networks.resolve(name) for name in darknet_networks.STANDARD}
-    found = {name: classes_that_fit(n, count, first_layers) for name, n in networks.items()}
+    found = {
+        name: _classes_of_line(_standard_line(text, first_layers), count)
+        for name, text in darknet_networks.STANDARD.items()
+    }
     return {name: classes for name, classes in found.items() if classes is not None}
 
 
