@@ -11,7 +11,6 @@ import numpy as np
 
 from detlab import errors
 
-
 _MAX_REASON = 800  # characters of an error
 
 
