@@ -38,12 +38,14 @@ def read(
     if flags.cfg:
         network = darknet_cfg.read(flags.cfg)
         networks.check_channels(network)
+        classes = network.layers[networks.heads(network)[-1]].classes
+        _check_overrides(config, flags, overrides, classes)
         if told := darknet_cfg.repeated(network):
             print(f"{told}.")
         config.model.cfg = darknet_cfg.format(network)
         _set_canvas(config, network)
         if not flags.reset_classes:
-            config.model.num_classes = network.layers[networks.heads(network)[-1]].classes
+            config.model.num_classes = classes
     else:
         network = _without_cfg(path, config, flags, overrides)
     header, tensors = reader.read(path, network)
@@ -58,6 +60,23 @@ def read(
         {"header": header._asdict()},
         f"{len(tensors)} tensors of {len(layers)} layers",
     )
+
+
+def _check_overrides(
+    config: config_dict.ConfigDict,
+    flags: argparse.Namespace,
+    overrides: Mapping[str, str],
+    classes: int,
+) -> None:
+    """Rejects values of the command line that --cfg would replace."""
+    if "model.cfg" in overrides:
+        raise errors.UserError("--cfg and --config.model.cfg both name a network; remove one.")
+    given = contract.num_classes(config)
+    if "model.num_classes" in overrides and given != classes and not flags.reset_classes:
+        raise errors.UserError(
+            f"--config.model.num_classes is {given}, but {flags.cfg} has classes={classes}; remove"
+            " the flag, or add --reset_classes to train on other classes."
+        )
 
 
 def _without_cfg(

@@ -289,3 +289,33 @@ def test_a_network_of_one_channel_comes_back_byte_for_byte(files, tmp_path):
     cfg.write_text(CFG.replace("channels=3", "channels=4"))
     text = refused("--input", weights, "--cfg", cfg, *config, "--output", tmp_path / "other")
     assert text.startswith(f"{cfg}: [net] has channels=4, but images have 3 channels (RGB), or 1")
+
+
+@pytest.mark.parametrize(
+    "override, sentence",
+    [
+        (
+            "model.num_classes=3",
+            "--config.model.num_classes is 3, but {cfg} has classes=2; remove the flag, or add"
+            " --reset_classes to train on other classes.",
+        ),
+        (
+            "model.cfg=yolov3",
+            "--cfg and --config.model.cfg both name a network; remove one.",
+        ),
+    ],
+)
+def test_the_command_line_never_contradicts_the_cfg_silently(files, tmp_path, override, sentence):
+    weights, cfg, _ = files
+    text = refused(
+        *("--input", weights, "--cfg", cfg, "--config", "darknet_coco", f"--config.{override}"),
+        *("--output", tmp_path / "folder"),
+    )
+    assert text == sentence.format(cfg=cfg)
+
+
+def test_entries_are_for_files_that_have_them(files, tmp_path):
+    weights, cfg, _ = files
+    common = ("--input", weights, "--cfg", cfg, "--config", "darknet_coco")
+    text = refused(*common, "--entry", "ema", "--output", tmp_path / "folder")
+    assert text == f"{weights} is not a file with names; remove --entry."
