@@ -41,11 +41,11 @@ def main(arguments: Sequence[str]) -> None:
 
 # Flags of each mode: the required ones, then the optional ones.
 _MODES = {
-    "--inspect": (("inspect",), ("cfg", "sha256")),
+    "--inspect": (("inspect",), ("cfg", "entry", "sha256")),
     "--reverse": (("input", "output"), ("reverse", "source", "config", "checkpoint", "bgr")),
     "--input": (
         ("input", "output", "config"),
-        ("source", "sha256", "bgr", "reset_classes", "cfg", "names"),
+        ("source", "sha256", "bgr", "reset_classes", "cfg", "names", "entry"),
     ),
 }
 

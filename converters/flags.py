@@ -47,10 +47,14 @@ def convert(docstring: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--inspect", type=paths.expand, metavar="FILE", help="print what a weight file holds"
     )
-    parser.add_argument("--cfg", type=paths.expand, help="the network of a darknet .weights file")
     parser.add_argument(
-        "--names",
-        type=paths.expand,
-        help="class names of a darknet file: a text file, one per line",
+        "--cfg", type=paths.expand, help="the network of a darknet .weights file: its .cfg"
+    )
+    parser.add_argument("--names", type=paths.expand, help="class names: a text file, one per line")
+    parser.add_argument(
+        "--entry",
+        default="",
+        help="which weights of a file that holds several, such as its entry ema or model;"
+        " default: those that its own code loads, averages (EMA) where there are any",
     )
     return parser

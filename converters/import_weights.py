@@ -4,6 +4,8 @@ import argparse
 import pathlib
 from collections.abc import Mapping
 
+from ml_collections import ConfigDict
+
 from detlab import checks, contract, errors
 from detlab import config as config_lib
 from detlab import files as files_lib
@@ -21,16 +23,76 @@ def run(flags: argparse.Namespace, overrides: Mapping[str, str]) -> None:
     family = family_lib.of_file(path, flags.source)
     _check_flags(flags, family, path)
     foreign = family.read(path, config, flags, overrides)
+    shapes = target.shapes(config)
     try:
-        tree, report = mapping.convert(
-            foreign.tensors, foreign.table, target.shapes(config), flags.reset_classes
-        )
+        tree, report = mapping.convert(foreign.tensors, foreign.table, shapes, flags.reset_classes)
     except mapping.ConversionError as error:
+        _tell_classes(path, config, foreign, error)
         raise errors.UserError(f"{path} and {flags.config}: {error}") from error
+    foreign = foreign._replace(class_names=_class_names(path, config, foreign))
     _save(flags.output, config, foreign, path.name, tree, report)
     print(mapping.format_report(report))
     matched = sum(row.status == "matched" for row in report)
     print(f"wrote {foreign.counted.format(matched=matched)} from {path} to {flags.output}")
+
+
+def _tell_classes(
+    path: pathlib.Path,
+    config: ConfigDict,
+    foreign: family_lib.Foreign,
+    error: mapping.ConversionError,
+) -> None:
+    """Raises the sentence about the number of classes if nothing but that differs."""
+    wanted, names = contract.num_classes(config), foreign.class_names
+    if not error.only_classes:
+        return
+    count = _num_classes(config, error.class_shapes)
+    if count is None and len(names) in (0, wanted):
+        return
+    told = f"predicts {count} classes" if count != len(names) else ""
+    raise errors.UserError(
+        f"{path} {told or f'has {len(names)} class names'}, but config.model.num_classes is"
+        f" {wanted}; add --config.model.num_classes={count or len(names)}, or --reset_classes to"
+        " train on other classes."
+    ) from error
+
+
+def _num_classes(config: ConfigDict, shapes: Mapping[str, tuple[tuple, tuple]]) -> int | None:
+    """The number of classes with which the detector would have the file's shapes.
+
+    Args:
+      config: of the detector.
+      shapes: path of a leaf -> its shape in the file and in the detector.
+    Returns:
+      the number; None if no number fits all leaves.
+    """
+    count = contract.num_classes(config)
+    more = config_lib.from_json(config_lib.to_json(config))
+    more.model.num_classes = count + 1
+    grown, found = target.shapes(more), set()
+    for path, (of_file, now) in shapes.items():
+        changes = [i for i, (a, b) in enumerate(zip(now, grown[path], strict=True)) if a != b]
+        if len(of_file) != len(now) or len(changes) != 1:
+            return None
+        (axis,) = changes
+        classes, rest = divmod(of_file[axis] - now[axis], grown[path][axis] - now[axis])
+        same = all(a == b for i, (a, b) in enumerate(zip(of_file, now, strict=True)) if i != axis)
+        found.add(count + classes if same and rest == 0 else None)
+    return found.pop() if len(found) == 1 else None
+
+
+def _class_names(
+    path: pathlib.Path, config: ConfigDict, foreign: family_lib.Foreign
+) -> tuple[str, ...]:
+    """The class names of a file that predicts the config's classes; a wrong number is left out."""
+    names, count = foreign.class_names, contract.num_classes(config)
+    if len(names) in (0, count):
+        return names
+    print(
+        f"{path} has {len(names)} class names, but predicts {count} classes, so they are left out;"
+        " give them with --names FILE."
+    )
+    return ()
 
 
 def _check_output(output: pathlib.Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from detlab.converters import download
+from detlab.converters import download, named, sources, unwrap
 from detlab.converters.readers import contents, darknet, files
 from detlab.darknet import cfg as darknet_cfg
 
@@ -23,10 +23,12 @@ _MAX_VALUE = 100  # characters of an entry beside the weights; mmdet stores its 
 def run(flags: argparse.Namespace) -> None:
     """Prints a description of the file that --inspect names."""
     network = darknet_cfg.read(flags.cfg) if flags.cfg else None
-    print(describe(download.local(flags.inspect, flags.sha256), network))
+    print(describe(download.local(flags.inspect, flags.sha256), network, flags.entry))
 
 
-def describe(path: str | os.PathLike, network: darknet_cfg.Network | None = None) -> str:
+def describe(
+    path: str | os.PathLike, network: darknet_cfg.Network | None = None, entry: str = ""
+) -> str:
     """A summary of a weight file, and one line per tensor.
 
     Mean and std are over all values of a tensor, in float64; "-" if there are none or they are
@@ -36,6 +38,7 @@ def describe(path: str | os.PathLike, network: darknet_cfg.Network | None = None
     Args:
       path: as in `readers.files.read`.
       network: of a `.weights` file.
+      entry: which weights of the file, see `unwrap.read`.
     Returns:
       lines of text; control characters from the file are escaped.
     Raises:
@@ -43,7 +46,12 @@ def describe(path: str | os.PathLike, network: darknet_cfg.Network | None = None
     """
     if network is None and (lines := _darknet_header(path)):
         return "\n".join(lines)
-    file = files.read(path, network)
+    if network is None:
+        file = unwrap.read(path, named.SOURCES, entry)  # as they would be converted
+    else:
+        file = files.read(path, network)
+        if told := darknet_cfg.repeated(network):
+            file = file._replace(notes=(told,))
     return "\n".join([*_summary(path, file), "", *_table(file.tensors)])
 
 
@@ -59,9 +67,16 @@ def _darknet_header(path: str | os.PathLike) -> list[str]:
     # `seen` has 64 bits since version 0.2, see readers/darknet.py.
     start = 20 if version[1] >= 2 else 16
     header = darknet.Header(*version, seen=int.from_bytes(head[12:start], "little"))
+    count, part = (size - start) // 4, darknet.named_layers(path)
+    fits = [
+        f"{name} with {n} classes" for name, n in darknet.standard_that_fit(count, part).items()
+    ]
+    if part is not None:
+        fits = [f"the first {part} layers of {name}" for name in fits]
     return [
         str(path),
         *_entries({"format": f"darknet, {size} bytes", **header._asdict()}),
+        *_entries({"fits": " or ".join(fits) or "no standard network of darknet"}),
         *_entries({"values": f"{(size - start) / 4:g} (add --cfg for names and shapes)"}),
     ]
 
@@ -79,6 +94,12 @@ def _summary(path: str | os.PathLike, file: contents.Contents) -> Iterator[str]:
         }
     )
     names = file.class_names or ()
+    known = sources.fitting(named.SOURCES, file.tensors)
+    kinds = " or ".join(sorted({source.description for source in known}))
+    if kinds:
+        yield f"{'network':<16}  {kinds}"
+    for note in file.notes:
+        yield f"{'note':<16}  {note}"
     told = contents.printable(f"{len(names)}: {', '.join(names[:_MAX_NAMES])}", _MAX_NAMES)
     yield f"{'classes':<16}  {told if names else 'not in the file'}"
     for key, value in file.meta.items():

@@ -26,7 +26,16 @@ _MAX_CANDIDATES = 5000
 
 
 class ConversionError(errors.UserError):
-    """The tensors do not fit the detector; the message lists every difference."""
+    """The tensors do not fit the detector; the message lists every difference.
+
+    `class_shapes` has the leaves whose number of classes may differ: path -> (shape of the file in
+    detlab's layout, shape of the detector).  `only_classes`: nothing else differs.
+    """
+
+    def __init__(self, message: str, class_shapes: Mapping | None = None, only_classes=False):
+        super().__init__(message)
+        self.class_shapes = dict(class_shapes or {})
+        self.only_classes = only_classes
 
 
 class Transform(NamedTuple):
@@ -114,7 +123,7 @@ def convert(
     """
     wanted = {path: shape for path, shape in target_shapes.items() if inside(path, table.subtrees)}
     anew = [path for path in wanted if reset_classes and matches_any(table.class_leaves, path)]
-    filled, rows, unmatched, differences = {}, [], [], []
+    filled, rows, unmatched, differences, class_shapes = {}, [], [], [], {}
     for given_name, tensor in tensors.items():
         name = contents.printable(given_name)
         reasons = [d.reason for d in table.dropped if re.fullmatch(d.source, name)]
@@ -145,8 +154,9 @@ def convert(
                 continue
             filled[path] = value = _transformed(tensor, rule.transforms)
             difference = _difference(value, wanted[path])
-            if difference and matches_any(table.class_leaves, path):
+            if value.shape != tuple(wanted[path]) and matches_any(table.class_leaves, path):
                 difference += ": the number of classes differs, see --reset_classes"
+                class_shapes[path] = (value.shape, tuple(wanted[path]))
             if difference:
                 differences.append(f"{name} -> {path} {difference}")
                 continue
@@ -166,7 +176,9 @@ def convert(
     if differences:
         raise ConversionError(
             f"the file does not fit the detector ({len(differences)} differences); choose a config"
-            " for its network:\n  " + "\n  ".join(differences)
+            " for its network:\n  " + "\n  ".join(differences),
+            class_shapes,
+            len(class_shapes) == len(differences),
         )
     rows += [Row("", path, tuple(wanted[path]), None, None, ANEW) for path in anew]
     rows += [
@@ -262,10 +274,26 @@ def _transformed(tensor: np.ndarray, transforms: tuple[str, ...]) -> np.ndarray:
 
 def _difference(value: np.ndarray, shape: tuple[int, ...]) -> str:
     if value.shape != tuple(shape):
-        return f"has shape {value.shape}, but the detector needs {tuple(shape)}"
+        words = f"has shape {value.shape}, but the detector needs {tuple(shape)}"
+        is_stem = value.ndim == len(shape) == 4 and shape[2] == 3  # [k, k, channels, D]
+        if is_stem and (*value.shape[:2], value.shape[3]) == (*shape[:2], shape[3]):
+            words += f": {image_channels(value.shape[2])}"
+        return words
     if not np.isfinite(value).all():
         return "holds values that are not finite in float32"
     return ""
+
+
+def image_channels(count: int) -> str:
+    """Why a network for images of `count` channels does not fit, and what to do."""
+    images = "grey images (1 channel)" if count == 1 else f"images of {count} channels"
+    remedy = f"a network for {images} has to be trained on RGB"
+    if count == 1:
+        remedy = (
+            "in PyTorch, weight.repeat(1, 3, 1, 1) / 3 of this layer gives a network for RGB that"
+            " computes the same for grey images"
+        )
+    return f"its network takes {images}, but the detector RGB (3 channels); {remedy}"
 
 
 def _with_suggestions(names, others, template: str) -> list[str]:

@@ -9,13 +9,14 @@ from ml_collections import config_dict
 
 from detlab import contract, errors
 from detlab.converters import family as family_lib
-from detlab.converters import mapping, sources, target
-from detlab.converters.readers import contents, files
+from detlab.converters import mapping, sources, target, unwrap
+from detlab.converters.readers import class_names, contents
 from detlab.converters.writers import safetensors_file, torch_file
 from detlab.run import checkpoint
 
 SOURCES = sources.collect()
 SUFFIXES = (".pth", ".pt", ".safetensors")
+FLAGS = ("names", "entry")
 
 
 def read(
@@ -25,8 +26,10 @@ def read(
     overrides: Mapping[str, str],
 ) -> family_lib.Foreign:
     """Reads a file by the one table that knows its names and fits the config's detector."""
-    file = files.read(path)
-    source = _source(flags.source, path, file.tensors, flags.config, config.detector)
+    file = unwrap.read(path, SOURCES, flags.entry)
+    source = _source(flags.source, path, file, flags.config, config.detector)
+    for note in file.notes:
+        print(f"{note}.")
     family = family_lib.find(source.family)
     family.fill_in(path, file, config, flags, overrides)
     table = family.table(source, config, flags.bgr)
@@ -35,9 +38,17 @@ def read(
             f"remove --reset_classes: {path} is {source.description}, whose class layers are always"
             " dropped."
         )
-    class_names = () if flags.reset_classes else _class_names(path, file, config)
+    if flags.names and not table.class_leaves:
+        raise errors.UserError(
+            f"remove --names: {path} is {source.description}, which predicts no classes."
+        )
+    names = file.class_names or ()
+    if flags.names:
+        names = class_names.read(flags.names, contract.num_classes(config))
+    if flags.reset_classes:
+        names = ()
     origin = {"bgr": flags.bgr}
-    return family_lib.Foreign(file.tensors, table, class_names, origin, "{matched} tensors")
+    return family_lib.Foreign(file.tensors, table, names, origin, "{matched} tensors")
 
 
 def write(
@@ -60,9 +71,14 @@ def write(
 
 
 def _source(
-    family: str, path: pathlib.Path, names: Mapping, config_name: str, detector: str
+    family: str,
+    path: pathlib.Path,
+    file: contents.Contents,
+    config_name: str,
+    detector: str,
 ) -> sources.Source:
     """The kind of file that belongs to the family, has these names and fits the detector."""
+    names = file.tensors
     wanted = [source for source in SOURCES if family in ("auto", source.family)]
     known = sources.fitting(wanted, names)
     if not known:
@@ -71,8 +87,8 @@ def _source(
         looks = f"it looks like {_either(other)}" if other else "its names begin with "
         looks += "" if other else contents.printable(", ".join(list(names)[:4]))
         raise errors.UserError(
-            f"{path} is not {is_not}; {looks}, so give another file, or the --source and --config"
-            " that fit it."
+            f"{path} is not {is_not}; {looks}{_entries(file)}, so give another file, or the"
+            " --source and --config that fit it."
         )
     chosen = [source for source in known if source.detector in (None, detector)]
     if not chosen:
@@ -84,6 +100,15 @@ def _source(
     if len(chosen) > 1:
         raise errors.UserError(f"{path} may be {_either(chosen)}; choose with --source.")
     return chosen[0]
+
+
+def _entries(file: contents.Contents) -> str:
+    """The entries of a checkpoint, for messages."""
+    counts = [f"{name} ({count} tensors)" for name, count in file.entries.items()]
+    others = [name for name in file.meta if name not in file.entries]
+    entries = [*counts, *others[: max(0, 12 - len(counts))]]
+    listed = contents.printable(", ".join(entries), 400)
+    return f" (the entries of the file: {listed})" if file.entries else ""
 
 
 def _sources_of(family: str, detector: str) -> list[sources.Source]:
@@ -103,19 +128,6 @@ def _sources_of(family: str, detector: str) -> list[sources.Source]:
 
 def _either(known: list[sources.Source]) -> str:
     return " or ".join(sorted({source.description for source in known}))
-
-
-def _class_names(path: pathlib.Path, file: contents.Contents, config) -> tuple[str, ...]:
-    """The file's class names, if any; their number must be the detector's number of classes."""
-    names = file.class_names or ()
-    expected = contract.num_classes(config)
-    if names and len(names) != expected:
-        raise errors.UserError(
-            f"{path} has {len(names)} class names, but config.model.num_classes is {expected}; add"
-            f" --config.model.num_classes={len(names)}, or --reset_classes to train on other"
-            " classes."
-        )
-    return names
 
 
 def _table_back(

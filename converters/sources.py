@@ -20,6 +20,7 @@ class Source(NamedTuple):
     marks: tuple[str, ...]  # names that every such file has
     table: Callable[..., mapping.Table]  # takes `bgr`, or whatever its family passes
     detector: str | None  # the only one that it fits; None: any with such a subtree
+    is_part: bool = False  # only a backbone, whose names a whole detector has too
 
 
 def collect() -> tuple[Source, ...]:

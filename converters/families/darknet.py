@@ -14,7 +14,7 @@ from ml_collections import config_dict
 from detlab import contract, errors
 from detlab import files as files_lib
 from detlab.converters import family, mapping, target
-from detlab.converters.readers import contents
+from detlab.converters.readers import class_names, contents
 from detlab.converters.readers import darknet as reader
 from detlab.converters.tables import darknet as tables
 from detlab.darknet import cfg as darknet_cfg
@@ -37,20 +37,22 @@ def read(
         )
     if flags.cfg:
         network = darknet_cfg.read(flags.cfg)
+        networks.check_channels(network)
+        classes = network.layers[networks.heads(network)[-1]].classes
+        _check_overrides(config, flags, overrides, classes)
+        if told := darknet_cfg.repeated(network):
+            print(f"{told}.")
         config.model.cfg = darknet_cfg.format(network)
-        config.data.canvases = ((network.net.height, network.net.width),)
-        config.data.multiscale_canvases = ()
+        _set_canvas(config, network)
         if not flags.reset_classes:
-            config.model.num_classes = network.layers[networks.heads(network)[-1]].classes
+            config.model.num_classes = classes
     else:
-        network = networks.resolve(contract.field(config, "cfg"))
-        if not flags.reset_classes:
-            network = networks.with_classes(network, contract.num_classes(config))
+        network = _without_cfg(path, config, flags, overrides)
     header, tensors = reader.read(path, network)
     layers = {int(name.partition(".")[0]) for name in tensors}
     names = ()
     if flags.names and not flags.reset_classes:
-        names = _class_names(flags.names, contract.num_classes(config))
+        names = class_names.read(flags.names, contract.num_classes(config))
     return family.Foreign(
         tensors,
         tables.table(network, max(layers) + 1),
@@ -60,19 +62,91 @@ def read(
     )
 
 
-def _class_names(path: str, count: int) -> tuple[str, ...]:
-    """The class names in a text file, one per line."""
-    try:
-        lines = pathlib.Path(path).read_text().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise errors.UserError(f"--names {path} cannot be read: {error}.") from error
-    names = tuple(line.strip() for line in lines if line.strip())
-    if len(names) != count:
+def _check_overrides(
+    config: config_dict.ConfigDict,
+    flags: argparse.Namespace,
+    overrides: Mapping[str, str],
+    classes: int,
+) -> None:
+    """Rejects values of the command line that --cfg would replace."""
+    if "model.cfg" in overrides:
+        raise errors.UserError("--cfg and --config.model.cfg both name a network; remove one.")
+    given = contract.num_classes(config)
+    if "model.num_classes" in overrides and given != classes and not flags.reset_classes:
         raise errors.UserError(
-            f"--names {path} has {len(names)} names, but the network has {count} classes; give one"
-            " name per line."
+            f"--config.model.num_classes is {given}, but {flags.cfg} has classes={classes}; remove"
+            " the flag, or add --reset_classes to train on other classes."
         )
-    return contents.as_class_names(names)
+
+
+def _without_cfg(
+    path: pathlib.Path,
+    config: config_dict.ConfigDict,
+    flags: argparse.Namespace,
+    overrides: Mapping[str, str],
+) -> darknet_cfg.Network:
+    """The config's network, or the only standard one that has exactly the file's values.
+
+    Raises:
+      UserError: neither has as many values, or --config.model.num_classes contradicts the file.
+    """
+    wanted = contract.num_classes(config)
+    network = networks.resolve(contract.field(config, "cfg"))
+    if not flags.reset_classes:
+        network = networks.with_classes(network, wanted)
+    count, part = reader.num_values(path), reader.named_layers(path)
+    if part is not None and part > len(network.layers):
+        expected = -1  # no such layers
+    else:
+        expected = reader.num_floats(network, part)
+    if count == expected:
+        return network
+    found = reader.standard_that_fit(count, part)
+    known = " or ".join(f"{name} with {classes} classes" for name, classes in found.items())
+    if len(found) != 1 or "model.cfg" in overrides or network.name not in networks.STANDARD:
+        classes = network.layers[networks.heads(network)[-1]].classes
+        differs = (
+            f"has {expected}, {abs(expected - count)} {'more' if expected > count else 'fewer'}"
+        )
+        if expected < 0:
+            differs = f"has only {len(network.layers)} layers"
+        fits, remedy = "", "name the network of the file with --cfg FILE.cfg"
+        if found:
+            fits = f", and darknet's {known} has exactly as many"
+        elif part is None and (layers := reader.layers_that_fit(network, count)):
+            fits = f", and its first {layers} layers have exactly as many"
+            remedy += f", or call the file NAME.conv.{layers} if it holds only these"
+        elif expected > count:
+            remedy += ", or copy the file again if it is cut short"
+        raise errors.UserError(
+            f"{path} holds {count} values, but {network.name} with {classes} classes, the network"
+            f" of --config {flags.config}, {differs}{fits}; {remedy}."
+        )
+    ((name, classes),) = found.items()
+    guessed = networks.resolve(name)
+    if not flags.reset_classes:
+        if "model.num_classes" in overrides and classes != wanted:
+            raise errors.UserError(
+                f"{path} fits {known}, but --config.model.num_classes is {wanted}; remove the flag,"
+                " or add --reset_classes to train on other classes."
+            )
+        config.model.num_classes = classes
+    if name != network.name:
+        config.model.cfg = name
+        _set_canvas(config, guessed)
+    net = guessed.net
+    print(
+        f"assumed, as there is no --cfg: {path} is {known}, which has exactly its {count} values,"
+        f" and has the published anchors and input of {net.width}x{net.height} px; add --cfg"
+        " FILE.cfg if its own differ."
+    )
+    return networks.with_classes(guessed, classes)
+
+
+def _set_canvas(config: config_dict.ConfigDict, network: darknet_cfg.Network) -> None:
+    """Makes the network's own input size the only one."""
+    config.data.canvases = ((network.net.height, network.net.width),)
+    config.data.multiscale_canvases = ()
 
 
 def write(

@@ -52,6 +52,7 @@ FAMILY = family.Family(
     named.read,
     named.write,
     named.SUFFIXES,
+    flags=named.FLAGS,
     table=table,
     fill_in=check_channel_order,
 )

@@ -68,6 +68,7 @@ FAMILY = family.Family(
     named.read,
     named.write,
     named.SUFFIXES,
+    flags=named.FLAGS,
     table=table,
     fill_in=fill_in,
     buffers=lambda config: tables.buffers(config.model),

@@ -11,7 +11,7 @@ import numpy as np
 
 from detlab import errors
 
-_MAX_CLASS_NAME = 100  # characters
+_MAX_REASON = 800  # characters of an error
 
 
 class ReadError(errors.UserError):
@@ -27,6 +27,8 @@ class Contents(NamedTuple):
     meta: dict[str, Any]  # the file's other entries, JSON-compatible
     # For a pickled model: path of a module -> its "class" and its settings, JSON-compatible.
     modules: dict[str, dict[str, Any]] = {}
+    entries: dict[str, int] = {}  # of a checkpoint that hold tensors -> how many
+    notes: tuple[str, ...] = ()  # sentences for the user: what was chosen, and what was left out
 
 
 @contextlib.contextmanager
@@ -43,7 +45,7 @@ def reading(path: str | os.PathLike, kind: str, error_type: type[ReadError]) -> 
         with warnings.catch_warnings(action="ignore"):  # they would show text of the file unescaped
             yield
     except ReadError as error:
-        raise error_type(f"{path}: {printable(error)}.") from None
+        raise error_type(f"{path}: {printable(error, _MAX_REASON)}.") from None
     except OSError as error:
         raise error_type(f"{path}: cannot be read: {error.strerror or error}.") from error
     except Exception as error:
@@ -59,22 +61,6 @@ def printable(value: Any, limit: int = 300) -> str:
     text = str(value)
     text = text if len(text) <= limit else f"{text[: limit - 3]}..."
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
-def as_class_names(value: Any) -> tuple[str, ...] | None:
-    """Names from a list, or from a dict {0: name, 1: name, ...}; None for anything else.
-
-    The names are printed and drawn wherever the weights are used, so they are made `printable`.
-    """
-    if isinstance(value, dict):
-        value = [value.get(i) for i in range(len(value))]
-    if not isinstance(value, (list, tuple)) or not value:
-        return None
-    if not all(isinstance(name, str) for name in value):
-        return None
-    # Once per distinct name: a small file can repeat one name a million times.
-    shown = {name: printable(name, _MAX_CLASS_NAME) for name in set(value)}
-    return tuple(shown[name] for name in value)
 
 
 _SIGNATURES = (

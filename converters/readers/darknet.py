@@ -10,11 +10,14 @@ A file that `darknet partial` cut off, such as `darknet53.conv.74`, holds only t
 of the cfg; layers without weights count.
 """
 
+import contextlib
+import functools
 import math
 import os
 import pathlib
 import re
 import struct
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -22,6 +25,7 @@ import numpy as np
 from detlab.converters.readers import contents
 from detlab.converters.writers import whole
 from detlab.darknet import cfg as darknet_cfg
+from detlab.darknet import networks as darknet_networks
 
 
 class DarknetError(contents.ReadError):
@@ -138,11 +142,82 @@ def num_floats(network: darknet_cfg.Network, first_layers: int | None = None) ->
     return sum(math.prod(shape) for shape in tensor_shapes(network, first_layers).values())
 
 
+def num_values(path: str | os.PathLike) -> int:
+    """How many values a `.weights` file holds behind its header.
+
+    Raises:
+      DarknetError: the file cannot be read, or its header is not darknet's.
+    """
+    with contents.reading(path, "darknet .weights file", DarknetError):
+        with open(path, "rb") as file:
+            _, start = _header(file.read(20))
+            return (os.fstat(file.fileno()).st_size - start) // _VALUE.itemsize
+
+
+def classes_that_fit(
+    network: darknet_cfg.Network, count: int, first_layers: int | None = None
+) -> int | None:
+    """The number of classes with which the network has `count` values; None if there is none.
+
+    If the first layers hold no [yolo], that is the network's own number of classes.
+    """
+    return _classes_of_line(_line(network, first_layers), count)
+
+
+def _line(network: darknet_cfg.Network, first_layers: int | None) -> tuple[int, ...]:
+    """The network's own classes, its values with one class, and how many each class adds.
+
+    () if it has fewer layers.
+    """
+    if first_layers is not None and first_layers > len(network.layers):
+        return ()
+    one, two = (num_floats(darknet_networks.with_classes(network, n), first_layers) for n in (1, 2))
+    return network.layers[darknet_networks.heads(network)[-1]].classes, one, two - one
+
+
+@functools.cache
+def _standard_line(text: Callable[[], str], first_layers: int | None) -> tuple[int, ...]:
+    return _line(darknet_cfg.parse(text()), first_layers)
+
+
+def _classes_of_line(line: tuple[int, ...], count: int) -> int | None:
+    if not line:
+        return None
+    own, one, each = line
+    if each == 0:
+        return own if count == one else None
+    classes, rest = divmod(count - one, each)
+    return classes + 1 if classes >= 0 and rest == 0 else None
+
+
+def layers_that_fit(network: darknet_cfg.Network, count: int) -> int | None:
+    """How many of the first layers have `count` values; None if there is no such number."""
+    total = 0
+    for name, shape in tensor_shapes(network).items():
+        total += math.prod(shape)
+        if total == count and name.endswith(".weight"):
+            return int(name.partition(".")[0]) + 1
+    return None
+
+
+def standard_that_fit(count: int, first_layers: int | None = None) -> dict[str, int]:
+    """The standard networks that have `count` values -> with how many classes they have them."""
+    found = {
+        name: _classes_of_line(_standard_line(text, first_layers), count)
+        for name, text in darknet_networks.STANDARD.items()
+    }
+    return {name: classes for name, classes in found.items() if classes is not None}
+
+
+def named_layers(path: str | os.PathLike) -> int | None:
+    """The number of layers at the end of a name such as `yolov4.conv.137`; None for other names."""
+    cut_off = re.search(r"\.conv\.([0-9]{1,9})$", pathlib.Path(path).name)
+    return int(cut_off[1]) if cut_off else None
+
+
 def _first_layers(path: pathlib.Path, network: darknet_cfg.Network, given: int | None) -> int:
-    count = given
-    if given is None:
-        cut_off = re.search(r"\.conv\.([0-9]{1,9})$", path.name)
-        count = int(cut_off[1]) if cut_off else len(network.layers)
+    count = named_layers(path) if given is None else given
+    count = len(network.layers) if count is None else count
     if not 1 <= count <= len(network.layers):
         raise DarknetError(
             f"{path}: the first {count} layers were requested, but {network.name} has"
@@ -221,16 +296,36 @@ def _check_size(network: darknet_cfg.Network, first_layers: int, num_bytes: int)
         ending = f": {expected - count} are missing, so it is cut short or belongs to another cfg"
     else:
         ending = f": {count - expected} are left over, so it belongs to another cfg"
-    total, hint = 0, ""
-    for name, shape in tensor_shapes(network).items():
-        total += math.prod(shape)
-        if total == count and rest == 0 and name.endswith(".weight"):
-            fitting = int(name.partition(".")[0]) + 1
-            hint = f"; its values fit the first {fitting} layers (first_layers={fitting})"
+    hint, fitting = "", layers_that_fit(network, count)
+    if rest == 0 and fitting:
+        hint = (
+            f"; its values fit the first {fitting} layers (first_layers={fitting}), which are read"
+            f" from a file named NAME.conv.{fitting}"
+        )
+    elif rest == 0 and (fits := _words_of_fits(network, count, first_layers)):
+        hint = f"; {fits}"
     raise DarknetError(
         f"the first {first_layers} of {len(network.layers)} layers of {network.name} have"
         f" {expected} values, but the file holds {count}{ending}{hint}"
     )
+
+
+def _words_of_fits(network: darknet_cfg.Network, count: int, first_layers: int) -> str:
+    """Which networks have `count` values: the same with other classes, or a standard one."""
+    part = None if first_layers == len(network.layers) else first_layers
+    found = standard_that_fit(count, part)
+    if any(isinstance(layer, darknet_cfg.Yolo) for layer in network.layers):
+        with contextlib.suppress(darknet_cfg.CfgError):  # not with other classes
+            classes = classes_that_fit(network, count, part)
+            if classes is not None and network.name not in found:
+                found = {network.name: classes, **found}
+    known = [f"{name} with {_classes(classes)}" for name, classes in found.items()]
+    verb = "have" if len(known) > 1 else "has"
+    return f"{' and '.join(known)} {verb} exactly {count}" if known else ""
+
+
+def _classes(count: int) -> str:
+    return f"{count} {'class' if count == 1 else 'classes'}"
 
 
 def _check_values(name: str, tensor: np.ndarray) -> None:

@@ -1,6 +1,7 @@
 """Reads weight files of any format, recognised by their contents and never by their suffix."""
 
 import os
+from collections.abc import Callable, Mapping, Sequence
 
 from detlab.converters.readers import (
     archives,
@@ -13,12 +14,17 @@ from detlab.converters.readers import (
 from detlab.darknet import cfg as darknet_cfg
 
 
-def read(path: str | os.PathLike, network: darknet_cfg.Network | None = None) -> contents.Contents:
+def read(
+    path: str | os.PathLike,
+    network: darknet_cfg.Network | None = None,
+    choose: Callable[[Mapping[str, Sequence[str]]], str] | None = None,
+) -> contents.Contents:
     """Reads a weight file with the reader of its format.
 
     Args:
       path: a PyTorch, safetensors or npz file, or darknet's `.weights` of `network`.
       network: of a `.weights` file, which has no names; None for other files.
+      choose: the entry of a PyTorch file that holds the weights, see `torch_file.read`.
     Raises:
       ReadError: one sentence that names the file, and what it looks like if its format is unknown.
     """
@@ -34,7 +40,7 @@ def read(path: str | os.PathLike, network: darknet_cfg.Network | None = None) ->
     if is_zip and any(name.endswith(".npy") for name in names):
         return npz_file.read(path)
     if is_zip or head.startswith(b"\x80"):
-        return torch_file.read(path)
+        return torch_file.read(path, choose)
     if head[8:9] == b"{":
         return safetensors_file.read(path)
     looks = contents.looks_like(head)

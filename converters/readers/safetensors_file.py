@@ -11,7 +11,7 @@ import ml_dtypes
 import numpy as np
 import safetensors
 
-from detlab.converters.readers import contents
+from detlab.converters.readers import class_names, contents
 
 
 class SafetensorsError(contents.ReadError):
@@ -68,8 +68,8 @@ def read(path: str | os.PathLike) -> contents.Contents:
         tensors = {name: _array(name, **found[name]) for name in header}  # in the file's order
         if not tensors:
             raise SafetensorsError("holds no tensors")
-        class_names = _class_names(meta.pop("class_names", "null"))
-        return contents.Contents("safetensors", tensors, class_names, meta)
+        names = _class_names(meta.pop("class_names", "null"))
+        return contents.Contents("safetensors", tensors, names, meta)
 
 
 def _array(name: str, dtype: str, shape: list[int], data: bytearray) -> np.ndarray:
@@ -94,6 +94,6 @@ def _header(data: bytes) -> dict:
 
 def _class_names(text: str) -> tuple[str, ...] | None:
     try:
-        return contents.as_class_names(json.loads(text))
+        return class_names.of(json.loads(text))
     except ValueError:
         raise SafetensorsError("the class_names in the metadata are not JSON") from None

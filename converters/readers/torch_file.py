@@ -11,13 +11,14 @@ size is allocated.  The formats are those of torch/serialization.py (2.x).
 import io
 import math
 import os
+import re
 import zipfile
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from detlab.converters.readers import archives, contents, pickle_machine
+from detlab.converters.readers import archives, class_names, contents, pickle_machine
 
 
 class TorchFileError(contents.ReadError):
@@ -35,30 +36,43 @@ _MAX_ENTRIES = 100_000  # of all nested modules: parameters, buffers and modules
 _VIEWS_PER_FILE_SIZE = 8
 _VIEWS_ALLOWANCE = 64 << 20  # bytes
 
-# Entries of checkpoints that hold the weights.  YOLOv5 stores averaged weights beside the trained
-# ones and prefers them itself (models/experimental.py, attempt_load).
-_WEIGHTS = ("ema", "state_dict", "model")
+# Entries of checkpoints that usually hold the weights, in order of preference.  YOLOv5 stores
+# averaged weights beside the trained ones and prefers them itself (models/experimental.py).
+USUAL = ("ema", "state_dict", "model", "model_state_dict", "model_state", "net", "network")
+USUAL += ("weights", "params", "module", "detector")
+# Entries that hold tensors, but no weights.
+_STATES = re.compile(r"optim|sched|scaler|(^|_)(amp|rng|random)(_|$)", re.IGNORECASE)
+_MAX_ENTRY_DEPTH = 3  # of nested dicts around the weights
+_MAX_PLACES = 16  # entries that may be the weights
+
+# What class names are called in a pickled model, and beside a state dict.
+_NAMES = ("names", "class_names", "CLASSES", "classes")
+_MAX_NAMES_DEPTH = 4  # of the module that has them
 
 _MAX_META_VALUES = 100_000  # in all entries beside the weights
 _MAX_META_LETTERS = 32 << 20
 _MAX_META_DEPTH = 16
 
 
-def read(path: str | os.PathLike) -> contents.Contents:
+def read(
+    path: str | os.PathLike, choose: Callable[[Mapping[str, Sequence[str]]], str] | None = None
+) -> contents.Contents:
     """Reads a state dict, or the state dict of a checkpoint, from a `.pth` or `.pt` file.
 
-    A checkpoint is a dict with an `ema`, `state_dict` or `model` entry (the first one present is
-    used).  The entry is a dict of tensors, or a pickled module whose parameters and persistent
-    buffers are collected.  A prefix "module." that all names share (DataParallel) is removed.
+    A checkpoint is a dict that holds the weights in one of its entries, or deeper.  They are a dict
+    of tensors, or a pickled module whose parameters and persistent buffers are collected.  A prefix
+    "module." that all names share (DataParallel) is removed.
 
     `modules` describes the parts of a pickled module, as in `modules["model.1.act"]["class"]`.
 
     `meta` has the other entries.  Entries that contain tensors, such as an optimizer's, are only
     described ("dict with 5 tensors"), and so are objects of unknown classes.  `class_names` come
-    from mmdet's `meta` or from `names` of a pickled YOLOv5.
+    from mmdet's `meta`, from `names` of a pickled YOLOv5, or from an entry of such a name.
 
     Args:
       path: a file in PyTorch's ZIP or legacy format, little-endian.
+      choose: from the names of the tensors in each entry that can hold the weights ("a/b" is b in
+        a, "" the whole file; the likeliest first) to the entry to read.  None: the first.
     Returns:
       its contents; bfloat16 and float8 arrays have the types of `ml_dtypes`, and tensors that
       share a storage share memory.
@@ -78,14 +92,19 @@ def read(path: str | os.PathLike) -> contents.Contents:
                 raise TorchFileError(
                     f"not a PyTorch file; it looks like {contents.looks_like(head)}"
                 )
-            weights, others = _split(root)
-            refs, rest = _state_dict(weights)
+            places = _places(root)
+            names = {_slashed(place): list(found.refs) for place, found in places.items()}
+            chosen = choose(names) if choose else next(iter(names))
+            ((place, found),) = [(p, f) for p, f in places.items() if _slashed(p) == chosen]
+            known, note = _class_names(root, place, found.weights)
             return contents.Contents(
                 words,
-                _materialise(refs, load, size),
-                _class_names(root, weights),
-                _plain({**others, **rest}),
-                _plain(_settings(weights)),
+                _materialise(found.refs, load, size),
+                known,
+                _plain({**_others(root, place), **found.rest}),
+                _plain(_settings(found.weights)),
+                {name: len(refs) for name, refs in names.items() if name},
+                (note,) if note else (),
             )
 
 
@@ -164,14 +183,72 @@ def _open_legacy(data: bytes):
 # ---- From the unpickled root to named arrays. ----
 
 
-def _split(root: Any) -> tuple[Any, dict]:
-    """The entry of a checkpoint that holds the weights, and all other entries."""
-    if isinstance(root, dict):
-        for entry in _WEIGHTS:
-            value = root.get(entry)
-            if _is_module(value) or (isinstance(value, dict) and _has_tensors(value)):
-                return value, {key: other for key, other in root.items() if key != entry}
-    return root, {}
+class _Found(NamedTuple):
+    """What can be the weights of a file."""
+
+    weights: Any  # a dict with tensors, or a module
+    refs: dict[str, pickle_machine.TensorRef]  # by name
+    rest: dict  # its other entries
+
+
+def _places(root: Any) -> dict[tuple[str, ...], _Found]:
+    """The entries that can be the weights, by the keys that lead to them, the likeliest first."""
+    weights: dict[tuple[str, ...], Any] = {}
+    seen = set()  # a file can refer to one dict many times
+
+    def walk(value: Any, place: tuple[str, ...]) -> None:
+        if id(value) in seen or len(weights) == _MAX_PLACES:
+            return
+        seen.add(id(value))
+        if _is_module(value) or (isinstance(value, dict) and _has_tensors(value)):
+            weights[place] = value
+        if isinstance(value, pickle_machine.Inert) and not _is_module(value):
+            value = value.state  # such as an object that holds averages
+        if isinstance(value, dict) and len(place) < _MAX_ENTRY_DEPTH:
+            for key, inner in value.items():
+                if isinstance(key, str) and not _STATES.search(key):
+                    walk(inner, (*place, key))
+
+    walk(root, ())
+    found, failure = {}, None
+    for place, value in weights.items():
+        try:
+            found[place] = _Found(value, *_state_dict(value))
+        except TorchFileError as error:
+            failure = failure or error
+    if not found:
+        raise failure or TorchFileError(_without_tensors(root))
+    most = max(len(one.refs) for one in found.values())
+
+    def rank(place: tuple[str, ...]) -> tuple:
+        count = len(found[place].refs)
+        usual = bool(place) and place[0] in USUAL and 2 * count >= most
+        return (USUAL.index(place[0]) if usual else len(USUAL), -count)
+
+    return {place: found[place] for place in sorted(found, key=rank)}
+
+
+def _slashed(place: tuple[str, ...]) -> str:
+    return "/".join(place)
+
+
+def _others(root: Any, place: tuple[str, ...]) -> dict:
+    """The entries beside the weights."""
+    if not place or not isinstance(root, dict):
+        return {}
+    (key, *deeper), others = place, {name: v for name, v in root.items() if name != place[0]}
+    beside = _others(root[key], tuple(deeper)) if deeper else {}
+    return {**others, **({key: beside} if beside else {})}
+
+
+def _without_tensors(root: Any) -> str:
+    """Why nothing in the file can be the weights."""
+    if not isinstance(root, dict):
+        return f"holds a {_kind(root)}, not a state dict"
+    if any("multiarray._reconstruct" in _kind(value) for value in root.values()):
+        return "holds NumPy's arrays, not tensors; save them with numpy.savez instead"
+    entries = ", ".join(repr(key)[:40] for key in list(root)[:8]) or "none"
+    return f"holds no tensors (its entries: {entries})"
 
 
 def _is_module(value: Any) -> bool:
@@ -182,28 +259,27 @@ def _is_module(value: Any) -> bool:
 
 
 def _has_tensors(entries: dict) -> bool:
-    return any(isinstance(value, pickle_machine.TensorRef) for value in entries.values())
+    """Whether a dict holds tensors, also those of kinds that cannot be read."""
+    return any(
+        isinstance(value, pickle_machine.TensorRef)
+        or _kind(value).startswith("torch._utils._rebuild")
+        for value in entries.values()
+    )
 
 
 def _state_dict(weights: Any) -> tuple[dict[str, pickle_machine.TensorRef], dict]:
     """Named tensors of a state dict or module, and its other entries."""
-    if _is_module(weights):
-        named = _module_tensors(weights)
-    elif isinstance(weights, dict):
-        named = weights
-    else:
-        raise TorchFileError(f"holds a {_kind(weights)}, not a state dict")
+    named = _module_tensors(weights) if _is_module(weights) else weights
     refs, rest = {}, {}
     for key, value in named.items():
         if isinstance(value, pickle_machine.TensorRef) and isinstance(key, str):
             refs[key] = value
-        elif isinstance(value, pickle_machine.Inert):
+        elif _kind(value).startswith("torch._utils._rebuild"):
             raise TorchFileError(f"entry {key!r} is a {value.name}, not a tensor of a known kind")
         else:
             rest[key] = value
     if not refs:
-        entries = ", ".join(repr(key)[:40] for key in list(named)[:8]) or "none"
-        raise TorchFileError(f"holds no tensors (its entries: {entries})")
+        raise TorchFileError(_without_tensors(named))
     if all(key.startswith("module.") for key in refs):
         refs = {key.removeprefix("module."): ref for key, ref in refs.items()}
     return refs, rest
@@ -232,7 +308,7 @@ def _settings(weights: Any) -> dict[str, dict]:
     if not _is_module(weights):
         return {}
     children = _entries_of(weights, "_modules")
-    if list(children) == ["module"] and _is_module(children["module"]):  # DataParallel
+    if list(children) == ["module"] and _is_module(children["module"]):  # as in `_state_dict`
         weights = children["module"]
 
     def is_plain(name: Any, value: Any) -> bool:
@@ -251,8 +327,10 @@ def _settings(weights: Any) -> dict[str, dict]:
     }
 
 
-def _modules(root: pickle_machine.Inert) -> Iterator[tuple[tuple, pickle_machine.Inert]]:
-    """(path, module) of a pickled torch.nn.Module and all modules in it."""
+def _modules(
+    root: pickle_machine.Inert, depth: int = _MAX_DEPTH
+) -> Iterator[tuple[tuple, pickle_machine.Inert]]:
+    """(path, module) of a pickled torch.nn.Module and the modules in it, down to a depth."""
     num_entries = 0  # including repeated entries and entries that are not tensors
 
     def walk(module: Any, path: tuple):
@@ -264,6 +342,8 @@ def _modules(root: pickle_machine.Inert) -> Iterator[tuple[tuple, pickle_machine
         if len(path) > _MAX_DEPTH or num_entries > _MAX_ENTRIES:
             raise TorchFileError("the modules are too many or too deeply nested")
         yield path, module
+        if len(path) == depth < _MAX_DEPTH:
+            return
         for name, child in _entries_of(module, "_modules").items():
             yield from walk(child, (*path, name))
 
@@ -281,19 +361,42 @@ def _dotted(*names: Any) -> str:
     return ".".join(names)
 
 
-def _class_names(root: Any, weights: Any) -> tuple[str, ...] | None:
-    """Class names: YOLOv5's `names`, or mmdet's `meta` (2.x: CLASSES, 3.x: dataset_meta)."""
+def _class_names(
+    root: Any, place: tuple[str, ...], weights: Any
+) -> tuple[tuple[str, ...] | None, str]:
+    """Class names, and a sentence about those that cannot be read.
+
+    They are those of the model (YOLOv5's `names`), of mmdet's `meta` (2.x: CLASSES, 3.x:
+    dataset_meta), or of an entry beside the weights.
+    """
+    values = [*_names_of_modules(weights)]
+    around = root
+    for key in ("", *place):
+        around = around.get(key) if key and isinstance(around, dict) else around
+        meta = _entries(around, "meta")
+        dataset = _entries(meta, "dataset_meta")
+        values += [meta.get("CLASSES"), dataset.get("classes"), dataset.get("CLASSES")]
+        if isinstance(around, dict):
+            values += [around.get(name) for name in _NAMES]
+            values += [value for other in around.values() for value in _names_of_modules(other)]
+    for value in values:
+        if names := class_names.of(value):
+            return names, ""
+    unread = next((v for v in values if isinstance(v, (dict, set, pickle_machine.Inert)) and v), 0)
+    if not unread:
+        return None, ""
+    return None, (
+        f"its class names are a {_kind(unread)} that is no list of names, so they are left out;"
+        " give them with --names FILE"
+    )
+
+
+def _names_of_modules(weights: Any) -> Iterator[Any]:
+    """What a pickled module, or one that it wraps, calls the names of its classes."""
     if _is_module(weights):
-        inner = weights.state["_modules"]
-        inner = inner.get("module") if isinstance(inner, dict) else None  # of DataParallel
-        module = inner if _is_module(inner) else weights
-        return contents.as_class_names(module.state.get("names"))
-    meta = _entries(root, "meta")
-    dataset = _entries(meta, "dataset_meta")
-    for value in (meta.get("CLASSES"), dataset.get("classes"), dataset.get("CLASSES")):
-        if names := contents.as_class_names(value):
-            return names
-    return None
+        for _, module in _modules(weights, _MAX_NAMES_DEPTH):
+            for name in _NAMES:
+                yield module.state.get(name)
 
 
 def _entries(parent: Any, key: str) -> dict:

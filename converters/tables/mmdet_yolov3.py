@@ -54,5 +54,6 @@ SOURCES = (
         ("conv_res_block1.conv.conv.weight", "conv_res_block5.conv.conv.weight"),
         backbone_table,
         "yolov3",
+        is_part=True,
     ),
 )

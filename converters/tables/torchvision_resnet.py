@@ -38,4 +38,4 @@ def table(bgr: bool = False) -> mapping.Table:
 
 
 MARKS = ("conv1.weight", "layer1.0.conv1.weight")
-SOURCES = (sources.Source("torchvision", "a torchvision ResNet", MARKS, table, None),)
+SOURCES = (sources.Source("torchvision", "a torchvision ResNet", MARKS, table, None, is_part=True),)

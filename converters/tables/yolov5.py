@@ -140,6 +140,11 @@ def fields(file: contents.Contents) -> Found:
     stem = "focus" if "model.0.conv.conv.weight" in shapes else "conv6"
     pool = "sppf" if f"model.{2 * top - 2}.m.0.cv1.conv.weight" in shapes else "spp"
     known = numbers(levels, pool)
+    weight = shapes.get("model.0.conv.conv.weight" if stem == "focus" else "model.0.conv.weight")
+    channels = weight[1] // (4 if stem == "focus" else 1) if weight and len(weight) == 4 else 3
+    if channels != 3:
+        layer = "model.0.conv.conv" if stem == "focus" else "model.0.conv"
+        raise errors.UserError(f"{mapping.image_channels(channels)} (the layer is {layer})")
     certain = dict(block=block, stem=stem, pool=pool, **_sizes(shapes, known, levels, pool))
     assumed = {}
 

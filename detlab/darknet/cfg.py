@@ -4,8 +4,8 @@ A cfg is a list of sections: a line `[name]`, then lines `key=value`.  `[net]` c
 describes the input; every other section is a layer, numbered from 0.  A layer takes the output of
 the previous layer (the first one takes the image) unless it names others by number; negative
 numbers count back from the layer itself.  White space is ignored; `#` begins a comment, as does `;`
-at the beginning of a line.  Syntax, defaults and arithmetic are those of AlexeyAB/darknet,
-src/parser.c.
+at the beginning of a line.  Where a section gives a key again, its first value counts.  Syntax,
+defaults and arithmetic are those of AlexeyAB/darknet, src/parser.c and src/option_list.c.
 
 Darknet reads `filters=3x` as 3, treats an unknown activation as ReLU, and adds only the overlapping
 part when the inputs of a shortcut differ in shape.  Here these are errors, and so are unimplemented
@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from detlab import errors
+from detlab import text as text_lib
 
 
 class CfgError(errors.UserError):
@@ -354,7 +355,10 @@ _MAX_SIZE = 1 << 20  # channels, or cells along a side
 
 
 def read(path: str | os.PathLike) -> Network:
-    """Reads a cfg file; see `parse`.
+    r"""Reads a cfg file; see `parse`.
+
+    A byte order mark is dropped.  Comments may have any encoding: bytes in them that are not UTF-8
+    are escaped, so an e with an acute accent in Latin-1 becomes `\xe9`.
 
     Raises:
       CfgError: the file cannot be read, is not text, or is rejected by `parse`.
@@ -368,9 +372,11 @@ def read(path: str | os.PathLike) -> Network:
     if len(data) > _MAX_BYTES:
         raise CfgError(f"{path} has more than {_MAX_BYTES} bytes, too large for a darknet cfg.")
     try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise CfgError(f"{path} is not a darknet cfg: it is not UTF-8 text.") from error
+        text = text_lib.decode(_with_plain_comments(data))
+    except ValueError as error:
+        raise CfgError(f"{path} is not a darknet cfg: it {error}.") from error
+    if "\n" not in text:  # as old Macs write lines
+        text = text.replace("\r", "\n")
     return parse(text, str(path))
 
 
@@ -406,6 +412,29 @@ def parse(text: str, name: str = "cfg") -> Network:
     if not layers:
         raise CfgError(f"{name} has no layers after [net].")
     return Network(name, net, tuple(layers), tuple(lines[:first]))
+
+
+def repeated(network: Network) -> str:
+    """A sentence about keys that a section gives again with another value; "" if there are none."""
+    found = []
+    for section in (network.net, *network.layers):
+        first = {}  # key -> its line and value
+        contents = map(_content, section.source.lines)
+        for at, content in enumerate(contents, start=section.source.line):
+            key, equals, text = content.partition("=")
+            line, value = first.setdefault(key, (at, text)) if equals else (at, text)
+            if text != value:
+                found.append(
+                    f"{key[:40]}={value[:40]!r} of line {line}, not {text[:40]!r} of line {at}"
+                )
+    if not found:
+        return ""
+    more = f", and {len(found) - 4} more" if len(found) > 4 else ""
+    return (
+        f"{network.name} gives {len(found)} values again; the first one counts, as in darknet: "
+        + ", ".join(found[:4])
+        + more
+    )
 
 
 def format(network: Network) -> str:
@@ -460,6 +489,19 @@ def shapes(
 # ---- One section from its lines, and back. ----
 
 
+def _with_plain_comments(data: bytes) -> bytes:
+    """The bytes of a file with those of comments escaped that are not UTF-8."""
+    if b"\0" in data:  # UTF-16 or UTF-32
+        return data
+    lines = data.split(b"\n")
+    for i, line in enumerate(lines):
+        start = 0 if line.lstrip().startswith(b";") else line.find(b"#")
+        if start >= 0 and not line.isascii():
+            comment = line[start:].decode("utf-8", "backslashreplace")
+            lines[i] = line[:start] + comment.encode()
+    return b"\n".join(lines)
+
+
 def _content(line: str) -> str:
     """The line without white space and comments."""
     content = "".join(line.split("#", 1)[0].split())
@@ -479,7 +521,7 @@ def _section(name: str, number: int, line: int, lines: Sequence[str]) -> Net | L
         known = ", ".join(f"[{known}]" for known in _NAMES.values())
         raise CfgError(f"{name}, line {line}: unknown section {header[:40]!r}; use one of {known}.")
 
-    values, other, seen = {}, [], {}
+    values, other, seen = {}, [], set()
     for at, content in enumerate(map(_content, lines[1:]), start=line + 1):
         if not content:
             continue
@@ -488,8 +530,8 @@ def _section(name: str, number: int, line: int, lines: Sequence[str]) -> Net | L
         if not key or not text:
             raise CfgError(f"{where} has {content[:40]!r}, which is not key=value.")
         if key in seen:
-            raise CfgError(f"{where} has {key[:40]!r} twice, first in line {seen[key]}.")
-        seen[key] = at
+            continue  # darknet takes the first value (option_find)
+        seen.add(key)
         if key in _KEYS[kind]:
             try:
                 values[_FIELDS.get(key, key)] = _KEYS[kind][key](text, number)
@@ -533,9 +575,12 @@ def _lines(section: Net | Layer, number: int) -> list[str]:
     keys, texts = _KEYS[type(section)], dict(section.other)
     other = dict(texts)  # not written yet
     lines, end, written = [], 1, {}  # `end`: after the header and the last option
+    kept = set()
     for line in section.source.lines or (f"[{_NAMES[type(section)]}]", ""):
         key, equals, text = _content(line).partition("=")
-        if key in keys:
+        if key in kept:
+            pass  # given again, does not count
+        elif key in keys:
             field = _FIELDS.get(key, key)
             written[field] = value = getattr(section, field)
             if not _says(keys[key], text, number, value):
@@ -546,6 +591,7 @@ def _lines(section: Net | Layer, number: int) -> list[str]:
             line = f"{key}={texts[key]}"
         lines.append(line)
         if equals:
+            kept.add(key)
             end = len(lines)
 
     added = []

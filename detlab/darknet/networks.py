@@ -276,6 +276,16 @@ def scaled(network: darknet_cfg.Network, width: float) -> darknet_cfg.Network:
     return network._replace(layers=tuple(layers))
 
 
+def check_channels(network: darknet_cfg.Network) -> None:
+    """Raises CfgError unless the network takes RGB or grey images."""
+    channels = network.net.channels
+    if channels not in (1, 3):
+        raise darknet_cfg.CfgError(
+            f"{network.name}: [net] has channels={channels}, but images have 3 channels (RGB), or 1"
+            " for a network of grey images; choose a network with channels=3 or channels=1."
+        )
+
+
 def heads(network: darknet_cfg.Network) -> list[int]:
     """Numbers of the [yolo] sections, in order.
 

@@ -1,9 +1,10 @@
-"""Any network of darknet, such as YOLOv3 (arXiv:1804.02767) and YOLOv4 (arXiv:2004.10934).
+"""Darknet's networks, such as YOLOv3 (arXiv:1804.02767) and YOLOv4 (arXiv:2004.10934).
 
 The field `cfg` is the text of a darknet cfg, or the name of one of the four standard networks in
 `detlab/darknet/networks.py`.  The network is built from the sections of the cfg, so custom and
-depthwise networks work like any other.  Anchors, thresholds and losses are those of its [yolo]
-sections.
+depthwise networks work like any other; docs/darknet.md lists the sections and options.  Anchors,
+thresholds and losses are those of the [yolo] sections.  A network with channels=1 sees the
+brightness of the RGB image.
 
 Reference: AlexeyAB/darknet, commit 59596d7.  As in the reference, width and height are multiples of
 an anchor's, the score of a class is objectness times the probability of the class, and `greedynms`
@@ -51,6 +52,8 @@ ACTIVATIONS = {
     "logistic": nn.sigmoid,
     "swish": nn.swish,
 }
+# Brightness of RGB (ITU-R BT.601), by which OpenCV and stb_image read pictures as grey.
+_BRIGHTNESS = (0.299, 0.587, 0.114)
 NMS_KINDS = ("", "default", "greedynms", "diounms")
 
 
@@ -107,7 +110,7 @@ class Network(nn.Module):
 
     @nn.compact
     def __call__(self, x, train: bool):
-        """[B, H, W, 3] -> the input of every [yolo], [B, Hl, Wl, A * (5 + C)] float32."""
+        """[B, H, W, channels] -> the input of every [yolo], [B, Hl, Wl, A * (5 + C)] float32."""
         outputs, predictions = [], []
         for number, layer in enumerate(self.network.layers):
             match layer:
@@ -176,7 +179,9 @@ class Darknet(nn.Module):
             ("nms_kind", self.nms_kind in NMS_KINDS, f"one of {', '.join(NMS_KINDS[1:])}"),
         )
         fields.check(self, rules)
-        darknet_cfg.shapes(self.network())
+        network = self.network()
+        darknet_networks.check_channels(network)
+        darknet_cfg.shapes(network)
         for head in self.heads():
             counters = len(head.counters_per_class)
             if counters not in (0, self.num_classes):
@@ -221,6 +226,8 @@ class Darknet(nn.Module):
         """
         self.check_canvas(*images.shape[1:3])
         x = layers.normalise(self, images)
+        if self.network().net.channels == 1:
+            x = (x * jnp.array(_BRIGHTNESS, x.dtype)).sum(-1, keepdims=True)
         return Outputs((), self.layers(x, train))
 
     def decode(self, raw: jax.Array, head: darknet_cfg.Yolo, canvas: tuple[int, int]) -> jax.Array:

@@ -11,7 +11,8 @@ import tables
 
 from detlab import contract, errors
 from detlab.converters import mapping, target
-from detlab.converters.tables import mmdet_retinanet
+from detlab.converters.readers import contents
+from detlab.converters.tables import mmdet_retinanet, yolov5
 from detlab.run import checkpoint
 from detlab.run import state as state_lib
 
@@ -187,3 +188,109 @@ def test_weights_of_another_depth_list_the_differences(config_file, torchvision_
     )
     assert "resnet18.pth and" in text and "tiny.py: the file does not fit the detector" in text
     assert "layer1.2.conv1.weight of the detector's torchvision ResNet weights is not in" in text
+
+
+# ---- Numbers of classes and of channels. ----
+
+
+@pytest.fixture
+def retinanet_of(shapes, pth, tmp_path):
+    """`retinanet_of(names)` -> a file of the tiny RetinaNet, which predicts 2 classes."""
+
+    def make(*names):
+        tensors = conversions.source_tensors(shapes, mmdet_retinanet.table(), {})
+        meta = {"meta": {"CLASSES": names}} if names else {"epoch": 3}
+        return pth.write_state_dict(tmp_path / "x.pth", tensors, **meta)
+
+    return make
+
+
+@pytest.mark.parametrize("names", [(), ("cat", "dog"), ("a", "b", "c")])
+def test_the_tensors_say_the_number_of_classes(config_file, retinanet_of, tmp_path, names):
+    path = retinanet_of(*names)
+    text = conversions.refused(config_file, path, tmp_path / "w", "--config.model.num_classes=5")
+    told = "has 2 class names" if len(names) == 2 else "predicts 2 classes"
+    assert text == (
+        f"{path} {told}, but config.model.num_classes is 5; add --config.model.num_classes=2, or"
+        " --reset_classes to train on other classes."
+    )
+    assert not (tmp_path / "w").exists()
+
+
+def test_class_names_of_another_number_are_left_out(config_file, retinanet_of, tmp_path, capsys):
+    path = retinanet_of("a", "b", "c")
+    conversions.run(config_file, path, tmp_path / "w")
+    assert "class_names" not in checkpoint.load_weights(tmp_path / "w").info
+    assert (
+        f"{path} has 3 class names, but predicts 2 classes, so they are left out; give them with"
+        " --names FILE.\n"
+    ) in capsys.readouterr().out
+
+
+def test_class_names_of_a_text_file_come_before_those_of_the_weights(
+    config_file, retinanet_of, torchvision_file, tmp_path
+):
+    names = tmp_path / "my.names"
+    names.write_bytes("Käfer\r\nMücke\r\n".encode("utf-8-sig"))
+    conversions.run(config_file, retinanet_of("a", "b"), tmp_path / "w", "--names", str(names))
+    assert checkpoint.load_weights(tmp_path / "w").info["class_names"] == ["Käfer", "Mücke"]
+    path, _ = torchvision_file
+    text = conversions.refused(config_file, path, tmp_path / "v", "--names", str(names))
+    assert text == f"remove --names: {path} is a torchvision ResNet, which predicts no classes."
+
+
+def test_more_differences_than_the_classes_are_listed(config_file, retinanet_of, tmp_path):
+    more = ("--config.model.num_classes=5", "--config.model.head_width=8")
+    text = conversions.refused(config_file, retinanet_of(), tmp_path / "w", *more)
+    assert "the number of classes differs" in text and "\n" in text
+
+
+@pytest.mark.parametrize(
+    "channels, words",
+    [
+        (
+            1,
+            "its network takes grey images (1 channel), but the detector RGB (3 channels); in"
+            " PyTorch, weight.repeat(1, 3, 1, 1) / 3 of this layer gives a network for RGB that"
+            " computes the same for grey images",
+        ),
+        (
+            4,
+            "its network takes images of 4 channels, but the detector RGB (3 channels); a network"
+            " for images of 4 channels has to be trained on RGB",
+        ),
+    ],
+)
+def test_images_of_other_channels_are_told_in_words(
+    config_file, torchvision_file, pth, tmp_path, channels, words
+):
+    _, tensors = torchvision_file
+    pth.storages.clear()
+    stem = np.zeros((8, channels, 7, 7), np.float32)
+    path = pth.write_state_dict(tmp_path / "x.pth", {**tensors, "conv1.weight": stem})
+    text = conversions.refused(config_file, path, tmp_path / "w")
+    assert text.endswith(
+        "(1 differences); choose a config for its network:\n  conv1.weight ->"
+        " params/backbone/stem/conv/kernel has shape"
+        f" (7, 7, {channels}, 8), but the detector needs (7, 7, 3, 8): {words}"
+    )
+
+
+def test_a_focus_stem_tells_its_channels():
+    """Four pixels of one channel in front of the first convolution of a YOLOv5 up to 5.0."""
+    assert yolov5_channels("model.0.conv.conv.weight", 4) == 1
+    assert yolov5_channels("model.0.conv.weight", 6) == 6
+
+
+def yolov5_channels(name, count):
+    tensors = {
+        "model.24.m.0.bias": np.zeros(21, np.float32),
+        name: np.zeros((16, count, 3, 3), np.float32),
+    }
+    with pytest.raises(errors.UserError) as info:
+        yolov5.fields(contents.Contents("made", tensors, None, {}))
+    (grey, number) = re.search(
+        r"takes (?:(grey)|images of (\d) channels)", str(info.value)
+    ).groups()
+    assert str(info.value).endswith(f"(the layer is {name.removesuffix('.weight')})")
+    return 1 if grey else int(number)

@@ -116,9 +116,27 @@ def test_class_names_are_found_where_each_project_keeps_them(pth, tmp_path):
     for case, program in programs.items():
         file = torch_file.read(pth.write(tmp_path / "names.pt", program))
         assert list(file.tensors) == ["w"] and file.class_names == ("a", "b"), case
-    for value in (b"N", b"]", b"K\x05", b"(K\x05t", b"}K\x07" + pth.text("a") + b"s"):
+    numbers = {("5",): b"(K\x05t", ("a",): b"}K\x07" + pth.text("a") + b"s"}
+    for expected, value in numbers.items():
+        file = torch_file.read(pth.write(tmp_path / "some.pt", mmdet({"CLASSES": value})))
+        assert file.class_names == expected
+    beside = pth.dict({"weights": weights, "names": both})
+    assert torch_file.read(pth.write(tmp_path / "x.pt", beside)).class_names == ("a", "b")
+    for value in (b"N", b"]", b"K\x05"):
         file = torch_file.read(pth.write(tmp_path / "none.pt", mmdet({"CLASSES": value})))
         assert file.class_names is None
+
+
+def test_names_that_cannot_be_read_are_told(pth, tmp_path):
+    weights = pth.dict({"w": pth.tensor(ONE)})
+    unordered = b"c__builtin__\nset\n](" + pth.text("a") + pth.text("b") + b"e\x85R"
+    path = pth.write(tmp_path / "x.pt", pth.dict({"weights": weights, "names": unordered}))
+    file = torch_file.read(path)
+    assert file.class_names is None
+    assert file.notes == (
+        "its class names are a set that is no list of names, so they are left out; give them with"
+        " --names FILE",
+    )
 
 
 def test_ema_that_is_absent_or_no_weights_leaves_the_model(pth, tmp_path):

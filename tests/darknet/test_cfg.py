@@ -312,6 +312,137 @@ def test_training_cfg_says_the_same_as_the_one_reduced_to_inference(shared_dir):
             assert layer == other
 
 
+# ---- Keys that are given again: darknet takes the first value (option_find). ----
+
+
+DOUBLED = [  # old, new, what the section has then, what is told
+    (
+        "height=32",
+        "height=32\nbatch=1\nbatch=64",
+        ("net", "batch", 1),
+        "1 values again; the first one counts, as in darknet: batch='1' of line 5, not '64' of"
+        " line 6",
+    ),
+    (
+        "steps=400,450",
+        "steps=400,450\nsteps=9\nwidth=64",
+        ("net", "steps", (400, 450)),
+        "2 values again; the first one counts, as in darknet: steps='400,450' of line 7, not '9'"
+        " of line 8, width='32' of line 3, not '64' of line 9",
+    ),
+    ("size=3", "size=3\nsize=what", (0, "size", 3), "size='3' of line 13, not 'what' of line 14"),
+    (
+        "activation=mish",
+        "activation=mish\nstride=1",
+        (0, "stride", 2),
+        "stride='2' of line 14, not '1' of line 17",
+    ),
+    (
+        "num=3",
+        "new_coords=0\nnew_coords=1\nnum=3",
+        (9, "num", 3),
+        "new_coords='0' of line 56, not '1' of line 57",
+    ),
+    ("tracking=7", "tracking=7\ntracking=8", ("net", "other", (("tracking", "7"),)), "'8' of line"),
+]
+
+
+@pytest.mark.parametrize("old, new, expected, told", DOUBLED)
+def test_the_first_value_of_a_key_counts_and_the_other_is_told(old, new, expected, told):
+    text = changed((old, new))
+    network = darknet_cfg.parse(text, "small.cfg")
+    number, field, value = expected
+    section = network.net if number == "net" else network.layers[number]
+    assert getattr(section, field) == value
+    assert darknet_cfg.plain(network) == darknet_cfg.plain(darknet_cfg.parse(TEXT)) or (
+        field in ("batch", "num")  # added, with their default value or beside an option
+    )
+    assert darknet_cfg.repeated(network).startswith("small.cfg gives ")
+    assert told in darknet_cfg.repeated(network)
+    assert darknet_cfg.format(network) == text, "the second value stays in the text"
+
+
+def test_a_key_that_is_given_again_with_its_value_is_not_worth_a_word():
+    assert darknet_cfg.repeated(darknet_cfg.parse(changed(("size=3", "size=3\nsize = 3")))) == ""
+    assert darknet_cfg.repeated(darknet_cfg.parse(TEXT)) == ""
+
+
+def test_only_the_value_that_counts_is_rewritten():
+    network = darknet_cfg.parse(changed(("filters=14", "filters=14\nfilters=3")))
+    layers = list(network.layers)
+    layers[8] = layers[8]._replace(filters=20)
+    layers[9] = layers[9]._replace(classes=5)
+    text = darknet_cfg.format(network._replace(layers=tuple(layers)))
+    assert "filters=20\nfilters=3\n" in text
+    assert darknet_cfg.parse(text).layers[8].filters == 20
+
+
+def test_many_values_are_counted_and_the_first_ones_named():
+    again = "".join(f"k{i}=1\nk{i}=2\n" for i in range(9))
+    told = darknet_cfg.repeated(darknet_cfg.parse(changed(("tracking=7\n", again)), "small.cfg"))
+    assert told.startswith("small.cfg gives 9 values again") and told.endswith(", and 5 more")
+    assert "k3='1'" in told and "k4" not in told
+
+
+# ---- Encodings. ----
+
+
+CHINESE = "中文说明"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        TEXT.encode("utf-8-sig"),
+        TEXT.encode("utf-16"),
+        TEXT.encode("utf-16-le"),
+        TEXT.replace("\n", "\r\n").encode("utf-8-sig"),
+        TEXT.replace("\n", "\r").encode(),
+        TEXT.replace("# A small network", "# réseau").encode("cp1252"),
+        TEXT.replace("# a comment", f"# {CHINESE}").encode("gb18030"),
+        TEXT.replace("# a comment", "# 日本語のコメント").encode("shift-jis"),
+        TEXT.replace("; the other scale", "  ; 中文說明").encode("big5"),
+        TEXT.replace("# A small network", f"# {CHINESE}").encode("utf-8-sig"),
+        TEXT.replace("\n", " \t\n").encode() + b"\n\n \n",
+    ],
+    ids=[
+        *(
+            "utf-8 mark",
+            "utf-16",
+            "utf-16 without mark",
+            "crlf and mark",
+            "cr",
+            "cp1252",
+            "gb18030",
+        ),
+        *("shift-jis", "big5", "utf-8 comment", "trailing blanks"),
+    ],
+)
+def test_marks_encodings_and_comments_never_refuse_a_file(tmp_path, data):
+    path = tmp_path / "small.cfg"
+    path.write_bytes(data)
+    network = darknet_cfg.read(path)
+    assert darknet_cfg.plain(network) == darknet_cfg.plain(darknet_cfg.parse(TEXT))
+    darknet_cfg.format(network).encode()  # can be stored and written back
+
+
+def test_foreign_bytes_of_comments_are_escaped(tmp_path):
+    path = tmp_path / "small.cfg"
+    path.write_bytes(TEXT.replace("# A small network", "# réseau").encode("cp1252"))
+    assert darknet_cfg.format(darknet_cfg.read(path)).startswith("# r\\xe9seau\n[net]\n")
+
+
+def test_foreign_bytes_outside_comments_are_refused_with_the_line(tmp_path):
+    path = tmp_path / "small.cfg"
+    path.write_bytes(TEXT.replace("tracking=7", "tracking=é").encode("latin-1"))
+    with pytest.raises(darknet_cfg.CfgError) as info:
+        darknet_cfg.read(path)
+    assert str(info.value) == (
+        f"{path} is not a darknet cfg: it is not UTF-8 text (byte 0xE9 in line 8); save it as"
+        " UTF-8."
+    )
+
+
 # ---- Errors. ----
 
 
@@ -339,11 +470,6 @@ def test_training_cfg_says_the_same_as_the_one_reduced_to_inference(shared_dir):
         ("batch_normalize=1", "batch_normalize=2", "must be 0 or 1"),
         ("=.002", "=", "line 6: [net] has 'learning_rate=', which is not key=value"),
         ("size=3", "size", "line 13: layer 0 [convolutional] has 'size', which is not key=value"),
-        (
-            "filters=8",
-            "size=8",
-            "line 13: layer 0 [convolutional] has 'size' twice, first in line 12",
-        ),
         ("mask = 0,1", "mask = 0,,1", "a comma-separated list, each item an integer of at least 0"),
         ("mask = 0,1", "mask = 0,1,", "a comma-separated list, each item an integer"),
         ("mask = 0,1", "mask = 0,3", "has mask=0,3 but only 3 anchors"),

@@ -164,6 +164,41 @@ def test_images_on_which_layers_do_not_fit_are_refused_with_a_sentence():
         jax.eval_shape(contract.from_module(module).init, jax.random.key(0), images)
 
 
+GREY = "[net]\nwidth=16\nheight=16\nchannels={}\n" + CONV + "activation=mish\n" + HEAD
+
+
+def test_a_network_of_one_channel_sees_the_brightness_of_an_image():
+    """The same as a network of RGB with a kernel for each colour, and as of a grey image."""
+    modules = [darknet.Darknet(cfg=GREY.format(n), num_classes=3) for n in (1, 3)]
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (2, 16, 16, 3), dtype=np.uint8)
+    grey, rgb = (contract.from_module(module) for module in modules)
+    params, state = grey.init(jax.random.key(0), images)
+    layer = params["layers"]["layer0"]
+    assert layer["kernel"].shape == (3, 3, 1, 8)
+    weighted = layer["kernel"] * np.array([0.299, 0.587, 0.114], np.float32)[:, None]
+    coloured = {"layers": {"layer0": {**layer, "kernel": weighted}}}
+    (found,) = grey.maps(params, state, images, False)[0].predictions
+    (expected,) = rgb.maps(coloured, state, images, False)[0].predictions
+    np.testing.assert_allclose(found, expected, atol=2e-6)  # sums in another order
+    level = np.repeat(images[..., :1], 3, axis=-1)
+    (found,) = grey.maps(params, state, level, False)[0].predictions
+    kernels = np.repeat(layer["kernel"], 3, axis=2) / 3
+    coloured = {"layers": {"layer0": {**layer, "kernel": kernels}}}
+    (expected,) = rgb.maps(coloured, state, level, False)[0].predictions
+    np.testing.assert_allclose(found, expected, atol=2e-6)
+
+
+@pytest.mark.parametrize("channels", [2, 4, 6])
+def test_other_numbers_of_channels_are_refused(channels):
+    with pytest.raises(darknet_cfg.CfgError) as info:
+        darknet.Darknet(cfg=GREY.format(channels), num_classes=3).check()
+    assert str(info.value) == (
+        f"config.model.cfg: [net] has channels={channels}, but images have 3 channels (RGB), or 1"
+        " for a network of grey images; choose a network with channels=3 or channels=1."
+    )
+
+
 def test_dropout_in_training_keeps_the_mean():
     cfg = "[net]\nwidth=64\nheight=64\nchannels=8\n[dropout]\nprobability=.25\n" + HEAD
     module = darknet.Network(darknet_cfg.parse(cfg))

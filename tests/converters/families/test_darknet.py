@@ -119,7 +119,7 @@ def test_for_other_classes_the_predicting_layers_stay_out(files, tmp_path):
     [
         (dict(config="retinanet_coco"), "is a darknet .weights file, but --config retinanet_coco"),
         (dict(names="missing"), "--names .*missing cannot be read"),
-        (dict(cfg=""), "the first 162 of 162 layers of yolov4 have"),
+        (dict(cfg=""), "values, but yolov4 with 80 classes, the network of --config darknet_coco,"),
     ],
 )
 def test_what_does_not_fit_is_one_sentence(files, tmp_path, change, sentence):
@@ -155,3 +155,167 @@ def test_only_darknets_detector_is_written_as_darknet(files, tmp_path):
     assert not (tmp_path / "taken.weights").exists()
     assert json.loads((folder / "report.json").read_text())["header"]["seen"] == 12345
     assert darknet_networks.resolve(CFG).net.width == 64
+
+
+# ---- Files without their cfg, and with a wrong one. ----
+
+
+@pytest.fixture
+def standard(monkeypatch):
+    """The small network is the standard one of the name yolov3-tiny, with 80 classes."""
+    text = CFG.replace("filters=21", "filters=255").replace("classes=2", "classes=80")
+    monkeypatch.setitem(darknet_networks.STANDARD, "yolov3-tiny", lambda: text)
+
+
+def refused(*arguments):
+    with pytest.raises(errors.UserError) as info:
+        run(*arguments)
+    return str(info.value)
+
+
+def test_a_standard_network_is_guessed_where_the_values_fit(files, standard, tmp_path, capsys):
+    weights, _, names = files
+    folder = tmp_path / "folder"
+    common = ("--input", weights, "--config", "darknet_coco", "--output", folder)
+    run(*common, "--names", names)
+    assert (
+        f"assumed, as there is no --cfg: {weights} is yolov3-tiny with 2 classes, which has exactly"
+        " its 765 values, and has the published anchors and input of 64x32 px; add --cfg FILE.cfg"
+        " if its own differ.\n"
+    ) in capsys.readouterr().out
+    info = checkpoint.load_weights(folder).info
+    assert info["class_names"] == ["cat", "dog"]
+    model = info["config"]["model"]
+    assert (model["cfg"], model["num_classes"]) == ("yolov3-tiny", 2)
+    assert info["config"]["data"]["canvases"] == [[32, 64]]
+    run("--reverse", "--input", folder, "--output", tmp_path / "back.weights")
+    assert (tmp_path / "back.weights").read_bytes() == weights.read_bytes()
+
+
+def test_a_guess_never_contradicts_the_command_line(files, standard, tmp_path):
+    weights, _, _ = files
+    folder = tmp_path / "folder"
+    common = ("--input", weights, "--config", "darknet_coco", "--output", folder)
+    assert refused(*common, "--config.model.num_classes=3") == (
+        f"{weights} fits yolov3-tiny with 2 classes, but --config.model.num_classes is 3; remove"
+        " the flag, or add --reset_classes to train on other classes."
+    )
+    text = refused(*common, "--config.model.cfg=yolov4-tiny")
+    assert f"{weights} holds 765 values, but yolov4-tiny with 80 classes, the network of" in text
+    assert (
+        "fewer" not in text and "more, and darknet's yolov3-tiny with 2 classes has exactly" in text
+    )
+    assert text.endswith("as many; name the network of the file with --cfg FILE.cfg.")
+    run(*common, "--config.model.num_classes=3", "--reset_classes")
+    loaded = checkpoint.load_weights(folder)
+    assert set(loaded.params["layers"]) == {"layer0", "layer1"}
+    model = loaded.info["config"]["model"]
+    assert (model["cfg"], model["num_classes"]) == ("yolov3-tiny", 3)
+
+
+def test_a_cut_off_file_says_its_layers_and_a_network_is_guessed(files, standard, tmp_path):
+    weights, cfg, _ = files
+    network = darknet_cfg.read(cfg)
+    part = tmp_path / "small.conv.2"
+    reader.write(part, network, reader.read(weights, network), 2)
+    folder = tmp_path / "folder"
+    run("--input", part, "--config", "darknet_coco", "--output", folder)
+    loaded = checkpoint.load_weights(folder)
+    assert set(loaded.params["layers"]) == {"layer0", "layer1"}
+    assert loaded.info["config"]["model"]["cfg"] == "yolov3-tiny"
+
+
+@pytest.mark.parametrize(
+    "change, fits",
+    [
+        (("classes=2", "classes=3"), "; {cfg} with 2 classes has exactly 765."),
+        (("filters=8", "filters=16"), ""),
+    ],
+)
+def test_a_wrong_cfg_says_by_how_many_values_and_what_would_fit(files, tmp_path, change, fits):
+    weights, cfg, _ = files
+    text = CFG.replace(*change)
+    if change[0] == "classes=2":
+        text = text.replace("filters=21", "filters=24")
+    else:
+        text = text.replace("groups=8", "groups=16")
+    cfg.write_text(text)
+    expected = reader.num_floats(darknet_cfg.read(cfg))
+    message = refused(
+        *("--input", weights, "--cfg", cfg, "--config", "darknet_coco", "--output", tmp_path / "f")
+    )
+    start = (
+        f"{weights}: the first 4 of 4 layers of {cfg} have {expected} values, but the file holds"
+        f" 765: {expected - 765} are missing, so it is cut short or belongs to another cfg"
+    )
+    assert message == start + (fits.format(cfg=cfg) or ".")
+
+
+@pytest.mark.parametrize("name", ["yolov3", "yolov3-tiny", "yolov4", "yolov4-tiny"])
+@pytest.mark.parametrize("classes", [1, 2, 20, 80])
+def test_the_number_of_values_tells_a_standard_network_and_its_classes(name, classes):
+    network = darknet_networks.resolve(name)
+    count = reader.num_floats(darknet_networks.with_classes(network, classes))
+    assert reader.standard_that_fit(count) == {name: classes}
+    assert reader.standard_that_fit(count + 1) == {}
+
+
+@pytest.mark.parametrize("name, layers", [("yolov3", 74), ("yolov4", 137), ("yolov4-tiny", 29)])
+def test_a_cut_off_standard_file_is_told_by_its_values(name, layers):
+    count = reader.num_floats(darknet_networks.resolve(name), layers)
+    assert name in reader.standard_that_fit(count, layers)
+
+
+def test_a_network_of_one_channel_comes_back_byte_for_byte(files, tmp_path):
+    weights, cfg, _ = files
+    cfg.write_text(CFG.replace("channels=3", "channels=1"))
+    network = darknet_cfg.read(cfg)
+    tensors = {
+        name: np.full(shape, 0.5, np.float32)
+        for name, shape in reader.tensor_shapes(network).items()
+    }
+    reader.write(weights, network, reader.Weights(reader.Header(), tensors))
+    folder = tmp_path / "folder"
+    config = ("--config", "darknet_coco")
+    run("--input", weights, "--cfg", cfg, *config, "--output", folder)
+    assert checkpoint.load_weights(folder).params["layers"]["layer0"]["kernel"].shape == (
+        3,
+        3,
+        1,
+        8,
+    )
+    run("--reverse", "--input", folder, "--output", tmp_path / "back.weights")
+    assert (tmp_path / "back.weights").read_bytes() == weights.read_bytes()
+    cfg.write_text(CFG.replace("channels=3", "channels=4"))
+    text = refused("--input", weights, "--cfg", cfg, *config, "--output", tmp_path / "other")
+    assert text.startswith(f"{cfg}: [net] has channels=4, but images have 3 channels (RGB), or 1")
+
+
+@pytest.mark.parametrize(
+    "override, sentence",
+    [
+        (
+            "model.num_classes=3",
+            "--config.model.num_classes is 3, but {cfg} has classes=2; remove the flag, or add"
+            " --reset_classes to train on other classes.",
+        ),
+        (
+            "model.cfg=yolov3",
+            "--cfg and --config.model.cfg both name a network; remove one.",
+        ),
+    ],
+)
+def test_the_command_line_never_contradicts_the_cfg_silently(files, tmp_path, override, sentence):
+    weights, cfg, _ = files
+    text = refused(
+        *("--input", weights, "--cfg", cfg, "--config", "darknet_coco", f"--config.{override}"),
+        *("--output", tmp_path / "folder"),
+    )
+    assert text == sentence.format(cfg=cfg)
+
+
+def test_entries_are_for_files_that_have_them(files, tmp_path):
+    weights, cfg, _ = files
+    common = ("--input", weights, "--cfg", cfg, "--config", "darknet_coco")
+    text = refused(*common, "--entry", "ema", "--output", tmp_path / "folder")
+    assert text == f"{weights} is not a file with names; remove --entry."
