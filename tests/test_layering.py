@@ -14,7 +14,7 @@ OPS = {"types", "ops"}
 PARTS = OPS | {"layers"}
 MODELS = PARTS | {"bounds", "fields", "darknet", "sharding", "assign", "losses"}
 MODELS |= {"backbones", "necks", "heads", "detectors"}
-DATA = {"types", "data"}
+DATA = {"types", "text", "data"}
 BELOW = MODELS | DATA | {"errors", "views", "contract", "experiments", "metrics", "viz"}
 BELOW |= {"checks", "config", "distributed"}
 # Rooms are shared by the programs; each may import those before it.
@@ -25,9 +25,10 @@ ALLOWED = {
     "__init__": set(),
     "types": set(),
     "errors": set(),
+    "text": set(),
     "bounds": set(),
     "fields": set(),
-    "darknet": {"errors", "darknet"},
+    "darknet": {"errors", "text", "darknet"},
     "sharding": {"types", "errors"},
     "ops": OPS,
     "assign": OPS | {"assign"},
@@ -50,7 +51,7 @@ ALLOWED = {
     **{room: BELOW | set(ROOMS[: i + 1]) for i, room in enumerate(ROOMS)},
     "environment": {"errors", "config"},
     "progress": set(),
-    "files": {"errors", "viz"},
+    "files": {"errors", "text", "viz"},
     "train": PROGRAMS,
     "eval": PROGRAMS,
     "demo": PROGRAMS,
@@ -58,7 +59,7 @@ ALLOWED = {
     "listing": {"errors", "config", "experiments"},
     "__main__": {"errors", "cli", "config", "files", "listing", "environment"},
 }
-NO_JAX = {"types", "errors", "fields", "cli", "checks", "config", "data", "metrics", "viz"}
+NO_JAX = {"types", "errors", "text", "fields", "cli", "checks", "config", "data", "metrics", "viz"}
 NO_JAX |= {"darknet", "experiments", "files", "listing", "__main__"}
 NO_FLAX = NO_JAX | {"ops", "assign", "losses", "sharding", "views"}
 
