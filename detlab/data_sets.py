@@ -9,7 +9,7 @@ from ml_collections import config_dict
 
 from detlab import contract, distributed, errors
 from detlab.data import batch as batch_lib
-from detlab.data import loader, records, settings, sources
+from detlab.data import loader, names, records, settings, sources
 
 
 def open_source(config: config_dict.ConfigDict, part: str) -> Any:
@@ -63,7 +63,7 @@ def fingerprint(source: Any) -> list[int]:
 
 def check_class_names(of_weights: Sequence[str] | None, of_data: Sequence[str]) -> None:
     """Checks that the labels 0, 1, ... mean the same classes in weights and data."""
-    if of_weights and list(of_weights) != list(of_data):
+    if of_weights and list(map(names.normal, of_weights)) != list(map(names.normal, of_data)):
         raise errors.UserError(
             f"the detector has the classes {', '.join(of_weights)}, but the data to evaluate have"
             f" {', '.join(of_data)}; set config.data.class_names to the classes of the detector."

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from detlab.data import names as names_lib
 from detlab.data import records as records_lib
 
 
@@ -32,13 +33,16 @@ class Coco(records_lib.FileSource):
       min_side: px; for training: objects with a smaller side or without area are dropped, and boxes
         are clipped to the image.  0, for evaluation: all boxes are kept as annotated, even without
         area or outside the image, so the ground truth equals that of the official evaluation.
+      exif: see `records.decode_image`.
     Raises:
       DataError: the folder or file is missing, or the file is not in COCO format or lacks one of
         `class_names`; with `strict`, also if an image or object is unusable, or if there are
         objects but none of `class_names`.
     """
 
-    def __init__(self, images, annotation_file, class_names=None, strict=True, min_side=1):
+    def __init__(
+        self, images, annotation_file, class_names=None, strict=True, min_side=1, exif="auto"
+    ):
         folder = pathlib.Path(images)
         if not folder.is_dir():
             raise records_lib.DataError(
@@ -46,7 +50,7 @@ class Coco(records_lib.FileSource):
             )
         content = _read(annotation_file)
         name_of = _categories(content["categories"], annotation_file)
-        chosen = tuple(class_names or name_of.values())
+        chosen = tuple(map(names_lib.normal, class_names or name_of.values()))
         for name in chosen:
             if name not in name_of.values():
                 raise records_lib.DataError(
@@ -109,10 +113,13 @@ class Coco(records_lib.FileSource):
             area=np.array([_area(a) for a in objects], np.float64)[checked.keep],
             num_images=len(used),
         )
-        problems = [*bad_images.sentences, *bad_objects.sentences, *checked.problems]
+        files = names_lib.Files(folder)
+        paths = files.paths([image["file_name"] for image in used])
+        notes = files.problems(annotation_file)
+        problems = [*bad_images.sentences, *bad_objects.sentences, *checked.problems, *notes]
         super().__init__(
             chosen,
-            [str(folder / image["file_name"]) for image in used],
+            paths,
             [image["id"] for image in used],
             sizes,
             annotations,
@@ -120,6 +127,7 @@ class Coco(records_lib.FileSource):
             dropped_boxes=len(content["annotations"]) - int(checked.keep.sum()),
             clipped_boxes=checked.num_clipped,
             skipped_records=len(bad_images.sentences),
+            exif=exif,
         )
         id_of = {name: category_id for category_id, name in name_of.items()}
         self.category_ids = tuple(id_of[name] for name in chosen)
@@ -159,7 +167,8 @@ def _categories(categories, file):
             raise records_lib.DataError(
                 f"annotation file {file}: entry {number} of 'categories' {fault}; correct the file"
             )
-    name_of = {c["id"]: c["name"] for c in sorted(categories, key=lambda c: c["id"])}
+    ordered = sorted(categories, key=lambda c: c["id"])
+    name_of = {c["id"]: names_lib.normal(c["name"]) for c in ordered}
     if len(name_of) < len(categories) or len(set(name_of.values())) < len(categories):
         raise records_lib.DataError(
             f"annotation file {file} gives several categories the same id or name; make them unique"
