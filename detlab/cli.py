@@ -122,7 +122,9 @@ def demo(docstring: str) -> argparse.ArgumentParser:
     """The flags of `python -m detlab.demo`."""
     parser = program("detlab.demo", docstring)
     _add_model(parser)
-    parser.add_argument("--input", required=True, help="image, video, folder, or quoted glob")
+    parser.add_argument(
+        "--input", required=True, help="image, video, folder (with those in it), or quoted glob"
+    )
     parser.add_argument("--output", required=True, help="folder for pictures and JSON")
     parser.add_argument("--threshold", type=float, default=0.3, help="lowest score to show")
     parser.add_argument("--top_k", type=int, default=100, help="most objects to show per image")

@@ -117,9 +117,7 @@ def box_areas(boxes):
 # Image files
 
 
-def read_image(
-    path: str | pathlib.Path, exif: str = "auto", size: tuple[int, int] | None = None
-):
+def read_image(path: str | pathlib.Path, exif: str = "auto", size: tuple[int, int] | None = None):
     """Reads an image file as uint8 [h, w, 3] RGB: repeats grey, drops alpha, reduces 16 bits to 8.
 
     Args:

@@ -203,7 +203,9 @@ def _entries(folder, file, annotations):
             name, column = _without_column(_without_comment(line))
             name = names_lib.without_suffix(pathlib.PureWindowsPath(name).as_posix())
             path = folder / "Annotations" / f"{name}.xml"
-        elif path != annotations.exact(f"{name}.xml") or not line.removeprefix("./").startswith(name):
+        elif path != annotations.exact(f"{name}.xml") or not line.removeprefix("./").startswith(
+            name
+        ):
             annotations.respelled[line] = path
         if column is not None:
             columns[column] += 1

@@ -162,7 +162,9 @@ def test_malformed_exif_leaves_the_picture_as_it_is(tags):
 def test_an_avif_is_turned_by_its_own_properties(orientation):
     options = Image.Exif()
     options[0x0112] = orientation
-    data = pillow("AVIF", Image.fromarray(turned.stored(turned.upright(), orientation)), exif=options)
+    data = pillow(
+        "AVIF", Image.fromarray(turned.stored(turned.upright(), orientation)), exif=options
+    )
     image = records.decode_image(data, "it", AGAIN)
     assert image.shape == (40, 60, 3)
     assert np.abs(image.astype(int) - turned.upright()).mean() < 5

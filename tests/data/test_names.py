@@ -85,7 +85,8 @@ def test_a_list_is_read_in_the_encoding_it_has(tmp_path, encoding):
 
 
 @pytest.mark.parametrize(
-    "encoding, name", [("cp1252", "café"), ("cp1251", "кот"), ("cp932", "ネコ"), ("cp949", "고양이")]
+    "encoding, name",
+    [("cp1252", "café"), ("cp1251", "кот"), ("cp932", "ネコ"), ("cp949", "고양이")],
 )
 def test_an_older_encoding_is_found_by_the_files_and_else_refused(tmp_path, encoding, name):
     file = tmp_path / "list.txt"

@@ -385,7 +385,9 @@ def test_boxes_of_an_annotation_as_stored_lie_on_the_stored_picture(tmp_path, or
     assert source.problems == (
         (f"1 of 1 images have an EXIF orientation: {stays} (the first: {path}){ALL}",)
         if exif == "auto" and orientation >= 5
-        else (f"1 of 1 images have an EXIF orientation: 1 are turned {DOES} (the first: {path}){ALL}",)
+        else (
+            f"1 of 1 images have an EXIF orientation: 1 are turned {DOES} (the first: {path}){ALL}",
+        )
         if exif == "auto" and orientation > 1
         else ()
     )

@@ -210,7 +210,9 @@ def test_another_spelling_finds_the_image(tmp_path, name):
     np.testing.assert_array_equal(source.annotation(0)["boxes"], [[10, 5, 30, 35], [1, 2, 4, 6]])
     file = tmp_path / "wider_face_split" / "wider_face_train_bbx_gt.txt"
     told = f"a name in {file} is spelt otherwise than its file: {name!r} is {source.name(0)}"
-    assert source.problems == (() if name.strip().endswith(f"./{A}") or name.strip() == A else (told,))
+    assert source.problems == (
+        () if name.strip().endswith(f"./{A}") or name.strip() == A else (told,)
+    )
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "cp1252", "gb18030"])
