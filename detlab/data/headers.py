@@ -106,6 +106,7 @@ def _heif_orientation(data):
 
 
 def is_tiff(data: bytes) -> bool:
+    """Whether a file is a TIFF, by its first bytes."""
     return data[:4] in TIFF
 
 
