@@ -302,10 +302,10 @@ def _how_turned(paths, sizes, sized):
                 continue  # told when the image is read
             (stored if as_stored else told).append(i)
     words = {
-        f"are turned upright, which is their annotated size{_first(paths, told)}": told,
-        "are turned upright as OpenCV does, although no annotated size shows that they were "
-        f"annotated like that{_first(paths, untold)}": untold,
-        f"stay as stored, which is their annotated size{_first(paths, stored)}": stored,
+        f"turned upright, as annotated sizes say{_first(paths, told)}": told,
+        "turned upright, as OpenCV does, since no annotated size tells"
+        f"{_first(paths, untold)}": untold,
+        f"left as stored, as annotated sizes say{_first(paths, stored)}": stored,
     }
     parts = [f"{len(which)} {text}" for text, which in words.items() if which]
     if not parts:

@@ -89,7 +89,8 @@ class Voc(records_lib.FileSource):
             image_ids.append(f"{folder.name}/{name}" if several else name)
             sizes.append(size)
             sized.append(annotated)
-        notes += [note for files in folders.values() for note in files.problems("the annotations")]
+        for folder, files in folders.items():
+            notes += files.problems(folder / "Annotations")
 
         def describe(k):
             file, number = places[k]

@@ -24,8 +24,8 @@ def test_phone_photos_annotated_upright_are_turned(shared_dir, part):
     )
     np.testing.assert_array_equal(source[0]["image"], records.read_image(path))  # as in the demo
     assert source.problems == (
-        "2 of 2 images have an EXIF orientation: 2 are turned upright, which is their annotated "
-        f"size (the first: {path}); config.data.exif=upright or stored decides for all",
+        "2 of 2 images have an EXIF orientation: 2 turned upright, as annotated sizes "
+        f"say (the first: {path}); config.data.exif=upright or stored decides for all",
     )
 
 

@@ -33,7 +33,7 @@ def test_the_decomposed_name_is_told_and_a_missing_one_stays_missing(shared_dir)
     assert voc.Voc(root, "train", ("cell",)).problems == (
         f"a name in the splits of {root} is spelt otherwise than its file: 'café' is "
         f"{root}/Annotations/{there}.xml",
-        f"a name in the annotations is spelt otherwise than its file: 'café' is "
+        f"a name in {root}/Annotations is spelt otherwise than its file: 'café' is "
         f"{root}/JPEGImages/{there}.jpg",
     )
     with pytest.raises(records.DataError) as raised:  # the list of val has the name before macOS

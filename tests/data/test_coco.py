@@ -328,10 +328,10 @@ def test_one_sentence_counts_all_turned_pictures(tmp_path):
     file.write_text(json.dumps(content))
     source = coco.Coco(tmp_path, file)
     assert source.problems == (
-        "4 of 5 images have an EXIF orientation: 2 are turned upright, which is their annotated "
-        f"size (the first: {tmp_path}/0.jpg), 1 are turned upright as OpenCV does, although no "
-        f"annotated size shows that they were annotated like that (the first: {tmp_path}/2.jpg), 1 "
-        f"stay as stored, which is their annotated size (the first: {tmp_path}/1.jpg); "
+        "4 of 5 images have an EXIF orientation: 2 turned upright, as annotated sizes say (the "
+        f"first: {tmp_path}/0.jpg), 1 turned upright, as OpenCV does, since no annotated size "
+        f"tells (the first: {tmp_path}/2.jpg), 1 left as stored, as annotated sizes say (the first: "
+        f"{tmp_path}/1.jpg); "
         "config.data.exif=upright or stored decides for all",
     )
     for k in (0, 2, 3, 4):

@@ -351,7 +351,7 @@ def assert_white_is_the_box(record):
 
 
 ALL = "; config.data.exif=upright or stored decides for all"
-DOES = "upright as OpenCV does, although no annotated size shows that they were annotated like that"
+DOES = "turned upright, as OpenCV does, since no annotated size tells"
 
 
 @pytest.mark.parametrize("orientation", range(2, 9))
@@ -362,9 +362,10 @@ def test_boxes_of_an_upright_annotation_lie_on_the_turned_picture(tmp_path, orie
     source = voc.Voc(tmp_path, "train")
     assert source.size(0) == picture
     assert_white_is_the_box(source[0])
-    how = "upright, which is their annotated size" if size == (40, 60) and orientation > 4 else DOES
+    sure = size == (40, 60) and orientation >= 5
+    how = "turned upright, as annotated sizes say" if sure else DOES
     assert source.problems == (
-        f"1 of 1 images have an EXIF orientation: 1 are turned {how} (the first: {path}){ALL}",
+        f"1 of 1 images have an EXIF orientation: 1 {how} (the first: {path}){ALL}",
     )
 
 
@@ -381,13 +382,11 @@ def test_boxes_of_an_annotation_as_stored_lie_on_the_stored_picture(tmp_path, or
     path = source.name(0)
     if exif == "stored" or orientation >= 5 or orientation == 1:
         assert_white_is_the_box(source[0])
-    stays = "1 stay as stored, which is their annotated size"
+    stays = "1 left as stored, as annotated sizes say"
     assert source.problems == (
         (f"1 of 1 images have an EXIF orientation: {stays} (the first: {path}){ALL}",)
         if exif == "auto" and orientation >= 5
-        else (
-            f"1 of 1 images have an EXIF orientation: 1 are turned {DOES} (the first: {path}){ALL}",
-        )
+        else (f"1 of 1 images have an EXIF orientation: 1 {DOES} (the first: {path}){ALL}",)
         if exif == "auto" and orientation > 1
         else ()
     )

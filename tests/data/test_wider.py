@@ -250,8 +250,8 @@ def test_a_turned_picture_is_upright_unless_the_key_says_stored(tmp_path, orient
     told = [text for text in source.problems if "EXIF" in text]
     assert told == (
         [
-            "1 of 1 images have an EXIF orientation: 1 are turned upright as OpenCV does, although "
-            f"no annotated size shows that they were annotated like that (the first: {path}); "
+            "1 of 1 images have an EXIF orientation: 1 turned upright, as OpenCV does, since "
+            f"no annotated size tells (the first: {path}); "
             "config.data.exif=upright or stored decides for all"
         ]
         if exif == "auto"
