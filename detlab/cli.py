@@ -101,6 +101,11 @@ def evaluation(docstring: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--predictions", help="file to write predictions to; without a model, to read them from"
     )
+    parser.add_argument(
+        "--format",
+        choices=("detlab", "coco"),
+        help="of the predictions to write: detlab (default) or coco, the results of COCO's tools",
+    )
     parser.add_argument("--json", help="file to write the metrics to")
     parser.add_argument("--draw", help="folder to draw pictures into")
     parser.add_argument("--draw_limit", type=int, default=0, help="number of pictures (0: all)")
@@ -110,8 +115,17 @@ def evaluation(docstring: str) -> argparse.ArgumentParser:
 
 
 def check_evaluation(args: argparse.Namespace) -> None:
-    """Rejects values of the flags of `evaluation` that are out of range."""
+    """Rejects flags of `evaluation` that are out of range or have no effect."""
     _check_threshold(args.threshold)
+    if args.format and not args.predictions:
+        raise errors.UserError(
+            "--format is that of the predictions to write; name their file with --predictions."
+        )
+    if args.format and not (args.workdir or args.checkpoint):
+        raise errors.UserError(
+            "--format is that of the predictions to write, which needs --workdir or --checkpoint;"
+            " saved predictions are read in either format."
+        )
     if args.draw_limit < 0:
         raise errors.UserError(
             f"--draw_limit is {args.draw_limit}; it must be at least 0, and 0 draws all images."

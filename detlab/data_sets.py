@@ -1,27 +1,37 @@
 """Opens the data that a config names and checks it against the detector."""
 
+import shlex
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from ml_collections import config_dict
 
 from detlab import contract, distributed, errors
 from detlab.data import batch as batch_lib
-from detlab.data import loader, names, records, settings, sources
+from detlab.data import loader, records, settings, slots, sources, wrappers
+from detlab.data import names as names_lib
 
 
-def open_source(config: config_dict.ConfigDict, part: str) -> Any:
+def open_source(
+    config: config_dict.ConfigDict, part: str, class_names: Sequence[str] | None = None
+) -> Any:
     """Opens the source of a part, "train" or "eval", and prints its problems.
 
+    Args:
+      class_names: the classes of the detector, if they are known.  If the data have no others, they
+        get these, in this order: a file of one part may lack a class of the other.
     Raises:
-      UserError: the data cannot be opened or are empty, or their number of classes is not the
-        detector's.
+      UserError: the data cannot be opened or are empty, or their classes or the number of these are
+        not the detector's.
     """
     switch = "skip_broken" if part == "train" else "eval_skip_broken"
     try:
         source = sources.build(config.data, part)
+        if class_names and set(source.class_names) <= set(class_names):
+            source = wrappers.choose_classes(source, tuple(class_names))
     except records.DataError as error:
         text = str(error).removesuffix(".")
         if error.can_leave_out:
@@ -35,18 +45,56 @@ def open_source(config: config_dict.ConfigDict, part: str) -> Any:
         raise errors.UserError(
             f"{part} data: config.data.root {config.data.root!r} has no usable images{cause}."
         )
-    num_classes = contract.num_classes(config)
-    if len(source.class_names) != num_classes:
-        raise errors.UserError(
-            f"config.model.num_classes is {num_classes}, but the {part} data have"
-            f" {len(source.class_names)} classes: {', '.join(source.class_names)};"
-            " set it to their number."
-        )
-    for problem in source.problems[:5]:
+    check_class_names(class_names, source.class_names)
+    _check_num_classes(source, part, contract.num_classes(config))
+    for problem in source.problems[:_SHOWN]:
         print(f"{part} data: {problem}")
-    if len(source.problems) > 5:
-        print(f"{part} data: {len(source.problems) - 5} more problems not shown")
+    if len(source.problems) > _SHOWN:
+        print(f"{part} data: {len(source.problems) - _SHOWN} more problems not shown")
     return source
+
+
+_SHOWN = 20
+
+
+def _check_num_classes(source, part, expected):
+    """Raises a `UserError` with the value to set if the data have another number of classes."""
+    names = source.class_names
+    if len(names) == expected:
+        return
+    count = np.zeros(len(names), np.int64)
+    for i in range(len(source)):
+        np.add.at(count, source.annotation(i)["labels"], 1)
+    with_objects = [name for name, number in zip(names, count, strict=True) if number]
+    empty = [name for name in names if name not in with_objects]
+    without = f" (no objects of {', '.join(empty)})" if empty and with_objects else ""
+    there = f"{len(names)} {'class' if len(names) == 1 else 'classes'}"
+    remedy = f"set --config.model.num_classes={len(names)}, or"
+    if len(names) < expected:
+        flag = class_names_flag(names)
+        remedy += f", to keep {expected}, add the classes that the data lack to {flag}"
+    else:
+        chosen = with_objects if empty and with_objects else names
+        among = "of them:" if len(chosen) == expected else "of"
+        remedy += f" keep {expected} {among} {class_names_flag(chosen)}"
+    raise errors.UserError(
+        f"config.model.num_classes is {expected}, but the {part} data have {there}:"
+        f" {', '.join(names)}{without}; {remedy}."
+    )
+
+
+def class_names_flag(names: Sequence[str]) -> str:
+    """The flag that chooses these classes, as it is typed in a shell."""
+    value = f"({','.join(map(repr, names))}{',' if len(names) == 1 else ''})"
+    quoted = shlex.quote(value) if set(value) & set('"$`\\!') else f'"{value}"'
+    return f"--config.data.class_names={quoted}"
+
+
+def report_shortage(source: Any, config: config_dict.ConfigDict) -> None:
+    """Prints a sentence if training images have more objects than config.data.max_boxes."""
+    sentence = slots.shortage(source, settings.of(config.data, "train"), config.seed)
+    if sentence:
+        print(f"train data: {sentence}")
 
 
 def check_same_images(**named_sources: Any) -> None:
@@ -63,10 +111,13 @@ def fingerprint(source: Any) -> list[int]:
 
 def check_class_names(of_weights: Sequence[str] | None, of_data: Sequence[str]) -> None:
     """Checks that the labels 0, 1, ... mean the same classes in weights and data."""
-    if of_weights and list(map(names.normal, of_weights)) != list(map(names.normal, of_data)):
+    if of_weights and list(map(names_lib.normal, of_weights)) != list(
+        map(names_lib.normal, of_data)
+    ):
         raise errors.UserError(
             f"the detector has the classes {', '.join(of_weights)}, but the data to evaluate have"
-            f" {', '.join(of_data)}; set config.data.class_names to the classes of the detector."
+            f" {', '.join(of_data)}; set {class_names_flag(of_weights)}, the classes of the"
+            " detector."
         )
 
 

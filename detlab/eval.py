@@ -4,7 +4,8 @@
     python -m detlab.eval --config experiments/retinanet_voc.py --checkpoint weights/retinanet_voc
     python -m detlab.eval --config experiments/retinanet_voc.py --predictions saved.json
 
-The last form evaluates saved predictions without a model.
+The last form evaluates saved predictions without a model: those that this program wrote, or a
+results file of COCO's tools.  `--format coco` writes such a file.
 
 Objects marked as crowd (COCO) or difficult (VOC) are ignored: detecting or missing them changes no
 metric.  An unreadable image ends the evaluation; with `--config.data.eval_skip_broken=True` it
@@ -47,15 +48,19 @@ def main(arguments: Sequence[str]) -> None:
         environment.use_compilation_cache(config)
     written = [args.json] if weights is None else [args.json, args.predictions]
     files.check_outputs(files=filter(None, written), folders=filter(None, [args.draw]))
-    source = data_sets.open_source(config, "eval")
+    if weights is None:
+        saved = predictions_lib.load(args.predictions)
+        class_names = saved.class_names
+    else:
+        class_names = weights.info.get("class_names")
+    source = data_sets.open_source(config, "eval", class_names)
     truth = evaluation.ground_truth(source)
 
     bounds = {}  # unknown for saved predictions
     if weights is None:
-        predictions = predictions_lib.read(args.predictions, truth, source.class_names)
         print(f"evaluating the predictions in {args.predictions}")
+        predictions = predictions_lib.match(saved, source, truth)
     else:
-        data_sets.check_class_names(weights.info.get("class_names"), source.class_names)
         distributed.check_same(config=config_lib.to_json(config), checkpoint=str(weights.path))
         data_sets.check_same_images(data=source)
         print(f"evaluating {weights.path} on {len(source)} images")
@@ -73,7 +78,10 @@ def main(arguments: Sequence[str]) -> None:
         if not distributed.is_first():
             return
         if args.predictions:
-            predictions_lib.write(args.predictions, predictions, source.class_names)
+            if args.format == "coco":
+                predictions_lib.write_coco(args.predictions, predictions, source)
+            else:
+                predictions_lib.write(args.predictions, predictions, source.class_names)
             print(f"predictions:   {args.predictions}")
 
     result = evaluation.score(truth, predictions, source.class_names, bounds)

@@ -1,15 +1,16 @@
 """Predictions and metrics as JSON, text and pictures."""
 
+import collections
 import json
 import pathlib
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from detlab import data_sets, errors, files
-from detlab.data import records
+from detlab import data_sets, errors, files, text
+from detlab.data import coco_json, records
 from detlab.metrics import inputs, tables
 from detlab.viz import boxes as draw_lib
 from detlab.viz import letters
@@ -29,43 +30,237 @@ def write(path: str | pathlib.Path, predictions: list[dict], class_names: Sequen
     files.write_text(path, json.dumps({"class_names": list(class_names), "images": images}))
 
 
-def read(path: str | pathlib.Path, truth: list[dict], class_names: Sequence[str]) -> list[dict]:
-    """Reads predictions that `write` saved.
+def write_coco(path: str | pathlib.Path, predictions: list[dict], source: Any) -> None:
+    """Saves predictions as a results file of COCO's tools, such as `COCO.loadRes` reads.
+
+    Boxes are x, y, width, height in original px, and categories have the ids of the annotation
+    file; classes of other kinds of data are numbered from 1.  Numbers have 9 digits, so reading
+    gives the same float32.  Prints a sentence if a class has no id there, or several.
+    """
+    labels_of = _category_labels(source)
+    ids = coco_json.category_ids(labels_of, len(source.class_names))
+    rows, lost = [], collections.Counter()
+    for image in predictions:
+        corners = image["boxes"].astype(float)
+        xywh = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1)
+        columns = (xywh.tolist(), image["scores"].tolist(), image["labels"].tolist())
+        for box, score, label in zip(*columns, strict=True):
+            if ids[label] is None:
+                lost[source.class_names[label]] += 1
+                continue
+            rows.append(
+                {
+                    "image_id": image["image_id"],
+                    "category_id": ids[label],
+                    "bbox": [_digits(value) for value in box],
+                    "score": _digits(score),
+                }
+            )
+    files.write_text(path, json.dumps(rows))
+    if lost:
+        print(
+            f"predictions of classes that the annotation file lacks are not written:"
+            f" {lost.total()}, of {records.listed(lost)}"
+        )
+    several = [
+        f"{name} ({', '.join(str(key) for key, k in labels_of.items() if k == label)})"
+        for label, name in enumerate(source.class_names)
+        if sum(k == label for k in labels_of.values()) > 1
+    ]
+    if several:
+        print(
+            "classes of several categories are written with the first of their ids:"
+            f" {records.listed(several)}"
+        )
+
+
+def _digits(value):
+    return float(f"{value:.9g}")
+
+
+def _category_labels(source):
+    """{category id: label, or -1} of a source; classes without ids are numbered from 1."""
+    numbered = {label + 1: label for label in range(len(source.class_names))}
+    return getattr(source, "category_labels", numbered)
+
+
+class Saved(NamedTuple):
+    """A file of predictions: that of `write`, a dict, or COCO's results, a list."""
+
+    path: pathlib.Path
+    content: Any
+
+    @property
+    def class_names(self) -> list[str] | None:
+        """The classes that the file names, in the order of its labels."""
+        names = self.content.get("class_names") if isinstance(self.content, dict) else None
+        strings = isinstance(names, list) and all(isinstance(name, str) for name in names)
+        return names if strings else None
+
+
+def load(path: str | pathlib.Path) -> Saved:
+    """Reads a file of predictions; `match` gives the predictions in it.
 
     Raises:
-      UserError: no such file, another kind of file, or predictions that do not match the ground
-        truth: other classes, an unknown image, arrays of different lengths, non-finite values.
+      UserError: no such file, or it holds no JSON.
     """
+    path = pathlib.Path(path)
     try:
-        saved = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
-        data_sets.check_class_names(saved["class_names"], class_names)
-        predictions = [
-            {
-                "image_id": p["image_id"],
-                "boxes": np.array(p["boxes"], np.float32),
-                "scores": np.array(p["scores"], np.float32),
-                "labels": np.array(p["labels"], np.int32),
-            }
-            for p in saved["images"]
-        ]
+        return Saved(path, json.loads(text.read(path)))
     except FileNotFoundError:
         raise errors.UserError(
             f"--predictions {path} does not exist; give --workdir or --checkpoint to write it."
         ) from None
     except OSError as error:
         raise errors.UserError(f"cannot read {path}: {error.strerror or error}.") from error
-    except (ValueError, KeyError, TypeError, OverflowError) as error:
-        raise errors.UserError(
-            f"{path} is not a predictions file of detlab.eval ({error}); write it again with"
-            " --workdir or --checkpoint."
-        ) from error
+    except (ValueError, RecursionError) as error:
+        raise errors.UserError(_not_predictions(path, error)) from error
+
+
+def _not_predictions(path, fault):
+    return (
+        f"{path} is not a predictions file of detlab.eval, nor one of COCO's results ({fault});"
+        " write it again with --workdir or --checkpoint."
+    )
+
+
+def match(saved: Saved, source: Any, truth: list[dict]) -> list[dict]:
+    """The predictions of a file, one dict per image, with the labels of a source.
+
+    Prints a sentence on categories that are passed over, and on images without predictions.
+
+    Args:
+      truth: the annotations of the source, see `evaluation.ground_truth`.
+    Raises:
+      UserError: another kind of file, or predictions that do not match the ground truth: other
+        classes, an unknown image, arrays of different lengths, non-finite values.
+    """
+    if isinstance(saved.content, list):
+        predictions = _of_results(saved, source, truth)
+    else:
+        predictions = _of_detlab(saved, source.class_names)
     try:
-        inputs.flatten(truth, predictions, len(class_names))
+        inputs.flatten(truth, predictions, len(source.class_names))
     except (ValueError, TypeError) as error:  # TypeError: an id that is a list
         raise errors.UserError(
-            f"the predictions in {path} do not match the data: {error}."
+            f"the predictions in {saved.path} do not match the data: {error}."
         ) from error
+    without = len(truth) - len(predictions)
+    if without:
+        print(f"images without predictions: {without} of {len(truth)}")
     return predictions
+
+
+def _of_detlab(saved, class_names):
+    """The predictions that `write` saved."""
+    try:
+        data_sets.check_class_names(saved.content["class_names"], class_names)
+        return [
+            {
+                "image_id": p["image_id"],
+                "boxes": np.array(p["boxes"], np.float32),
+                "scores": np.array(p["scores"], np.float32),
+                "labels": np.array(p["labels"], np.int32),
+            }
+            for p in saved.content["images"]
+        ]
+    except KeyError as error:
+        raise errors.UserError(_not_predictions(saved.path, f"it has no {error}")) from error
+    except (ValueError, TypeError, OverflowError) as error:
+        raise errors.UserError(_not_predictions(saved.path, error)) from error
+
+
+def _of_results(saved, source, truth):
+    """The predictions in COCO's results: rows of image_id, category_id, bbox and score.
+
+    An id may also be the text of a number or the number of a text, and an image may be named by its
+    file.  Rows of categories that are not among the classes are passed over, as pycocotools does.
+    """
+    rows = saved.content
+    for number, row in enumerate(rows):
+        fault = coco_json.fault(row, coco_json.RESULT)
+        if fault:
+            raise errors.UserError(
+                f"{saved.path} is not a file of COCO's results: entry {number} {fault}; each entry"
+                " needs image_id, category_id, bbox and score."
+            )
+    position_of = _by_id(t["image_id"] for t in truth)
+    for i in range(len(truth)):
+        name = pathlib.Path(source.name(i))
+        for key in (name.name, name.stem):
+            position_of.setdefault(key, i)
+    images = [_find(row["image_id"], position_of) for row in rows]
+    unknown = [row["image_id"] for row, i in zip(rows, images, strict=True) if i is None]
+    if unknown:
+        names = dict.fromkeys(unknown)
+        raise errors.UserError(
+            f"the predictions in {saved.path} do not match the data: {len(unknown)} of {len(rows)}"
+            f" are for {len(names)} images that the data lack (image_id"
+            f" {records.listed(map(repr, names))}); evaluate them on the data that they are for."
+        )
+
+    labels_of = _category_labels(source)
+    if not hasattr(source, "category_labels"):
+        names = records.listed(source.class_names)
+        print(f"the data have no category ids; 1 to {len(labels_of)} are read as {names}")
+    category_of = _by_id(labels_of, labels_of.values())
+    labels = [_find(row["category_id"], category_of) for row in rows]
+    unknown = [row["category_id"] for row, label in zip(rows, labels, strict=True) if label is None]
+    if unknown:
+        names = records.listed(map(repr, dict.fromkeys(unknown)))
+        if len(unknown) == len(rows):
+            raise errors.UserError(
+                f"the predictions in {saved.path} do not match the data: no category_id of theirs"
+                f" ({names}) is among the data's ({records.listed(map(repr, labels_of))})."
+            )
+        print(
+            f"predictions of categories that the data lack are passed over: {len(unknown)} of"
+            f" {len(rows)}, category_id {names}"
+        )
+    if -1 in labels:
+        print(
+            "predictions of categories that are not in class_names are passed over:"
+            f" {labels.count(-1)} of {len(rows)}"
+        )
+
+    of_image = {i: [] for i in dict.fromkeys(images)}
+    for row, i, label in zip(rows, images, labels, strict=True):
+        if label is not None and label >= 0:
+            of_image[i].append((row["bbox"], row["score"], label))
+    return [_of_image(truth[i]["image_id"], found) for i, found in of_image.items()]
+
+
+def _of_image(image_id, found):
+    """The prediction of an image from its (xywh, score, label)."""
+    xywh = np.array([box for box, _, _ in found], float).reshape(-1, 4)
+    return {
+        "image_id": image_id,
+        "boxes": np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1, dtype=np.float32),
+        "scores": np.array([score for _, score, _ in found], np.float32),
+        "labels": np.array([label for _, _, label in found], np.int32),
+    }
+
+
+def _by_id(ids, values=None):
+    """{id, and its plain text: value}, by default its position; the first of equal ids."""
+    ids = list(ids)
+    values = range(len(ids)) if values is None else values
+    found = dict(zip(ids, values, strict=True))
+    for image_id, value in zip(ids, values, strict=True):
+        found.setdefault(_plain(image_id), value)
+    return found
+
+
+def _find(image_id, values):
+    """The value of an id, of a number or its text, in a dict of `_by_id`; None if it has none."""
+    image_id = coco_json.whole(image_id)
+    return values.get(image_id, values.get(_plain(image_id)))
+
+
+def _plain(image_id):
+    """An id as text, a number without leading zeros."""
+    text_of_id = str(image_id)
+    return str(int(text_of_id)) if text_of_id.isdecimal() else text_of_id
 
 
 def report(result: dict) -> str:

@@ -25,6 +25,7 @@ affine map is not a scale and shift, so it resets `placement` to the identity.
   source.image_id(i)    the data set's id, int or str, unique for each image (only
                         `wrappers.Repeated` has an image, and so its id, several times)
   source.class_names    tuple of C names
+  source.max_objects    no image has more objects
   source.problems       sentences on what was changed or dropped, the most important first
   source.dropped_boxes, source.clipped_boxes      boxes dropped from kept images, boxes clipped
   source.skipped_records, source.filtered_records     unusable images, images dropped by choice
@@ -38,7 +39,7 @@ import difflib
 import mmap
 import pathlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import cv2
@@ -70,6 +71,16 @@ class Faults:
         if self._strict:
             raise DataError(sentence, can_leave_out=True)
         self.sentences.append(sentence)
+
+    def told(self, what: str) -> list[str]:
+        """The first sentences, and the number of further `what`, such as "images"."""
+        more = len(self.sentences) - _TOLD
+        if more <= 1:
+            return self.sentences
+        return [*self.sentences[:_TOLD], f"{more} more {what} are unusable"]
+
+
+_TOLD = 3
 
 
 def counts(source: Any) -> dict[str, int]:
@@ -343,6 +354,7 @@ def check_boxes(
     strict: bool = True,
     chosen_from: str | None = None,
     clip: bool = True,
+    known: Sequence[str] | None = None,
 ) -> Checked:
     """Clips boxes to their image and drops those that are unusable or not of a chosen class.
 
@@ -357,6 +369,8 @@ def check_boxes(
         other classes are then dropped, `strict` or not, with one sentence per class.  None if
         `class_names` is complete: another class is then a fault.
       clip: False keeps boxes as they are, even without area or outside the image.
+      known: the classes that the data set declares; a chosen class among them is not misspelt, and
+        the caller tells of the others.  None if it declares none.
     Raises:
       DataError: with `strict`, a box is unusable, or there are boxes but none of a chosen class;
         strict or not, a chosen class looks misspelt.
@@ -372,7 +386,8 @@ def check_boxes(
     if chosen_from is None:
         on_classes, unknown = [], ~wanted
     else:
-        on_classes, unknown = _on_classes(names, class_names, chosen_from), np.zeros_like(wanted)
+        on_classes = _on_classes(names, class_names, chosen_from, known)
+        unknown = np.zeros_like(wanted)
         if len(names) and not wanted.any() and strict:
             raise DataError(f"{on_classes[0]}; correct class_names")
     faults = {f"has a class that is not in class_names ({', '.join(class_names)})": unknown}
@@ -391,7 +406,8 @@ def check_boxes(
     # The rounding error of x + width does not count as reaching beyond the image.
     beyond = (np.maximum(-boxes, boxes - limits) > _ROUNDING).any(axis=1)
     num_clipped = int(beyond[keep].sum()) if clip else 0
-    problems = [*found.sentences, *on_classes] if wanted.any() else [*on_classes, *found.sentences]
+    told = found.told("objects")
+    problems = [*told, *on_classes] if wanted.any() else [*on_classes, *told]
     if num_clipped:
         problems.append(f"boxes that reach beyond their image are clipped: {num_clipped}")
     kept = inside[keep] if clip else boxes[keep]
@@ -401,24 +417,92 @@ def check_boxes(
 _ROUNDING = 1e-6  # px
 
 
-def _on_classes(names, class_names, chosen_from):
+def _on_classes(names, class_names, chosen_from, known):
     """Sentences on chosen classes without objects, and on objects of classes not chosen."""
     count = collections.Counter(names)
-    others = sorted(count.keys() - set(class_names))
+    others = {name: count[name] for name in sorted(count.keys() - set(class_names))}
     if count and len(others) == len(count):
         there = f"the classes found are {', '.join(others)}"
         return [f"there are no objects of class {', '.join(class_names)} in {chosen_from}; {there}"]
     absent = [name for name in class_names if name not in count]
-    for name in absent:
-        for meant in difflib.get_close_matches(name, others, n=1, cutoff=0.8):
+    if known is not None:
+        absent = [name for name in absent if name in known]
+    for name in absent if known is None else ():
+        meant = meant_class(name, others)
+        if meant:
             raise DataError(
                 f"there are no objects of class {name} in {chosen_from}, but {count[meant]} of "
                 f"class {meant}; correct class_names"
             )
-    return [f"there are no objects of class {name} in {chosen_from}" for name in absent] + [
-        f"objects of class {name}, which is not in class_names, are dropped: {count[name]}"
-        for name in others
+    return [
+        *(f"there are no objects of class {name} in {chosen_from}" for name in absent),
+        *dropped_classes(others),
     ]
+
+
+def dropped_classes(count: dict[str, int]) -> list[str]:
+    """Sentences on objects that are dropped because their class is not in `class_names`.
+
+    Args:
+      count: {class: number of its objects}.
+    """
+    if len(count) <= _TOLD:
+        return [
+            f"objects of class {name}, which is not in class_names, are dropped: {number}"
+            for name, number in count.items()
+        ]
+    most = sorted(count, key=lambda name: (-count[name], name))[:_TOLD]
+    parts = ", ".join(f"{count[name]} {name}" for name in most)
+    rest = sum(count.values()) - sum(count[name] for name in most)
+    return [
+        f"objects of {len(count)} classes that are not in class_names are dropped: {parts} and "
+        f"{rest} of the other {len(count) - len(most)}"
+    ]
+
+
+def lacking_classes(where: str, lacking: Sequence[str], known: Sequence[str]) -> list[str]:
+    """A sentence on chosen classes that data do not have; none if they have all.
+
+    Args:
+      where: the data, the subject of the sentence.
+      lacking: the chosen classes that are not there.
+      known: the classes that are.
+    """
+    if not lacking:
+        return []
+    count = "it counts as a class" if len(lacking) == 1 else "they count as classes"
+    return [
+        f"{where} has no class {listed(lacking)} (its classes: {listed(known)}); {count} "
+        "without objects"
+    ]
+
+
+def listed(names: Iterable[str], limit: int = 5) -> str:
+    """The first names, and how many there are besides."""
+    names = list(names)
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
+
+
+def meant_class(name: str, others: Iterable[str], cutoff: float = 0.8) -> str | None:
+    """The class among `others` that `name` seems to misspell; None if there is none.
+
+    Case does not count.  Names that differ only in digits, such as "class_10" and "class_11", are
+    different classes.
+
+    Args:
+      cutoff: 0..1, the least similarity, as in `difflib.get_close_matches`.
+    """
+    folded = {other.casefold(): other for other in others}
+    name = name.casefold()
+    for close in difflib.get_close_matches(name, folded, n=3, cutoff=cutoff):
+        if close == name or _letters(close) != _letters(name):
+            return folded[close]
+    return None
+
+
+def _letters(name):
+    return "".join(letter for letter in name if not letter.isdigit())
 
 
 class Annotations:
@@ -443,6 +527,7 @@ class Annotations:
             self._columns["flags"] = np.asarray(flags, np.int32)[order]
         self._start = np.searchsorted(np.asarray(image)[order], np.arange(num_images + 1))
         self.num_objects = len(order)
+        self.max_objects = int(np.diff(self._start).max(initial=0))
 
     def __getitem__(self, i):
         rows = slice(self._start[i], self._start[i + 1])
@@ -493,6 +578,7 @@ class FileSource:
         first, last = ([turned], []) if annotations.num_objects else ([], [turned])
         # Without objects, the first problem must be their loss, the cause of any later failure.
         self.problems = tuple(filter(None, (*first, *problems, *last)))
+        self.max_objects = annotations.max_objects
 
     def __len__(self):
         return len(self._paths)

@@ -16,8 +16,8 @@ import numpy as np
 CLASS_NAMES = ("rectangle", "ellipse", "triangle", "cross")
 NUM_IMAGES = {"train": 4000, "val": 200}
 
-_STREAM = {"train": 0, "val": 1}  # part of each image's seed: the splits share no image
 _MAX_OBJECTS = 6
+_STREAM = {"train": 0, "val": 1}  # part of each image's seed: the splits share no image
 _SIDES = (16, 70)  # px in images of 128x128; scaled with the image size
 _TRIES = 20  # placements tried before an object is dropped
 
@@ -33,6 +33,7 @@ class Shapes:
     """
 
     class_names = CLASS_NAMES
+    max_objects = _MAX_OBJECTS
     problems = ()
     dropped_boxes = clipped_boxes = skipped_records = filtered_records = 0
 

@@ -132,6 +132,7 @@ class Tfds:
             area=np.where(np.isnan(area), of_box, area),
             num_images=len(places),
         )
+        self.max_objects = self._annotations.max_objects
         self.class_names = class_names or known
         notes = []
         if turned and exif == "auto":
@@ -140,7 +141,7 @@ class Tfds:
                 f"stored, as TFDS reads them (the first: {self._names[turned[0]]}); "
                 "config.data.exif=upright turns them"
             ]
-        self.problems = (*bad_images.sentences, *checked.problems, *notes)
+        self.problems = (*bad_images.told("images"), *checked.problems, *notes)
         self.dropped_boxes = int((~checked.keep).sum())
         self.clipped_boxes = checked.num_clipped
         self.skipped_records = len(bad_images.sentences)

@@ -121,7 +121,12 @@ class Voc(records_lib.FileSource):
             image_ids,
             sizes,
             annotations,
-            problems=(*bad_images.sentences, *bad_objects.sentences, *checked.problems, *notes),
+            problems=(
+                *bad_images.told("images"),
+                *bad_objects.told("objects"),
+                *checked.problems,
+                *notes,
+            ),
             dropped_boxes=len(bad_objects.sentences) + int((~checked.keep).sum()),
             clipped_boxes=checked.num_clipped,
             skipped_records=len(bad_images.sentences),

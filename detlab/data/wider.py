@@ -116,7 +116,7 @@ class Wider(records_lib.FileSource):
         )
         num_empty = int((~is_face).sum())
         no_area = f"faces without width or height are dropped: {num_empty}"
-        problems = (*bad_images.sentences, *checked.problems, *notes)
+        problems = (*bad_images.told("images"), *checked.problems, *notes)
         super().__init__(
             CLASS_NAMES,
             paths,

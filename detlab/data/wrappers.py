@@ -5,7 +5,6 @@ are those of the inner sources plus what the wrapper itself drops.
 """
 
 import collections
-import difflib
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,6 +24,7 @@ class _Wrapper:
 
     def __init__(self, sources, places, class_names):
         self.class_names = tuple(class_names)
+        self.max_objects = max(source.max_objects for source in sources)
         self.problems = tuple(problem for source in sources for problem in source.problems)
         self.dropped_boxes = sum(source.dropped_boxes for source in sources)
         self.clipped_boxes = sum(source.clipped_boxes for source in sources)
@@ -170,41 +170,62 @@ def choose_classes(
     Args:
       source: any source.
       class_names: the classes to keep, by their new names, in label order; objects of other classes
-        are dropped.  () keeps all.
+        are dropped, and classes that the source lacks have no objects.  () keeps all.
       rename: pairs (name in the source, new name), applied before `class_names`.  Classes that get
         the same name are merged.
     Returns:
       `source` itself if nothing changes.
     Raises:
-      DataError: `rename` or `class_names` has a class that the source does not have.
+      DataError: the source has none of `class_names`, or lacks a class of `rename` or
+        `class_names` that looks misspelt.
     """
-    for old, _ in rename:
-        _check_name(old, source.class_names, "rename_classes")
     new_names = dict(rename)
     renamed = [new_names.get(name, name) for name in source.class_names]
     chosen = tuple(class_names) or tuple(dict.fromkeys(renamed))
-    for name in chosen:
-        _check_name(name, renamed, "class_names")
+    lacking = _lacking("class_names", chosen, renamed)
+    if len(lacking) == len(chosen):
+        raise records_lib.DataError(
+            f"class_names has {chosen[0]!r}, but the data set has no such class; its classes: "
+            f"{', '.join(renamed)}"
+        )
+    problems = [
+        *(
+            f"rename_classes has {name!r}, but the data set has no such class"
+            for name in _lacking("rename_classes", new_names, source.class_names)
+        ),
+        *records_lib.lacking_classes("the data set", lacking, renamed),
+    ]
     if chosen == source.class_names and not any(old != new for old, new in rename):
         return source
-    return _Relabelled(source, chosen, [chosen.index(n) if n in chosen else -1 for n in renamed])
+    labels = [chosen.index(name) if name in chosen else -1 for name in renamed]
+    return _Relabelled(source, chosen, labels, problems)
 
 
-def _check_name(name, names, purpose):
-    if name not in names:
-        close = difflib.get_close_matches(name, names, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"its classes: {', '.join(names)}"
-        raise records_lib.DataError(
-            f"{purpose} has {name!r}, but the data set has no such class; {hint}"
-        )
+def _lacking(key, names, there):
+    """The classes that a key names and the source does not have; a misspelt one raises."""
+    lacking = [name for name in names if name not in there]
+    for name in lacking:
+        others = [other for other in there if other not in names]
+        meant = records_lib.meant_class(name, others, cutoff=0.6)
+        if meant:
+            raise records_lib.DataError(
+                f"{key} has {name!r}, but the data set has no such class; did you mean {meant!r}?"
+            )
+    return lacking
 
 
 class _Relabelled(_Wrapper):
     """A source whose label k becomes new_labels[k]; objects whose label becomes -1 are dropped."""
 
-    def __init__(self, source, class_names, new_labels):
+    def __init__(self, source, class_names, new_labels, problems):
         super().__init__([source], _in_one_source(np.arange(len(source))), class_names)
+        self.problems += tuple(problems)
         self._new_labels = np.array(new_labels, np.int32)
+        if hasattr(source, "category_labels"):
+            self.category_labels = {
+                key: new_labels[label] if label >= 0 else -1
+                for key, label in source.category_labels.items()
+            }
         if (self._new_labels >= 0).all():
             return
         count = collections.Counter()
@@ -212,11 +233,9 @@ class _Relabelled(_Wrapper):
             count.update(source.annotation(i)["labels"].tolist())
         left_out = [label for label in sorted(count) if new_labels[label] < 0]
         self.dropped_boxes += sum(count[label] for label in left_out)
-        sentences = [
-            f"objects of class {source.class_names[label]}, which is not in class_names, "
-            f"are dropped: {count[label]}"
-            for label in left_out
-        ]
+        sentences = records_lib.dropped_classes(
+            {source.class_names[label]: count[label] for label in left_out}
+        )
         if len(left_out) == len(count):  # then this explains any later failure
             nothing = f"there are no objects of class {', '.join(self.class_names)} in the data set"
             self.problems = (nothing, *sentences, *self.problems)

@@ -31,8 +31,7 @@ def build(config: config_dict.ConfigDict) -> Setup:
       UserError: data that cannot be opened, or parts that do not match.
     """
     train_source = data_sets.open_source(config, "train")
-    eval_source = data_sets.open_source(config, "eval")
-    data_sets.check_class_names(train_source.class_names, eval_source.class_names)
+    eval_source = data_sets.open_source(config, "eval", train_source.class_names)
     data_sets.check_same_images(training_data=train_source, evaluation_data=eval_source)
     batch_size = config.train.batch_size
     sizes = plan.source_sizes(train_source)
@@ -42,6 +41,7 @@ def build(config: config_dict.ConfigDict) -> Setup:
         f"data: {len(train_source)} training images, {len(eval_source)} evaluation images,"
         f" {len(train_source.class_names)} classes, {per_epoch} steps per epoch"
     )
+    data_sets.report_shortage(train_source, config)
 
     mesh = sharding.make_mesh()
     sharding.check_batch_size("train.batch_size", batch_size, parts=config.train.accumulate)

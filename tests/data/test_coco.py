@@ -88,6 +88,210 @@ def test_no_images_and_no_objects_pass(tmp_path):
 
 
 # ------------------------------------------------------------------------------------------------
+# Numbers, flags, categories and sizes as other programs write them
+
+
+def as_floats(value):
+    """All whole numbers of a JSON value as floats, as pandas writes columns with gaps."""
+    if isinstance(value, dict):
+        return {key: as_floats(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [as_floats(item) for item in value]
+    return float(value) if isinstance(value, int) else value
+
+
+def test_whole_floats_are_the_integers_that_they_equal(tmp_path):
+    source = coco.Coco(*write_data(tmp_path, as_floats(make_content())))
+    known = coco.Coco(*write_data(tmp_path, make_content()))
+    assert source.class_names == known.class_names and source.problems == ()
+    assert source.category_ids == (3, 17, 90)
+    ids = [source.image_id(i) for i in range(2)]
+    assert ids == [70, 5] and all(type(image_id) is int for image_id in ids)
+    assert all(type(category_id) is int for category_id in source.category_ids)
+    for i in range(2):
+        assert source.size(i) == known.size(i)
+        for key, value in known.annotation(i).items():
+            np.testing.assert_array_equal(source.annotation(i)[key], value)
+
+
+def test_ids_that_are_text_stay_text(tmp_path):
+    content = make_content()
+    for image in content["images"]:
+        image["id"] = f"0{image['id']}"
+    for category in content["categories"]:
+        category["id"] = f"n{category['id']}"
+    for annotation in content["annotations"]:
+        annotation["image_id"] = f"0{annotation['image_id']}"
+        annotation["category_id"] = f"n{annotation['category_id']}"
+    source = coco.Coco(*write_data(tmp_path, content))
+    assert [source.image_id(i) for i in range(2)] == ["070", "05"] and source.problems == ()
+    assert source.category_ids == ("n17", "n3", "n90")  # in the order of text
+    assert source.class_names == ("hen", "cat", "dog")
+    assert source.annotation(1)["labels"].tolist() == [2, 0]
+
+
+def test_class_names_that_are_numbers_become_text(tmp_path):
+    content = make_content()
+    content["categories"] = [{"id": k, "name": name} for k, name in ((3, 7), (17, 8.0), (90, "9"))]
+    assert coco.Coco(*write_data(tmp_path, content)).class_names == ("7", "8", "9")
+
+
+@pytest.mark.parametrize(
+    "value, ignored",
+    [(0.0, False), (None, False), (False, False), (float("nan"), False), ("0", False)]
+    + [(1.0, True), (True, True), ("1", True), ("true", True), ("", False)],
+)
+def test_flags_are_read_in_every_form(value, ignored, tmp_path):
+    content = make_content()
+    for annotation in content["annotations"]:
+        annotation["iscrowd"] = value
+    source = coco.Coco(*write_data(tmp_path, content))
+    assert source.annotation(1)["ignore"].tolist() == [ignored, ignored]
+    assert source.problems == ()
+
+
+@pytest.mark.parametrize("area", [None, float("nan")])
+def test_an_area_that_is_not_given_is_that_of_the_box(area, tmp_path):
+    content = make_content()
+    content["annotations"][0]["area"] = area
+    for min_side in (0, 1):
+        source = coco.Coco(*write_data(tmp_path, content), min_side=min_side)
+        assert source.annotation(1)["area"].tolist() == [14, 2500]
+
+
+@pytest.mark.parametrize(
+    "marks, key",
+    [
+        ({"ignore": 1}, "ignore"),
+        ({"ignore": True, "iscrowd": 0}, "ignore"),
+        ({"difficult": 1.0}, "difficult"),
+        ({"isDifficult": "true"}, "isDifficult"),
+        ({"is_crowd": 1}, "is_crowd"),
+        ({"isGroupOf": 1}, "isGroupOf"),
+        ({"attributes": {"ignored": True, "occluded": True}}, "ignored"),
+        ({"extra": {"ignore": 1}}, "ignore"),
+    ],
+)
+def test_ignore_flags_of_other_names_are_honoured_and_told(marks, key, tmp_path):
+    content = make_content()
+    content["annotations"][0] |= marks
+    for min_side in (0, 1):
+        source = coco.Coco(*write_data(tmp_path, content), min_side=min_side)
+        assert source.annotation(1)["ignore"].tolist() == [True, False]
+        assert source.problems == (f"objects marked {key!r} are ignored as crowds are: 1",)
+
+
+@pytest.mark.parametrize(
+    "marks, problems",
+    [
+        ({"isfake": 1}, ("objects marked 'isfake' are used like all others: 1",)),
+        ({"uncertain": True}, ("objects marked 'uncertain' are used like all others: 1",)),
+        (
+            {"difficult": 3},
+            ("objects whose 'difficult' is neither 0 nor 1 are used like all others: 1",),
+        ),
+        ({"occluded": 1, "truncated": 1, "score": 0.5}, ()),
+        ({"ignore": 0, "difficult": False, "isfake": None}, ()),
+    ],
+)
+def test_flags_that_are_not_honoured_are_named(marks, problems, tmp_path):
+    content = make_content()
+    content["annotations"][0] |= marks
+    source = coco.Coco(*write_data(tmp_path, content))
+    assert source.annotation(1)["ignore"].tolist() == [False, False]
+    assert source.problems == problems
+
+
+def test_of_categories_with_one_name_those_without_objects_are_left_out(tmp_path):
+    content = make_content()
+    content["categories"] += [{"id": 0, "name": "cat"}, {"id": 1, "name": "dog"}]
+    source = coco.Coco(*write_data(tmp_path, content))
+    assert source.class_names == ("cat", "hen", "dog") and source.category_ids == (3, 17, 90)
+    assert source.category_labels == {3: 0, 17: 1, 90: 2, 0: -1, 1: -1}
+    assert source.annotation(1)["labels"].tolist() == [2, 1]
+    assert source.problems == (
+        "categories without objects whose name another has are left out: 2, 0 (cat), 1 (dog)",
+    )
+    assert coco.Coco(*write_data(tmp_path, content), class_names=("dog",)).category_ids == (90,)
+    # Without any object, the last one stays: a group comes before its class.
+    source = coco.Coco(*write_data(tmp_path, content | {"annotations": []}))
+    assert source.category_ids == (3, 17, 90)
+
+
+def test_categories_with_one_name_and_objects_are_one_class(tmp_path):
+    content = make_content()
+    content["categories"].append({"id": 2, "name": "dog", "supercategory": "wolf"})
+    content["annotations"].append({"image_id": 70, "category_id": 2, "bbox": [1, 1, 9, 9]})
+    source = coco.Coco(*write_data(tmp_path, content))
+    assert source.class_names == ("dog", "cat", "hen") and source.category_ids == (2, 3, 17)
+    assert source.annotation(0)["labels"].tolist() == [1, 0]
+    assert source.problems == (
+        "categories of the name dog are one class: 2 with 1 objects, 90 with 1 objects",
+    )
+
+
+def test_a_category_listed_twice_is_one(tmp_path):
+    content = make_content()
+    content["categories"].append({"id": 3.0, "name": "cat"})
+    assert coco.Coco(*write_data(tmp_path, content)).category_ids == (3, 17, 90)
+
+
+@pytest.mark.parametrize(
+    "size",
+    [{}, {"height": 0, "width": 0}, {"height": None, "width": None}, {"height": 50}]
+    + [{"height": "50", "width": "50"}, {"height": -1, "width": float("nan")}],
+)
+def test_a_missing_size_is_that_of_the_image_file(size, tmp_path):
+    content = make_content()
+    content["images"][1] = {"id": 5, "file_name": "a.png", **size}
+    source = coco.Coco(*write_data(tmp_path, content))
+    assert source.size(1) == (50, 50) and source[1]["image"].shape == (50, 50, 3)
+    assert source.annotation(1)["boxes"][1].tolist() == [0, 0, 50, 50]
+
+
+def test_an_image_without_size_and_file_is_named_with_both(tmp_path):
+    content = make_content()
+    content["images"][0] = {"id": 70, "file_name": "gone.png", "width": 60}
+    folder, file = write_data(tmp_path, content)
+    with pytest.raises(records.DataError) as error:
+        coco.Coco(folder, file)
+    assert str(error.value) == (
+        f"{file}: entry 0 of 'images' has no 'height', and image file {folder / 'gone.png'} does"
+        " not exist; put it there or remove it from the list of images"
+    )
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-be", "utf-32"])
+def test_every_unicode_encoding_is_read(encoding, tmp_path):
+    content = make_content()
+    content["categories"][0]["name"] = "Hündin"
+    folder, file = write_data(tmp_path, "")
+    file.write_bytes(json.dumps(content, ensure_ascii=False).encode(encoding))
+    assert coco.Coco(folder, file).class_names == ("cat", "hen", "Hündin")
+
+
+def test_another_encoding_is_to_be_saved_as_utf_8(tmp_path):
+    folder, file = write_data(tmp_path, "")
+    file.write_bytes(b'{"images": [],\n"x": "\xfc"}')
+    with pytest.raises(records.DataError) as error:
+        coco.Coco(folder, file)
+    assert str(error.value) == (
+        f"annotation file {file} is not UTF-8 text (byte 0xFC in line 2); save it as UTF-8"
+    )
+
+
+def test_of_many_faults_the_first_are_told_and_the_others_counted(tmp_path):
+    content = make_content()
+    content["annotations"] += [{"image_id": k} for k in range(10)]
+    source = coco.Coco(*write_data(tmp_path, content), class_names=("cat", "dog"), strict=False)
+    assert len(source.problems) == 5 and source.dropped_boxes == 11
+    assert source.problems[3:] == (
+        "7 more objects are unusable",
+        "objects of class hen, which is not in class_names, are dropped: 1",
+    )
+
+
+# ------------------------------------------------------------------------------------------------
 # Bad input
 
 
@@ -108,18 +312,20 @@ def test_missing_folder_and_file_are_named(tmp_path):
         (lambda c: "[" * 100_000, r"instances\.json is not valid JSON"),
         # Skipping a category would shift all labels.
         (lambda c: {**c, "categories": [{"id": 1}]}, "entry 0 of 'categories' has no 'name'"),
+        (lambda c: {**c, "categories": []}, "has no categories; give an instances_.*COCO format$"),
         (lambda c: {**c, "categories": [None]}, "entry 0 of 'categories' is null, which is not"),
         (
-            lambda c: {**c, "categories": [{"id": "1", "name": "cat"}]},
-            "'categories' has the id \"1\", which is not an integer",
-        ),
-        (
-            lambda c: {**c, "categories": [*c["categories"], {"id": 4, "name": "cat"}]},
-            "several categories the same id or name; make them unique",
+            lambda c: {**c, "categories": [{"id": 1.5, "name": "cat"}]},
+            "'categories' has the id 1.5, which is not an integer or a string; correct the file",
         ),
         (
             lambda c: {**c, "categories": [*c["categories"], {"id": 3, "name": "cow"}]},
-            "several categories the same id or name",
+            "gives the category id 3 to two classes, cat and cow; give each its own id",
+        ),
+        (lambda c: "", r"instances\.json is empty; give an instances_\*\.json in COCO format"),
+        (
+            lambda c: "version https://git-lfs.github.com/spec/v1\noid sha256:0",
+            r"instances\.json is a Git LFS pointer, not the file itself; fetch the file with",
         ),
     ],
 )
@@ -130,9 +336,51 @@ def test_file_that_is_no_coco_file_is_named(tmp_path, change, fault):
             coco.Coco(folder, file, strict=strict)
 
 
-def test_unknown_class_asked_for_is_named(tmp_path):
-    with pytest.raises(records.DataError, match="has no class 'cow'; its classes: cat, hen, dog"):
-        coco.Coco(*write_data(tmp_path, make_content()), class_names=("cat", "cow"))
+@pytest.mark.parametrize(
+    "chosen, fault",
+    [
+        (("cow",), "has no class 'cow'; its classes: cat, hen, dog; correct class_names$"),
+        (("cat", "doog"), "has no class 'doog'; its classes: cat, hen, dog; did you mean 'dog'"),
+        (("cat", "Dog"), "has no class 'Dog'; its classes: cat, hen, dog; did you mean 'dog'"),
+    ],
+)
+def test_classes_of_which_the_file_has_none_or_one_that_is_misspelt_are_refused(
+    chosen, fault, tmp_path
+):
+    with pytest.raises(records.DataError, match=fault):
+        coco.Coco(*write_data(tmp_path, make_content()), class_names=chosen)
+
+
+@pytest.mark.parametrize(
+    "chosen, labels, told",
+    [
+        (
+            ("cow", "cat", "hen", "dog"),
+            [3, 2],
+            "has no class cow (its classes: cat, hen, dog); it counts as a class without objects",
+        ),
+        (
+            ("dog", "cow", "hen", "pig", "cat"),
+            [0, 2],
+            "has no class cow, pig (its classes: cat, hen, dog); they count as classes without"
+            " objects",
+        ),
+        (
+            ("hen", "cat", "dog", "dog_1"),
+            [2, 0],
+            "has no class dog_1 (its classes: cat, hen, dog); it counts as a class without objects",
+        ),
+    ],
+)
+def test_classes_that_the_file_lacks_have_no_objects_and_are_told_once(
+    chosen, labels, told, tmp_path
+):
+    folder, file = write_data(tmp_path, make_content())
+    source = coco.Coco(folder, file, class_names=chosen)
+    assert source.class_names == chosen
+    assert source.annotation(1)["labels"].tolist() == labels
+    assert source.problems == (f"annotation file {file} {told}",)
+    assert source.category_ids == tuple({"cat": 3, "hen": 17, "dog": 90}.get(c) for c in chosen)
 
 
 def test_chosen_class_without_objects_is_told_and_none_at_all_is_an_error(tmp_path):
@@ -165,9 +413,15 @@ BBOX_FAULT = "which is not a list of 4 finite numbers"
         ({"bbox": None}, BBOX_FAULT),
         ({"image_id": [5]}, r"image_id \[5\], which is not an integer or a string"),
         ({"category_id": {}}, "category_id {}, which is not an integer"),
-        ({"area": None}, "area null, which is not a finite number"),
+        ({"area": "9"}, 'area "9", which is not a finite number'),
+        ({"image_id": 5.5}, "image_id 5.5, which is not an integer or a string"),
+        ({"category_id": None}, "category_id null, which is not an integer or a string"),
+        ({"category_id": True}, "category_id true, which is not an integer or a string"),
+        ({"image_id": "5"}, r"image_id '5', which no usable image has \(5 is there; write both"),
+        ({"category_id": "3"}, r"category_id '3', which no category has \(3 is there; write"),
         ({"area": float("inf")}, "area Infinity, which is not a finite number"),
-        ({"iscrowd": "0"}, 'iscrowd "0", which is not 0 or 1'),
+        ({"iscrowd": "maybe"}, 'iscrowd "maybe", which is not 0 or 1'),
+        ({"iscrowd": 2}, "iscrowd 2, which is not 0 or 1"),
         (None, "entry 3 of 'annotations' is null, which is not a JSON object"),
         (3, "entry 3 of 'annotations' is 3, which is not a JSON object"),
         ([], "entry 3 of 'annotations' is .*, which is not a JSON object"),
@@ -330,9 +584,8 @@ def test_one_sentence_counts_all_turned_pictures(tmp_path):
     assert source.problems == (
         "4 of 5 images have an EXIF orientation: 2 turned upright, as annotated sizes say (the "
         f"first: {tmp_path}/0.jpg), 1 turned upright, as OpenCV does, since no annotated size "
-        f"tells (the first: {tmp_path}/2.jpg), 1 left as stored, as annotated sizes say (the first: "
-        f"{tmp_path}/1.jpg); "
-        "config.data.exif=upright or stored decides for all",
+        f"tells (the first: {tmp_path}/2.jpg), 1 left as stored, as annotated sizes say (the "
+        f"first: {tmp_path}/1.jpg); config.data.exif=upright or stored decides for all",
     )
     for k in (0, 2, 3, 4):
         assert np.abs(source[k]["image"].astype(int) - turned.upright()).max() < 60

@@ -131,6 +131,16 @@ def test_chosen_classes_leave_the_others_out_and_tell_it(tmp_path):
     assert "no objects of class Cat" in source.problems[0] and source.dropped_boxes == 4
 
 
+def test_a_misspelt_class_is_told_among_many_faults(tmp_path):
+    objects = CHAIR + 9 * make_object("chair", box=(5, 5, 5, 9))
+    source = voc.Voc(write_data(tmp_path, objects), "train", ("chair", "hcair"), strict=False)
+    assert source.problems[3:] == (
+        "6 more objects are unusable",
+        f"there are no objects of class hcair in train of {tmp_path}",
+    )
+    assert source.dropped_boxes == 9
+
+
 def test_boxes_of_parts_are_not_objects(tmp_path):
     part = "<part><name>head</name><bndbox><xmin>1</xmin></bndbox></part>"
     source = voc.Voc(write_data(tmp_path, make_object("person", extra=part)), "train")

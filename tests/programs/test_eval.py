@@ -309,6 +309,11 @@ def test_predictions_that_are_not_finite_are_refused_with_a_sentence():
         (lambda run, tiny: ["--workdir", run, "--json", "."], ["it is a folder"]),
         (lambda run, tiny: ["--workdir", run, "--json", f"{tiny}/x"], ["cannot write", "tiny.py"]),
         (lambda run, tiny: ["--workdir", run, "--predictions", run], ["it is a folder"]),
+        (lambda run, tiny: ["--workdir", run, "--format", "coco"], ["name their file with --pred"]),
+        (
+            lambda run, tiny: ["--config", tiny, "--predictions", "a.json", "--format", "coco"],
+            ["--format is that of the predictions to write", "are read in either format"],
+        ),
     ],
 )
 def test_a_mistake_gets_one_sentence(make, words, tiny_run, tiny_config, tmp_path, monkeypatch):
@@ -327,6 +332,32 @@ def test_predictions_of_other_classes_are_refused(tiny_config, tmp_path):
     path.write_text(json.dumps({"class_names": ["cat", "dog"], "images": []}))
     with pytest.raises(errors.UserError, match="cat, dog"):
         eval_lib.main(["--config", tiny_config, "--predictions", str(path)])
+
+
+def test_results_of_coco_that_are_written_give_the_same_figures_when_read(
+    tiny_run, tiny_config, tmp_path, monkeypatch, capsys
+):
+    def guess(params, state, images, image_size):
+        rng = np.random.default_rng(0)
+        corners = rng.uniform(0, 40, (len(images), 5, 2))
+        found = types.Detections(
+            boxes=jnp.array(np.concatenate([corners, corners + 20], axis=2), jnp.float32),
+            scores=jnp.array(rng.random((len(images), 5)), jnp.float32),
+            labels=jnp.array(rng.integers(0, 4, (len(images), 5)), jnp.int32),
+            valid=image_size[:, :1] > jnp.zeros(5),
+        )
+        return found, {}
+
+    guess.compiled_in, guess.compile_seconds = {}, 0.0
+    monkeypatch.setattr(evaluation, "Predictor", lambda detector, mesh: guess)
+    results, figures, again = (str(tmp_path / name) for name in ("r.json", "f.json", "g.json"))
+    written = ["--predictions", results, "--format", "coco", "--json", figures]
+    eval_lib.main(["--workdir", str(tiny_run), *written])
+    rows = json.loads((tmp_path / "r.json").read_text())
+    assert len(rows) == 1000 and list(rows[0]) == ["image_id", "category_id", "bbox", "score"]
+    eval_lib.main(["--config", tiny_config, "--predictions", results, "--json", again])
+    figures, again = (json.loads((tmp_path / name).read_text()) for name in ("f.json", "g.json"))
+    assert again == figures and figures["AP50"] > 0
 
 
 def saved(**changed):
@@ -348,15 +379,16 @@ def saved(**changed):
         (saved(boxes=[[0, 0, 9, 9, 0, 0, 9, 9]]), "not [n, 4]"),
         (saved() | {"images": saved()["images"] * 2}, "given twice"),
         (saved() | {"images": [5]}, "not a predictions file"),
-        ([], "not a predictions file"),
+        ([5], "entry 0 is 5, which is not a JSON object"),
         (b"\xff\xfe\x00", "not a predictions file"),
     ],
 )
 def test_saved_predictions_that_do_not_fit_get_one_sentence(content, words, tmp_path):
     path = tmp_path / "predictions.json"
     path.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
-    truth = evaluation.ground_truth(shapes.Shapes("val", num_images=1))
+    source = shapes.Shapes("val", num_images=1)
     with pytest.raises(errors.UserError) as error:
-        predictions_lib.read(path, truth, shapes.CLASS_NAMES)
+        saved = predictions_lib.load(path)
+        predictions_lib.match(saved, source, evaluation.ground_truth(source))
     assert words in str(error.value) and str(path) in str(error.value)
     assert "\n" not in str(error.value)
