@@ -195,7 +195,7 @@ def _of_results(saved, source, truth):
         names = dict.fromkeys(unknown)
         raise errors.UserError(
             f"the predictions in {saved.path} do not match the data: {len(unknown)} of {len(rows)}"
-            f" are for {len(names)} images that the data lack (image_id"
+            f" are for images that the data lack ({len(names)} images, image_id"
             f" {records.listed(map(repr, names))}); evaluate them on the data that they are for."
         )
 

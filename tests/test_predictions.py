@@ -152,8 +152,8 @@ def test_labels_are_those_of_the_classes_that_were_chosen(pets, tmp_path, capsys
     [
         (
             [ROW, {**ROW, "image_id": 5}, {**ROW, "image_id": 5}, {**ROW, "image_id": "a"}],
-            "the predictions in {path} do not match the data: 3 of 4 are for 2 images that the data"
-            " lack (image_id 5, 'a'); evaluate them on the data that they are for.",
+            "the predictions in {path} do not match the data: 3 of 4 are for images that the data"
+            " lack (2 images, image_id 5, 'a'); evaluate them on the data that they are for.",
         ),
         (
             [{**ROW, "category_id": 0}, {**ROW, "category_id": 1}],

@@ -117,7 +117,7 @@ def categories(content: dict[str, list], file: Any) -> Categories:
         kept = [key for key in of_name if count[key]] or of_name[-1:]
         left_out += [key for key in of_name if key not in kept]
         if len(kept) > 1:
-            parts = ", ".join(f"{key!r} with {count[key]} objects" for key in kept)
+            parts = ", ".join(f"{key!r} (objects: {count[key]})" for key in kept)
             joined.append(f"categories of the name {name} are one class: {parts}")
     if left_out:
         names = records_lib.listed(f"{key!r} ({name_of[key]})" for key in left_out)

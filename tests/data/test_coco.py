@@ -226,7 +226,7 @@ def test_categories_with_one_name_and_objects_are_one_class(tmp_path):
     assert source.class_names == ("dog", "cat", "hen") and source.category_ids == (2, 3, 17)
     assert source.annotation(0)["labels"].tolist() == [1, 0]
     assert source.problems == (
-        "categories of the name dog are one class: 2 with 1 objects, 90 with 1 objects",
+        "categories of the name dog are one class: 2 (objects: 1), 90 (objects: 1)",
     )
 
 
