@@ -283,7 +283,7 @@ _SAMPLE = 200  # files that show how fast they can be read
 
 def _orientation_of(path):
     try:
-        with open(path, "rb", buffering=0) as stream:
+        with open(str(path), "rb", buffering=0) as stream:
             # Mapped, so that only the pages with the headers are read.
             with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
                 return headers.orientation(data)

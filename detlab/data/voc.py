@@ -8,6 +8,7 @@ subtracts 1 from all four numbers, which excludes the last row and column of a b
 """
 
 import collections
+import os
 import pathlib
 import re
 from typing import NamedTuple
@@ -231,7 +232,7 @@ def _found(line, annotations):
     readings = dict.fromkeys(readings)
     for text, column in readings:
         path = annotations.exact(f"{text}.xml")
-        if path:
+        if path and not os.path.isabs(text):
             return text, path, column
     for text, column in readings:
         for spelling in names_lib.spellings(text.strip("'\"")):

@@ -180,6 +180,14 @@ def test_a_line_may_name_the_files_of_an_image_here_or_elsewhere(tmp_path, line)
     np.testing.assert_array_equal(source.annotation(0)["boxes"], [[10, 5, 30, 39]])
 
 
+@pytest.mark.parametrize("name", ["Annotations/one", "Annotations/one.xml", "JPEGImages/one.jpg"])
+def test_a_line_may_be_an_absolute_path_that_is_there(tmp_path, name):
+    write_data(tmp_path)
+    write_split(tmp_path, str(tmp_path / name))
+    source = voc.Voc(tmp_path, "train")
+    assert source.image_id(0) == "one" and source[0]["image"].shape == (40, 60, 3)
+
+
 def test_names_with_suffix_folder_or_number_sign_stay_whole_where_such_files_exist(tmp_path):
     write_data(tmp_path)
     for name in ("one.jpg", "s/one", "#1"):
