@@ -38,10 +38,6 @@ def knows(info: Mapping) -> bool:
     return made or (isinstance(weights, str) and weights.endswith(".weights"))
 
 
-# Keys of a layer that change its made-up weights in ways that `_made_up` does not follow.
-_OTHER_RULES = ("head", "entries", "weights", "share_index")
-
-
 def lacks(folder: pathlib.Path, name: str, info: Mapping) -> str:
     """What the case needs and detlab lacks, in words; "" if it lacks nothing."""
     if "layers" not in info:
@@ -50,8 +46,7 @@ def lacks(folder: pathlib.Path, name: str, info: Mapping) -> str:
         darknet_cfg.read((folder / name).with_name(info["cfg"]))
     except darknet_cfg.CfgError as error:
         return str(error).removeprefix(f"{(folder / name).parent}/").removesuffix(".")
-    keys = [key for key in _OTHER_RULES if any(key in layer for layer in info["layers"])]
-    return f"the rule of its weights has {', '.join(keys)}, which is not supported" if keys else ""
+    return ""
 
 
 def run(folder: pathlib.Path, name: str, info: dict, settings: runner.Settings) -> runner.Compared:
@@ -141,7 +136,13 @@ def _made_up(info: dict) -> dict[str, np.ndarray]:
     digest = hashlib.sha256(np.array([0, 2, 5, 0, 0], "<i4").tobytes())
     names = {"biases": "bias", "scales": "scale", "mean": "mean", "variance": "var"}
     for number, layer in enumerate(info["layers"]):
-        if layer["type"] != "convolutional":
+        if layer["type"] == "shortcut" and "weights" in layer:
+            value = fixture_weights.uniform(f"{number}.weights", layer["weights"], seed, 0.25, 1.25)
+            inputs = len(np.atleast_1d(layer["from"])) + 1
+            per_input = value if len(value) == inputs else value.reshape(inputs, -1)
+            tensors[f"{number}.weight"] = per_input
+            digest.update(value.astype("<f4").tobytes())
+        if layer["type"] != "convolutional" or "share_index" in layer:
             continue
         kinds = ["biases"]
         if layer.get("batch_normalize"):
@@ -154,6 +155,10 @@ def _made_up(info: dict) -> dict[str, np.ndarray]:
         bound = np.sqrt(3.0 * layer["gain"] / layer["fan_in"])
         count = layer["filters"] * layer["fan_in"]
         value = fixture_weights.uniform(f"{number}.weights", count, seed, -bound, bound)
+        if rows := layer.get("head", {}).get("rows"):
+            factors = _row_factors(rows, layer)
+            value = value.reshape(-1, len(factors), layer["fan_in"]) * factors[:, None]
+            value = value.reshape(-1)
         tensors[f"{number}.weight"] = value.reshape(shape)
         digest.update(value.astype("<f4").tobytes())
     if digest.hexdigest() != info["weights_sha256"]:
@@ -167,10 +172,11 @@ def _vector(key: str, kind: str, layer: dict, seed: int) -> np.ndarray:
     count = layer["filters"]
     if kind == "biases" and layer["before_yolo"]:
         value = fixture_weights.uniform(key, count, seed, -0.5, 0.5)
-        value = value.reshape(-1, 5 + layer["classes"])
-        value[:, 4] -= np.float32(4)
-        value[:, 5:] -= np.float32(2)
-        return value.reshape(-1)
+        entries, head = layer.get("entries", 5), layer.get("head", {})
+        value = value.reshape(-1, entries + layer["classes"])
+        value[:, entries - 1] += np.float32(head.get("obj", -4))
+        value[:, entries:] += np.float32(head.get("cls", -2))
+        return value.reshape(-1) - np.array(head.get("center", 0), np.float32)
     damped = 0.12 if layer["before_shortcut"] else 1.0
     low, high = {
         "biases": (-0.1, 0.1),
@@ -179,6 +185,15 @@ def _vector(key: str, kind: str, layer: dict, seed: int) -> np.ndarray:
         "variance": (0.5, 1.5),
     }[kind]
     return fixture_weights.uniform(key, count, seed, low, high)
+
+
+def _row_factors(rows: list, layer: dict) -> np.ndarray:
+    """What multiplies the weights of each output of an anchor in the predicting convolution."""
+    xy, wh, objectness, classes = rows
+    first = [xy, xy, wh, wh, objectness]
+    if layer.get("entries", 5) == 9:  # each coordinate has an uncertainty behind it
+        first = [xy, objectness, xy, objectness, wh, objectness, wh, objectness, objectness]
+    return np.array(first + [classes] * layer["classes"], np.float32)
 
 
 def _sigmoid(x):

@@ -7,9 +7,9 @@ numbers count back from the layer itself.  White space is ignored; `#` begins a 
 at the beginning of a line.  Where a section gives a key again, its first value counts.  Syntax,
 defaults and arithmetic are those of AlexeyAB/darknet, src/parser.c and src/option_list.c.
 
-Darknet reads `filters=3x` as 3, treats an unknown activation as ReLU, and adds only the overlapping
-part when the inputs of a shortcut differ in shape.  Here these are errors, and so are unimplemented
-options that would change what a network computes.  Unknown keys are kept for `format`.
+Darknet reads `filters=3x` as 3, treats an unknown activation as ReLU, and adds shortcuts of unequal
+height and width.  Here these are errors, and so are unimplemented sections and options that would
+change what a network computes.  Unknown keys are kept for `format`.
 """
 
 import os
@@ -71,6 +71,7 @@ class Convolutional(NamedTuple):
     dilation: int = 1  # cells between neighbouring taps; multiplies the border too
     batch_normalize: bool = False
     activation: str = "logistic"
+    share_index: int | None = None  # absolute number of the layer whose parameters this one uses
     other: tuple[tuple[str, str], ...] = ()
     source: Source = Source()
 
@@ -91,18 +92,24 @@ class Route(NamedTuple):
 
 
 class Shortcut(NamedTuple):
-    """Sum of the previous layer and the named ones, then the activation."""
+    """Sum of the previous layer and the named ones, then the activation.
+
+    Of each named layer as many channels are added as both have.
+    """
 
     layers: tuple[int, ...]  # absolute numbers; the key is `from`
     activation: str = "linear"
+    weights_type: str = "none"  # per_feature: one learned factor per input; or one per_channel
+    weights_normalization: str = "none"  # of the factors over the inputs
     other: tuple[tuple[str, str], ...] = ()
     source: Source = Source()
 
 
 class Upsample(NamedTuple):
-    """Each cell repeated `stride` times in both directions."""
+    """Each cell repeated `stride` times in both directions, times `scale`."""
 
     stride: int = 2
+    scale: float = 1.0
     other: tuple[tuple[str, str], ...] = ()
     source: Source = Source()
 
@@ -113,6 +120,50 @@ class MaxPool(NamedTuple):
     size: int  # defaults to `stride` in a cfg
     # Of both sides together: padding // 2 is left and above, the rest right and below.
     padding: int  # defaults to `size` - 1 in a cfg
+    stride: int = 1
+    other: tuple[tuple[str, str], ...] = ()
+    source: Source = Source()
+
+
+class LocalAvgPool(NamedTuple):
+    """Mean of a window; cells outside the map are ignored.  Fields as in `MaxPool`."""
+
+    size: int
+    padding: int
+    stride: int = 1
+    other: tuple[tuple[str, str], ...] = ()
+    source: Source = Source()
+
+
+class AvgPool(NamedTuple):
+    """Mean of each channel: a map of one cell."""
+
+    other: tuple[tuple[str, str], ...] = ()
+    source: Source = Source()
+
+
+class ScaleChannels(NamedTuple):
+    """The named layer times the previous one, which has one value per channel."""
+
+    layers: tuple[int, ...]  # one absolute number; the key is `from`
+    scale_wh: bool = False  # the previous layer has one value per cell instead
+    activation: str = "linear"
+    other: tuple[tuple[str, str], ...] = ()
+    source: Source = Source()
+
+
+class Sam(NamedTuple):
+    """The previous layer times the named one, which has the same shape."""
+
+    layers: tuple[int, ...]  # one absolute number; the key is `from`
+    activation: str = "linear"
+    other: tuple[tuple[str, str], ...] = ()
+    source: Source = Source()
+
+
+class Reorg3d(NamedTuple):
+    """The `stride` x `stride` cells of a block become channels."""
+
     stride: int = 1
     other: tuple[tuple[str, str], ...] = ()
     source: Source = Source()
@@ -161,7 +212,8 @@ class Yolo(NamedTuple):
     source: Source = Source()
 
 
-Layer = Convolutional | Route | Shortcut | Upsample | MaxPool | Dropout | Yolo
+Layer = Convolutional | Route | Shortcut | Upsample | MaxPool | LocalAvgPool | AvgPool
+Layer |= ScaleChannels | Sam | Reorg3d | Dropout | Yolo
 
 
 class Network(NamedTuple):
@@ -240,6 +292,17 @@ def _earlier_layers(text: str, number: int) -> tuple[int, ...]:
     return tuple(value + number if value < 0 else value for value in values)
 
 
+def _earlier_layer(text: str, number: int) -> tuple[int, ...]:
+    values = _earlier_layers(text, number)
+    if len(values) > 1:
+        raise ValueError("one number of a layer")
+    return values
+
+
+def _earlier_index(text: str, number: int) -> int:
+    return _earlier_layer(text, number)[0]
+
+
 _ACTIVATION = _one_of("linear", "leaky", "mish", "relu", "logistic", "swish")
 _IOU_KINDS = ("iou", "giou", "diou", "ciou")
 
@@ -277,11 +340,22 @@ _KEYS = {
         "pad": _flag,
         "padding": _integer(0),
         "activation": _ACTIVATION,
+        "share_index": _earlier_index,
     },
     Route: {"layers": _earlier_layers, "groups": _integer(1), "group_id": _integer(0)},
-    Shortcut: {"from": _earlier_layers, "activation": _ACTIVATION},
-    Upsample: {"stride": _integer(1)},
+    Shortcut: {
+        "from": _earlier_layers,
+        "activation": _ACTIVATION,
+        "weights_type": _one_of("none", "per_feature", "per_layer", "per_channel"),
+        "weights_normalization": _one_of("none", "relu", "avg_relu", "softmax"),
+    },
+    Upsample: {"stride": _integer(1), "scale": _number},
     MaxPool: {"stride": _integer(1), "size": _integer(1), "padding": _integer(0)},
+    LocalAvgPool: {"stride": _integer(1), "size": _integer(1), "padding": _integer(0)},
+    AvgPool: {},
+    ScaleChannels: {"from": _earlier_layer, "scale_wh": _flag, "activation": _ACTIVATION},
+    Sam: {"from": _earlier_layer, "activation": _ACTIVATION},
+    Reorg3d: {"stride": _integer(1)},
     Dropout: {"probability": _number},
     Yolo: {
         "anchors": _pairs,
@@ -318,18 +392,23 @@ _FIELDS = {"from": "layers", "max": "max_boxes"}
 _NEUTRAL = {
     Net: {},
     Convolutional: {
-        **dict.fromkeys(("stride_x", "stride_y", "share_index"), None),
+        **dict.fromkeys(("stride_x", "stride_y"), None),
         **dict.fromkeys(("antialiasing", "flipped", "binary", "xnor", "bin_output", "cbn"), "0"),
         **dict.fromkeys(("sway", "rotate", "stretch", "stretch_sway", "coordconv"), "0"),
         **dict.fromkeys(("assisted_excitation", "dontload", "dontloadscales"), "0"),
     },
     Route: {},
-    Shortcut: {"weights_type": "none"},
-    Upsample: {"scale": "1"},
+    Shortcut: {},
+    Upsample: {},
     MaxPool: {
         **dict.fromkeys(("maxpool_depth", "antialiasing", "maxpool_zero_nonmax"), "0"),
         **dict.fromkeys(("stride_x", "stride_y"), None),
     },
+    LocalAvgPool: dict.fromkeys(("stride_x", "stride_y"), None),
+    AvgPool: {},
+    ScaleChannels: {},
+    Sam: {},
+    Reorg3d: {"reverse": "0"},
     Dropout: {},
     Yolo: {"new_coords": "0", "embedding_layer": None},
 }
@@ -345,10 +424,21 @@ _SECTIONS = {
     "upsample": Upsample,
     "max": MaxPool,
     "maxpool": MaxPool,
+    "local_avg": LocalAvgPool,
+    "local_avgpool": LocalAvgPool,
+    "avg": AvgPool,
+    "avgpool": AvgPool,
+    "scale_channels": ScaleChannels,
+    "sam": Sam,
+    "reorg3d": Reorg3d,
     "dropout": Dropout,
     "yolo": Yolo,
 }
 _NAMES = {kind: name for name, kind in _SECTIONS.items()}
+# Sections of darknet that are not implemented.
+_FOREIGN = "crnn contrastive rnn gru lstm conv_lstm history local connected softmax cost crop lrn"
+_FOREIGN += " detection iseg deconvolutional batchnorm Gaussian_yolo region reorg reorg_old"
+_FOREIGN += " implicit implicit_add implicit_mul empty silence normalization activation"
 
 _MAX_BYTES = 1 << 20  # of a cfg; published ones have about 10 kB
 _MAX_SIZE = 1 << 20  # channels, or cells along a side
@@ -449,6 +539,13 @@ def format(network: Network) -> str:
     return "\n".join(lines)
 
 
+def owner(network: Network, number: int) -> int:
+    """The layer whose parameters convolution `number` uses: its own number, or by `share_index`."""
+    while (shared := network.layers[number].share_index) is not None:
+        number = shared
+    return number
+
+
 def plain(network: Network) -> Network:
     """The network without its text: equal for two cfgs that differ only in wording."""
     net, *layers = (
@@ -477,6 +574,8 @@ def shapes(
     for number, layer in enumerate(network.layers):
         try:
             shape = _shape(layer, found[-1] if found else image, found)
+            if isinstance(layer, Convolutional):
+                _check_shared(network, number, [image, *found])
             if not all(1 <= size <= _MAX_SIZE for size in shape):
                 raise ValueError(f"outputs {_words(shape)}, which is too small or too large")
         except ValueError as error:
@@ -517,6 +616,11 @@ def _section(name: str, number: int, line: int, lines: Sequence[str]) -> Net | L
     """One section; `number` is -1 for the first, `line` that of `lines[0]`, the header."""
     header = _content(lines[0])
     kind = _SECTIONS.get(header[1:-1]) if header.endswith("]") else None
+    if kind is None and header[1:-1] in _FOREIGN.split():
+        raise CfgError(
+            f"{name}, line {line}: layer {number} {header} is a section of darknet that is not"
+            " implemented."
+        )
     if kind is None:
         known = ", ".join(f"[{known}]" for known in _NAMES.values())
         raise CfgError(f"{name}, line {line}: unknown section {header[:40]!r}; use one of {known}.")
@@ -562,7 +666,7 @@ def _section(name: str, number: int, line: int, lines: Sequence[str]) -> Net | L
 def _with_defaults(kind: type, values: dict[str, Any]) -> dict[str, Any]:
     """Adds the defaults of the fields that a cfg may omit."""
     values = kind._field_defaults | values
-    if kind is MaxPool:
+    if kind in (MaxPool, LocalAvgPool):
         values.setdefault("size", values["stride"])
         values.setdefault("padding", values["size"] - 1)
     if kind is Yolo and "anchors" in values:
@@ -640,18 +744,43 @@ def _shape(layer: Layer, before: Shape, earlier: Sequence[Shape]) -> Shape:
                 )
             sides = (_windows(side, 2 * layer.border, layer) for side in (height, width))
             return Shape(layer.filters, *sides)
-        case MaxPool():
+        case MaxPool() | LocalAvgPool():
             return Shape(channels, *(_windows(s, layer.padding, layer) for s in (height, width)))
         case Upsample():
             return Shape(channels, height * layer.stride, width * layer.stride)
         case Shortcut():
             for source in _sources(layer, earlier):
-                if earlier[source] != before:
+                if earlier[source][1:] != before[1:]:
                     raise ValueError(
                         f"adds layer {source}, which outputs {_words(earlier[source])}, to"
                         f" {_words(before)}"
                     )
             return before
+        case AvgPool():
+            return Shape(channels, 1, 1)
+        case ScaleChannels():
+            (source,) = _sources(layer, earlier)
+            scaled = earlier[source]
+            needed = Shape(1, *scaled[1:]) if layer.scale_wh else Shape(scaled.channels, 1, 1)
+            if before != needed:
+                raise ValueError(
+                    f"scales layer {source}, which outputs {_words(scaled)}, and needs"
+                    f" {_words(needed)}, but the layer before it outputs {_words(before)}"
+                )
+            return scaled
+        case Sam():
+            (source,) = _sources(layer, earlier)
+            if earlier[source] != before:
+                raise ValueError(
+                    f"multiplies layer {source}, which outputs {_words(earlier[source])}, with"
+                    f" {_words(before)}"
+                )
+            return before
+        case Reorg3d():
+            stride = layer.stride
+            if height % stride or width % stride:
+                raise ValueError(f"has stride={stride}, which must divide {_words(before)}")
+            return Shape(channels * stride**2, height // stride, width // stride)
         case Route():
             return _routed(layer, earlier)
         case Yolo():
@@ -666,12 +795,36 @@ def _shape(layer: Layer, before: Shape, earlier: Sequence[Shape]) -> Shape:
             return before
 
 
-def _windows(side: int, padding: int, layer: Convolutional | MaxPool) -> int:
+def _check_shared(network: Network, number: int, inputs: Sequence[Shape]) -> None:
+    """Raises ValueError unless the layer named by `share_index` has weights that fit this layer."""
+    layer, shared = network.layers[number], network.layers[number].share_index
+    if shared is None:
+        return
+    other = network.layers[shared] if 0 <= shared < number else None
+    if not isinstance(other, Convolutional):
+        raise ValueError(f"has share_index={shared}, which is not an earlier [convolutional]")
+    for key in ("filters", "size", "groups", "batch_normalize"):
+        mine, theirs = (_text(getattr(conv, key)) for conv in (layer, other))
+        if mine != theirs:
+            raise ValueError(
+                f"has {key}={mine}, but shares the weights of layer {shared}, which has"
+                f" {key}={theirs}"
+            )
+    if inputs[number].channels != inputs[shared].channels:
+        raise ValueError(
+            f"has {inputs[number].channels} input channels, but shares the weights of layer"
+            f" {shared}, which has {inputs[shared].channels}"
+        )
+
+
+def _windows(side: int, padding: int, layer: Convolutional | MaxPool | LocalAvgPool) -> int:
     """Windows along a side; `padding` is the sum of both ends, in cells."""
     return (side + padding - layer.size) // layer.stride + 1
 
 
-def _sources(layer: Route | Shortcut, earlier: Sequence[Shape]) -> tuple[int, ...]:
+def _sources(
+    layer: Route | Shortcut | ScaleChannels | Sam, earlier: Sequence[Shape]
+) -> tuple[int, ...]:
     # `parse` has checked this, but a network made by hand may be wrong.
     if not all(0 <= source < len(earlier) for source in layer.layers):
         raise ValueError(f"takes layers {_text(layer.layers)}, not all of which come before it")

@@ -42,7 +42,7 @@ from detlab.ops import boxes as boxes_lib
 from detlab.ops import candidates as candidates_lib
 from detlab.ops import conv as conv_lib
 from detlab.ops import nms as nms_lib
-from detlab.ops import pool
+from detlab.ops import pool, reorg
 
 ACTIVATIONS = {
     "linear": lambda x: x,
@@ -65,15 +65,16 @@ class Outputs(NamedTuple):
 
 
 class Convolution(nn.Module):
-    """[convolutional]: a convolution, then norm or bias, then activation."""
+    """[convolutional]: a convolution, then norm or bias, then activation.
 
-    layer: darknet_cfg.Convolutional
+    Layers that share their parameters call one module, each with its own section.
+    """
+
     norm: str
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x, train: bool):
-        layer = self.layer
+    def __call__(self, x, layer: darknet_cfg.Convolutional, train: bool):
         dilation = 1 if layer.size == 1 else layer.dilation
         border = (layer.border * dilation,) * 2
         shape = (layer.size, layer.size, x.shape[-1] // layer.groups, layer.filters)
@@ -101,6 +102,39 @@ class Convolution(nn.Module):
         return ACTIVATIONS[layer.activation](x)
 
 
+class Shortcut(nn.Module):
+    """[shortcut]: a sum, whose terms may have learned weights, then activation."""
+
+    layer: darknet_cfg.Shortcut
+
+    @nn.compact
+    def __call__(self, x, others):
+        layer, channels = self.layer, x.shape[-1]
+        inputs = [x, *(other[..., :channels] for other in others)]
+        if layer.weights_type != "none":
+            each = (channels,) if layer.weights_type == "per_channel" else ()
+            weights = self.param("weights", nn.initializers.ones, (len(inputs), *each))
+            weights = normalised(weights, layer.weights_normalization).astype(x.dtype)
+            weights = weights.reshape(len(inputs), -1)  # one value, or one per channel
+            inputs = [y * w[: y.shape[-1]] for y, w in zip(inputs, weights, strict=True)]
+        total = inputs[0]
+        for y in inputs[1:]:
+            missing = channels - y.shape[-1]
+            total += jnp.pad(y, ((0, 0),) * 3 + ((0, missing),)) if missing else y
+        return ACTIVATIONS[layer.activation](total)
+
+
+def normalised(weights: jax.Array, kind: str) -> jax.Array:
+    """Weights [inputs, ...] of a [shortcut], normalised by its `weights_normalization`."""
+    if kind == "none":
+        return weights
+    if kind == "softmax":
+        weights = jnp.exp(weights - weights.max(0))
+    else:
+        weights = jnp.maximum(weights, 0.001)
+    return weights / (1e-4 + weights.sum(0))
+
+
 class Network(nn.Module):
     """The layers of a cfg; parameter paths begin with `layer<number>`, numbered as in darknet."""
 
@@ -111,12 +145,15 @@ class Network(nn.Module):
     @nn.compact
     def __call__(self, x, train: bool):
         """[B, H, W, channels] -> the input of every [yolo], [B, Hl, Wl, A * (5 + C)] float32."""
-        outputs, predictions = [], []
+        outputs, predictions, convolutions = [], [], {}
         for number, layer in enumerate(self.network.layers):
             match layer:
                 case darknet_cfg.Convolutional():
-                    conv = Convolution(layer, self.norm, self.dtype, name=f"layer{number}")
-                    x = conv(x, train)
+                    owner = darknet_cfg.owner(self.network, number)
+                    if owner == number:
+                        conv = Convolution(self.norm, self.dtype, name=f"layer{number}")
+                        convolutions[number] = conv
+                    x = convolutions[owner](x, layer, train)
                 case darknet_cfg.Route():
                     parts = []
                     for source in layer.layers:
@@ -125,12 +162,20 @@ class Network(nn.Module):
                         parts.append(outputs[source][..., start : start + width])
                     x = jnp.concatenate(parts, axis=-1)
                 case darknet_cfg.Shortcut():
-                    x = sum((outputs[source] for source in layer.layers), x)
-                    x = ACTIVATIONS[layer.activation](x)
+                    others = [outputs[source] for source in layer.layers]
+                    x = Shortcut(layer, name=f"layer{number}")(x, others)
+                case darknet_cfg.ScaleChannels() | darknet_cfg.Sam():
+                    x = ACTIVATIONS[layer.activation](outputs[layer.layers[0]] * x)
                 case darknet_cfg.Upsample():
-                    x = x.repeat(layer.stride, axis=1).repeat(layer.stride, axis=2)
+                    x = x.repeat(layer.stride, axis=1).repeat(layer.stride, axis=2) * layer.scale
                 case darknet_cfg.MaxPool():
-                    x = max_pool(x, layer)
+                    x = pool.max_pool(x, layer.size, layer.stride, sides(layer))
+                case darknet_cfg.LocalAvgPool():
+                    x = pool.mean_pool(x, layer.size, layer.stride, sides(layer))
+                case darknet_cfg.AvgPool():
+                    x = x.mean((1, 2), keepdims=True)
+                case darknet_cfg.Reorg3d():
+                    x = reorg.blocks_to_channels(x, layer.stride)
                 case darknet_cfg.Dropout():
                     if train and layer.probability > 0:
                         keep = 1 - layer.probability
@@ -142,10 +187,9 @@ class Network(nn.Module):
         return tuple(predictions)
 
 
-def max_pool(x: jax.Array, layer: darknet_cfg.MaxPool) -> jax.Array:
-    """[maxpool]; the smaller half of the padding is at the left and the top."""
-    before = layer.padding // 2
-    return pool.max_pool(x, layer.size, layer.stride, (before, layer.padding - before))
+def sides(layer: darknet_cfg.MaxPool | darknet_cfg.LocalAvgPool) -> tuple[int, int]:
+    """Cells of padding before and after the map: the smaller half is at the left and the top."""
+    return layer.padding // 2, layer.padding - layer.padding // 2
 
 
 class Darknet(nn.Module):

@@ -35,6 +35,31 @@ SECTIONS = {
     + "[convolutional]\nfilters=8\nactivation=linear\n",
     "a sum of three": "[shortcut]\nfrom=0,2\nactivation=linear\n",
     "dropout": "[dropout]\nprobability=.25\n",
+    "a wider layer": "[convolutional]\nfilters=8\nactivation=linear\n",
+    "a sum with fewer and with more channels": "[convolutional]\nfilters=4\nactivation=linear\n"
+    + "[convolutional]\nfilters=12\nactivation=linear\n"
+    + "[route]\nlayers=-3\n[shortcut]\nfrom=-3,-2\nactivation=leaky\n",
+    "a weight for each input": "[shortcut]\nfrom=-4,-2\nweights_type=per_feature\n"
+    + "weights_normalization=softmax\n",
+    "weights for each layer, as they are": "[shortcut]\nfrom=-2\nweights_type=per_layer\n",
+    "weights of each channel": "[shortcut]\nfrom=-6,-2\nweights_type=per_channel\n"
+    + "weights_normalization=relu\nactivation=swish\n",
+    "normalization without weights": "[shortcut]\nfrom=-2\nweights_normalization=softmax\n",
+    "squeeze and excitation": "[avgpool]\n[convolutional]\nfilters=8\nactivation=logistic\n"
+    + "[scale_channels]\nfrom=-3\n",
+    "a scale of each cell": "[convolutional]\nfilters=1\nactivation=logistic\n"
+    + "[scale_channels]\nfrom=-2\nscale_wh=1\nactivation=leaky\n",
+    "attention": CONV + "activation=logistic\n[sam]\nfrom=-2\nactivation=leaky\n",
+    "shared weights": CONV
+    + "batch_normalize=1\nactivation=mish\n"
+    + CONV
+    + "batch_normalize=1\nactivation=relu\nshare_index=-1\ndilation=2\n",
+    "upsampling with a scale": "[upsample]\nstride=2\nscale=.5\n",
+    "blocks to channels": "[convolutional]\nfilters=2\nactivation=linear\n"
+    + "[reorg3d]\nstride=2\n",
+    "means of windows": "[local_avgpool]\nsize=3\nstride=2\n",
+    "means of even windows": "[local_avg]\nsize=2\nstride=1\n",
+    "means without padding": "[local_avgpool]\nsize=2\nstride=2\npadding=0\n",
 }
 NETWORK = darknet_cfg.parse(
     "[net]\nwidth=10\nheight=12\nchannels=3\n" + "".join(x + HEAD for x in SECTIONS.values())
@@ -60,17 +85,45 @@ def convolved(x, kernel, layer):
     return out
 
 
-def pooled(x, layer):
+def pooled(x, layer, reduce):
     """Darknet's: the window of cell i begins at i * stride - padding // 2."""
     height, width = x.shape[:2]
     rows = (height + layer.padding - layer.size) // layer.stride + 1
     columns = (width + layer.padding - layer.size) // layer.stride + 1
-    out = np.full((rows, columns, x.shape[2]), -np.inf)
-    for i, j, ki, kj in np.ndindex(rows, columns, layer.size, layer.size):
-        row = i * layer.stride + ki - layer.padding // 2
-        column = j * layer.stride + kj - layer.padding // 2
-        if 0 <= row < height and 0 <= column < width:
-            out[i, j] = np.maximum(out[i, j], x[row, column])
+    out = np.zeros((rows, columns, x.shape[2]))
+    for i, j in np.ndindex(rows, columns):
+        top, left = (k * layer.stride - layer.padding // 2 for k in (i, j))
+        window = x[max(top, 0) : top + layer.size, max(left, 0) : left + layer.size]
+        out[i, j] = reduce(window, axis=(0, 1))
+    return out
+
+
+def summed(x, others, layer, params):
+    """[shortcut], channel by channel."""
+    inputs = [x, *others]
+    if layer.weights_type == "none":
+        weights = np.ones((len(inputs), 1))
+    else:
+        weights = np.float64(params["weights"]).reshape(len(inputs), -1)
+        if layer.weights_normalization == "softmax":
+            weights = np.exp(weights - weights.max(0))
+        elif layer.weights_normalization == "relu":
+            weights = np.maximum(weights, 0.001)
+        if layer.weights_normalization != "none":
+            weights = weights / (1e-4 + weights.sum(0))
+    out = np.zeros_like(x)
+    for y, weight in zip(inputs, weights):
+        for channel in range(min(x.shape[-1], y.shape[-1])):
+            out[..., channel] += y[..., channel] * weight[channel % len(weight)]
+    return activated(out, layer.activation)
+
+
+def blocks(x, stride):
+    """[reorg3d], cell by cell."""
+    height, width, channels = x.shape
+    out = np.zeros((height // stride, width // stride, stride**2 * channels))
+    for i, j, dy, dx, c in np.ndindex(*out.shape[:2], stride, stride, channels):
+        out[i, j, (dy * stride + dx) * channels + c] = x[stride * i + dy, stride * j + dx, c]
     return out
 
 
@@ -92,26 +145,34 @@ def layer_by_layer(image, variables):
     for number, layer in enumerate(NETWORK.layers):
         match layer:
             case darknet_cfg.Convolutional():
-                params = variables["params"][f"layer{number}"]
+                owner = f"layer{darknet_cfg.owner(NETWORK, number)}"
+                params = variables["params"][owner]
                 x = convolved(x, np.float64(params["kernel"]), layer)
                 if layer.batch_normalize:
-                    stats = variables["batch_stats"][f"layer{number}"]["norm"]
+                    stats = variables["batch_stats"][owner]["norm"]
                     x = (x - stats["mean"]) / np.sqrt(stats["var"] + 1e-5)
                     x = x * params["norm"]["scale"] + params["norm"]["bias"]
                 else:
                     x = x + params["bias"]
                 x = activated(x, layer.activation)
             case darknet_cfg.Shortcut():
-                for source in layer.layers:
-                    x = x + outputs[source]
-                x = activated(x, layer.activation)
+                others = [outputs[source] for source in layer.layers]
+                x = summed(x, others, layer, variables["params"].get(f"layer{number}"))
+            case darknet_cfg.AvgPool():
+                x = x.mean((0, 1), keepdims=True)
+            case darknet_cfg.ScaleChannels() | darknet_cfg.Sam():
+                x = activated(outputs[layer.layers[0]] * x, layer.activation)
+            case darknet_cfg.Reorg3d():
+                x = blocks(x, layer.stride)
+            case darknet_cfg.LocalAvgPool():
+                x = pooled(x, layer, np.mean)
             case darknet_cfg.Route():
                 parts = (np.split(outputs[i], layer.groups, -1) for i in layer.layers)
                 x = np.concatenate([part[layer.group_id] for part in parts], axis=-1)
             case darknet_cfg.Upsample():
-                x = np.kron(x, np.ones((layer.stride, layer.stride, 1)))
+                x = layer.scale * np.kron(x, np.ones((layer.stride, layer.stride, 1)))
             case darknet_cfg.MaxPool():
-                x = pooled(x, layer)
+                x = pooled(x, layer, np.max)
         outputs.append(x)
     return outputs
 
