@@ -23,6 +23,7 @@ from detlab.converters.readers import npz_file
 from detlab.converters.tables import darknet as darknet_table
 from detlab.darknet import cfg as darknet_cfg
 from detlab.detectors import darknet
+from detlab.heads import darknet as heads_lib
 
 # Tolerances on photographs.  Darknet decodes their JPEG files by stb_image and OpenCV by libjpeg:
 # pixels differ by a few levels where colours change, and detections by this much.
@@ -67,9 +68,9 @@ def run(folder: pathlib.Path, name: str, info: dict, settings: runner.Settings) 
                 f"map {name}_raw", mine[..., ::stride, ::stride], arrays[f"{name}_raw"]
             )
         )
-        mine = _decoded_as_darknet(mine, model.module.heads()[i].scale_x_y)
+        mine = _decoded_as_darknet(mine, model.module.heads()[i])
         lines.append(checks.array_map(f"map {name}_out", mine, arrays[f"{name}_out"]))
-    lines += _cells(found.raw, arrays, info["thresh"])
+    lines += _cells(model.module.heads(), found.raw, arrays, info["thresh"])
     size = np.array(arrays["image"].shape[1::-1] * 2, np.float32)
     for kind in ("candidates", "detections"):
         theirs = _detections(arrays[kind], size)
@@ -200,22 +201,24 @@ def _sigmoid(x):
     return 1 / (1 + np.exp(-x.astype(np.float64)))
 
 
-def _decoded_as_darknet(raw: np.ndarray, factor: float) -> np.ndarray:
+def _decoded_as_darknet(raw: np.ndarray, head) -> np.ndarray:
     """[A, 5 + C, Hl, Wl] -> x, y, w, h, objectness as the layer outputs them: w, h unchanged."""
-    out = raw[:, :5].astype(np.float64)
-    out[:, :2] = factor * _sigmoid(raw[:, :2]) - 0.5 * (factor - 1)
-    out[:, 4] = _sigmoid(raw[:, 4])
+    out, factor = raw[:, :5].astype(np.float64), head.scale_x_y
+    if head.kind != "new_coords":
+        out[:, :2], out[:, 4] = _sigmoid(raw[:, :2]), _sigmoid(raw[:, 4])
+    out[:, :2] = factor * out[:, :2] - 0.5 * (factor - 1)
     return out
 
 
-def _cells(heads, arrays, threshold: float) -> list[checks.Line]:
+def _cells(heads, maps, arrays, threshold: float) -> list[checks.Line]:
     """Compares which cells hold an object, and the scores of its classes."""
     cells, scores = [], []
-    for number, raw in enumerate(heads):
+    for number, (head, raw) in enumerate(zip(heads, maps, strict=True)):
         raw = raw[0].transpose(2, 0, 1, 3)  # [A, Hl, Wl, 5 + C]
-        for anchor, row, column in np.argwhere(_sigmoid(raw[..., 4]) > threshold):
+        objectness, classes = (np.asarray(x) for x in heads_lib.probabilities(head, raw))
+        for anchor, row, column in np.argwhere(objectness[..., 0] > threshold):
             cells.append((number, anchor, row, column))
-            scores.append(_sigmoid(raw[anchor, row, column, 5:]))
+            scores.append(classes[anchor, row, column])
     mine, theirs = np.array(cells), arrays["cells"]
     same = mine.shape == theirs.shape
     count = checks.Line("cells count", float(abs(len(mine) - len(theirs))), 0.0)

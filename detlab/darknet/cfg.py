@@ -189,6 +189,7 @@ class Yolo(NamedTuple):
     num: int = 1  # of `anchors`
     max_boxes: int = 200  # objects per training image; the key is `max`
     scale_x_y: float = 1.0
+    new_coords: bool = False  # the values come from a logistic and are used as they are
     nms_kind: str = "default"
     beta_nms: float = 0.6
     ignore_thresh: float = 0.5
@@ -210,6 +211,16 @@ class Yolo(NamedTuple):
     random: float = 0.0
     other: tuple[tuple[str, str], ...] = ()
     source: Source = Source()
+
+    @property
+    def kind(self) -> str:
+        """How the values are decoded, see `heads.darknet`."""
+        return "new_coords" if self.new_coords else "yolo"
+
+    @property
+    def entries(self) -> int:
+        """Values of an anchor before those of its classes."""
+        return 5
 
 
 Layer = Convolutional | Route | Shortcut | Upsample | MaxPool | LocalAvgPool | AvgPool
@@ -364,6 +375,7 @@ _KEYS = {
         "num": _integer(1),
         "max": _integer(1),
         "scale_x_y": _number,
+        "new_coords": _flag,
         "nms_kind": _one_of("default", "greedynms", "diounms"),
         "beta_nms": _number,
         "ignore_thresh": _number,
@@ -410,7 +422,7 @@ _NEUTRAL = {
     Sam: {},
     Reorg3d: {"reverse": "0"},
     Dropout: {},
-    Yolo: {"new_coords": "0", "embedding_layer": None},
+    Yolo: {"embedding_layer": None},
 }
 
 # Darknet's names of the sections; the last name of each kind is the one that is written.

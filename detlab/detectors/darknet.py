@@ -36,6 +36,7 @@ from detlab.assign import darknet as assign_lib
 from detlab.assign import targets as targets_lib
 from detlab.darknet import cfg as darknet_cfg
 from detlab.darknet import networks as darknet_networks
+from detlab.heads import darknet as heads_lib
 from detlab.losses import darknet as darknet_losses
 from detlab.ops import anchors as anchors_lib
 from detlab.ops import boxes as boxes_lib
@@ -274,16 +275,6 @@ class Darknet(nn.Module):
             x = (x * jnp.array(_BRIGHTNESS, x.dtype)).sum(-1, keepdims=True)
         return Outputs((), self.layers(x, train))
 
-    def decode(self, raw: jax.Array, head: darknet_cfg.Yolo, canvas: tuple[int, int]) -> jax.Array:
-        """Boxes of a head, cxcywh relative to the canvas: [B, Hl, Wl, A, 5 + C] -> [..., 4]."""
-        rows, columns = raw.shape[1:3]
-        anchors = np.array([head.anchors[i] for i in head.mask], np.float32)  # [A, 2] px
-        cells = np.stack(np.meshgrid(np.arange(columns), np.arange(rows)), -1)[:, :, None]
-        place = head.scale_x_y * nn.sigmoid(raw[..., :2]) - 0.5 * (head.scale_x_y - 1)
-        centre = (cells + place) / np.array([columns, rows], np.float32)
-        size = jnp.exp(raw[..., 2:4]) * (anchors / np.array(canvas[::-1], np.float32))
-        return jnp.concatenate([centre, size], axis=-1)
-
     # --------------------------------------------------------------------------------------------
     # Prediction
 
@@ -297,18 +288,16 @@ class Darknet(nn.Module):
         boxes, scores = [], []
         for head, raw in zip(self.heads(), maps.predictions, strict=True):
             raw = raw.reshape(*raw.shape[:3], len(head.mask), -1)
-            decoded = self.decode(raw, head, canvas)
-            objectness = nn.sigmoid(raw[..., 4:5])
-            score = objectness * nn.sigmoid(raw[..., 5:])
-            score = jnp.where(objectness > self.score_threshold, score, 0.0)
-            boxes.append(decoded.reshape(len(raw), -1, 4))
+            boxes.append(heads_lib.boxes(head, raw, canvas).reshape(len(raw), -1, 4))
+            score = heads_lib.scores(head, raw, self.score_threshold)
             scores.append(score.reshape(len(raw), -1, self.num_classes))
         unit = np.tile(np.array(canvas[::-1], np.float32), 2)
         boxes = boxes_lib.cxcywh_to_xyxy(jnp.concatenate(boxes, axis=1)) * unit  # [B, N, 4] px
         scores = jnp.concatenate(scores, axis=1)  # [B, N, C]
-        # Boxes centred on padding are dropped.
+        # Boxes centred on padding are dropped; with `scale_x_y` a centre may lie off the canvas.
         centre = (boxes[..., :2] + boxes[..., 2:]) / 2
-        inside = (centre < image_size[:, None, ::-1]).all(-1)  # [B, N]
+        size, whole = image_size[:, None, ::-1], np.array(canvas[::-1])
+        inside = ((centre < size) | (size >= whole)).all(-1)  # [B, N]
         scores = jnp.where(inside[..., None], scores, 0.0)
         if not self.multi_label:
             best = scores.argmax(-1)[..., None] == jnp.arange(self.num_classes)
@@ -365,8 +354,8 @@ class Darknet(nn.Module):
             shape = raw.shape[1:3]
             grid = anchors_lib.Grid((canvas[0] // shape[0],), (shape,), (len(head.mask),))
             raw = raw.reshape(*raw.shape[:3], len(head.mask), -1)
-            decoded = self.decode(raw, head, canvas).reshape(len(raw), -1, 4)
-            scores = nn.sigmoid(raw[..., 5:]).reshape(len(raw), -1, self.num_classes)
+            decoded = heads_lib.boxes(head, raw, canvas).reshape(len(raw), -1, 4)
+            scores = heads_lib.probabilities(head, raw)[1].reshape(len(raw), -1, self.num_classes)
 
             def one_image(boxes, scores, gt_boxes, labels, valid, size, head=head, grid=grid):
                 of_head = assign_lib.learn(
@@ -451,7 +440,7 @@ class Darknet(nn.Module):
                 return [head.delta_normalizer * term.sum() for term in found]
 
             rows = raw.reshape(len(raw), -1, raw.shape[-1])  # [B, N, 5 + C]
-            decoded = self.decode(raw, head, canvas).reshape(len(raw), -1, 4)
+            decoded = heads_lib.boxes(head, raw, canvas).reshape(len(raw), -1, 4)
             sums = jax.vmap(one_image)(rows, decoded, learned, batch.boxes, batch.labels)
             terms = {
                 name: term + x.mean() for (name, term), x in zip(terms.items(), sums, strict=True)

@@ -9,6 +9,9 @@ gradient of a cross entropy or of half a squared error.  With the other kinds of
 delta is not the gradient of any function: `overlap` has the value 1 - IoU (GIoU, DIoU, CIoU), and
 its gradient is set to minus the delta, see `overlap_deltas`.
 
+With `new_coords` the raw outputs are values of a logistic.  The deltas are those of these values,
+and the derivative of the logistic follows in the convolution before.
+
 Boxes are relative to the canvas here, as in darknet: centre x and y, width and height in 0..1.  The
 size of the deltas depends on it.
 """
@@ -52,32 +55,48 @@ def with_slope(value, variables, slope):
     return lax.stop_gradient(value) + (lax.stop_gradient(slope) * change).sum(-1)
 
 
-def place(raw, targets, scale_x_y: float = 1.0):
+def place(raw, targets, scale_x_y: float = 1.0, new_coords: bool = False):
     """Loss of the position in a cell, with the delta target - (s sigmoid(raw) - (s - 1) / 2).
 
-    It is s times the cross entropy with the sigmoid value that decodes to the target.
+    It is s times the cross entropy with the sigmoid value that decodes to the target.  With
+    `new_coords` raw stands for its sigmoid, and the loss is s times half the squared distance to
+    that value.
 
     Args:
       raw: [..., 2] x, y.
       targets: [..., 2] x, y of the centre in its cell, 0..1.
       scale_x_y: s of the head.
+      new_coords: of the head.
     Returns:
       [..., 2].
     """
     sigmoids = (targets + 0.5 * (scale_x_y - 1)) / scale_x_y
+    if new_coords:
+        return 0.5 * scale_x_y * jnp.square(raw - sigmoids)
     return scale_x_y * cross_entropy.sigmoid_cross_entropy(raw, sigmoids)
 
 
 def size(raw, targets):
-    """Half the squared error of the logarithms of width and height.
+    """Half the squared error of the values of width and height.
 
     Args:
       raw: [..., 2] w, h.
-      targets: [..., 2] logarithms of the object's width and height over the anchor's.
+      targets: [..., 2] the values that decode to the object's width and height.
     Returns:
       [..., 2].
     """
-    return 0.5 * jnp.square(raw - targets)
+    return half_square(raw, targets)
+
+
+def half_square(values, targets):
+    """Half the squared error: its descent is target - value.
+
+    Args:
+      values, targets: of equal shapes [...].
+    Returns:
+      [...].
+    """
+    return 0.5 * jnp.square(values - targets)
 
 
 def overlap(raw, boxes, targets, growth, kind: str, weight, max_delta: float):
@@ -87,7 +106,7 @@ def overlap(raw, boxes, targets, growth, kind: str, weight, max_delta: float):
       raw: [..., 4] x, y, w, h; only this has a gradient.
       boxes: [..., 4] cxcywh decoded from raw, relative to the canvas.
       targets: [..., 4] cxcywh of the objects, relative to the canvas.
-      growth: [..., 2] exp of the raw w and h.
+      growth: [..., 2] exp of the raw w and h; 1 with `new_coords`.
       kind: "iou", "giou", "diou" or "ciou".
       weight: [...] `iou_normalizer` times the other weights of the object.
       max_delta: bound of each delta, after the weight.
@@ -275,10 +294,13 @@ def head_terms(
     weight = jnp.where(learned.counts, head.obj_normalizer, 0.0)
     if not head.objectness_smooth:
         weight *= jnp.where(rows.last >= 0, factors[gt_labels[rows.last]], 1.0)
-    bce = cross_entropy.sigmoid_cross_entropy
-    objectness = weight * bce(raw[:, 4], learned.objectness)
+    if head.new_coords:
+        scores, distance = lax.stop_gradient(raw[:, 5:]), half_square
+    else:
+        scores = lax.stop_gradient(jax.nn.sigmoid(raw[:, 5:]))
+        distance = cross_entropy.sigmoid_cross_entropy
+    objectness = weight * distance(raw[:, 4], learned.objectness)
 
-    scores = lax.stop_gradient(jax.nn.sigmoid(raw[:, 5:]))
     own_score = jnp.where(learned.predicted >= 0, learned.iou**2, 0.0)
     targets, weights = class_targets(
         scores,
@@ -291,7 +313,7 @@ def head_terms(
         own_score if head.objectness_smooth else None,
     )
     weights = jnp.where(rows.first[:, None] >= 0, weights, 0.0)
-    classes = weights * bce(raw[:, 5:], targets)
+    classes = weights * distance(raw[:, 5:], targets)
 
     divisor = jnp.ones(len(raw))
     if head.iou_thresh < 1:
@@ -343,10 +365,11 @@ def box_loss(
     if head.iou_loss == "mse":
         cells = np.array([shape[1], shape[0]], np.float32)
         xy = (truths[..., :2] - anchors[..., :2]) * cells + 0.5
-        wh = jnp.log(truths[..., 2:] / anchors[..., 2:])
-        loss = place(raw[..., :2], xy, head.scale_x_y) + size(raw[..., 2:], wh)
+        wh = truths[..., 2:] / anchors[..., 2:]
+        wh = jnp.sqrt(wh / 4) if head.new_coords else jnp.log(wh)
+        loss = place(raw[..., :2], xy, head.scale_x_y, head.new_coords) + size(raw[..., 2:], wh)
         return weight * (2 - truths[..., 2:].prod(-1)) * loss.sum(-1)
-    growth = jnp.exp(raw[..., 2:])
+    growth = jnp.ones_like(raw[..., 2:]) if head.new_coords else jnp.exp(raw[..., 2:])
     return overlap(raw, boxes, truths, growth, head.iou_loss, weight, head.max_delta)
 
 

@@ -114,7 +114,8 @@ SHAPES = [
     (7, 16, 16),
 ]
 CFGS = ["yolov3", "yolov3-tiny", "yolov4", "yolov4-tiny", "yolo-fastest-1.1"]
-MORE_CFGS = ["yolov3-spp", "yolov3-tiny-prn", "csresnext50-panet-spp"]  # with other heads
+MORE_CFGS = ["yolov3-spp", "yolov3-tiny-prn", "csresnext50-panet-spp", "mixed"]
+MORE_CFGS += ["yolov4-csp", "yolov4x-mish", "yolov7-tiny"]
 
 
 def changed(*changes):
@@ -528,7 +529,7 @@ def test_foreign_bytes_outside_comments_are_refused_with_the_line(tmp_path):
         ("[dropout]", "[sam]\nfrom=-1,-2", "it must be one number of a layer"),
         ("[dropout]", "[scale_channels]", "layer 3 [scale_channels] has no from"),
         ("from=-4\n", "from=-4\nweights_type=each\n", "none, per_feature, per_layer, per_channel"),
-        ("nms_kind=greedynms", "new_coords=1", "an option that is not implemented"),
+        ("nms_kind=greedynms", "embedding_layer=3", "an option that is not implemented"),
         ("# A small network", "width=3", "line 1: not a darknet cfg, which begins with [net]"),
     ],
 )

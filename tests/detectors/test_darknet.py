@@ -270,6 +270,23 @@ def test_dropout_in_training_keeps_the_mean():
     np.testing.assert_array_equal(module.apply({}, ones, train=False)[0], ones)
 
 
+def test_boxes_centred_beyond_the_edge_are_kept_unless_there_is_padding():
+    """With new_coords and scale_x_y=2 a centre may lie half a cell off the canvas."""
+    head = "[yolo]\nanchors=8,4\nnum=1\nmask=0\nclasses=1\nnew_coords=1\nscale_x_y=2\n"
+    conv = "[convolutional]\nfilters=6\nsize=8\nstride=8\nactivation=logistic\n"
+    cfg = "[net]\nwidth=16\nheight=8\nchannels=3\n" + conv + head
+    module = darknet.Darknet(cfg=cfg, num_classes=1, score_threshold=0.25, num_candidates=2)
+    raw = np.zeros((1, 1, 2, 6), np.float32)
+    raw[0, 0, :, :] = [[0.5, 0.5, 0.5, 0.5, 0.6, 1.0], [1.0, 0.25, 0.5, 1.0, 0.5, 0.9]]
+    maps = darknet.Outputs((), (raw,))
+    found = module.candidates(maps, np.array([[8, 16]]), (8, 16))
+    np.testing.assert_allclose(found.scores, [[0.6, 0.45]], rtol=1e-6)
+    # Centres (4, 4) and (8 + 1.5 * 8, 0), sizes 8x4 times 4 value^2.
+    np.testing.assert_allclose(found.boxes, [[[0, 2, 8, 6], [16, -8, 24, 8]]], atol=1e-5)
+    found = module.candidates(maps, np.array([[8, 12]]), (8, 16))
+    assert found.valid.tolist() == [[True, False]]
+
+
 def greedy(boxes, scores, labels, threshold, measure, by_class):
     """Indices of the boxes that are kept, best first."""
     stays = []

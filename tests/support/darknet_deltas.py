@@ -15,6 +15,7 @@ class Head(NamedTuple):
     anchors: tuple  # (width, height) px, of all heads
     mask: tuple
     scale_x_y: float = 1.0
+    new_coords: bool = False
     iou_loss: str = "mse"
     iou_normalizer: float = 0.75
     obj_normalizer: float = 1.0
@@ -28,6 +29,10 @@ class Head(NamedTuple):
     objectness_smooth: bool = False
     focal_loss: bool = False
     counters_per_class: tuple = ()
+
+    @property
+    def kind(self):
+        return "new_coords" if self.new_coords else "yolo"
 
 
 def sigmoid(x):
@@ -119,11 +124,13 @@ def decode(head, raw, row, column, a, shape, canvas):
     x, y, w, h = raw[row, column, a, :4]
     aw, ah = head.anchors[head.mask[a]]
     shift = (head.scale_x_y - 1) / 2
+    x, y = (x, y) if head.new_coords else (sigmoid(x), sigmoid(y))
+    w, h = (4 * w * w, 4 * h * h) if head.new_coords else (np.exp(w), np.exp(h))
     return (
-        (column + head.scale_x_y * sigmoid(x) - shift) / shape[1],
-        (row + head.scale_x_y * sigmoid(y) - shift) / shape[0],
-        np.exp(w) * aw / canvas[1],
-        np.exp(h) * ah / canvas[0],
+        (column + head.scale_x_y * x - shift) / shape[1],
+        (row + head.scale_x_y * y - shift) / shape[0],
+        w * aw / canvas[1],
+        h * ah / canvas[0],
     )
 
 
@@ -157,7 +164,7 @@ def head_deltas(head, raw, truths, labels, canvas):
     """
     raw = np.asarray(raw, np.float64)
     shape, num_classes = raw.shape[:2], raw.shape[-1] - 5
-    scores = sigmoid(raw[..., 4:])
+    scores = raw[..., 4:] if head.new_coords else sigmoid(raw[..., 4:])
     deltas = np.zeros_like(raw)
     factors = multipliers(head, num_classes)
 
@@ -173,11 +180,17 @@ def head_deltas(head, raw, truths, labels, canvas):
                 np.log(truth[3] * canvas[0] / ah),
             ]
             there = raw[at][:4].copy()
-            there[:2] = head.scale_x_y * sigmoid(there[:2]) - (head.scale_x_y - 1) / 2
+            if head.new_coords:
+                wanted[2] = np.sqrt(truth[2] * canvas[1] / (4 * aw))
+                wanted[3] = np.sqrt(truth[3] * canvas[0] / (4 * ah))
+            else:
+                there[:2] = sigmoid(there[:2])
+            there[:2] = head.scale_x_y * there[:2] - (head.scale_x_y - 1) / 2
             deltas[at][:4] += (2 - truth[2] * truth[3]) * (wanted - there) * weight
             return
         change = overlap_direction(decode(head, raw, *at, shape, canvas), truth, head.iou_loss)
-        change[2:] *= np.exp(raw[at][2:4])
+        if not head.new_coords:
+            change[2:] *= np.exp(raw[at][2:4])
         change = np.where(np.isfinite(change), change, 0) * weight
         deltas[at][:4] += np.clip(change, -head.max_delta, head.max_delta)
 
