@@ -202,11 +202,14 @@ def _sigmoid(x):
 
 
 def _decoded_as_darknet(raw: np.ndarray, head) -> np.ndarray:
-    """[A, 5 + C, Hl, Wl] -> x, y, w, h, objectness as the layer outputs them: w, h unchanged."""
-    out, factor = raw[:, :5].astype(np.float64), head.scale_x_y
-    if head.kind != "new_coords":
-        out[:, :2], out[:, 4] = _sigmoid(raw[:, :2]), _sigmoid(raw[:, 4])
-    out[:, :2] = factor * out[:, :2] - 0.5 * (factor - 1)
+    """[A, entries + C, Hl, Wl] -> the entries as the layer outputs them: w, h unchanged."""
+    out = raw[:, : head.entries].astype(np.float64)
+    logistic = {"yolo": [0, 1, 4], "new_coords": [], "region": [4]}
+    logistic["gaussian"] = [0, 1, 2, 3, 5, 7, 8]
+    out[:, logistic[head.kind]] = _sigmoid(raw[:, logistic[head.kind]])
+    if head.kind != "region":
+        place = [0, 2] if head.kind == "gaussian" else [0, 1]
+        out[:, place] = head.scale_x_y * out[:, place] - 0.5 * (head.scale_x_y - 1)
     return out
 
 

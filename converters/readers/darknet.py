@@ -318,7 +318,7 @@ def _words_of_fits(network: darknet_cfg.Network, count: int, first_layers: int) 
     """Which networks have `count` values: the same with other classes, or a standard one."""
     part = None if first_layers == len(network.layers) else first_layers
     found = standard_that_fit(count, part)
-    if any(isinstance(layer, darknet_cfg.Yolo) for layer in network.layers):
+    if any(isinstance(layer, darknet_cfg.HEADS) for layer in network.layers):
         with contextlib.suppress(darknet_cfg.CfgError):  # not with other classes
             classes = classes_that_fit(network, count, part)
             if classes is not None and network.name not in found:

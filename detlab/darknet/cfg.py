@@ -169,6 +169,14 @@ class Reorg3d(NamedTuple):
     source: Source = Source()
 
 
+class Reorg(NamedTuple):
+    """As `Reorg3d`, on the values of the map read in another order, see `ops.reorg`."""
+
+    stride: int = 1
+    other: tuple[tuple[str, str], ...] = ()
+    source: Source = Source()
+
+
 class Dropout(NamedTuple):
     """Dropout in training; nothing at inference."""
 
@@ -223,8 +231,96 @@ class Yolo(NamedTuple):
         return 5
 
 
+class GaussianYolo(NamedTuple):
+    """As `Yolo`, with an uncertainty behind each of x, y, w and h."""
+
+    anchors: tuple[tuple[float, float], ...]  # as in `Yolo`, as are the other fields
+    mask: tuple[int, ...]
+    classes: int = 20
+    num: int = 1
+    max_boxes: int = 200
+    scale_x_y: float = 1.0
+    nms_kind: str = "default"
+    beta_nms: float = 0.6
+    jitter: float = 0.2
+    resize: float = 1.0
+    random: float = 0.0
+    other: tuple[tuple[str, str], ...] = ()
+    source: Source = Source()
+
+    @property
+    def kind(self) -> str:
+        """How the values are decoded, see `heads.darknet`."""
+        return "gaussian"
+
+    @property
+    def entries(self) -> int:
+        """Values of an anchor before those of its classes."""
+        return 9
+
+    @property
+    def counters_per_class(self) -> tuple[int, ...]:
+        """As in `Yolo`: none."""
+        return ()
+
+
+class Region(NamedTuple):
+    """The head of YOLOv2: anchors in cells of its map, and a softmax over the classes."""
+
+    anchors: tuple[tuple[float, float], ...]  # width, height in cells
+    classes: int = 20
+    coords: int = 4
+    num: int = 1  # of `anchors`
+    max_boxes: int = 200  # objects per training image; the key is `max`
+    softmax: bool = False  # if False, class values are used as they are
+    thresh: float = 0.5  # boxes that overlap an object by more are no background
+    bias_match: bool = False  # the anchor learns that fits best, not the predicted box
+    rescore: bool = False  # the target of objectness is the overlap
+    coord_scale: float = 1.0
+    object_scale: float = 1.0
+    noobject_scale: float = 1.0
+    class_scale: float = 1.0
+    jitter: float = 0.2
+    resize: float = 1.0
+    random: float = 0.0
+    other: tuple[tuple[str, str], ...] = ()
+    source: Source = Source()
+
+    @property
+    def kind(self) -> str:
+        """How the values are decoded, see `heads.darknet`."""
+        return "region"
+
+    @property
+    def entries(self) -> int:
+        """Values of an anchor before those of its classes."""
+        return 5
+
+    @property
+    def mask(self) -> tuple[int, ...]:
+        """Indices of the head's anchors: all."""
+        return tuple(range(len(self.anchors)))
+
+    @property
+    def nms_kind(self) -> str:
+        """Of `Yolo`'s kinds, the one of this section."""
+        return "default"
+
+    @property
+    def beta_nms(self) -> float:
+        """As in `Yolo`; has no effect."""
+        return 0.6
+
+    @property
+    def counters_per_class(self) -> tuple[int, ...]:
+        """As in `Yolo`: none."""
+        return ()
+
+
+HEADS = (Yolo, Region, GaussianYolo)
+Head = Yolo | Region | GaussianYolo
 Layer = Convolutional | Route | Shortcut | Upsample | MaxPool | LocalAvgPool | AvgPool
-Layer |= ScaleChannels | Sam | Reorg3d | Dropout | Yolo
+Layer |= ScaleChannels | Sam | Reorg3d | Reorg | Dropout | Head
 
 
 class Network(NamedTuple):
@@ -316,6 +412,8 @@ def _earlier_index(text: str, number: int) -> int:
 
 _ACTIVATION = _one_of("linear", "leaky", "mish", "relu", "logistic", "swish")
 _IOU_KINDS = ("iou", "giou", "diou", "ciou")
+_NMS_KINDS = ("default", "greedynms", "diounms")
+_SIZES = {"jitter": _number, "resize": _number, "random": _number}  # of training images
 
 # The keys that are read in each section.  A key is the name of its field, except for those in
 # _FIELDS.  A key whose default depends on others comes after them.
@@ -367,6 +465,7 @@ _KEYS = {
     ScaleChannels: {"from": _earlier_layer, "scale_wh": _flag, "activation": _ACTIVATION},
     Sam: {"from": _earlier_layer, "activation": _ACTIVATION},
     Reorg3d: {"stride": _integer(1)},
+    Reorg: {"stride": _integer(1)},
     Dropout: {"probability": _number},
     Yolo: {
         "anchors": _pairs,
@@ -376,7 +475,7 @@ _KEYS = {
         "max": _integer(1),
         "scale_x_y": _number,
         "new_coords": _flag,
-        "nms_kind": _one_of("default", "greedynms", "diounms"),
+        "nms_kind": _one_of(*_NMS_KINDS),
         "beta_nms": _number,
         "ignore_thresh": _number,
         "truth_thresh": _number,
@@ -392,9 +491,34 @@ _KEYS = {
         "objectness_smooth": _flag,
         "focal_loss": _flag,
         "counters_per_class": _list_of(_integer(0)),
-        "jitter": _number,
-        "resize": _number,
-        "random": _number,
+        **_SIZES,
+    },
+    GaussianYolo: {
+        "anchors": _pairs,
+        "mask": _list_of(_integer(0)),
+        "classes": _integer(1),
+        "num": _integer(1),
+        "max": _integer(1),
+        "scale_x_y": _number,
+        "nms_kind": _one_of(*_NMS_KINDS),
+        "beta_nms": _number,
+        **_SIZES,
+    },
+    Region: {
+        "anchors": _pairs,
+        "classes": _integer(1),
+        "coords": _integer(1),
+        "num": _integer(1),
+        "max": _integer(1),
+        "softmax": _flag,
+        "thresh": _number,
+        "bias_match": _flag,
+        "rescore": _flag,
+        "coord_scale": _number,
+        "object_scale": _number,
+        "noobject_scale": _number,
+        "class_scale": _number,
+        **_SIZES,
     },
 }
 _FIELDS = {"from": "layers", "max": "max_boxes"}
@@ -421,8 +545,11 @@ _NEUTRAL = {
     ScaleChannels: {},
     Sam: {},
     Reorg3d: {"reverse": "0"},
+    Reorg: {"reverse": "0"},
     Dropout: {},
     Yolo: {"embedding_layer": None},
+    GaussianYolo: {"yolo_point": "center", "map": None},
+    Region: {"tree": None, "map": None, "focal_loss": "0", "classfix": "0"},
 }
 
 # Darknet's names of the sections; the last name of each kind is the one that is written.
@@ -443,13 +570,16 @@ _SECTIONS = {
     "scale_channels": ScaleChannels,
     "sam": Sam,
     "reorg3d": Reorg3d,
+    "reorg": Reorg,
     "dropout": Dropout,
     "yolo": Yolo,
+    "Gaussian_yolo": GaussianYolo,
+    "region": Region,
 }
 _NAMES = {kind: name for name, kind in _SECTIONS.items()}
 # Sections of darknet that are not implemented.
 _FOREIGN = "crnn contrastive rnn gru lstm conv_lstm history local connected softmax cost crop lrn"
-_FOREIGN += " detection iseg deconvolutional batchnorm Gaussian_yolo region reorg reorg_old"
+_FOREIGN += " detection iseg deconvolutional batchnorm reorg_old"
 _FOREIGN += " implicit implicit_add implicit_mul empty silence normalization activation"
 
 _MAX_BYTES = 1 << 20  # of a cfg; published ones have about 10 kB
@@ -558,6 +688,12 @@ def owner(network: Network, number: int) -> int:
     return number
 
 
+def where(network: Network, number: int) -> str:
+    """The name of the file, line and section of a layer, for messages."""
+    layer = network.layers[number]
+    return _where(network.name, number, type(layer), layer.source.line)
+
+
 def plain(network: Network) -> Network:
     """The network without its text: equal for two cfgs that differ only in wording."""
     net, *layers = (
@@ -591,8 +727,7 @@ def shapes(
             if not all(1 <= size <= _MAX_SIZE for size in shape):
                 raise ValueError(f"outputs {_words(shape)}, which is too small or too large")
         except ValueError as error:
-            where = _where(network.name, number, type(layer), layer.source.line)
-            raise CfgError(f"{where} {error}.") from None
+            raise CfgError(f"{where(network, number)} {error}.") from None
         found.append(shape)
     return tuple(found)
 
@@ -664,7 +799,9 @@ def _section(name: str, number: int, line: int, lines: Sequence[str]) -> Net | L
         if _FIELDS.get(key, key) not in values:
             raise CfgError(f"{where} has no {key}.")
     section = kind(**values | {"other": tuple(other), "source": Source(line, tuple(lines))})
-    if kind is Yolo:
+    if kind in HEADS:
+        if kind is Region and section.coords != 4:
+            raise CfgError(f"{where} has coords={section.coords}; only 4 is implemented.")
         if len(section.anchors) != section.num:
             given = len(section.anchors)
             raise CfgError(f"{where} has num={section.num} but {given} pairs of anchors.")
@@ -681,7 +818,7 @@ def _with_defaults(kind: type, values: dict[str, Any]) -> dict[str, Any]:
     if kind in (MaxPool, LocalAvgPool):
         values.setdefault("size", values["stride"])
         values.setdefault("padding", values["size"] - 1)
-    if kind is Yolo and "anchors" in values:
+    if kind in (Yolo, GaussianYolo) and "anchors" in values:
         values.setdefault("mask", tuple(range(len(values["anchors"]))))
     return values
 
@@ -793,14 +930,22 @@ def _shape(layer: Layer, before: Shape, earlier: Sequence[Shape]) -> Shape:
             if height % stride or width % stride:
                 raise ValueError(f"has stride={stride}, which must divide {_words(before)}")
             return Shape(channels * stride**2, height // stride, width // stride)
+        case Reorg():
+            stride = layer.stride
+            if height % stride or width % stride or channels % stride**2:
+                raise ValueError(
+                    f"has stride={stride}, which must divide the sides of {_words(before)}, and its"
+                    " square the channels"
+                )
+            return Shape(channels * stride**2, height // stride, width // stride)
         case Route():
             return _routed(layer, earlier)
-        case Yolo():
-            needed = len(layer.mask) * (layer.classes + 5)
+        case Yolo() | GaussianYolo() | Region():
+            needed = len(layer.mask) * (layer.classes + layer.entries)
             if channels != needed:
                 raise ValueError(
-                    f"needs {needed} channels ({len(layer.mask)} anchors of 5 + {layer.classes}"
-                    f" values), but the layer before it outputs {channels}"
+                    f"needs {needed} channels ({len(layer.mask)} anchors of {layer.entries} +"
+                    f" {layer.classes} values), but the layer before it outputs {channels}"
                 )
             return before
         case Dropout():

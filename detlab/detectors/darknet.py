@@ -38,6 +38,7 @@ from detlab.darknet import cfg as darknet_cfg
 from detlab.darknet import networks as darknet_networks
 from detlab.heads import darknet as heads_lib
 from detlab.losses import darknet as darknet_losses
+from detlab.losses import darknet_region as region_losses
 from detlab.ops import anchors as anchors_lib
 from detlab.ops import boxes as boxes_lib
 from detlab.ops import candidates as candidates_lib
@@ -59,10 +60,10 @@ NMS_KINDS = ("", "default", "greedynms", "diounms")
 
 
 class Outputs(NamedTuple):
-    """One map per [yolo] section, in order."""
+    """One map per head of the cfg, in order."""
 
     features: tuple  # empty: a cfg has no separate neck
-    predictions: tuple  # [B, Hl, Wl, A * (5 + C)]
+    predictions: tuple  # [B, Hl, Wl, A * (5 + C)], 9 + C with [Gaussian_yolo]
 
 
 class Convolution(nn.Module):
@@ -145,7 +146,7 @@ class Network(nn.Module):
 
     @nn.compact
     def __call__(self, x, train: bool):
-        """[B, H, W, channels] -> the input of every [yolo], [B, Hl, Wl, A * (5 + C)] float32."""
+        """[B, H, W, channels] -> the input of every head, `Outputs.predictions`, float32."""
         outputs, predictions, convolutions = [], [], {}
         for number, layer in enumerate(self.network.layers):
             match layer:
@@ -177,12 +178,14 @@ class Network(nn.Module):
                     x = x.mean((1, 2), keepdims=True)
                 case darknet_cfg.Reorg3d():
                     x = reorg.blocks_to_channels(x, layer.stride)
+                case darknet_cfg.Reorg():
+                    x = reorg.reorg(x, layer.stride)
                 case darknet_cfg.Dropout():
                     if train and layer.probability > 0:
                         keep = 1 - layer.probability
                         kept = jax.random.bernoulli(self.make_rng("sample"), keep, x.shape)
                         x = jnp.where(kept, x / keep, 0)
-                case darknet_cfg.Yolo():
+                case darknet_cfg.Yolo() | darknet_cfg.GaussianYolo() | darknet_cfg.Region():
                     predictions.append(x.astype(jnp.float32))
             outputs.append(x)
         return tuple(predictions)
@@ -255,8 +258,8 @@ class Darknet(nn.Module):
         network = darknet_networks.scaled(network, self.width_multiple)
         return darknet_networks.with_classes(network, self.num_classes)
 
-    def heads(self) -> list[darknet_cfg.Yolo]:
-        """The [yolo] sections, in order."""
+    def heads(self) -> list[darknet_cfg.Head]:
+        """The sections that detect, such as [yolo], in order."""
         network = self.network()
         return [network.layers[number] for number in darknet_networks.heads(network)]
 
@@ -336,11 +339,11 @@ class Darknet(nn.Module):
     # Training
 
     def anchors(
-        self, head: darknet_cfg.Yolo, shape: tuple[int, int], canvas: tuple[int, int]
+        self, head: darknet_cfg.Head, shape: tuple[int, int], canvas: tuple[int, int]
     ) -> jax.Array:
         """Anchors [N, 4] of a head's rows, xyxy px, centred in their cells."""
         stride = np.array([canvas[1] / shape[1], canvas[0] / shape[0]], np.float32)
-        cell = anchors_lib.sized_anchors([head.anchors[i] for i in head.mask], stride)
+        cell = anchors_lib.sized_anchors(heads_lib.anchor_sizes(head, shape, canvas), stride)
         return anchors_lib.grid_anchors(cell, stride, shape)
 
     def learned(self, batch: types.Batch, maps: Outputs) -> list[assign_lib.Learned]:
@@ -349,6 +352,7 @@ class Darknet(nn.Module):
         Rows whose cells are entirely padding do not count.  In darknet they are background: its
         only padding is that of `letter_box`, which is part of the content here as well.
         """
+        darknet_networks.check_trainable(self.network())
         canvas, found = batch.images.shape[1:3], []
         for head, raw in zip(self.heads(), maps.predictions, strict=True):
             shape = raw.shape[1:3]
@@ -358,17 +362,17 @@ class Darknet(nn.Module):
             scores = heads_lib.probabilities(head, raw)[1].reshape(len(raw), -1, self.num_classes)
 
             def one_image(boxes, scores, gt_boxes, labels, valid, size, head=head, grid=grid):
-                of_head = assign_lib.learn(
-                    head,
-                    boxes,
-                    scores,
-                    grid.shapes[0],
-                    canvas,
-                    gt_boxes,
-                    labels,
-                    valid,
-                    self.ignore_class_score,
-                )
+                shape = grid.shapes[0]
+                if head.kind == "region":
+                    sizes = heads_lib.anchor_sizes(head, shape, canvas)
+                    objects = gt_boxes, valid
+                    of_head = assign_lib.learn_region(
+                        head, sizes, boxes, self.num_classes, shape, canvas, *objects
+                    )
+                else:
+                    objects = gt_boxes, labels, valid
+                    rule = self.ignore_class_score
+                    of_head = assign_lib.learn(head, boxes, scores, shape, canvas, *objects, rule)
                 return of_head._replace(counts=of_head.counts & grid.inside(size))
 
             objects = batch.boxes, batch.labels, batch.valid, batch.image_size
@@ -434,9 +438,11 @@ class Darknet(nn.Module):
 
             def one_image(rows, decoded, *of_image, head=head, shape=shape):
                 anchors = self.anchors(head, shape, canvas)
-                found = darknet_losses.head_terms(
-                    head, rows, decoded, anchors, shape, canvas, *of_image
-                )
+                if head.kind == "region":
+                    given = head, rows, anchors, shape, canvas
+                    return [t.sum() for t in region_losses.head_terms(*given, *of_image)]
+                given = head, rows, decoded, anchors, shape, canvas
+                found = darknet_losses.head_terms(*given, *of_image)
                 return [head.delta_normalizer * term.sum() for term in found]
 
             rows = raw.reshape(len(raw), -1, raw.shape[-1])  # [B, N, 5 + C]

@@ -6,8 +6,12 @@ The kind of a head is its `kind`, and `raw` is the input of its section:
   exponential the size, in anchors.
 - "new_coords": the same values, but the convolution before has applied the logistic.  They are used
   as they are, and the size is 4 value^2 anchors.
+- "gaussian": as "yolo", with an uncertainty behind each of x, y, w and h, whose logistic lowers the
+  score: it is multiplied by 1 - their mean.
+- "region": as "yolo", but the classes of an anchor are a softmax (`softmax`) or are used as they
+  are, and anchors are in cells.
 
-With `scale_x_y` = s the place in a cell is s value - (s - 1) / 2.
+With `scale_x_y` = s the place in a cell is s value - (s - 1) / 2, except for "region".
 """
 
 from typing import Any, NamedTuple
@@ -25,10 +29,13 @@ class Parts(NamedTuple):
     box: Array  # [..., 4] x, y, w, h
     objectness: Array  # [..., 1]
     classes: Array  # [..., C]
+    uncertainty: Array | None = None  # [..., 4] of x, y, w, h
 
 
-def parts(raw: Array) -> Parts:
-    """The values [..., 5 + C] of anchors by their meaning."""
+def parts(head: Any, raw: Array) -> Parts:
+    """The values [..., 5 or 9 + C] of anchors by their meaning."""
+    if head.kind == "gaussian":
+        return Parts(raw[..., :8:2], raw[..., 8:9], raw[..., 9:], raw[..., 1:8:2])
     return Parts(raw[..., :4], raw[..., 4:5], raw[..., 5:])
 
 
@@ -36,13 +43,17 @@ def probabilities(head: Any, raw: Array) -> tuple[Array, Array]:
     """The objectness [..., 1] and the class probabilities [..., C] of anchors.
 
     Args:
-      head: has the fields of `detlab.darknet.cfg.Yolo`.
-      raw: [..., 5 + C].
+      head: has the fields of a head of `detlab.darknet.cfg`.
+      raw: [..., 5 or 9 + C].
     """
-    _, objectness, classes = parts(raw)
+    of = parts(head, raw)
     if head.kind == "new_coords":
-        return objectness, classes
-    return nn.sigmoid(objectness), nn.sigmoid(classes)
+        return of.objectness, of.classes
+    if head.kind == "region":
+        classes = nn.softmax(of.classes) if head.softmax else of.classes
+    else:
+        classes = nn.sigmoid(of.classes)
+    return nn.sigmoid(of.objectness), classes
 
 
 def scores(head: Any, raw: Array, threshold: float) -> Array:
@@ -50,31 +61,47 @@ def scores(head: Any, raw: Array, threshold: float) -> Array:
 
     Args:
       head, raw: as in `probabilities`.
-      threshold: darknet's `thresh`.
+      threshold: darknet's `thresh`; "region" has none for the objectness.
     """
     objectness, classes = probabilities(head, raw)
-    return jnp.where(objectness > threshold, objectness * classes, 0.0)
+    found = objectness * classes
+    if head.kind == "gaussian":
+        found *= 1 - nn.sigmoid(parts(head, raw).uncertainty).mean(-1, keepdims=True)
+    return found if head.kind == "region" else jnp.where(objectness > threshold, found, 0.0)
+
+
+def anchor_sizes(head: Any, shape: tuple[int, int], canvas: tuple[int, int]) -> np.ndarray:
+    """Width and height [A, 2] of the head's anchors, px.
+
+    Args:
+      head: as in `probabilities`.
+      shape: (Hl, Wl) cells.
+      canvas: (height, width) px.
+    """
+    sizes = np.array([head.anchors[i] for i in head.mask], np.float32)
+    stride = np.array([canvas[1] / shape[1], canvas[0] / shape[0]], np.float32)
+    return sizes * stride if head.kind == "region" else sizes
 
 
 def boxes(head: Any, raw: Array, canvas: tuple[int, int]) -> Array:
     """Boxes, cxcywh relative to the canvas.
 
     Args:
-      head: has the fields of `detlab.darknet.cfg.Yolo`.
-      raw: [B, Hl, Wl, A, 5 + C].
+      head: as in `probabilities`.
+      raw: [B, Hl, Wl, A, 5 or 9 + C].
       canvas: (height, width) px.
     Returns:
       [B, Hl, Wl, A, 4].
     """
     rows, columns = raw.shape[1:3]
-    box = parts(raw).box
+    box = parts(head, raw).box
     cells = np.stack(np.meshgrid(np.arange(columns), np.arange(rows)), -1)[:, :, None]
-    anchors = np.array([head.anchors[i] for i in head.mask], np.float32)  # [A, 2]
-    anchors = anchors / np.array(canvas[::-1], np.float32)
+    anchors = anchor_sizes(head, (rows, columns), canvas) / np.array(canvas[::-1], np.float32)
     if head.kind == "new_coords":
         place, growth = box[..., :2], 4 * jnp.square(box[..., 2:])
     else:
         place, growth = nn.sigmoid(box[..., :2]), jnp.exp(box[..., 2:])
-    place = head.scale_x_y * place - 0.5 * (head.scale_x_y - 1)
+    if head.kind != "region":
+        place = head.scale_x_y * place - 0.5 * (head.scale_x_y - 1)
     centre = (cells + place) / np.array([columns, rows], np.float32)
     return jnp.concatenate([centre, growth * anchors], axis=-1)

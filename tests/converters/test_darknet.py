@@ -31,6 +31,7 @@ SIZES = {"0": 12, "1": 12, "3": 40, "5": 49}
 CFGS = ["yolov3", "yolov3-tiny", "yolov4", "yolov4-tiny", "yolo-fastest-1.1"]
 CFGS += ["yolov3-spp", "yolov3-tiny-prn", "csresnext50-panet-spp", "mixed"]
 CFGS += ["yolov4-csp", "yolov4x-mish", "yolov7-tiny"]
+CFGS += ["yolov2", "yolov2-tiny", "gaussian-yolov3"]
 
 
 def file_bytes(seed=0):

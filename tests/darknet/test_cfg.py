@@ -116,6 +116,7 @@ SHAPES = [
 CFGS = ["yolov3", "yolov3-tiny", "yolov4", "yolov4-tiny", "yolo-fastest-1.1"]
 MORE_CFGS = ["yolov3-spp", "yolov3-tiny-prn", "csresnext50-panet-spp", "mixed"]
 MORE_CFGS += ["yolov4-csp", "yolov4x-mish", "yolov7-tiny"]
+MORE_CFGS += ["yolov2", "yolov2-tiny", "gaussian-yolov3"]
 
 
 def changed(*changes):

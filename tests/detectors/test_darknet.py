@@ -57,6 +57,8 @@ SECTIONS = {
     "upsampling with a scale": "[upsample]\nstride=2\nscale=.5\n",
     "blocks to channels": "[convolutional]\nfilters=2\nactivation=linear\n"
     + "[reorg3d]\nstride=2\n",
+    "reorg": "[upsample]\nstride=2\n[convolutional]\nfilters=4\nactivation=linear\n"
+    + "[reorg]\nstride=2\n[convolutional]\nfilters=8\nactivation=linear\n",
     "means of windows": "[local_avgpool]\nsize=3\nstride=2\n",
     "means of even windows": "[local_avg]\nsize=2\nstride=1\n",
     "means without padding": "[local_avgpool]\nsize=2\nstride=2\npadding=0\n",
@@ -164,6 +166,12 @@ def layer_by_layer(image, variables):
                 x = activated(outputs[layer.layers[0]] * x, layer.activation)
             case darknet_cfg.Reorg3d():
                 x = blocks(x, layer.stride)
+            case darknet_cfg.Reorg():
+                height, width, channels = x.shape
+                flat = x.transpose(2, 0, 1).ravel()
+                few = flat.reshape(channels // 4, height * 2, width * 2).transpose(1, 2, 0)
+                flat = blocks(few, 2).transpose(2, 0, 1).ravel()
+                x = flat.reshape(channels * 4, height // 2, width // 2).transpose(1, 2, 0)
             case darknet_cfg.LocalAvgPool():
                 x = pooled(x, layer, np.mean)
             case darknet_cfg.Route():

@@ -8,6 +8,7 @@ import pytest
 import tiny
 
 from detlab import contract, types
+from detlab.darknet import cfg as darknet_cfg
 from detlab.detectors import darknet
 
 FIELDS = tiny.TINY["darknet"].fields
@@ -182,3 +183,66 @@ def test_a_detector_of_another_number_of_classes_has_its_channels():
     shapes = jax.eval_shape(detector.init, jax.random.key(0), jnp.zeros((1, *CANVAS, 3), jnp.uint8))
     maps = jax.eval_shape(tiny.maps_of(detector), *shapes, jnp.zeros((1, *CANVAS, 3), jnp.uint8))
     assert [x.shape for x in maps.predictions] == [(1, *s, 20) for s in SHAPES]
+
+
+REGION = """[net]
+width=96
+height=64
+channels=3
+[convolutional]
+filters=16
+size=16
+stride=16
+activation=linear
+[region]
+anchors=1,1, 2,2
+num=2
+classes=3
+softmax=1
+bias_match=1
+"""
+
+
+@pytest.fixture(scope="module")
+def region_batch():
+    return tiny.make_batch(CANVAS, objects=(3, 0), seed=SEED)
+
+
+def test_the_loss_of_a_region_is_the_mean_of_what_darknet_writes(region_batch):
+    detector = darknet.Darknet(cfg=REGION, num_classes=3)
+    raw = random_maps(2)[0]
+
+    @tiny.jit
+    def compute(raw, batch):
+        def loss(raw):
+            outputs = darknet.Outputs((), (raw,))
+            return detector.loss(batch, outputs)[0], detector.targets(batch, outputs)
+
+        return jax.value_and_grad(loss, has_aux=True)(raw)
+
+    (value, targets), gradient = compute(raw, region_batch)
+    head = darknet_deltas.Region(((1, 1), (2, 2)), bias_match=True)
+    for image in range(2):
+        objects = relative(region_batch, image)
+        shaped = raw[image].reshape(4, 6, 2, 8)
+        expected = -darknet_deltas.region_deltas(head, shaped, *objects).reshape(4, 6, 16) / 2
+        np.testing.assert_allclose(
+            gradient[image], expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max()
+        )
+    assert value > 0
+    counts = [int((x.status[0] == 1).sum()) for x in (targets["main"], targets["entries"])]
+    assert counts == [2, 2], "of three objects, two meet in a row"
+
+
+def test_a_head_without_a_loss_is_refused_with_line_and_section(region_batch):
+    cfg = REGION.replace("[region]", "[Gaussian_yolo]").replace("filters=16", "filters=24")
+    cfg = cfg.replace("softmax=1\nbias_match=1\n", "")
+    detector = darknet.Darknet(cfg=cfg, num_classes=3)
+    detector.check()
+    outputs = darknet.Outputs((), (np.zeros((2, 4, 6, 24), np.float32),))
+    with pytest.raises(darknet_cfg.CfgError) as info:
+        detector.loss(region_batch, outputs)
+    assert str(info.value) == (
+        "config.model.cfg, line 10: layer 1 [Gaussian_yolo] can predict but not learn: its loss is"
+        " not implemented; train a network with [yolo] or [region]."
+    )

@@ -241,3 +241,66 @@ def head_deltas(head, raw, truths, labels, canvas):
             if deltas[at][4] != 0 and classes:
                 deltas[at][:4] /= classes
     return deltas
+
+
+class Region(NamedTuple):
+    """The keys of a `[region]` section that training reads, with darknet's defaults."""
+
+    anchors: tuple  # (width, height) in cells
+    softmax: bool = True
+    thresh: float = 0.5
+    bias_match: bool = False
+    rescore: bool = False
+    coord_scale: float = 1.0
+    object_scale: float = 1.0
+    noobject_scale: float = 1.0
+    class_scale: float = 1.0
+    kind: str = "region"
+
+    @property
+    def mask(self):
+        return tuple(range(len(self.anchors)))
+
+
+def region_deltas(head, raw, truths, labels):
+    """The deltas of a `[region]`, from region_layer.c; arguments as in `head_deltas`."""
+    raw = np.asarray(raw, np.float64)
+    rows, columns, count = raw.shape[:3]
+    out, deltas = raw.copy(), np.zeros_like(raw)
+    out[..., :2], out[..., 4] = sigmoid(raw[..., :2]), sigmoid(raw[..., 4])
+    if head.softmax:
+        out[..., 5:] = np.exp(raw[..., 5:] - raw[..., 5:].max(-1, keepdims=True))
+        out[..., 5:] /= out[..., 5:].sum(-1, keepdims=True)
+
+    def box_of(row, column, a):
+        x, y, w, h = out[row, column, a, :4]
+        size = np.exp([w, h]) * head.anchors[a] / [columns, rows]
+        return (column + x) / columns, (row + y) / rows, *size
+
+    def slope(value):
+        return value * (1 - value)
+
+    for at in np.ndindex(rows, columns, count):
+        best = max((measure(box_of(*at), truth) for truth in truths), default=0.0)
+        there = out[at][4]
+        deltas[at][4] = head.noobject_scale * (0 - there) * slope(there)
+        if best > head.thresh:
+            deltas[at][4] = 0
+    for truth, label in zip(truths, labels):
+        column, row = int(truth[0] * columns), int(truth[1] * rows)
+        overlaps = []
+        for a in range(count):
+            size = box_of(row, column, a)[2:]
+            if head.bias_match:
+                size = head.anchors[a][0] / columns, head.anchors[a][1] / rows
+            overlaps.append(measure((0, 0, *size), (0, 0, *truth[2:])))
+        best = int(np.argmax(overlaps))
+        at = row, column, best
+        wanted = [truth[0] * columns - column, truth[1] * rows - row]
+        deltas[at][:2] = head.coord_scale * (wanted - out[at][:2]) * slope(out[at][:2])
+        size = np.log(np.array(truth[2:]) * [columns, rows] / head.anchors[best])
+        deltas[at][2:4] = head.coord_scale * (size - raw[at][2:4])
+        target = measure(box_of(*at), truth) if head.rescore else 1
+        deltas[at][4] = head.object_scale * (target - out[at][4]) * slope(out[at][4])
+        deltas[at][5:] = head.class_scale * (np.eye(raw.shape[-1] - 5)[label] - out[at][5:])
+    return deltas
