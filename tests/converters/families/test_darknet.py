@@ -148,6 +148,27 @@ def test_shared_and_weighted_layers_go_in_and_come_out_byte_for_byte(tmp_path, c
     assert back.with_suffix(".cfg").read_text() == MIXED
 
 
+@pytest.mark.parametrize(
+    "key, flags, resize",
+    [
+        ("letter_box=1", (), "letterbox"),
+        ("letter_box=1", ("--config.data.resize=stretch",), "stretch"),
+        ("letter_box=0", (), "stretch"),
+        ("", (), "stretch"),
+    ],
+)
+def test_images_are_letterboxed_if_the_cfg_says_so(files, tmp_path, capsys, key, flags, resize):
+    weights, cfg, _ = files
+    cfg.write_text(CFG.replace("channels=3", f"channels=3\n{key}"))
+    config = ("--config", "darknet_coco", *flags)
+    run("--input", weights, "--cfg", cfg, *config, "--output", tmp_path / "folder")
+    data = checkpoint.load_weights(tmp_path / "folder").info["config"]["data"]
+    assert data["resize"] == resize
+    told = f"{cfg} has letter_box=1: training, evaluation and demo letterbox images"
+    assert (told in capsys.readouterr().out) == (resize == "letterbox")
+    assert data["rounding"] == data["demo_rounding"] == "whole"
+
+
 def test_a_cut_off_file_fills_its_layers_alone(files, tmp_path):
     weights, cfg, _ = files
     network = darknet_cfg.read(cfg)
