@@ -98,7 +98,7 @@ class _Model:
             tensors = darknet_reader.read(path, network).tensors
         else:
             network = darknet_cfg.read((folder / name).with_name(info["cfg"]))
-            tensors = _made_up(info)
+            tensors = made_up(info)
         self.network = network
         fields = dict(
             cfg=darknet_cfg.format(network),
@@ -131,7 +131,7 @@ class _Model:
         return _Found(raw=raw, candidates=candidates, detections=found)
 
 
-def _made_up(info: dict) -> dict[str, np.ndarray]:
+def made_up(info: dict) -> dict[str, np.ndarray]:
     """Tensors by the rule of the fixtures, with the names of the reader."""
     seed, tensors = info["weights"]["seed"], {}
     digest = hashlib.sha256(np.array([0, 2, 5, 0, 0], "<i4").tobytes())

@@ -1,5 +1,6 @@
 """Darknet's networks match darknet: raw heads, decoding, candidates, detections, photographs."""
 
+import hashlib
 import json
 import shutil
 
@@ -7,6 +8,9 @@ import parity_runs
 import pytest
 
 from benchmarks.parity import darknet
+from detlab.converters import convert
+from detlab.converters.readers import darknet as reader
+from detlab.darknet import cfg as darknet_cfg
 
 CASES = parity_runs.runnable("yolo", darknet.RUNNER)
 
@@ -31,6 +35,34 @@ def test_a_case_that_needs_more_than_detlab_has_is_missing_with_the_reason(
 def test_the_shared_case_passes_in_full(name, shared_dir, capsys):
     """Also published weights, which find the recorded objects on photographs."""
     parity_runs.in_full(capsys, shared_dir / "parity", name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "mixed",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("yolov3-tiny-prn", "yolov7-tiny", "yolov2-tiny", "gaussian-yolov3")
+        ),
+    ],
+)
+def test_the_weights_of_a_case_are_converted_and_come_back_byte_for_byte(
+    name, shared_dir, tmp_path
+):
+    folder = shared_dir / "parity" / "yolo"
+    cfg, info = folder / f"{name}.cfg", json.loads((folder / f"{name}.json").read_text())
+    weights, back = tmp_path / "made.weights", tmp_path / "back.weights"
+    tensors = darknet.made_up(info)
+    network = darknet_cfg.read(cfg)
+    reader.write(weights, network, reader.Weights(reader.Header(), tensors))
+    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+    assert digest == info["weights_sha256"] and weights.stat().st_size == info["weights_bytes"]
+    common = ("--config", "darknet_coco", "--output", str(tmp_path / "folder"))
+    convert.main(["--input", str(weights), "--cfg", str(cfg), *common])
+    convert.main(["--reverse", "--input", str(tmp_path / "folder"), "--output", str(back)])
+    assert back.read_bytes() == weights.read_bytes()
+    assert back.with_suffix(".cfg").read_text() == cfg.read_text()
 
 
 @pytest.mark.slow
