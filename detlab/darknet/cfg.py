@@ -242,6 +242,18 @@ class GaussianYolo(NamedTuple):
     scale_x_y: float = 1.0
     nms_kind: str = "default"
     beta_nms: float = 0.6
+    ignore_thresh: float = 0.5
+    truth_thresh: float = 1.0
+    iou_thresh: float = 1.0
+    iou_thresh_kind: str = "iou"
+    iou_loss: str = "mse"
+    uc_normalizer: float = 1.0  # of the uncertainties
+    iou_normalizer: float = 0.75
+    obj_normalizer: float = 1.0
+    cls_normalizer: float = 1.0
+    delta_normalizer: float = 1.0
+    max_delta: float = _FLT_MAX
+    label_smooth_eps: float = 0.0
     jitter: float = 0.2
     resize: float = 1.0
     random: float = 0.0
@@ -259,8 +271,23 @@ class GaussianYolo(NamedTuple):
         return 9
 
     @property
+    def new_coords(self) -> bool:
+        """As in `Yolo`: not a key of this section."""
+        return False
+
+    @property
+    def objectness_smooth(self) -> bool:
+        """As in `Yolo`: not a key of this section."""
+        return False
+
+    @property
+    def focal_loss(self) -> bool:
+        """As in `Yolo`: not a key of this section."""
+        return False
+
+    @property
     def counters_per_class(self) -> tuple[int, ...]:
-        """As in `Yolo`: none."""
+        """As in `Yolo`: not implemented for this section."""
         return ()
 
 
@@ -502,6 +529,18 @@ _KEYS = {
         "scale_x_y": _number,
         "nms_kind": _one_of(*_NMS_KINDS),
         "beta_nms": _number,
+        "ignore_thresh": _number,
+        "truth_thresh": _number,
+        "iou_thresh": _number,
+        "iou_thresh_kind": _one_of(*_IOU_KINDS),
+        "iou_loss": _one_of("mse", *_IOU_KINDS),
+        "uc_normalizer": _number,
+        "iou_normalizer": _number,
+        "obj_normalizer": _number,
+        "cls_normalizer": _number,
+        "delta_normalizer": _number,
+        "max_delta": _number,
+        "label_smooth_eps": _number,
         **_SIZES,
     },
     Region: {
@@ -548,7 +587,7 @@ _NEUTRAL = {
     Reorg: {"reverse": "0"},
     Dropout: {},
     Yolo: {"embedding_layer": None},
-    GaussianYolo: {"yolo_point": "center", "map": None},
+    GaussianYolo: {"yolo_point": "center", "map": None, "counters_per_class": None},
     Region: {"tree": None, "map": None, "focal_loss": "0", "classfix": "0"},
 }
 

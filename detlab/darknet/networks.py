@@ -305,13 +305,3 @@ def heads(network: darknet_cfg.Network) -> list[int]:
             where = darknet_cfg.where(network, number)
             raise darknet_cfg.CfgError(f"{where} must follow a [convolutional].")
     return found
-
-
-def check_trainable(network: darknet_cfg.Network) -> None:
-    """Raises CfgError if the loss of a head is not implemented."""
-    for number in heads(network):
-        if isinstance(network.layers[number], darknet_cfg.GaussianYolo):
-            raise darknet_cfg.CfgError(
-                f"{darknet_cfg.where(network, number)} can predict but not learn: its loss is not"
-                " implemented; train a network with [yolo] or [region]."
-            )

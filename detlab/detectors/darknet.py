@@ -352,7 +352,6 @@ class Darknet(nn.Module):
         Rows whose cells are entirely padding do not count.  In darknet they are background: its
         only padding is that of `letter_box`, which is part of the content here as well.
         """
-        darknet_networks.check_trainable(self.network())
         canvas, found = batch.images.shape[1:3], []
         for head, raw in zip(self.heads(), maps.predictions, strict=True):
             shape = raw.shape[1:3]
@@ -441,8 +440,10 @@ class Darknet(nn.Module):
                 if head.kind == "region":
                     given = head, rows, anchors, shape, canvas
                     return [t.sum() for t in region_losses.head_terms(*given, *of_image)]
-                given = head, rows, decoded, anchors, shape, canvas
-                found = darknet_losses.head_terms(*given, *of_image)
+                of = heads_lib.parts(head, rows)
+                values = jnp.concatenate(of[:3], axis=-1)
+                given = head, values, decoded, anchors, shape, canvas
+                found = darknet_losses.head_terms(*given, *of_image, of.uncertainty)
                 return [head.delta_normalizer * term.sum() for term in found]
 
             rows = raw.reshape(len(raw), -1, raw.shape[-1])  # [B, N, 5 + C]

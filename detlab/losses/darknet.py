@@ -16,6 +16,7 @@ Boxes are relative to the canvas here, as in darknet: centre x and y, width and 
 size of the deltas depends on it.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -265,6 +266,7 @@ def head_terms(
     learned: Any,
     gt_boxes,
     gt_labels,
+    spread=None,
 ) -> Terms:
     """All loss terms of one head for one image, weighted as in darknet.
 
@@ -283,6 +285,8 @@ def head_terms(
       learned: `assign.darknet.Learned`, without gradients.
       gt_boxes: [G, 4] xyxy px, padded.
       gt_labels: [G] int32.
+      spread: [N, 4] uncertainties of x, y, w, h in [Gaussian_yolo], before their sigmoid.  Its
+        deltas are divided by the number of classes whatever `iou_thresh` is.
     Returns:
       Terms.
     """
@@ -316,14 +320,17 @@ def head_terms(
     classes = weights * distance(raw[:, 5:], targets)
 
     divisor = jnp.ones(len(raw))
-    if head.iou_thresh < 1:
+    if head.iou_thresh < 1 or spread is not None:
         divisor = jnp.maximum((weights * (targets - scores) > 0).sum(-1), 1)
 
     def box(row, slot, learns):
         """[...] for rows [...] that learn the objects in these slots."""
         truths = jnp.where(learns[..., None], gt_boxes[slot], anchors[row])
         given = (raw[row, :4], boxes[row], anchors[row], shape, canvas, truths)
-        loss = box_loss(head, *given, factors[gt_labels[slot]])
+        if spread is None:
+            loss = box_loss(head, *given, factors[gt_labels[slot]])
+        else:
+            loss = gaussian_box_loss(head, spread[row], *given)
         return jnp.where(learns, loss / divisor[row], 0.0).ravel()
 
     slots = jnp.broadcast_to(jnp.arange(len(gt_boxes)), entries.row.shape)
@@ -371,6 +378,68 @@ def box_loss(
         return weight * (2 - truths[..., 2:].prod(-1)) * loss.sum(-1)
     growth = jnp.ones_like(raw[..., 2:]) if head.new_coords else jnp.exp(raw[..., 2:])
     return overlap(raw, boxes, truths, growth, head.iou_loss, weight, head.max_delta)
+
+
+def gaussian_box_loss(
+    head: Any,
+    spread,
+    raw,
+    boxes,
+    anchors,
+    shape: tuple[int, int],
+    canvas: tuple[int, int],
+    truths,
+):
+    """The box loss of [Gaussian_yolo], with the deltas of `gaussian_yolo_layer.c`.
+
+    The value is minus the logarithm of the normal density of the distance d to the target, half of
+    it times 2 - the object's share of the canvas; with another `iou_loss` than "mse", plus 1 - IoU.
+    With u the uncertainty, darknet divides d / u once more by u, and adds 0.3 to the u that divides
+    the density; the derivatives of sigmoids are left out.
+
+    Args:
+      head: has the fields of `detlab.darknet.cfg.GaussianYolo`.
+      spread: [..., 4] uncertainties of x, y, w, h before their sigmoid.
+      raw: [..., 4] x, y, w, h.
+      boxes: [..., 4] cxcywh decoded from raw, relative to the canvas.
+      anchors, truths: [..., 4] xyxy px.
+      shape: (Hl, Wl) cells of the head.
+      canvas: (height, width) px.
+    Returns:
+      [...].
+    """
+    unit = np.array([canvas[1], canvas[0]] * 2, np.float32)
+    own, wanted = (boxes_lib.xyxy_to_cxcywh(x) / unit for x in (anchors, truths))
+    cells = np.array([shape[1], shape[0]], np.float32)
+    targets = jnp.concatenate(
+        [
+            (wanted[..., :2] - own[..., :2]) * cells + 0.5,
+            jnp.log(wanted[..., 2:] / own[..., 2:]),
+        ],
+        axis=-1,
+    )
+    place = head.scale_x_y * jax.nn.sigmoid(raw[..., :2]) - 0.5 * (head.scale_x_y - 1)
+    distance = targets - jnp.concatenate([place, raw[..., 2:]], axis=-1)
+    uncertainty = jax.nn.sigmoid(spread)
+    relative = distance / uncertainty
+    wide = uncertainty + 0.3
+    density = jnp.exp(-0.5 * jnp.square(relative)) / (math.sqrt(2 * math.pi) * wide)
+    scale = 0.5 * (2 - wanted[..., 2:].prod(-1, keepdims=True))
+    factor = scale * density / (density + 1e-9)
+    by_spread = factor * (jnp.square(relative) / uncertainty - 1 / wide) * head.uc_normalizer
+    by_raw = factor * relative / uncertainty * head.iou_normalizer
+    value = (-scale * jnp.log(density + 1e-9)).sum(-1)
+
+    def bounded(deltas):
+        deltas = jnp.where(jnp.isfinite(deltas), deltas, 0.0)
+        return jnp.clip(deltas, -head.max_delta, head.max_delta)
+
+    if head.iou_loss != "mse":
+        growth, weight = jnp.exp(raw[..., 2:]), jnp.full(raw.shape[:-1], head.iou_normalizer)
+        iou = overlap(raw, boxes, wanted, growth, head.iou_loss, weight, head.max_delta)
+        return iou + with_slope(value, spread, -bounded(by_spread))
+    deltas = jnp.concatenate([bounded(by_raw), bounded(by_spread)], axis=-1)
+    return with_slope(value, jnp.concatenate([raw, spread], axis=-1), -deltas)
 
 
 # Functions of cxcywh boxes.  Comparisons, not minima: equal sides give the first box no gradient.

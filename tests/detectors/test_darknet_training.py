@@ -8,7 +8,6 @@ import pytest
 import tiny
 
 from detlab import contract, types
-from detlab.darknet import cfg as darknet_cfg
 from detlab.detectors import darknet
 
 FIELDS = tiny.TINY["darknet"].fields
@@ -234,15 +233,40 @@ def test_the_loss_of_a_region_is_the_mean_of_what_darknet_writes(region_batch):
     assert counts == [2, 2], "of three objects, two meet in a row"
 
 
-def test_a_head_without_a_loss_is_refused_with_line_and_section(region_batch):
+@pytest.mark.parametrize(
+    "keys",
+    [
+        "",
+        "iou_loss=giou\niou_thresh=0.2\nuc_normalizer=0.5\nmax_delta=0.4\nscale_x_y=1.1\n",
+    ],
+)
+def test_the_loss_of_a_gaussian_head_is_the_mean_of_what_darknet_writes(region_batch, keys):
+    anchors = "anchors=18,18, 26,26\n"
     cfg = REGION.replace("[region]", "[Gaussian_yolo]").replace("filters=16", "filters=24")
-    cfg = cfg.replace("softmax=1\nbias_match=1\n", "")
+    cfg = cfg.replace("softmax=1\nbias_match=1\n", keys).replace("anchors=1,1, 2,2\n", anchors)
     detector = darknet.Darknet(cfg=cfg, num_classes=3)
-    detector.check()
-    outputs = darknet.Outputs((), (np.zeros((2, 4, 6, 24), np.float32),))
-    with pytest.raises(darknet_cfg.CfgError) as info:
-        detector.loss(region_batch, outputs)
-    assert str(info.value) == (
-        "config.model.cfg, line 10: layer 1 [Gaussian_yolo] can predict but not learn: its loss is"
-        " not implemented; train a network with [yolo] or [region]."
-    )
+    raw = np.float32(np.random.default_rng(SEED).normal(0, 0.7, (2, 4, 6, 24)))
+
+    @tiny.jit
+    def compute(raw, batch):
+        return jax.value_and_grad(lambda x: detector.loss(batch, darknet.Outputs((), (x,)))[0])(raw)
+
+    value, gradient = compute(raw, region_batch)
+    assert np.isfinite(value)
+    head = darknet_deltas.Head(((18, 18), (26, 26)), (0, 1), iou_loss="mse")
+    given = dict(x.split("=") for x in keys.split())
+    head = head._replace(**{k: v if k == "iou_loss" else float(v) for k, v in given.items()})
+    for image in range(2):
+        shaped = raw[image].reshape(4, 6, 2, 12)
+        plain = np.concatenate([shaped[..., [0, 2, 4, 6]], shaped[..., 8:]], axis=-1)
+        spread = shaped[..., [1, 3, 5, 7]]
+        objects = relative(region_batch, image)
+        deltas, of_spread = darknet_deltas.head_deltas(head, plain, *objects, CANVAS, spread)
+        expected = np.zeros(shaped.shape)
+        expected[..., [0, 2, 4, 6]], expected[..., 8:] = deltas[..., :4], deltas[..., 4:]
+        expected[..., [1, 3, 5, 7]] = of_spread
+        expected = -expected.reshape(4, 6, 24) / 2
+        np.testing.assert_allclose(
+            gradient[image], expected, rtol=2e-4, atol=2e-5 * np.abs(expected).max()
+        )
+        assert (np.abs(of_spread).max() > 0.01) == (image == 0)

@@ -16,6 +16,7 @@ class Head(NamedTuple):
     mask: tuple
     scale_x_y: float = 1.0
     new_coords: bool = False
+    uc_normalizer: float = 1.0
     iou_loss: str = "mse"
     iou_normalizer: float = 0.75
     obj_normalizer: float = 1.0
@@ -150,7 +151,7 @@ def write_class(deltas, scores, label, head):
             deltas[label] *= factors[label] * head.cls_normalizer
 
 
-def head_deltas(head, raw, truths, labels, canvas):
+def head_deltas(head, raw, truths, labels, canvas, spread=None):
     """The deltas of one head.
 
     Args:
@@ -159,8 +160,10 @@ def head_deltas(head, raw, truths, labels, canvas):
       truths: list of (x, y, w, h), relative.
       labels: list of int.
       canvas: (height, width) px.
+      spread: [Hl, Wl, A, 4] uncertainties of x, y, w, h in [Gaussian_yolo]
+        (gaussian_yolo_layer.c), before their sigmoid.
     Returns:
-      array like raw.
+      array like raw; with `spread` also one like that.
     """
     raw = np.asarray(raw, np.float64)
     shape, num_classes = raw.shape[:2], raw.shape[-1] - 5
@@ -168,17 +171,41 @@ def head_deltas(head, raw, truths, labels, canvas):
     deltas = np.zeros_like(raw)
     factors = multipliers(head, num_classes)
 
+    spread_deltas = None if spread is None else np.zeros(spread.shape)
+
+    def write_gaussian(at, truth, wanted):
+        there = raw[at][:4].copy()
+        there[:2] = head.scale_x_y * sigmoid(there[:2]) - (head.scale_x_y - 1) / 2
+        change, of_spread = np.zeros(4), np.zeros(4)
+        for k in range(4):
+            u = sigmoid(spread[at][k])
+            relative = (wanted[k] - there[k]) / u
+            density = np.exp(-0.5 * relative**2) / (np.sqrt(2 * np.pi) * (u + 0.3))
+            factor = 0.5 / (density + 1e-9) * density * (2 - truth[2] * truth[3])
+            change[k] = factor * relative / u
+            of_spread[k] = factor * (relative**2 / u - 1 / (u + 0.3)) * head.uc_normalizer
+        if head.iou_loss != "mse":
+            box = decode(head, raw, *at, shape, canvas)
+            change = overlap_direction(box, truth, head.iou_loss)
+            change[2:] *= np.exp(raw[at][2:4])
+        change = change * head.iou_normalizer
+        deltas[at][:4] += np.clip(change, -head.max_delta, head.max_delta)
+        spread_deltas[at] += np.clip(of_spread, -head.max_delta, head.max_delta)
+
     def write_box(at, truth, label):
         row, column, a = at
         weight = head.iou_normalizer * factors[label]
         aw, ah = head.anchors[head.mask[a]]
+        wanted = [
+            truth[0] * shape[1] - column,
+            truth[1] * shape[0] - row,
+            np.log(truth[2] * canvas[1] / aw),
+            np.log(truth[3] * canvas[0] / ah),
+        ]
+        if spread is not None:
+            write_gaussian(at, truth, wanted)
+            return
         if head.iou_loss == "mse":
-            wanted = [
-                truth[0] * shape[1] - column,
-                truth[1] * shape[0] - row,
-                np.log(truth[2] * canvas[1] / aw),
-                np.log(truth[3] * canvas[0] / ah),
-            ]
             there = raw[at][:4].copy()
             if head.new_coords:
                 wanted[2] = np.sqrt(truth[2] * canvas[1] / (4 * aw))
@@ -235,12 +262,14 @@ def head_deltas(head, raw, truths, labels, canvas):
                 write_objectness(at, label)
                 write_class(deltas[at][5:], scores[at][1:], label, head)
 
-    if head.iou_thresh < 1:
+    if head.iou_thresh < 1 or spread is not None:
         for at in np.ndindex(*raw.shape[:3]):
             classes = (deltas[at][5:] > 0).sum()
             if deltas[at][4] != 0 and classes:
                 deltas[at][:4] /= classes
-    return deltas
+                if spread is not None:
+                    spread_deltas[at] /= classes
+    return deltas if spread is None else (deltas, spread_deltas)
 
 
 class Region(NamedTuple):
