@@ -428,7 +428,8 @@ def gaussian_box_loss(
     factor = scale * density / (density + 1e-9)
     by_spread = factor * (jnp.square(relative) / uncertainty - 1 / wide) * head.uc_normalizer
     by_raw = factor * relative / uncertainty * head.iou_normalizer
-    value = (-scale * jnp.log(density + 1e-9)).sum(-1)
+    # An uncertainty of 0 divides 0 by 0 for an exact prediction; darknet's delta is then 0.
+    value = (-scale * jnp.log(jnp.nan_to_num(density) + 1e-9)).sum(-1)
 
     def bounded(deltas):
         deltas = jnp.where(jnp.isfinite(deltas), deltas, 0.0)
