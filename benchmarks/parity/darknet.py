@@ -23,6 +23,7 @@ from detlab.converters.readers import npz_file
 from detlab.converters.tables import darknet as darknet_table
 from detlab.darknet import cfg as darknet_cfg
 from detlab.detectors import darknet
+from detlab.heads import darknet as heads_lib
 
 # Tolerances on photographs.  Darknet decodes their JPEG files by stb_image and OpenCV by libjpeg:
 # pixels differ by a few levels where colours change, and detections by this much.
@@ -38,10 +39,6 @@ def knows(info: Mapping) -> bool:
     return made or (isinstance(weights, str) and weights.endswith(".weights"))
 
 
-# Keys of a layer that change its made-up weights in ways that `_made_up` does not follow.
-_OTHER_RULES = ("head", "entries", "weights", "share_index")
-
-
 def lacks(folder: pathlib.Path, name: str, info: Mapping) -> str:
     """What the case needs and detlab lacks, in words; "" if it lacks nothing."""
     if "layers" not in info:
@@ -50,8 +47,7 @@ def lacks(folder: pathlib.Path, name: str, info: Mapping) -> str:
         darknet_cfg.read((folder / name).with_name(info["cfg"]))
     except darknet_cfg.CfgError as error:
         return str(error).removeprefix(f"{(folder / name).parent}/").removesuffix(".")
-    keys = [key for key in _OTHER_RULES if any(key in layer for layer in info["layers"])]
-    return f"the rule of its weights has {', '.join(keys)}, which is not supported" if keys else ""
+    return ""
 
 
 def run(folder: pathlib.Path, name: str, info: dict, settings: runner.Settings) -> runner.Compared:
@@ -72,9 +68,9 @@ def run(folder: pathlib.Path, name: str, info: dict, settings: runner.Settings) 
                 f"map {name}_raw", mine[..., ::stride, ::stride], arrays[f"{name}_raw"]
             )
         )
-        mine = _decoded_as_darknet(mine, model.module.heads()[i].scale_x_y)
+        mine = _decoded_as_darknet(mine, model.module.heads()[i])
         lines.append(checks.array_map(f"map {name}_out", mine, arrays[f"{name}_out"]))
-    lines += _cells(found.raw, arrays, info["thresh"])
+    lines += _cells(model.module.heads(), found.raw, arrays, info["thresh"])
     size = np.array(arrays["image"].shape[1::-1] * 2, np.float32)
     for kind in ("candidates", "detections"):
         theirs = _detections(arrays[kind], size)
@@ -102,7 +98,7 @@ class _Model:
             tensors = darknet_reader.read(path, network).tensors
         else:
             network = darknet_cfg.read((folder / name).with_name(info["cfg"]))
-            tensors = _made_up(info)
+            tensors = made_up(info)
         self.network = network
         fields = dict(
             cfg=darknet_cfg.format(network),
@@ -135,13 +131,19 @@ class _Model:
         return _Found(raw=raw, candidates=candidates, detections=found)
 
 
-def _made_up(info: dict) -> dict[str, np.ndarray]:
+def made_up(info: dict) -> dict[str, np.ndarray]:
     """Tensors by the rule of the fixtures, with the names of the reader."""
     seed, tensors = info["weights"]["seed"], {}
     digest = hashlib.sha256(np.array([0, 2, 5, 0, 0], "<i4").tobytes())
     names = {"biases": "bias", "scales": "scale", "mean": "mean", "variance": "var"}
     for number, layer in enumerate(info["layers"]):
-        if layer["type"] != "convolutional":
+        if layer["type"] == "shortcut" and "weights" in layer:
+            value = fixture_weights.uniform(f"{number}.weights", layer["weights"], seed, 0.25, 1.25)
+            inputs = len(np.atleast_1d(layer["from"])) + 1
+            per_input = value if len(value) == inputs else value.reshape(inputs, -1)
+            tensors[f"{number}.weight"] = per_input
+            digest.update(value.astype("<f4").tobytes())
+        if layer["type"] != "convolutional" or "share_index" in layer:
             continue
         kinds = ["biases"]
         if layer.get("batch_normalize"):
@@ -154,6 +156,10 @@ def _made_up(info: dict) -> dict[str, np.ndarray]:
         bound = np.sqrt(3.0 * layer["gain"] / layer["fan_in"])
         count = layer["filters"] * layer["fan_in"]
         value = fixture_weights.uniform(f"{number}.weights", count, seed, -bound, bound)
+        if rows := layer.get("head", {}).get("rows"):
+            factors = _row_factors(rows, layer)
+            value = value.reshape(-1, len(factors), layer["fan_in"]) * factors[:, None]
+            value = value.reshape(-1)
         tensors[f"{number}.weight"] = value.reshape(shape)
         digest.update(value.astype("<f4").tobytes())
     if digest.hexdigest() != info["weights_sha256"]:
@@ -167,10 +173,11 @@ def _vector(key: str, kind: str, layer: dict, seed: int) -> np.ndarray:
     count = layer["filters"]
     if kind == "biases" and layer["before_yolo"]:
         value = fixture_weights.uniform(key, count, seed, -0.5, 0.5)
-        value = value.reshape(-1, 5 + layer["classes"])
-        value[:, 4] -= np.float32(4)
-        value[:, 5:] -= np.float32(2)
-        return value.reshape(-1)
+        entries, head = layer.get("entries", 5), layer.get("head", {})
+        value = value.reshape(-1, entries + layer["classes"])
+        value[:, entries - 1] += np.float32(head.get("obj", -4))
+        value[:, entries:] += np.float32(head.get("cls", -2))
+        return value.reshape(-1) - np.array(head.get("center", 0), np.float32)
     damped = 0.12 if layer["before_shortcut"] else 1.0
     low, high = {
         "biases": (-0.1, 0.1),
@@ -181,26 +188,40 @@ def _vector(key: str, kind: str, layer: dict, seed: int) -> np.ndarray:
     return fixture_weights.uniform(key, count, seed, low, high)
 
 
+def _row_factors(rows: list, layer: dict) -> np.ndarray:
+    """What multiplies the weights of each output of an anchor in the predicting convolution."""
+    xy, wh, objectness, classes = rows
+    first = [xy, xy, wh, wh, objectness]
+    if layer.get("entries", 5) == 9:  # each coordinate has an uncertainty behind it
+        first = [xy, objectness, xy, objectness, wh, objectness, wh, objectness, objectness]
+    return np.array(first + [classes] * layer["classes"], np.float32)
+
+
 def _sigmoid(x):
     return 1 / (1 + np.exp(-x.astype(np.float64)))
 
 
-def _decoded_as_darknet(raw: np.ndarray, factor: float) -> np.ndarray:
-    """[A, 5 + C, Hl, Wl] -> x, y, w, h, objectness as the layer outputs them: w, h unchanged."""
-    out = raw[:, :5].astype(np.float64)
-    out[:, :2] = factor * _sigmoid(raw[:, :2]) - 0.5 * (factor - 1)
-    out[:, 4] = _sigmoid(raw[:, 4])
+def _decoded_as_darknet(raw: np.ndarray, head) -> np.ndarray:
+    """[A, entries + C, Hl, Wl] -> the entries as the layer outputs them: w, h unchanged."""
+    out = raw[:, : head.entries].astype(np.float64)
+    logistic = {"yolo": [0, 1, 4], "new_coords": [], "region": [4]}
+    logistic["gaussian"] = [0, 1, 2, 3, 5, 7, 8]
+    out[:, logistic[head.kind]] = _sigmoid(raw[:, logistic[head.kind]])
+    if head.kind != "region":
+        place = [0, 2] if head.kind == "gaussian" else [0, 1]
+        out[:, place] = head.scale_x_y * out[:, place] - 0.5 * (head.scale_x_y - 1)
     return out
 
 
-def _cells(heads, arrays, threshold: float) -> list[checks.Line]:
+def _cells(heads, maps, arrays, threshold: float) -> list[checks.Line]:
     """Compares which cells hold an object, and the scores of its classes."""
     cells, scores = [], []
-    for number, raw in enumerate(heads):
+    for number, (head, raw) in enumerate(zip(heads, maps, strict=True)):
         raw = raw[0].transpose(2, 0, 1, 3)  # [A, Hl, Wl, 5 + C]
-        for anchor, row, column in np.argwhere(_sigmoid(raw[..., 4]) > threshold):
+        objectness, classes = (np.asarray(x) for x in heads_lib.probabilities(head, raw))
+        for anchor, row, column in np.argwhere(objectness[..., 0] > threshold):
             cells.append((number, anchor, row, column))
-            scores.append(_sigmoid(raw[anchor, row, column, 5:]))
+            scores.append(classes[anchor, row, column])
     mine, theirs = np.array(cells), arrays["cells"]
     same = mine.shape == theirs.shape
     count = checks.Line("cells count", float(abs(len(mine) - len(theirs))), 0.0)

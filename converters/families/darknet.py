@@ -44,6 +44,7 @@ def read(
             print(f"{told}.")
         config.model.cfg = darknet_cfg.format(network)
         _set_canvas(config, network)
+        _set_resize(config, network, overrides)
         if not flags.reset_classes:
             config.model.num_classes = classes
     else:
@@ -147,6 +148,20 @@ def _set_canvas(config: config_dict.ConfigDict, network: darknet_cfg.Network) ->
     """Makes the network's own input size the only one."""
     config.data.canvases = ((network.net.height, network.net.width),)
     config.data.multiscale_canvases = ()
+
+
+def _set_resize(
+    config: config_dict.ConfigDict, network: darknet_cfg.Network, overrides: Mapping[str, str]
+) -> None:
+    """Letterboxes images if the cfg does, unless the command line says otherwise."""
+    keys = dict(resize="letterbox", rounding="whole", demo_rounding="whole")
+    if not network.net.letter_box or "data.resize" in overrides:
+        return
+    config.data.update({k: v for k, v in keys.items() if f"data.{k}" not in overrides})
+    print(
+        f"{network.name} has letter_box=1: training, evaluation and demo letterbox images"
+        " (config.data.resize)."
+    )
 
 
 def write(

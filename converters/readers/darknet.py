@@ -1,9 +1,10 @@
 """Reads and writes darknet's `.weights` files byte for byte.
 
 A file is a header followed by little-endian float32 values without names; the cfg says what they
-are.  Every `[convolutional]` section, in the order of the cfg, has biases; with batch_normalize
-scales, rolling means and rolling variances; and weights (out, in / groups, k, k).  The header is
-three int32 (major, minor, revision) and the number of images seen in training, with 64 bits if
+are.  Every `[convolutional]` section without share_index, in the order of the cfg, has biases; with
+batch_normalize scales, rolling means and rolling variances; and weights (out, in / groups, k, k).
+A `[shortcut]` with weights_type has its weights: one per input, or (inputs, channels).  The header
+is three int32 (major, minor, revision) and the number of images seen in training, with 64 bits if
 10 major + minor >= 2, else with 32 (AlexeyAB/darknet, src/parser.c, load_weights_upto).
 
 A file that `darknet partial` cut off, such as `darknet53.conv.74`, holds only the first 74 layers
@@ -128,11 +129,14 @@ def tensor_shapes(
     channels = network.net.channels
     layers = list(zip(network.layers, darknet_cfg.shapes(network), strict=True))
     for number, (layer, shape) in enumerate(layers[:first_layers]):
-        if isinstance(layer, darknet_cfg.Convolutional):
+        if isinstance(layer, darknet_cfg.Convolutional) and layer.share_index is None:
             vectors = ("bias", "scale", "mean", "var") if layer.batch_normalize else ("bias",)
             found |= {f"{number}.{name}": (layer.filters,) for name in vectors}
             kernel = (layer.filters, channels // layer.groups, layer.size, layer.size)
             found[f"{number}.weight"] = kernel
+        if isinstance(layer, darknet_cfg.Shortcut) and layer.weights_type != "none":
+            each = (shape.channels,) if layer.weights_type == "per_channel" else ()
+            found[f"{number}.weight"] = (len(layer.layers) + 1, *each)
         channels = shape.channels
     return found
 
@@ -314,7 +318,7 @@ def _words_of_fits(network: darknet_cfg.Network, count: int, first_layers: int) 
     """Which networks have `count` values: the same with other classes, or a standard one."""
     part = None if first_layers == len(network.layers) else first_layers
     found = standard_that_fit(count, part)
-    if any(isinstance(layer, darknet_cfg.Yolo) for layer in network.layers):
+    if any(isinstance(layer, darknet_cfg.HEADS) for layer in network.layers):
         with contextlib.suppress(darknet_cfg.CfgError):  # not with other classes
             classes = classes_that_fit(network, count, part)
             if classes is not None and network.name not in found:

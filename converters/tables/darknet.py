@@ -19,11 +19,15 @@ _WITH_NORM = (
 def table(network: darknet_cfg.Network, first_layers: int | None = None) -> mapping.Table:
     """The table of a network, or of its first layers for a cut-off file."""
     rules, subtrees = [], []
-    predicting = [number - 1 for number in darknet_networks.heads(network)]
+    heads = darknet_networks.heads(network)
+    predicting = [darknet_cfg.owner(network, number - 1) for number in heads]
     for number, layer in enumerate(network.layers[:first_layers]):
-        if not isinstance(layer, darknet_cfg.Convolutional):
-            continue
         path = f"layers/layer{number}"
+        if isinstance(layer, darknet_cfg.Shortcut) and layer.weights_type != "none":
+            subtrees.append(f"params/{path}")
+            rules.append(mapping.Rule(rf"{number}\.weight", f"params/{path}/weights"))
+        if not isinstance(layer, darknet_cfg.Convolutional) or layer.share_index is not None:
+            continue
         subtrees.append(f"params/{path}")
         vectors = (("bias", "params", "bias"),)
         if layer.batch_normalize:

@@ -1,5 +1,7 @@
 """Which anchors learn which objects in darknet's YOLOv3 and YOLOv4 (AlexeyAB's `yolo_layer.c`).
 
+The head of YOLOv2 has rules of its own, see `learn_region`.
+
 An object is learned in the cell of its centre, by the anchor closest to its width and height among
 the anchors of all heads.  With `iou_thresh` below 1 (0.213 in YOLOv4), every other anchor whose
 overlap with the object exceeds it learns the object too.  Each head assigns the objects by itself,
@@ -128,11 +130,16 @@ def assign(
     if iou_thresh < 1:
         own = anchors[np.asarray(mask)]
         positive |= shape_overlap(own[:, None], extent, iou_kind) > iou_thresh
+    return Entries(_row_numbers(center, shape, len(mask)), positive & gt_valid)
+
+
+def _row_numbers(center, shape: tuple[int, int], num_anchors: int):
+    """The rows [A, G] of the cells of relative centres [G, 2], one for each anchor."""
     cells = np.array([shape[1], shape[0]])
     column, row = jnp.moveaxis(jnp.floor(center * cells).astype(jnp.int32), -1, 0)  # [G] each
     column, row = jnp.clip(column, 0, shape[1] - 1), jnp.clip(row, 0, shape[0] - 1)
-    number = (row * shape[1] + column) * len(mask) + np.arange(len(mask))[:, None]  # [A, G]
-    return Entries(number.astype(jnp.int32), positive & gt_valid)
+    number = (row * shape[1] + column) * num_anchors + np.arange(num_anchors)[:, None]
+    return number.astype(jnp.int32)
 
 
 def best_overlap(boxes, gt_boxes, gt_valid):
@@ -267,3 +274,61 @@ def learn(
         head.objectness_smooth,
     )
     return Learned(entries, rows, iou, predicted, target, counts)
+
+
+def learn_region(
+    head: Any,
+    sizes,
+    boxes,
+    num_classes: int,
+    shape: tuple[int, int],
+    canvas: tuple[int, int],
+    gt_boxes,
+    gt_valid,
+) -> Learned:
+    """All training targets of a [region] for one image, as in `region_layer.c`.
+
+    One anchor learns an object in the cell of its centre: the one of the best shape, or with
+    `bias_match=0` the one whose predicted box there has the best shape.  Where several objects meet
+    in a row, only the last one is learned.  Rows without an object whose box overlaps an object by
+    more than `thresh` do not count.
+
+    Args:
+      head: has the fields of `detlab.darknet.cfg.Region`.
+      sizes: [A, 2] width and height of the anchors, px, static.
+      boxes: [N, 4] predicted boxes of the rows, cxcywh relative to the canvas.
+      num_classes: C.
+      shape: (Hl, Wl) cells of the head.
+      canvas: (height, width) px.
+      gt_boxes: [G, 4] xyxy px, padded.
+      gt_valid: [G] bool, the real objects.
+    Returns:
+      Learned.
+    """
+    gt_valid = learnable(gt_boxes, gt_valid, canvas)
+    unit = np.array([canvas[1], canvas[0]] * 2, np.float32)
+    center, extent = jnp.split(boxes_lib.xyxy_to_cxcywh(gt_boxes) / unit, 2, axis=-1)
+    extent = jnp.where(gt_valid[:, None], extent, 1.0)  # [G, 2]
+    row = _row_numbers(center, shape, len(sizes))  # [A, G]
+    own = jnp.asarray(sizes / unit[:2])[:, None] if head.bias_match else boxes[row][..., 2:]
+    overlap = shape_overlap(own, extent)
+    best = jnp.argmax(jnp.where(jnp.isfinite(overlap), overlap, 0.0), axis=0)  # [G]
+    positive = (np.arange(len(sizes))[:, None] == best) & gt_valid
+    slots = jnp.broadcast_to(jnp.arange(len(gt_boxes), dtype=jnp.int32), row.shape)
+    last = jnp.full(len(boxes), -1, jnp.int32).at[row].max(jnp.where(positive, slots, -1))
+    positive &= last[row] == slots
+
+    corners = boxes_lib.cxcywh_to_xyxy(boxes) * unit
+    iou, _ = best_overlap(corners, gt_boxes, gt_valid)
+    is_object = last >= 0
+    target = jnp.ones_like(iou)
+    if head.rescore:
+        target = jnp.nan_to_num(boxes_lib.iou(corners, gt_boxes[jnp.maximum(last, 0)]))
+    return Learned(
+        Entries(row, positive),
+        Rows(last, last, jnp.zeros((len(boxes), num_classes), bool)),
+        iou,
+        jnp.full_like(last, -1),
+        jnp.where(is_object, target, 0.0),
+        is_object | ~(iou > head.thresh),
+    )

@@ -7,9 +7,9 @@ numbers count back from the layer itself.  White space is ignored; `#` begins a 
 at the beginning of a line.  Where a section gives a key again, its first value counts.  Syntax,
 defaults and arithmetic are those of AlexeyAB/darknet, src/parser.c and src/option_list.c.
 
-Darknet reads `filters=3x` as 3, treats an unknown activation as ReLU, and adds only the overlapping
-part when the inputs of a shortcut differ in shape.  Here these are errors, and so are unimplemented
-options that would change what a network computes.  Unknown keys are kept for `format`.
+Darknet reads `filters=3x` as 3, treats an unknown activation as ReLU, and adds shortcuts of unequal
+height and width.  Here these are errors, and so are unimplemented sections and options that would
+change what a network computes.  Unknown keys are kept for `format`.
 """
 
 import os
@@ -71,6 +71,7 @@ class Convolutional(NamedTuple):
     dilation: int = 1  # cells between neighbouring taps; multiplies the border too
     batch_normalize: bool = False
     activation: str = "logistic"
+    share_index: int | None = None  # absolute number of the layer whose parameters this one uses
     other: tuple[tuple[str, str], ...] = ()
     source: Source = Source()
 
@@ -91,18 +92,24 @@ class Route(NamedTuple):
 
 
 class Shortcut(NamedTuple):
-    """Sum of the previous layer and the named ones, then the activation."""
+    """Sum of the previous layer and the named ones, then the activation.
+
+    Of each named layer as many channels are added as both have.
+    """
 
     layers: tuple[int, ...]  # absolute numbers; the key is `from`
     activation: str = "linear"
+    weights_type: str = "none"  # per_feature: one learned factor per input; or one per_channel
+    weights_normalization: str = "none"  # of the factors over the inputs
     other: tuple[tuple[str, str], ...] = ()
     source: Source = Source()
 
 
 class Upsample(NamedTuple):
-    """Each cell repeated `stride` times in both directions."""
+    """Each cell repeated `stride` times in both directions, times `scale`."""
 
     stride: int = 2
+    scale: float = 1.0
     other: tuple[tuple[str, str], ...] = ()
     source: Source = Source()
 
@@ -113,6 +120,58 @@ class MaxPool(NamedTuple):
     size: int  # defaults to `stride` in a cfg
     # Of both sides together: padding // 2 is left and above, the rest right and below.
     padding: int  # defaults to `size` - 1 in a cfg
+    stride: int = 1
+    other: tuple[tuple[str, str], ...] = ()
+    source: Source = Source()
+
+
+class LocalAvgPool(NamedTuple):
+    """Mean of a window; cells outside the map are ignored.  Fields as in `MaxPool`."""
+
+    size: int
+    padding: int
+    stride: int = 1
+    other: tuple[tuple[str, str], ...] = ()
+    source: Source = Source()
+
+
+class AvgPool(NamedTuple):
+    """Mean of each channel: a map of one cell."""
+
+    other: tuple[tuple[str, str], ...] = ()
+    source: Source = Source()
+
+
+class ScaleChannels(NamedTuple):
+    """The named layer times the previous one, which has one value per channel."""
+
+    layers: tuple[int, ...]  # one absolute number; the key is `from`
+    scale_wh: bool = False  # the previous layer has one value per cell instead
+    activation: str = "linear"
+    other: tuple[tuple[str, str], ...] = ()
+    source: Source = Source()
+
+
+class Sam(NamedTuple):
+    """The previous layer times the named one, which has the same shape."""
+
+    layers: tuple[int, ...]  # one absolute number; the key is `from`
+    activation: str = "linear"
+    other: tuple[tuple[str, str], ...] = ()
+    source: Source = Source()
+
+
+class Reorg3d(NamedTuple):
+    """The `stride` x `stride` cells of a block become channels."""
+
+    stride: int = 1
+    other: tuple[tuple[str, str], ...] = ()
+    source: Source = Source()
+
+
+class Reorg(NamedTuple):
+    """As `Reorg3d`, on the values of the map read in another order, see `ops.reorg`."""
+
     stride: int = 1
     other: tuple[tuple[str, str], ...] = ()
     source: Source = Source()
@@ -138,6 +197,7 @@ class Yolo(NamedTuple):
     num: int = 1  # of `anchors`
     max_boxes: int = 200  # objects per training image; the key is `max`
     scale_x_y: float = 1.0
+    new_coords: bool = False  # the values come from a logistic and are used as they are
     nms_kind: str = "default"
     beta_nms: float = 0.6
     ignore_thresh: float = 0.5
@@ -160,8 +220,134 @@ class Yolo(NamedTuple):
     other: tuple[tuple[str, str], ...] = ()
     source: Source = Source()
 
+    @property
+    def kind(self) -> str:
+        """How the values are decoded, see `heads.darknet`."""
+        return "new_coords" if self.new_coords else "yolo"
 
-Layer = Convolutional | Route | Shortcut | Upsample | MaxPool | Dropout | Yolo
+    @property
+    def entries(self) -> int:
+        """Values of an anchor before those of its classes."""
+        return 5
+
+
+class GaussianYolo(NamedTuple):
+    """As `Yolo`, with an uncertainty behind each of x, y, w and h."""
+
+    anchors: tuple[tuple[float, float], ...]  # as in `Yolo`, as are the other fields
+    mask: tuple[int, ...]
+    classes: int = 20
+    num: int = 1
+    max_boxes: int = 200
+    scale_x_y: float = 1.0
+    nms_kind: str = "default"
+    beta_nms: float = 0.6
+    ignore_thresh: float = 0.5
+    truth_thresh: float = 1.0
+    iou_thresh: float = 1.0
+    iou_thresh_kind: str = "iou"
+    iou_loss: str = "mse"
+    uc_normalizer: float = 1.0  # of the uncertainties
+    iou_normalizer: float = 0.75
+    obj_normalizer: float = 1.0
+    cls_normalizer: float = 1.0
+    delta_normalizer: float = 1.0
+    max_delta: float = _FLT_MAX
+    label_smooth_eps: float = 0.0
+    jitter: float = 0.2
+    resize: float = 1.0
+    random: float = 0.0
+    other: tuple[tuple[str, str], ...] = ()
+    source: Source = Source()
+
+    @property
+    def kind(self) -> str:
+        """How the values are decoded, see `heads.darknet`."""
+        return "gaussian"
+
+    @property
+    def entries(self) -> int:
+        """Values of an anchor before those of its classes."""
+        return 9
+
+    @property
+    def new_coords(self) -> bool:
+        """As in `Yolo`: not a key of this section."""
+        return False
+
+    @property
+    def objectness_smooth(self) -> bool:
+        """As in `Yolo`: not a key of this section."""
+        return False
+
+    @property
+    def focal_loss(self) -> bool:
+        """As in `Yolo`: not a key of this section."""
+        return False
+
+    @property
+    def counters_per_class(self) -> tuple[int, ...]:
+        """As in `Yolo`: not implemented for this section."""
+        return ()
+
+
+class Region(NamedTuple):
+    """The head of YOLOv2: anchors in cells of its map, and a softmax over the classes."""
+
+    anchors: tuple[tuple[float, float], ...]  # width, height in cells
+    classes: int = 20
+    coords: int = 4
+    num: int = 1  # of `anchors`
+    max_boxes: int = 200  # objects per training image; the key is `max`
+    softmax: bool = False  # if False, class values are used as they are
+    thresh: float = 0.5  # boxes that overlap an object by more are no background
+    bias_match: bool = False  # the anchor learns that fits best, not the predicted box
+    rescore: bool = False  # the target of objectness is the overlap
+    coord_scale: float = 1.0
+    object_scale: float = 1.0
+    noobject_scale: float = 1.0
+    class_scale: float = 1.0
+    jitter: float = 0.2
+    resize: float = 1.0
+    random: float = 0.0
+    other: tuple[tuple[str, str], ...] = ()
+    source: Source = Source()
+
+    @property
+    def kind(self) -> str:
+        """How the values are decoded, see `heads.darknet`."""
+        return "region"
+
+    @property
+    def entries(self) -> int:
+        """Values of an anchor before those of its classes."""
+        return 5
+
+    @property
+    def mask(self) -> tuple[int, ...]:
+        """Indices of the head's anchors: all."""
+        return tuple(range(len(self.anchors)))
+
+    @property
+    def nms_kind(self) -> str:
+        """Of `Yolo`'s kinds, the one of this section."""
+        return "default"
+
+    @property
+    def beta_nms(self) -> float:
+        """As in `Yolo`; has no effect."""
+        return 0.6
+
+    @property
+    def counters_per_class(self) -> tuple[int, ...]:
+        """As in `Yolo`: none."""
+        return ()
+
+
+HEADS = (Yolo, Region, GaussianYolo)
+Head = Yolo | Region | GaussianYolo
+Layer = Convolutional | Route | Shortcut | Upsample | MaxPool | LocalAvgPool | AvgPool
+Layer |= ScaleChannels | Sam | Reorg3d | Reorg | Dropout | Head
 
 
 class Network(NamedTuple):
@@ -240,8 +426,21 @@ def _earlier_layers(text: str, number: int) -> tuple[int, ...]:
     return tuple(value + number if value < 0 else value for value in values)
 
 
+def _earlier_layer(text: str, number: int) -> tuple[int, ...]:
+    values = _earlier_layers(text, number)
+    if len(values) > 1:
+        raise ValueError("one number of a layer")
+    return values
+
+
+def _earlier_index(text: str, number: int) -> int:
+    return _earlier_layer(text, number)[0]
+
+
 _ACTIVATION = _one_of("linear", "leaky", "mish", "relu", "logistic", "swish")
 _IOU_KINDS = ("iou", "giou", "diou", "ciou")
+_NMS_KINDS = ("default", "greedynms", "diounms")
+_SIZES = {"jitter": _number, "resize": _number, "random": _number}  # of training images
 
 # The keys that are read in each section.  A key is the name of its field, except for those in
 # _FIELDS.  A key whose default depends on others comes after them.
@@ -277,11 +476,23 @@ _KEYS = {
         "pad": _flag,
         "padding": _integer(0),
         "activation": _ACTIVATION,
+        "share_index": _earlier_index,
     },
     Route: {"layers": _earlier_layers, "groups": _integer(1), "group_id": _integer(0)},
-    Shortcut: {"from": _earlier_layers, "activation": _ACTIVATION},
-    Upsample: {"stride": _integer(1)},
+    Shortcut: {
+        "from": _earlier_layers,
+        "activation": _ACTIVATION,
+        "weights_type": _one_of("none", "per_feature", "per_layer", "per_channel"),
+        "weights_normalization": _one_of("none", "relu", "avg_relu", "softmax"),
+    },
+    Upsample: {"stride": _integer(1), "scale": _number},
     MaxPool: {"stride": _integer(1), "size": _integer(1), "padding": _integer(0)},
+    LocalAvgPool: {"stride": _integer(1), "size": _integer(1), "padding": _integer(0)},
+    AvgPool: {},
+    ScaleChannels: {"from": _earlier_layer, "scale_wh": _flag, "activation": _ACTIVATION},
+    Sam: {"from": _earlier_layer, "activation": _ACTIVATION},
+    Reorg3d: {"stride": _integer(1)},
+    Reorg: {"stride": _integer(1)},
     Dropout: {"probability": _number},
     Yolo: {
         "anchors": _pairs,
@@ -290,7 +501,8 @@ _KEYS = {
         "num": _integer(1),
         "max": _integer(1),
         "scale_x_y": _number,
-        "nms_kind": _one_of("default", "greedynms", "diounms"),
+        "new_coords": _flag,
+        "nms_kind": _one_of(*_NMS_KINDS),
         "beta_nms": _number,
         "ignore_thresh": _number,
         "truth_thresh": _number,
@@ -306,9 +518,46 @@ _KEYS = {
         "objectness_smooth": _flag,
         "focal_loss": _flag,
         "counters_per_class": _list_of(_integer(0)),
-        "jitter": _number,
-        "resize": _number,
-        "random": _number,
+        **_SIZES,
+    },
+    GaussianYolo: {
+        "anchors": _pairs,
+        "mask": _list_of(_integer(0)),
+        "classes": _integer(1),
+        "num": _integer(1),
+        "max": _integer(1),
+        "scale_x_y": _number,
+        "nms_kind": _one_of(*_NMS_KINDS),
+        "beta_nms": _number,
+        "ignore_thresh": _number,
+        "truth_thresh": _number,
+        "iou_thresh": _number,
+        "iou_thresh_kind": _one_of(*_IOU_KINDS),
+        "iou_loss": _one_of("mse", *_IOU_KINDS),
+        "uc_normalizer": _number,
+        "iou_normalizer": _number,
+        "obj_normalizer": _number,
+        "cls_normalizer": _number,
+        "delta_normalizer": _number,
+        "max_delta": _number,
+        "label_smooth_eps": _number,
+        **_SIZES,
+    },
+    Region: {
+        "anchors": _pairs,
+        "classes": _integer(1),
+        "coords": _integer(1),
+        "num": _integer(1),
+        "max": _integer(1),
+        "softmax": _flag,
+        "thresh": _number,
+        "bias_match": _flag,
+        "rescore": _flag,
+        "coord_scale": _number,
+        "object_scale": _number,
+        "noobject_scale": _number,
+        "class_scale": _number,
+        **_SIZES,
     },
 }
 _FIELDS = {"from": "layers", "max": "max_boxes"}
@@ -318,20 +567,28 @@ _FIELDS = {"from": "layers", "max": "max_boxes"}
 _NEUTRAL = {
     Net: {},
     Convolutional: {
-        **dict.fromkeys(("stride_x", "stride_y", "share_index"), None),
+        **dict.fromkeys(("stride_x", "stride_y"), None),
         **dict.fromkeys(("antialiasing", "flipped", "binary", "xnor", "bin_output", "cbn"), "0"),
         **dict.fromkeys(("sway", "rotate", "stretch", "stretch_sway", "coordconv"), "0"),
         **dict.fromkeys(("assisted_excitation", "dontload", "dontloadscales"), "0"),
     },
     Route: {},
-    Shortcut: {"weights_type": "none"},
-    Upsample: {"scale": "1"},
+    Shortcut: {},
+    Upsample: {},
     MaxPool: {
         **dict.fromkeys(("maxpool_depth", "antialiasing", "maxpool_zero_nonmax"), "0"),
         **dict.fromkeys(("stride_x", "stride_y"), None),
     },
+    LocalAvgPool: dict.fromkeys(("stride_x", "stride_y"), None),
+    AvgPool: {},
+    ScaleChannels: {},
+    Sam: {},
+    Reorg3d: {"reverse": "0"},
+    Reorg: {"reverse": "0"},
     Dropout: {},
-    Yolo: {"new_coords": "0", "embedding_layer": None},
+    Yolo: {"embedding_layer": None},
+    GaussianYolo: {"yolo_point": "center", "map": None, "counters_per_class": None},
+    Region: {"tree": None, "map": None, "focal_loss": "0", "classfix": "0"},
 }
 
 # Darknet's names of the sections; the last name of each kind is the one that is written.
@@ -345,10 +602,24 @@ _SECTIONS = {
     "upsample": Upsample,
     "max": MaxPool,
     "maxpool": MaxPool,
+    "local_avg": LocalAvgPool,
+    "local_avgpool": LocalAvgPool,
+    "avg": AvgPool,
+    "avgpool": AvgPool,
+    "scale_channels": ScaleChannels,
+    "sam": Sam,
+    "reorg3d": Reorg3d,
+    "reorg": Reorg,
     "dropout": Dropout,
     "yolo": Yolo,
+    "Gaussian_yolo": GaussianYolo,
+    "region": Region,
 }
 _NAMES = {kind: name for name, kind in _SECTIONS.items()}
+# Sections of darknet that are not implemented.
+_FOREIGN = "crnn contrastive rnn gru lstm conv_lstm history local connected softmax cost crop lrn"
+_FOREIGN += " detection iseg deconvolutional batchnorm reorg_old"
+_FOREIGN += " implicit implicit_add implicit_mul empty silence normalization activation"
 
 _MAX_BYTES = 1 << 20  # of a cfg; published ones have about 10 kB
 _MAX_SIZE = 1 << 20  # channels, or cells along a side
@@ -449,6 +720,19 @@ def format(network: Network) -> str:
     return "\n".join(lines)
 
 
+def owner(network: Network, number: int) -> int:
+    """The layer whose parameters convolution `number` uses: its own number, or by `share_index`."""
+    while (shared := network.layers[number].share_index) is not None:
+        number = shared
+    return number
+
+
+def where(network: Network, number: int) -> str:
+    """The name of the file, line and section of a layer, for messages."""
+    layer = network.layers[number]
+    return _where(network.name, number, type(layer), layer.source.line)
+
+
 def plain(network: Network) -> Network:
     """The network without its text: equal for two cfgs that differ only in wording."""
     net, *layers = (
@@ -477,11 +761,12 @@ def shapes(
     for number, layer in enumerate(network.layers):
         try:
             shape = _shape(layer, found[-1] if found else image, found)
+            if isinstance(layer, Convolutional):
+                _check_shared(network, number, [image, *found])
             if not all(1 <= size <= _MAX_SIZE for size in shape):
                 raise ValueError(f"outputs {_words(shape)}, which is too small or too large")
         except ValueError as error:
-            where = _where(network.name, number, type(layer), layer.source.line)
-            raise CfgError(f"{where} {error}.") from None
+            raise CfgError(f"{where(network, number)} {error}.") from None
         found.append(shape)
     return tuple(found)
 
@@ -517,6 +802,11 @@ def _section(name: str, number: int, line: int, lines: Sequence[str]) -> Net | L
     """One section; `number` is -1 for the first, `line` that of `lines[0]`, the header."""
     header = _content(lines[0])
     kind = _SECTIONS.get(header[1:-1]) if header.endswith("]") else None
+    if kind is None and header[1:-1] in _FOREIGN.split():
+        raise CfgError(
+            f"{name}, line {line}: layer {number} {header} is a section of darknet that is not"
+            " implemented."
+        )
     if kind is None:
         known = ", ".join(f"[{known}]" for known in _NAMES.values())
         raise CfgError(f"{name}, line {line}: unknown section {header[:40]!r}; use one of {known}.")
@@ -548,7 +838,9 @@ def _section(name: str, number: int, line: int, lines: Sequence[str]) -> Net | L
         if _FIELDS.get(key, key) not in values:
             raise CfgError(f"{where} has no {key}.")
     section = kind(**values | {"other": tuple(other), "source": Source(line, tuple(lines))})
-    if kind is Yolo:
+    if kind in HEADS:
+        if kind is Region and section.coords != 4:
+            raise CfgError(f"{where} has coords={section.coords}; only 4 is implemented.")
         if len(section.anchors) != section.num:
             given = len(section.anchors)
             raise CfgError(f"{where} has num={section.num} but {given} pairs of anchors.")
@@ -562,10 +854,10 @@ def _section(name: str, number: int, line: int, lines: Sequence[str]) -> Net | L
 def _with_defaults(kind: type, values: dict[str, Any]) -> dict[str, Any]:
     """Adds the defaults of the fields that a cfg may omit."""
     values = kind._field_defaults | values
-    if kind is MaxPool:
+    if kind in (MaxPool, LocalAvgPool):
         values.setdefault("size", values["stride"])
         values.setdefault("padding", values["size"] - 1)
-    if kind is Yolo and "anchors" in values:
+    if kind in (Yolo, GaussianYolo) and "anchors" in values:
         values.setdefault("mask", tuple(range(len(values["anchors"]))))
     return values
 
@@ -640,38 +932,95 @@ def _shape(layer: Layer, before: Shape, earlier: Sequence[Shape]) -> Shape:
                 )
             sides = (_windows(side, 2 * layer.border, layer) for side in (height, width))
             return Shape(layer.filters, *sides)
-        case MaxPool():
+        case MaxPool() | LocalAvgPool():
             return Shape(channels, *(_windows(s, layer.padding, layer) for s in (height, width)))
         case Upsample():
             return Shape(channels, height * layer.stride, width * layer.stride)
         case Shortcut():
             for source in _sources(layer, earlier):
-                if earlier[source] != before:
+                if earlier[source][1:] != before[1:]:
                     raise ValueError(
                         f"adds layer {source}, which outputs {_words(earlier[source])}, to"
                         f" {_words(before)}"
                     )
             return before
+        case AvgPool():
+            return Shape(channels, 1, 1)
+        case ScaleChannels():
+            (source,) = _sources(layer, earlier)
+            scaled = earlier[source]
+            needed = Shape(1, *scaled[1:]) if layer.scale_wh else Shape(scaled.channels, 1, 1)
+            if before != needed:
+                raise ValueError(
+                    f"scales layer {source}, which outputs {_words(scaled)}, and needs"
+                    f" {_words(needed)}, but the layer before it outputs {_words(before)}"
+                )
+            return scaled
+        case Sam():
+            (source,) = _sources(layer, earlier)
+            if earlier[source] != before:
+                raise ValueError(
+                    f"multiplies layer {source}, which outputs {_words(earlier[source])}, with"
+                    f" {_words(before)}"
+                )
+            return before
+        case Reorg3d():
+            stride = layer.stride
+            if height % stride or width % stride:
+                raise ValueError(f"has stride={stride}, which must divide {_words(before)}")
+            return Shape(channels * stride**2, height // stride, width // stride)
+        case Reorg():
+            stride = layer.stride
+            if height % stride or width % stride or channels % stride**2:
+                raise ValueError(
+                    f"has stride={stride}, which must divide the sides of {_words(before)}, and its"
+                    " square the channels"
+                )
+            return Shape(channels * stride**2, height // stride, width // stride)
         case Route():
             return _routed(layer, earlier)
-        case Yolo():
-            needed = len(layer.mask) * (layer.classes + 5)
+        case Yolo() | GaussianYolo() | Region():
+            needed = len(layer.mask) * (layer.classes + layer.entries)
             if channels != needed:
                 raise ValueError(
-                    f"needs {needed} channels ({len(layer.mask)} anchors of 5 + {layer.classes}"
-                    f" values), but the layer before it outputs {channels}"
+                    f"needs {needed} channels ({len(layer.mask)} anchors of {layer.entries} +"
+                    f" {layer.classes} values), but the layer before it outputs {channels}"
                 )
             return before
         case Dropout():
             return before
 
 
-def _windows(side: int, padding: int, layer: Convolutional | MaxPool) -> int:
+def _check_shared(network: Network, number: int, inputs: Sequence[Shape]) -> None:
+    """Raises ValueError unless the layer named by `share_index` has weights that fit this layer."""
+    layer, shared = network.layers[number], network.layers[number].share_index
+    if shared is None:
+        return
+    other = network.layers[shared] if 0 <= shared < number else None
+    if not isinstance(other, Convolutional):
+        raise ValueError(f"has share_index={shared}, which is not an earlier [convolutional]")
+    for key in ("filters", "size", "groups", "batch_normalize"):
+        mine, theirs = (_text(getattr(conv, key)) for conv in (layer, other))
+        if mine != theirs:
+            raise ValueError(
+                f"has {key}={mine}, but shares the weights of layer {shared}, which has"
+                f" {key}={theirs}"
+            )
+    if inputs[number].channels != inputs[shared].channels:
+        raise ValueError(
+            f"has {inputs[number].channels} input channels, but shares the weights of layer"
+            f" {shared}, which has {inputs[shared].channels}"
+        )
+
+
+def _windows(side: int, padding: int, layer: Convolutional | MaxPool | LocalAvgPool) -> int:
     """Windows along a side; `padding` is the sum of both ends, in cells."""
     return (side + padding - layer.size) // layer.stride + 1
 
 
-def _sources(layer: Route | Shortcut, earlier: Sequence[Shape]) -> tuple[int, ...]:
+def _sources(
+    layer: Route | Shortcut | ScaleChannels | Sam, earlier: Sequence[Shape]
+) -> tuple[int, ...]:
     # `parse` has checked this, but a network made by hand may be wrong.
     if not all(0 <= source < len(earlier) for source in layer.layers):
         raise ValueError(f"takes layers {_text(layer.layers)}, not all of which come before it")

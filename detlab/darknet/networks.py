@@ -245,13 +245,14 @@ def resolve(cfg: str, name: str = "config.model.cfg") -> darknet_cfg.Network:
 
 
 def with_classes(network: darknet_cfg.Network, num_classes: int) -> darknet_cfg.Network:
-    """The network with `num_classes` in every [yolo] and in the convolution before it."""
+    """The network with `num_classes` in every head and in the convolution before it."""
     layers = list(network.layers)
     for number in heads(network):
-        yolo = layers[number]
-        layers[number] = yolo._replace(classes=num_classes)
+        head = layers[number]
+        layers[number] = head._replace(classes=num_classes)
         before = layers[number - 1]
-        layers[number - 1] = before._replace(filters=len(yolo.mask) * (5 + num_classes))
+        filters = len(head.mask) * (head.entries + num_classes)
+        layers[number - 1] = before._replace(filters=filters)
     return network._replace(layers=tuple(layers))
 
 
@@ -287,18 +288,20 @@ def check_channels(network: darknet_cfg.Network) -> None:
 
 
 def heads(network: darknet_cfg.Network) -> list[int]:
-    """Numbers of the [yolo] sections, in order.
+    """Numbers of the sections that detect, such as [yolo], in order.
 
     Raises:
       CfgError: there is none, or one does not follow a [convolutional].
     """
-    found = [i for i, layer in enumerate(network.layers) if isinstance(layer, darknet_cfg.Yolo)]
+    found = [i for i, layer in enumerate(network.layers) if isinstance(layer, darknet_cfg.HEADS)]
     if not found:
-        raise darknet_cfg.CfgError(f"{network.name} has no [yolo] section, which a detector needs.")
+        raise darknet_cfg.CfgError(
+            f"{network.name} has no [yolo] section, which a detector needs, nor a"
+            " [Gaussian_yolo] or [region]."
+        )
     for number in found:
         before = network.layers[number - 1] if number else None
         if not isinstance(before, darknet_cfg.Convolutional):
-            raise darknet_cfg.CfgError(
-                f"{network.name}: layer {number} [yolo] must follow a [convolutional]."
-            )
+            where = darknet_cfg.where(network, number)
+            raise darknet_cfg.CfgError(f"{where} must follow a [convolutional].")
     return found

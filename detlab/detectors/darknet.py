@@ -36,13 +36,15 @@ from detlab.assign import darknet as assign_lib
 from detlab.assign import targets as targets_lib
 from detlab.darknet import cfg as darknet_cfg
 from detlab.darknet import networks as darknet_networks
+from detlab.heads import darknet as heads_lib
 from detlab.losses import darknet as darknet_losses
+from detlab.losses import darknet_region as region_losses
 from detlab.ops import anchors as anchors_lib
 from detlab.ops import boxes as boxes_lib
 from detlab.ops import candidates as candidates_lib
 from detlab.ops import conv as conv_lib
 from detlab.ops import nms as nms_lib
-from detlab.ops import pool
+from detlab.ops import pool, reorg
 
 ACTIVATIONS = {
     "linear": lambda x: x,
@@ -58,22 +60,23 @@ NMS_KINDS = ("", "default", "greedynms", "diounms")
 
 
 class Outputs(NamedTuple):
-    """One map per [yolo] section, in order."""
+    """One map per head of the cfg, in order."""
 
     features: tuple  # empty: a cfg has no separate neck
-    predictions: tuple  # [B, Hl, Wl, A * (5 + C)]
+    predictions: tuple  # [B, Hl, Wl, A * (5 + C)], 9 + C with [Gaussian_yolo]
 
 
 class Convolution(nn.Module):
-    """[convolutional]: a convolution, then norm or bias, then activation."""
+    """[convolutional]: a convolution, then norm or bias, then activation.
 
-    layer: darknet_cfg.Convolutional
+    Layers that share their parameters call one module, each with its own section.
+    """
+
     norm: str
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x, train: bool):
-        layer = self.layer
+    def __call__(self, x, layer: darknet_cfg.Convolutional, train: bool):
         dilation = 1 if layer.size == 1 else layer.dilation
         border = (layer.border * dilation,) * 2
         shape = (layer.size, layer.size, x.shape[-1] // layer.groups, layer.filters)
@@ -101,6 +104,39 @@ class Convolution(nn.Module):
         return ACTIVATIONS[layer.activation](x)
 
 
+class Shortcut(nn.Module):
+    """[shortcut]: a sum, whose terms may have learned weights, then activation."""
+
+    layer: darknet_cfg.Shortcut
+
+    @nn.compact
+    def __call__(self, x, others):
+        layer, channels = self.layer, x.shape[-1]
+        inputs = [x, *(other[..., :channels] for other in others)]
+        if layer.weights_type != "none":
+            each = (channels,) if layer.weights_type == "per_channel" else ()
+            weights = self.param("weights", nn.initializers.ones, (len(inputs), *each))
+            weights = normalised(weights, layer.weights_normalization).astype(x.dtype)
+            weights = weights.reshape(len(inputs), -1)  # one value, or one per channel
+            inputs = [y * w[: y.shape[-1]] for y, w in zip(inputs, weights, strict=True)]
+        total = inputs[0]
+        for y in inputs[1:]:
+            missing = channels - y.shape[-1]
+            total += jnp.pad(y, ((0, 0),) * 3 + ((0, missing),)) if missing else y
+        return ACTIVATIONS[layer.activation](total)
+
+
+def normalised(weights: jax.Array, kind: str) -> jax.Array:
+    """Weights [inputs, ...] of a [shortcut], normalised by its `weights_normalization`."""
+    if kind == "none":
+        return weights
+    if kind == "softmax":
+        weights = jnp.exp(weights - weights.max(0))
+    else:
+        weights = jnp.maximum(weights, 0.001)
+    return weights / (1e-4 + weights.sum(0))
+
+
 class Network(nn.Module):
     """The layers of a cfg; parameter paths begin with `layer<number>`, numbered as in darknet."""
 
@@ -110,13 +146,16 @@ class Network(nn.Module):
 
     @nn.compact
     def __call__(self, x, train: bool):
-        """[B, H, W, channels] -> the input of every [yolo], [B, Hl, Wl, A * (5 + C)] float32."""
-        outputs, predictions = [], []
+        """[B, H, W, channels] -> the input of every head, `Outputs.predictions`, float32."""
+        outputs, predictions, convolutions = [], [], {}
         for number, layer in enumerate(self.network.layers):
             match layer:
                 case darknet_cfg.Convolutional():
-                    conv = Convolution(layer, self.norm, self.dtype, name=f"layer{number}")
-                    x = conv(x, train)
+                    owner = darknet_cfg.owner(self.network, number)
+                    if owner == number:
+                        conv = Convolution(self.norm, self.dtype, name=f"layer{number}")
+                        convolutions[number] = conv
+                    x = convolutions[owner](x, layer, train)
                 case darknet_cfg.Route():
                     parts = []
                     for source in layer.layers:
@@ -125,27 +164,36 @@ class Network(nn.Module):
                         parts.append(outputs[source][..., start : start + width])
                     x = jnp.concatenate(parts, axis=-1)
                 case darknet_cfg.Shortcut():
-                    x = sum((outputs[source] for source in layer.layers), x)
-                    x = ACTIVATIONS[layer.activation](x)
+                    others = [outputs[source] for source in layer.layers]
+                    x = Shortcut(layer, name=f"layer{number}")(x, others)
+                case darknet_cfg.ScaleChannels() | darknet_cfg.Sam():
+                    x = ACTIVATIONS[layer.activation](outputs[layer.layers[0]] * x)
                 case darknet_cfg.Upsample():
-                    x = x.repeat(layer.stride, axis=1).repeat(layer.stride, axis=2)
+                    x = x.repeat(layer.stride, axis=1).repeat(layer.stride, axis=2) * layer.scale
                 case darknet_cfg.MaxPool():
-                    x = max_pool(x, layer)
+                    x = pool.max_pool(x, layer.size, layer.stride, sides(layer))
+                case darknet_cfg.LocalAvgPool():
+                    x = pool.mean_pool(x, layer.size, layer.stride, sides(layer))
+                case darknet_cfg.AvgPool():
+                    x = x.mean((1, 2), keepdims=True)
+                case darknet_cfg.Reorg3d():
+                    x = reorg.blocks_to_channels(x, layer.stride)
+                case darknet_cfg.Reorg():
+                    x = reorg.reorg(x, layer.stride)
                 case darknet_cfg.Dropout():
                     if train and layer.probability > 0:
                         keep = 1 - layer.probability
                         kept = jax.random.bernoulli(self.make_rng("sample"), keep, x.shape)
                         x = jnp.where(kept, x / keep, 0)
-                case darknet_cfg.Yolo():
+                case darknet_cfg.Yolo() | darknet_cfg.GaussianYolo() | darknet_cfg.Region():
                     predictions.append(x.astype(jnp.float32))
             outputs.append(x)
         return tuple(predictions)
 
 
-def max_pool(x: jax.Array, layer: darknet_cfg.MaxPool) -> jax.Array:
-    """[maxpool]; the smaller half of the padding is at the left and the top."""
-    before = layer.padding // 2
-    return pool.max_pool(x, layer.size, layer.stride, (before, layer.padding - before))
+def sides(layer: darknet_cfg.MaxPool | darknet_cfg.LocalAvgPool) -> tuple[int, int]:
+    """Cells of padding before and after the map: the smaller half is at the left and the top."""
+    return layer.padding // 2, layer.padding - layer.padding // 2
 
 
 class Darknet(nn.Module):
@@ -210,8 +258,8 @@ class Darknet(nn.Module):
         network = darknet_networks.scaled(network, self.width_multiple)
         return darknet_networks.with_classes(network, self.num_classes)
 
-    def heads(self) -> list[darknet_cfg.Yolo]:
-        """The [yolo] sections, in order."""
+    def heads(self) -> list[darknet_cfg.Head]:
+        """The sections that detect, such as [yolo], in order."""
         network = self.network()
         return [network.layers[number] for number in darknet_networks.heads(network)]
 
@@ -230,16 +278,6 @@ class Darknet(nn.Module):
             x = (x * jnp.array(_BRIGHTNESS, x.dtype)).sum(-1, keepdims=True)
         return Outputs((), self.layers(x, train))
 
-    def decode(self, raw: jax.Array, head: darknet_cfg.Yolo, canvas: tuple[int, int]) -> jax.Array:
-        """Boxes of a head, cxcywh relative to the canvas: [B, Hl, Wl, A, 5 + C] -> [..., 4]."""
-        rows, columns = raw.shape[1:3]
-        anchors = np.array([head.anchors[i] for i in head.mask], np.float32)  # [A, 2] px
-        cells = np.stack(np.meshgrid(np.arange(columns), np.arange(rows)), -1)[:, :, None]
-        place = head.scale_x_y * nn.sigmoid(raw[..., :2]) - 0.5 * (head.scale_x_y - 1)
-        centre = (cells + place) / np.array([columns, rows], np.float32)
-        size = jnp.exp(raw[..., 2:4]) * (anchors / np.array(canvas[::-1], np.float32))
-        return jnp.concatenate([centre, size], axis=-1)
-
     # --------------------------------------------------------------------------------------------
     # Prediction
 
@@ -253,18 +291,16 @@ class Darknet(nn.Module):
         boxes, scores = [], []
         for head, raw in zip(self.heads(), maps.predictions, strict=True):
             raw = raw.reshape(*raw.shape[:3], len(head.mask), -1)
-            decoded = self.decode(raw, head, canvas)
-            objectness = nn.sigmoid(raw[..., 4:5])
-            score = objectness * nn.sigmoid(raw[..., 5:])
-            score = jnp.where(objectness > self.score_threshold, score, 0.0)
-            boxes.append(decoded.reshape(len(raw), -1, 4))
+            boxes.append(heads_lib.boxes(head, raw, canvas).reshape(len(raw), -1, 4))
+            score = heads_lib.scores(head, raw, self.score_threshold)
             scores.append(score.reshape(len(raw), -1, self.num_classes))
         unit = np.tile(np.array(canvas[::-1], np.float32), 2)
         boxes = boxes_lib.cxcywh_to_xyxy(jnp.concatenate(boxes, axis=1)) * unit  # [B, N, 4] px
         scores = jnp.concatenate(scores, axis=1)  # [B, N, C]
-        # Boxes centred on padding are dropped.
+        # Boxes centred on padding are dropped; with `scale_x_y` a centre may lie off the canvas.
         centre = (boxes[..., :2] + boxes[..., 2:]) / 2
-        inside = (centre < image_size[:, None, ::-1]).all(-1)  # [B, N]
+        size, whole = image_size[:, None, ::-1], np.array(canvas[::-1])
+        inside = ((centre < size) | (size >= whole)).all(-1)  # [B, N]
         scores = jnp.where(inside[..., None], scores, 0.0)
         if not self.multi_label:
             best = scores.argmax(-1)[..., None] == jnp.arange(self.num_classes)
@@ -303,11 +339,11 @@ class Darknet(nn.Module):
     # Training
 
     def anchors(
-        self, head: darknet_cfg.Yolo, shape: tuple[int, int], canvas: tuple[int, int]
+        self, head: darknet_cfg.Head, shape: tuple[int, int], canvas: tuple[int, int]
     ) -> jax.Array:
         """Anchors [N, 4] of a head's rows, xyxy px, centred in their cells."""
         stride = np.array([canvas[1] / shape[1], canvas[0] / shape[0]], np.float32)
-        cell = anchors_lib.sized_anchors([head.anchors[i] for i in head.mask], stride)
+        cell = anchors_lib.sized_anchors(heads_lib.anchor_sizes(head, shape, canvas), stride)
         return anchors_lib.grid_anchors(cell, stride, shape)
 
     def learned(self, batch: types.Batch, maps: Outputs) -> list[assign_lib.Learned]:
@@ -321,21 +357,21 @@ class Darknet(nn.Module):
             shape = raw.shape[1:3]
             grid = anchors_lib.Grid((canvas[0] // shape[0],), (shape,), (len(head.mask),))
             raw = raw.reshape(*raw.shape[:3], len(head.mask), -1)
-            decoded = self.decode(raw, head, canvas).reshape(len(raw), -1, 4)
-            scores = nn.sigmoid(raw[..., 5:]).reshape(len(raw), -1, self.num_classes)
+            decoded = heads_lib.boxes(head, raw, canvas).reshape(len(raw), -1, 4)
+            scores = heads_lib.probabilities(head, raw)[1].reshape(len(raw), -1, self.num_classes)
 
             def one_image(boxes, scores, gt_boxes, labels, valid, size, head=head, grid=grid):
-                of_head = assign_lib.learn(
-                    head,
-                    boxes,
-                    scores,
-                    grid.shapes[0],
-                    canvas,
-                    gt_boxes,
-                    labels,
-                    valid,
-                    self.ignore_class_score,
-                )
+                shape = grid.shapes[0]
+                if head.kind == "region":
+                    sizes = heads_lib.anchor_sizes(head, shape, canvas)
+                    objects = gt_boxes, valid
+                    of_head = assign_lib.learn_region(
+                        head, sizes, boxes, self.num_classes, shape, canvas, *objects
+                    )
+                else:
+                    objects = gt_boxes, labels, valid
+                    rule = self.ignore_class_score
+                    of_head = assign_lib.learn(head, boxes, scores, shape, canvas, *objects, rule)
                 return of_head._replace(counts=of_head.counts & grid.inside(size))
 
             objects = batch.boxes, batch.labels, batch.valid, batch.image_size
@@ -401,13 +437,17 @@ class Darknet(nn.Module):
 
             def one_image(rows, decoded, *of_image, head=head, shape=shape):
                 anchors = self.anchors(head, shape, canvas)
-                found = darknet_losses.head_terms(
-                    head, rows, decoded, anchors, shape, canvas, *of_image
-                )
+                if head.kind == "region":
+                    given = head, rows, anchors, shape, canvas
+                    return [t.sum() for t in region_losses.head_terms(*given, *of_image)]
+                of = heads_lib.parts(head, rows)
+                values = jnp.concatenate(of[:3], axis=-1)
+                given = head, values, decoded, anchors, shape, canvas
+                found = darknet_losses.head_terms(*given, *of_image, of.uncertainty)
                 return [head.delta_normalizer * term.sum() for term in found]
 
             rows = raw.reshape(len(raw), -1, raw.shape[-1])  # [B, N, 5 + C]
-            decoded = self.decode(raw, head, canvas).reshape(len(raw), -1, 4)
+            decoded = heads_lib.boxes(head, raw, canvas).reshape(len(raw), -1, 4)
             sums = jax.vmap(one_image)(rows, decoded, learned, batch.boxes, batch.labels)
             terms = {
                 name: term + x.mean() for (name, term), x in zip(terms.items(), sums, strict=True)

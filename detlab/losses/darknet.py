@@ -9,10 +9,14 @@ gradient of a cross entropy or of half a squared error.  With the other kinds of
 delta is not the gradient of any function: `overlap` has the value 1 - IoU (GIoU, DIoU, CIoU), and
 its gradient is set to minus the delta, see `overlap_deltas`.
 
+With `new_coords` the raw outputs are values of a logistic.  The deltas are those of these values,
+and the derivative of the logistic follows in the convolution before.
+
 Boxes are relative to the canvas here, as in darknet: centre x and y, width and height in 0..1.  The
 size of the deltas depends on it.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -52,32 +56,48 @@ def with_slope(value, variables, slope):
     return lax.stop_gradient(value) + (lax.stop_gradient(slope) * change).sum(-1)
 
 
-def place(raw, targets, scale_x_y: float = 1.0):
+def place(raw, targets, scale_x_y: float = 1.0, new_coords: bool = False):
     """Loss of the position in a cell, with the delta target - (s sigmoid(raw) - (s - 1) / 2).
 
-    It is s times the cross entropy with the sigmoid value that decodes to the target.
+    It is s times the cross entropy with the sigmoid value that decodes to the target.  With
+    `new_coords` raw stands for its sigmoid, and the loss is s times half the squared distance to
+    that value.
 
     Args:
       raw: [..., 2] x, y.
       targets: [..., 2] x, y of the centre in its cell, 0..1.
       scale_x_y: s of the head.
+      new_coords: of the head.
     Returns:
       [..., 2].
     """
     sigmoids = (targets + 0.5 * (scale_x_y - 1)) / scale_x_y
+    if new_coords:
+        return 0.5 * scale_x_y * jnp.square(raw - sigmoids)
     return scale_x_y * cross_entropy.sigmoid_cross_entropy(raw, sigmoids)
 
 
 def size(raw, targets):
-    """Half the squared error of the logarithms of width and height.
+    """Half the squared error of the values of width and height.
 
     Args:
       raw: [..., 2] w, h.
-      targets: [..., 2] logarithms of the object's width and height over the anchor's.
+      targets: [..., 2] the values that decode to the object's width and height.
     Returns:
       [..., 2].
     """
-    return 0.5 * jnp.square(raw - targets)
+    return half_square(raw, targets)
+
+
+def half_square(values, targets):
+    """Half the squared error: its descent is target - value.
+
+    Args:
+      values, targets: of equal shapes [...].
+    Returns:
+      [...].
+    """
+    return 0.5 * jnp.square(values - targets)
 
 
 def overlap(raw, boxes, targets, growth, kind: str, weight, max_delta: float):
@@ -87,7 +107,7 @@ def overlap(raw, boxes, targets, growth, kind: str, weight, max_delta: float):
       raw: [..., 4] x, y, w, h; only this has a gradient.
       boxes: [..., 4] cxcywh decoded from raw, relative to the canvas.
       targets: [..., 4] cxcywh of the objects, relative to the canvas.
-      growth: [..., 2] exp of the raw w and h.
+      growth: [..., 2] exp of the raw w and h; 1 with `new_coords`.
       kind: "iou", "giou", "diou" or "ciou".
       weight: [...] `iou_normalizer` times the other weights of the object.
       max_delta: bound of each delta, after the weight.
@@ -246,6 +266,7 @@ def head_terms(
     learned: Any,
     gt_boxes,
     gt_labels,
+    spread=None,
 ) -> Terms:
     """All loss terms of one head for one image, weighted as in darknet.
 
@@ -264,6 +285,8 @@ def head_terms(
       learned: `assign.darknet.Learned`, without gradients.
       gt_boxes: [G, 4] xyxy px, padded.
       gt_labels: [G] int32.
+      spread: [N, 4] uncertainties of x, y, w, h in [Gaussian_yolo], before their sigmoid.  Its
+        deltas are divided by the number of classes whatever `iou_thresh` is.
     Returns:
       Terms.
     """
@@ -275,10 +298,13 @@ def head_terms(
     weight = jnp.where(learned.counts, head.obj_normalizer, 0.0)
     if not head.objectness_smooth:
         weight *= jnp.where(rows.last >= 0, factors[gt_labels[rows.last]], 1.0)
-    bce = cross_entropy.sigmoid_cross_entropy
-    objectness = weight * bce(raw[:, 4], learned.objectness)
+    if head.new_coords:
+        scores, distance = lax.stop_gradient(raw[:, 5:]), half_square
+    else:
+        scores = lax.stop_gradient(jax.nn.sigmoid(raw[:, 5:]))
+        distance = cross_entropy.sigmoid_cross_entropy
+    objectness = weight * distance(raw[:, 4], learned.objectness)
 
-    scores = lax.stop_gradient(jax.nn.sigmoid(raw[:, 5:]))
     own_score = jnp.where(learned.predicted >= 0, learned.iou**2, 0.0)
     targets, weights = class_targets(
         scores,
@@ -291,17 +317,20 @@ def head_terms(
         own_score if head.objectness_smooth else None,
     )
     weights = jnp.where(rows.first[:, None] >= 0, weights, 0.0)
-    classes = weights * bce(raw[:, 5:], targets)
+    classes = weights * distance(raw[:, 5:], targets)
 
     divisor = jnp.ones(len(raw))
-    if head.iou_thresh < 1:
+    if head.iou_thresh < 1 or spread is not None:
         divisor = jnp.maximum((weights * (targets - scores) > 0).sum(-1), 1)
 
     def box(row, slot, learns):
         """[...] for rows [...] that learn the objects in these slots."""
         truths = jnp.where(learns[..., None], gt_boxes[slot], anchors[row])
         given = (raw[row, :4], boxes[row], anchors[row], shape, canvas, truths)
-        loss = box_loss(head, *given, factors[gt_labels[slot]])
+        if spread is None:
+            loss = box_loss(head, *given, factors[gt_labels[slot]])
+        else:
+            loss = gaussian_box_loss(head, spread[row], *given)
         return jnp.where(learns, loss / divisor[row], 0.0).ravel()
 
     slots = jnp.broadcast_to(jnp.arange(len(gt_boxes)), entries.row.shape)
@@ -343,11 +372,75 @@ def box_loss(
     if head.iou_loss == "mse":
         cells = np.array([shape[1], shape[0]], np.float32)
         xy = (truths[..., :2] - anchors[..., :2]) * cells + 0.5
-        wh = jnp.log(truths[..., 2:] / anchors[..., 2:])
-        loss = place(raw[..., :2], xy, head.scale_x_y) + size(raw[..., 2:], wh)
+        wh = truths[..., 2:] / anchors[..., 2:]
+        wh = jnp.sqrt(wh / 4) if head.new_coords else jnp.log(wh)
+        loss = place(raw[..., :2], xy, head.scale_x_y, head.new_coords) + size(raw[..., 2:], wh)
         return weight * (2 - truths[..., 2:].prod(-1)) * loss.sum(-1)
-    growth = jnp.exp(raw[..., 2:])
+    growth = jnp.ones_like(raw[..., 2:]) if head.new_coords else jnp.exp(raw[..., 2:])
     return overlap(raw, boxes, truths, growth, head.iou_loss, weight, head.max_delta)
+
+
+def gaussian_box_loss(
+    head: Any,
+    spread,
+    raw,
+    boxes,
+    anchors,
+    shape: tuple[int, int],
+    canvas: tuple[int, int],
+    truths,
+):
+    """The box loss of [Gaussian_yolo], with the deltas of `gaussian_yolo_layer.c`.
+
+    The value is minus the logarithm of the normal density of the distance d to the target, half of
+    it times 2 - the object's share of the canvas; with another `iou_loss` than "mse", plus 1 - IoU.
+    With u the uncertainty, darknet divides d / u once more by u, and adds 0.3 to the u that divides
+    the density; the derivatives of sigmoids are left out.
+
+    Args:
+      head: has the fields of `detlab.darknet.cfg.GaussianYolo`.
+      spread: [..., 4] uncertainties of x, y, w, h before their sigmoid.
+      raw: [..., 4] x, y, w, h.
+      boxes: [..., 4] cxcywh decoded from raw, relative to the canvas.
+      anchors, truths: [..., 4] xyxy px.
+      shape: (Hl, Wl) cells of the head.
+      canvas: (height, width) px.
+    Returns:
+      [...].
+    """
+    unit = np.array([canvas[1], canvas[0]] * 2, np.float32)
+    own, wanted = (boxes_lib.xyxy_to_cxcywh(x) / unit for x in (anchors, truths))
+    cells = np.array([shape[1], shape[0]], np.float32)
+    targets = jnp.concatenate(
+        [
+            (wanted[..., :2] - own[..., :2]) * cells + 0.5,
+            jnp.log(wanted[..., 2:] / own[..., 2:]),
+        ],
+        axis=-1,
+    )
+    place = head.scale_x_y * jax.nn.sigmoid(raw[..., :2]) - 0.5 * (head.scale_x_y - 1)
+    distance = targets - jnp.concatenate([place, raw[..., 2:]], axis=-1)
+    uncertainty = jax.nn.sigmoid(spread)
+    relative = distance / uncertainty
+    wide = uncertainty + 0.3
+    density = jnp.exp(-0.5 * jnp.square(relative)) / (math.sqrt(2 * math.pi) * wide)
+    scale = 0.5 * (2 - wanted[..., 2:].prod(-1, keepdims=True))
+    factor = scale * density / (density + 1e-9)
+    by_spread = factor * (jnp.square(relative) / uncertainty - 1 / wide) * head.uc_normalizer
+    by_raw = factor * relative / uncertainty * head.iou_normalizer
+    # An uncertainty of 0 divides 0 by 0 for an exact prediction; darknet's delta is then 0.
+    value = (-scale * jnp.log(jnp.nan_to_num(density) + 1e-9)).sum(-1)
+
+    def bounded(deltas):
+        deltas = jnp.where(jnp.isfinite(deltas), deltas, 0.0)
+        return jnp.clip(deltas, -head.max_delta, head.max_delta)
+
+    if head.iou_loss != "mse":
+        growth, weight = jnp.exp(raw[..., 2:]), jnp.full(raw.shape[:-1], head.iou_normalizer)
+        iou = overlap(raw, boxes, wanted, growth, head.iou_loss, weight, head.max_delta)
+        return iou + with_slope(value, spread, -bounded(by_spread))
+    deltas = jnp.concatenate([bounded(by_raw), bounded(by_spread)], axis=-1)
+    return with_slope(value, jnp.concatenate([raw, spread], axis=-1), -deltas)
 
 
 # Functions of cxcywh boxes.  Comparisons, not minima: equal sides give the first box no gradient.

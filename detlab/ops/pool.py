@@ -1,4 +1,4 @@
-"""Max pooling, fast on CPU both forward and backward; accelerators run it too, not measured.
+"""Pooling: maxima, fast on CPU both forward and backward, and means; not measured elsewhere.
 
 The maximum of a window is taken along its rows first, then across them: size k costs 2k comparisons
 and no gather.  XLA's pooling costs k^2, and its gradient on CPU several times that: the pyramid of
@@ -9,6 +9,8 @@ YOLOv5 (sizes 5, 9, 13 on 20x20x256, 4 images) takes 3 ms instead of 25 forward 
 from collections.abc import Sequence
 
 import jax.numpy as jnp
+import numpy as np
+from jax import lax
 
 
 def max_pool(x, size: int, stride: int = 1, padding: Sequence[int] | None = None):
@@ -42,6 +44,30 @@ def max_pool(x, size: int, stride: int = 1, padding: Sequence[int] | None = None
     for axis in (2, 1):
         x = _max_along(x, size, stride, sides, axis)
     return x
+
+
+def mean_pool(x, size: int, stride: int = 1, padding: Sequence[int] = (0, 0)):
+    """The mean of each `size` x `size` window; cells outside the map do not count.
+
+    Args:
+      x: [B, H, W, D] of any float type.
+      size, stride: the same in both directions.
+      padding: cells (before, after) the map in both directions, each below `size`.
+    Returns:
+      [B, H', W', D] with H' = (H + before + after - size) // stride + 1.
+    Example:
+      >>> x = jnp.array([1.0, 5, 2, 0]).reshape(1, 1, 4, 1)
+      >>> mean_pool(x, 2, 1, (0, 1)).ravel().tolist()
+      [3.0, 3.5, 1.0, 0.0]
+    """
+    window, strides = (1, size, size, 1), (1, stride, stride, 1)
+    sides = ((0, 0), tuple(padding), tuple(padding), (0, 0))
+    total = lax.reduce_window(x, np.zeros((), x.dtype), lax.add, window, strides, sides)
+    counts = []
+    for length in x.shape[1:3]:
+        first = np.arange(0, length + sum(padding) - size + 1, stride) - padding[0]
+        counts.append(np.minimum(first + size, length) - np.maximum(first, 0))
+    return total / (counts[0][:, None] * counts[1])[..., None].astype(x.dtype)
 
 
 def _max_along(x, size, stride, sides, axis):

@@ -81,6 +81,11 @@ def current(config: config_dict.ConfigDict) -> tuple[np.ndarray, int | None]:
         )
     network = darknet_networks.resolve(cfg)
     head = network.layers[darknet_networks.heads(network)[0]]
+    if head.kind == "region":
+        raise errors.UserError(
+            f"{network.name} has a [region], whose anchors are in cells; this program fits anchors"
+            " in px, as those of [yolo]."
+        )
     return np.array(head.anchors, float), None
 
 

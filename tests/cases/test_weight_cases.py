@@ -66,11 +66,22 @@ def test_a_byte_order_mark_is_no_part_of_the_first_class(cases, tmp_path):
     assert checkpoint.load_weights(tmp_path / "out").info["class_names"] == ["cat", "dog"]
 
 
-def test_an_option_that_is_not_there_is_refused_and_not_promised(cases, tmp_path, repository):
+def test_new_coords_are_converted_and_come_back_byte_for_byte(cases, tmp_path):
     folder = cases / "darknet-new-coords"
-    cfg = folder / "my.cfg"
+    run(*darknet(folder, tmp_path / "out", "--cfg", folder / "my.cfg"))
+    back = tmp_path / "back.weights"
+    run("--reverse", "--input", tmp_path / "out", "--output", back)
+    assert back.read_bytes() == (folder / "my.weights").read_bytes()
+    assert back.with_suffix(".cfg").read_text() == (folder / "my.cfg").read_text()
+
+
+def test_an_option_that_is_not_there_is_refused_and_not_promised(cases, tmp_path, repository):
+    folder, cfg = cases / "darknet-new-coords", tmp_path / "my.cfg"
+    text = (folder / "my.cfg").read_text()
+    cfg.write_text(text.replace("new_coords=1", "embedding_layer=1"))
     assert refused(*darknet(folder, tmp_path / "out", "--cfg", cfg)) == (
-        f"{cfg}, line 44: layer 3 [yolo] has new_coords='1', an option that is not implemented."
+        f"{cfg}, line 44: layer 3 [yolo] has embedding_layer='1', an option that is not"
+        " implemented."
     )
     for page in ("README.md", "CHANGELOG.md", *repository.glob("docs/*.md")):
         words = (repository / page).read_text().lower()

@@ -29,6 +29,9 @@ SMALL = darknet_cfg.parse(
 )
 SIZES = {"0": 12, "1": 12, "3": 40, "5": 49}
 CFGS = ["yolov3", "yolov3-tiny", "yolov4", "yolov4-tiny", "yolo-fastest-1.1"]
+CFGS += ["yolov3-spp", "yolov3-tiny-prn", "csresnext50-panet-spp", "mixed"]
+CFGS += ["yolov4-csp", "yolov4x-mish", "yolov7-tiny"]
+CFGS += ["yolov2", "yolov2-tiny", "gaussian-yolov3"]
 
 
 def file_bytes(seed=0):
@@ -73,6 +76,28 @@ def test_values_come_in_darknets_order(path):
         "2.weight": [[[[13, 14], [15, 16]], [[17, 18], [19, 20]]]],
     }
     assert list(tensors)[:5] == ["0.bias", "0.scale", "0.mean", "0.var", "0.weight"]
+
+
+def test_shared_layers_have_no_values_and_weighted_shortcuts_have_theirs_at_their_place(path):
+    network = darknet_cfg.parse(
+        NET
+        + "[convolutional]\nfilters=4\n"
+        + "[convolutional]\nfilters=4\nshare_index=0\n"
+        + "[shortcut]\nfrom=0\nweights_type=per_channel\n"
+        + "[shortcut]\nfrom=0,1\nweights_type=per_feature\n"
+        + "[shortcut]\nfrom=0\nweights_normalization=relu\n"
+        + "[convolutional]\nfilters=1\n"
+    )
+    data = HEADER + np.arange(20 + 8 + 3 + 5, dtype="<f4").tobytes()
+    path.write_bytes(data)
+    weights = darknet.read(path, network)
+    assert list(weights.tensors) == ["0.bias", "0.weight", "2.weight", "3.weight", "5.bias"] + [
+        "5.weight"
+    ]
+    assert weights.tensors["2.weight"].tolist() == [[20, 21, 22, 23], [24, 25, 26, 27]]
+    assert weights.tensors["3.weight"].tolist() == [28, 29, 30]
+    darknet.write(path.with_name("copy.weights"), network, weights)
+    assert path.with_name("copy.weights").read_bytes() == data
 
 
 def test_tensors_are_read_only_views_of_one_buffer(path):

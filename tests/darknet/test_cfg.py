@@ -114,6 +114,9 @@ SHAPES = [
     (7, 16, 16),
 ]
 CFGS = ["yolov3", "yolov3-tiny", "yolov4", "yolov4-tiny", "yolo-fastest-1.1"]
+MORE_CFGS = ["yolov3-spp", "yolov3-tiny-prn", "csresnext50-panet-spp", "mixed"]
+MORE_CFGS += ["yolov4-csp", "yolov4x-mish", "yolov7-tiny"]
+MORE_CFGS += ["yolov2", "yolov2-tiny", "gaussian-yolov3"]
 
 
 def changed(*changes):
@@ -197,6 +200,22 @@ def test_shapes_of_every_kind_of_layer():
 def test_shapes_follow_the_image_where_it_is_not_the_nets_size():
     shapes = darknet_cfg.shapes(darknet_cfg.parse(TEXT), height=64, width=96)
     assert list(shapes) == [(c, 2 * h, 3 * w) for c, h, w in SHAPES]
+
+
+def test_shortcuts_of_unequal_depth_have_the_depth_of_the_layer_before():
+    text = "[net]\nwidth=8\nheight=8\nchannels=3\n[conv]\nfilters=4\n[conv]\nfilters=6\n"
+    network = darknet_cfg.parse(text + "[shortcut]\nfrom=0\n[conv]\n[shortcut]\nfrom=-2\n")
+    assert [shape.channels for shape in darknet_cfg.shapes(network)] == [4, 6, 6, 1, 1]
+
+
+def test_share_index_counts_from_the_start_or_back_and_leads_to_the_layer_that_has_weights():
+    text = "[net]\nwidth=8\nheight=8\nchannels=4\n[conv]\nfilters=4\n"
+    text += "[conv]\nfilters=4\nshare_index=0\n[conv]\nfilters=4\nshare_index=-1\n"
+    network = darknet_cfg.parse(text)
+    assert [layer.share_index for layer in network.layers] == [None, 0, 1]
+    assert [darknet_cfg.owner(network, i) for i in range(3)] == [0, 0, 0]
+    assert darknet_cfg.format(network) == text
+    darknet_cfg.shapes(network)
 
 
 # ---- Writing. ----
@@ -293,6 +312,16 @@ def test_published_cfg_is_read_written_and_has_the_published_heads(shared_dir, n
     ]
     strides = {"yolov3": [32, 16, 8], "yolov4": [8, 16, 32]}.get(name, [32, 16])
     assert heads == [(255, stride) for stride in strides]
+
+
+@pytest.mark.parametrize("name", MORE_CFGS)
+def test_further_cfgs_are_read_and_written(shared_dir, name):
+    path = shared_dir / "parity" / "yolo" / f"{name}.cfg"
+    network = darknet_cfg.read(path)
+    assert darknet_cfg.format(network) == path.read_text()
+    plain = darknet_cfg.plain(network)
+    assert darknet_cfg.plain(darknet_cfg.parse(darknet_cfg.format(plain))) == plain
+    darknet_cfg.shapes(network)
 
 
 def test_training_cfg_says_the_same_as_the_one_reduced_to_inference(shared_dir):
@@ -451,8 +480,8 @@ def test_foreign_bytes_outside_comments_are_refused_with_the_line(tmp_path):
     [
         (
             "[dropout]",
-            "[reorg]",
-            "small.cfg, line 30: unknown section '[reorg]'; use one of [net],",
+            "[reorgs]",
+            "small.cfg, line 30: unknown section '[reorgs]'; use one of [net],",
         ),
         ("[dropout]", "[dropout", "line 30: unknown section '[dropout'"),
         (
@@ -486,8 +515,22 @@ def test_foreign_bytes_outside_comments_are_refused_with_the_line(tmp_path):
         ("[dropout]", "[net]\nwidth=1\nheight=1\nchannels=1", "[net] must be the first section"),
         ("[net]", "[dropout]", "[net] must be the first section"),
         ("groups=8", "sway=1", "has sway='1', an option that is not implemented"),
-        ("[upsample]\n", "[upsample]\nscale=2\n", "scale='2', an option that is not implemented"),
-        ("nms_kind=greedynms", "new_coords=1", "an option that is not implemented"),
+        ("groups=8", "xnor=1", "line 20: layer 1 [convolutional] has xnor='1', an option that"),
+        ("groups=8", "share_index=1", "must be numbers of layers before this one, layer 1"),
+        ("groups=8", "share_index=-1,0", "it must be one number of a layer"),
+        *(
+            (
+                "[dropout]",
+                f"[{name}]",
+                f"small.cfg, line 30: layer 3 [{name}] is a section of darknet that is not"
+                " implemented.",
+            )
+            for name in ("crnn", "contrastive", "detection", "lstm")
+        ),
+        ("[dropout]", "[sam]\nfrom=-1,-2", "it must be one number of a layer"),
+        ("[dropout]", "[scale_channels]", "layer 3 [scale_channels] has no from"),
+        ("from=-4\n", "from=-4\nweights_type=each\n", "none, per_feature, per_layer, per_channel"),
+        ("nms_kind=greedynms", "embedding_layer=3", "an option that is not implemented"),
         ("# A small network", "width=3", "line 1: not a darknet cfg, which begins with [net]"),
     ],
 )
@@ -504,6 +547,26 @@ def test_malformed_text_is_refused_with_line_section_and_key(old, new, message):
             "line 18: layer 1 [convolutional] has groups=3, which must divide its 8 ",
         ),
         ("from=-4\n", "from=0\n[max]\nstride=2\n[shortcut]\nfrom=0\n", "layer 6 [shortcut] adds"),
+        ("[dropout]", "[max]\nstride=2\n[sam]\nfrom=0", "layer 4 [sam] multiplies layer 0, which"),
+        (
+            "[dropout]",
+            "[scale_channels]\nfrom=0",
+            "layer 3 [scale_channels] scales layer 0, which outputs 8 channels of 16x16, and needs"
+            " 8 channels of 1x1, but the layer before it outputs 8 channels of 16x16",
+        ),
+        ("[dropout]", "[reorg3d]\nstride=3", "layer 3 [reorg3d] has stride=3, which must divide 8"),
+        (
+            "filters=14",
+            "filters=14\nshare_index=0\nsize=3",
+            "layer 8 [convolutional] has filters=14, but shares the weights of layer 0, which",
+        ),
+        (
+            "[conv]\n",
+            "[conv]\nshare_index=0\nsize=3\nbatch_normalize=1\n",
+            "line 26: layer 2 [convolutional] has 8 input channels, but shares the weights of layer"
+            " 0, which has 3",
+        ),
+        ("filters=14", "filters=14\nshare_index=5", "share_index=5, which is not an earlier [conv"),
         (
             "layers = -1, -2",
             "layers = -1, 0",

@@ -35,6 +35,33 @@ SECTIONS = {
     + "[convolutional]\nfilters=8\nactivation=linear\n",
     "a sum of three": "[shortcut]\nfrom=0,2\nactivation=linear\n",
     "dropout": "[dropout]\nprobability=.25\n",
+    "a wider layer": "[convolutional]\nfilters=8\nactivation=linear\n",
+    "a sum with fewer and with more channels": "[convolutional]\nfilters=4\nactivation=linear\n"
+    + "[convolutional]\nfilters=12\nactivation=linear\n"
+    + "[route]\nlayers=-3\n[shortcut]\nfrom=-3,-2\nactivation=leaky\n",
+    "a weight for each input": "[shortcut]\nfrom=-4,-2\nweights_type=per_feature\n"
+    + "weights_normalization=softmax\n",
+    "weights for each layer, as they are": "[shortcut]\nfrom=-2\nweights_type=per_layer\n",
+    "weights of each channel": "[shortcut]\nfrom=-6,-2\nweights_type=per_channel\n"
+    + "weights_normalization=relu\nactivation=swish\n",
+    "normalization without weights": "[shortcut]\nfrom=-2\nweights_normalization=softmax\n",
+    "squeeze and excitation": "[avgpool]\n[convolutional]\nfilters=8\nactivation=logistic\n"
+    + "[scale_channels]\nfrom=-3\n",
+    "a scale of each cell": "[convolutional]\nfilters=1\nactivation=logistic\n"
+    + "[scale_channels]\nfrom=-2\nscale_wh=1\nactivation=leaky\n",
+    "attention": CONV + "activation=logistic\n[sam]\nfrom=-2\nactivation=leaky\n",
+    "shared weights": CONV
+    + "batch_normalize=1\nactivation=mish\n"
+    + CONV
+    + "batch_normalize=1\nactivation=relu\nshare_index=-1\ndilation=2\n",
+    "upsampling with a scale": "[upsample]\nstride=2\nscale=.5\n",
+    "blocks to channels": "[convolutional]\nfilters=2\nactivation=linear\n"
+    + "[reorg3d]\nstride=2\n",
+    "reorg": "[upsample]\nstride=2\n[convolutional]\nfilters=4\nactivation=linear\n"
+    + "[reorg]\nstride=2\n[convolutional]\nfilters=8\nactivation=linear\n",
+    "means of windows": "[local_avgpool]\nsize=3\nstride=2\n",
+    "means of even windows": "[local_avg]\nsize=2\nstride=1\n",
+    "means without padding": "[local_avgpool]\nsize=2\nstride=2\npadding=0\n",
 }
 NETWORK = darknet_cfg.parse(
     "[net]\nwidth=10\nheight=12\nchannels=3\n" + "".join(x + HEAD for x in SECTIONS.values())
@@ -60,17 +87,45 @@ def convolved(x, kernel, layer):
     return out
 
 
-def pooled(x, layer):
+def pooled(x, layer, reduce):
     """Darknet's: the window of cell i begins at i * stride - padding // 2."""
     height, width = x.shape[:2]
     rows = (height + layer.padding - layer.size) // layer.stride + 1
     columns = (width + layer.padding - layer.size) // layer.stride + 1
-    out = np.full((rows, columns, x.shape[2]), -np.inf)
-    for i, j, ki, kj in np.ndindex(rows, columns, layer.size, layer.size):
-        row = i * layer.stride + ki - layer.padding // 2
-        column = j * layer.stride + kj - layer.padding // 2
-        if 0 <= row < height and 0 <= column < width:
-            out[i, j] = np.maximum(out[i, j], x[row, column])
+    out = np.zeros((rows, columns, x.shape[2]))
+    for i, j in np.ndindex(rows, columns):
+        top, left = (k * layer.stride - layer.padding // 2 for k in (i, j))
+        window = x[max(top, 0) : top + layer.size, max(left, 0) : left + layer.size]
+        out[i, j] = reduce(window, axis=(0, 1))
+    return out
+
+
+def summed(x, others, layer, params):
+    """[shortcut], channel by channel."""
+    inputs = [x, *others]
+    if layer.weights_type == "none":
+        weights = np.ones((len(inputs), 1))
+    else:
+        weights = np.float64(params["weights"]).reshape(len(inputs), -1)
+        if layer.weights_normalization == "softmax":
+            weights = np.exp(weights - weights.max(0))
+        elif layer.weights_normalization == "relu":
+            weights = np.maximum(weights, 0.001)
+        if layer.weights_normalization != "none":
+            weights = weights / (1e-4 + weights.sum(0))
+    out = np.zeros_like(x)
+    for y, weight in zip(inputs, weights):
+        for channel in range(min(x.shape[-1], y.shape[-1])):
+            out[..., channel] += y[..., channel] * weight[channel % len(weight)]
+    return activated(out, layer.activation)
+
+
+def blocks(x, stride):
+    """[reorg3d], cell by cell."""
+    height, width, channels = x.shape
+    out = np.zeros((height // stride, width // stride, stride**2 * channels))
+    for i, j, dy, dx, c in np.ndindex(*out.shape[:2], stride, stride, channels):
+        out[i, j, (dy * stride + dx) * channels + c] = x[stride * i + dy, stride * j + dx, c]
     return out
 
 
@@ -92,26 +147,40 @@ def layer_by_layer(image, variables):
     for number, layer in enumerate(NETWORK.layers):
         match layer:
             case darknet_cfg.Convolutional():
-                params = variables["params"][f"layer{number}"]
+                owner = f"layer{darknet_cfg.owner(NETWORK, number)}"
+                params = variables["params"][owner]
                 x = convolved(x, np.float64(params["kernel"]), layer)
                 if layer.batch_normalize:
-                    stats = variables["batch_stats"][f"layer{number}"]["norm"]
+                    stats = variables["batch_stats"][owner]["norm"]
                     x = (x - stats["mean"]) / np.sqrt(stats["var"] + 1e-5)
                     x = x * params["norm"]["scale"] + params["norm"]["bias"]
                 else:
                     x = x + params["bias"]
                 x = activated(x, layer.activation)
             case darknet_cfg.Shortcut():
-                for source in layer.layers:
-                    x = x + outputs[source]
-                x = activated(x, layer.activation)
+                others = [outputs[source] for source in layer.layers]
+                x = summed(x, others, layer, variables["params"].get(f"layer{number}"))
+            case darknet_cfg.AvgPool():
+                x = x.mean((0, 1), keepdims=True)
+            case darknet_cfg.ScaleChannels() | darknet_cfg.Sam():
+                x = activated(outputs[layer.layers[0]] * x, layer.activation)
+            case darknet_cfg.Reorg3d():
+                x = blocks(x, layer.stride)
+            case darknet_cfg.Reorg():
+                height, width, channels = x.shape
+                flat = x.transpose(2, 0, 1).ravel()
+                few = flat.reshape(channels // 4, height * 2, width * 2).transpose(1, 2, 0)
+                flat = blocks(few, 2).transpose(2, 0, 1).ravel()
+                x = flat.reshape(channels * 4, height // 2, width // 2).transpose(1, 2, 0)
+            case darknet_cfg.LocalAvgPool():
+                x = pooled(x, layer, np.mean)
             case darknet_cfg.Route():
                 parts = (np.split(outputs[i], layer.groups, -1) for i in layer.layers)
                 x = np.concatenate([part[layer.group_id] for part in parts], axis=-1)
             case darknet_cfg.Upsample():
-                x = np.kron(x, np.ones((layer.stride, layer.stride, 1)))
+                x = layer.scale * np.kron(x, np.ones((layer.stride, layer.stride, 1)))
             case darknet_cfg.MaxPool():
-                x = pooled(x, layer)
+                x = pooled(x, layer, np.max)
         outputs.append(x)
     return outputs
 
@@ -207,6 +276,23 @@ def test_dropout_in_training_keeps_the_mean():
     np.testing.assert_allclose(np.unique(found), [0, 4 / 3], rtol=1e-6)
     assert np.mean(found) == pytest.approx(1, abs=0.02)
     np.testing.assert_array_equal(module.apply({}, ones, train=False)[0], ones)
+
+
+def test_boxes_centred_beyond_the_edge_are_kept_unless_there_is_padding():
+    """With new_coords and scale_x_y=2 a centre may lie half a cell off the canvas."""
+    head = "[yolo]\nanchors=8,4\nnum=1\nmask=0\nclasses=1\nnew_coords=1\nscale_x_y=2\n"
+    conv = "[convolutional]\nfilters=6\nsize=8\nstride=8\nactivation=logistic\n"
+    cfg = "[net]\nwidth=16\nheight=8\nchannels=3\n" + conv + head
+    module = darknet.Darknet(cfg=cfg, num_classes=1, score_threshold=0.25, num_candidates=2)
+    raw = np.zeros((1, 1, 2, 6), np.float32)
+    raw[0, 0, :, :] = [[0.5, 0.5, 0.5, 0.5, 0.6, 1.0], [1.0, 0.25, 0.5, 1.0, 0.5, 0.9]]
+    maps = darknet.Outputs((), (raw,))
+    found = module.candidates(maps, np.array([[8, 16]]), (8, 16))
+    np.testing.assert_allclose(found.scores, [[0.6, 0.45]], rtol=1e-6)
+    # Centres (4, 4) and (8 + 1.5 * 8, 0), sizes 8x4 times 4 value^2.
+    np.testing.assert_allclose(found.boxes, [[[0, 2, 8, 6], [16, -8, 24, 8]]], atol=1e-5)
+    found = module.candidates(maps, np.array([[8, 12]]), (8, 16))
+    assert found.valid.tolist() == [[True, False]]
 
 
 def greedy(boxes, scores, labels, threshold, measure, by_class):

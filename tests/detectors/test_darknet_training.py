@@ -182,3 +182,91 @@ def test_a_detector_of_another_number_of_classes_has_its_channels():
     shapes = jax.eval_shape(detector.init, jax.random.key(0), jnp.zeros((1, *CANVAS, 3), jnp.uint8))
     maps = jax.eval_shape(tiny.maps_of(detector), *shapes, jnp.zeros((1, *CANVAS, 3), jnp.uint8))
     assert [x.shape for x in maps.predictions] == [(1, *s, 20) for s in SHAPES]
+
+
+REGION = """[net]
+width=96
+height=64
+channels=3
+[convolutional]
+filters=16
+size=16
+stride=16
+activation=linear
+[region]
+anchors=1,1, 2,2
+num=2
+classes=3
+softmax=1
+bias_match=1
+"""
+
+
+@pytest.fixture(scope="module")
+def region_batch():
+    return tiny.make_batch(CANVAS, objects=(3, 0), seed=SEED)
+
+
+def test_the_loss_of_a_region_is_the_mean_of_what_darknet_writes(region_batch):
+    detector = darknet.Darknet(cfg=REGION, num_classes=3)
+    raw = random_maps(2)[0]
+
+    @tiny.jit
+    def compute(raw, batch):
+        def loss(raw):
+            outputs = darknet.Outputs((), (raw,))
+            return detector.loss(batch, outputs)[0], detector.targets(batch, outputs)
+
+        return jax.value_and_grad(loss, has_aux=True)(raw)
+
+    (value, targets), gradient = compute(raw, region_batch)
+    head = darknet_deltas.Region(((1, 1), (2, 2)), bias_match=True)
+    for image in range(2):
+        objects = relative(region_batch, image)
+        shaped = raw[image].reshape(4, 6, 2, 8)
+        expected = -darknet_deltas.region_deltas(head, shaped, *objects).reshape(4, 6, 16) / 2
+        np.testing.assert_allclose(
+            gradient[image], expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max()
+        )
+    assert value > 0
+    counts = [int((x.status[0] == 1).sum()) for x in (targets["main"], targets["entries"])]
+    assert counts == [2, 2], "of three objects, two meet in a row"
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        "",
+        "iou_loss=giou\niou_thresh=0.2\nuc_normalizer=0.5\nmax_delta=0.4\nscale_x_y=1.1\n",
+    ],
+)
+def test_the_loss_of_a_gaussian_head_is_the_mean_of_what_darknet_writes(region_batch, keys):
+    anchors = "anchors=18,18, 26,26\n"
+    cfg = REGION.replace("[region]", "[Gaussian_yolo]").replace("filters=16", "filters=24")
+    cfg = cfg.replace("softmax=1\nbias_match=1\n", keys).replace("anchors=1,1, 2,2\n", anchors)
+    detector = darknet.Darknet(cfg=cfg, num_classes=3)
+    raw = np.float32(np.random.default_rng(SEED).normal(0, 0.7, (2, 4, 6, 24)))
+
+    @tiny.jit
+    def compute(raw, batch):
+        return jax.value_and_grad(lambda x: detector.loss(batch, darknet.Outputs((), (x,)))[0])(raw)
+
+    value, gradient = compute(raw, region_batch)
+    assert np.isfinite(value)
+    head = darknet_deltas.Head(((18, 18), (26, 26)), (0, 1), iou_loss="mse")
+    given = dict(x.split("=") for x in keys.split())
+    head = head._replace(**{k: v if k == "iou_loss" else float(v) for k, v in given.items()})
+    for image in range(2):
+        shaped = raw[image].reshape(4, 6, 2, 12)
+        plain = np.concatenate([shaped[..., [0, 2, 4, 6]], shaped[..., 8:]], axis=-1)
+        spread = shaped[..., [1, 3, 5, 7]]
+        objects = relative(region_batch, image)
+        deltas, of_spread = darknet_deltas.head_deltas(head, plain, *objects, CANVAS, spread)
+        expected = np.zeros(shaped.shape)
+        expected[..., [0, 2, 4, 6]], expected[..., 8:] = deltas[..., :4], deltas[..., 4:]
+        expected[..., [1, 3, 5, 7]] = of_spread
+        expected = -expected.reshape(4, 6, 24) / 2
+        np.testing.assert_allclose(
+            gradient[image], expected, rtol=2e-4, atol=2e-5 * np.abs(expected).max()
+        )
+        assert (np.abs(of_spread).max() > 0.01) == (image == 0)

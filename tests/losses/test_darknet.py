@@ -10,10 +10,10 @@ import pytest
 import tiny
 
 from detlab.assign import darknet as assign
+from detlab.heads import darknet as heads
 from detlab.losses import darknet
 from detlab.ops import anchors as anchors_lib
 from detlab.ops import boxes as boxes_lib
-from detlab.ops import coders
 
 SEED = 2
 NUM_CLASSES = 4
@@ -214,6 +214,10 @@ HEADS = {
     "yolov4": dict(**V4, iou_thresh=0.213, max_delta=5.0),
     "yolov4_tiny": V4,
     "giou": dict(iou_loss="giou", iou_thresh=0.1, iou_thresh_kind="giou", obj_normalizer=0.4),
+    "new_coords": dict(**V4 | dict(scale_x_y=2.0), new_coords=True, iou_thresh=0.2, max_delta=2.0),
+    "new_coords_mse": dict(
+        new_coords=True, scale_x_y=2.0, label_smooth_eps=0.1, truth_thresh=0.6, ignore_thresh=0.3
+    ),
     "counters": dict(
         counters_per_class=(10, 200, 50), cls_normalizer=0.5, iou_thresh=0.2, max_delta=3.0
     ),
@@ -230,7 +234,7 @@ HEADS = {
     ),
 }
 
-EVERYDAY = ("yolov4", "predicted_smooth")  # cover every branch but the focal one
+EVERYDAY = ("yolov4", "new_coords", "predicted_smooth")  # cover every branch but the focal one
 
 
 def make_head(name):
@@ -256,6 +260,13 @@ def outputs_and_objects(head, slots=9, objects=7):
         for a, number in enumerate(head.mask):
             near = [*np.log(sigmoids / (1 - sigmoids)), *np.log(extent / ANCHORS[number])]
             raw[row, column, a, :4] = near + rng.normal(0, 0.2, 4)
+            if head.new_coords:  # values whose logistic decodes to the same
+                values = [*(sigmoids + (head.scale_x_y - 1) / 2) / head.scale_x_y]
+                values += [*np.sqrt(extent / ANCHORS[number] / 4)]
+                values = np.clip(values + rng.normal(0, 0.02, 4), 0.05, 0.95)
+                raw[row, column, a, :4] = np.log(values / (1 - values))
+    if head.new_coords:
+        raw = darknet_deltas.sigmoid(raw)
     return np.float32(raw), np.float32(boxes * valid[:, None]), labels, valid
 
 
@@ -267,16 +278,13 @@ def head_program(head):
 
     def terms(raw, boxes, labels, valid):
         rows = raw.reshape(len(anchors), -1)
-        xy = head.scale_x_y * (jax.nn.sigmoid(rows[:, :2]) - 0.5) + 0.5
-        encoded = jnp.concatenate([xy, rows[:, 2:4]], axis=-1)
-        predicted = coders.decode_yolo(anchors, encoded, jnp.full(len(anchors), stride))
-        predicted = boxes_lib.xyxy_to_cxcywh(predicted) / np.tile(np.float32(UNIT), 2)
-        scores = jax.nn.sigmoid(rows[:, 5:])
+        decoded = heads.boxes(head, raw[None], CANVAS).reshape(-1, 4)
+        scores = heads.probabilities(head, rows)[1]
         learned = jax.lax.stop_gradient(
-            assign.learn(head, predicted, scores, SHAPE, CANVAS, boxes, labels, valid)
+            assign.learn(head, decoded, scores, SHAPE, CANVAS, boxes, labels, valid)
         )
         found = darknet.head_terms(
-            head, rows, predicted, anchors, SHAPE, CANVAS, learned, boxes, labels
+            head, rows, decoded, anchors, SHAPE, CANVAS, learned, boxes, labels
         )
         sums = [term.sum() for term in found]
         return sum(sums), sums
@@ -316,7 +324,8 @@ def test_the_descent_of_a_head_is_what_darknet_writes(name):
     # Without objects, everything is background.
     sums, gradient = compute(raw, boxes * 0, labels, valid & False)
     assert sums[0] == sums[2] == 0 and sums[1] > 0
-    background = -head.obj_normalizer * darknet_deltas.sigmoid(raw[..., 4])
+    objectness = raw[..., 4] if head.new_coords else darknet_deltas.sigmoid(raw[..., 4])
+    background = -head.obj_normalizer * objectness
     np.testing.assert_allclose(-gradient[..., 4], background, rtol=1e-5)
     assert not gradient[..., :4].any() and not gradient[..., 5:].any()
 

@@ -1,5 +1,6 @@
 """Darknet's networks match darknet: raw heads, decoding, candidates, detections, photographs."""
 
+import hashlib
 import json
 import shutil
 
@@ -7,33 +8,61 @@ import parity_runs
 import pytest
 
 from benchmarks.parity import darknet
+from detlab.converters import convert
+from detlab.converters.readers import darknet as reader
+from detlab.darknet import cfg as darknet_cfg
 
 CASES = parity_runs.runnable("yolo", darknet.RUNNER)
 
-# Cases with sections and rules that are not supported -> words of the reason.
-MISSING = {
-    "yolov4-csp": "[yolo] has new_coords='1'",
-    "yolov2": "[reorg]",
-    "yolov2-tiny": "[region]",
-    "gaussian-yolov3": "[Gaussian_yolo]",
-    "yolov3-spp": "the rule of its weights has head, which is not supported",
-}
 
-
-def test_a_case_that_needs_more_than_detlab_has_is_missing_with_the_reason(shared_dir, capsys):
-    folder = shared_dir / "parity"
-    cases = [word for name in MISSING for word in ("--case", f"yolo/{name}")]
-    run = parity_runs.run(capsys, folder, *cases)
-    assert run.status == 1 and "5 cases: 0 passed, 0 failed, 5 missing" in run.text
-    for name, words in MISSING.items():
-        (line,) = [x for x in run.text.splitlines() if x.startswith(f"missing  yolo/{name}:")]
-        assert words in line and str(folder) not in line
+def test_a_case_that_needs_more_than_detlab_has_is_missing_with_the_reason(
+    shared_dir, capsys, tmp_path
+):
+    folder = tmp_path / "yolo"
+    folder.mkdir()
+    for suffix in ("json", "npz"):
+        shutil.copy(shared_dir / "parity" / "yolo" / f"yolov2-tiny.{suffix}", folder)
+    cfg = (shared_dir / "parity" / "yolo" / "yolov2-tiny.cfg").read_text()
+    (folder / "yolov2-tiny.cfg").write_text(cfg.replace("[region]", "[region]\ntree=9k.tree"))
+    run = parity_runs.run(capsys, tmp_path, "--case", "yolo/yolov2-tiny")
+    assert run.status == 1 and "1 cases: 0 passed, 0 failed, 1 missing" in run.text
+    (line,) = [x for x in run.text.splitlines() if x.startswith("missing  yolo/yolov2-tiny:")]
+    assert "[region] has tree='9k.tree', an option that is not implemented" in line
+    assert str(folder) not in line
 
 
 @pytest.mark.parametrize("name", parity_runs.parameters(CASES))
 def test_the_shared_case_passes_in_full(name, shared_dir, capsys):
     """Also published weights, which find the recorded objects on photographs."""
     parity_runs.in_full(capsys, shared_dir / "parity", name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "mixed",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("yolov3-tiny-prn", "yolov7-tiny", "yolov2-tiny", "gaussian-yolov3")
+        ),
+    ],
+)
+def test_the_weights_of_a_case_are_converted_and_come_back_byte_for_byte(
+    name, shared_dir, tmp_path
+):
+    folder = shared_dir / "parity" / "yolo"
+    cfg, info = folder / f"{name}.cfg", json.loads((folder / f"{name}.json").read_text())
+    weights, back = tmp_path / "made.weights", tmp_path / "back.weights"
+    tensors = darknet.made_up(info)
+    network = darknet_cfg.read(cfg)
+    reader.write(weights, network, reader.Weights(reader.Header(), tensors))
+    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+    assert digest == info["weights_sha256"] and weights.stat().st_size == info["weights_bytes"]
+    common = ("--config", "darknet_coco", "--output", str(tmp_path / "folder"))
+    convert.main(["--input", str(weights), "--cfg", str(cfg), *common])
+    convert.main(["--reverse", "--input", str(tmp_path / "folder"), "--output", str(back)])
+    assert back.read_bytes() == weights.read_bytes()
+    assert back.with_suffix(".cfg").read_text() == cfg.read_text()
 
 
 @pytest.mark.slow

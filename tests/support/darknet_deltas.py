@@ -15,6 +15,8 @@ class Head(NamedTuple):
     anchors: tuple  # (width, height) px, of all heads
     mask: tuple
     scale_x_y: float = 1.0
+    new_coords: bool = False
+    uc_normalizer: float = 1.0
     iou_loss: str = "mse"
     iou_normalizer: float = 0.75
     obj_normalizer: float = 1.0
@@ -28,6 +30,10 @@ class Head(NamedTuple):
     objectness_smooth: bool = False
     focal_loss: bool = False
     counters_per_class: tuple = ()
+
+    @property
+    def kind(self):
+        return "new_coords" if self.new_coords else "yolo"
 
 
 def sigmoid(x):
@@ -119,11 +125,13 @@ def decode(head, raw, row, column, a, shape, canvas):
     x, y, w, h = raw[row, column, a, :4]
     aw, ah = head.anchors[head.mask[a]]
     shift = (head.scale_x_y - 1) / 2
+    x, y = (x, y) if head.new_coords else (sigmoid(x), sigmoid(y))
+    w, h = (4 * w * w, 4 * h * h) if head.new_coords else (np.exp(w), np.exp(h))
     return (
-        (column + head.scale_x_y * sigmoid(x) - shift) / shape[1],
-        (row + head.scale_x_y * sigmoid(y) - shift) / shape[0],
-        np.exp(w) * aw / canvas[1],
-        np.exp(h) * ah / canvas[0],
+        (column + head.scale_x_y * x - shift) / shape[1],
+        (row + head.scale_x_y * y - shift) / shape[0],
+        w * aw / canvas[1],
+        h * ah / canvas[0],
     )
 
 
@@ -143,7 +151,7 @@ def write_class(deltas, scores, label, head):
             deltas[label] *= factors[label] * head.cls_normalizer
 
 
-def head_deltas(head, raw, truths, labels, canvas):
+def head_deltas(head, raw, truths, labels, canvas, spread=None):
     """The deltas of one head.
 
     Args:
@@ -152,32 +160,64 @@ def head_deltas(head, raw, truths, labels, canvas):
       truths: list of (x, y, w, h), relative.
       labels: list of int.
       canvas: (height, width) px.
+      spread: [Hl, Wl, A, 4] uncertainties of x, y, w, h in [Gaussian_yolo]
+        (gaussian_yolo_layer.c), before their sigmoid.
     Returns:
-      array like raw.
+      array like raw; with `spread` also one like that.
     """
     raw = np.asarray(raw, np.float64)
     shape, num_classes = raw.shape[:2], raw.shape[-1] - 5
-    scores = sigmoid(raw[..., 4:])
+    scores = raw[..., 4:] if head.new_coords else sigmoid(raw[..., 4:])
     deltas = np.zeros_like(raw)
     factors = multipliers(head, num_classes)
+
+    spread_deltas = None if spread is None else np.zeros(spread.shape)
+
+    def write_gaussian(at, truth, wanted):
+        there = raw[at][:4].copy()
+        there[:2] = head.scale_x_y * sigmoid(there[:2]) - (head.scale_x_y - 1) / 2
+        change, of_spread = np.zeros(4), np.zeros(4)
+        for k in range(4):
+            u = sigmoid(spread[at][k])
+            relative = (wanted[k] - there[k]) / u
+            density = np.exp(-0.5 * relative**2) / (np.sqrt(2 * np.pi) * (u + 0.3))
+            factor = 0.5 / (density + 1e-9) * density * (2 - truth[2] * truth[3])
+            change[k] = factor * relative / u
+            of_spread[k] = factor * (relative**2 / u - 1 / (u + 0.3)) * head.uc_normalizer
+        if head.iou_loss != "mse":
+            box = decode(head, raw, *at, shape, canvas)
+            change = overlap_direction(box, truth, head.iou_loss)
+            change[2:] *= np.exp(raw[at][2:4])
+        change = change * head.iou_normalizer
+        deltas[at][:4] += np.clip(change, -head.max_delta, head.max_delta)
+        spread_deltas[at] += np.clip(of_spread, -head.max_delta, head.max_delta)
 
     def write_box(at, truth, label):
         row, column, a = at
         weight = head.iou_normalizer * factors[label]
         aw, ah = head.anchors[head.mask[a]]
+        wanted = [
+            truth[0] * shape[1] - column,
+            truth[1] * shape[0] - row,
+            np.log(truth[2] * canvas[1] / aw),
+            np.log(truth[3] * canvas[0] / ah),
+        ]
+        if spread is not None:
+            write_gaussian(at, truth, wanted)
+            return
         if head.iou_loss == "mse":
-            wanted = [
-                truth[0] * shape[1] - column,
-                truth[1] * shape[0] - row,
-                np.log(truth[2] * canvas[1] / aw),
-                np.log(truth[3] * canvas[0] / ah),
-            ]
             there = raw[at][:4].copy()
-            there[:2] = head.scale_x_y * sigmoid(there[:2]) - (head.scale_x_y - 1) / 2
+            if head.new_coords:
+                wanted[2] = np.sqrt(truth[2] * canvas[1] / (4 * aw))
+                wanted[3] = np.sqrt(truth[3] * canvas[0] / (4 * ah))
+            else:
+                there[:2] = sigmoid(there[:2])
+            there[:2] = head.scale_x_y * there[:2] - (head.scale_x_y - 1) / 2
             deltas[at][:4] += (2 - truth[2] * truth[3]) * (wanted - there) * weight
             return
         change = overlap_direction(decode(head, raw, *at, shape, canvas), truth, head.iou_loss)
-        change[2:] *= np.exp(raw[at][2:4])
+        if not head.new_coords:
+            change[2:] *= np.exp(raw[at][2:4])
         change = np.where(np.isfinite(change), change, 0) * weight
         deltas[at][:4] += np.clip(change, -head.max_delta, head.max_delta)
 
@@ -222,9 +262,74 @@ def head_deltas(head, raw, truths, labels, canvas):
                 write_objectness(at, label)
                 write_class(deltas[at][5:], scores[at][1:], label, head)
 
-    if head.iou_thresh < 1:
+    if head.iou_thresh < 1 or spread is not None:
         for at in np.ndindex(*raw.shape[:3]):
             classes = (deltas[at][5:] > 0).sum()
             if deltas[at][4] != 0 and classes:
                 deltas[at][:4] /= classes
+                if spread is not None:
+                    spread_deltas[at] /= classes
+    return deltas if spread is None else (deltas, spread_deltas)
+
+
+class Region(NamedTuple):
+    """The keys of a `[region]` section that training reads, with darknet's defaults."""
+
+    anchors: tuple  # (width, height) in cells
+    softmax: bool = True
+    thresh: float = 0.5
+    bias_match: bool = False
+    rescore: bool = False
+    coord_scale: float = 1.0
+    object_scale: float = 1.0
+    noobject_scale: float = 1.0
+    class_scale: float = 1.0
+    kind: str = "region"
+
+    @property
+    def mask(self):
+        return tuple(range(len(self.anchors)))
+
+
+def region_deltas(head, raw, truths, labels):
+    """The deltas of a `[region]`, from region_layer.c; arguments as in `head_deltas`."""
+    raw = np.asarray(raw, np.float64)
+    rows, columns, count = raw.shape[:3]
+    out, deltas = raw.copy(), np.zeros_like(raw)
+    out[..., :2], out[..., 4] = sigmoid(raw[..., :2]), sigmoid(raw[..., 4])
+    if head.softmax:
+        out[..., 5:] = np.exp(raw[..., 5:] - raw[..., 5:].max(-1, keepdims=True))
+        out[..., 5:] /= out[..., 5:].sum(-1, keepdims=True)
+
+    def box_of(row, column, a):
+        x, y, w, h = out[row, column, a, :4]
+        size = np.exp([w, h]) * head.anchors[a] / [columns, rows]
+        return (column + x) / columns, (row + y) / rows, *size
+
+    def slope(value):
+        return value * (1 - value)
+
+    for at in np.ndindex(rows, columns, count):
+        best = max((measure(box_of(*at), truth) for truth in truths), default=0.0)
+        there = out[at][4]
+        deltas[at][4] = head.noobject_scale * (0 - there) * slope(there)
+        if best > head.thresh:
+            deltas[at][4] = 0
+    for truth, label in zip(truths, labels):
+        column, row = int(truth[0] * columns), int(truth[1] * rows)
+        overlaps = []
+        for a in range(count):
+            size = box_of(row, column, a)[2:]
+            if head.bias_match:
+                size = head.anchors[a][0] / columns, head.anchors[a][1] / rows
+            overlaps.append(measure((0, 0, *size), (0, 0, *truth[2:])))
+        best = int(np.argmax(overlaps))
+        at = row, column, best
+        wanted = [truth[0] * columns - column, truth[1] * rows - row]
+        deltas[at][:2] = head.coord_scale * (wanted - out[at][:2]) * slope(out[at][:2])
+        size = np.log(np.array(truth[2:]) * [columns, rows] / head.anchors[best])
+        deltas[at][2:4] = head.coord_scale * (size - raw[at][2:4])
+        target = measure(box_of(*at), truth) if head.rescore else 1
+        deltas[at][4] = head.object_scale * (target - out[at][4]) * slope(out[at][4])
+        deltas[at][5:] = head.class_scale * (np.eye(raw.shape[-1] - 5)[label] - out[at][5:])
     return deltas

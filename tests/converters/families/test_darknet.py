@@ -84,6 +84,91 @@ def test_a_file_goes_in_and_comes_out_byte_for_byte(files, tmp_path, capsys):
     assert back.with_suffix(".cfg").read_text() == CFG
 
 
+MIXED = """[net]
+width=32
+height=32
+channels=3
+[convolutional]
+batch_normalize=1
+filters=8
+size=3
+pad=1
+activation=swish
+[convolutional]
+groups=4
+filters=8
+activation=linear
+[shortcut]
+from=0, -1
+weights_type=per_channel
+weights_normalization=relu
+[avgpool]
+[convolutional]
+filters=8
+activation=logistic
+[scale_channels]
+from=2
+[convolutional]
+filters=8
+activation=leaky
+[convolutional]
+share_index=6
+filters=8
+activation=leaky
+[shortcut]
+from=1
+weights_type=per_feature
+[convolutional]
+filters=21
+activation=linear
+[yolo]
+anchors=4,4, 8,8, 16,16
+num=3
+classes=2
+"""
+
+
+def test_shared_and_weighted_layers_go_in_and_come_out_byte_for_byte(tmp_path, capsys):
+    cfg, weights, back = (tmp_path / name for name in ("a.cfg", "a.weights", "b.weights"))
+    cfg.write_text(MIXED)
+    network = darknet_cfg.read(cfg)
+    rng = np.random.default_rng(0)
+    tensors = {
+        name: rng.uniform(0.1, 1, shape).astype(np.float32)
+        for name, shape in reader.tensor_shapes(network).items()
+    }
+    reader.write(weights, network, reader.Weights(reader.Header(), tensors))
+    folder = tmp_path / "folder"
+    run("--input", weights, "--cfg", cfg, "--config", "darknet_coco", "--output", folder)
+    assert "15 tensors of 7 layers" in capsys.readouterr().out
+    layers = checkpoint.load_weights(folder).params["layers"]
+    assert layers["layer2"]["weights"].shape == (3, 8) and "layer7" not in layers
+    run("--reverse", "--input", folder, "--output", back)
+    assert back.read_bytes() == weights.read_bytes()
+    assert back.with_suffix(".cfg").read_text() == MIXED
+
+
+@pytest.mark.parametrize(
+    "key, flags, resize",
+    [
+        ("letter_box=1", (), "letterbox"),
+        ("letter_box=1", ("--config.data.resize=stretch",), "stretch"),
+        ("letter_box=0", (), "stretch"),
+        ("", (), "stretch"),
+    ],
+)
+def test_images_are_letterboxed_if_the_cfg_says_so(files, tmp_path, capsys, key, flags, resize):
+    weights, cfg, _ = files
+    cfg.write_text(CFG.replace("channels=3", f"channels=3\n{key}"))
+    config = ("--config", "darknet_coco", *flags)
+    run("--input", weights, "--cfg", cfg, *config, "--output", tmp_path / "folder")
+    data = checkpoint.load_weights(tmp_path / "folder").info["config"]["data"]
+    assert data["resize"] == resize
+    told = f"{cfg} has letter_box=1: training, evaluation and demo letterbox images"
+    assert (told in capsys.readouterr().out) == (resize == "letterbox")
+    assert data["rounding"] == data["demo_rounding"] == "whole"
+
+
 def test_a_cut_off_file_fills_its_layers_alone(files, tmp_path):
     weights, cfg, _ = files
     network = darknet_cfg.read(cfg)
