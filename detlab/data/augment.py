@@ -146,6 +146,8 @@ def resizer(settings: settings_lib.Settings) -> Resize:
     if resize == "fit":
         return functools.partial(transforms.resize_keep_ratio, **options)
     if resize == "letterbox":
+        if settings.rectangles:
+            options["longest"] = settings.longest
         return functools.partial(transforms.letterbox, **options)
     if isinstance(resize, str) or len(resize) != 2:
         raise ValueError(
