@@ -309,10 +309,10 @@ def check_config(config: config_dict.ConfigDict) -> None:
             )
     for block in ("eval", "predict"):
         rectangles = config[block].rectangles
-        if rectangles and config.data.resize != "letterbox":
+        if rectangles and config.data.resize == "stretch":
             raise errors.UserError(
-                f"config.{block}.rectangles is {rectangles}, which needs"
-                " config.data.resize=letterbox; change resize, or set rectangles to 0."
+                f"config.{block}.rectangles is {rectangles}, which has no effect with"
+                " config.data.resize=stretch; change resize, or set rectangles to 0."
             )
     for canvases in config.data.multiscale_canvases:
         if len(canvases) != len(config.data.canvases):

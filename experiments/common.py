@@ -104,8 +104,8 @@ def base(detector: str, **model) -> ConfigDict:
                 batch_size=8,
                 best_by="AP",  # AP, AP50, AP75, mAP07 or mAP12: selects the best checkpoint
                 views=("image",),  # image, mirror; NMS takes the candidates of all views together
-                # Letterboxes as small as each image allows, in multiples of so many px, with the
-                # margin of YOLOv5's val.py; 0: `data.canvases`.
+                # Canvases as small as each image allows, in multiples of so many px, a letterbox
+                # with the margin of YOLOv5's val.py; 0: `data.canvases`.
                 rectangles=0,
                 pictures=16,  # drawn at the end of training
                 threshold=0.3,  # lowest score of a drawn box

@@ -299,14 +299,14 @@ def test_values_at_the_edges_are_taken(changes):
             " resize, or set the limits to ().",
         ),
         (
-            dict(eval__rectangles=32),
-            "config.eval.rectangles is 32, which needs config.data.resize=letterbox; change resize,"
-            " or set rectangles to 0.",
+            dict(data__resize="stretch", eval__rectangles=32),
+            "config.eval.rectangles is 32, which has no effect with config.data.resize=stretch;"
+            " change resize, or set rectangles to 0.",
         ),
         (
             dict(data__resize="stretch", predict__rectangles=64),
-            "config.predict.rectangles is 64, which needs config.data.resize=letterbox; change"
-            " resize, or set rectangles to 0.",
+            "config.predict.rectangles is 64, which has no effect with config.data.resize=stretch;"
+            " change resize, or set rectangles to 0.",
         ),
         (
             dict(data__resize="letterbox", data__multiscale_limits=((128, 64),)),

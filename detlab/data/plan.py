@@ -83,12 +83,18 @@ def canvas_of(size: tuple[int, int], settings: settings_lib.Settings) -> tuple[i
 
 
 def rectangle_of(size: tuple[int, int], settings: settings_lib.Settings) -> tuple[int, int]:
-    """The smallest letterbox for an image of (height, width) px, sides in multiples.
+    """The smallest rectangle for an image of (height, width) px, with sides in multiples.
 
-    Without a margin, the rounded sides are rounded up, as in YOLOv5's `detect.py`: 720x1280 px get
-    384x640.  With one, it is added to the exact sides first, as in `val.py`: 416x672.
+    Of a letterbox without a margin, the rounded sides are rounded up, as in YOLOv5's `detect.py`:
+    720x1280 px get 384x640.  With one, it is added to the exact sides first, as in `val.py`:
+    384x672.  Otherwise the sides that the image has on its canvas are rounded up, as in mmdetection
+    (`size_divisor`), up to those of the canvas.
     """
     longest, step = settings.longest, settings.rectangles
+    if settings.resize != "letterbox":
+        canvas = canvas_of(size, settings._replace(rectangles=0))
+        sides = (step * math.ceil(side / step) for side in fitted_sides(size, settings))
+        return tuple(map(min, sides, canvas))
     if settings.margin:
         height, width = size
         # In the reference's order of operations.
@@ -99,6 +105,13 @@ def rectangle_of(size: tuple[int, int], settings: settings_lib.Settings) -> tupl
         sides = transforms.letterbox_sides(size, (longest, longest), settings.rounding)
         sides = (side / step for side in sides)
     return tuple(step * math.ceil(side) for side in sides)
+
+
+def fitted_sides(size: tuple[int, int], settings: settings_lib.Settings) -> tuple[int, int]:
+    """(height, width) px of an image on its canvas if `resize` is "fit" or limits."""
+    canvas = canvas_of(size, settings._replace(rectangles=0))
+    limits = None if settings.resize == "fit" else settings.resize
+    return transforms.fit_sides(size, canvas, limits, settings.rounding)
 
 
 def eval_groups(sizes, settings: settings_lib.Settings) -> list[tuple[tuple[int, int], np.ndarray]]:

@@ -69,10 +69,10 @@ class Settings(NamedTuple):
     resize: str | tuple[int, int] = "fit"
     rounding: str = "half_up"  # of sides when the ratio is kept, see `transforms.ROUNDINGS`
     shrink: str = "linear"  # interpolation, see `transforms.SHRINKS`
-    # Each image gets the smallest letterbox with sides that are multiples of this many px, instead
-    # of one of `canvases`, whose longest side stays its limit; 0: the canvases.
+    # Each image gets the smallest canvas with sides that are multiples of this many px instead of
+    # one of `canvases`, which still limit its size; 0: the canvases.
     rectangles: int = 0
-    margin: float = 0.0  # added to the sides of a rectangle before they are rounded up, multiples
+    margin: float = 0.0  # added to the sides of a letterbox before they are rounded up, multiples
     multiscale: MultiScale = MultiScale()  # its limits replace those of `resize`
     augment: Augment = Augment()
     flip_horizontal: float = 0.5  # probabilities

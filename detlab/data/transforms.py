@@ -63,11 +63,22 @@ def resize_keep_ratio(
       shrink: see `resize_fixed`.
     """
     w, h = _sides(record).tolist()
-    bounds = [(height, h), (width, w)]
+    sides = fit_sides((h, w), (height, width), limits, rounding)
+    return resize_fixed(record, *sides, pad_value, shrink)
+
+
+def fit_sides(
+    size: tuple[int, int],
+    canvas: tuple[int, int],
+    limits: tuple[int, int] | None,
+    rounding: str,
+) -> tuple[int, int]:
+    """(height, width) px to which `resize_keep_ratio` resizes an image of (height, width) px."""
+    h, w = size
+    bounds = [(canvas[0], h), (canvas[1], w)]
     if limits is not None:
         bounds += [(limits[0], max(h, w)), (limits[1], min(h, w))]
-    sides = _keep_ratio((h, w), bounds, (height, width), rounding)
-    return resize_fixed(record, *sides, pad_value, shrink)
+    return _keep_ratio((h, w), bounds, canvas, rounding)
 
 
 def _keep_ratio(size, bounds, canvas, rounding):

@@ -5,7 +5,7 @@ import pictures
 import pytest
 
 from detlab import config as config_lib
-from detlab.data import plan, settings
+from detlab.data import augment, plan, records, settings
 
 
 def test_images_go_to_the_canvas_that_shows_them_largest():
@@ -202,6 +202,36 @@ def test_rectangles_are_those_of_detect_and_of_val(size, shown, evaluated):
     of_eval = settings.of(config.data, "eval", config.eval)
     assert plan.canvas_of(size, of_demo) == shown
     assert plan.rectangle_of(size, of_eval) == evaluated
+
+
+@pytest.mark.parametrize(
+    "name, size, fitted, rectangle",
+    [  # height, width px: mmcv's sides, and mmdetection's with size_divisor=32
+        ("retinanet_coco", (720, 1280), (750, 1333), (768, 1344)),
+        ("retinanet_coco", (1080, 810), (1067, 800), (1088, 800)),
+        ("retinanet_coco", (424, 640), (800, 1208), (800, 1216)),
+        ("retinanet_coco", (640, 642), (800, 803), (800, 832)),
+        ("retinanet_coco", (4000, 100), (1333, 33), (1344, 64)),
+        ("retinanet_coco", (738, 1281), (768, 1333), (768, 1344)),  # 767.96
+        ("retinanet_coco", (791, 1372), (769, 1333), (800, 1344)),  # 768.51
+        ("retinanet_coco", (1001, 1737), (768, 1333), (768, 1344)),  # 768.20: 768 in mmcv
+        ("yolov3_coco", (820, 1024), (487, 608), (512, 608)),
+        ("retinanet_voc", (375, 500), (600, 800), (608, 800)),
+    ],
+)
+@pytest.mark.parametrize("use", ["demo", "eval"])
+def test_rectangles_of_a_picture_that_is_fitted_pad_it_as_mmdetection(
+    name, size, fitted, rectangle, use
+):
+    config = config_lib.load(name, {"eval.rectangles": "32", "predict.rectangles": "32"})
+    block = config.eval if use == "eval" else config.predict
+    shown = settings.of(config.data, use, block)
+    assert plan.canvas_of(size, shown) == rectangle
+    record = records.without_objects(np.zeros((*size, 3), np.uint8))
+    assert augment.resizer(shown)(record, *rectangle)["image_size"] == fitted
+    on_canvas = shown._replace(rectangles=0)
+    canvas = plan.canvas_of(size, on_canvas)
+    assert augment.resizer(on_canvas)(record, *canvas)["image_size"] == fitted
 
 
 def test_sizes_of_all_pictures_make_at_most_39_rectangles():
