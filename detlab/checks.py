@@ -122,6 +122,8 @@ RULES = {
     "data.train_annotations": TEXT,
     "data.eval_images": TEXT,
     "data.eval_annotations": TEXT,
+    # Same names as in detlab/data/records.py.
+    "data.exif": _one_of("auto", "upright", "stored"),
     "data.rename_classes": Rule(
         lambda v: _is_tuple_of(v, lambda pair: _is_tuple_of(pair, _is_text, 2)),
         "a tuple of pairs of names, such as (('aeroplane', 'airplane'),)",

@@ -144,7 +144,10 @@ def demo(docstring: str) -> argparse.ArgumentParser:
     parser = program("detlab.demo", docstring)
     _add_model(parser)
     parser.add_argument(
-        "--input", type=paths.expand, required=True, help="image, video, folder, or quoted glob"
+        "--input",
+        type=paths.expand,
+        required=True,
+        help="image, video, folder (with those in it), or quoted glob",
     )
     parser.add_argument(
         "--output", type=paths.expand, required=True, help="folder for pictures and JSON"

@@ -27,9 +27,15 @@ from ml_collections import config_dict
 
 from detlab import checks, errors, experiments, paths
 
-# Keys that older configs lack, with values that keep the behaviour of those configs.
+# Keys that older configs lack, with values that keep the behaviour of those configs; only `exif`
+# does not: data that it changes were refused, or had boxes beside their objects.
 LATER = {
-    "data": {"rounding": "half_up", "demo_rounding": "half_up", "eval_shrink": "linear"},
+    "data": {
+        "rounding": "half_up",
+        "demo_rounding": "half_up",
+        "eval_shrink": "linear",
+        "exif": "auto",
+    },
     "eval": {"views": ("image",), "rectangles": 0},
     "predict": {"threshold": 0.3, "top_k": 100, "rectangles": 0, "shrink": "linear", "model": {}},
 }

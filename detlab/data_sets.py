@@ -13,6 +13,7 @@ from ml_collections import config_dict
 from detlab import contract, distributed, errors, files
 from detlab.data import batch as batch_lib
 from detlab.data import loader, records, settings, slots, sources, wrappers
+from detlab.data import names as names_lib
 
 
 def open_source(
@@ -171,7 +172,9 @@ def fingerprint(source: Any) -> list[int]:
 
 def check_class_names(of_weights: Sequence[str] | None, of_data: Sequence[str]) -> None:
     """Checks that the labels 0, 1, ... mean the same classes in weights and data."""
-    if of_weights and list(of_weights) != list(of_data):
+    if of_weights and list(map(names_lib.normal, of_weights)) != list(
+        map(names_lib.normal, of_data)
+    ):
         raise errors.UserError(
             f"the detector has the classes {', '.join(of_weights)}, but the data to evaluate have"
             f" {', '.join(of_data)}; set {class_names_flag(of_weights)}, the classes of the"

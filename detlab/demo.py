@@ -2,11 +2,12 @@
 
     python -m detlab.demo --workdir runs/retinanet_shapes --input photos --output found
 
-The input is an image, a video, a folder of both, or a quoted glob pattern.  The output folder gets
-a picture or video for each input, and `detections.json`.  It must not be the folder of the input,
-which is never written to.
+The input is an image, a video, a folder of both with its sub-folders, or a quoted glob pattern.
+The output folder gets a picture or video for each input, and `detections.json`.  It must not be the
+folder of the input, which is never written to.
 
-Photos are rotated upright by their EXIF orientation; boxes are in pixels of the upright picture.
+Photos are turned upright by their EXIF orientation, unless config.data.exif is `stored`; boxes are
+in pixels of the picture as it is drawn.
 """
 
 import pathlib
@@ -23,15 +24,18 @@ from detlab import contract, environment, errors, media, progress, sharding, tra
 from detlab import detect as detect_lib
 from detlab import files as files_lib
 from detlab.data import records, settings
+from detlab.viz import letters
 
 
 def main(arguments: Sequence[str]) -> None:
     """Runs the program."""
     args, overrides = cli.parse(arguments, cli.demo(__doc__))
     cli.check_demo(args)
-    files = media.find_inputs(args.input)
-    output = pathlib.Path(args.output)
-    targets = [output / name for name in media.output_names(files)]
+    output, folder = pathlib.Path(args.output), pathlib.Path(args.input)
+    inputs = media.find_inputs(args.input, output)
+    files = inputs.files
+    names = media.output_names(files, folder if folder.is_dir() else None)
+    targets = [output / name for name in names]
     listing = output / "detections.json"
     media.check_originals(files, [*targets, listing])
     files_lib.check_outputs(files=[*targets, listing])
@@ -43,12 +47,16 @@ def main(arguments: Sequence[str]) -> None:
     environment.use_compilation_cache(config)
     detector = contract.build(config)
     params, state = trained.fit(detector, config, weights, sharding.make_mesh())
+    class_names = detect_lib.names_of(weights.info.get("class_names"), config)
+    for sentence in (media.sentence(inputs, folder), letters.sentence(class_names)):
+        if sentence:
+            print(sentence)
     detect = detect_lib.Detect(
         jax.jit(detector.predict),
         params,
         state,
         settings.of(config.data, "demo", config.predict),
-        detect_lib.names_of(weights.info.get("class_names"), config),
+        class_names,
         threshold,
         config.predict.top_k if args.top_k is None else args.top_k,
     )
@@ -56,7 +64,7 @@ def main(arguments: Sequence[str]) -> None:
     with progress.bar(len(files), "detect", "file") as bar:
         for path, target in zip(files, targets, strict=True):
             try:
-                row = media.process(path, target, detect)
+                row = media.process(path, target, detect, config.data.exif)
             except records.DataError as error:
                 failed.append(str(error))
                 bar.write(f"skipped: {error}")

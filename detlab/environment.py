@@ -27,7 +27,7 @@ from detlab import errors, paths
 PACKAGES = (
     *("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets"),
     *("importlib_resources", "numpy", "safetensors", "pycocotools", "ml_collections", "absl-py"),
-    *("grain", "opencv-python-headless", "tensorboardX", "matplotlib", "tqdm"),
+    *("grain", "opencv-python-headless", "tensorboardX", "matplotlib", "pillow", "tqdm"),
 )
 _VARIABLES = re.compile(r"XLA_FLAGS|LIBTPU_INIT_ARGS|CUDA_VISIBLE_DEVICES|JAX_\w+|XLA_PYTHON_\w+")
 

@@ -2,51 +2,144 @@
 
 import collections
 import glob
+import os
 import pathlib
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import cv2
 
 from detlab import detect as detect_lib
 from detlab import errors
 from detlab import files as files_lib
-from detlab.data import records
+from detlab.data import headers, records
 
-IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
-VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v")
+# Formats that OpenCV cannot read get a sentence with the cause, so files of theirs are taken too.
+IMAGES = (
+    *headers.SUFFIXES,
+    ".heic",
+    ".heif",
+    ".jxl",
+    ".tga",
+    ".psd",
+    ".ico",
+    ".svg",
+    ".dng",
+    ".cr2",
+)
+VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".3gp")
+VIDEOS += (".m2ts", ".mts", ".ogv", ".mjpeg", ".mjpg")
 
 
-def find_inputs(text: str) -> list[pathlib.Path]:
-    """The images and videos of a path, folder or glob pattern, sorted."""
+class Inputs(NamedTuple):
+    """The files that --input names."""
+
+    files: list[pathlib.Path]  # images and videos, sorted
+    passed_over: list[pathlib.Path]  # other files of a folder
+
+
+def find_inputs(text: str, output: pathlib.Path) -> Inputs:
+    """The images and videos of a path, a folder and the folders in it, or a glob pattern.
+
+    Args:
+      text: what the user typed.
+      output: the folder of the results; where it lies in that of the inputs, it is not searched if
+        it holds results of an earlier call.
+    """
     path = pathlib.Path(text)
     if path.is_dir():
-        found = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGES + VIDEOS)
-        if not found:
+        found = _search(path, output)
+        if not found.files:
+            there = f"; there are {_some(found.passed_over, path)}" if found.passed_over else ""
             raise errors.UserError(
-                f"--input {path} contains no images ({', '.join(IMAGES)}) or videos"
-                f" ({', '.join(VIDEOS)}); name another folder."
+                f"--input {path} contains no images or videos, nor do its sub-folders{there};"
+                " name another folder."
             )
         return found
     if path.is_file():
-        return [path]
+        return Inputs([path], [])
     found = sorted(pathlib.Path(p) for p in glob.glob(text, recursive=True))
-    found = [p for p in found if p.is_file()]
-    if not found:
+    files = [p for p in found if p.is_file()]
+    if not files:
+        folders = f" but folders, such as {found[0]}" if found else ""
         raise errors.UserError(
-            f"--input {text} does not exist and matches no files; name an image, a video, a folder"
-            " or a quoted glob pattern."
+            f"--input {text} does not exist and matches no files{folders}; name an image, a video,"
+            " a folder or a quoted glob pattern."
         )
-    return found
+    return Inputs(files, [p for p in found if not p.is_file()])
 
 
-def output_names(files: Sequence[pathlib.Path]) -> list[str]:
-    """Unique file names of the results; files with equal stems keep their suffix in the name."""
-    counts = collections.Counter(p.stem for p in files)
-    stems = [p.stem if counts[p.stem] == 1 else p.name.replace(".", "_") for p in files]
-    suffixes = [".mp4" if p.suffix.lower() in VIDEOS else ".png" for p in files]
-    return [
-        stem + suffix for stem, suffix in zip(files_lib.unique_names(stems), suffixes, strict=True)
+def sentence(found: Inputs, folder: pathlib.Path) -> str:
+    """What of the input is passed over; "" if nothing is."""
+    if not found.passed_over:
+        return ""
+    return f"passed over, neither images nor videos: {_some(found.passed_over, folder)}"
+
+
+def _search(folder, output):
+    """`Inputs` of a folder and those in it, each once even if links make circles."""
+    files, passed_over, seen = [], [], set()
+    results = output.resolve()
+    earlier = (results / _LISTING).exists() and results != folder.resolve()
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        real = pathlib.Path(parent).resolve()
+        if real in seen or (earlier and real == results):
+            folders.clear()
+            continue
+        seen.add(real)
+        # Hidden folders are of programs: .git, the thumbnails of file managers.
+        folders[:] = sorted(name for name in folders if not name.startswith(_HIDDEN))
+        for name in sorted(names):
+            path = pathlib.Path(parent) / name
+            if name in _OF_SYSTEMS:
+                continue
+            (files if _is_input(path) else passed_over).append(path)
+    return Inputs(sorted(files), sorted(passed_over))
+
+
+_LISTING = "detections.json"
+_HIDDEN = (".", "__MACOSX", "@eaDir")
+_OF_SYSTEMS = (".DS_Store", "Thumbs.db", "desktop.ini")  # written into every folder
+
+
+def _is_input(path):
+    """Whether a file is an image or video by its suffix, or an image by its first bytes."""
+    if path.name.startswith("."):  # ._photo.jpg of macOS has the attributes of photo.jpg
+        return False
+    if path.suffix.lower() in IMAGES + VIDEOS:
+        return True
+    try:
+        with path.open("rb") as stream:
+            return headers.looks_like_image(stream.read(256))
+    except OSError:
+        return False
+
+
+def _some(paths, folder):
+    """The first three of some paths, relative to a folder, and the number of the others."""
+    names = [str(p.relative_to(folder)) if folder in p.parents else str(p) for p in paths[:3]]
+    more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
+    return ", ".join(names) + more
+
+
+def output_names(files: Sequence[pathlib.Path], folder: pathlib.Path | None = None) -> list[str]:
+    """Unique names of the results; files with equal stems keep their suffix in the name.
+
+    Args:
+      files: the inputs.
+      folder: of the inputs; the results of its sub-folders are in sub-folders of the same name.
+    """
+    within = [p.relative_to(folder) if folder else pathlib.Path(p.name) for p in files]
+    counts = collections.Counter(p.with_suffix("") for p in within)
+    stems = [
+        p.with_suffix("")
+        if counts[p.with_suffix("")] == 1
+        else p.with_name(p.name.replace(".", "_"))
+        for p in within
     ]
+    suffixes = [".mp4" if p.suffix.lower() in VIDEOS else ".png" for p in files]
+    names = files_lib.unique_names(stem.as_posix() for stem in stems)
+    return [stem + suffix for stem, suffix in zip(names, suffixes, strict=True)]
 
 
 def check_originals(files: Sequence[pathlib.Path], targets: Sequence[pathlib.Path]) -> None:
@@ -70,21 +163,40 @@ def check_originals(files: Sequence[pathlib.Path], targets: Sequence[pathlib.Pat
             )
 
 
-def process(path: pathlib.Path, target: pathlib.Path, detect: detect_lib.Detect) -> dict:
-    """Detects objects in one file, draws it to `target`, returns its row of `detections.json`."""
+def process(
+    path: pathlib.Path, target: pathlib.Path, detect: detect_lib.Detect, exif: str = "auto"
+) -> dict:
+    """Detects objects in one file, draws it to `target`, returns its row of `detections.json`.
+
+    `exif` is that of `config.data`; no annotated size decides here, so "auto" reads upright.  Of
+    several pictures in a file, the first is used, and `problems` has a sentence.
+    """
     if path.suffix.lower() in VIDEOS:
         return process_video(path, target, detect)
-    image = records.read_image(path, upright=True)
+    image = records.read_image(path, exif)
     found = detect(image)
     files_lib.save_picture(target, detect.draw(image, found, min_side=480))
     height, width = image.shape[:2]
+    pictures = _num_pictures(path)
+    several = f"{path} holds {pictures} pictures, of which the first is used"
     return {
         "file": str(path),
         "picture": str(target),
         "height": height,
         "width": width,
+        **({"problems": [several]} if pictures > 1 else {}),
         "objects": detect.as_json(found),
     }
+
+
+def _num_pictures(path):
+    """The frames of an animation or the pages of a TIFF."""
+    if path.suffix.lower() in (".jpg", ".jpeg", ".bmp"):
+        return 1
+    try:
+        return cv2.imcount(str(path))
+    except cv2.error:
+        return 1
 
 
 def process_video(path: pathlib.Path, target: pathlib.Path, detect: detect_lib.Detect) -> dict:

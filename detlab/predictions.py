@@ -13,6 +13,7 @@ from detlab import data_sets, errors, files, text
 from detlab.data import coco_json, records
 from detlab.metrics import inputs, tables
 from detlab.viz import boxes as draw_lib
+from detlab.viz import letters
 
 
 def write(path: str | pathlib.Path, predictions: list[dict], class_names: Sequence[str]) -> None:
@@ -318,6 +319,8 @@ def draw(
       UserError: a picture cannot be written.
     """
     folder = pathlib.Path(folder)
+    if sentence := letters.sentence(source.class_names):
+        print(sentence)
     by_id = {p["image_id"]: p for p in predictions}
     shown_truth = truth[: limit or None]
     ids = [re.sub(r"[^\w.-]", "_", str(t["image_id"])) for t in shown_truth]

@@ -38,6 +38,9 @@ def base(detector: str, **model) -> ConfigDict:
                 train_annotations="",  # coco: json below root
                 eval_images="",
                 eval_annotations="",
+                # Photos that a camera stored turned: auto (the annotated size decides, else
+                # upright), upright or stored.
+                exif="auto",
                 train_also=(),  # more data: for each source a dict of the keys here that differ
                 train_repeat=1,  # passes over the training data per epoch
                 keep_empty=False,  # train on images without objects too

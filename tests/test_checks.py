@@ -140,6 +140,7 @@ NOT_FRACTIONS = (-0.1, 1.1, float("nan"), True, "0.5", None)
         *values("data__resize", "one of fit, letterbox, stretch", "crop", None, ("fit",)),
         *values("data__rounding", "one of half_up, half_even, down, up, whole", "floor", None, 1),
         *values("data__demo_rounding", "one of half_up, half_even, down, up, whole", "", 0.5),
+        *values("data__exif", "one of auto, upright, stored", "ignore", "", True, None),
         *values("data__eval_shrink", "one of linear, area, corners", "cubic", True),
         *values("eval__rectangles", "an integer, at least 0", -32, *NOT_INTEGERS),
         *values("predict__threshold", "a number from 0 to 1", *NOT_FRACTIONS),

@@ -403,11 +403,11 @@ def test_json_and_back_keeps_tuples_nones_and_groups():
 def test_a_config_older_than_a_key_has_what_was_done_then():
     values = config_lib.to_json(common.base("retinanet"))
     values["data"]["rounding"] = "down"
-    del values["data"]["demo_rounding"], values["data"]["eval_shrink"]
+    del values["data"]["demo_rounding"], values["data"]["eval_shrink"], values["data"]["exif"]
     del values["predict"], values["eval"]["rectangles"]
     config = config_lib.from_json(values)
     assert (config.data.rounding, config.data.demo_rounding) == ("down", "half_up")
-    assert config.data.eval_shrink == "linear"
+    assert config.data.eval_shrink == "linear" and config.data.exif == "auto"
     assert "eval_shrink" not in values["data"] and config.eval.views == ("image",)
     assert config.data.keys() == common.base("retinanet").data.keys()
     assert config.predict.to_dict() == common.base("retinanet").predict.to_dict()

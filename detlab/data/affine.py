@@ -13,7 +13,7 @@ import numpy as np
 from detlab.data import records as records_lib
 
 # OpenCV 5 draws four channels in a third of the time of three, with the same values.
-_WITH_ALPHA = int(cv2.__version__.partition(".")[0]) >= 5
+CHANNELS = 4 if int(cv2.__version__.partition(".")[0]) >= 5 else 3
 
 _NEAREST = 0.5  # least distance from the viewer; the image's centre is at distance 1
 
@@ -88,6 +88,7 @@ def warp(
 ) -> dict[str, Any]:
     """Maps a record into an image of `target` (height, width) px.
 
+    The record's image may have a fourth channel, which is dropped; `CHANNELS` are drawn fastest.
     Each box becomes the smallest box around its four mapped corners, clipped to the image.  `rule`
     decides which objects are kept, ignored ones included.  As in YOLOv5, the fraction that is left
     of an object is its new area / (its old area * the square of the map's scale).
@@ -145,9 +146,9 @@ def window(moved_by: Map, target: tuple[int, int], size: tuple[int, int]) -> tup
 
 
 def _draw(image, moved_by, target, border):
-    """The image [h, w, 3] drawn by a map on `target` px."""
+    """The image [h, w, 3 or 4] drawn by a map on `target` px, [*target, 3]."""
     matrix = _of_centres(moved_by.matrix)
-    if _WITH_ALPHA:
+    if image.shape[2] < CHANNELS:
         seen = window(moved_by, target, image.shape[:2])
         picture = np.empty((*image.shape[:2], 4), np.uint8)  # what is not read stays undefined
         if image[seen].size:
@@ -158,7 +159,7 @@ def _draw(image, moved_by, target, border):
         drawn = cv2.warpAffine(image, matrix[:2], target[::-1], **options)
     else:
         drawn = cv2.warpPerspective(image, matrix, target[::-1], **options)
-    return cv2.cvtColor(drawn, cv2.COLOR_RGBA2RGB) if _WITH_ALPHA else drawn
+    return cv2.cvtColor(drawn, cv2.COLOR_RGBA2RGB) if drawn.shape[2] == 4 else drawn
 
 
 def _of_centres(matrix):

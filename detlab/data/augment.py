@@ -74,7 +74,8 @@ class Augmenter(NamedTuple):
         if moved_by is None:
             moved_by = affine.centred(size, at.canvas)
         seen = affine.window(moved_by, at.canvas, size)
-        plane = mosaic.paste(tiles, corners, size, self.settings.pad_value, seen)
+        pad_value = self.settings.pad_value
+        plane = mosaic.paste(tiles, corners, size, pad_value, seen, affine.CHANNELS)
         return self._warp({**plane, "index": tiles[place]["index"]}, moved_by, at.canvas)
 
     def _warp(self, record: Record, moved_by: affine.Map, target: tuple[int, int]) -> Record:

@@ -12,6 +12,7 @@ import pathlib
 import numpy as np
 
 from detlab.data import coco_json
+from detlab.data import names as names_lib
 from detlab.data import records as records_lib
 
 
@@ -32,13 +33,16 @@ class Coco(records_lib.FileSource):
       min_side: px; for training: objects with a smaller side or without area are dropped, and boxes
         are clipped to the image.  0, for evaluation: all boxes are kept as annotated, even without
         area or outside the image, so the ground truth equals that of the official evaluation.
+      exif: see `records.decode_image`.
     Raises:
       DataError: the folder or file is missing, or the file is not in COCO format or lacks all of
         `class_names`, or one that looks misspelt; with `strict`, also if an image or object is
         unusable, or if there are objects but none of `class_names`.
     """
 
-    def __init__(self, images, annotation_file, class_names=None, strict=True, min_side=1):
+    def __init__(
+        self, images, annotation_file, class_names=None, strict=True, min_side=1, exif="auto"
+    ):
         folder = pathlib.Path(images)
         if not folder.is_dir():
             raise records_lib.DataError(
@@ -48,20 +52,24 @@ class Coco(records_lib.FileSource):
         categories = coco_json.categories(content, annotation_file)
         name_of = categories.name_of
         known = tuple(dict.fromkeys(name_of.values()))
-        chosen = tuple(class_names or known)
+        chosen = tuple(map(names_lib.normal, class_names or known))
         lacking = _lacking(chosen, known, annotation_file)
 
         bad_images = records_lib.Faults(strict)
-        used, position, sizes = [], {}, []
+        files = names_lib.Files(folder)
+        listed = [image["file_name"] for image in content["images"] if _has_name(image)]
+        paths = dict(zip(listed, files.paths(listed), strict=True))
+        used, position, sizes, sized = [], {}, [], []
         for number, image in enumerate(content["images"]):
             try:
-                image_id, size = _image(image, position, folder)
+                image_id, size, annotated = _image(image, position, paths, exif)
             except records_lib.DataError as error:
                 bad_images.add(f"{annotation_file}: entry {number} of 'images' {error}")
                 continue
             position[image_id] = len(used)
             used.append(image)
             sizes.append(size)
+            sized.append(annotated)
         sizes = np.array(sizes, np.int64).reshape(-1, 2)
 
         bad_objects = records_lib.Faults(strict)
@@ -116,10 +124,11 @@ class Coco(records_lib.FileSource):
             *lacking,
             *categories.problems,
             *flags.problems,
+            *files.problems(annotation_file),
         ]
         super().__init__(
             chosen,
-            [str(folder / image["file_name"]) for image in used],
+            [paths[image["file_name"]] for image in used],
             list(position),
             sizes,
             annotations,
@@ -127,6 +136,8 @@ class Coco(records_lib.FileSource):
             dropped_boxes=len(content["annotations"]) - int(checked.keep.sum()),
             clipped_boxes=checked.num_clipped,
             skipped_records=len(bad_images.sentences),
+            exif=exif,
+            sized=sized,
         )
         label_of = {name: label for label, name in enumerate(chosen)}
         self.category_labels = {key: label_of.get(name, -1) for key, name in name_of.items()}
@@ -152,10 +163,15 @@ def _lacking(chosen, known, file):
     return records_lib.lacking_classes(f"annotation file {file}", lacking, known)
 
 
-def _image(image, taken, folder):
-    """(id, (height, width)) of an entry of 'images'; without a size, that of the image file.
+def _has_name(image):
+    return isinstance(image, dict) and isinstance(image.get("file_name"), str)
 
-    Raises DataError in words that follow the name of the entry.
+
+def _image(image, taken, paths, exif):
+    """(id, (height, width), whether that is annotated) of an entry of 'images'.
+
+    Without a size, it is that of the image file.  Raises DataError in words that follow the name of
+    the entry.
     """
     fault = coco_json.fault(image, coco_json.IMAGE)
     if fault:
@@ -165,9 +181,9 @@ def _image(image, taken, folder):
         raise records_lib.DataError(f"repeats the id {image_id!r}")
     no_size = coco_json.fault(image, coco_json.SIZE)
     if not no_size:
-        return image_id, (int(image["height"]), int(image["width"]))
+        return image_id, (int(image["height"]), int(image["width"])), True
     try:
-        return image_id, records_lib.read_image_size(folder / image["file_name"])
+        return image_id, records_lib.read_image_size(paths[image["file_name"]], exif), False
     except records_lib.DataError as error:
         raise records_lib.DataError(f"{no_size}, and {error}") from error
 

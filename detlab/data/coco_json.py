@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 from detlab import text as text_lib
+from detlab.data import names as names_lib
 from detlab.data import records as records_lib
 
 
@@ -86,7 +87,7 @@ def categories(content: dict[str, list], file: Any) -> Categories:
             raise records_lib.DataError(
                 f"annotation file {file}: entry {number} of 'categories' {found}; correct the file"
             )
-        category_id, name = whole(category["id"]), str(whole(category["name"]))
+        category_id, name = whole(category["id"]), names_lib.normal(str(whole(category["name"])))
         if name_of.setdefault(category_id, name) != name:
             raise records_lib.DataError(
                 f"annotation file {file} gives the category id {category_id!r} to two classes, "

@@ -74,6 +74,7 @@ def paste(
     size: tuple[int, int],
     pad_value: int | tuple[int, int, int],
     seen: tuple[slice, slice] | None = None,
+    channels: int = 3,
 ) -> dict[str, Any]:
     """An image of `size` (height, width) px with tiles at the given corners and all their objects.
 
@@ -86,11 +87,13 @@ def paste(
       pad_value: 0..255 between the tiles, one number or one for each of R, G, B.
       seen: rows and columns of the image that will be read, see `affine.window`; the others stay
         undefined.  None: all.
+      channels: 3 or 4 of the image; the fourth has no meaning, see `affine.CHANNELS`.
     """
     height, width = size
     rows, columns = seen or (slice(0, height), slice(0, width))
-    image = np.empty((height, width, 3), np.uint8)
-    transforms.fill(image[rows, columns], pad_value)
+    image = np.empty((height, width, channels), np.uint8)
+    colour = np.broadcast_to(pad_value, 3).tolist() + [0]
+    transforms.fill(image[rows, columns], tuple(colour[:channels]))
     moved = []
     for tile, (x, y) in zip(tiles, corners, strict=True):
         h, w = tile["image"].shape[:2]
@@ -98,7 +101,10 @@ def paste(
         top, bottom = max(y, rows.start), min(y + h, rows.stop)
         if left < right and top < bottom:
             part = tile["image"][top - y : bottom - y, left - x : right - x]
-            image[top:bottom, left:right] = part
+            if channels == 4:
+                cv2.cvtColor(part, cv2.COLOR_RGB2RGBA, dst=image[top:bottom, left:right])
+            else:
+                image[top:bottom, left:right] = part
         boxes = tile["boxes"] + np.array([x, y, x, y], np.float32)
         clipped = np.clip(boxes, 0, np.array([width, height, width, height], np.float32))
         before, after = records_lib.box_areas(boxes), records_lib.box_areas(clipped)

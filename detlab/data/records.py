@@ -31,18 +31,22 @@ affine map is not a scale and shift, so it resets `placement` to the identity.
   source.dropped_boxes, source.clipped_boxes      boxes dropped from kept images, boxes clipped
   source.skipped_records, source.filtered_records     unusable images, images dropped by choice
 
-EXIF orientation is ignored: detection data sets annotate the pixels as stored.
+A picture that its camera stored turned is read upright or as stored, see `decode_image`.
 """
 
 import collections
+import concurrent.futures
 import difflib
+import mmap
 import pathlib
-import struct
+import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
+
+from detlab.data import headers
 
 
 class DataError(ValueError):
@@ -125,84 +129,120 @@ def box_areas(boxes):
 # Image files
 
 
-def read_image(path: str | pathlib.Path, upright: bool = False):
+def read_image(path: str | pathlib.Path, exif: str = "auto", size: tuple[int, int] | None = None):
     """Reads an image file as uint8 [h, w, 3] RGB: repeats grey, drops alpha, reduces 16 bits to 8.
 
     Args:
       path: the file.
-      upright: rotate the image as its EXIF orientation says; for images without annotations.
+      exif, size: see `decode_image`.
     Raises:
       DataError: the file is missing, cannot be read, is not an image or is truncated.
     """
-    return decode_image(_read_bytes(path), f"image file {path}", _FETCH_AGAIN, upright)
+    return decode_image(_read_bytes(path), f"image file {path}", _FETCH_AGAIN, exif, size)
 
 
-def read_image_size(path: str | pathlib.Path) -> tuple[int, int]:
-    """(height, width) of an image file: from the header for JPEG and PNG, else by decoding.
+def read_image_size(path: str | pathlib.Path, exif: str = "auto") -> tuple[int, int]:
+    """(height, width) that `read_image` gives: from the header for JPEG and PNG, else by decoding.
 
     Reads the first 64 KiB, and the rest only if the size is not there: in other formats, or behind
     a large thumbnail or colour profile.
     """
-    height, width = _header_size(_read_bytes(path, _HEAD))
-    if min(height, width) > 0:
-        return height, width
-    return image_size(_read_bytes(path), f"image file {path}", _FETCH_AGAIN)
+    head = _read_bytes(path, _HEAD)
+    stored = headers.size(head)
+    if min(stored) == 0:
+        return image_size(_read_bytes(path), f"image file {path}", _FETCH_AGAIN, exif)
+    # A PNG may have its orientation behind its pixels.
+    behind = len(head) == _HEAD and head.startswith(headers.PNG)
+    orientation = _orientation_of(path) if behind else headers.orientation(head)
+    return _size_as_read(stored, orientation, exif)
 
 
 _HEAD = 1 << 16  # bytes
 _FETCH_AGAIN = "download the file again or remove it from the list of images"
 
 
-def decode_image(data: bytes, what: str, remedy: str, upright: bool = False):
+def decode_image(
+    data: bytes,
+    what: str,
+    remedy: str,
+    exif: str = "auto",
+    size: tuple[int, int] | None = None,
+):
     """`read_image` for encoded bytes: uint8 [h, w, 3] RGB.
 
     Args:
       data: the content of an image file.
       what: names the data at the start of an error message.
       remedy: says at the end of an error message what to do about unusable data.
-      upright: see `read_image`.
+      exif: "upright" turns the picture as its EXIF orientation says, "stored" does not, and "auto"
+        turns it unless `size` is the stored size and not that of the turned picture.
+      size: (height, width) px in which the boxes were annotated; None if unknown.
     """
-    if _ends_early(data):
+    if headers.ends_early(data):
         raise DataError(f"{what} is truncated; {remedy}", can_leave_out=True)
-    as_rgb = _COLOR_RGB is not None and data.startswith(_JPEG)  # saves a pass over the image
+    # Reading as RGB saves a pass over the image.
+    as_rgb = _COLOR_RGB is not None and data.startswith(headers.JPEG)
     flags = _COLOR_RGB if as_rgb else cv2.IMREAD_COLOR
-    if not upright:
-        flags |= cv2.IMREAD_IGNORE_ORIENTATION
+    image, error = None, ""
     try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags) if data else None
-    except cv2.error:  # for example a header that asks for more pixels than OpenCV allows
-        image = None
+        if data:
+            flags |= cv2.IMREAD_IGNORE_ORIENTATION
+            image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    except cv2.error as raised:  # for example a header that asks for more pixels than OpenCV allows
+        error = str(raised)
     if image is None:
-        raise DataError(f"{what} cannot be decoded; {remedy}", can_leave_out=True)
-    return image if as_rgb else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+        fault, own_remedy = headers.fault(data, error)
+        raise DataError(
+            f"{what} cannot be decoded{fault}; {own_remedy or remedy}", can_leave_out=True
+        )
+    if not as_rgb:
+        image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    orientation = headers.orientation(data)
+    if orientation == 1:
+        return image
+    if headers.is_tiff(data):  # OpenCV turns these, whatever the flags say
+        if _is_turned(orientation, _swapped(image.shape, orientation), size, exif):
+            return image
+        return turn(image, {6: 8, 8: 6}.get(orientation, orientation))
+    return turn(image, orientation) if _is_turned(orientation, image.shape, size, exif) else image
 
 
 _COLOR_RGB = getattr(cv2, "IMREAD_COLOR_RGB", None)  # since OpenCV 4.11
 
+EXIF = ("auto", "upright", "stored")  # see `decode_image`
 
-def image_size(data: bytes, what: str, remedy: str) -> tuple[int, int]:
+
+def turn(image, orientation: int):
+    """The stored image [h, w, 3] as its EXIF orientation, 1..8, says to show it."""
+    if orientation >= 5:
+        image = cv2.transpose(image)
+    axis = {2: 1, 3: -1, 4: 0, 6: 1, 7: -1, 8: 0}.get(orientation)  # 1: left to right, -1: both
+    return image if axis is None else cv2.flip(image, axis)
+
+
+def _is_turned(orientation, stored, size, exif):
+    """Whether `decode_image` turns a picture of this stored (height, width)."""
+    if exif != "auto" or orientation == 1:
+        return exif != "stored" and orientation != 1
+    stored = tuple(stored[:2])
+    return not (size == stored and size != _swapped(stored, orientation))
+
+
+def _swapped(size, orientation):
+    """(height, width) of a picture once turned; also of a turned one as it is stored."""
+    return (size[1], size[0]) if orientation >= 5 else (size[0], size[1])
+
+
+def image_size(data: bytes, what: str, remedy: str, exif: str = "auto") -> tuple[int, int]:
     """(height, width) of encoded bytes, from the header if possible; see `decode_image`."""
-    height, width = _header_size(data)
-    if min(height, width) > 0:
-        return height, width
-    return decode_image(data, what, remedy).shape[:2]
+    stored = headers.size(data)
+    if min(stored) == 0:
+        return decode_image(data, what, remedy, exif).shape[:2]
+    return _size_as_read(stored, headers.orientation(data), exif)
 
 
-def _header_size(data):
-    """(height, width) in the header of a JPEG or PNG; zeros if there is none."""
-    if data.startswith(_PNG) and len(data) >= 24:
-        width, height = struct.unpack(">II", data[16:24])
-        return height, width
-    if data.startswith(_JPEG):
-        for marker, payload in _jpeg_segments(data):
-            # SOF0..SOF15 hold the size; C4, C8 and CC in that range are tables.
-            if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-                return struct.unpack(">HH", data[payload + 1 : payload + 5])
-    return 0, 0
-
-
-_JPEG = b"\xff\xd8"
-_PNG = b"\x89PNG\r\n\x1a\n"
+def _size_as_read(stored, orientation, exif):
+    return _swapped(stored, orientation) if _is_turned(orientation, stored, None, exif) else stored
 
 
 def _read_bytes(path, count=-1):
@@ -222,30 +262,74 @@ def _read_bytes(path, count=-1):
         ) from error
 
 
-def _ends_early(data):
-    """Whether a JPEG or PNG lacks its end marker.  OpenCV fills the missing part with grey."""
-    if data.startswith(_PNG):
-        return b"IEND" not in data
-    if data.startswith(_JPEG):
-        # Only an end marker after the start of the scan counts: thumbnails have their own.
-        scan = next((start for marker, start in _jpeg_segments(data) if marker == 0xDA), None)
-        # The marker is near the end of most files, so the search starts there.
-        return scan is None or data.rfind(b"\xff\xd9", scan) < 0
-    return False
+# ------------------------------------------------------------------------------------------------
+# Turned pictures
 
 
-def _jpeg_segments(data):
-    """(marker, offset of the payload) of each JPEG segment up to the first scan (ITU T.81, B.1)."""
-    at = 2
-    while at + 9 <= len(data) and data[at] == 0xFF:  # 9: a frame header up to its size
-        marker = data[at + 1]
-        if marker == 0xFF:  # a fill byte
-            at += 1
-            continue
-        yield marker, at + 4
-        if marker == 0xDA:
-            return
-        at += 2 + struct.unpack(">H", data[at + 2 : at + 4])[0]
+def _orientations(paths):
+    """EXIF orientation [n] of image files, read from their headers; 1 for what cannot be read."""
+    start = time.monotonic()
+    found = [_orientation_of(path) for path in paths[:_SAMPLE]]
+    if time.monotonic() - start < 1e-3 * _SAMPLE:
+        found += [_orientation_of(path) for path in paths[_SAMPLE:]]  # 20 us each
+    else:  # a slow disk or network: threads wait together
+        with concurrent.futures.ThreadPoolExecutor(16) as pool:
+            found += pool.map(_orientation_of, paths[_SAMPLE:])
+    return np.array(found, np.int64)
+
+
+_SAMPLE = 200  # files that show how fast they can be read
+
+
+def _orientation_of(path):
+    try:
+        with open(str(path), "rb", buffering=0) as stream:
+            # Mapped, so that only the pages with the headers are read.
+            with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                return headers.orientation(data)
+    except (OSError, ValueError):  # ValueError: an empty file; reading it as an image says so
+        return 1
+
+
+def _how_turned(paths, sizes, sized):
+    """A sentence on the images with an EXIF orientation and how "auto" reads them; "" if none has.
+
+    Args:
+      paths: of n images.
+      sizes: [n, 2] height, width of the images as they are read.
+      sized: [n] bool, whether that is an annotated size.
+    """
+    orientations = _orientations(paths)
+    with_tag = np.flatnonzero(orientations != 1).tolist()
+    told, untold, stored = [], [], []
+    for i in with_tag:
+        size, orientation = tuple(sizes[i].tolist()), orientations[i]
+        decides = sized[i] and orientation >= 5 and size[0] != size[1]
+        if not decides:
+            untold.append(i)
+        else:
+            try:
+                as_stored = read_image_size(paths[i], "stored") == size
+            except DataError:
+                continue  # told when the image is read
+            (stored if as_stored else told).append(i)
+    words = {
+        f"turned upright, as annotated sizes say{_first(paths, told)}": told,
+        "turned upright, as OpenCV does, since no annotated size tells"
+        f"{_first(paths, untold)}": untold,
+        f"left as stored, as annotated sizes say{_first(paths, stored)}": stored,
+    }
+    parts = [f"{len(which)} {text}" for text, which in words.items() if which]
+    if not parts:
+        return ""
+    return (
+        f"{len(with_tag)} of {len(paths)} images have an EXIF orientation: {', '.join(parts)}; "
+        "config.data.exif=upright or stored decides for all"
+    )
+
+
+def _first(paths, which):
+    return f" (the first: {paths[which[0]]})" if which else ""
 
 
 # ------------------------------------------------------------------------------------------------
@@ -443,6 +527,7 @@ class Annotations:
         if flags is not None:
             self._columns["flags"] = np.asarray(flags, np.int32)[order]
         self._start = np.searchsorted(np.asarray(image)[order], np.arange(num_images + 1))
+        self.num_objects = len(order)
         self.max_objects = int(np.diff(self._start).max(initial=0))
 
     def __getitem__(self, i):
@@ -468,10 +553,18 @@ class FileSource:
         dropped_boxes=0,
         clipped_boxes=0,
         skipped_records=0,
+        exif="auto",
+        sized=True,
     ):
-        """`sizes` is [n, 2] height, width; `annotations` an `Annotations` of n images."""
+        """Joins the columns of a source.
+
+        Args:
+          sizes: [n, 2] height, width.
+          annotations: an `Annotations` of n images.
+          exif: see `decode_image`.
+          sized: whether `sizes` are annotated, one bool or [n]; False: read from the images.
+        """
         self.class_names = tuple(class_names)
-        self.problems = tuple(problems)
         self.dropped_boxes = dropped_boxes
         self.clipped_boxes = clipped_boxes
         self.skipped_records = skipped_records
@@ -480,6 +573,12 @@ class FileSource:
         self._image_ids = list(image_ids)
         self._sizes = np.asarray(sizes, np.int64).reshape(-1, 2)
         self._annotations = annotations
+        self._exif = exif
+        sized = np.broadcast_to(np.asarray(sized, bool), len(self._paths))
+        turned = _how_turned(self._paths, self._sizes, sized) if exif == "auto" else ""
+        first, last = ([turned], []) if annotations.num_objects else ([], [turned])
+        # Without objects, the first problem must be their loss, the cause of any later failure.
+        self.problems = tuple(filter(None, (*first, *problems, *last)))
         self.max_objects = annotations.max_objects
 
     def __len__(self):
@@ -487,14 +586,10 @@ class FileSource:
 
     def __getitem__(self, i):
         record = self.annotation(i)
-        image = read_image(self._paths[i])
-        if image.shape[:2] != self.size(i):
-            height, width = self.size(i)
-            raise DataError(
-                f"image file {self._paths[i]} is {image.shape[1]}x{image.shape[0]} px, but its "
-                f"annotation says {width}x{height}; correct one of them",
-                can_leave_out=True,
-            )
+        path, size = self._paths[i], self.size(i)
+        image = read_image(path, self._exif, size)
+        if image.shape[:2] != size:
+            raise DataError(_other_size(path, image.shape[:2], size, self._exif), True)
         return {"image": image, **record}
 
     def annotation(self, i: int) -> dict[str, Any]:
@@ -513,3 +608,19 @@ class FileSource:
 
     def image_id(self, i: int) -> int | str:
         return self._image_ids[i]
+
+
+def _other_size(path, found, annotated, exif):
+    """The sentence on an image whose (height, width) is not the annotated one."""
+    orientation = _orientation_of(path)
+    how = ""
+    if orientation != 1:
+        way = "as stored, without" if exif == "stored" else "turned upright by"
+        how = f" ({way} its EXIF orientation {orientation})"
+    remedy = "correct one of them"
+    if orientation >= 5 and exif != "auto" and found == annotated[::-1]:
+        remedy = "set config.data.exif=auto, with which the annotated size decides"
+    return (
+        f"image file {path} is {found[1]}x{found[0]} px{how}, but its annotation says "
+        f"{annotated[1]}x{annotated[0]}; {remedy}"
+    )

@@ -5,7 +5,7 @@ import pathlib
 import types
 from typing import Any
 
-from detlab.data import coco, records, shapes, tfds, voc, wider, wrappers
+from detlab.data import coco, names, records, shapes, tfds, voc, wider, wrappers
 
 KINDS = ("shapes", "voc", "coco", "wider", "tfds")
 
@@ -22,6 +22,7 @@ SOURCE_KEYS = (
     "train_repeat",
     "keep_empty",
     "min_side",
+    "exif",
 )
 
 
@@ -75,15 +76,15 @@ def _open(data, part):
     strict = not (data.skip_broken if part == "train" else data.eval_skip_broken)
     root = pathlib.Path(data.root)
     splits = data.train_splits if part == "train" else data.eval_splits
-    rename = tuple(data.rename_classes)
+    rename = tuple(tuple(map(names.normal, pair)) for pair in data.rename_classes)
     # With renaming, files are opened with every class that may become one of these.
-    chosen = tuple(data.class_names)
+    chosen = tuple(map(names.normal, data.class_names))
     if data.source == "shapes":
         source = shapes.Shapes("train" if part == "train" else "val")
     elif data.source == "voc":
         # VOC files do not list their classes, so the names to replace are read too.
         in_files = tuple(dict.fromkeys((*(old for old, _ in rename), *chosen))) if chosen else None
-        source = voc.Voc(root, splits, in_files, strict=strict)
+        source = voc.Voc(root, splits, in_files, strict=strict, exif=data.exif)
     elif data.source == "coco":
         images = data.train_images if part == "train" else data.eval_images
         annotations = data.train_annotations if part == "train" else data.eval_annotations
@@ -93,15 +94,19 @@ def _open(data, part):
             None if rename else chosen,
             strict=strict,
             min_side=1 if part == "train" else 0,
+            exif=data.exif,
         )
     elif data.source == "wider":
-        source = wider.Wider(root, splits, strict=strict)
+        source = wider.Wider(root, splits, strict=strict, exif=data.exif)
     elif data.source == "tfds" and not data.tfds_name:
         raise records.DataError(
             "config.data.tfds_name is empty; set it to a data set such as voc/2007"
         )
     elif data.source == "tfds":
-        source = tfds.Tfds(data.tfds_name, splits, root, None if rename else chosen, strict=strict)
+        chosen_there = None if rename else chosen
+        source = tfds.Tfds(
+            data.tfds_name, splits, root, chosen_there, strict=strict, exif=data.exif
+        )
     else:
         raise records.DataError(
             f"config.data.source is {data.source!r}; it must be {', '.join(KINDS[:-1])} or "

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from detlab.data import headers
 from detlab.data import records as records_lib
 
 _IGNORE = ("is_crowd", "is_difficult", "invalid")  # features of objects that become `ignore`
@@ -44,13 +45,14 @@ class Tfds:
         default).
       strict: raise at the first unusable image or object; False skips it and reports it in
         `problems`.
+      exif: see `records.decode_image`; "auto" leaves images as stored, as TFDS reads them.
     Raises:
       DataError: the data set is not prepared, not as array_record, or several times; a split is
         unknown; there is no box feature, or a class of `class_names` is unknown; with `strict`,
         also if an image or object is unusable, or if there are objects but none of `class_names`.
     """
 
-    def __init__(self, name, splits, data_dir, class_names=None, strict=True):
+    def __init__(self, name, splits, data_dir, class_names=None, strict=True, exif="auto"):
         import tensorflow_datasets as tfds  # slow to import; other sources do not need it
 
         splits = (splits,) if isinstance(splits, str) else tuple(splits)
@@ -71,18 +73,23 @@ class Tfds:
         self._examples = [_open_split(builder, name, split, layout) for split in splits]
         self._layout = layout
         self._describe = f"of {name} in {data_dir}"
+        self._exif = "stored" if exif == "auto" else exif
 
         bad_images = records_lib.Faults(strict)
         places, sizes, image_ids, objects = [], [], [], []  # one entry per image
+        turned = []  # positions of the images with an EXIF orientation
         for k, examples in enumerate(self._examples):
             for position in range(len(examples)):
                 what = f"image {splits[k]}/{position} {self._describe}"
                 try:
                     example = _read(examples, position, what)
-                    size = records_lib.image_size(example[layout.image], what, _PREPARE_AGAIN)
+                    data = example[layout.image]
+                    size = records_lib.image_size(data, what, _PREPARE_AGAIN, self._exif)
                 except records_lib.DataError as error:
                     bad_images.add(str(error))
                     continue
+                if headers.orientation(data) != 1:
+                    turned.append(len(places))
                 places.append((k, position))
                 sizes.append(size)
                 image_ids.append(layout.id_of(example))
@@ -127,7 +134,14 @@ class Tfds:
         )
         self.max_objects = self._annotations.max_objects
         self.class_names = class_names or known
-        self.problems = (*bad_images.told("images"), *checked.problems)
+        notes = []
+        if turned and exif == "auto":
+            notes = [
+                f"{len(turned)} of {len(places)} images have an EXIF orientation and stay as "
+                f"stored, as TFDS reads them (the first: {self._names[turned[0]]}); "
+                "config.data.exif=upright turns them"
+            ]
+        self.problems = (*bad_images.told("images"), *checked.problems, *notes)
         self.dropped_boxes = int((~checked.keep).sum())
         self.clipped_boxes = checked.num_clipped
         self.skipped_records = len(bad_images.sentences)
@@ -141,7 +155,8 @@ class Tfds:
         k, position = self._places[i]
         what = f"image {self.name(i)}"
         data = _read(self._examples[k], position, what)[self._layout.image]
-        return {"image": records_lib.decode_image(data, what, _PREPARE_AGAIN), **record}
+        image = records_lib.decode_image(data, what, _PREPARE_AGAIN, self._exif)
+        return {"image": image, **record}
 
     def annotation(self, i: int) -> dict[str, Any]:
         i = range(len(self))[i]

@@ -14,6 +14,7 @@ import re
 
 import numpy as np
 
+from detlab.data import names as names_lib
 from detlab.data import records as records_lib
 
 CLASS_NAMES = ("face",)
@@ -41,6 +42,7 @@ class Wider(records_lib.FileSource):
       splits: "train", "val" or both.
       strict: raise at the first unusable image or face; False skips it and reports it in
         `problems`.
+      exif: see `records.decode_image`; no size in the text files shows how an image was annotated.
     Raises:
       DataError: a folder or split is missing, or a line of its file is malformed (`strict` or not:
         the lines after it cannot be trusted); with `strict`, also if an image is missing, has no
@@ -49,22 +51,26 @@ class Wider(records_lib.FileSource):
 
     class_names = CLASS_NAMES
 
-    def __init__(self, root, splits=("train",), strict=True):
+    def __init__(self, root, splits=("train",), strict=True, exif="auto"):
         root = pathlib.Path(root)
         splits = (splits,) if isinstance(splits, str) else tuple(splits)
         bad_images = records_lib.Faults(strict)
         paths, image_ids, sizes, entries = [], [], [], {}
         image, faces, places = [], [], []
+        notes = []
         for split, file in _files(root, splits):
-            for number, name, rows in _read(file):
-                path = root / f"WIDER_{split}" / "images" / name
+            images = names_lib.Files(root / f"WIDER_{split}" / "images")
+            listed = _read(file, images)
+            found = images.paths([name for _, name, _ in listed])
+            notes += images.problems(file)
+            for (number, name, rows), path in zip(listed, found, strict=True):
                 try:
                     if path in entries:
                         raise records_lib.DataError(
                             f"annotation file {file}, line {number} lists image {name!r} again "
                             f"after line {entries[path]}"
                         )
-                    size = records_lib.read_image_size(path)
+                    size = records_lib.read_image_size(path, exif)
                 except records_lib.DataError as error:
                     bad_images.add(str(error))
                     continue
@@ -73,9 +79,11 @@ class Wider(records_lib.FileSource):
                     image.append(len(paths))
                     faces.append(row)
                     places.append((file, line))
+                if name in images.respelled:
+                    name = names_lib.normal(str(pathlib.Path(path).relative_to(images.folder)))
                 stem = str(pathlib.PurePosixPath(name).with_suffix(""))
                 image_ids.append(f"{split}/{stem}" if len(splits) > 1 else stem)
-                paths.append(str(path))
+                paths.append(path)
                 sizes.append(size)
 
         image = np.array(image, np.int64)
@@ -108,7 +116,7 @@ class Wider(records_lib.FileSource):
         )
         num_empty = int((~is_face).sum())
         no_area = f"faces without width or height are dropped: {num_empty}"
-        problems = (*bad_images.told("images"), *checked.problems)
+        problems = (*bad_images.told("images"), *checked.problems, *notes)
         super().__init__(
             CLASS_NAMES,
             paths,
@@ -119,6 +127,8 @@ class Wider(records_lib.FileSource):
             dropped_boxes=num_empty + int((~checked.keep).sum()),
             clipped_boxes=checked.num_clipped,
             skipped_records=len(bad_images.sentences),
+            exif=exif,
+            sized=False,
         )
 
 
@@ -150,15 +160,25 @@ def _files(root, splits):
 # The annotation file
 
 
-def _read(file):
-    """[(line, name, [(line, face), ..])] of the images; a face is a list of 4 + 6 numbers."""
+def _read(file, files):
+    """[(line, name, [(line, face), ..])] of the images; a face is a list of 4 + 6 numbers.
+
+    Args:
+      files: `names.Files` of the images.
+    """
+
+    def is_there(name):
+        return files.exact(name) or files.find(*names_lib.spellings(name))
+
     try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = names_lib.read_lines(file, is_there)
+    except OSError as error:
         raise records_lib.DataError(
-            f"annotation file {file} cannot be read as text ({error}); download it again"
+            f"annotation file {file} cannot be read ({error.strerror}); check its permissions"
         ) from error
-    lines = [(number, line.strip()) for number, line in enumerate(lines, start=1) if line.strip()]
+    except ValueError as error:
+        raise records_lib.DataError(f"annotation file {file} {error}") from error
+    lines = [(number, line) for number, line in enumerate(lines, start=1) if line]
     if not lines:
         raise records_lib.DataError(f"annotation file {file} lists no images; download it again")
     lines.append((lines[-1][0] + 1, ""))  # the end: not a name, number or face

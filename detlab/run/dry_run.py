@@ -12,6 +12,7 @@ from detlab.run import setup as setup_lib
 from detlab.run import state as state_lib
 from detlab.run import step as step_lib
 from detlab.viz import boxes as draw_lib
+from detlab.viz import letters
 
 
 def run(setup: setup_lib.Setup, draw: str | None) -> None:
@@ -47,6 +48,8 @@ def draw_batches(
     folder: pathlib.Path, source: Any, config: config_dict.ConfigDict, limit: int = 16
 ) -> None:
     """Draws the first training images and their objects, after augmentation, on one sheet."""
+    if sentence := letters.sentence(source.class_names):
+        print(sentence)
     pictures = []
     for loaded in data_sets.training_batches(source, config, num_steps=limit):
         batch = loaded.batch

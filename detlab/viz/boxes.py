@@ -1,4 +1,4 @@
-"""Draws boxes on images with OpenCV, without a window.
+"""Draws boxes on images, without a window.
 
 Images are uint8 RGB [H, W, 3].  A class has the same colour in every picture of every run.
 """
@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 
 import cv2
 import numpy as np
+
+from detlab.viz import letters
 
 GREY = (160, 160, 160)
 BACKGROUND = (32, 32, 32)
@@ -44,8 +46,7 @@ def draw(
       image: [H, W, 3] uint8 RGB; not changed.
       boxes: [n, 4] xyxy, px of the image; may extend beyond it.
       labels: [n] int in 0..C-1.
-      class_names: C names.  A non-ASCII name is shown as its number, because the fonts of OpenCV
-        have only ASCII letters.
+      class_names: C names, in any script; see `letters`.
       scores: [n], or None.
       ignored: [n] bool: boxes (crowd, difficult) to draw grey and dashed, or None.
       min_side: lower bound of the result's shorter side, px, unless the longer side would exceed
@@ -84,8 +85,7 @@ def draw(
     taken, texts = [], []
     # The box with the highest score gets the first choice of place; its text is drawn last.
     for i in order[::-1]:
-        name = class_names[labels[i]]
-        text = name if name.isascii() else f"class {labels[i]}"
+        text = letters.spelling(class_names[labels[i]])
         text += "" if scores is None else f" {scores[i]:.2f}"
         place = _free_place(canvas, text, boxes[i] * factor, taken)
         taken.append(place)
@@ -212,10 +212,14 @@ def _font(canvas):
 def _text_size(canvas, text):
     """Width and height, px, of the background of a text."""
     scale, stroke = _font(canvas)
-    (width, _), _ = cv2.getTextSize(text, FONT, scale, stroke)
     # The height of letters with ascender and descender, so that all backgrounds are equally high.
     (_, height), baseline = cv2.getTextSize("Ag", FONT, scale, stroke)
-    return width + 2 * stroke + 4, height + baseline + 2 * stroke
+    height += baseline + 2 * stroke
+    if text.isascii():
+        (width, _), _ = cv2.getTextSize(text, FONT, scale, stroke)
+    else:
+        width = letters.mask(text, height).shape[1]
+    return width + 2 * stroke + 4, height
 
 
 def _free_place(canvas, text, box, taken):
@@ -257,6 +261,12 @@ def _write(canvas, text, place, background, font):
     canvas[y1:y2, x1:x2] = background
     luminance = np.dot(background, (0.299, 0.587, 0.114))  # ITU-R BT.601
     ink = (0, 0, 0) if luminance > 110 else (255, 255, 255)
+    if not text.isascii():
+        part = letters.mask(text, y2 - y1)[:, : canvas.shape[1] - (x1 + stroke + 2)]
+        place = canvas[y1:y2, x1 + stroke + 2 :][: part.shape[0], : part.shape[1]]
+        part = part[: place.shape[0], :, None] / 255
+        place[:] = np.round(place * (1 - part) + np.array(ink) * part)
+        return
     corner = (x1 + stroke + 2, y2 - baseline - stroke)
     cv2.putText(canvas, text, corner, FONT, scale, ink, stroke, cv2.LINE_AA)
 

@@ -174,8 +174,8 @@ def test_a_fourth_channel_changes_no_pixel(name, monkeypatch):
     record["image"] = generator(0).integers(0, 256, (120, 160, 3), np.uint8)
     for seed in range(20):
         moved_by, drawn = affine.draw(RANGES[name], (120, 160), (90, 90), generator(seed)), []
-        for with_alpha in (False, True):
-            monkeypatch.setattr(affine, "_WITH_ALPHA", with_alpha)
+        for channels in (3, 4):
+            monkeypatch.setattr(affine, "CHANNELS", channels)
             drawn.append(affine.warp(record, moved_by, (90, 90), ALL, (1, 2, 3))["image"])
         np.testing.assert_array_equal(*drawn)
 

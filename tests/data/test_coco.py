@@ -1,10 +1,12 @@
 """COCO annotation files."""
 
 import json
+import unicodedata
 
 import cv2
 import numpy as np
 import pytest
+import turned
 
 from detlab.data import coco, records, wrappers
 
@@ -509,3 +511,84 @@ def test_coco_mini_has_its_known_counts(shared_dir):
     assert empty == [250, 508]
     assert len(wrappers.for_training(source)) == 39
     assert source[0]["image"].shape == (*source.size(0), 3)
+
+
+# ------------------------------------------------------------------------------------------------
+# Names of other programs, and turned pictures
+
+
+@pytest.mark.parametrize(
+    "name, file",
+    [
+        ("sub\\b.png", "sub/b.png"),
+        ("images/sub/b.png", "sub/b.png"),
+        ("D:\\photos\\b.png", "b.png"),
+        ("b.PNG", "b.png"),
+        ("b%201.png", "b 1.png"),
+        ("ガ.png", unicodedata.normalize("NFD", "ガ.png")),
+        (unicodedata.normalize("NFD", "é.png"), "é.png"),
+    ],
+)
+def test_another_spelling_finds_the_image_and_is_told(tmp_path, name, file):
+    content = make_content()
+    content["images"][0]["file_name"] = name
+    folder, annotations = write_data(tmp_path, content)
+    (folder / file).parent.mkdir(exist_ok=True)
+    (folder / "b.png").rename(folder / file)
+    source = coco.Coco(folder, annotations)
+    assert source.name(0) == str(folder / file) and source[0]["image"].shape == (40, 60, 3)
+    assert source.problems == (
+        f"a name in {annotations} is spelt otherwise than its file: {name!r} is {folder / file}",
+    )
+
+
+def test_two_names_do_not_become_one_image(tmp_path):
+    content = make_content()
+    content["images"][0]["file_name"] = "train/b.png"
+    content["images"][1].update(file_name="val/b.png", height=40, width=60)
+    source = coco.Coco(*write_data(tmp_path, content))
+    for i, name in enumerate(("train/b.png", "val/b.png")):
+        with pytest.raises(records.DataError) as raised:
+            source[i]
+        assert str(raised.value) == (
+            f"image file {tmp_path / name} does not exist; put it there or remove it from the list "
+            "of images"
+        )
+
+
+def test_decomposed_names_of_classes_are_those_of_composed_ones(tmp_path):
+    content = make_content()
+    content["categories"][0]["name"] = unicodedata.normalize("NFD", "épée")
+    source = coco.Coco(*write_data(tmp_path, content), class_names=("épée", "cat"))
+    np.testing.assert_array_equal(source.annotation(1)["labels"], [0])
+
+
+def test_one_sentence_counts_all_turned_pictures(tmp_path):
+    """Each picture of 60x40 px: a quarter turn annotated upright, one as stored, a half turn."""
+    images = [(6, (40, 60)), (8, (60, 40)), (3, (40, 60)), (1, (40, 60)), (5, (40, 60))]
+    content = {
+        "images": [
+            {"id": k, "file_name": f"{k}.jpg", "height": size[0], "width": size[1]}
+            for k, (_, size) in enumerate(images)
+        ],
+        "categories": [{"id": 1, "name": "thing"}],
+        "annotations": [
+            {"id": k, "image_id": k, "category_id": 1, "bbox": [10, 4, 20, 24]} for k in range(5)
+        ],
+    }
+    for k, (orientation, _) in enumerate(images):
+        (tmp_path / f"{k}.jpg").write_bytes(turned.encoded(turned.upright(), orientation))
+    file = tmp_path / "instances.json"
+    file.write_text(json.dumps(content))
+    source = coco.Coco(tmp_path, file)
+    assert source.problems == (
+        "4 of 5 images have an EXIF orientation: 2 turned upright, as annotated sizes say (the "
+        f"first: {tmp_path}/0.jpg), 1 turned upright, as OpenCV does, since no annotated size "
+        f"tells (the first: {tmp_path}/2.jpg), 1 left as stored, as annotated sizes say (the "
+        f"first: {tmp_path}/1.jpg); config.data.exif=upright or stored decides for all",
+    )
+    for k in (0, 2, 3, 4):
+        assert np.abs(source[k]["image"].astype(int) - turned.upright()).max() < 60
+    as_stored = turned.stored(turned.upright(), 8)
+    assert np.abs(source[1]["image"].astype(int) - as_stored).max() < 60
+    assert coco.Coco(tmp_path, file, exif="stored").problems == ()

@@ -172,11 +172,12 @@ def test_a_plane_drawn_only_where_the_map_reads_it_shows_the_same(ranges):
         moved_by = affine.draw(ranges, size, CANVAS, rng)
         seen = affine.window(moved_by, CANVAS, size)
         shown = []
-        for window in (None, seen):
-            plane = mosaic.paste(parts, corners, size, (1, 2, 3), window)
+        for window, channels in ((None, 3), (seen, 3), (seen, 4)):
+            plane = mosaic.paste(parts, corners, size, (1, 2, 3), window, channels)
             shown.append(affine.warp(plane, moved_by, CANVAS, affine.Rule(), 5))
-        for key in shown[0]:
-            np.testing.assert_array_equal(shown[0][key], shown[1][key], err_msg=key)
+        for key, value in shown[0].items():
+            for other in shown[1:]:
+                np.testing.assert_array_equal(value, other[key], err_msg=key)
         rows, columns = seen
         filled.append((rows.stop - rows.start) * (columns.stop - columns.start))
     if not ranges.perspective:

@@ -5,6 +5,7 @@ import struct
 import cv2
 import numpy as np
 import pytest
+import turned
 
 from detlab.data import records
 
@@ -47,19 +48,45 @@ def test_a_jpeg_read_as_rgb_has_the_pixels_of_one_read_as_bgr(monkeypatch, chann
     np.testing.assert_array_equal(image, records.decode_image(data.tobytes(), "it", ""))
 
 
-def test_exif_orientation_is_obeyed_only_when_asked(tmp_path):
-    plain = encoded(picture(), ".jpg")
-    # TIFF header, then one entry: tag 0x0112 orientation, type SHORT, count 1, value 6 (rotate).
-    exif = b"Exif\0\0II*\0" + struct.pack("<IHHHIII", 8, 1, 0x0112, 3, 1, 6, 0)
-    segment = b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif
-    path = tmp_path / "a.jpg"
-    path.write_bytes(plain[:2] + segment + plain[2:])
-    assert cv2.imread(str(path)).shape == (60, 40, 3)  # the tag is there and OpenCV obeys it
-    assert records.read_image(path).shape == (40, 60, 3)
+@pytest.mark.parametrize("extension", [".jpg", ".png", ".webp"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_each_exif_orientation_is_turned_upright_as_opencv_does(tmp_path, orientation, extension):
+    path = tmp_path / f"a{extension}"
+    path.write_bytes(turned.encoded(turned.upright(), orientation, extension))
+    image = records.read_image(path)
+    assert records.read_image_size(path) == image.shape[:2] == (40, 60)
+    assert np.abs(image.astype(int) - turned.upright()).max() < 60  # JPEG's error at an edge
+    np.testing.assert_array_equal(image, cv2.imread(str(path))[..., ::-1])
+    as_stored = records.read_image(path, "stored")
+    assert records.read_image_size(path, "stored") == as_stored.shape[:2]
+    np.testing.assert_array_equal(records.turn(as_stored, orientation), image)
+    # Size in which it was annotated: only that of a quarter turn decides.
+    for size in ((40, 60), (60, 40)):
+        keeps = orientation >= 5 and size == (60, 40)
+        np.testing.assert_array_equal(
+            records.read_image(path, "auto", size), as_stored if keeps else image
+        )
+        np.testing.assert_array_equal(records.read_image(path, "upright", size), image)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_turned_tiff_follows_the_same_rule_although_opencv_turns_it_always(tmp_path, orientation):
+    data = cv2.imencode(".tif", turned.stored(turned.upright(), orientation))[1].tobytes()
+    (start,) = struct.unpack("<I", data[4:8])
+    (count,) = struct.unpack("<H", data[start : start + 2])
+    entries = [data[start + 2 + 12 * k :][:12] for k in range(count)]
+    entries = [e for e in entries if e[:2] != struct.pack("<H", 0x0112)]
+    entries.append(struct.pack("<HHIHH", 0x0112, 3, 1, orientation, 0))
+    table = struct.pack("<H", len(entries)) + b"".join(sorted(entries, key=lambda e: e[1::-1]))
+    path = tmp_path / "a.tif"
+    path.write_bytes(data[:4] + struct.pack("<I", len(data)) + data[8:] + table + bytes(4))
+    np.testing.assert_array_equal(records.read_image(path), turned.upright())
+    as_stored = turned.stored(turned.upright(), orientation)
+    np.testing.assert_array_equal(records.read_image(path, "stored"), as_stored)
     assert records.read_image_size(path) == (40, 60)
-    np.testing.assert_array_equal(
-        records.read_image(path, upright=True), np.rot90(records.read_image(path), -1)
-    )
+    assert records.read_image_size(path, "stored") == as_stored.shape[:2]
+    keeps = orientation >= 5
+    assert records.read_image(path, "auto", (60, 40)).shape[:2] == ((60, 40) if keeps else (40, 60))
 
 
 def test_header_without_a_size_is_not_believed(tmp_path):

@@ -136,8 +136,8 @@ def test_tfds_is_opened_by_its_name_and_splits(tmp_path, monkeypatch):
     assert sources.build(data, "eval").class_names == ("cross",)
     sources.build(data, "train")
     assert asked == [
-        (("voc/2007", ("test",), tmp_path, ("cross",)), dict(strict=True)),
-        (("voc/2007", ("train",), tmp_path, ("cross",)), dict(strict=False)),
+        (("voc/2007", ("test",), tmp_path, ("cross",)), dict(strict=True, exif="auto")),
+        (("voc/2007", ("train",), tmp_path, ("cross",)), dict(strict=False, exif="auto")),
     ]
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tensorflow_datasets_lib
 import tfds_writer
+import turned
 
 from detlab.data import loader, records, settings, tfds
 
@@ -367,3 +368,35 @@ def test_damaged_file_is_named(data_dir, tmp_path):
     file.unlink()
     with pytest.raises(records.DataError, match="No such file .*; prepare the data set again"):
         pickle.loads(pickle.dumps(source))[0]
+
+
+@pytest.mark.parametrize("exif", ["auto", "stored", "upright"])
+def test_turned_pictures_stay_as_tfds_reads_them_unless_asked(tmp_path, exif):
+    pictures = [turned.encoded(turned.upright(), orientation) for orientation in (1, 6)]
+    tfds_writer.prepare(
+        tmp_path,
+        "photos",
+        {
+            "image": features_lib.Image(encoding_format="jpeg"),
+            "objects": features_lib.Sequence({"bbox": features_lib.BBoxFeature()}),
+        },
+        {
+            "train": [
+                {"image": io.BytesIO(data), "objects": [{"bbox": bbox(*turned.BOX)}]}
+                for data in pictures
+            ]
+        },
+    )
+    source = tfds.Tfds("photos", "train", tmp_path, exif=exif)
+    shape = (40, 60) if exif == "upright" else (60, 40)
+    assert source.size(1) == source[1]["image"].shape[:2] == shape
+    if exif == "upright":
+        np.testing.assert_allclose(source.annotation(1)["boxes"], [turned.BOX], rtol=1e-6)
+    assert source.problems == (
+        (
+            "1 of 2 images have an EXIF orientation and stay as stored, as TFDS reads them (the "
+            "first: train/1); config.data.exif=upright turns them",
+        )
+        if exif == "auto"
+        else ()
+    )

@@ -2,10 +2,12 @@
 
 import pathlib
 import shutil
+import unicodedata
 
 import cv2
 import numpy as np
 import pytest
+import turned
 
 from detlab.data import records, voc
 
@@ -157,6 +159,288 @@ def test_image_without_objects_stays(tmp_path):
 
 
 # ------------------------------------------------------------------------------------------------
+# Lists and annotations of other programs
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "one.jpg", "one.xml", "./one", "one.JPG", "JPEGImages/one", "JPEGImages/one.jpg",
+        "VOC2007/JPEGImages/one.jpg", "/data/VOCdevkit/VOC2007/JPEGImages/one.png", ".\\one.jpg",
+        "C:\\data\\JPEGImages\\one.jpg", " one\t", '"one.jpg"', "ONE", "one # blurred", "one.jpg 1",
+        "data/obj_train_data/one.jpg -1",
+    ],
+)  # fmt: skip
+def test_a_line_may_name_the_files_of_an_image_here_or_elsewhere(tmp_path, line):
+    write_data(tmp_path)
+    write_split(tmp_path, "# the first half", "", line, "#two")
+    source = voc.Voc(tmp_path, "train")
+    assert [source.image_id(i) for i in range(len(source))] == ["one"]
+    assert source.name(0) == str(tmp_path / "JPEGImages" / "one.jpg")
+    np.testing.assert_array_equal(source.annotation(0)["boxes"], [[10, 5, 30, 39]])
+
+
+@pytest.mark.parametrize("name", ["Annotations/one", "Annotations/one.xml", "JPEGImages/one.jpg"])
+def test_a_line_may_be_an_absolute_path_that_is_there(tmp_path, name):
+    write_data(tmp_path)
+    write_split(tmp_path, str(tmp_path / name))
+    source = voc.Voc(tmp_path, "train")
+    assert source.image_id(0) == "one" and source[0]["image"].shape == (40, 60, 3)
+
+
+def test_names_with_suffix_folder_or_number_sign_stay_whole_where_such_files_exist(tmp_path):
+    write_data(tmp_path)
+    for name in ("one.jpg", "s/one", "#1"):
+        move_image(tmp_path, name)
+        write_split(tmp_path, name)
+        source = voc.Voc(tmp_path, "train")
+        assert source.image_id(0) == name and source.problems == ()
+        for folder, suffix in (("Annotations", ".xml"), ("JPEGImages", ".jpg")):
+            (tmp_path / folder / f"{name}{suffix}").rename(tmp_path / folder / f"one{suffix}")
+
+
+def test_an_image_listed_by_name_and_by_file_is_listed_twice(tmp_path):
+    write_data(tmp_path)
+    write_split(tmp_path, "one", "JPEGImages/one.jpg")
+    with pytest.raises(records.DataError, match=r"train\.txt lists image 'one' twice$"):
+        voc.Voc(tmp_path, "train")
+
+
+def test_an_image_that_is_missing_is_named_by_its_annotation_file(tmp_path):
+    write_data(tmp_path)
+    write_split(tmp_path, "two.jpg")
+    with pytest.raises(records.DataError) as raised:
+        voc.Voc(tmp_path, "train")
+    missing = tmp_path / "Annotations" / "two.xml"
+    assert str(raised.value) == f"annotation file {missing} does not exist"
+
+
+def test_the_split_of_one_class_says_that_it_selects_nothing(tmp_path):
+    write_data(tmp_path)
+    for name in ("two", "three"):
+        shutil.copy(tmp_path / "Annotations/one.xml", tmp_path / f"Annotations/{name}.xml")
+    write_split(tmp_path, "one 1", "two -1", "three -1", split="chair_train")
+    source = voc.Voc(tmp_path, "chair_train")
+    file = tmp_path / "ImageSets" / "Main" / "chair_train.txt"
+    assert len(source) == 3
+    assert source.problems == (
+        f"split file {file} marks images as with or without one class (1 with 1, 2 with -1); all 3 "
+        "images are used",
+    )
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "cp1252", "gb18030"])
+def test_a_split_is_read_in_the_encoding_it_has(tmp_path, encoding):
+    name = "café" if encoding == "cp1252" else "猫 1"
+    write_data(tmp_path)
+    move_image(tmp_path, name)
+    file = tmp_path / "ImageSets" / "Main" / "train.txt"
+    file.write_bytes(f"{name}\r\n".encode(encoding))
+    assert voc.Voc(tmp_path, "train").image_id(0) == name
+
+
+def test_a_split_in_an_unknown_encoding_is_to_be_saved_as_utf_8(tmp_path):
+    write_data(tmp_path)
+    file = tmp_path / "ImageSets" / "Main" / "train.txt"
+    file.write_bytes(b"one\ncaf\xe9\n")
+    with pytest.raises(records.DataError) as raised:
+        voc.Voc(tmp_path, "train")
+    assert str(raised.value) == (
+        f"split file {file} is not UTF-8 text (byte 0xE9 in line 2); save it as UTF-8"
+    )
+
+
+@pytest.mark.parametrize("listed", ["NFC", "NFD"])
+@pytest.mark.parametrize("annotation", ["NFC", "NFD"])
+@pytest.mark.parametrize("image", ["NFC", "NFD"])
+def test_decomposed_names_are_those_of_composed_ones(tmp_path, listed, annotation, image):
+    def name(form):
+        return unicodedata.normalize(form, "s/café")
+
+    write_data(tmp_path, make_object(unicodedata.normalize(listed, "naïve")))
+    move_image(tmp_path, name(annotation), f"{name(image)}.jpg")
+    write_split(tmp_path, name(listed))
+    classes = (unicodedata.normalize(annotation, "naïve"),)
+    source = voc.Voc(tmp_path, "train", classes)
+    assert source.name(0) == str(tmp_path / "JPEGImages" / f"{name(image)}.jpg")
+    assert source.image_id(0) == name(listed if listed == annotation else "NFC")
+    np.testing.assert_array_equal(source.annotation(0)["labels"], [0])
+
+
+def in_xml(encoding, name, declared=None):
+    declaration = f'<?xml version="1.0" encoding="{declared or encoding}"?>\n'
+    return (
+        f"{declaration}<annotation><!-- {name} --><path>C:\\{name}.jpg</path>{make_object(name)}"
+        "</annotation>"
+    ).encode(encoding)
+
+
+@pytest.mark.parametrize(
+    "encoding, name, declared",
+    [
+        ("gb2312", "猫", None),
+        ("gbk", "細胞", "gb2312"),  # not in GB2312, but programs say so
+        ("gb18030", "猫", None),
+        ("shift_jis", "ネコ", None),
+        ("cp932", "①", "Shift_JIS"),
+        ("euc-jp", "猫", None),
+        ("big5", "貓", None),
+        ("euc-kr", "고양이", None),
+        ("windows-1251", "кот", None),
+        ("koi8-r", "кот", None),
+        ("iso-8859-1", "café", None),
+        ("windows-1252", "œuf", None),
+        ("utf-16", "猫", None),
+        ("utf-16-le", "猫", "utf-16"),
+        ("utf-8-sig", "猫", "utf-8"),
+        # The declaration lies: the file was saved in another encoding.
+        ("utf-8", "猫", "utf-16"),
+        ("utf-8", "猫狗", "gb2312"),
+        ("utf-8", "ネコ", "shift_jis"),
+        ("utf-8", "кот", "windows-1251"),
+        ("utf-8", "café", "us-ascii"),
+        ("utf-16", "猫", "utf-8"),
+    ],
+)
+def test_an_annotation_is_read_in_the_encoding_it_has(tmp_path, encoding, name, declared):
+    write_data(tmp_path)
+    (tmp_path / "Annotations" / "one.xml").write_bytes(in_xml(encoding, name, declared))
+    source = voc.Voc(tmp_path, "train", (name, "dog"))
+    np.testing.assert_array_equal(source.annotation(0)["labels"], [0])
+    np.testing.assert_array_equal(source.annotation(0)["boxes"], [[10, 5, 30, 39]])
+
+
+def test_letters_in_an_undeclared_encoding_matter_only_in_the_name_of_a_class(tmp_path):
+    write_data(tmp_path)
+    file = tmp_path / "Annotations" / "one.xml"
+    text = f"<annotation><path>C:\\用户\\one.jpg</path>{CHAIR}</annotation>"
+    file.write_bytes(text.encode("gbk"))
+    np.testing.assert_array_equal(voc.Voc(tmp_path, "train").annotation(0)["labels"], [8])
+    file.write_bytes(in_xml("gbk", "细胞", "utf-8"))
+    with pytest.raises(records.DataError) as raised:
+        voc.Voc(tmp_path, "train", ("细胞",))
+    assert str(raised.value) == (
+        f"{file}, object 1 has the name 'ϸ\ufffd\ufffd', whose letters are not in the declared "
+        "encoding of the file; save the file as UTF-8"
+    )
+
+
+@pytest.mark.parametrize(
+    "content, fault",
+    [
+        (
+            b'<?xml version="1.0" encoding="mine"?><a/>',
+            "is not well-formed XML (it has the unknown encoding 'mine'; save it as UTF-8)",
+        ),
+        (
+            b"version https://git-lfs.github.com/spec/v1\n",
+            "is a Git LFS pointer, not the file itself; fetch the file with `git lfs pull`",
+        ),
+        (b"<a>\0</a>", "is not text (it has zero bytes); give a text file"),
+    ],
+)
+def test_what_is_no_xml_gets_its_true_cause(tmp_path, content, fault):
+    write_data(tmp_path)
+    file = tmp_path / "Annotations" / "one.xml"
+    file.write_bytes(content)
+    with pytest.raises(records.DataError) as raised:
+        voc.Voc(tmp_path, "train")
+    assert str(raised.value) == f"annotation file {file} {fault}"
+
+
+# ------------------------------------------------------------------------------------------------
+# Turned pictures
+
+
+def write_turned(root, orientation, size=(40, 60), picture=(40, 60)):
+    """A root whose image was stored turned, with the box of `turned` annotated upright."""
+    x1, y1, x2, y2 = turned.BOX
+    write_data(root, make_object(box=(x1 + 1, y1 + 1, x2 + 1, y2 + 1)), size)
+    image = turned.upright(*picture)
+    (root / "JPEGImages" / "one.jpg").write_bytes(turned.encoded(image, orientation))
+    return str(root / "JPEGImages" / "one.jpg")
+
+
+def assert_white_is_the_box(record):
+    x1, y1, x2, y2 = record["boxes"][0].astype(int)
+    inside = record["image"][y1:y2, x1:x2].min()
+    outside = record["image"].astype(int).sum() - record["image"][y1:y2, x1:x2].astype(int).sum()
+    assert inside > 150 and outside < record["image"].size
+
+
+ALL = "; config.data.exif=upright or stored decides for all"
+DOES = "turned upright, as OpenCV does, since no annotated size tells"
+
+
+@pytest.mark.parametrize("orientation", range(2, 9))
+@pytest.mark.parametrize("size", [(40, 60), (0, 0), "square"])
+def test_boxes_of_an_upright_annotation_lie_on_the_turned_picture(tmp_path, orientation, size):
+    picture = (60, 60) if size == "square" else (40, 60)
+    path = write_turned(tmp_path, orientation, picture if size == "square" else size, picture)
+    source = voc.Voc(tmp_path, "train")
+    assert source.size(0) == picture
+    assert_white_is_the_box(source[0])
+    sure = size == (40, 60) and orientation >= 5
+    how = "turned upright, as annotated sizes say" if sure else DOES
+    assert source.problems == (
+        f"1 of 1 images have an EXIF orientation: 1 {how} (the first: {path}){ALL}",
+    )
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("exif", ["auto", "stored"])
+def test_boxes_of_an_annotation_as_stored_lie_on_the_stored_picture(tmp_path, orientation, exif):
+    image = turned.upright()
+    as_stored = turned.stored(image, orientation)
+    rows, columns = (np.flatnonzero(as_stored[..., 0].max(axis=axis)) for axis in (1, 0))
+    box = (columns[0] + 1, rows[0] + 1, columns[-1] + 2, rows[-1] + 2)
+    write_data(tmp_path, make_object(box=box), as_stored.shape[:2])
+    (tmp_path / "JPEGImages" / "one.jpg").write_bytes(turned.encoded(image, orientation))
+    source = voc.Voc(tmp_path, "train", exif=exif)
+    path = source.name(0)
+    if exif == "stored" or orientation >= 5 or orientation == 1:
+        assert_white_is_the_box(source[0])
+    stays = "1 left as stored, as annotated sizes say"
+    assert source.problems == (
+        (f"1 of 1 images have an EXIF orientation: {stays} (the first: {path}){ALL}",)
+        if exif == "auto" and orientation >= 5
+        else (f"1 of 1 images have an EXIF orientation: 1 {DOES} (the first: {path}){ALL}",)
+        if exif == "auto" and orientation > 1
+        else ()
+    )
+
+
+@pytest.mark.parametrize(
+    "exif, size, sentence",
+    [
+        (
+            "stored",
+            (40, 60),
+            "is 40x60 px (as stored, without its EXIF orientation 6), but its annotation says "
+            "60x40; set config.data.exif=auto, with which the annotated size decides",
+        ),
+        (
+            "upright",
+            (60, 40),
+            "is 60x40 px (turned upright by its EXIF orientation 6), but its annotation says "
+            "40x60; set config.data.exif=auto, with which the annotated size decides",
+        ),
+        (
+            "auto",
+            (50, 70),
+            "is 60x40 px (turned upright by its EXIF orientation 6), but its annotation says "
+            "70x50; correct one of them",
+        ),
+    ],
+)
+def test_a_size_that_does_not_fit_names_the_orientation(tmp_path, exif, size, sentence):
+    path = write_turned(tmp_path, 6, size)
+    with pytest.raises(records.DataError) as raised:
+        voc.Voc(tmp_path, "train", exif=exif)[0]
+    assert str(raised.value) == f"image file {path} {sentence}"
+
+
+# ------------------------------------------------------------------------------------------------
 # Bad input
 
 
@@ -192,7 +476,7 @@ def test_empty_split_is_named(tmp_path):
 def test_split_that_is_no_text_is_named(tmp_path):
     write_data(tmp_path)
     (tmp_path / "ImageSets" / "Main" / "train.txt").write_bytes(b"\xff\xd8\xff\xe0")
-    with pytest.raises(records.DataError, match=r"train\.txt cannot be read as text"):
+    with pytest.raises(records.DataError, match=r"train\.txt is not UTF-8 text \(byte 0xFF in l"):
         voc.Voc(tmp_path, "train")
 
 

@@ -1,8 +1,11 @@
 """WIDER FACE annotations."""
 
+import unicodedata
+
 import cv2
 import numpy as np
 import pytest
+import turned
 
 from detlab.data import loader, records, settings, wider, wrappers
 
@@ -187,8 +190,73 @@ def test_file_that_is_empty_or_no_text_is_named(tmp_path):
         wider.Wider(tmp_path)
     file = tmp_path / "wider_face_split" / "wider_face_train_bbx_gt.txt"
     file.write_bytes(b"\xff\xd8\xff\xe0")
-    with pytest.raises(records.DataError, match=r"bbx_gt\.txt cannot be read as text"):
+    with pytest.raises(records.DataError, match=r"bbx_gt\.txt is not UTF-8 text \(byte 0xFF in l"):
         wider.Wider(tmp_path)
+
+
+# ------------------------------------------------------------------------------------------------
+# Lists of other programs, and turned pictures
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["0--Parade\\a_1.jpg", "./0--Parade/a_1.jpg", "WIDER_train/images/0--Parade/a_1.jpg",
+     "0--Parade/a_1.JPG", "0--parade/A_1.jpg", f"\t{A} "],
+)  # fmt: skip
+def test_another_spelling_finds_the_image(tmp_path, name):
+    source = wider.Wider(write_data(tmp_path, name, *TWO_FACES[1:]))
+    assert source.name(0) == str(tmp_path / "WIDER_train" / "images" / A)
+    assert source.image_id(0) == "0--Parade/a_1"
+    np.testing.assert_array_equal(source.annotation(0)["boxes"], [[10, 5, 30, 35], [1, 2, 4, 6]])
+    file = tmp_path / "wider_face_split" / "wider_face_train_bbx_gt.txt"
+    told = f"a name in {file} is spelt otherwise than its file: {name!r} is {source.name(0)}"
+    assert source.problems == (
+        () if name.strip().endswith(f"./{A}") or name.strip() == A else (told,)
+    )
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "cp1252", "gb18030"])
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_the_list_is_read_in_the_encoding_it_has(tmp_path, encoding, form):
+    write_data(tmp_path)
+    images = tmp_path / "WIDER_train" / "images"
+    name = "0--Fête/défilé.jpg"
+    path = images / unicodedata.normalize(form, name)
+    path.parent.mkdir()
+    (images / A).rename(path)
+    file = tmp_path / "wider_face_split" / "wider_face_train_bbx_gt.txt"
+    file.write_bytes("\r\n".join([name, *TWO_FACES[1:]]).encode(encoding))
+    source = wider.Wider(tmp_path)
+    assert source.name(0) == str(path) and source.image_id(0) == "0--Fête/défilé"
+    assert len(source.annotation(0)["boxes"]) == 2 and source[0]["image"].shape == (40, 60, 3)
+
+
+@pytest.mark.parametrize("orientation", range(2, 9))
+@pytest.mark.parametrize("exif", ["auto", "upright", "stored"])
+def test_a_turned_picture_is_upright_unless_the_key_says_stored(tmp_path, orientation, exif):
+    x1, y1, x2, y2 = turned.BOX
+    write_data(tmp_path, A, "1", f"{x1} {y1} {x2 - x1} {y2 - y1} 0 0 0 0 0 0")
+    path = tmp_path / "WIDER_train" / "images" / A
+    path.write_bytes(turned.encoded(turned.upright(), orientation))
+    source = wider.Wider(tmp_path, exif=exif)
+    image = source[0]["image"]
+    if exif == "stored":
+        expected = turned.stored(turned.upright(), orientation)
+    else:
+        expected = turned.upright()
+        np.testing.assert_array_equal(source.annotation(0)["boxes"], [turned.BOX])
+    assert source.size(0) == image.shape[:2] == expected.shape[:2]
+    assert np.abs(image.astype(int) - expected).max() < 60  # JPEG's error at an edge
+    told = [text for text in source.problems if "EXIF" in text]
+    assert told == (
+        [
+            "1 of 1 images have an EXIF orientation: 1 turned upright, as OpenCV does, since "
+            f"no annotated size tells (the first: {path}); "
+            "config.data.exif=upright or stored decides for all"
+        ]
+        if exif == "auto"
+        else []
+    )
 
 
 # ------------------------------------------------------------------------------------------------

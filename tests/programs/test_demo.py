@@ -6,6 +6,8 @@ import pathlib
 import cv2
 import numpy as np
 import pytest
+import turned
+from PIL import Image
 
 from detlab import config as config_lib
 from detlab import demo, errors, media, trained, types
@@ -97,6 +99,99 @@ def test_a_mistake_gets_one_sentence(what, words, tiny_run, tmp_path, monkeypatc
         assert word in str(error.value)
 
 
+def make_inputs(folder, *names):
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"GIF89a" if name.endswith("unnamed") else b"")
+
+
+def test_a_folder_is_searched_with_its_sub_folders_and_names_what_is_passed_over(tmp_path):
+    inputs = ["a.JPG", "b.jfif", "c.heic", "s/film.MOV", "s/t/d.avif", "s/unnamed"]
+    others = ["._a.JPG", "labels.txt", "s/notes.csv", "s/t/x.xml", "s/t/y.xml"]
+    make_inputs(tmp_path, *inputs, *others, ".git/x.jpg", ".DS_Store", "__MACOSX/a.jpg")
+    (tmp_path / "s" / "again").symlink_to(tmp_path)
+    found = media.find_inputs(str(tmp_path), tmp_path / "out")
+    assert found.files == [tmp_path / name for name in inputs]
+    assert media.sentence(found, tmp_path) == (
+        "passed over, neither images nor videos: ._a.JPG, labels.txt, s/notes.csv and 2 more"
+    )
+    assert media.output_names(found.files, tmp_path) == [
+        "a.png", "b.png", "c.png", "s/film.mp4", "s/t/d.png", "s/unnamed.png"
+    ]  # fmt: skip
+
+
+def test_results_of_an_earlier_call_inside_the_input_are_not_taken_as_inputs(tmp_path):
+    make_inputs(tmp_path, "a.jpg", "found/a.png", "found/s/b.png")
+    both = media.find_inputs(str(tmp_path), tmp_path / "found")
+    assert len(both.files) == 3  # without a listing they are the user's own
+    make_inputs(tmp_path, "found/detections.json")
+    assert media.find_inputs(str(tmp_path), tmp_path / "found").files == [tmp_path / "a.jpg"]
+
+
+def test_a_folder_and_a_pattern_without_pictures_tell_what_is_there(tmp_path):
+    make_inputs(tmp_path, "a.txt", "s/b.csv")
+    with pytest.raises(errors.UserError) as raised:
+        media.find_inputs(str(tmp_path), tmp_path / "out")
+    assert str(raised.value) == (
+        f"--input {tmp_path} contains no images or videos, nor do its sub-folders; there are "
+        "a.txt, s/b.csv; name another folder."
+    )
+    with pytest.raises(errors.UserError) as raised:
+        media.find_inputs(f"{tmp_path}/[s]", tmp_path / "out")
+    assert str(raised.value) == (
+        f"--input {tmp_path}/[s] does not exist and matches no files but folders, such as "
+        f"{tmp_path}/s; name an image, a video, a folder or a quoted glob pattern."
+    )
+    found = media.find_inputs(f"{tmp_path}/*", tmp_path / "out")
+    assert found == ([tmp_path / "a.txt"], [tmp_path / "s"])
+
+
+class Nothing:
+    """A detector that finds nothing and keeps what it has seen."""
+
+    def __init__(self):
+        self.seen = []
+
+    def __call__(self, image):
+        self.seen.append(image)
+        return {}
+
+    def draw(self, image, found, min_side):
+        return image
+
+    def as_json(self, found):
+        return []
+
+
+@pytest.mark.parametrize("extension", [".jpg", ".png", ".webp"])
+@pytest.mark.parametrize("exif", ["auto", "upright", "stored"])
+def test_the_picture_is_drawn_on_the_pixels_in_which_objects_are_found(tmp_path, exif, extension):
+    for orientation in range(1, 9):
+        path = tmp_path / f"photo{extension}"
+        path.write_bytes(turned.encoded(turned.upright(), orientation, extension))
+        detect = Nothing()
+        row = media.process(path, tmp_path / "drawn.png", detect, exif)
+        expected = turned.upright()
+        if exif == "stored":
+            expected = turned.stored(expected, orientation)
+        assert (row["height"], row["width"]) == expected.shape[:2]
+        assert np.abs(detect.seen[0].astype(int) - expected).max() < 60
+        drawn = cv2.imread(row["picture"])[..., ::-1]
+        np.testing.assert_array_equal(drawn, detect.seen[0])
+
+
+@pytest.mark.parametrize("name", ["a.gif", "a.tif", "a.webp"])
+def test_the_first_of_several_pictures_in_a_file_is_used_and_told(tmp_path, name):
+    pictures = [Image.fromarray(np.full((40, 60, 3), 40 * k, np.uint8)) for k in range(1, 5)]
+    pictures[0].save(tmp_path / name, save_all=True, append_images=pictures[1:])
+    detect = Nothing()
+    row = media.process(tmp_path / name, tmp_path / "drawn.png", detect)
+    assert row["problems"] == [f"{tmp_path / name} holds 4 pictures, of which the first is used"]
+    assert abs(detect.seen[0].astype(int) - 40).max() < 5
+    pictures[0].save(tmp_path / name)
+    assert "problems" not in media.process(tmp_path / name, tmp_path / "drawn.png", detect)
+
+
 def test_output_names_differ():
     names = ("x/a.jpg", "y/a.jpg", "a.png", "b.png", "a_jpg_1.png", "c.AVI")
     results = media.output_names([pathlib.Path(name) for name in names])
@@ -169,20 +264,10 @@ def test_frames_of_another_size_are_resized_to_the_first(tmp_path, monkeypatch):
         def release(self):
             pass
 
-    class Nothing:
-        def __call__(self, image):
-            assert image.shape == (64, 96, 3)
-            return {}
-
-        def draw(self, image, found, min_side):
-            return image
-
-        def as_json(self, found):
-            return []
-
-    video_capture = cv2.VideoCapture
+    video_capture, detect = cv2.VideoCapture, Nothing()
     monkeypatch.setattr(media.cv2, "VideoCapture", Reader)
-    row = media.process(pathlib.Path("film.mp4"), tmp_path / "film.mp4", Nothing())
+    row = media.process(pathlib.Path("film.mp4"), tmp_path / "film.mp4", detect)
+    assert [image.shape for image in detect.seen] == [(64, 96, 3)] * 2
     assert (row["height"], row["width"]) == (64, 96)
     assert row["frames"] == [[], []] and row["problems"] == []
     written = video_capture(str(tmp_path / "film.mp4"))

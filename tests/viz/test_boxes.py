@@ -85,10 +85,21 @@ def test_texts_of_equal_boxes_do_not_cover_each_other():
         assert area > 0.8 * background
 
 
-def test_a_name_with_other_letters_shows_as_its_number():
-    with_accent = boxes_viz.draw(image(), [[30, 40, 100, 110]], [2], NAMES)
-    as_number = boxes_viz.draw(image(), [[30, 40, 100, 110]], [2], ("", "", "class 2"))
-    np.testing.assert_array_equal(with_accent, as_number)
+@pytest.mark.parametrize("side", [64, 128, 500])
+@pytest.mark.parametrize("name", ["café", "猫", "قطة", "แมว"])
+def test_names_in_other_scripts_are_drawn_on_backgrounds_of_the_same_height(name, side):
+    def heights(name):
+        drawn = boxes_viz.draw(image(side, side), [[0, side // 2, 9, side]], [0], (name,), [0.5])
+        column = (drawn == boxes_viz.colour(0)).all(axis=2)[:, 1]
+        return column.sum()
+
+    assert heights(name) == heights("Ag")
+
+
+def test_a_name_in_another_script_stays_in_the_picture():
+    for box in ([-20, -20, 30, 30], [110, 110, 200, 200], [0, 0, 128, 128]):
+        drawn = boxes_viz.draw(image(), [box], [0], ("猫" * 60,), scores=[0.5])
+        assert drawn.shape == (512, 512, 3)
 
 
 def test_a_pair_has_the_truth_left_and_the_predictions_right():
