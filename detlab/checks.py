@@ -98,6 +98,8 @@ REGEXES = Rule(
 # Same names as in detlab/data/transforms.py; not imported, to keep --help fast.
 ROUNDING = _one_of("half_up", "half_even", "down", "up", "whole")
 
+SHRINK = _one_of("linear", "area", "corners")
+
 VIEWS = ("image", "mirror")  # names in `views.VIEWS`, whose module imports jax
 
 RULES = {
@@ -140,7 +142,7 @@ RULES = {
     "data.resize": _one_of("fit", "letterbox", "stretch"),
     "data.rounding": ROUNDING,
     "data.demo_rounding": ROUNDING,
-    "data.eval_shrink": _one_of("linear", "area"),
+    "data.eval_shrink": SHRINK,
     "data.size_limits": Rule(_are_limits, "() or (long, short) px, such as (1333, 800)"),
     "data.multiscale_canvases": Rule(
         lambda v: _is_tuple_of(v, lambda alternative: _is_tuple_of(alternative, _is_canvas)),
@@ -250,8 +252,13 @@ RULES = {
         lambda v: _is_tuple_of(v, lambda name: name in VIEWS) and len(set(v)) == len(v) > 0,
         f"a tuple of one or more of {', '.join(VIEWS)}",
     ),
+    "eval.rectangles": _integer(0),
     "eval.pictures": _integer(0),
     "eval.threshold": FRACTION,
+    "predict.threshold": FRACTION,
+    "predict.top_k": _integer(1),
+    "predict.rectangles": _integer(0),
+    "predict.shrink": SHRINK,
 }
 
 
@@ -267,6 +274,7 @@ def check_config(config: config_dict.ConfigDict) -> None:
             f"config.model is {model!r}; it must be a ConfigDict of the detector's fields."
         )
     values = _flat({key: config[key] for key in config if key != "model"})
+    values = {k: v for k, v in values.items() if not k.startswith("predict.model.")}
     for key in values:
         if key not in RULES:
             raise errors.UserError(f"config.{key} is not a known key.{suggestion(key)}")
@@ -300,6 +308,13 @@ def check_config(config: config_dict.ConfigDict) -> None:
             raise errors.UserError(
                 f"config.data.{key} is {config.data[key]}, which needs config.data.resize=fit;"
                 " change resize, or set the limits to ()."
+            )
+    for block in ("eval", "predict"):
+        rectangles = config[block].rectangles
+        if rectangles and config.data.resize == "stretch":
+            raise errors.UserError(
+                f"config.{block}.rectangles is {rectangles}, which has no effect with"
+                " config.data.resize=stretch; change resize, or set rectangles to 0."
             )
     for canvases in config.data.multiscale_canvases:
         if len(canvases) != len(config.data.canvases):

@@ -152,15 +152,20 @@ def demo(docstring: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--output", type=paths.expand, required=True, help="folder for pictures and JSON"
     )
-    parser.add_argument("--threshold", type=float, default=0.3, help="lowest score to show")
-    parser.add_argument("--top_k", type=int, default=100, help="most objects to show per image")
+    parser.add_argument(
+        "--threshold", type=float, help="lowest score to show (default: config.predict.threshold)"
+    )
+    parser.add_argument(
+        "--top_k", type=int, help="most objects per image (default: config.predict.top_k)"
+    )
     return parser
 
 
 def check_demo(args: argparse.Namespace) -> None:
     """Rejects values of the flags of `demo` that are out of range."""
-    _check_threshold(args.threshold)
-    if args.top_k < 1:
+    if args.threshold is not None:
+        _check_threshold(args.threshold)
+    if args.top_k is not None and args.top_k < 1:
         raise errors.UserError(f"--top_k is {args.top_k}; it must be at least 1.")
 
 

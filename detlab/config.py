@@ -36,7 +36,8 @@ LATER = {
         "eval_shrink": "linear",
         "exif": "auto",
     },
-    "eval": {"views": ("image",)},
+    "eval": {"views": ("image",), "rectangles": 0},
+    "predict": {"threshold": 0.3, "top_k": 100, "rectangles": 0, "shrink": "linear", "model": {}},
 }
 
 # Keys of `data` that are files or folders.
@@ -88,8 +89,8 @@ def stem(name: str) -> str:
 def override(config: config_dict.ConfigDict, key: str, text: str) -> None:
     """Sets `config.key` from text, parsed by the type of its current value.
 
-    `model.<field>` may be new: a config lists only the fields that differ from the detector's
-    defaults.  `detlab.contract.build` rejects unknown ones.
+    `model.<field>` and `predict.model.<field>` may be new: a config lists only the fields that
+    differ from the detector's defaults.  `detlab.contract.build` rejects unknown ones.
     """
     *parents, leaf = key.split(".")
     node = config
@@ -101,7 +102,7 @@ def override(config: config_dict.ConfigDict, key: str, text: str) -> None:
             raise errors.UserError(
                 f"config.{where} is a value and has no keys; config.{key} cannot be set."
             )
-    if parents == ["model"] and leaf not in node:
+    if parents in (["model"], ["predict", "model"]) and leaf not in node:
         node[leaf] = _read(text, None, key)
         return
     _check_key(node, leaf, key)
@@ -142,6 +143,8 @@ def to_json(config: config_dict.ConfigDict) -> dict[str, Any]:
 def from_json(values: Mapping[str, Any]) -> config_dict.ConfigDict:
     """The inverse of `to_json`: lists become tuples, and keys that older configs lack are added."""
     values = dict(values)
+    if "eval" in values:
+        values.setdefault("predict", {})
     for block, keys in LATER.items():
         if block in values:
             values[block] = {**keys, **values[block]}

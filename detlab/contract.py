@@ -206,29 +206,36 @@ def build(config: ConfigDict) -> Detector:
     """
     module_class = _module_class(config)
     fields = _defaults(module_class)
-    for key, value in config.model.items():
-        if key not in fields:
-            close = difflib.get_close_matches(key, fields, n=1)
-            hint = f" Did you mean '{close[0]}'?" if close else ""
-            hint = f" Set {FORMER[key]} instead." if key in FORMER else hint
-            raise errors.UserError(
-                f"config.model.{key}: detector {config.detector} has no such field.{hint}"
-            )
-        if not _fits(value, fields[key]):
-            kind = type(fields[key]).__name__
-            raise errors.UserError(f"config.model.{key} is {value!r}; it must be of type {kind}.")
+    blocks = {"config.model": config.model}
+    if hasattr(config, "predict"):
+        blocks["config.predict.model"] = config.predict.model
+    for block, values in blocks.items():
+        for key, value in values.items():
+            if key not in fields:
+                close = difflib.get_close_matches(key, fields, n=1)
+                hint = f" Did you mean '{close[0]}'?" if close else ""
+                hint = f" Set {FORMER[key]} instead." if key in FORMER else hint
+                raise errors.UserError(
+                    f"{block}.{key}: detector {config.detector} has no such field.{hint}"
+                )
+            if not _fits(value, fields[key]):
+                kind = type(fields[key]).__name__
+                raise errors.UserError(f"{block}.{key} is {value!r}; it must be of type {kind}.")
     module = module_class(**config.model)
-    try:
-        module.check()
-    except ValueError as error:
-        raise errors.UserError(f"config.model.{error}.") from error
+    for block, values in blocks.items():
+        if block != "config.model" and not values:
+            continue
+        try:
+            module_class(**{**config.model, **values}).check()
+        except ValueError as error:
+            raise errors.UserError(f"{block}.{error}.") from error
     if hasattr(module, "check_canvas"):
         for key, canvas in _canvases(config):
             try:
                 module.check_canvas(*canvas)
             except (ValueError, errors.UserError) as error:  # the latter from a darknet cfg
                 text = str(error).removesuffix(".")
-                raise errors.UserError(f"{key} contains {canvas}: {text}.") from error
+                raise errors.UserError(f"{key}: {text}.") from error
     return from_module(module, _views(config))
 
 
@@ -290,15 +297,19 @@ def _views(config) -> tuple[views_lib.View, ...]:
 
 
 def _canvases(config) -> Iterator[tuple[str, tuple[int, int]]]:
-    """(key, (height, width)) of each canvas; none if the config has no `data`."""
+    """(where it is, (height, width)) of each canvas; none if the config has no `data`."""
     data = getattr(config, "data", None)
     if data is None:
         return
     for canvas in data.canvases:
-        yield "config.data.canvases", canvas
+        yield f"config.data.canvases contains {canvas}", canvas
+    for name in ("eval", "predict"):
+        side = getattr(getattr(config, name, None), "rectangles", 0)
+        if side:
+            yield f"config.{name}.rectangles is {side}", (side, side)
     for canvases in data.multiscale_canvases:
         for canvas in canvases:
-            yield "config.data.multiscale_canvases", canvas
+            yield f"config.data.multiscale_canvases contains {canvas}", canvas
 
 
 def _fits(value: Any, default: Any) -> bool:

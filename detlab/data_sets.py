@@ -227,7 +227,7 @@ def evaluation_batches(source: Any, config: config_dict.ConfigDict) -> Iterator[
     return user_errors(
         loader.eval_batches(
             source,
-            settings.of(config.data, "eval"),
+            settings.of(config.data, "eval", config.eval),
             batch_size=config.eval.batch_size,
             process_index=jax.process_index(),
             process_count=jax.process_count(),

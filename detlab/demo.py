@@ -42,6 +42,8 @@ def main(arguments: Sequence[str]) -> None:
 
     environment.check_devices()
     config, weights = trained.load(args, overrides)
+    config = detect_lib.for_pictures(config, overrides)
+    threshold = config.predict.threshold if args.threshold is None else args.threshold
     environment.use_compilation_cache(config)
     detector = contract.build(config)
     params, state = trained.fit(detector, config, weights, sharding.make_mesh())
@@ -53,10 +55,10 @@ def main(arguments: Sequence[str]) -> None:
         jax.jit(detector.predict),
         params,
         state,
-        settings.of(config.data, "demo"),
+        settings.of(config.data, "demo", config.predict),
         class_names,
-        args.threshold,
-        args.top_k,
+        threshold,
+        config.predict.top_k if args.top_k is None else args.top_k,
     )
     rows, failed = [], []
     with progress.bar(len(files), "detect", "file") as bar:
@@ -76,7 +78,7 @@ def main(arguments: Sequence[str]) -> None:
     files_lib.write_json(listing, rows)
     objects = sum(len(part) for row in rows for part in row.get("frames", [row.get("objects", [])]))
     skipped = f", {len(failed)} files skipped" if failed else ""
-    print(f"{objects} objects with score >= {args.threshold:g} in {len(rows)} files{skipped}")
+    print(f"{objects} objects with score >= {threshold:g} in {len(rows)} files{skipped}")
     print(f"pictures:     {output}")
     print(f"detections:   {listing}")
 

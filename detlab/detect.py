@@ -1,6 +1,6 @@
 """Detects the objects of one picture that belongs to no data set."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -29,7 +29,8 @@ class Detect(NamedTuple):
         """[h, w, 3] uint8 RGB -> boxes [k, 4] xyxy px of it, scores [k], labels [k]; best first."""
         canvas = plan.canvas_of(image.shape[:2], self.settings)
         record = augment.resizer(self.settings)(records.without_objects(image), *canvas)
-        batch = batch_lib.to_batch([record], canvas, 1, self.settings.pad_value)
+        pad_value, dtype = self.settings.pad_value, self.settings.dtype
+        batch = batch_lib.to_batch([record], canvas, 1, pad_value, dtype)
         found = jax.device_get(
             self.predict(self.params, self.state, batch.images, batch.image_size)
         )
@@ -53,6 +54,25 @@ class Detect(NamedTuple):
                 found["boxes"], found["scores"], found["labels"], strict=True
             )
         ]
+
+
+def for_pictures(
+    config: config_dict.ConfigDict, overrides: Mapping[str, str]
+) -> config_dict.ConfigDict:
+    """A copy of the config whose `model` has the values of `config.predict.model`.
+
+    A field of `config.model` that the command line sets keeps that value, unless it sets
+    `config.predict.model` too.
+
+    Args:
+      overrides: those of the command line, by key.
+    """
+    copy = config.copy_and_resolve_references()
+    for name, value in config.predict.model.items():
+        if f"model.{name}" not in overrides or f"predict.model.{name}" in overrides:
+            with copy.unlocked(), copy.model.ignore_type():
+                copy.model[name] = value
+    return copy
 
 
 def names_of(saved: Sequence[str] | None, config: config_dict.ConfigDict) -> tuple[str, ...]:

@@ -50,7 +50,7 @@ def base(detector: str, **model) -> ConfigDict:
                 # For sides that keep their ratio: half_up (mmcv), half_even, down, up or whole ...
                 rounding="half_up",
                 demo_rounding="half_up",  # ... and the same in the demo, see docs/data.md
-                eval_shrink="linear",  # how evaluation shrinks images: linear or area
+                eval_shrink="linear",  # how evaluation resizes images: linear, area or corners
                 # Multi-scale training: alternatives to `canvases`, one drawn per step ...
                 multiscale_canvases=(),  # (((320, 320),), ((416, 416),))
                 # ... and alternatives to `size_limits`, one drawn per image.
@@ -107,13 +107,24 @@ def base(detector: str, **model) -> ConfigDict:
                 batch_size=8,
                 best_by="AP",  # AP, AP50, AP75, mAP07 or mAP12: selects the best checkpoint
                 views=("image",),  # image, mirror; NMS takes the candidates of all views together
+                # Canvases as small as each image allows, in multiples of so many px, a letterbox
+                # with the margin of YOLOv5's val.py; 0: `data.canvases`.
+                rectangles=0,
                 pictures=16,  # drawn at the end of training
                 threshold=0.3,  # lowest score of a drawn box
+            ),
+            predict=dict(  # the demo
+                threshold=0.3,  # lowest score of an object
+                top_k=100,  # most objects of an image
+                rectangles=0,  # as in `eval`, without a margin, as in YOLOv5's detect.py
+                shrink="linear",  # as `data.eval_shrink`
+                model=dict(),  # fields that differ from those of `model`
             ),
         )
     )
     config.lock()
     config.model.unlock()
+    config.predict.model.unlock()
     return config
 
 

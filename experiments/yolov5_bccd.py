@@ -25,6 +25,7 @@ def get_config(variant: str = "") -> ConfigDict:
     yolov5.training(config, variant, side=416, warmup_steps=54)
     common.bccd_files(config)
     config.data.max_boxes = 120
+    config.eval.rectangles = 0  # all pictures have the same size, and one program is enough
     config.train.update(batch_size=16, epochs=40, log_every=10, eval_every=90)
     config.optim.update(ema_decay=0.999, ema_warmup=200)  # 730 updates in all
     return config

@@ -8,12 +8,11 @@ r"""YOLOv5 on COCO 2017: `:n`, `:s` (default), `:m`, `:l`, `:x` of releases 6.0 
 
 `:s6` and similar variants have four levels, for 1280 px; `:s_v5` is for releases 4.0 to 5.0 and
 `:s_v3` for 3.0.  The conversion detects the size and release of a file and stores them in its
-folder, so `--workdir` needs no variant.  The reference's detect.py has other settings:
-`--config.model.nms_iou=0.45` and, for one class per box, `--config.model.multi_label=False`.
+folder, so `--workdir` needs no variant.  The demo has the settings of the reference's detect.py,
+and evaluation those of its val.py.
 
 The root holds train2017, val2017 and annotations.  The reference publishes AP 28.0 for n, and 45.4,
-49.0 and 50.7 for m, l and x (release 7.0).  It evaluates on the smallest letterbox that each image
-fits; here all letterboxes are square.
+49.0 and 50.7 for m, l and x (release 7.0).
 
 Expected: COCO 2017 | 300 epochs, not timed | 23 GB for 64 images | AP 0.374, published
 """

@@ -39,7 +39,7 @@ def test_the_rules_are_for_the_keys_of_the_experiments():
             else:
                 yield prefix + key
 
-    assert set(keys(common.base("retinanet"))) == {*checks.RULES, "model"}
+    assert set(keys(common.base("retinanet"))) == {*(*checks.RULES, "model", "predict.model")}
 
 
 @pytest.mark.parametrize("key", checks.RULES)
@@ -141,7 +141,12 @@ NOT_FRACTIONS = (-0.1, 1.1, float("nan"), True, "0.5", None)
         *values("data__rounding", "one of half_up, half_even, down, up, whole", "floor", None, 1),
         *values("data__demo_rounding", "one of half_up, half_even, down, up, whole", "", 0.5),
         *values("data__exif", "one of auto, upright, stored", "ignore", "", True, None),
-        *values("data__eval_shrink", "one of linear, area", "cubic", True),
+        *values("data__eval_shrink", "one of linear, area, corners", "cubic", True),
+        *values("eval__rectangles", "an integer, at least 0", -32, *NOT_INTEGERS),
+        *values("predict__threshold", "a number from 0 to 1", *NOT_FRACTIONS),
+        *values("predict__top_k", "an integer, at least 1", 0, *NOT_INTEGERS),
+        *values("predict__rectangles", "an integer, at least 0", -1, *NOT_INTEGERS),
+        *values("predict__shrink", "one of linear, area, corners", "cubic", None),
         *values(
             "data__size_limits",
             "() or (long, short) px",
@@ -293,6 +298,16 @@ def test_values_at_the_edges_are_taken(changes):
             dict(data__resize="stretch", data__size_limits=(1333, 800)),
             "config.data.size_limits is (1333, 800), which needs config.data.resize=fit; change"
             " resize, or set the limits to ().",
+        ),
+        (
+            dict(data__resize="stretch", eval__rectangles=32),
+            "config.eval.rectangles is 32, which has no effect with config.data.resize=stretch;"
+            " change resize, or set rectangles to 0.",
+        ),
+        (
+            dict(data__resize="stretch", predict__rectangles=64),
+            "config.predict.rectangles is 64, which has no effect with config.data.resize=stretch;"
+            " change resize, or set rectangles to 0.",
         ),
         (
             dict(data__resize="letterbox", data__multiscale_limits=((128, 64),)),

@@ -404,11 +404,14 @@ def test_a_config_older_than_a_key_has_what_was_done_then():
     values = config_lib.to_json(common.base("retinanet"))
     values["data"]["rounding"] = "down"
     del values["data"]["demo_rounding"], values["data"]["eval_shrink"], values["data"]["exif"]
+    del values["predict"], values["eval"]["rectangles"]
     config = config_lib.from_json(values)
     assert (config.data.rounding, config.data.demo_rounding) == ("down", "half_up")
     assert config.data.eval_shrink == "linear" and config.data.exif == "auto"
     assert "eval_shrink" not in values["data"] and config.eval.views == ("image",)
     assert config.data.keys() == common.base("retinanet").data.keys()
+    assert config.predict.to_dict() == common.base("retinanet").predict.to_dict()
+    assert config.eval.rectangles == 0 and "predict" not in values
 
 
 def test_the_mirror_image_of_an_older_cornernet_is_a_view():

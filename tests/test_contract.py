@@ -12,6 +12,7 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from detlab import bounds, contract, errors, layers, types
+from detlab import config as config_lib
 
 
 class Outputs(NamedTuple):
@@ -376,3 +377,41 @@ def test_the_number_of_classes_is_the_configs_or_the_detectors_default():
     assert contract.num_classes(config(depth=18)) == 80
     with pytest.raises(errors.UserError, match="config.detector is 'retina'"):
         contract.num_classes(config("retina"))
+
+
+@pytest.mark.parametrize(
+    "changes, sentence",
+    [
+        (
+            {"predict.model.nms_io": "0.5"},
+            "config.predict.model.nms_io: detector yolov5 has no such field."
+            " Did you mean 'nms_iou'?",
+        ),
+        (
+            {"predict.model.num_candidates": "0.5"},
+            "config.predict.model.num_candidates is 0.5; it must be of type int.",
+        ),
+        (
+            {"predict.model.anchor_ratio": "0.5"},
+            "config.predict.model.anchor_ratio is 0.5; it must be above 1.",
+        ),
+        (
+            {"predict.rectangles": "48"},
+            "config.predict.rectangles is 48: YOLOv5 needs sides that are multiples of 32, not"
+            " 48x48 px.",
+        ),
+        (
+            {"eval.rectangles": "16"},
+            "config.eval.rectangles is 16: YOLOv5 needs sides that are multiples of 32, not 16x16"
+            " px.",
+        ),
+    ],
+)
+def test_what_the_demo_and_evaluation_need_is_checked_by_its_key(changes, sentence):
+    config = config_lib.load("yolov5_coco")
+    for key, text in changes.items():
+        with config.predict.model.ignore_type():
+            config_lib.override(config, key, text)
+    with pytest.raises(errors.UserError) as caught:
+        contract.build(config)
+    assert str(caught.value) == sentence

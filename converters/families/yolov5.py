@@ -53,6 +53,7 @@ def fill_in(
     fields = {**found.certain, **assumed}
     changed = {k: v for k, v in fields.items() if contract.field(config, k) != v}
     config.model.update(changed)
+    _set_rectangles(config, overrides)
 
     def listed(values):
         return ", ".join(f"{name} {value!r}" for name, value in values.items())
@@ -61,6 +62,18 @@ def fill_in(
         print(f"set from {path}: {listed(changed)}")
     if assumed:
         print(f"assumed, as {path} does not contain it: {listed(assumed)}")
+
+
+def _set_rectangles(config: config_dict.ConfigDict, overrides: Mapping[str, str]) -> None:
+    """Makes the letterboxes of the reference fit the network, unless the command line sets them.
+
+    Their sides are multiples of the coarsest stride; of 64 px in detect.py of release 3.0.
+    """
+    stride = 8 * 2 ** (len(contract.field(config, "repeats")) - 2)
+    old = contract.field(config, "block") == "csp"
+    for block, side in (("eval", stride), ("predict", 64 if old else stride)):
+        if config[block].rectangles and f"{block}.rectangles" not in overrides:
+            config[block].rectangles = side
 
 
 FAMILY = family.Family(

@@ -144,15 +144,27 @@ def resizer(settings: settings_lib.Settings) -> Resize:
     if resize == "stretch":
         return functools.partial(transforms.resize_fixed, **options)
     options["rounding"] = rounding
+    if settings.rectangles and resize != "letterbox":
+        return functools.partial(_resize_for_rectangle, settings)
     if resize == "fit":
         return functools.partial(transforms.resize_keep_ratio, **options)
     if resize == "letterbox":
+        if settings.rectangles:
+            options["longest"] = settings.longest
         return functools.partial(transforms.letterbox, **options)
     if isinstance(resize, str) or len(resize) != 2:
         raise ValueError(
             f'resize is {resize!r}; it must be "fit", "letterbox", "stretch" or (long, short) px'
         )
     return functools.partial(transforms.resize_keep_ratio, limits=tuple(resize), **options)
+
+
+def _resize_for_rectangle(
+    settings: settings_lib.Settings, record: Record, height: int, width: int
+) -> Record:
+    """Resizes as for a canvas; the rectangle of height x width px has room for the result."""
+    sides = plan.fitted_sides(record["image"].shape[:2], settings)
+    return transforms.resize_fixed(record, *sides, settings.pad_value, settings.shrink)
 
 
 def augmentations(

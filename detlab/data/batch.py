@@ -22,6 +22,7 @@ def to_batch(
     canvas: tuple[int, int],
     max_boxes: int,
     pad_value: int | tuple[int, int, int],
+    dtype: Any = np.uint8,
 ) -> types.Batch:
     """A `types.Batch` of NumPy arrays from records that fit on the canvas.
 
@@ -34,10 +35,11 @@ def to_batch(
       canvas: (height, width) px.
       max_boxes: G, slots for objects.
       pad_value: 0..255 outside the content, one number or one for each of R, G, B.
+      dtype: of the images, that of the records' images or wider.
     """
     shape = (len(records), max_boxes)
     batch = types.Batch(
-        images=np.empty((len(records), *canvas, 3), np.uint8),
+        images=np.empty((len(records), *canvas, 3), dtype),
         boxes=np.zeros((*shape, 4), np.float32),
         labels=np.zeros(shape, np.int32),
         valid=np.zeros(shape, bool),

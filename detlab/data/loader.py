@@ -81,7 +81,7 @@ def eval_batches(
       DataError: from the iterator, without `skip_broken`: an image cannot be read.
     """
     settings = settings_lib.without_chance(settings)
-    steps = plan.evaluation_steps(plan.source_sizes(source), batch_size, settings.canvases)
+    steps = plan.evaluation_steps(plan.source_sizes(source), batch_size, settings)
     read = _Reader(source, (), leave_out=settings.skip_broken)
     make = _MakeBatch(
         steps.__getitem__,
@@ -105,7 +105,8 @@ class _MakeBatch(NamedTuple):
         rows = range(len(planned.index))[self.rows]
         records = [self.augmenter(planned, row, skipped) for row in rows]
         max_boxes, pad_value = self.settings.max_boxes, self.settings.pad_value
-        batch = batch_lib.to_batch(records, planned.canvas, max_boxes, pad_value)
+        dtype = self.settings.dtype
+        batch = batch_lib.to_batch(records, planned.canvas, max_boxes, pad_value, dtype)
         return batch_lib.Loaded(batch, batch_lib.count_dropped(records, max_boxes), tuple(skipped))
 
 

@@ -67,8 +67,10 @@ def canvas_of(size: tuple[int, int], settings: settings_lib.Settings) -> tuple[i
     """The smallest canvas of those on which an image of (height, width) px is largest.
 
     For a letterbox, the rounded sides decide, as in YOLOv5's `detect.py`: 820x1024 px fits on
-    512x640.
+    512x640.  With `settings.rectangles`, it is `rectangle_of` the image.
     """
+    if settings.rectangles:
+        return rectangle_of(size, settings)
     if settings.resize != "letterbox":
         groups = group_by_canvas([size], settings.canvases)
         return next(c for c, group in zip(settings.canvases, groups, strict=True) if len(group))
@@ -78,6 +80,53 @@ def canvas_of(size: tuple[int, int], settings: settings_lib.Settings) -> tuple[i
         return -math.prod(sides), math.prod(canvas)
 
     return min(settings.canvases, key=smaller_picture_then_larger_canvas)
+
+
+def rectangle_of(size: tuple[int, int], settings: settings_lib.Settings) -> tuple[int, int]:
+    """The smallest rectangle for an image of (height, width) px, with sides in multiples.
+
+    Of a letterbox without a margin, the rounded sides are rounded up, as in YOLOv5's `detect.py`:
+    720x1280 px get 384x640.  With one, it is added to the exact sides first, as in `val.py`:
+    384x672.  Otherwise the sides that the image has on its canvas are rounded up, as in mmdetection
+    (`size_divisor`), up to those of the canvas.
+    """
+    longest, step = settings.longest, settings.rectangles
+    if settings.resize != "letterbox":
+        canvas = canvas_of(size, settings._replace(rectangles=0))
+        sides = (step * math.ceil(side / step) for side in fitted_sides(size, settings))
+        return tuple(map(min, sides, canvas))
+    if settings.margin:
+        height, width = size
+        # In the reference's order of operations.
+        ratio = height / width
+        parts = (ratio, 1) if ratio < 1 else (1, 1 / ratio)
+        sides = (part * longest / step + settings.margin for part in parts)
+    else:
+        sides = transforms.letterbox_sides(size, (longest, longest), settings.rounding)
+        sides = (side / step for side in sides)
+    return tuple(step * math.ceil(side) for side in sides)
+
+
+def fitted_sides(size: tuple[int, int], settings: settings_lib.Settings) -> tuple[int, int]:
+    """(height, width) px of an image on its canvas if `resize` is "fit" or limits."""
+    canvas = canvas_of(size, settings._replace(rectangles=0))
+    limits = None if settings.resize == "fit" else settings.resize
+    return transforms.fit_sides(size, canvas, limits, settings.rounding)
+
+
+def eval_groups(sizes, settings: settings_lib.Settings) -> list[tuple[tuple[int, int], np.ndarray]]:
+    """(canvas, ascending positions of its images) of an evaluation, each image once.
+
+    Args:
+      sizes: [n, 2] height, width of the images.
+    """
+    if not settings.rectangles:
+        groups = group_by_canvas(sizes, settings.canvases)
+        return list(zip(settings.canvases, groups, strict=True))
+    of_canvas = {}
+    for i, size in enumerate(np.asarray(sizes).tolist()):
+        of_canvas.setdefault(rectangle_of(size, settings), []).append(i)
+    return [(canvas, np.array(of_canvas[canvas])) for canvas in sorted(of_canvas)]
 
 
 def epoch_steps(
@@ -129,14 +178,14 @@ def _draw_limits(rng, multiscale, shape):
     return np.sort(drawn)[..., ::-1]  # if the ranges overlap, long may be below short
 
 
-def evaluation_steps(sizes, batch_size: int, canvases: Sequence[tuple[int, int]]) -> list[Step]:
+def evaluation_steps(sizes, batch_size: int, settings: settings_lib.Settings) -> list[Step]:
     """The evaluation steps: every image once, in order, canvas by canvas.
 
     Args:
       sizes: [n, 2] height, width of the images.
     """
     steps = []
-    for canvas, group in zip(canvases, group_by_canvas(sizes, canvases), strict=True):
+    for canvas, group in eval_groups(sizes, settings):
         for start in range(0, len(group), batch_size):
             index = np.full(batch_size, -1)
             part = group[start : start + batch_size]

@@ -5,6 +5,8 @@ The defaults of `config.data.augment` are defined only here; experiments/common.
 
 from typing import Any, NamedTuple
 
+import numpy as np
+
 
 class MultiScale(NamedTuple):
     """Sizes that the plan draws at random; by default it draws none."""
@@ -66,7 +68,11 @@ class Settings(NamedTuple):
     # stretch: the whole canvas; (long, short) px: limits on the sides in addition to fit.
     resize: str | tuple[int, int] = "fit"
     rounding: str = "half_up"  # of sides when the ratio is kept, see `transforms.ROUNDINGS`
-    shrink: str = "linear"  # interpolation for making images smaller: linear or area
+    shrink: str = "linear"  # interpolation, see `transforms.SHRINKS`
+    # Each image gets the smallest canvas with sides that are multiples of this many px instead of
+    # one of `canvases`, which still limit its size; 0: the canvases.
+    rectangles: int = 0
+    margin: float = 0.0  # added to the sides of a letterbox before they are rounded up, multiples
     multiscale: MultiScale = MultiScale()  # its limits replace those of `resize`
     augment: Augment = Augment()
     flip_horizontal: float = 0.5  # probabilities
@@ -75,21 +81,41 @@ class Settings(NamedTuple):
     read_threads: int = 2  # 0: read on demand
     workers: int = 0  # processes that read instead; scripts need `if __name__ == "__main__"`
 
+    @property
+    def dtype(self) -> np.dtype:
+        """Of the images of batches, in 0..255."""
+        return np.dtype(np.float32 if self.shrink == "corners" else np.uint8)
 
-def of(data: Any, use: str) -> Settings:
+    @property
+    def longest(self) -> int:
+        """The longest side of the canvases, px."""
+        return max(side for canvas in self.canvases for side in canvas)
+
+
+def of(data: Any, use: str, block: Any = None) -> Settings:
     """The settings that a config asks for.
 
     Args:
       data: the config's `data` block.
       use: "train", "eval" or "demo"; nothing is random in the last two.
+      block: the config's `eval` for "eval" and its `predict` for "demo"; without it, the images are
+        on the canvases.
     """
+    shrink = "linear"
+    if use == "eval":
+        shrink = data.eval_shrink
+    elif use == "demo" and block is not None:
+        shrink = block.shrink
+    rectangles = 0 if use == "train" or block is None else block.rectangles
     settings = Settings(
         canvases=data.canvases,
         max_boxes=data.max_boxes,
         pad_value=data.pad_value,
         resize=tuple(data.size_limits) or data.resize,
         rounding=data.demo_rounding if use == "demo" else data.rounding,
-        shrink=data.eval_shrink if use == "eval" else "linear",
+        shrink=shrink,
+        rectangles=rectangles,
+        margin=0.5 if use == "eval" else 0.0,  # YOLOv5's val.py and detect.py
         multiscale=MultiScale(data.multiscale_canvases, data.multiscale_limits, data.multiscale),
         augment=Augment(**data.augment),
         flip_horizontal=data.flip_horizontal,

@@ -37,8 +37,9 @@ ROUNDINGS = {
     "whole": lambda side, to, of: side * to // of,  # darknet's `letterbox_image`
 }
 
-# Interpolation for making images smaller; enlarging is always bilinear.
-SHRINKS = {"linear": cv2.INTER_LINEAR, "area": cv2.INTER_AREA}
+# Interpolation for making images smaller; enlarging is bilinear.  "corners" is for both, see
+# `resize_corners`.
+SHRINKS = {"linear": cv2.INTER_LINEAR, "area": cv2.INTER_AREA, "corners": None}
 
 
 def resize_keep_ratio(
@@ -62,11 +63,22 @@ def resize_keep_ratio(
       shrink: see `resize_fixed`.
     """
     w, h = _sides(record).tolist()
-    bounds = [(height, h), (width, w)]
+    sides = fit_sides((h, w), (height, width), limits, rounding)
+    return resize_fixed(record, *sides, pad_value, shrink)
+
+
+def fit_sides(
+    size: tuple[int, int],
+    canvas: tuple[int, int],
+    limits: tuple[int, int] | None,
+    rounding: str,
+) -> tuple[int, int]:
+    """(height, width) px to which `resize_keep_ratio` resizes an image of (height, width) px."""
+    h, w = size
+    bounds = [(canvas[0], h), (canvas[1], w)]
     if limits is not None:
         bounds += [(limits[0], max(h, w)), (limits[1], min(h, w))]
-    sides = _keep_ratio((h, w), bounds, (height, width), rounding)
-    return resize_fixed(record, *sides, pad_value, shrink)
+    return _keep_ratio((h, w), bounds, canvas, rounding)
 
 
 def _keep_ratio(size, bounds, canvas, rounding):
@@ -90,7 +102,8 @@ def resize_fixed(
 
     Args:
       pad_value: 0..255 around the image, one number or one for each of R, G, B.
-      shrink: interpolation if no side becomes longer, one of `SHRINKS`.
+      shrink: interpolation if no side becomes longer, one of `SHRINKS`; "corners" always, and the
+        image becomes float32.
     """
     # Python's numbers, which are float64 too: NumPy takes longer for so few.
     image = record["image"]
@@ -106,7 +119,9 @@ def resize_fixed(
     right, bottom = max(right, left + 1), max(bottom, top + 1)
 
     image = image[y1:y2, x1:x2]
-    if image.shape[:2] != (bottom - top, right - left):
+    if shrink == "corners":
+        image = resize_corners(image, bottom - top, right - left)
+    elif image.shape[:2] != (bottom - top, right - left):
         smaller = bottom - top <= y2 - y1 and right - left <= x2 - x1
         interpolation = SHRINKS[shrink] if smaller else cv2.INTER_LINEAR
         image = cv2.resize(image, (right - left, bottom - top), interpolation=interpolation)
@@ -122,6 +137,31 @@ def resize_fixed(
     return moved
 
 
+def resize_corners(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Resizes as darknet's `resize_image`: bilinear, first and last px stay first and last.
+
+    Nothing is smoothed when the image becomes smaller, and nothing is rounded: rounded to uint8, a
+    photograph has scores that differ by up to 0.03.
+
+    Args:
+      image: [h, w, 3] in 0..255.
+    Returns:
+      [height, width, 3] float32 in 0..255.
+    """
+
+    def along(x, size, axis):
+        length = x.shape[axis]
+        step = np.float32((length - 1) / max(size - 1, 1))
+        place = np.arange(size, dtype=np.float32) * step
+        place[-1] = length - 1
+        low = np.clip(place.astype(int), 0, max(length - 2, 0))
+        part = (place - low.astype(np.float32)).reshape([-1 if i == axis else 1 for i in range(3)])
+        low_px = x.take(low, axis)
+        return low_px + part * (x.take(np.minimum(low + 1, length - 1), axis) - low_px)
+
+    return along(along(image.astype(np.float32), height, 0), width, 1)  # whole rows first
+
+
 def draw_window(record: dict[str, Any], pad_value: int | tuple[int, int, int]) -> dict[str, Any]:
     """The record with its window as the image, without resampling."""
     width, height = _sides(record).tolist()
@@ -135,10 +175,15 @@ def letterbox(
     pad_value: int | tuple[int, int, int],
     rounding: str = "half_up",
     shrink: str = "linear",
+    longest: int = 0,
 ) -> dict[str, Any]:
-    """Resizes to `letterbox_sides` and centres the image on height x width px, see `centre`."""
+    """Resizes to `letterbox_sides` and centres the image on height x width px, see `centre`.
+
+    With `longest`, its longer side gets this many px, and the canvas must have room for it.
+    """
     w, h = _sides(record).tolist()
-    sides = letterbox_sides((h, w), (height, width), rounding)
+    square = (longest, longest) if longest else (height, width)
+    sides = letterbox_sides((h, w), square, rounding)
     return centre(resize_fixed(record, *sides, pad_value, shrink), (height, width), pad_value)
 
 
@@ -186,7 +231,7 @@ def pad(
     Args:
       canvas: (height, width) px.
       pad_value: 0..255, one number or one for each of R, G, B.
-      out: uint8 [*canvas, 3] that becomes the image, contiguous; None makes a new array.
+      out: [*canvas, 3] that becomes the image, contiguous; None makes a new array.
     Raises:
       ValueError: the image is larger than the canvas.
     """
@@ -588,10 +633,10 @@ def _check_drawn(record):
 
 
 def _on_canvas(image, canvas, corner, pad_value, out=None):
-    """uint8 [*canvas, 3] with the image at (top, left) `corner`; written to `out` if given."""
+    """[*canvas, 3] with the image at (top, left) `corner`; written to `out` if given."""
     top, left = corner
     h, w = image.shape[:2]
-    picture = np.empty((*canvas, 3), np.uint8) if out is None else out
+    picture = np.empty((*canvas, 3), image.dtype) if out is None else out
     fill(picture[:top], pad_value)
     fill(picture[top + h :], pad_value)
     fill(picture[top : top + h, :left], pad_value)
@@ -601,9 +646,9 @@ def _on_canvas(image, canvas, corner, pad_value, out=None):
 
 
 def fill(image: np.ndarray, colour: int | tuple[int, int, int]) -> None:
-    """Fills an image [h, w, 3] uint8, or a part of one, with one number or one per channel."""
+    """Fills an image [h, w, 3], or a part of one, with one number or one per channel."""
     # Row by row: NumPy takes forty times as long to repeat three numbers px by px.
-    row = np.empty(image.shape[1:], np.uint8)
+    row = np.empty(image.shape[1:], image.dtype)
     row[:] = colour
     image[:] = row
 

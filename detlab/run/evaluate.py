@@ -90,6 +90,7 @@ class Evaluation:
 MEASURE = (
     "data.eval_shrink",
     "eval.best_by",
+    "eval.rectangles",
     "eval.views",
     "model.candidates_per_level",
     "model.max_detections",

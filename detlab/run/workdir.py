@@ -30,6 +30,7 @@ WITHOUT_EFFECT = (
     "eval.batch_size",
     "eval.best_by",
     "eval.pictures",
+    "eval.rectangles",
     "eval.threshold",
     "eval.views",
     "init_help",
@@ -133,7 +134,7 @@ class Workdir:
             if schedule == "step" and 0 in values:  # milestones would count another unit
                 return False
             return self.finished or schedule in ("constant", "step")
-        return key in WITHOUT_EFFECT
+        return key in WITHOUT_EFFECT or key.startswith("predict.")
 
     def check_length(self, total: int) -> None:
         """Raises a `UserError` if the run has taken more steps than the config asks for."""

@@ -32,11 +32,15 @@ def training(config: ConfigDict, network: str) -> None:
         resize="stretch",
         rounding="whole",  # matters only if `resize` is changed to letterbox
         demo_rounding="whole",
+        eval_shrink="corners",
         pad_value=(128, 128, 128),
         max_boxes=200,
         keep_empty=True,
         min_side=0,
     )
+    # `detector test`; evaluation has the threshold of `detector map`, see `detectors.darknet`.
+    config.predict.update(threshold=0.25, top_k=1000, shrink="corners")
+    config.predict.model.max_detections = 1000
     if sides[0] < sides[1]:
         drawn = range(sides[0], sides[1] + 1, 32)
         config.data.multiscale_canvases = tuple(((s, s),) for s in drawn)

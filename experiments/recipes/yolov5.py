@@ -63,6 +63,14 @@ def training(config: ConfigDict, variant: str, side: int, warmup_steps: int) -> 
         min_side=0,
         max_boxes=200,
     )
+    # val.py and train.py evaluate, and detect.py detects, on the smallest letterbox of a picture.
+    stride = 64 if "6" in variant else 32
+    config.eval.rectangles = stride
+    # detect.py of release 3.0 has 64 in any network.
+    config.predict.update(
+        threshold=0.25, top_k=1000, rectangles=64 if variant.endswith("_v3") else stride
+    )
+    config.predict.model.update(nms_iou=0.45, multi_label=False, max_detections=1000)
     config.data.augment.update(mosaic=1.0, affine=1.0, hsv=1.0)
     config.train.update(batch_size=64, epochs=300)
     config.optim.update(

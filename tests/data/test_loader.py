@@ -245,3 +245,25 @@ def test_real_data_streams(shared_dir):
     assert sum(loaded.dropped_boxes for loaded in pictures.evaluate(mini, max_boxes=2)) > 100
     stream = pictures.train(voc.Voc(data / "voc_mini"), num_steps=3)
     assert all(loaded.batch.valid.any() for loaded in stream)
+
+
+def test_an_evaluation_on_rectangles_shows_each_picture_in_a_margin():
+    shown = dict(canvases=((64, 64),), resize="letterbox", rectangles=32, margin=0.5)
+    batches = [loaded.batch for loaded in pictures.evaluate(pictures.Pictures(), **shown)]
+    assert {batch.images.shape[1:3] for batch in batches} == {(64, 96), (96, 64), (96, 96)}
+    seen = np.concatenate([batch.index[batch.real] for batch in batches])
+    assert sorted(seen) == list(range(21))
+    for batch in batches:
+        for row in np.flatnonzero(batch.real):
+            image, size = batch.images[row], pictures.SIZES[batch.index[row]]
+            content = (image != 114).any(-1)
+            sides = content.any(1).sum(), content.any(0).sum()
+            assert max(sides) == 64 and abs(min(sides) - min(size) * 64 / max(size)) <= 0.5
+            assert (batch.image_size[row] == image.shape[:2]).all()
+
+
+def test_images_without_rounding_are_float32_also_in_empty_rows():
+    shown = dict(canvases=((32, 32),), resize="stretch", shrink="corners")
+    for loaded in pictures.evaluate(pictures.Pictures(broken=(0, 1)), skip_broken=True, **shown):
+        assert loaded.batch.images.dtype == np.float32
+        assert loaded.batch.boxes.dtype == np.float32

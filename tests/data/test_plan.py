@@ -5,7 +5,7 @@ import pictures
 import pytest
 
 from detlab import config as config_lib
-from detlab.data import plan, settings
+from detlab.data import augment, plan, records, settings
 
 
 def test_images_go_to_the_canvas_that_shows_them_largest():
@@ -172,13 +172,88 @@ def test_canvases_without_images_have_no_steps():
 
 
 def test_eval_plan_shows_every_image_once_in_order():
-    steps = plan.evaluation_steps(pictures.SIZES, 4, pictures.CANVASES)
+    shown = settings.Settings(pictures.CANVASES, max_boxes=1, pad_value=0)
+    steps = plan.evaluation_steps(pictures.SIZES, 4, shown)
     real = np.concatenate([step.index[step.real] for step in steps])
     wide, tall = plan.group_by_canvas(pictures.SIZES, pictures.CANVASES)
     np.testing.assert_array_equal(real, [*wide, *tall])
     for step in steps:
         assert (step.index[~step.real] == -1).all()
         assert step.real[0]  # no step without an image
+
+
+@pytest.mark.parametrize(
+    "size, shown, evaluated",
+    [  # height, width px: the photographs of the shared folder and hard ratios
+        ((720, 1280), (384, 640), (384, 672)),
+        ((1080, 810), (640, 480), (672, 512)),
+        ((576, 768), (480, 640), (512, 672)),
+        ((424, 640), (448, 640), (448, 672)),
+        ((512, 773), (448, 640), (448, 672)),
+        ((600, 600), (640, 640), (672, 672)),
+        ((820, 1024), (512, 640), (544, 672)),  # 512.5 px: rounded to 512 in detect.py alone
+        ((4000, 100), (640, 32), (672, 32)),
+        ((3, 1000), (32, 640), (32, 672)),
+    ],
+)
+def test_rectangles_are_those_of_detect_and_of_val(size, shown, evaluated):
+    config = config_lib.load("yolov5_coco")
+    of_demo = settings.of(config.data, "demo", config.predict)
+    of_eval = settings.of(config.data, "eval", config.eval)
+    assert plan.canvas_of(size, of_demo) == shown
+    assert plan.rectangle_of(size, of_eval) == evaluated
+
+
+@pytest.mark.parametrize(
+    "name, size, fitted, rectangle",
+    [  # height, width px: mmcv's sides, and mmdetection's with size_divisor=32
+        ("retinanet_coco", (720, 1280), (750, 1333), (768, 1344)),
+        ("retinanet_coco", (1080, 810), (1067, 800), (1088, 800)),
+        ("retinanet_coco", (424, 640), (800, 1208), (800, 1216)),
+        ("retinanet_coco", (640, 642), (800, 803), (800, 832)),
+        ("retinanet_coco", (4000, 100), (1333, 33), (1344, 64)),
+        ("retinanet_coco", (738, 1281), (768, 1333), (768, 1344)),  # 767.96
+        ("retinanet_coco", (791, 1372), (769, 1333), (800, 1344)),  # 768.51
+        ("retinanet_coco", (1001, 1737), (768, 1333), (768, 1344)),  # 768.20: 768 in mmcv
+        ("yolov3_coco", (820, 1024), (487, 608), (512, 608)),
+        ("retinanet_voc", (375, 500), (600, 800), (608, 800)),
+    ],
+)
+@pytest.mark.parametrize("use", ["demo", "eval"])
+def test_rectangles_of_a_picture_that_is_fitted_pad_it_as_mmdetection(
+    name, size, fitted, rectangle, use
+):
+    config = config_lib.load(name, {"eval.rectangles": "32", "predict.rectangles": "32"})
+    block = config.eval if use == "eval" else config.predict
+    shown = settings.of(config.data, use, block)
+    assert plan.canvas_of(size, shown) == rectangle
+    record = records.without_objects(np.zeros((*size, 3), np.uint8))
+    assert augment.resizer(shown)(record, *rectangle)["image_size"] == fitted
+    on_canvas = shown._replace(rectangles=0)
+    canvas = plan.canvas_of(size, on_canvas)
+    assert augment.resizer(on_canvas)(record, *canvas)["image_size"] == fitted
+
+
+def test_sizes_of_all_pictures_make_at_most_39_rectangles():
+    config = config_lib.load("yolov5_coco")
+    for use, block in (("demo", config.predict), ("eval", config.eval)):
+        shown = settings.of(config.data, use, block)
+        sizes = [(side, 1000) for side in range(1, 1001)] + [(1000, side) for side in range(1, 999)]
+        found = {plan.rectangle_of(size, shown) for size in sizes}
+        assert len(found) == 39 + (0 if use == "demo" else 2)
+
+
+def test_evaluation_groups_images_by_their_rectangle():
+    config = config_lib.load("yolov5_coco")
+    shown = settings.of(config.data, "eval", config.eval)
+    sizes = [(480, 640), (640, 480), (500, 640), (500, 500), (640, 480)]
+    groups = plan.eval_groups(sizes, shown)
+    assert [(canvas, group.tolist()) for canvas, group in groups] == [
+        ((512, 672), [0]), ((544, 672), [2]), ((672, 512), [1, 4]), ((672, 672), [3]),
+    ]  # fmt: skip
+    steps = plan.evaluation_steps(sizes, 2, shown)
+    assert [step.canvas for step in steps] == [canvas for canvas, _ in groups]
+    assert [step.index.tolist() for step in steps] == [[0, -1], [2, -1], [1, 4], [3, -1]]
 
 
 def test_the_canvas_of_a_letterbox_has_room_for_the_rounded_picture():

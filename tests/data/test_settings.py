@@ -1,5 +1,6 @@
 """The settings that a config asks for, for each use."""
 
+import numpy as np
 import pytest
 
 from detlab import config as config_lib
@@ -36,6 +37,20 @@ def test_broken_images_are_left_out_as_each_use_says():
     assert settings.of(data, "train").skip_broken and not settings.of(data, "eval").skip_broken
     data.update(skip_broken=False, eval_skip_broken=True)
     assert not settings.of(data, "train").skip_broken and settings.of(data, "eval").skip_broken
+
+
+def test_evaluation_and_demo_have_the_rectangles_of_their_blocks():
+    config = common.base("yolov5")
+    config.data.canvases = ((640, 640), (320, 1280))
+    config.eval.rectangles, config.predict.rectangles = 32, 64
+    config.predict.shrink = "corners"
+    training = settings.of(config.data, "train")
+    of_eval = settings.of(config.data, "eval", config.eval)
+    shown = settings.of(config.data, "demo", config.predict)
+    assert [x.rectangles for x in (training, of_eval, shown)] == [0, 32, 64]
+    assert (of_eval.margin, shown.margin, shown.longest) == (0.5, 0.0, 1280)
+    assert (of_eval.dtype, shown.dtype) == (np.uint8, np.float32)
+    assert not settings.of(config.data, "eval").rectangles
 
 
 def test_each_use_has_its_rounding_and_its_way_to_shrink():

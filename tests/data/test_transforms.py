@@ -103,7 +103,47 @@ def test_keep_ratio_rounds_as_the_reference(size, limits, expected):
     np.testing.assert_allclose(moved["placement"], [*ratios, 0, 0], rtol=1e-6)
 
 
+@pytest.mark.parametrize("shape, size", [((4, 5), (2, 3)), ((3, 2), (7, 9)), ((1, 4), (3, 1))])
+def test_corners_stay_and_other_px_are_interpolated_without_rounding(shape, size):
+    """Px by px, by the loops of darknet's `resize_image`."""
+    image = np.random.default_rng(0).integers(0, 256, (*shape, 3)).astype(np.uint8)
+
+    def at(x, length, new):  # the two px and the part of the second
+        place = x * (length - 1) / max(new - 1, 1)
+        low = min(int(place), length - 1)
+        if x == new - 1 or length == 1:
+            return length - 1, length - 1, 0
+        return low, low + 1, place - low
+
+    expected = np.zeros((*size, 3))
+    for row in range(size[0]):
+        for column in range(size[1]):
+            y1, y2, y = at(row, shape[0], size[0])
+            x1, x2, x = at(column, shape[1], size[1])
+            upper = (1 - x) * image[y1, x1] + x * image[y1, x2]
+            lower = (1 - x) * image[y2, x1] + x * image[y2, x2]
+            expected[row, column] = (1 - y) * upper + y * lower
+    found = transforms.resize_corners(image, *size)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    record = transforms.resize_fixed(records.without_objects(image), *size, shrink="corners")
+    np.testing.assert_array_equal(record["image"], found)
+    same = transforms.resize_fixed(records.without_objects(image), *shape, shrink="corners")
+    assert same["image"].dtype == np.float32 and (same["image"] == image).all()
+
+
+def test_a_letterbox_with_a_longest_side_leaves_the_margin():
+    record = transforms.letterbox(
+        records.without_objects(np.full((512, 773, 3), 200, np.uint8)),
+        *(448, 672), 114, "down", "area", longest=640,
+    )  # fmt: skip
+    content = (record["image"] == 200).all(-1)
+    rows, columns = np.flatnonzero(content.any(1)), np.flatnonzero(content.any(0))
+    assert (rows[0], rows[-1] + 1, columns[0], columns[-1] + 1) == (12, 12 + 423, 16, 656)
+
+
 def test_configs_know_the_same_rules():
+    assert checks.RULES["predict.shrink"].words == checks.RULES["data.eval_shrink"].words
     assert checks.ROUNDING.words == f"one of {', '.join(transforms.ROUNDINGS)}"
     assert checks.RULES["data.eval_shrink"].words == f"one of {', '.join(transforms.SHRINKS)}"
 

@@ -119,7 +119,8 @@ def test_experiment_has_exactly_the_keys_of_base_with_values_of_their_types(name
         ours, theirs = config[group], base[group]
         assert type(ours) is type(theirs), group
         if hasattr(theirs, "items"):
-            assert set(keys(ours)) == set(keys(theirs)), group
+            of_base = {key for key in keys(ours) if not key.startswith("model.")}
+            assert of_base == set(keys(theirs)), group
             for key in theirs:
                 same = type(ours[key]) is type(theirs[key])
                 assert same, key
@@ -136,7 +137,9 @@ def test_experiment_keeps_the_rules_of_every_key_also_when_read_back(name):
 def test_experiment_is_locked_but_for_its_model(name):
     config = load(name)
     groups = [config, config.data, config.train, config.optim, config.eval]
-    assert all(group.is_locked for group in groups) and not config.model.is_locked
+    groups.append(config.predict)
+    assert all(group.is_locked for group in groups)
+    assert not config.model.is_locked and not config.predict.model.is_locked
 
 
 @pytest.mark.parametrize("name", tiny.TINY)
@@ -206,7 +209,8 @@ def test_experiment_survives_json(name):
 SIZES = {
     "mmdet": ("half_up", "half_up", "half_up", "linear"),
     "YOLOv5": ("down", "down", "half_even", "area"),  # releases 1.0 to 7.0
-    "darknet": ("whole", "whole", "whole", "linear"),
+    "darknet": ("whole", "whole", "whole", "corners"),
+    "darknet_bccd": ("whole", "whole", "whole", "linear"),  # not darknet's own protocol
 }
 # Experiments on generated images, which are square like their canvases.
 SQUARES = {"yolov5_shapes", "darknet_shapes"}
@@ -222,12 +226,43 @@ def test_experiment_resizes_pictures_as_its_family_does(name):
     training, evaluation, shown = (
         settings.of(config.data, use) for use in ("train", "eval", "demo")
     )
+    if name.partition(":")[0] == "darknet_bccd":
+        family = "darknet_bccd"
     rounding = training.rounding, evaluation.rounding, shown.rounding
     assert (*rounding, evaluation.shrink) == SIZES[family]
     assert training.shrink == shown.shrink == "linear"
     assert training.resize == evaluation.resize == shown.resize
-    resize = {"YOLOv5": "letterbox", "darknet": "stretch"}.get(family)
+    resize = {"YOLOv5": "letterbox", "mmdet": None}.get(family, "stretch")
     assert resize is None or training.resize == resize
+
+
+# The values of detect.py; of `detector test`; and of mmdetection's demo.
+PREDICT = {
+    "yolov5": dict(threshold=0.25, top_k=1000, shrink="linear"),
+    "darknet": dict(threshold=0.25, top_k=1000, shrink="corners"),
+    "mmdet": dict(threshold=0.3, top_k=100, shrink="linear", rectangles=0, model={}),
+}
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_experiment_predicts_as_its_family_does(name):
+    config = load(name)
+    own = name.partition(":")[0]
+    family = config.detector if config.detector in PREDICT else "mmdet"
+    if own in SQUARES or own == "darknet_bccd":
+        family = "mmdet"
+    found = config.predict.to_dict()
+    assert found | PREDICT[family] == found
+    if family == "darknet":
+        assert found["model"] == {"max_detections": 1000} and not found["rectangles"]
+    if family == "yolov5":
+        assert found["model"] == dict(nms_iou=0.45, multi_label=False, max_detections=1000)
+        variant = name.partition(":")[2]
+        large = "6" in variant
+        assert found["rectangles"] == (64 if large or variant.endswith("_v3") else 32)
+        assert config.eval.rectangles == (0 if own == "yolov5_bccd" else 64 if large else 32)
+    else:
+        assert not config.eval.rectangles
 
 
 @pytest.mark.parametrize(

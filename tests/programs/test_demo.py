@@ -299,6 +299,39 @@ def test_a_picture_is_resized_by_the_rule_of_the_demo(experiment, sides):
     np.testing.assert_array_equal(found["boxes"], [[0, 0, 1024, 820]])
 
 
+@pytest.mark.parametrize(
+    "overrides, nms_iou, multi_label",
+    [
+        ({}, 0.45, False),
+        ({"model.nms_iou": "0.7"}, 0.7, False),  # the command line is not ignored
+        ({"predict.model.nms_iou": "0.7"}, 0.7, False),
+        ({"model.nms_iou": "0.7", "predict.model.nms_iou": "0.3"}, 0.3, False),
+        ({"model.multi_label": "True"}, 0.45, True),
+    ],
+)
+def test_the_demo_has_the_fields_of_predict_and_evaluation_its_own(overrides, nms_iou, multi_label):
+    config = config_lib.load("yolov5_coco", overrides)
+    shown = detect_lib.for_pictures(config, overrides)
+    assert (shown.model.nms_iou, shown.model.multi_label) == (nms_iou, multi_label)
+    assert shown.model.max_detections == 1000
+    assert "max_detections" not in config.model, "evaluation keeps 300"
+    assert config.model.get("nms_iou", 0.6) == float(overrides.get("model.nms_iou", 0.6))
+
+
+@pytest.mark.parametrize("flags, count", [([], 2), (["--threshold", "0.001", "--top_k", "3"], 3)])
+def test_threshold_and_number_of_objects_come_from_the_config(
+    flags, count, tiny_run, photos, tmp_path, capsys
+):
+    words = ["--workdir", str(tiny_run), "--input", str(photos / "a.png")]
+    words += ["--output", str(tmp_path), "--config.model.score_threshold=0.0"]
+    words += ["--config.predict.threshold=0.0005", "--config.predict.top_k=2"]
+    demo.main([*words, *flags])
+    found = json.loads((tmp_path / "detections.json").read_text())[0]["objects"]
+    least = 0.001 if flags else 0.0005
+    assert len(found) == count
+    assert f"{count} objects with score >= {least:g} in 1 files" in capsys.readouterr().out
+
+
 def test_class_names_fall_back_to_the_config_and_then_to_numbers(tiny_config):
     config = config_lib.load(tiny_config, {"model.num_classes": "2"})
     config.data.class_names = ("dog", "cow")

@@ -60,6 +60,7 @@ def test_the_higher_score_is_the_best(info):
     "key, text",
     [
         ("eval.best_by", "AP50"),
+        ("eval.rectangles", "32"),
         ("eval.views", "image,mirror"),
         ("data.eval_shrink", "area"),
         ("model.score_threshold", "0.3"),

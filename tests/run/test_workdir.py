@@ -26,6 +26,7 @@ OTHER = {  # a value that differs from the shipped one, for each key that may ch
     "eval.batch_size": "3",
     "eval.best_by": "AP75",
     "eval.pictures": "1",
+    "eval.rectangles": "64",
     "eval.threshold": "0.7",
     "eval.views": "image,mirror",
     "init_from": "weights/moved",

@@ -205,6 +205,24 @@ def test_the_activation_of_a_state_dict_is_assumed_unless_it_is_said(shared_dir,
     assert config.model.activation == "hard_swish" and config.model.width_multiple == 0.25
 
 
+@pytest.mark.parametrize(
+    "fields, overrides, expected",
+    [
+        ({}, {}, (32, 32)),
+        (dict(block="csp"), {}, (32, 64)),  # release 3.0
+        (dict(repeats=(3, 6, 9, 3, 3)), {}, (64, 64)),
+        (dict(repeats=(3, 6, 9, 3, 3)), {"predict.rectangles": "128"}, (64, 128)),
+        ({}, {"eval.rectangles": "0"}, (0, 32)),
+        (dict(block="csp"), {"eval.rectangles": "0", "predict.rectangles": "0"}, (0, 0)),
+    ],
+)
+def test_letterboxes_are_those_of_the_network_in_the_file(fields, overrides, expected):
+    config = config_lib.load("yolov5_coco", overrides)
+    config.model.update(fields)
+    family._set_rectangles(config, overrides)
+    assert (config.eval.rectangles, config.predict.rectangles) == expected
+
+
 def test_modules_of_a_pickled_model_are_told(shared_dir):
     modules = torch_file.read(shared_dir / "weights" / "yolov5n-v6.pt").modules
     assert modules["model.1.act"]["class"] == "torch.nn.modules.activation.SiLU"
