@@ -277,7 +277,7 @@ class GaussianYolo(NamedTuple):
 
     @property
     def objectness_smooth(self) -> bool:
-        """As in `Yolo`: not a key of this section."""
+        """As in `Yolo`: not implemented for this section."""
         return False
 
     @property
@@ -413,7 +413,7 @@ def _list_of(read_one: Callable[[str, int], Any]) -> Callable[[str, int], tuple]
 
 
 def _pairs(text: str, number: int) -> tuple[tuple[float, float], ...]:
-    values = _list_of(_number)(text, number)
+    values = _list_of(_number)(text.removesuffix(","), number)  # darknet allows a comma at the end
     if len(values) % 2 or min(values) <= 0:
         raise ValueError("pairs of numbers above 0 (width, height)")
     return tuple(zip(values[::2], values[1::2], strict=True))
@@ -586,8 +586,11 @@ _NEUTRAL = {
     Reorg3d: {"reverse": "0"},
     Reorg: {"reverse": "0"},
     Dropout: {},
-    Yolo: {"embedding_layer": None},
-    GaussianYolo: {"yolo_point": "center", "map": None, "counters_per_class": None},
+    Yolo: {"embedding_layer": None, "map": None},
+    GaussianYolo: {
+        **{"yolo_point": "center", "objectness_smooth": "0"},
+        **dict.fromkeys(("map", "counters_per_class")),
+    },
     Region: {"tree": None, "map": None, "focal_loss": "0", "classfix": "0"},
 }
 
@@ -701,8 +704,9 @@ def repeated(network: Network) -> str:
     if not found:
         return ""
     more = f", and {len(found) - 4} more" if len(found) > 4 else ""
+    values = "1 value" if len(found) == 1 else f"{len(found)} values"
     return (
-        f"{network.name} gives {len(found)} values again; the first one counts, as in darknet: "
+        f"{network.name} gives {values} again; the first one counts, as in darknet: "
         + ", ".join(found[:4])
         + more
     )
