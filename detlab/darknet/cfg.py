@@ -12,6 +12,7 @@ height and width.  Here these are errors, and so are unimplemented sections and 
 change what a network computes.  Unknown keys are kept for `format`.
 """
 
+import difflib
 import os
 import pathlib
 import re
@@ -710,6 +711,26 @@ def repeated(network: Network) -> str:
         + ", ".join(found[:4])
         + more
     )
+
+
+def misspelled(network: Network) -> str:
+    """A sentence about unknown keys that are close to known ones; "" if there are none."""
+    found = []
+    for section in (network.net, *network.layers):
+        kind, lines = type(section), list(map(_content, section.source.lines))
+        given = {line.partition("=")[0] for line in lines}
+        absent = {key.replace("_", ""): key for key in _KEYS[kind] if key not in given}
+        for key, value in section.other:
+            plain_key = key[:40].lower().replace("_", "")
+            close = difflib.get_close_matches(plain_key, absent, n=1, cutoff=0.92)
+            if close and f"{key}={value}" in lines:
+                at = section.source.line + lines.index(f"{key}={value}")
+                found.append(f"{key[:40]} of line {at} ({absent[close[0]]}?)")
+    if not found:
+        return ""
+    more = f", and {len(found) - 4} more" if len(found) > 4 else ""
+    listed = ", ".join(found[:4]) + more
+    return f"{network.name} has keys that darknet does not know, without effect: {listed}"
 
 
 def format(network: Network) -> str:

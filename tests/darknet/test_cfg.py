@@ -193,6 +193,23 @@ def test_yolo_without_mask_has_all_anchors():
     darknet_cfg.shapes(network)
 
 
+@pytest.mark.parametrize(
+    "old, new, told",
+    [
+        ("filters=8", "filters=8", ""),
+        ("activation=mish", "activaton=mish", "activaton of line 16 (activation?)"),
+        ("activation=mish", "Activation=mish", "Activation of line 16 (activation?)"),
+        ("batch_normalize=1", "batchnormalize=1", "batchnormalize of line 11 (batch_normalize?)"),
+        ("activation=mish", "activation=mish\nactivaton=leaky", ""),  # known where it counts
+        ("activation=mish", "activation=mish\nsomething=1", ""),
+    ],
+)
+def test_keys_that_look_misspelled_are_told(old, new, told):
+    network = darknet_cfg.parse(TEXT.replace(old, new, 1), "small.cfg")
+    start = "small.cfg has keys that darknet does not know, without effect: "
+    assert darknet_cfg.misspelled(network) == (start + told if told else "")
+
+
 def test_anchors_may_end_with_a_comma():
     text = changed(("20,16", "20,16,"))
     network = darknet_cfg.parse(text)
