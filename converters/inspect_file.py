@@ -50,8 +50,8 @@ def describe(
         file = unwrap.read(path, named.SOURCES, entry)  # as they would be converted
     else:
         file = files.read(path, network)
-        if told := darknet_cfg.repeated(network):
-            file = file._replace(notes=(told,))
+        told = darknet_cfg.repeated(network), darknet_cfg.misspelled(network)
+        file = file._replace(notes=tuple(filter(None, told)))
     return "\n".join([*_summary(path, file), "", *_table(file.tensors)])
 
 

@@ -42,6 +42,7 @@ def main(arguments: Sequence[str]) -> None:
 
     environment.check_devices()
     config, weights = trained.load(args, overrides)
+    contract.build(config)  # names the block, model or predict.model, of what it refuses
     config = detect_lib.for_pictures(config, overrides)
     threshold = config.predict.threshold if args.threshold is None else args.threshold
     environment.use_compilation_cache(config)

@@ -30,18 +30,21 @@ def decode(data: bytes, declared: str | None = None) -> str:
     for start, fault in _NO_TEXT.items():
         if data.startswith(start):
             raise ValueError(fault)
-    encoding = _by_mark(data) or _by_zeros(data) or declared or "utf-8"
+    told = _by_mark(data) or _by_zeros(data)
+    encoding = told or declared or "utf-8"
     try:
         text = data.decode(encoding)
     except LookupError:
         raise ValueError(f"has the unknown encoding {encoding!r}; save it as UTF-8") from None
     except UnicodeDecodeError as error:
+        if b"\0" in data and not told:
+            raise ValueError(_BINARY) from None
         byte, line = data[error.start], data.count(b"\n", 0, error.start) + 1
         raise ValueError(
             f"is not {_name(encoding)} text (byte 0x{byte:02X} in line {line}); save it as UTF-8"
         ) from None
     if "\0" in text:
-        raise ValueError("is not text (it has zero bytes); give a text file")
+        raise ValueError(_BINARY)
     return text
 
 
@@ -54,6 +57,7 @@ _MARKS = {
     codecs.BOM_UTF16_BE: "utf-16",
 }
 
+_BINARY = "is not text (it has zero bytes); give a text file"
 _NO_TEXT = {
     b"version https://git-lfs.github.com/": (
         "is a Git LFS pointer, not the file itself; fetch the file with `git lfs pull`"

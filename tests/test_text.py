@@ -47,6 +47,8 @@ def test_empty_files_are_empty_text(data):
         (b"a\xff", "gb2312", "is not GB2312 text (byte 0xFF in line 1); save it as UTF-8"),
         (b"a", "klingon", "has the unknown encoding 'klingon'; save it as UTF-8"),
         (b"ab\x00c\x01", None, "is not text (it has zero bytes); give a text file"),
+        (b"\0\0\0\0\x02\0\0\0\x80\x3f", None, "is not text (it has zero bytes); give a text file"),
+        (b"\x89PNG\r\n\x1a\n\0\0", None, "is not text (it has zero bytes); give a text file"),
         (b"version https://git-lfs.github.com/spec/v1\n", None, "is a Git LFS pointer, not the"),
         (b"\x1f\x8b\x08", None, "is compressed by gzip; unpack it"),
         (b"PK\x03\x04", None, "is a zip archive; unpack it"),

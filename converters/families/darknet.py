@@ -40,7 +40,7 @@ def read(
         networks.check_channels(network)
         classes = network.layers[networks.heads(network)[-1]].classes
         _check_overrides(config, flags, overrides, classes)
-        if told := darknet_cfg.repeated(network):
+        for told in filter(None, (darknet_cfg.repeated(network), darknet_cfg.misspelled(network))):
             print(f"{told}.")
         config.model.cfg = darknet_cfg.format(network)
         _set_canvas(config, network)

@@ -17,7 +17,8 @@ def of(value: Any) -> tuple[str, ...] | None:
     """Names from a list or a dict, in the order of its keys; None for anything else.
 
     A dict has numbers as keys, also as text ("0", "1") and counted from any number, or it gives the
-    number of each name ({"cat": 0, "dog": 1}).  Names that are numbers, bytes or NumPy's text
+    number of each name ({"cat": 0, "dog": 1}).  A list may hold COCO's categories, which are put in
+    the order of their ids.  Names that are numbers, bytes or NumPy's text
     become text.  The names are printed and drawn wherever the weights are used, so they are made
     `contents.printable`.
 
@@ -89,7 +90,13 @@ def _listed(value: Any) -> list | None:
         if None in numbers or len(set(numbers)) < len(numbers):
             return None
         return _by_number(numbers, value)
-    return list(value) if isinstance(value, (list, tuple)) else None
+    if not isinstance(value, (list, tuple)):
+        return None
+    if all(isinstance(item, dict) and "name" in item for item in value):  # COCO's categories
+        ids = [_number(item.get("id")) for item in value]
+        names = [item["name"] for item in value]
+        return names if None in ids else _by_number(ids, names)
+    return list(value)
 
 
 def _by_number(numbers: Iterable[int], names: Iterable) -> list:

@@ -301,7 +301,13 @@ def _check_size(network: darknet_cfg.Network, first_layers: int, num_bytes: int)
     else:
         ending = f": {count - expected} are left over, so it belongs to another cfg"
     hint, fitting = "", layers_that_fit(network, count)
-    if rest == 0 and fitting:
+    if rest == 0 and count == num_floats(network):  # of the whole network, under another name
+        ending = f": {count - expected} are left over"
+        hint = (
+            f"; it is a whole file of {network.name}, which is read if its name does not end in"
+            f" .conv.{first_layers}"
+        )
+    elif rest == 0 and fitting:
         hint = (
             f"; its values fit the first {fitting} layers (first_layers={fitting}), which are read"
             f" from a file named NAME.conv.{fitting}"
@@ -315,7 +321,7 @@ def _check_size(network: darknet_cfg.Network, first_layers: int, num_bytes: int)
 
 
 def _words_of_fits(network: darknet_cfg.Network, count: int, first_layers: int) -> str:
-    """Which networks have `count` values: the same with other classes, or a standard one."""
+    """Which networks have `count` values: the same with other classes or channels, or others."""
     part = None if first_layers == len(network.layers) else first_layers
     found = standard_that_fit(count, part)
     if any(isinstance(layer, darknet_cfg.HEADS) for layer in network.layers):
@@ -324,6 +330,11 @@ def _words_of_fits(network: darknet_cfg.Network, count: int, first_layers: int) 
             if classes is not None and network.name not in found:
                 found = {network.name: classes, **found}
     known = [f"{name} with {_classes(classes)}" for name, classes in found.items()]
+    channels = 1 if network.net.channels == 3 else 3
+    other = network._replace(net=network.net._replace(channels=channels))
+    with contextlib.suppress(darknet_cfg.CfgError):  # not with other channels
+        if not known and num_floats(other, first_layers) == count:
+            known = [f"{network.name} with channels={channels}"]
     verb = "have" if len(known) > 1 else "has"
     return f"{' and '.join(known)} {verb} exactly {count}" if known else ""
 

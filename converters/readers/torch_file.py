@@ -47,6 +47,7 @@ _MAX_PLACES = 16  # entries that may be the weights
 
 # What class names are called in a pickled model, and beside a state dict.
 _NAMES = ("names", "class_names", "CLASSES", "classes")
+_NAMES_BESIDE = ("categories", "class_to_idx", "idx_to_class", "label_map", "labels")
 _MAX_NAMES_DEPTH = 4  # of the module that has them
 
 _MAX_META_VALUES = 100_000  # in all entries beside the weights
@@ -369,7 +370,7 @@ def _class_names(
     They are those of the model (YOLOv5's `names`), of mmdet's `meta` (2.x: CLASSES, 3.x:
     dataset_meta), or of an entry beside the weights.
     """
-    values = [*_names_of_modules(weights)]
+    values, less_sure = [*_names_of_modules(weights)], []
     around = root
     for key in ("", *place):
         around = around.get(key) if key and isinstance(around, dict) else around
@@ -379,10 +380,14 @@ def _class_names(
         if isinstance(around, dict):
             values += [around.get(name) for name in _NAMES]
             values += [value for other in around.values() for value in _names_of_modules(other)]
-    for value in values:
+            hyper = _entries(around, "hyper_parameters")  # of Lightning
+            less_sure += [around.get(name) for name in _NAMES_BESIDE]
+            less_sure += [hyper.get(name) for name in (*_NAMES, *_NAMES_BESIDE)]
+    for value in (*values, *less_sure):
         if names := class_names.of(value):
             return names, ""
-    unread = next((v for v in values if isinstance(v, (dict, set, pickle_machine.Inert)) and v), 0)
+    kinds = (dict, set, list, tuple, str, pickle_machine.Inert)
+    unread = next((v for v in values if isinstance(v, kinds) and v), None)
     if not unread:
         return None, ""
     return None, (

@@ -12,6 +12,7 @@ height and width.  Here these are errors, and so are unimplemented sections and 
 change what a network computes.  Unknown keys are kept for `format`.
 """
 
+import difflib
 import os
 import pathlib
 import re
@@ -277,7 +278,7 @@ class GaussianYolo(NamedTuple):
 
     @property
     def objectness_smooth(self) -> bool:
-        """As in `Yolo`: not a key of this section."""
+        """As in `Yolo`: not implemented for this section."""
         return False
 
     @property
@@ -413,7 +414,7 @@ def _list_of(read_one: Callable[[str, int], Any]) -> Callable[[str, int], tuple]
 
 
 def _pairs(text: str, number: int) -> tuple[tuple[float, float], ...]:
-    values = _list_of(_number)(text, number)
+    values = _list_of(_number)(text.removesuffix(","), number)  # darknet allows a comma at the end
     if len(values) % 2 or min(values) <= 0:
         raise ValueError("pairs of numbers above 0 (width, height)")
     return tuple(zip(values[::2], values[1::2], strict=True))
@@ -586,8 +587,11 @@ _NEUTRAL = {
     Reorg3d: {"reverse": "0"},
     Reorg: {"reverse": "0"},
     Dropout: {},
-    Yolo: {"embedding_layer": None},
-    GaussianYolo: {"yolo_point": "center", "map": None, "counters_per_class": None},
+    Yolo: {"embedding_layer": None, "map": None},
+    GaussianYolo: {
+        **{"yolo_point": "center", "objectness_smooth": "0"},
+        **dict.fromkeys(("map", "counters_per_class")),
+    },
     Region: {"tree": None, "map": None, "focal_loss": "0", "classfix": "0"},
 }
 
@@ -701,11 +705,32 @@ def repeated(network: Network) -> str:
     if not found:
         return ""
     more = f", and {len(found) - 4} more" if len(found) > 4 else ""
+    values = "1 value" if len(found) == 1 else f"{len(found)} values"
     return (
-        f"{network.name} gives {len(found)} values again; the first one counts, as in darknet: "
+        f"{network.name} gives {values} again; the first one counts, as in darknet: "
         + ", ".join(found[:4])
         + more
     )
+
+
+def misspelled(network: Network) -> str:
+    """A sentence about unknown keys that are close to known ones; "" if there are none."""
+    found = []
+    for section in (network.net, *network.layers):
+        kind, lines = type(section), list(map(_content, section.source.lines))
+        given = {line.partition("=")[0] for line in lines}
+        absent = {key.replace("_", ""): key for key in _KEYS[kind] if key not in given}
+        for key, value in section.other:
+            plain_key = key[:40].lower().replace("_", "")
+            close = difflib.get_close_matches(plain_key, absent, n=1, cutoff=0.92)
+            if close and f"{key}={value}" in lines:
+                at = section.source.line + lines.index(f"{key}={value}")
+                found.append(f"{key[:40]} of line {at} ({absent[close[0]]}?)")
+    if not found:
+        return ""
+    more = f", and {len(found) - 4} more" if len(found) > 4 else ""
+    listed = ", ".join(found[:4]) + more
+    return f"{network.name} has keys that darknet does not know, without effect: {listed}"
 
 
 def format(network: Network) -> str:

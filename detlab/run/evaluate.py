@@ -92,11 +92,7 @@ MEASURE = (
     "eval.best_by",
     "eval.rectangles",
     "eval.views",
-    "model.candidates_per_level",
-    "model.max_detections",
-    "model.nms_iou",
-    "model.num_candidates",
-    "model.score_threshold",
+    *workdir_lib.PREDICTION,
 )
 
 

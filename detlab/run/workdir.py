@@ -12,8 +12,18 @@ from detlab import config as config_lib
 from detlab import contract, data_sets, distributed, environment, errors, files
 from detlab.run import checkpoint, lock
 
+# Fields of detectors that change their predictions alone.
+PREDICTION = tuple(
+    f"model.{field}"
+    for field in (
+        *("candidates_per_level", "class_agnostic", "max_corners", "max_detections"),
+        *("max_tag_distance", "min_score", "multi_label", "nms_iou", "nms_kind", "num_candidates"),
+        *("objectness_threshold", "peak_kernel", "score_threshold", "soft_nms_sigma"),
+    )
+)
 # Keys that change nothing that is learned, so a resumed run may change them.
 WITHOUT_EFFECT = (
+    *PREDICTION,
     "compilation_cache",
     "data.demo_rounding",
     "data.eval_annotations",
@@ -35,11 +45,6 @@ WITHOUT_EFFECT = (
     "eval.views",
     "init_help",
     "init_skip",  # a resumed run restores all leaves
-    "model.candidates_per_level",  # this and the next four are for predictions alone
-    "model.max_detections",
-    "model.nms_iou",
-    "model.num_candidates",
-    "model.score_threshold",
     "model.remat",
     "train.checkpoint_every",
     "train.eval_every",

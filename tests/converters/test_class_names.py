@@ -31,6 +31,10 @@ from detlab.converters.readers import class_names, pickle_machine
         ({7: "cat"}, ("cat",)),
         ({"dog": 1, "cat": 0}, ("cat", "dog")),
         ({0: 5, 1: 7}, ("5", "7")),
+        ([{"id": 2, "name": "dog"}, {"id": 1, "name": "cat"}], ("cat", "dog")),  # COCO
+        ([{"name": "dog"}, {"name": "cat"}], ("dog", "cat")),
+        ([{"id": 1, "name": ["cat"]}], None),
+        ([{"id": 1}], None),
         ({"a": "cat", "b": "dog"}, None),  # no order
         ({"a": 0, "b": 0}, None),
         ({"cat", "dog"}, None),

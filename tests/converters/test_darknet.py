@@ -214,7 +214,12 @@ def test_missing_and_left_over_values_are_counted(tmp_path, path):
     named.write_bytes(file_bytes())
     message = refused(named)
     assert "the first 2 of 7 layers of small.cfg have 24 values" in message
-    assert "89 are left over" in message and "its values fit the first 6 layers" in message
+    assert message.endswith(
+        "the file holds 113: 89 are left over; it is a whole file of small.cfg, which is read if"
+        " its name does not end in .conv.2."
+    )
+    named.write_bytes(file_bytes()[: 20 + 4 * 64])
+    assert "its values fit the first 4 layers (first_layers=4)" in refused(named)
 
 
 @pytest.mark.parametrize("layers", [0, 8, -1])

@@ -127,6 +127,37 @@ def test_class_names_are_found_where_each_project_keeps_them(pth, tmp_path):
         assert file.class_names is None
 
 
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        ("categories", [{"id": 2, "name": "b"}, {"id": 1, "name": "a"}]),
+        ("class_to_idx", {"b": 1, "a": 0}),
+        ("idx_to_class", {1: "b", 0: "a"}),
+        ("label_map", {1: "a", 2: "b"}),
+        ("labels", ["a", "b"]),
+        ("hyper_parameters", {"class_names": ["a", "b"], "lr": 0.1}),
+    ],
+)
+def test_class_names_are_found_under_other_usual_keys(key, value, pth, tmp_path):
+    path = pth.write_state_dict(tmp_path / "x.pt", {"w": ONE}, **{key: value})
+    assert torch_file.read(path).class_names == ("a", "b")
+    both = {key: value, "names": ["c", "d"]}
+    path = pth.write_state_dict(tmp_path / "x.pt", {"w": ONE}, **both)
+    assert torch_file.read(path).class_names == ("c", "d"), "the surest key wins"
+
+
+@pytest.mark.parametrize(
+    "value, kind", [("a,b", "str"), ([["a"], ["b"]], "list"), ((("a",),), "tuple")]
+)
+def test_names_in_an_unknown_form_are_told(value, kind, pth, tmp_path):
+    file = torch_file.read(pth.write_state_dict(tmp_path / "x.pt", {"w": ONE}, classes=value))
+    assert file.class_names is None
+    assert file.notes == (
+        f"its class names are a {kind} that is no list of names, so they are left out; give them"
+        " with --names FILE",
+    )
+
+
 def test_names_that_cannot_be_read_are_told(pth, tmp_path):
     weights = pth.dict({"w": pth.tensor(ONE)})
     unordered = b"c__builtin__\nset\n](" + pth.text("a") + pth.text("b") + b"e\x85R"

@@ -193,6 +193,30 @@ def test_yolo_without_mask_has_all_anchors():
     darknet_cfg.shapes(network)
 
 
+@pytest.mark.parametrize(
+    "old, new, told",
+    [
+        ("filters=8", "filters=8", ""),
+        ("activation=mish", "activaton=mish", "activaton of line 16 (activation?)"),
+        ("activation=mish", "Activation=mish", "Activation of line 16 (activation?)"),
+        ("batch_normalize=1", "batchnormalize=1", "batchnormalize of line 11 (batch_normalize?)"),
+        ("activation=mish", "activation=mish\nactivaton=leaky", ""),  # known where it counts
+        ("activation=mish", "activation=mish\nsomething=1", ""),
+    ],
+)
+def test_keys_that_look_misspelled_are_told(old, new, told):
+    network = darknet_cfg.parse(TEXT.replace(old, new, 1), "small.cfg")
+    start = "small.cfg has keys that darknet does not know, without effect: "
+    assert darknet_cfg.misspelled(network) == (start + told if told else "")
+
+
+def test_anchors_may_end_with_a_comma():
+    text = changed(("20,16", "20,16,"))
+    network = darknet_cfg.parse(text)
+    assert network.layers[9].anchors == ((4, 6), (8.5, 9), (20, 16))
+    assert darknet_cfg.format(network) == text
+
+
 def test_shapes_of_every_kind_of_layer():
     assert list(darknet_cfg.shapes(darknet_cfg.parse(TEXT))) == SHAPES
 
@@ -349,7 +373,7 @@ DOUBLED = [  # old, new, what the section has then, what is told
         "height=32",
         "height=32\nbatch=1\nbatch=64",
         ("net", "batch", 1),
-        "1 values again; the first one counts, as in darknet: batch='1' of line 5, not '64' of"
+        "1 value again; the first one counts, as in darknet: batch='1' of line 5, not '64' of"
         " line 6",
     ),
     (
@@ -531,6 +555,15 @@ def test_foreign_bytes_outside_comments_are_refused_with_the_line(tmp_path):
         ("[dropout]", "[scale_channels]", "layer 3 [scale_channels] has no from"),
         ("from=-4\n", "from=-4\nweights_type=each\n", "none, per_feature, per_layer, per_channel"),
         ("nms_kind=greedynms", "embedding_layer=3", "an option that is not implemented"),
+        ("nms_kind=greedynms", "map=coco.map", "has map='coco.map', an option that is not"),
+        *(
+            ("[yolo]", f"[Gaussian_yolo]\n{key}", f"[Gaussian_yolo] has {said}, an option that is")
+            for key, said in (
+                ("objectness_smooth=1", "objectness_smooth='1'"),
+                ("counters_per_class=1,2", "counters_per_class='1,2'"),
+                ("yolo_point=left_top", "yolo_point='left_top'"),
+            )
+        ),
         ("# A small network", "width=3", "line 1: not a darknet cfg, which begins with [net]"),
     ],
 )

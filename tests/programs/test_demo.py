@@ -87,12 +87,20 @@ def test_a_file_that_is_no_image_is_skipped_with_a_sentence(tiny_run, photos, tm
         ("x.jpg --top_k 0", ["--top_k is 0"]),
         ("x.jpg --threshold 1.5", ["--threshold is 1.5"]),
         ("x.jpg --threshold nan", ["--threshold is nan"]),
+        (
+            "x.jpg --config.predict.model.nms_iou=2",
+            ["config.predict.model.nms_iou is 2;"],
+        ),
+        ("x.jpg --config.predict.model.nms_iuo=.5", ["config.predict.model.nms_iuo: detector"]),
+        ("x.jpg --config.model.nms_iou=2", ["config.model.nms_iou is 2; it must"]),
     ],
 )
 def test_a_mistake_gets_one_sentence(what, words, tiny_run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     if what == "broken.jpg":
         (tmp_path / what).write_bytes(b"\x00" * 50)
+    if "--config" in what:
+        (tmp_path / "x.jpg").touch()
     with pytest.raises(errors.UserError) as error:
         demo.main(["--workdir", str(tiny_run), "--output", "out", "--input", *what.split()])
     for word in words:

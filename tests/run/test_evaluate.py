@@ -64,6 +64,7 @@ def test_the_higher_score_is_the_best(info):
         ("eval.views", "image,mirror"),
         ("data.eval_shrink", "area"),
         ("model.score_threshold", "0.3"),
+        ("model.nms_iou", "0.7"),
     ],
 )
 def test_a_score_that_was_measured_otherwise_is_not_compared(key, text):

@@ -44,6 +44,20 @@ OTHER = {  # a value that differs from the shipped one, for each key that may ch
 }
 
 
+OTHER_DETECTORS = {  # such fields of other detectors
+    "cornernet": {
+        "max_corners": "50",
+        "max_tag_distance": "0.3",
+        "min_score": "0.1",
+        "peak_kernel": "5",
+        "soft_nms_sigma": "0.3",
+    },
+    "darknet": {"class_agnostic": "True", "nms_kind": "diounms", "multi_label": "False"},
+    "yolov3": {"objectness_threshold": "0.1", "num_candidates": "7"},
+    "yolov5": {"class_agnostic": "True", "multi_label": "False", "num_candidates": "7"},
+}
+
+
 def run_of(folder, config, steps=(), finished=False):
     """A workdir of a run of this config with checkpoints of these steps."""
     (folder / "config.json").write_text(json.dumps(config_lib.to_json(config)))
@@ -73,8 +87,17 @@ def refusal(call, *arguments, **named):
 
 
 def test_every_key_without_effect_is_tried():
-    of_others = {"model.num_candidates"}  # a field of other detectors
-    assert set(OTHER) == {*workdir_lib.WITHOUT_EFFECT, "init_from"} - of_others
+    of_others = {f"model.{field}" for fields in OTHER_DETECTORS.values() for field in fields}
+    tried = set(OTHER) | of_others
+    assert tried == {*workdir_lib.WITHOUT_EFFECT, "init_from"}
+
+
+@pytest.mark.parametrize("name", OTHER_DETECTORS)
+def test_fields_for_predictions_alone_may_change_in_every_detector(name, tmp_path):
+    config = config_lib.load(f"{name}_shapes")
+    fields = {f"model.{key}": text for key, text in OTHER_DETECTORS[name].items()}
+    now = changed(config, **fields)
+    assert set(run_of(tmp_path, config, steps=[4]).check(now)) == set(fields)
 
 
 def test_keys_that_change_nothing_learned_may_change_and_are_told_once(config, tmp_path, capsys):

@@ -314,6 +314,7 @@ def test_a_cut_off_file_says_its_layers_and_a_network_is_guessed(files, standard
     "change, fits",
     [
         (("classes=2", "classes=3"), "; {cfg} with 2 classes has exactly 765."),
+        (("channels=3", "channels=1"), "; {cfg} with channels=3 has exactly 765."),
         (("filters=8", "filters=16"), ""),
     ],
 )
@@ -322,16 +323,19 @@ def test_a_wrong_cfg_says_by_how_many_values_and_what_would_fit(files, tmp_path,
     text = CFG.replace(*change)
     if change[0] == "classes=2":
         text = text.replace("filters=21", "filters=24")
-    else:
+    elif change[0] == "filters=8":
         text = text.replace("groups=8", "groups=16")
     cfg.write_text(text)
     expected = reader.num_floats(darknet_cfg.read(cfg))
     message = refused(
         *("--input", weights, "--cfg", cfg, "--config", "darknet_coco", "--output", tmp_path / "f")
     )
+    differs = f"{765 - expected} are left over, so it"
+    if expected > 765:
+        differs = f"{expected - 765} are missing, so it is cut short or"
     start = (
         f"{weights}: the first 4 of 4 layers of {cfg} have {expected} values, but the file holds"
-        f" 765: {expected - 765} are missing, so it is cut short or belongs to another cfg"
+        f" 765: {differs} belongs to another cfg"
     )
     assert message == start + (fits.format(cfg=cfg) or ".")
 
