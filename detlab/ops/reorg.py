@@ -1,11 +1,9 @@
 """Blocks of cells to channels, in the two orders of darknet."""
 
-from typing import Any
-
-Array = Any
+import jax
 
 
-def blocks_to_channels(x: Array, stride: int) -> Array:
+def blocks_to_channels(x: jax.Array, stride: int) -> jax.Array:
     """The cells of each `stride` x `stride` block as channels: by row, column and channel.
 
     It is [reorg3d] of darknet.
@@ -15,6 +13,9 @@ def blocks_to_channels(x: Array, stride: int) -> Array:
       stride: of the blocks.
     Returns:
       [B, H / stride, W / stride, stride^2 C].
+    Example:
+      >>> blocks_to_channels(jnp.arange(4).reshape(1, 2, 2, 1), 2).ravel().tolist()
+      [0, 1, 2, 3]
     """
     batch, height, width, channels = x.shape
     rows, columns = height // stride, width // stride
@@ -22,7 +23,7 @@ def blocks_to_channels(x: Array, stride: int) -> Array:
     return x.reshape(batch, rows, columns, stride**2 * channels)
 
 
-def reorg(x: Array, stride: int) -> Array:
+def reorg(x: jax.Array, stride: int) -> jax.Array:
     """The [reorg] of darknet, which mixes channels and cells.
 
     The values of the map, in order of channel, row and column, are read as a map of C / stride^2
@@ -34,6 +35,9 @@ def reorg(x: Array, stride: int) -> Array:
       stride: of the blocks.
     Returns:
       [B, H / stride, W / stride, stride^2 C].
+    Example:
+      >>> reorg(jnp.arange(16).reshape(1, 2, 2, 4), 2).ravel().tolist()
+      [0, 8, 2, 10, 4, 12, 6, 14, 1, 9, 3, 11, 5, 13, 7, 15]
     """
     batch, height, width, channels = x.shape
     x = x.transpose(0, 3, 1, 2).reshape(batch, -1, height * stride, width * stride)
