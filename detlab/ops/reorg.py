@@ -14,7 +14,7 @@ def blocks_to_channels(x: jax.Array, stride: int) -> jax.Array:
     Returns:
       [B, H / stride, W / stride, stride^2 C].
     Example:
-      >>> blocks_to_channels(jnp.arange(4).reshape(1, 2, 2, 1), 2).ravel().tolist()
+      >>> blocks_to_channels(jax.numpy.arange(4).reshape(1, 2, 2, 1), 2).ravel().tolist()
       [0, 1, 2, 3]
     """
     batch, height, width, channels = x.shape
@@ -36,7 +36,7 @@ def reorg(x: jax.Array, stride: int) -> jax.Array:
     Returns:
       [B, H / stride, W / stride, stride^2 C].
     Example:
-      >>> reorg(jnp.arange(16).reshape(1, 2, 2, 4), 2).ravel().tolist()
+      >>> reorg(jax.numpy.arange(16).reshape(1, 2, 2, 4), 2).ravel().tolist()
       [0, 8, 2, 10, 4, 12, 6, 14, 1, 9, 3, 11, 5, 13, 7, 15]
     """
     batch, height, width, channels = x.shape
