@@ -215,6 +215,19 @@ def _named(path: pathlib.Path, use: Callable[[str], Any]) -> Any:
     return use(str(path))
 
 
+def _why_no_video(path: pathlib.Path) -> str:
+    """The cause and the remedy, which end the sentence on a video that cannot be decoded."""
+    try:
+        with path.open("rb") as stream:
+            data = stream.read(1 << 12)
+    except OSError as error:
+        return f" ({error.strerror}); name another file"
+    fault, remedy = headers.fault(data)
+    if not fault or "it is a video" in fault or "which OpenCV" in fault or "damaged" in fault:
+        return "; convert it to another format"
+    return f"{fault}; {remedy or 'download the file again'}".replace("the picture", "the video")
+
+
 def process_video(path: pathlib.Path, target: pathlib.Path, detect: detect_lib.Detect) -> dict:
     """Like `process`, for every frame of a video.
 
@@ -224,7 +237,7 @@ def process_video(path: pathlib.Path, target: pathlib.Path, detect: detect_lib.D
     reader = _named(path, cv2.VideoCapture)
     readable, frame = reader.read()
     if not readable:
-        raise records.DataError(f"video {path} cannot be decoded; convert it to another format.")
+        raise records.DataError(f"video {path} cannot be decoded{_why_no_video(path)}")
     # From the frame, not the header: a video that is stored rotated is decoded upright.
     height, width = frame.shape[:2]
     announced = int(reader.get(cv2.CAP_PROP_FRAME_COUNT))  # 0 or less if unknown

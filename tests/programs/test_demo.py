@@ -13,7 +13,7 @@ from PIL import Image
 from detlab import config as config_lib
 from detlab import demo, errors, media, trained, types
 from detlab import detect as detect_lib
-from detlab.data import settings, shapes
+from detlab.data import records, settings, shapes
 
 
 @pytest.fixture(scope="module")
@@ -217,6 +217,29 @@ def test_names_that_are_no_utf_8_are_read_and_written(tmp_path):
     assert [(output / name).stat().st_size > 500 for name in names] == [True, False]
     drawn = cv2.imdecode(np.fromfile(output / names[1], np.uint8), cv2.IMREAD_COLOR)
     assert drawn.shape == (64, 96, 3)
+
+
+@pytest.mark.parametrize(
+    "data, ending",
+    [
+        (b"", ": it is empty; download the file again"),
+        (bytes(99), ": it begins with nothing but zero bytes, as after a broken download; "
+         "download the file again"),
+        (b"version https://git-lfs.github.com/spec/v1\n", ": it is a Git LFS pointer, "
+         "not the video; fetch the video with `git lfs pull`"),
+        (b"Not found", ": it holds text that begins with 'Not found'; download the file again"),
+        (b"\0\0\0\x18ftypisom\0\0\2\0isommp42", "; convert it to another format"),
+        (b"\x1aE\xdf\xa3" + bytes(range(99)), "; convert it to another format"),
+        (None, " (No such file or directory); name another file"),
+    ],
+)  # fmt: skip
+def test_what_is_no_video_gets_its_cause(data, ending, tmp_path):
+    path = tmp_path / "film.mp4"
+    if data is not None:
+        path.write_bytes(data)
+    with pytest.raises(records.DataError) as error:
+        media.process(path, tmp_path / "drawn.mp4", Nothing())
+    assert str(error.value) == f"video {path} cannot be decoded{ending}"
 
 
 def test_output_names_differ():
