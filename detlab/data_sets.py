@@ -86,9 +86,12 @@ def _check_num_classes(source, part, expected):
 
 def class_names_flag(names: Sequence[str]) -> str:
     """The flag that chooses these classes, as it is typed in a shell."""
-    value = f"({','.join(map(repr, names))}{',' if len(names) == 1 else ''})"
+    return _flag("class_names", f"({','.join(map(repr, names))}{',' if len(names) == 1 else ''})")
+
+
+def _flag(key, value):
     quoted = shlex.quote(value) if set(value) & set('"$`\\!') else f'"{value}"'
-    return f"--config.data.class_names={quoted}"
+    return f"--config.data.{key}={quoted}"
 
 
 def report_shortage(source: Any, config: config_dict.ConfigDict) -> None:
@@ -172,14 +175,25 @@ def fingerprint(source: Any) -> list[int]:
 
 def check_class_names(of_weights: Sequence[str] | None, of_data: Sequence[str]) -> None:
     """Checks that the labels 0, 1, ... mean the same classes in weights and data."""
-    if of_weights and list(map(names_lib.normal, of_weights)) != list(
-        map(names_lib.normal, of_data)
-    ):
-        raise errors.UserError(
-            f"the detector has the classes {', '.join(of_weights)}, but the data to evaluate have"
-            f" {', '.join(of_data)}; set {class_names_flag(of_weights)}, the classes of the"
-            " detector."
-        )
+    if not of_weights:
+        return
+    wanted, there = (list(map(names_lib.normal, names)) for names in (of_weights, of_data))
+    if wanted == there:
+        return
+    others = [name for name in there if name not in wanted]
+    lacking = [name for name in wanted if name not in there]
+    meant = {name: records.meant_class(name, others) for name in lacking}
+    pairs = [(other, name) for name, other in meant.items() if other]
+    if pairs:
+        remedy = f"set {_flag('rename_classes', repr(tuple(pairs)))}"
+    elif len(lacking) == len(wanted):
+        remedy = "evaluate it on data of its classes, or name them alike with rename_classes"
+    else:
+        remedy = f"set {class_names_flag(of_weights)}, the classes of the detector"
+    raise errors.UserError(
+        f"the detector has the classes {', '.join(of_weights)}, but the data to evaluate have"
+        f" {', '.join(of_data)}; {remedy}."
+    )
 
 
 def user_errors(items: Iterable, part: str) -> Iterator:

@@ -79,7 +79,7 @@ def _files_in(folder: str) -> set[str]:
     try:
         with os.scandir(folder or ".") as entries:
             return {entry.name for entry in entries if not entry.is_symlink()}
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a name that no folder can have
         return set()
 
 

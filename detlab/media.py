@@ -4,8 +4,9 @@ import collections
 import glob
 import os
 import pathlib
-from collections.abc import Sequence
-from typing import NamedTuple
+import tempfile
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import cv2
 
@@ -194,9 +195,37 @@ def _num_pictures(path):
     if path.suffix.lower() in (".jpg", ".jpeg", ".bmp"):
         return 1
     try:
-        return cv2.imcount(str(path))
+        return _named(path, cv2.imcount)
     except cv2.error:
         return 1
+
+
+def _named(path: pathlib.Path, use: Callable[[str], Any]) -> Any:
+    """`use(name)` of a file that OpenCV opens.
+
+    OpenCV crashes on a name that is not UTF-8, so a link leads to the file.
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        with tempfile.TemporaryDirectory() as folder:
+            link = pathlib.Path(folder, f"file{path.suffix if path.suffix.isascii() else ''}")
+            link.symlink_to(path.absolute())
+            return use(str(link))
+    return use(str(path))
+
+
+def _why_no_video(path: pathlib.Path) -> str:
+    """The cause and the remedy, which end the sentence on a video that cannot be decoded."""
+    try:
+        with path.open("rb") as stream:
+            data = stream.read(1 << 12)
+    except OSError as error:
+        return f" ({error.strerror}); name another file"
+    fault, remedy = headers.fault(data)
+    if not fault or "it is a video" in fault or "which OpenCV" in fault or "damaged" in fault:
+        return "; convert it to another format"
+    return f"{fault}; {remedy or 'download the file again'}".replace("the picture", "the video")
 
 
 def process_video(path: pathlib.Path, target: pathlib.Path, detect: detect_lib.Detect) -> dict:
@@ -205,15 +234,16 @@ def process_video(path: pathlib.Path, target: pathlib.Path, detect: detect_lib.D
     `frames` has one list of objects per frame, and `problems` a sentence if the video has fewer
     frames than its header says.  Frames that differ in size from the first are resized to it.
     """
-    reader = cv2.VideoCapture(str(path))
+    reader = _named(path, cv2.VideoCapture)
     readable, frame = reader.read()
     if not readable:
-        raise records.DataError(f"video {path} cannot be decoded; convert it to another format.")
+        raise records.DataError(f"video {path} cannot be decoded{_why_no_video(path)}")
     # From the frame, not the header: a video that is stored rotated is decoded upright.
     height, width = frame.shape[:2]
     announced = int(reader.get(cv2.CAP_PROP_FRAME_COUNT))  # 0 or less if unknown
     rate = reader.get(cv2.CAP_PROP_FPS) or 25.0
-    writer = cv2.VideoWriter(str(target), cv2.VideoWriter_fourcc(*"mp4v"), rate, (width, height))
+    code = cv2.VideoWriter_fourcc(*"mp4v")
+    writer = _named(target, lambda name: cv2.VideoWriter(name, code, rate, (width, height)))
     if not writer.isOpened():
         raise errors.UserError(f"cannot write the video {target}; name another --output.")
     frames = []

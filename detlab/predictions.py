@@ -106,15 +106,26 @@ def load(path: str | pathlib.Path) -> Saved:
     """
     path = pathlib.Path(path)
     try:
-        return Saved(path, json.loads(text.read(path)))
+        content = text.read(path)
     except FileNotFoundError:
         raise errors.UserError(
             f"--predictions {path} does not exist; give --workdir or --checkpoint to write it."
         ) from None
     except OSError as error:
         raise errors.UserError(f"cannot read {path}: {error.strerror or error}.") from error
+    except ValueError as error:
+        raise errors.UserError(
+            f"{path} is not a predictions file of detlab.eval, nor one of COCO's results: it"
+            f" {error}."
+        ) from error
+    try:
+        content = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise errors.UserError(_not_predictions(path, error)) from error
+        fault = error if content.strip() else "it is empty"
+        raise errors.UserError(_not_predictions(path, fault)) from error
+    if not isinstance(content, (dict, list)):
+        raise errors.UserError(_not_predictions(path, "it is neither a JSON object nor a list"))
+    return Saved(path, content)
 
 
 def _not_predictions(path, fault):
@@ -153,6 +164,13 @@ def match(saved: Saved, source: Any, truth: list[dict]) -> list[dict]:
 
 def _of_detlab(saved, class_names):
     """The predictions that `write` saved."""
+    images = saved.content.get("images")
+    if "class_names" in saved.content and saved.class_names is None:
+        raise errors.UserError(_not_predictions(saved.path, "its class_names are no list of names"))
+    if "images" in saved.content and not (
+        isinstance(images, list) and all(isinstance(image, dict) for image in images)
+    ):
+        raise errors.UserError(_not_predictions(saved.path, "its images are no list of objects"))
     try:
         data_sets.check_class_names(saved.content["class_names"], class_names)
         return [
@@ -173,8 +191,9 @@ def _of_detlab(saved, class_names):
 def _of_results(saved, source, truth):
     """The predictions in COCO's results: rows of image_id, category_id, bbox and score.
 
-    An id may also be the text of a number or the number of a text, and an image may be named by its
-    file.  Rows of categories that are not among the classes are passed over, as pycocotools does.
+    An id may also be the text of a number or the number of a text.  Images may be named by their
+    files instead, all of them.  Rows of categories that are not among the classes are passed over,
+    as pycocotools does.
     """
     rows = saved.content
     for number, row in enumerate(rows):
@@ -184,12 +203,7 @@ def _of_results(saved, source, truth):
                 f"{saved.path} is not a file of COCO's results: entry {number} {fault}; each entry"
                 " needs image_id, category_id, bbox and score."
             )
-    position_of = _by_id(t["image_id"] for t in truth)
-    for i in range(len(truth)):
-        name = pathlib.Path(source.name(i))
-        for key in (name.name, name.stem):
-            position_of.setdefault(key, i)
-    images = [_find(row["image_id"], position_of) for row in rows]
+    images = _positions([row["image_id"] for row in rows], source, truth)
     unknown = [row["image_id"] for row, i in zip(rows, images, strict=True) if i is None]
     if unknown:
         names = dict.fromkeys(unknown)
@@ -228,6 +242,31 @@ def _of_results(saved, source, truth):
         if label is not None and label >= 0:
             of_image[i].append((row["bbox"], row["score"], label))
     return [_of_image(truth[i]["image_id"], found) for i, found in of_image.items()]
+
+
+def _positions(image_ids, source, truth):
+    """The position of the image of each row; None for an image that the data lack.
+
+    The ids are read in one way: as the data's ids, as names of files (which may be numbers, such as
+    123 for 000123.jpg), or as ids with leading zeros; in the first way that finds all.
+    """
+    ids = [t["image_id"] for t in truth]
+    named = collections.defaultdict(set)  # name of a file -> its images
+    for i in range(len(truth)):
+        path = pathlib.Path(source.name(i))
+        for key in (path.name, path.stem, _plain(path.stem)):
+            named[key].add(i)
+    position = dict(zip(ids, range(len(ids)), strict=True))
+    by_id = {str(key): i for key, i in position.items()} | position
+    by_name = {key: min(of_key) for key, of_key in named.items() if len(of_key) == 1}
+    plain = _by_id(ids)
+    image_ids = list(map(coco_json.whole, image_ids))
+    ways = (
+        [by_id.get(key, by_id.get(str(key))) for key in image_ids],
+        [by_name.get(str(key)) for key in image_ids],
+        [_find(key, plain) for key in image_ids],
+    )
+    return min(ways, key=lambda positions: positions.count(None))
 
 
 def _of_image(image_id, found):

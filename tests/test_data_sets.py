@@ -67,7 +67,7 @@ def test_missing_files_are_counted_and_named_before_anything_is_read(
 
 
 @pytest.mark.parametrize("part", ["train", "eval"])
-def test_files_of_another_case_are_not_missing(part, config, tmp_path, capsys):
+def test_files_of_another_case_are_there_and_told(part, config, tmp_path, capsys):
     for name in ("a/0.png", "b/3.png"):
         (tmp_path / name).rename((tmp_path / name).with_suffix(".PNG"))
     check(config, part)

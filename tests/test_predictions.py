@@ -114,6 +114,83 @@ def test_ids_are_found_as_number_text_and_file_name(image_id, found, category_id
     assert image["labels"].tolist() == [1] and image["scores"].tolist() == [0.5]
 
 
+def named(folder, ids, files):
+    """(source, truth) of a cat on each of the images of these ids and files."""
+    content = {
+        "images": [
+            {"id": key, "file_name": file, "height": 60, "width": 90}
+            for key, file in zip(ids, files, strict=True)
+        ],
+        "annotations": [{"image_id": key, "category_id": 3, "bbox": [1, 2, 3, 4]} for key in ids],
+        "categories": [{"id": 3, "name": "cat"}],
+    }
+    (folder / "cats.json").write_text(json.dumps(content))
+    source = coco.Coco(folder, folder / "cats.json", min_side=0)
+    return source, evaluation.ground_truth(source)
+
+
+@pytest.mark.parametrize(
+    "ids, files, given, found",
+    [
+        ((100, 101), ("4.jpg", "000005.jpg"), (4, 5), [100, 101]),  # YOLOv5 writes int(stem)
+        ((1, 2), ("000002.jpg", "000001.jpg"), ("000001", "000002"), [2, 1]),
+        ((1, 2), ("000002.jpg", "000001.jpg"), (1, 2), [1, 2]),
+        ((1, 2), ("a/x.jpg", "b/y.jpg"), ("x", "y.jpg"), [1, 2]),
+        ((1, "1"), ("x.jpg", "y.jpg"), ("1", 1), ["1", 1]),
+    ],
+)
+def test_images_are_named_in_one_way_by_id_or_by_file(ids, files, given, found, tmp_path):
+    rows = [{**ROW, "image_id": key} for key in given]
+    assert [image["image_id"] for image in read(rows, *named(tmp_path, ids, files), tmp_path)] == (
+        found
+    )
+
+
+@pytest.mark.parametrize(
+    "ids, files, given, lost",
+    [
+        ((1, 2), ("4.jpg", "5.jpg"), (1, 2, 5), "1 of 3 are for images that the data lack (1 im"),
+        ((1, 2), ("a/x.jpg", "b/x.jpg"), ("x", "x"), "2 of 2 are for images that the data lack"),
+    ],
+)
+def test_an_image_is_not_guessed(ids, files, given, lost, tmp_path):
+    rows = [{**ROW, "image_id": key} for key in given]
+    with pytest.raises(errors.UserError) as error:
+        read(rows, *named(tmp_path, ids, files), tmp_path)
+    assert lost in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "data, sentence",
+    [
+        (b"null", "it is neither a JSON object nor a list"),
+        (b'"x"', "it is neither a JSON object nor a list"),
+        (b" \n", "it is empty"),
+        (b'{"class_names": "cat", "images": []}', "its class_names are no list of names"),
+        (b'{"class_names": null, "images": []}', "its class_names are no list of names"),
+        (
+            b'{"class_names": ["cat", "dog"], "images": {"7": []}}',
+            "its images are no list of objects",
+        ),
+        (b'{"class_names": ["cat", "dog"], "images": [[7]]}', "its images are no list of objects"),
+        (b"\x1f\x8b\x08", None),
+        ('["é"]'.encode("cp1252"), None),
+    ],
+)
+def test_other_files_are_named_in_words(data, sentence, pets, tmp_path):
+    path = tmp_path / "results.json"
+    path.write_bytes(data)
+    with pytest.raises(errors.UserError) as error:
+        predictions_lib.match(predictions_lib.load(path), *pets)
+    faults = {
+        b"\x1f": "it is compressed by gzip; unpack it.",
+        b"[": "it is not UTF-8 text (byte 0xE9 in line 1); save it as UTF-8.",
+    }
+    start = f"{path} is not a predictions file of detlab.eval, nor one of COCO's results"
+    end = f" ({sentence}); write it again with --workdir or --checkpoint."
+    assert str(error.value) == start + (end if sentence else f": {faults[data[:1]]}")
+
+
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
 def test_results_have_any_unicode_encoding(encoding, pets, tmp_path):
     assert len(read([ROW], *pets, tmp_path, encoding)) == 1

@@ -265,6 +265,12 @@ _BRANDS = {  # of ISO media files, in bytes 8 to 12
     "hevc": "HEIC", "hevx": "HEIC", "mif1": "HEIC", "msf1": "HEIC", "crx ": "camera raw",
 }  # fmt: skip
 
+# Type, colour map and depth; where TGA has five zeros, a cursor has the number of its pictures.
+_TGA = re.compile(
+    rb"\x00(\x00[\x02\x03\x0a\x0b]\x00{5}|\x01[\x01\x09].{5}).{8}[\x01\x08\x0f\x10\x18\x20]",
+    re.DOTALL,
+)
+
 
 def _format(data):
     """The format of a file by its first bytes, in words; "" if they are unknown."""
@@ -282,6 +288,8 @@ def _format(data):
         return "a portable map"
     if data[128:132] == b"DICM":
         return "DICOM"
+    if _TGA.match(data):
+        return "TGA"
     for start, name in _STARTS.items():
         if data.startswith(start):
             return name

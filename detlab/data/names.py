@@ -98,7 +98,7 @@ class Files:
         if folder not in self._names:
             try:
                 self._names[folder] = set(os.listdir(folder))
-            except OSError:
+            except (OSError, ValueError):  # ValueError: a name that no folder can have
                 self._names[folder] = set()
         return self._names[folder]
 

@@ -256,8 +256,15 @@ def _read_bytes(path, count=-1):
             can_leave_out=True,
         ) from None
     except OSError as error:
+        denied = isinstance(error, PermissionError)
+        remedy = "check its permissions" if denied else "put an image there or correct its name"
         raise DataError(
-            f"image file {path} cannot be read ({error.strerror}); check its permissions",
+            f"image file {path} cannot be read ({error.strerror}); {remedy}", can_leave_out=True
+        ) from error
+    except ValueError as error:  # zero characters, or half of a pair of UTF-16
+        raise DataError(
+            f"image file {str(path)!r} has a name that no file can have; correct it in the list of "
+            "images",
             can_leave_out=True,
         ) from error
 

@@ -25,26 +25,37 @@ def shortage(source: Any, settings: settings_lib.Settings, seed: int) -> str:
     joined = _images_in_a_picture(settings.augment)
     if source.max_objects * joined <= slots:
         return ""
-    of_image = {source.image_id(i): _num_objects(source, i) for i in range(len(source))}
+    of_image = {source.image_id(i): _counts(source.annotation(i)) for i in range(len(source))}
     counts = np.array(list(of_image.values()), np.int64)  # a repeated image counts once
-    if joined > 1 and counts.max() * joined > slots:
+    if joined > 1 and counts.sum(axis=1).max() * joined > slots:
         drawn = _counts_of_pictures(source, settings, seed)
-        if (drawn > slots).any():
+        if (drawn.sum(axis=1) > slots).any():
             what = f"{len(drawn)} training pictures drawn as a sample, which join images,"
             return _sentence(drawn, slots, what, "these")
-    if (counts > slots).any():
+    if (counts.sum(axis=1) > slots).any():
         return _sentence(counts, slots, f"{len(counts)} images", "all")
     return ""
 
 
 def _sentence(counts, slots, what, room):
-    over = counts[counts > slots]
-    verb = "has" if len(over) == 1 else "have"
+    over = counts[counts.sum(axis=1) > slots]
+    lost = np.maximum(over[:, 0] - slots, 0)
+    background = over.sum(axis=1) - slots - lost  # those to ignore are the first without a slot
+    parts = []
+    if lost.any():
+        parts.append(
+            f"{lost.sum()} of their {over[:, 0].sum()} objects, the smallest, are not learnt"
+        )
+    if background.any():
+        parts.append(
+            f"{background.sum()} of their {over[:, 1].sum()} objects to ignore are learnt as"
+            " background"
+        )
+    verb, most = "has" if len(over) == 1 else "have", over.sum(axis=1).max()
     return (
         f"{len(over)} of {what} {verb} more objects than the {slots} slots of"
-        f" config.data.max_boxes, up to {over.max()}; {(over - slots).sum()} of their {over.sum()}"
-        f" objects, the smallest, are not learnt; --config.data.max_boxes={over.max()} has room for"
-        f" {room}"
+        f" config.data.max_boxes, up to {most}; {' and '.join(parts)};"
+        f" --config.data.max_boxes={most} has room for {room}"
     )
 
 
@@ -56,12 +67,14 @@ def _images_in_a_picture(settings):
     return tiles * (2 if settings.mixup else 1)
 
 
-def _num_objects(source, i):
-    return len(source.annotation(i)["labels"])
+def _counts(record):
+    """(objects to learn, objects to ignore) of a record."""
+    ignored = int(record["ignore"].sum())
+    return len(record["ignore"]) - ignored, ignored
 
 
 def _counts_of_pictures(source, settings, seed):
-    """Objects [n] of the first training pictures, without colours, which move no box."""
+    """`_counts` [n, 2] of the first training pictures, without colours, which move no box."""
     plain = settings.augment._replace(photometric=0.0, hsv=0.0, cutout=0.0)
     settings = settings._replace(augment=plain)
 
@@ -71,4 +84,4 @@ def _counts_of_pictures(source, settings, seed):
     make = augment.of(settings, read, len(source))
     sizes = plan.source_sizes(source)
     steps = plan.Epochs(sizes, seed, 1, settings.canvases, settings.multiscale)
-    return np.array([len(make(steps(k), 0, [])["labels"]) for k in range(_PICTURES)])
+    return np.array([_counts(make(steps(k), 0, [])) for k in range(_PICTURES)])

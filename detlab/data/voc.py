@@ -275,9 +275,18 @@ def _splits_under(root):
 
 
 def _parse(file):
-    """The root element of an XML file."""
+    """The root element of an XML file, without namespaces.
+
+    Any root with objects will do; another one than <annotation> without objects is another format.
+    """
     try:
-        return ElementTree.fromstring(_xml_text(file.read_bytes()))
+        root = ElementTree.fromstring(_xml_text(file.read_bytes()))
+        if "}" in root.tag:
+            for element in root.iter():
+                element.tag = element.tag.rpartition("}")[2]
+        if root.tag == "annotation" or root.find("object") is not None:
+            return root
+        fault = f"is no PASCAL VOC annotation (its root is <{root.tag}>); convert it"
     except FileNotFoundError:
         fault = "does not exist"
     except OSError as error:
@@ -307,7 +316,7 @@ def _xml_text(data):
     encoding = _EXTENDED.get(encoding, encoding)
     try:
         text = text_lib.decode(data, encoding)
-        if encoding not in (None, "utf-8") and _is_utf8(data, text):
+        if encoding not in (None, "utf-8") and _is_utf8(data, text, encoding):
             text = data.decode("utf-8-sig")
     except ValueError as error:
         if "unknown encoding" in str(error):
@@ -329,7 +338,7 @@ _EXTENDED = {
 }  # fmt: skip
 
 
-def _is_utf8(data, text):
+def _is_utf8(data, text, encoding):
     """Whether data that could be decoded as declared, to text, are UTF-8 for all that.
 
     Text of another encoding is seldom valid UTF-8: two characters of GB2312 can be, as two letters,
@@ -341,7 +350,14 @@ def _is_utf8(data, text):
         return False
     letters = [letter for letter in other if letter > "\x7f"]
     one_byte_each = len(text) == len(data)
-    return any(letter >= "\u0800" for letter in letters) or (one_byte_each and len(letters) > 1)
+    # In Western text, an accented capital before a sign, which is such a pair, is rare.
+    fewest = 1 if encoding in _LATIN else 2
+    return any(letter >= "\u0800" for letter in letters) or (
+        one_byte_each and len(letters) >= fewest
+    )
+
+
+_LATIN = ("iso-8859-1", "iso8859-1", "iso-8859-15", "latin-1", "latin1", "windows-1252", "cp1252")
 
 
 def _image_path(folder, name, annotation, folders):

@@ -206,9 +206,15 @@ def choose_classes(
 
 
 def _lacking(key, names, there):
-    """The classes that a key names and the source does not have; a misspelt one raises."""
+    """The classes that a key names and the source does not have; a misspelt one raises.
+
+    A name that would be changed to one that is there is no misspelling: `rename_classes` is for the
+    files of training and evaluation, and one of them may have the new name already.
+    """
     lacking = [name for name in names if name not in there]
     for name in lacking:
+        if isinstance(names, dict) and names[name] in there:
+            continue
         others = [other for other in there if other not in names]
         meant = records_lib.meant_class(name, others, cutoff=0.6)
         if meant:

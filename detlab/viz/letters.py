@@ -23,8 +23,8 @@ def spelling(name: str) -> str:
 
 def sentence(class_names: Sequence[str]) -> str:
     """Which class names are not drawn in their own letters; "" if all are."""
-    changed = [(name, spelling(name)) for name in class_names]
-    changed = [(name, drawn) for name, drawn in changed if name != drawn]
+    changed = [(name, spelling(name)) for name in class_names if not name.isascii()]
+    changed = [(name, drawn) for name, drawn in changed if drawn != _on_one_line(name)]
     if not changed:
         return ""
     name, drawn = changed[0]
@@ -45,7 +45,7 @@ def mask(text: str, height: int) -> np.ndarray:
 
 @functools.lru_cache(maxsize=1024)
 def _spelling(name):
-    name = unicodedata.normalize("NFC", name)
+    name = _on_one_line(name)
     # A text is drawn in one font: the one that lacks fewer of its letters.
     missing = min((_missing(name, has) for has in (_has_pillow, _has_opencv)), key=len)
     text = ""
@@ -57,6 +57,15 @@ def _spelling(name):
             text = text.removesuffix("a") if joins else text
             text += latin
     return text if text.strip() else "?"
+
+
+def _on_one_line(name):
+    """The name in composed letters, with spaces for ends of lines and the like."""
+    letters = unicodedata.normalize("NFC", name)
+    return "".join(" " if letter in _CONTROLS else letter for letter in letters)
+
+
+_CONTROLS = {chr(code) for code in (*range(0x20), 0x7F, 0x2028, 0x2029)}
 
 
 def _missing(text, has):
@@ -127,6 +136,8 @@ def _draw_pillow(text, height):
 @functools.cache
 def _has_opencv(letter):
     if not hasattr(cv2, "FontFace"):  # before OpenCV 5
+        return False
+    if unicodedata.category(letter) == "Cs":  # half of a pair in UTF-16, which ends the process
         return False
     # It draws a question mark for what it lacks.
     return not np.array_equal(_draw_opencv(letter, 24), _draw_opencv("?", 24))

@@ -142,6 +142,34 @@ def test_classes_of_the_other_part_that_cannot_be_joined_are_told_with_the_flag(
     assert data_sets.open_source(config, "eval", ("dog", "cat")).class_names == ("dog", "cat")
 
 
+def test_classes_of_the_other_part_in_another_spelling_are_renamed_by_the_flag(tmp_path):
+    write_coco(tmp_path, 1, ("Cat", "dog"), [(0, 0), (0, 1)])
+    (tmp_path / "train.json").rename(tmp_path / "val.json")
+    write_coco(tmp_path, 1, ("cat", "dog"), [(0, 0), (0, 1)])
+    overrides = flags(tmp_path, 2)
+    with pytest.raises(errors.UserError) as error:
+        open_both(config_lib.load("retinanet_coco:scratch", overrides))
+    assert str(error.value) == (
+        "the detector has the classes cat, dog, but the data to evaluate have Cat, dog; set"
+        " --config.data.rename_classes=\"(('Cat', 'cat'),)\"."
+    )
+    overrides |= {"data.rename_classes": "(('Cat', 'cat'),)"}
+    for source in open_both(config_lib.load("retinanet_coco:scratch", overrides)):
+        assert source.class_names == ("cat", "dog")
+        assert source.annotation(0)["labels"].tolist() == [0, 1]
+
+
+def test_data_without_any_class_of_the_detector_are_the_wrong_data(tmp_path):
+    write_coco(tmp_path, 1, ("x", "y"), [(0, 0), (0, 1)])
+    config = config_lib.load("retinanet_coco:scratch", flags(tmp_path, 2, eval_="train.json"))
+    with pytest.raises(errors.UserError) as error:
+        data_sets.open_source(config, "eval", ("cat", "cow"))
+    assert str(error.value) == (
+        "the detector has the classes cat, cow, but the data to evaluate have x, y; evaluate it on"
+        " data of its classes, or name them alike with rename_classes."
+    )
+
+
 @pytest.mark.parametrize("chosen", ["()", "('cat','dog')", "('dog','cat')"])
 def test_a_class_without_entry_in_the_evaluation_file_has_no_objects(chosen, case, capsys):
     folder = case("coco-val-lacks-class")

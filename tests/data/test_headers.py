@@ -51,6 +51,8 @@ CAUSES = {
     f": it is HEIC, {CONVERT}": b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(200),
     f": it is JPEG XL, {CONVERT}": b"\xff\x0a" + bytes(range(200)),
     f": it is camera raw, {CONVERT}": b"II*\0\x10\0\0\0CR\2\0" + bytes(range(200)),
+    f": it is TGA, {CONVERT}": b"\0\0\2" + bytes(9) + b"\x60\0\x40\0\x18\x20" + bytes(200),
+    f": it is a cursor (CUR), {CONVERT}": b"\0\0\2\0\1\0\x20\x20" + bytes(200),
     f": it is a Photoshop file, {CONVERT}": b"8BPS\0\1" + bytes(200),
     f": it is PDF, {CONVERT}": b"%PDF-1.7\n" + bytes(range(200)),
     f": it is DICOM, {CONVERT}": b"x" * 128 + b"DICM" + bytes(200),

@@ -5,6 +5,7 @@ import unicodedata
 
 import pytest
 
+from detlab import files as files_lib
 from detlab.data import names
 
 NFC = "café 猫 ガ"
@@ -67,6 +68,13 @@ def test_a_name_that_could_be_another_file_finds_none(tmp_path, there, listed):
     assert files.paths(listed)[0] == str(tmp_path / listed[0])
     assert not os.path.exists(files.paths(listed)[0])
     assert files.problems("list.txt") == []
+
+
+@pytest.mark.parametrize("listed", ["a\0b/p0.png", "p0\0.png", "\ud83d/p0.png"])
+def test_a_name_that_no_file_can_have_finds_none(tmp_path, listed):
+    files = make(tmp_path, "other.jpg")
+    assert files.paths([listed]) == [f"{tmp_path}/{listed}"]
+    assert files_lib.missing([f"{tmp_path}/{listed}"]) == [f"{tmp_path}/{listed}"]
 
 
 def test_absolute_names_that_exist_need_no_folder(tmp_path):

@@ -127,6 +127,24 @@ def test_missing_image_is_named(tmp_path):
         records.read_image(tmp_path / "nothing.jpg")
 
 
+def test_a_name_that_no_image_file_can_have_is_named(tmp_path):
+    for name in ("a\0b/p0.jpg", "p0\0.jpg", "\ud83d.jpg"):
+        with pytest.raises(records.DataError) as raised:
+            records.read_image(f"{tmp_path}/{name}")
+        assert raised.value.can_leave_out
+        assert str(raised.value) == (
+            f"image file {f'{tmp_path}/{name}'!r} has a name that no file can have; correct it in "
+            "the list of images"
+        )
+    (tmp_path / "folder.jpg").mkdir()
+    with pytest.raises(records.DataError) as raised:
+        records.read_image(tmp_path / "folder.jpg")
+    assert str(raised.value) == (
+        f"image file {tmp_path}/folder.jpg cannot be read (Is a directory); put an image there or "
+        "correct its name"
+    )
+
+
 @pytest.mark.parametrize("content", [b"", b"no image at all", encoded(picture(), ".jpg")[100:]])
 def test_undecodable_image_is_named(tmp_path, content):
     path = tmp_path / "a.jpg"

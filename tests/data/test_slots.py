@@ -55,6 +55,23 @@ def test_images_that_lose_objects_are_counted_and_others_not(counts, max_boxes, 
     assert slots.shortage(make_source(*counts), make_settings(max_boxes), seed=0) == sentence
 
 
+def test_objects_to_ignore_lose_their_slots_first_and_are_told_apart():
+    source = make_source(12, 9)
+    ignored = np.arange(21) % 3 == 0  # 4 of 12 and 3 of 9
+    source._annotations._columns["ignore"] = ignored
+    start = "2 of 2 images have more objects than the {} slots of config.data.max_boxes, up to 12; "
+    end = "; --config.data.max_boxes=12 has room for all"
+    assert slots.shortage(source, make_settings(8), 0) == (
+        start.format(8) + "5 of their 7 objects to ignore are learnt as background" + end
+    )
+    assert slots.shortage(source, make_settings(7), 0) == (
+        start.format(7)
+        + "1 of their 14 objects, the smallest, are not learnt and 6 of their 7 objects to ignore "
+        + "are learnt as background"
+        + end
+    )
+
+
 def test_a_repeated_image_counts_once():
     source = wrappers.Repeated(make_source(12, 3), 4)
     assert slots.shortage(source, make_settings(10), 0).startswith("1 of 2 images has more")

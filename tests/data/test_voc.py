@@ -300,6 +300,7 @@ def in_xml(encoding, name, declared=None):
         ("utf-8", "кот", "windows-1251"),
         ("utf-8", "café", "us-ascii"),
         ("utf-16", "猫", "utf-8"),
+        ("cp1252", "«CAFÉ»", "windows-1252"),
     ],
 )
 def test_an_annotation_is_read_in_the_encoding_it_has(tmp_path, encoding, name, declared):
@@ -308,6 +309,16 @@ def test_an_annotation_is_read_in_the_encoding_it_has(tmp_path, encoding, name, 
     source = voc.Voc(tmp_path, "train", (name, "dog"))
     np.testing.assert_array_equal(source.annotation(0)["labels"], [0])
     np.testing.assert_array_equal(source.annotation(0)["boxes"], [[10, 5, 30, 39]])
+
+
+@pytest.mark.parametrize("declared", ["ISO-8859-1", "windows-1252", "latin1"])
+def test_one_letter_is_enough_to_tell_utf_8_from_latin_1(tmp_path, declared):
+    write_data(tmp_path)
+    declaration = f'<?xml version="1.0" encoding="{declared}"?>'
+    content = f"{declaration}<annotation>{make_object('café')}</annotation>"
+    (tmp_path / "Annotations" / "one.xml").write_text(content, encoding="utf-8")
+    source = voc.Voc(tmp_path, "train", ("café",))
+    np.testing.assert_array_equal(source.annotation(0)["labels"], [0])
 
 
 def test_letters_in_an_undeclared_encoding_matter_only_in_the_name_of_a_class(tmp_path):
@@ -326,6 +337,16 @@ def test_letters_in_an_undeclared_encoding_matter_only_in_the_name_of_a_class(tm
 
 
 @pytest.mark.parametrize(
+    "head, tail",
+    [('<annotation xmlns="http://host/voc">', "</annotation>"), ("<sample>", "</sample>")],
+)
+def test_objects_in_a_namespace_or_another_root_are_read(tmp_path, head, tail):
+    write_data(tmp_path)
+    (tmp_path / "Annotations" / "one.xml").write_text(f"{head}{CHAIR}{tail}")
+    np.testing.assert_array_equal(voc.Voc(tmp_path, "train").annotation(0)["labels"], [8])
+
+
+@pytest.mark.parametrize(
     "content, fault",
     [
         (
@@ -337,6 +358,14 @@ def test_letters_in_an_undeclared_encoding_matter_only_in_the_name_of_a_class(tm
             "is a Git LFS pointer, not the file itself; fetch the file with `git lfs pull`",
         ),
         (b"<a>\0</a>", "is not text (it has zero bytes); give a text file"),
+        (
+            b"<annotations><image><box/></image></annotations>",
+            "is no PASCAL VOC annotation (its root is <annotations>); convert it",
+        ),
+        (
+            b'<kml xmlns="http://www.opengis.net/kml/2.2"><Document/></kml>',
+            "is no PASCAL VOC annotation (its root is <kml>); convert it",
+        ),
     ],
 )
 def test_what_is_no_xml_gets_its_true_cause(tmp_path, content, fault):

@@ -214,6 +214,12 @@ def test_a_class_that_is_not_there_is_named_with_what_was_meant(pets, chosen, re
         wrappers.choose_classes(pets, chosen, rename)
 
 
+def test_a_new_name_that_is_there_already_is_no_misspelling(pets):
+    source = wrappers.choose_classes(pets, (), (("Cat", "cat"), ("dog", "hound")))
+    assert source.class_names == ("cat", "hound", "bird")
+    assert source.problems == ("rename_classes has 'Cat', but the data set has no such class",)
+
+
 def test_the_cause_comes_first_where_no_object_is_left(tmp_path):
     source = make_source(
         tmp_path, [(40, 50)], [0], class_names=("cat", "dog"), problems=("a word",)

@@ -1,6 +1,7 @@
 """`python -m detlab.demo`: image, folder, pattern and video in; pictures and JSON out."""
 
 import json
+import os
 import pathlib
 
 import cv2
@@ -12,7 +13,7 @@ from PIL import Image
 from detlab import config as config_lib
 from detlab import demo, errors, media, trained, types
 from detlab import detect as detect_lib
-from detlab.data import settings, shapes
+from detlab.data import records, settings, shapes
 
 
 @pytest.fixture(scope="module")
@@ -198,6 +199,55 @@ def test_the_first_of_several_pictures_in_a_file_is_used_and_told(tmp_path, name
     assert abs(detect.seen[0].astype(int) - 40).max() < 5
     pictures[0].save(tmp_path / name)
     assert "problems" not in media.process(tmp_path / name, tmp_path / "drawn.png", detect)
+
+
+def test_names_that_are_no_utf_8_are_read_and_written(tmp_path):
+    folder = tmp_path / os.fsdecode(b"gr\xfcn")  # the ü of Latin-1
+    folder.mkdir()
+    pictures = [Image.fromarray(np.full((64, 96, 3), 40 * k, np.uint8)) for k in range(1, 4)]
+    plain = tmp_path / "film.avi"
+    write_video(plain, "MJPG", [np.asarray(picture) for picture in pictures])
+    film, animation = folder / os.fsdecode(b"\xe9.avi"), folder / os.fsdecode(b"\xe9.gif")
+    film.write_bytes(plain.read_bytes())
+    pictures[0].save(tmp_path / "a.gif", save_all=True, append_images=pictures[1:])
+    animation.write_bytes((tmp_path / "a.gif").read_bytes())
+    found = media.find_inputs(str(folder), tmp_path / "out")
+    assert found.files == [film, animation]
+    output = tmp_path / os.fsdecode(b"ou\xdf")
+    output.mkdir()
+    names = media.output_names(found.files, folder)
+    rows = [
+        media.process(file, output / name, Nothing())
+        for file, name in zip(found.files, names, strict=True)
+    ]
+    assert len(rows[0]["frames"]) == 3 and rows[0]["problems"] == []
+    assert rows[1]["problems"] == [f"{animation} holds 3 pictures, of which the first is used"]
+    assert [(output / name).stat().st_size > 500 for name in names] == [True, False]
+    drawn = cv2.imdecode(np.fromfile(output / names[1], np.uint8), cv2.IMREAD_COLOR)
+    assert drawn.shape == (64, 96, 3)
+
+
+@pytest.mark.parametrize(
+    "data, ending",
+    [
+        (b"", ": it is empty; download the file again"),
+        (bytes(99), ": it begins with nothing but zero bytes, as after a broken download; "
+         "download the file again"),
+        (b"version https://git-lfs.github.com/spec/v1\n", ": it is a Git LFS pointer, "
+         "not the video; fetch the video with `git lfs pull`"),
+        (b"Not found", ": it holds text that begins with 'Not found'; download the file again"),
+        (b"\0\0\0\x18ftypisom\0\0\2\0isommp42", "; convert it to another format"),
+        (b"\x1aE\xdf\xa3" + bytes(range(99)), "; convert it to another format"),
+        (None, " (No such file or directory); name another file"),
+    ],
+)  # fmt: skip
+def test_what_is_no_video_gets_its_cause(data, ending, tmp_path):
+    path = tmp_path / "film.mp4"
+    if data is not None:
+        path.write_bytes(data)
+    with pytest.raises(records.DataError) as error:
+        media.process(path, tmp_path / "drawn.mp4", Nothing())
+    assert str(error.value) == f"video {path} cannot be decoded{ending}"
 
 
 def test_output_names_differ():

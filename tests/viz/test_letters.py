@@ -41,6 +41,7 @@ def test_a_script_that_a_font_has_is_drawn_in_its_own_letters(name):
         ("\U00013000", "U+13000"),
         ("\x85", "U+0085"),
         ("é🐈", "écat"),
+        ("é\ud83d", "éU+D83D"),  # half of an emoji, as a cut-off JSON has; OpenCV 5 crashes on it
     ],
 )
 def test_what_no_font_has_is_spelt_in_latin_letters_and_told_once(name, drawn):
@@ -68,6 +69,23 @@ def test_without_the_font_of_opencv_5_chinese_is_told_by_its_numbers(monkeypatch
 def test_composed_and_decomposed_names_look_the_same():
     name = unicodedata.normalize("NFD", "café ガ")
     assert letters.spelling(name) == "café ガ"
+
+
+@pytest.mark.parametrize(
+    "name, drawn",
+    [
+        ("café\nau lait", "café au lait"),
+        ("猫\r\nb", "猫  b" if hasattr(cv2, "FontFace") else "U+732B  b"),
+        ("кот\0", "кот "),
+        ("é\u2028b", "é b"),
+        (unicodedata.normalize("NFD", "café"), "café"),
+    ],
+)
+def test_ends_of_lines_and_decomposed_letters_are_drawn_and_are_no_other_letters(name, drawn):
+    assert letters.spelling(name) == drawn
+    if "U+" not in drawn:
+        assert letters.sentence([name]) == ""
+    assert letters.mask(f"{drawn} 0.50", 20).any()
 
 
 def test_ascii_names_stay_as_they_are():
