@@ -107,6 +107,8 @@ def _is_input(path):
     """Whether a file is an image or video by its suffix, or an image by its first bytes."""
     if path.name.startswith("."):  # ._photo.jpg of macOS has the attributes of photo.jpg
         return False
+    if path.exists() and not path.is_file():  # a pipe, which would be waited for
+        return False
     if path.suffix.lower() in IMAGES + VIDEOS:
         return True
     try:

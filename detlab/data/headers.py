@@ -97,12 +97,14 @@ def _heif_orientation(data):
 
     The picture is rotated, then mirrored.
     """
-    rotation, mirror = data.find(b"\0\0\0\x09irot"), data.find(b"\0\0\0\x09imir")
-    angle = data[rotation + 8] & 3 if rotation >= 0 else 0  # quarter turns anticlockwise
+    rotation, mirror = (
+        re.search(rb"\0\0\0\x09" + name + rb"(.)", data, re.DOTALL) for name in (b"irot", b"imir")
+    )
+    angle = rotation[1][0] & 3 if rotation else 0  # quarter turns anticlockwise
     plain, left_right, top_bottom = ((1, 2, 4), (8, 7, 5), (3, 4, 2), (6, 5, 7))[angle]
-    if mirror < 0:
+    if not mirror:
         return plain
-    return left_right if data[mirror + 8] & 1 else top_bottom
+    return left_right if mirror[1][0] & 1 else top_bottom
 
 
 def is_tiff(data: bytes) -> bool:

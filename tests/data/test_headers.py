@@ -170,3 +170,10 @@ def test_an_avif_is_turned_by_its_own_properties(orientation):
     image = records.decode_image(data, "it", AGAIN)
     assert image.shape == (40, 60, 3)
     assert np.abs(image.astype(int) - turned.upright()).mean() < 5
+
+
+@pytest.mark.parametrize("name", [b"irot", b"imir"])
+def test_a_heif_that_ends_in_its_orientation_is_taken_as_it_is_stored(name):
+    data = b"\0\0\0\x18ftypavif\0\0\0\0mif1avif\0\0\0\x09" + name
+    assert headers.orientation(data) == 1
+    assert headers.orientation(data + b"\1") == {b"irot": 8, b"imir": 2}[name]

@@ -129,6 +129,16 @@ def test_a_folder_is_searched_with_its_sub_folders_and_names_what_is_passed_over
     ]  # fmt: skip
 
 
+def test_a_pipe_is_passed_over_and_a_link_that_leads_nowhere_is_not(tmp_path):
+    make_inputs(tmp_path, "a.jpg")
+    os.mkfifo(tmp_path / "b.jpg")
+    os.mkfifo(tmp_path / "unnamed")
+    (tmp_path / "c.jpg").symlink_to("nowhere")
+    found = media.find_inputs(str(tmp_path), tmp_path / "out")
+    assert found.files == [tmp_path / "a.jpg", tmp_path / "c.jpg"]
+    assert found.passed_over == [tmp_path / "b.jpg", tmp_path / "unnamed"]
+
+
 def test_results_of_an_earlier_call_inside_the_input_are_not_taken_as_inputs(tmp_path):
     make_inputs(tmp_path, "a.jpg", "found/a.png", "found/s/b.png")
     both = media.find_inputs(str(tmp_path), tmp_path / "found")
