@@ -194,7 +194,7 @@ def command_of(
         }
     if start.program == "train":
         values |= {"train.steps": 10, "train.epochs": 0, "train.log_every": 1}
-        values |= {"optim.warmup_steps": 0}  # must be shorter than the run
+        values |= {"optim.warmup_steps": 1}  # must be shorter than the run
         words += ["--workdir", str(output)]
         mark = output / "metrics.jsonl"
     elif start.program == "eval":
