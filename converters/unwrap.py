@@ -19,6 +19,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
+from detlab import text
 from detlab.converters import sources as sources_lib
 from detlab.converters.readers import contents, files, torch_file
 
@@ -200,5 +201,4 @@ def _taken(
 
 
 def _listed(words: Iterable[str]) -> str:
-    words = [contents.printable(word, 100) for word in words]
-    return ", ".join(words[:6]) + (f" and {len(words) - 6} more" if len(words) > 6 else "")
+    return text.listed((contents.printable(word, 100) for word in words), 6)

@@ -13,6 +13,7 @@ import cv2
 from detlab import detect as detect_lib
 from detlab import errors
 from detlab import files as files_lib
+from detlab import text as text_lib
 from detlab.data import headers, records
 
 # Formats that OpenCV cannot read get a sentence with the cause, so files of theirs are taken too.
@@ -120,9 +121,8 @@ def _is_input(path):
 
 def _some(paths, folder):
     """The first three of some paths, relative to a folder, and the number of the others."""
-    names = [str(p.relative_to(folder)) if folder in p.parents else str(p) for p in paths[:3]]
-    more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
-    return ", ".join(names) + more
+    names = (str(p.relative_to(folder)) if folder in p.parents else str(p) for p in paths)
+    return text_lib.listed(names, 3)
 
 
 def output_names(files: Sequence[pathlib.Path], folder: pathlib.Path | None = None) -> list[str]:

@@ -60,7 +60,7 @@ def write_coco(path: str | pathlib.Path, predictions: list[dict], source: Any) -
     if lost:
         print(
             f"predictions of classes that the annotation file lacks are not written:"
-            f" {lost.total()}, of {records.listed(lost)}"
+            f" {lost.total()}, of {text.listed(lost)}"
         )
     several = [
         f"{name} ({', '.join(str(key) for key, k in labels_of.items() if k == label)})"
@@ -70,7 +70,7 @@ def write_coco(path: str | pathlib.Path, predictions: list[dict], source: Any) -
     if several:
         print(
             "classes of several categories are written with the first of their ids:"
-            f" {records.listed(several)}"
+            f" {text.listed(several)}"
         )
 
 
@@ -210,22 +210,22 @@ def _of_results(saved, source, truth):
         raise errors.UserError(
             f"the predictions in {saved.path} do not match the data: {len(unknown)} of {len(rows)}"
             f" are for images that the data lack ({len(names)} images, image_id"
-            f" {records.listed(map(repr, names))}); evaluate them on the data that they are for."
+            f" {text.listed(map(repr, names))}); evaluate them on the data that they are for."
         )
 
     labels_of = _category_labels(source)
     if not hasattr(source, "category_labels"):
-        names = records.listed(source.class_names)
+        names = text.listed(source.class_names)
         print(f"the data have no category ids; 1 to {len(labels_of)} are read as {names}")
     category_of = _by_id(labels_of, labels_of.values())
     labels = [_find(row["category_id"], category_of) for row in rows]
     unknown = [row["category_id"] for row, label in zip(rows, labels, strict=True) if label is None]
     if unknown:
-        names = records.listed(map(repr, dict.fromkeys(unknown)))
+        names = text.listed(map(repr, dict.fromkeys(unknown)))
         if len(unknown) == len(rows):
             raise errors.UserError(
                 f"the predictions in {saved.path} do not match the data: no category_id of theirs"
-                f" ({names}) is among the data's ({records.listed(map(repr, labels_of))})."
+                f" ({names}) is among the data's ({text.listed(map(repr, labels_of))})."
             )
         print(
             f"predictions of categories that the data lack are passed over: {len(unknown)} of"

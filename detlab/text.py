@@ -1,7 +1,18 @@
-"""Text files of other programs: byte order marks, encodings, and files that hold no text."""
+"""Text files of other programs, and lists in sentences.
+
+Files of other programs have byte order marks, other encodings, or no text at all.
+"""
 
 import codecs
 import pathlib
+from collections.abc import Iterable
+
+
+def listed(names: Iterable[str], limit: int = 5) -> str:
+    """The first names, separated by commas, and how many there are besides."""
+    names = list(names)
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
 
 
 def read(path: str | pathlib.Path, declared: str | None = None) -> str:

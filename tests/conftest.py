@@ -45,11 +45,27 @@ def repository():
 def shared_dir():
     """The folder of recorded reference numbers and small data sets beside the checkout."""
     if not SHARED.is_dir():
-        message = "the folder `shared` (reference numbers, small data) is not beside the checkout"
-        if os.environ.get("CI", "").lower() in ("1", "true"):
-            pytest.fail(message)
-        pytest.skip(message)
+        _absent("the folder `shared` (reference numbers, small data) is not beside the checkout")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def case(shared_dir):
+    """`case(name)` -> the folder of a recorded input of a user, in `shared/cases`."""
+
+    def find(name):
+        folder = shared_dir / "cases" / name
+        if not folder.is_dir():
+            _absent(f"the folder `shared` has no `cases/{name}`")
+        return folder
+
+    return find
+
+
+def _absent(message):
+    if os.environ.get("CI", "").lower() in ("1", "true"):
+        pytest.fail(message)
+    pytest.skip(message)
 
 
 @pytest.fixture(scope="session")

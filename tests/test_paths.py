@@ -1,6 +1,7 @@
 """Paths with `~` and environment variables, in flags and in configs."""
 
 import argparse
+import pwd
 
 import pytest
 
@@ -23,7 +24,7 @@ def _home(monkeypatch, tmp_path):
     [
         ("~/run", "/home/ada/run"),
         ("~", "/home/ada"),
-        ("~root/x", "/root/x"),
+        ("~root/x", f"{pwd.getpwnam('root').pw_dir}/x"),
         ("$DATA/coco", "/data/coco"),
         ("${DATA}set", "/dataset"),
         ("~/$DATA", "/home/ada//data"),

@@ -11,7 +11,7 @@ from typing import Any
 
 from ml_collections import config_dict
 
-from detlab import contract, errors
+from detlab import contract, errors, text
 from detlab import files as files_lib
 from detlab.converters import family, mapping, target
 from detlab.converters.readers import class_names, contents
@@ -181,8 +181,8 @@ def write(
     missing = [path for path in target.shapes(config) if path not in leaves]
     if missing:
         raise errors.UserError(
-            f"{weights.path} lacks {checkpoint.listed(missing)}; only a complete network can be"
-            " written."
+            f"{weights.path} lacks {text.listed(missing, checkpoint.LISTED)}; only a complete"
+            " network can be written."
         )
     tensors = mapping.reverse(mapping.nest(leaves), tables.table(network))
     header = reader.Header(**weights.info.get("converted_from", {}).get("header", {}))

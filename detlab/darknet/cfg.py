@@ -704,12 +704,10 @@ def repeated(network: Network) -> str:
                 )
     if not found:
         return ""
-    more = f", and {len(found) - 4} more" if len(found) > 4 else ""
     values = "1 value" if len(found) == 1 else f"{len(found)} values"
     return (
         f"{network.name} gives {values} again; the first one counts, as in darknet: "
-        + ", ".join(found[:4])
-        + more
+        + _first_of(found)
     )
 
 
@@ -728,9 +726,12 @@ def misspelled(network: Network) -> str:
                 found.append(f"{key[:40]} of line {at} ({absent[close[0]]}?)")
     if not found:
         return ""
-    more = f", and {len(found) - 4} more" if len(found) > 4 else ""
-    listed = ", ".join(found[:4]) + more
-    return f"{network.name} has keys that darknet does not know, without effect: {listed}"
+    keys = _first_of(found)
+    return f"{network.name} has keys that darknet does not know, without effect: {keys}"
+
+
+def _first_of(found):
+    return ", ".join(found[:4]) + (f", and {len(found) - 4} more" if len(found) > 4 else "")
 
 
 def format(network: Network) -> str:

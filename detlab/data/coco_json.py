@@ -120,7 +120,7 @@ def categories(content: dict[str, list], file: Any) -> Categories:
             parts = ", ".join(f"{key!r} (objects: {count[key]})" for key in kept)
             joined.append(f"categories of the name {name} are one class: {parts}")
     if left_out:
-        names = records_lib.listed(f"{key!r} ({name_of[key]})" for key in left_out)
+        names = text_lib.listed(f"{key!r} ({name_of[key]})" for key in left_out)
         joined.append(
             f"categories without objects whose name another has are left out: {len(left_out)}, "
             f"{names}"

@@ -46,6 +46,7 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
+from detlab import text as text_lib
 from detlab.data import headers
 
 
@@ -480,16 +481,9 @@ def lacking_classes(where: str, lacking: Sequence[str], known: Sequence[str]) ->
         return []
     count = "it counts as a class" if len(lacking) == 1 else "they count as classes"
     return [
-        f"{where} has no class {listed(lacking)} (its classes: {listed(known)}); {count} "
-        "without objects"
+        f"{where} has no class {text_lib.listed(lacking)} (its classes: {text_lib.listed(known)});"
+        f" {count} without objects"
     ]
-
-
-def listed(names: Iterable[str], limit: int = 5) -> str:
-    """The first names, and how many there are besides."""
-    names = list(names)
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more
 
 
 def meant_class(name: str, others: Iterable[str], cutoff: float = 0.8) -> str | None:

@@ -32,6 +32,7 @@ import numpy as np
 from flax import traverse_util
 
 from detlab import errors, types
+from detlab import text as text_lib
 
 
 class Weights(NamedTuple):
@@ -190,6 +191,8 @@ def _return_memory() -> None:
             ctypes.CDLL(None).malloc_trim(0)
 
 
+LISTED = 12  # leaves that a sentence names
+
 _REMEDIES = {
     errno.ENOSPC: "free some space",
     errno.EDQUOT: "free some space",
@@ -322,7 +325,7 @@ def may_differ(weights: Weights, num_classes: int) -> dict[str, tuple[str, ...]]
     info, reasons = weights.info, {}
     if "subtrees" in info:
         inside = "|".join(re.escape(f"{subtree}/") for subtree in info["subtrees"])
-        outside = f"outside {listed(info['subtrees'])}, which the weights fill"
+        outside = f"outside {text_lib.listed(info['subtrees'], LISTED)}, which the weights fill"
         reasons[outside] = (f"(?!{inside}).*",)
     if info.get("anew"):
         reasons["dropped by --reset_classes"] = tuple(map(re.escape, info["anew"]))
@@ -361,7 +364,11 @@ def merge(params: Any, state: Any, weights: Weights, skip: Sequence[str] | None)
             ("not in the model", unknown),
             ("of another shape", shapes),
         ]
-        text = "; ".join(f"{len(found)} {what}: {listed(found)}" for what, found in parts if found)
+        text = "; ".join(
+            f"{len(found)} {what}: {text_lib.listed(found, LISTED)}"
+            for what, found in parts
+            if found
+        )
         remedy = "to let paths differ, add regexes that match them to config.init_skip"
         if skip is None:
             remedy = "give the config.model that they were trained with"
@@ -434,9 +441,3 @@ def _read_info(folder: pathlib.Path) -> dict:
             f"checkpoint {folder} has no readable config ({errors.first_line(error)}); name another"
             " with --checkpoint."
         ) from error
-
-
-def listed(items: Sequence[str], limit: int = 12) -> str:
-    """The first items, separated by commas, and how many more there are."""
-    more = f" and {len(items) - limit} more" if len(items) > limit else ""
-    return ", ".join(items[:limit]) + more

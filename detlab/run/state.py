@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import config_dict
 
-from detlab import contract, errors, sharding, types
+from detlab import contract, errors, sharding, text, types
 from detlab.run import checkpoint, optim
 
 
@@ -89,7 +89,7 @@ def initial_weights(detector: contract.Detector, config: config_dict.ConfigDict)
             paths = [p for p in untold if any(re.fullmatch(r, p) for r in regexes)]
             untold = [p for p in untold if p not in paths]
             if paths:
-                print(f"initialised ({reason}): {checkpoint.listed(paths)}")
+                print(f"initialised ({reason}): {text.listed(paths, checkpoint.LISTED)}")
     constant = [p for p in random if any(re.fullmatch(f, p) for f in detector.frozen)]
     if constant:
         raise errors.UserError(

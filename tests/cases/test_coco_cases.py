@@ -13,12 +13,6 @@ from detlab import eval as eval_lib
 from detlab.run import setup as setup_lib
 
 
-@pytest.fixture
-def case(shared_dir):
-    """`case(name)` -> its folder."""
-    return lambda name: shared_dir / "cases" / name
-
-
 def flags(folder, num_classes=1, train="train.json", eval_="val.json"):
     return {
         "data.root": str(folder),

@@ -11,8 +11,8 @@ from detlab.data import records, voc
 
 
 @pytest.mark.parametrize("part", ["train", "val"])
-def test_phone_photos_annotated_upright_are_turned(shared_dir, part):
-    root = shared_dir / "cases" / "exif-orientation-6"
+def test_phone_photos_annotated_upright_are_turned(case, part):
+    root = case("exif-orientation-6")
     source = voc.Voc(root, part, ("cell",))
     assert [source.size(i) for i in range(2)] == [(96, 64)] * 2
     for record in source:
@@ -30,9 +30,9 @@ def test_phone_photos_annotated_upright_are_turned(shared_dir, part):
 
 
 @pytest.mark.slow
-def test_a_huge_picture_names_the_limit(shared_dir, tmp_path):
+def test_a_huge_picture_names_the_limit(case, tmp_path):
     path = tmp_path / "big.png"
-    script = shared_dir / "cases" / "huge-image" / "make.py"
+    script = case("huge-image") / "make.py"
     subprocess.run([sys.executable, str(script), str(path)], check=True)
     assert records.read_image_size(path) == (30000, 40000)
     with pytest.raises(records.DataError) as raised:
@@ -44,8 +44,8 @@ def test_a_huge_picture_names_the_limit(shared_dir, tmp_path):
     )
 
 
-def test_the_demo_takes_all_files_of_a_folder(shared_dir, tmp_path):
-    folder = shared_dir / "cases" / "demo-folder"
+def test_the_demo_takes_all_files_of_a_folder(case, tmp_path):
+    folder = case("demo-folder")
     found = media.find_inputs(str(folder), tmp_path / "found")
     assert found.files == [folder / name for name in ("a.gif", "b.jfif", "sub/c.jpg")]
     assert found.passed_over == [folder / "README.md"]

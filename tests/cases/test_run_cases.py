@@ -28,22 +28,6 @@ SMALL = (
 )
 
 
-@pytest.fixture
-def case(shared_dir):
-    """`case(name)` -> the folder of a recorded case."""
-
-    def find(name):
-        folder = shared_dir / "cases" / name
-        if not folder.is_dir():
-            message = f"the recorded case {name} is not there"
-            if os.environ.get("CI", "").lower() in ("1", "true"):
-                pytest.fail(message)
-            pytest.skip(message)
-        return folder
-
-    return find
-
-
 def refusal(call, *arguments):
     with pytest.raises(errors.UserError) as error:
         call(*arguments)

@@ -11,15 +11,15 @@ P0, P1 = [30, 29, 60, 53], [7, 20, 29, 38]  # boxes, px from 0
 
 
 @pytest.mark.parametrize(
-    "case, first, boxes",
+    "name, first, boxes",
     [
         ("voc-split-utf16", "p0", [P0, P1]),
         ("voc-nfd-names", "café", [P0, P1]),
         ("voc-xml-gb2312", "p0", [[9, 11, 39, 49], P1]),
     ],
 )
-def test_a_voc_folder_of_another_system_is_read(shared_dir, case, first, boxes):
-    source = voc.Voc(shared_dir / "cases" / case, "train", ("cell",))
+def test_a_voc_folder_of_another_system_is_read(case, name, first, boxes):
+    source = voc.Voc(case(name), "train", ("cell",))
     assert [source.image_id(i) for i in range(len(source))] == [first, "p1"]
     for record, box in zip(source, boxes, strict=True):
         np.testing.assert_array_equal(record["boxes"], [box])
@@ -27,8 +27,8 @@ def test_a_voc_folder_of_another_system_is_read(shared_dir, case, first, boxes):
         assert record["image"].shape == (64, 96, 3)
 
 
-def test_the_decomposed_name_is_told_and_a_missing_one_stays_missing(shared_dir):
-    root = shared_dir / "cases" / "voc-nfd-names"
+def test_the_decomposed_name_is_told_and_a_missing_one_stays_missing(case):
+    root = case("voc-nfd-names")
     there = unicodedata.normalize("NFD", "café")
     assert voc.Voc(root, "train", ("cell",)).problems == (
         f"a name in the splits of {root} is spelt otherwise than its file: 'café' is "
@@ -42,8 +42,8 @@ def test_the_decomposed_name_is_told_and_a_missing_one_stays_missing(shared_dir)
 
 
 @pytest.mark.parametrize("part", ["train", "val"])
-def test_a_windows_path_leads_to_the_folder(shared_dir, part):
-    root = shared_dir / "cases" / "coco-windows-path"
+def test_a_windows_path_leads_to_the_folder(case, part):
+    root = case("coco-windows-path")
     source = coco.Coco(root / "images", root / f"{part}.json")
     assert [source.name(i) for i in range(4)] == [
         str(root / "images" / name) for name in ("a/p0.jpg", "p1.jpg", "p2.jpg", "p3.jpg")

@@ -15,14 +15,6 @@ from detlab.darknet import cfg as darknet_cfg
 from detlab.run import checkpoint
 
 
-@pytest.fixture(scope="module")
-def cases(shared_dir):
-    folder = shared_dir / "cases"
-    if not folder.is_dir():
-        pytest.skip("the folder `shared` has no `cases`")
-    return folder
-
-
 def run(*arguments):
     convert.main([*map(str, arguments)])
 
@@ -41,8 +33,8 @@ def darknet(folder, output, *more):
     return (*config, "--input", folder / "my.weights", "--output", output, *more)
 
 
-def test_the_first_value_of_a_doubled_key_counts_and_is_told_once(cases, tmp_path, capsys):
-    folder = cases / "darknet-cfg-batch-twice"
+def test_the_first_value_of_a_doubled_key_counts_and_is_told_once(case, tmp_path, capsys):
+    folder = case("darknet-cfg-batch-twice")
     cfg = folder / "my.cfg"
     run(*darknet(folder, tmp_path / "out", "--cfg", cfg))
     told = (
@@ -59,15 +51,15 @@ def test_the_first_value_of_a_doubled_key_counts_and_is_told_once(cases, tmp_pat
     assert told.removesuffix(".") in text
 
 
-def test_a_byte_order_mark_is_no_part_of_the_first_class(cases, tmp_path):
-    folder = cases / "darknet-names-bom"
+def test_a_byte_order_mark_is_no_part_of_the_first_class(case, tmp_path):
+    folder = case("darknet-names-bom")
     more = ("--cfg", folder / "my.cfg", "--names", folder / "my.names")
     run(*darknet(folder, tmp_path / "out", *more))
     assert checkpoint.load_weights(tmp_path / "out").info["class_names"] == ["cat", "dog"]
 
 
-def test_new_coords_are_converted_and_come_back_byte_for_byte(cases, tmp_path):
-    folder = cases / "darknet-new-coords"
+def test_new_coords_are_converted_and_come_back_byte_for_byte(case, tmp_path):
+    folder = case("darknet-new-coords")
     run(*darknet(folder, tmp_path / "out", "--cfg", folder / "my.cfg"))
     back = tmp_path / "back.weights"
     run("--reverse", "--input", tmp_path / "out", "--output", back)
@@ -75,8 +67,8 @@ def test_new_coords_are_converted_and_come_back_byte_for_byte(cases, tmp_path):
     assert back.with_suffix(".cfg").read_text() == (folder / "my.cfg").read_text()
 
 
-def test_an_option_that_is_not_there_is_refused_and_not_promised(cases, tmp_path, repository):
-    folder, cfg = cases / "darknet-new-coords", tmp_path / "my.cfg"
+def test_an_option_that_is_not_there_is_refused_and_not_promised(case, tmp_path, repository):
+    folder, cfg = case("darknet-new-coords"), tmp_path / "my.cfg"
     text = (folder / "my.cfg").read_text()
     cfg.write_text(text.replace("new_coords=1", "embedding_layer=1"))
     assert refused(*darknet(folder, tmp_path / "out", "--cfg", cfg)) == (
@@ -89,8 +81,8 @@ def test_an_option_that_is_not_there_is_refused_and_not_promised(cases, tmp_path
         assert "any cfg" not in words
 
 
-def test_weights_without_their_cfg_are_asked_for_it(cases, tmp_path):
-    folder = cases / "darknet-weights-without-cfg"
+def test_weights_without_their_cfg_are_asked_for_it(case, tmp_path):
+    folder = case("darknet-weights-without-cfg")
     assert refused(*darknet(folder, tmp_path / "out")) == (
         f"{folder / 'my.weights'} holds 1821 values, but yolov4 with 80 classes, the network of"
         " --config experiments/darknet_coco.py, has 64429405, 64427584 more; name the network of"
@@ -105,13 +97,13 @@ def test_weights_without_their_cfg_are_asked_for_it(cases, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def files(cases, made_once):
+def files(case, made_once):
     """The folder of the 20 files."""
 
     def make(folder):
         subprocess.run(
             [sys.executable, "make.py", str(folder)],
-            cwd=cases / "torch-files",
+            cwd=case("torch-files"),
             env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
             check=True,
             capture_output=True,

@@ -15,15 +15,21 @@ from detlab.darknet import cfg as darknet_cfg
 CASES = parity_runs.runnable("yolo", darknet.RUNNER)
 
 
+def copy_case(shared_dir, folder, name, text, other):
+    """Copies a recorded case into a new folder, with other text in its cfg."""
+    recorded = shared_dir / "parity" / "yolo"
+    folder.mkdir()
+    for suffix in ("json", "npz"):
+        shutil.copy(recorded / f"{name}.{suffix}", folder)
+    cfg = (recorded / f"{name}.cfg").read_text()
+    (folder / f"{name}.cfg").write_text(cfg.replace(text, other))
+
+
 def test_a_case_that_needs_more_than_detlab_has_is_missing_with_the_reason(
     shared_dir, capsys, tmp_path
 ):
     folder = tmp_path / "yolo"
-    folder.mkdir()
-    for suffix in ("json", "npz"):
-        shutil.copy(shared_dir / "parity" / "yolo" / f"yolov2-tiny.{suffix}", folder)
-    cfg = (shared_dir / "parity" / "yolo" / "yolov2-tiny.cfg").read_text()
-    (folder / "yolov2-tiny.cfg").write_text(cfg.replace("[region]", "[region]\ntree=9k.tree"))
+    copy_case(shared_dir, folder, "yolov2-tiny", "[region]", "[region]\ntree=9k.tree")
     run = parity_runs.run(capsys, tmp_path, "--case", "yolo/yolov2-tiny")
     assert run.status == 1 and "1 cases: 0 passed, 0 failed, 1 missing" in run.text
     (line,) = [x for x in run.text.splitlines() if x.startswith("missing  yolo/yolov2-tiny:")]
@@ -68,11 +74,7 @@ def test_the_weights_of_a_case_are_converted_and_come_back_byte_for_byte(
 @pytest.mark.slow
 def test_another_suppression_is_noticed(shared_dir, capsys, tmp_path):
     folder = tmp_path / "yolo"
-    folder.mkdir()
-    for suffix in ("json", "npz"):
-        shutil.copy(shared_dir / "parity" / "yolo" / f"yolov4-tiny.{suffix}", folder)
-    cfg = (shared_dir / "parity" / "yolo" / "yolov4-tiny.cfg").read_text()
-    (folder / "yolov4-tiny.cfg").write_text(cfg.replace("scale_x_y=1.05", "scale_x_y=1.1"))
+    copy_case(shared_dir, folder, "yolov4-tiny", "scale_x_y=1.05", "scale_x_y=1.1")
     info = json.loads((folder / "yolov4-tiny.json").read_text())
     (folder / "yolov4-tiny.json").write_text(json.dumps(info | {"nms": 0.2}))
     run = parity_runs.run(capsys, tmp_path)
