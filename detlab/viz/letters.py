@@ -16,14 +16,28 @@ import cv2
 import numpy as np
 
 
+@functools.lru_cache(maxsize=1024)
 def spelling(name: str) -> str:
-    """The name as it can be drawn: letters that no font has are replaced by Latin ones."""
-    return name if name.isascii() else _spelling(name)
+    """The name as it can be drawn: on one line, with Latin letters for those that no font has."""
+    name = _on_one_line(name)
+    if name.isascii():
+        return name
+    # A text is drawn in one font: the one that lacks fewer of its letters.
+    missing = min((_missing(name, has) for has in (_has_pillow, _has_opencv)), key=len)
+    text = ""
+    for letter in name:
+        if letter not in missing:
+            text += letter
+        else:
+            latin, joins = _latin(letter)
+            text = text.removesuffix("a") if joins else text
+            text += latin
+    return text if text.strip() else "?"
 
 
 def sentence(class_names: Sequence[str]) -> str:
     """Which class names are not drawn in their own letters; "" if all are."""
-    changed = [(name, spelling(name)) for name in class_names if not name.isascii()]
+    changed = [(name, spelling(name)) for name in class_names]
     changed = [(name, drawn) for name, drawn in changed if drawn != _on_one_line(name)]
     if not changed:
         return ""
@@ -41,22 +55,6 @@ def mask(text: str, height: int) -> np.ndarray:
     if _missing(text, _has_pillow):
         return _draw_opencv(text, height)
     return _draw_pillow(text, height)
-
-
-@functools.lru_cache(maxsize=1024)
-def _spelling(name):
-    name = _on_one_line(name)
-    # A text is drawn in one font: the one that lacks fewer of its letters.
-    missing = min((_missing(name, has) for has in (_has_pillow, _has_opencv)), key=len)
-    text = ""
-    for letter in name:
-        if letter not in missing:
-            text += letter
-        else:
-            latin, joins = _latin(letter)
-            text = text.removesuffix("a") if joins else text
-            text += latin
-    return text if text.strip() else "?"
 
 
 def _on_one_line(name):

@@ -55,7 +55,7 @@ def test_what_no_font_has_is_spelt_in_latin_letters_and_told_once(name, drawn):
 
 def test_without_the_font_of_opencv_5_chinese_is_told_by_its_numbers(monkeypatch):
     monkeypatch.setattr(letters, "_has_opencv", lambda letter: False)
-    letters._spelling.cache_clear()
+    letters.spelling.cache_clear()
     try:
         assert letters.sentence(["猫", "ネコ", "고양이"]) == (
             "3 class names are drawn in Latin letters, because no font here has their own (the "
@@ -63,7 +63,7 @@ def test_without_the_font_of_opencv_5_chinese_is_told_by_its_numbers(monkeypatch
         )
         assert [letters.spelling(name) for name in ("ネコ", "고양이")] == ["neko", "goyangi"]
     finally:
-        letters._spelling.cache_clear()
+        letters.spelling.cache_clear()
 
 
 def test_composed_and_decomposed_names_look_the_same():
@@ -77,6 +77,7 @@ def test_composed_and_decomposed_names_look_the_same():
         ("café\nau lait", "café au lait"),
         ("猫\r\nb", "猫  b" if hasattr(cv2, "FontFace") else "U+732B  b"),
         ("кот\0", "кот "),
+        ("traffic\r\nlight", "traffic  light"),
         ("é\u2028b", "é b"),
         (unicodedata.normalize("NFD", "café"), "café"),
     ],
