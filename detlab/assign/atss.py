@@ -26,6 +26,9 @@ _MARGIN_PX = (
 def smallest_of_levels(values, slices: Sequence[slice], k: int):
     """The k smallest values of each level, in ascending order; a level of fewer gives all it has.
 
+    Of equal values the last ones are taken first.  An object's centre can be equally far from two
+    anchors; PyTorch leaves open which one the reference takes, and its recorded runs have the last.
+
     Args:
       values: [..., N].
       slices: of each level among the N, static (`Grid.slices`).
@@ -40,8 +43,9 @@ def smallest_of_levels(values, slices: Sequence[slice], k: int):
     """
     found = []
     for level in slices:
-        negative, index = lax.top_k(-values[..., level], min(k, level.stop - level.start))
-        found.append((-negative, index + level.start))
+        backwards = -values[..., level][..., ::-1]
+        negative, index = lax.top_k(backwards, min(k, level.stop - level.start))
+        found.append((-negative, level.stop - 1 - index))
     return tuple(jnp.concatenate(parts, axis=-1) for parts in zip(*found, strict=True))
 
 

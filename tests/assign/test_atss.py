@@ -52,7 +52,8 @@ def slow_assign(anchors, slices, boxes, k, anchor_valid):
         for start, stop in slices:
             level = np.arange(start, stop)[anchor_valid[start:stop]]
             distance = np.hypot(*(centers[level] - [(x1 + x2) / 2, (y1 + y2) / 2]).T)
-            candidates += list(level[np.argsort(distance, kind="stable")[:k]])
+            last_first = np.lexsort([-level, distance])
+            candidates += list(level[last_first[:k]])
         iou = overlaps[candidates, slot]
         for n in np.array(candidates)[iou >= iou.mean() + iou.std(ddof=1)]:
             x, y = centers[n]
@@ -112,6 +113,14 @@ def test_assignment_by_hand():
     found = program(((0, 4),), 2)(anchors, box, valid, np.array([False, True, True, True]))
     assert found.status.tolist() == [-1, 0, 0, 0]
     assert found.status.dtype == found.matched.dtype == np.int32
+
+
+def test_of_equally_near_anchors_the_last_is_a_candidate():
+    """Both have the same distance and the same IoU; k is 1."""
+    anchors = np.float32([[-2, 0, 6, 8], [2, 0, 10, 8]])
+    box, both = np.float32([[0, 0, 8, 8]]), np.ones(2, bool)
+    found = program(((0, 2),), 1)(anchors, box, both[:1], both)
+    assert found.status.tolist() == [0, 1]
 
 
 def test_an_anchor_of_two_objects_is_matched_to_the_larger_overlap():
