@@ -162,6 +162,17 @@ def octave_anchors(config: Reader) -> dict:
     }
 
 
+def square_anchor(config: Reader) -> dict:
+    """AnchorGenerator with one square per cell, its side relative to the stride."""
+    config.expect("type", "AnchorGenerator")
+    config.expect("ratios", [1.0])
+    config.expect("scales_per_octave", 1)
+    return {
+        "strides": tuple(config.take("strides")),
+        "anchor_scale": float(config.take("octave_base_scale")),
+    }
+
+
 def delta_coder(config: Reader) -> dict:
     """DeltaXYWHBBoxCoder around means of 0."""
     config.expect("type", "DeltaXYWHBBoxCoder")

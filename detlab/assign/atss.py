@@ -83,7 +83,7 @@ def assign(
         there = jnp.isfinite(distance)  # a level may have fewer than k valid anchors
         iou = boxes_lib.iou(anchors[index], box)
         inside = coders.encode_ltrb(centers[index], box).min(-1) > _MARGIN_PX
-        return index, iou, there & inside & (iou >= _threshold(iou, there))
+        return index, iou, there & inside & (iou >= threshold(iou, there))
 
     index, iou, positive = lax.map(candidates, gt_boxes, batch_size=_AT_ONCE)  # [G, M] each
     # Computed twice, in the maximum and in the comparison with it, the IoU may round differently.
@@ -100,8 +100,15 @@ def assign(
     )
 
 
-def _threshold(iou, there):
-    """Mean plus standard deviation of the values that are there; a single one has deviation 0."""
+def threshold(iou, there):
+    """The IoU from which the candidates of an object are positive: mean plus standard deviation.
+
+    Args:
+      iou: [M] IoUs of the candidates.
+      there: [M] bool, the real ones; a single one is its own threshold.
+    Returns:
+      [].
+    """
     count = there.sum()
     mean = jnp.where(there, iou, 0.0).sum() / jnp.maximum(count, 1)
     square = jnp.square(jnp.where(there, iou - mean, 0.0)).sum()
