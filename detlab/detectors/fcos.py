@@ -102,9 +102,7 @@ class FCOS(nn.Module):
 
     def setup(self) -> None:
         self.backbone = resnet.of(self)
-        self.neck = fpn.FPN(
-            self.neck_width, num_levels=len(self.strides), extra="output_relu", dtype=self.dtype
-        )
+        self.neck = fpn.of(self, extra="output_relu")
         cls_outputs = {"cls_logits": (self.num_classes, layers.prior_bias(self.prior_probability))}
         box_outputs = {"box_distances": (4, nn.initializers.zeros)}
         centerness_tower = box_outputs if self.centerness_on_box else cls_outputs
@@ -114,7 +112,6 @@ class FCOS(nn.Module):
             cls_outputs,
             box_outputs,
             norm="group",
-            norm_groups=self.norm_groups,
             conv_bias=self.conv_bias,
         )
         self.box_scales = layers.LevelScales()

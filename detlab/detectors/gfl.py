@@ -97,9 +97,7 @@ class GFL(nn.Module):
 
     def setup(self) -> None:
         self.backbone = resnet.of(self)
-        self.neck = fpn.FPN(
-            self.neck_width, num_levels=len(self.strides), extra="output", dtype=self.dtype
-        )
+        self.neck = fpn.of(self, extra="output")
         bias = layers.prior_bias(self.prior_probability)
         channels = 4 * (self.max_distance + 1)
         self.head = dense.of(
@@ -107,15 +105,14 @@ class GFL(nn.Module):
             cls_outputs={"cls_logits": (self.num_classes, bias)},
             box_outputs={"distance_logits": (channels, nn.initializers.zeros)},
             norm="group",
-            norm_groups=self.norm_groups,
         )
         self.box_scales = layers.LevelScales()
 
     def maps(self, images: jax.Array, train: bool) -> Outputs:
         """[B, H, W, 3] RGB, uint8 or float32 in 0..255 -> raw maps of every level."""
         features = self.neck(self.backbone(layers.normalise(self, images), train), train)
-        maps = self.head(features, train)
-        return Outputs(features, maps["cls_logits"], self.box_scales(maps["distance_logits"]))
+        raw = self.head(features, train)
+        return Outputs(features, raw["cls_logits"], self.box_scales(raw["distance_logits"]))
 
     def grid(self, canvas: tuple[int, int]) -> anchors_lib.Grid:
         """The grid of the N points on a canvas (height, width), at the top left of their cells."""
@@ -136,13 +133,9 @@ class GFL(nn.Module):
         anchors = grid.anchors(cells)  # [N, 4], centred on the points
 
         def one_image(boxes, valid, image_size):
+            inside = grid.inside(image_size)
             assigned = atss.assign(
-                anchors,
-                grid.slices(),
-                boxes,
-                valid,
-                self.topk,
-                anchor_valid=grid.inside(image_size),
+                anchors, grid.slices(), boxes, valid, self.topk, anchor_valid=inside
             )
             values = {"gt_boxes": boxes[assigned.matched]}
             return targets_lib.of_entries(anchors, grid.level(), assigned, values)

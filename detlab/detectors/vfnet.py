@@ -109,9 +109,7 @@ class VFNet(nn.Module):
 
     def setup(self) -> None:
         self.backbone = resnet.of(self)
-        self.neck = fpn.FPN(
-            self.neck_width, num_levels=len(self.strides), extra="output_relu", dtype=self.dtype
-        )
+        self.neck = fpn.of(self, extra="output_relu")
         self.head = head_lib.VFNetHead(
             self.num_classes,
             self.strides,
@@ -152,12 +150,7 @@ class VFNet(nn.Module):
             inside = grid.inside(image_size)
             if self.use_atss:
                 assigned = atss.assign(
-                    squares,
-                    grid.slices(),
-                    boxes,
-                    valid,
-                    self.topk,
-                    anchor_valid=inside,
+                    squares, grid.slices(), boxes, valid, self.topk, anchor_valid=inside
                 )
             else:
                 assigned = points_lib.assign(

@@ -148,11 +148,15 @@ def test_the_weights_of_few_bad_positives_are_not_scaled_up(slopes):
 
 
 def test_a_side_beyond_the_distribution_is_clipped_for_the_distribution_loss_alone(slopes):
-    batch = tiny.make_batch(CANVAS, objects=(1, 0, 0))
-    far = batch._replace(boxes=batch.boxes * 0 + np.float32([0, 0, 1000, 1000]))
-    farther = batch._replace(boxes=batch.boxes * 0 + np.float32([0, 0, 1000, 1200]))
-    first, second = (slopes(x, made_up())[1] for x in (far, farther))
-    assert first["loss/box"] != second["loss/box"] and np.isfinite(second["loss/distribution"])
+    batch, outputs = tiny.make_batch(CANVAS, objects=(1, 0, 0)), made_up()
+
+    def terms(right):
+        box = np.float32([-100, -100, right, 3000])
+        return slopes(batch._replace(boxes=batch.boxes * 0 + box), outputs)[1]
+
+    far, farther = terms(3000.0), terms(4000.0)  # 16 strides of the last level are 2048 px
+    assert far["loss/distribution"] == farther["loss/distribution"] > 0
+    assert 0 < far["loss/box"] < farther["loss/box"]
 
 
 def test_detections_are_the_means_of_the_distributions_clipped_to_the_content():
