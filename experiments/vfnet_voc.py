@@ -6,7 +6,7 @@ The root holds VOC2007 and VOC2012.  The reference has no such configuration: da
 those of `retinanet_voc`, and the optimizer is that of `vfnet_coco`.  `:scratch` trains from random
 weights.
 
-Expected: VOC 07+12 | 12 epochs, not timed | 34 GB for 16 images | not run
+Expected: VOC 07+12 | 12 epochs, not timed | 36 GB for 16 images | not run
 """
 
 from ml_collections import ConfigDict

@@ -132,7 +132,9 @@ def decode_distribution(logits):
       >>> decode_distribution(jnp.stack([even, sure])).tolist()
       [2.0, 3.0]
     """
-    return jax.nn.softmax(logits) @ jnp.arange(logits.shape[-1], dtype=logits.dtype)
+    numbers = jnp.arange(logits.shape[-1], dtype=logits.dtype)
+    # Not a product of matrices, which accelerators compute in lower precision.
+    return (jax.nn.softmax(logits) * numbers).sum(-1)
 
 
 def encode_yolo(anchors, boxes, strides, eps: float = 1e-6):
