@@ -16,7 +16,7 @@ from detlab.experiments.recipes import small
 
 # Anchors and level limits are at most half the paper's: objects have 16 to 70 px, or 12 to 52.
 VARIANTS = {
-    "": dict(strides=(8, 16, 32), anchor_scale=4.0, level_limits=(32.0, 64.0)),
+    "": dict(anchor_scale=4.0, level_limits=(32.0, 64.0, 128.0, 256.0)),
     "overfit": dict(anchor_scale=3.0, level_limits=(24.0, 48.0, 96.0, 192.0), norm_groups=16),
     "tiny": dict(anchor_scale=3.0, level_limits=(24.0, 48.0, 96.0, 192.0), norm_groups=4),
 }

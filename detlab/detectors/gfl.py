@@ -62,7 +62,7 @@ class GFL(nn.Module):
     head_convs: int = 4
     head_width: int = 256
     norm_groups: int = 32
-    max_distance: int = 16  # strides; n of section 3.2
+    max_distance: int = 16  # strides; the last number of a distribution
     prior_probability: float = 0.01
     strides: Sequence[int] = (8, 16, 32, 64, 128)
     # Targets: ATSS on one square anchor per point.
@@ -143,7 +143,7 @@ class GFL(nn.Module):
         return {"main": targets_lib.of_images(one_image, batch)}
 
     def loss(self, batch: types.Batch, maps: Outputs) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Quality focal loss on classes, GIoU and distribution focal loss on boxes (eq. 5, 6)."""
+        """Quality focal loss on classes, GIoU and distribution focal loss on boxes (eq. 2, 6)."""
         targets = self.targets(batch, maps)["main"]
         grid = self.grid(batch.images.shape[1:3])
         points = grid.points() / grid.stride()[:, None]  # [N, 2] strides
@@ -155,7 +155,6 @@ class GFL(nn.Module):
         # At least one per image, as in the reference: empty images must not divide by zero.
         normaliser = jnp.maximum(positive.sum(1), 1).sum().astype(jnp.float32)
 
-        # A point without an object has a box of zeros there, whose overlap is 0.
         overlap = lax.stop_gradient(boxes_lib.iou(pred, wanted))[..., None]  # [B, N, 1]
         qualities = overlap * targets_lib.one_hot(batch.labels, targets, self.num_classes)
         cls = quality.quality_focal(cls_logits, qualities, self.quality_beta)

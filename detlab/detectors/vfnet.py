@@ -162,7 +162,7 @@ class VFNet(nn.Module):
         return {"main": targets_lib.of_images(one_image, batch)}
 
     def loss(self, batch: types.Batch, maps: Outputs) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Varifocal loss on classes, GIoU loss on the boxes of both rounds (eq. 2, 4)."""
+        """Varifocal loss on classes, GIoU loss on the boxes of both rounds (section 4.6)."""
         targets = self.targets(batch, maps)["main"]
         positive = targets.status == 1  # [B, N]
         normaliser = jnp.maximum(positive.sum(), 1).astype(jnp.float32)

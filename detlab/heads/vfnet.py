@@ -15,7 +15,7 @@ from detlab.heads import dense, reppoints
 
 
 class VFNetHead(nn.Module):
-    """Two towers shared by all levels, two rounds of distances, and classes (section 3.2, fig. 3).
+    """Two towers shared by all levels, two rounds of distances, and classes (section 4).
 
     Parameter paths: `cls_conv0/{conv,norm}`, ..., `box_conv0/...`, `init_conv0/...`,
     `init_distances`, `init_scales/scale0`, ..., `refine_deform`, `refine_distances`,
@@ -86,7 +86,7 @@ class VFNetHead(nn.Module):
 
 
 def star(distances):
-    """The nine points of a box: its corners, the middles of its sides and its own point (fig. 2).
+    """The nine points of a box: corners, middles of the sides, its own point (section 4.3).
 
     Args:
       distances: [..., 4] left, top, right, bottom, in strides.

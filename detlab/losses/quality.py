@@ -11,7 +11,7 @@ from detlab.losses import cross_entropy, regression
 
 
 def quality_focal(logits, qualities, beta: float = 2.0):
-    """Cross entropy, scaled by |q - p|^beta (GFL, arXiv:2006.04388, eq. 5).
+    """Cross entropy, scaled by |q - p|^beta (GFL, arXiv:2006.04388, eq. 2).
 
     The gradient also runs through the scale.
 

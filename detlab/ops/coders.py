@@ -121,7 +121,7 @@ def decode_ltrb(points, distances, max_size=None):
 
 
 def decode_distribution(logits):
-    """The means of distributions over the whole numbers 0 .. K - 1 (GFL, arXiv:2006.04388, eq. 4).
+    """The means of distributions over the whole numbers 0 .. K - 1 (GFL, arXiv:2006.04388, eq. 5).
 
     Args:
       logits: [..., K] before the softmax.
