@@ -241,6 +241,13 @@ def max_iou(config: Reader) -> dict:
     return {"positive_iou": positive, "negative_iou": negative}
 
 
+def atss(config: Reader) -> dict:
+    """ATSSAssigner without areas to ignore."""
+    config.expect("type", "ATSSAssigner")
+    config.expect("ignore_iof_thr", -1, default=-1)
+    return {"topk": config.take("topk")}
+
+
 def nms(config: Reader) -> float:
     """The IoU threshold of the suppression at `nms`."""
     config = config.child("nms")

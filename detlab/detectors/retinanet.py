@@ -108,7 +108,7 @@ class RetinaNet(nn.Module):
 
     def setup(self) -> None:
         self.backbone = resnet.of(self)
-        self.neck = fpn.FPN(self.neck_width, num_levels=len(self.strides), dtype=self.dtype)
+        self.neck = fpn.of(self, extra="input")
         self.head = dense.of(
             self,
             cls_outputs={
