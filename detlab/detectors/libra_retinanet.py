@@ -24,7 +24,7 @@ class LibraRetinaNet(retinanet.RetinaNet):
     """RetinaNet with a balanced pyramid and box loss; everything else is the same."""
 
     refine_level: int = 1  # of the pyramid, from 0
-    # Balanced L1: `alpha` and `gamma` of equation 6; the border of its branches, in deltas.
+    # Balanced L1: `alpha` and `gamma` of section 3.3, and the border of its branches, in deltas.
     balanced_l1_alpha: float = 0.5
     balanced_l1_gamma: float = 1.5
     balanced_l1_beta: float = 0.11

@@ -177,7 +177,7 @@ class RetinaNet(nn.Module):
         return regression.l1(found.box_deltas, found.delta_targets)
 
     def loss(self, batch: types.Batch, maps: Outputs) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Focal loss (eq. 5) on classes, `box_terms`, divided by the number of positives."""
+        """Focal loss (eq. 5) on classes plus `box_terms`, divided by the number of positives."""
         found = self.examples(batch, maps)
         # At least one per image, as in the reference: empty images must not divide by zero.
         normaliser = jnp.maximum(found.positive.sum(1), 1).sum().astype(jnp.float32)

@@ -62,9 +62,9 @@ def carl_weights(scores, positive, k: float = 1.0, bias: float = 0.2):
     Returns:
       [B, P] float32; 0 where not positive.
     """
-    # 1 where not positive: a power below 1 has no finite gradient at 0.
-    factors = jnp.where(positive, (1 - bias) * scores.astype(jnp.float32) + bias, 1.0) ** k
-    factors = jnp.where(positive, factors, 0.0)
+    factors = (1 - bias) * scores.astype(jnp.float32) + bias
+    counted = positive & (factors > 0)  # a power below 1 has no finite gradient at 0
+    factors = jnp.where(counted, jnp.where(counted, factors, 1.0) ** k, 0.0)
     total = factors.sum()
     return factors * positive.sum() / jnp.where(total > 0, total, 1.0)
 

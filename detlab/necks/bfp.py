@@ -14,7 +14,7 @@ from detlab.ops import pool
 
 
 class NonLocal(nn.Module):
-    """Embedded Gaussian non-local block (arXiv:1711.07971, eq. 4 and 6), without scaling.
+    """Embedded Gaussian non-local block (arXiv:1711.07971, eq. 3 and 6), without scaling.
 
     Every cell adds a mean of all cells, weighted by similarity.  With N cells, the weights are
     [B, N, N] float32: 70 MB for the 50x84 cells of stride 16 on an image of 800x1344 px.
@@ -64,6 +64,9 @@ class BFP(nn.Module):
 
 def _resize(x, size):
     """[B, h, w, D] -> [B, H, W, D] with `size` = (H, W)."""
-    if x.shape[1:3] == size:
+    height, width = x.shape[1:3]
+    if (height, width) == size:
         return x
-    return layers.upsample(x, size) if x.shape[1] < size[0] else pool.adaptive_max_pool(x, size)
+    if height < size[0] or width < size[1]:
+        return layers.upsample(x, size)
+    return pool.adaptive_max_pool(x, size)

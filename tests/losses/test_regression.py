@@ -47,7 +47,7 @@ def test_balanced_l1_by_hand():
 
 
 def test_balanced_l1_has_the_gradient_of_the_paper():
-    """alpha ln(b d + 1) for inliers, gamma for outliers (eq. 5), whose value is continuous."""
+    """alpha ln(b d + 1) for inliers, gamma for outliers; the loss has no step."""
     gradient = jax.vmap(jax.grad(regression.balanced_l1), (0, None))
     b = np.expm1(1.5 / 0.5)
     d = np.float32([0.01, 0.3, 0.999, 1.0, 5.0])

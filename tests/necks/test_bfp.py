@@ -83,6 +83,13 @@ def test_a_new_block_adds_the_plain_average():
     np.testing.assert_allclose(outputs[1], maps[1] + np.mean(gathered, 0), rtol=1e-5, atol=1e-5)
 
 
+def test_levels_may_be_one_cell_high():
+    maps = [jnp.ones((1, *size, WIDTH)) for size in ((1, 5), (1, 3), (1, 2), (1, 1))]
+    for level in range(4):
+        outputs, _ = jax.eval_shape(bfp.BFP(level).init_with_output, jax.random.key(0), maps)
+        assert [x.shape for x in outputs] == [x.shape for x in maps]
+
+
 def test_outputs_have_the_computation_dtype():
     module, maps = bfp.BFP(dtype=jnp.bfloat16), [jnp.bfloat16(x) for x in features()]
     outputs, tree = jax.eval_shape(module.init_with_output, jax.random.key(0), maps)
