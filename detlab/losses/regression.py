@@ -28,7 +28,7 @@ def smooth_l1(pred, target, beta: float | jax.Array = 1.0):
 
 
 def balanced_l1(pred, target, alpha: float = 0.5, gamma: float = 1.5, beta: float = 1.0):
-    """A larger gradient for small errors than smooth L1 (Libra R-CNN, arXiv:1904.02701, section 3.3).
+    """A larger gradient for small errors than smooth L1 (Libra, arXiv:1904.02701, section 3.3).
 
     As in the reference, `beta` moves the border of the two branches and scales the logarithm alone:
     only with 1, the value of the paper, does the gradient have no step at the border and at 0.
