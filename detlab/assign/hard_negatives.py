@@ -1,5 +1,6 @@
-"""Hard negative mining: only the background that looks most like an object is learned (SSD,
-arXiv:1512.02325, section 2.2).
+"""Hard negative mining (SSD, arXiv:1512.02325, section 2.2).
+
+Only the background that looks most like an object is learned.
 """
 
 import jax.numpy as jnp

@@ -24,6 +24,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from detlab import bounds, fields, layers, sharding, types
@@ -102,6 +103,7 @@ class SSD(nn.Module):
     input_size: int = 300
     side_percents: Sequence[float] = (7, 15, 33, 51, 69, 87, 105)
     level_ratios: Sequence[Sequence[float]] = ((2,), (2, 3), (2, 3), (2, 3), (2,), (2,))
+    clip_anchors: bool = False  # no side above `input_size`, as in torchvision
     delta_stds: Sequence[float] = (0.1, 0.1, 0.2, 0.2)
     # Targets and losses.
     positive_iou: float = 0.5
@@ -199,6 +201,8 @@ class SSD(nn.Module):
         """The anchors [N, 4] of all levels, xyxy px."""
         sides = [int(self.input_size * percent / 100) for percent in self.side_percents]
         sizes = map(anchors_lib.ssd_sizes, sides, sides[1:], self.level_ratios)
+        if self.clip_anchors:
+            sizes = (np.minimum(level, self.input_size) for level in sizes)
         return grid.anchors(list(map(anchors_lib.sized_anchors, sizes, grid.strides)))
 
     def targets(self, batch: types.Batch, maps: Outputs) -> dict[str, types.Targets]:
