@@ -6,9 +6,9 @@ classification loss by rank, and CARL multiplies box losses by softmax scores, w
 raises the scores of well localised anchors.
 
 Reference: mmdetection's `pisa_ssd300_coco` and `pisa_ssd512_coco`.  As in the reference, CARL is
-added to the box loss of SSD, which it replaces in the paper, and ISR-N, which weights negatives, is
-replaced by SSD's hard negatives, chosen by unweighted losses.  Ranks are over the global batch, in
-the reference over a GPU; there, objects of two images can share an id and are then ranked together.
+a term beside the box loss of SSD, and the hard negatives of SSD take the place of ISR-N.  Unlike
+there, objects of two images never share an id, and ranks are over the global batch, in the
+reference over that of a GPU.
 
 Expected: COCO val2017 AP 27.6 with experiments/pisa_ssd_coco.py, 31.8 with its variant `512` (the
 published figures of the reference).
@@ -43,7 +43,7 @@ class PISASSD(ssd.SSD):
         fields.check(self, rules)
 
     def loss(self, batch: types.Batch, maps: ssd.Outputs) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """SSD's loss with ISR-P in the class term, plus CARL (eq. 5 and 7)."""
+        """SSD's loss with ISR-P in the class term, plus CARL (sections 4.1 and 4.2)."""
         found = self.examples(batch, maps)
         cls, box = self.unreduced(found)
         weights = pisa.isr_weights(

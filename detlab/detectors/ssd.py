@@ -5,10 +5,9 @@ from default boxes (anchors).  A softmax over the classes and the background sco
 of the many background anchors only the hardest are learned.
 
 Reference: mmdetection's `ssd300_coco` and `ssd512_coco`.  As in the reference, and unlike the
-paper, 3x3 convolutions predict from fc7 onwards with the weights of VGG16's caffe version, all
-poolings round up, and the smallest default box of COCO has 0.07 (512 px: 0.04) of the input's side.
-An object claims its best anchor, one only, whatever their IoU.  The normaliser is the number of
-positives of the global batch, in the reference that of a GPU.  Anchors in cells that are entirely
+paper, an image without positives counts as one in the normaliser, and prediction takes the best
+pairs of each level with scores above 0.02 (paper: all above 0.01).  The normaliser is the number of
+positives of the global batch; the reference counts per GPU.  Anchors in cells that are entirely
 padding are ignored.
 
 Any canvas on which each level has a cell is accepted; the reference raises if it is not 300 or 512
