@@ -113,6 +113,8 @@ class ConvNorm(nn.Module):
     features: int
     kernel_size: int = 3
     stride: int = 1
+    padding: int | None = None  # as in `Conv`
+    dilation: int = 1
     norm: str = "none"
     activation: Callable | None = None
     kernel_init: Callable = he_normal_out
@@ -128,6 +130,8 @@ class ConvNorm(nn.Module):
             self.features,
             self.kernel_size,
             self.stride,
+            self.padding,
+            self.dilation,
             use_bias=self.norm == "none" if self.use_bias is None else self.use_bias,
             kernel_init=self.kernel_init,
             dtype=self.dtype,

@@ -5,7 +5,7 @@
 The root holds train2017, val2017 and annotations.  An epoch shows the data five times, as in the
 reference.  `:512` is SSD512 (published AP 31.8); `:scratch` starts from random weights.
 
-Expected: COCO 2017 | 24 epochs, not timed | 99 GB for 64 images | AP 0.276, published
+Expected: COCO 2017 | 24 epochs, not timed | 50 GB for 64 images | AP 0.276, published
 """
 
 from ml_collections import ConfigDict

@@ -5,7 +5,7 @@
 The root holds VOC2007 and VOC2012.  The reference has no such configuration: anchors, data and
 schedule are those of `ssd_voc`.  `:512` is SSD512; `:scratch` starts from random weights.
 
-Expected: VOC 07+12 | 24 epochs, not timed | 99 GB for 64 images | not run
+Expected: VOC 07+12 | 24 epochs, not timed | 49 GB for 64 images | not run
 """
 
 from ml_collections import ConfigDict

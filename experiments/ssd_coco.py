@@ -6,7 +6,7 @@ The root holds train2017, val2017 and annotations.  An epoch shows the data five
 reference.  `:512` is SSD512 (published AP 29.5); `:scratch` starts from random weights.
 `:torchvision` is for the weights of torchvision's `ssd300_vgg16` (published AP 25.1).
 
-Expected: COCO 2017 | 24 epochs, not timed | 99 GB for 64 images | AP 0.255, published
+Expected: COCO 2017 | 24 epochs, not timed | 50 GB for 64 images | AP 0.255, published
 """
 
 from ml_collections import ConfigDict

@@ -5,7 +5,7 @@
 The root holds VOC2007 and VOC2012.  An epoch shows the data ten times, as in the reference.  `:512`
 is SSD512 (published mAP07 0.795); `:scratch` starts from random weights.
 
-Expected: VOC 07+12 | 24 epochs, not timed | 99 GB for 64 images | mAP07 0.765, published
+Expected: VOC 07+12 | 24 epochs, not timed | 49 GB for 64 images | mAP07 0.765, published
 """
 
 from ml_collections import ConfigDict

@@ -6,7 +6,7 @@ The root holds WIDER_train, WIDER_val and wider_face_split.  As in the reference
 of COCO, training ignores faces with a side under 17 px of the original image, and an epoch shows
 the data twice.  Faces marked invalid are ignored too.  `:scratch` starts from random weights.
 
-Expected: WIDER FACE | 24 epochs, not timed | 99 GB for 60 images | not run
+Expected: WIDER FACE | 24 epochs, not timed | 44 GB for 60 images | not run
 """
 
 from ml_collections import ConfigDict

@@ -17,7 +17,7 @@ MOST_EXTRAS = 9
 def table(bgr: bool = False) -> mapping.Table:
     """The table of files from version 2.14 on; `bgr`: the network was trained on BGR images."""
     extras = (
-        (rf"neck\.extra_layers\.{i}\.{j}\.conv", f"neck/extra{i + 1}/conv{j + 1}")
+        (rf"neck\.extra_layers\.{i}\.{j}\.conv", f"neck/extra{i + 1}/conv{j + 1}/conv")
         for i in range(MOST_EXTRAS)
         for j in range(2)
     )
@@ -27,7 +27,7 @@ def table(bgr: bool = False) -> mapping.Table:
 def old_table(bgr: bool = False) -> mapping.Table:
     """The table of files from before; `bgr` as in `table`."""
     extras = (
-        (rf"backbone\.extra\.{2 * i + j}", f"neck/extra{i + 1}/conv{j + 1}")
+        (rf"backbone\.extra\.{2 * i + j}", f"neck/extra{i + 1}/conv{j + 1}/conv")
         for i in range(MOST_EXTRAS)
         for j in range(2)
     )
@@ -51,7 +51,7 @@ def vgg(prefix: str, bgr: bool = False) -> list[mapping.Rule]:
         rule
         for place, name in names
         for rule in parts.conv(
-            rf"{prefix}features\.{place}", f"backbone/{name}", bgr=bgr and not place
+            rf"{prefix}features\.{place}", f"backbone/{name}/conv", bgr=bgr and not place
         )
     ]
 

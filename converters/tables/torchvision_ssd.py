@@ -27,7 +27,7 @@ def table(bgr: bool = False) -> mapping.Table:
         rule
         for source, target in names.items()
         for rule in parts.conv(
-            rf"backbone\.{source}", target, bgr=bgr and target == "backbone/stage1/conv1"
+            rf"backbone\.{source}", f"{target}/conv", bgr=bgr and target == "backbone/stage1/conv1"
         )
     )
     return parts.whole(

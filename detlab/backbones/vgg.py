@@ -3,7 +3,7 @@
 The last pooling has stride 1, and the first two linear layers of the classifier are subsampled to
 convolutions, the first of them dilated.  Other poolings round sizes up.
 
-Parameter paths: `stage1/conv1`, ..., `stage5/conv3`, `fc6`, `fc7`.
+Parameter paths: `stage1/conv1/{conv,norm}`, ..., `stage5/conv3/...`, `fc6/...`, `fc7/...`.
 """
 
 from collections.abc import Sequence
@@ -20,12 +20,14 @@ class Stage(nn.Module):
 
     width: int
     convs: int
+    norm: str = "none"
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x, train: bool):
+        common = dict(norm=self.norm, activation=nn.relu, dtype=self.dtype)
         for i in range(self.convs):
-            x = nn.relu(layers.Conv(self.width, dtype=self.dtype, name=f"conv{i + 1}")(x))
+            x = layers.ConvNorm(self.width, name=f"conv{i + 1}", **common)(x, train)
         return x
 
 
@@ -38,22 +40,24 @@ class VGG(nn.Module):
     convs: Sequence[int] = (2, 2, 3, 3, 3)  # of each stage: VGG16
     width: int = 64  # of stage 1; each stage has twice the channels, up to eight times as many
     fc_width: int = 1024
-    fc6_dilation: int = 6
+    norm: str = "none"
     remat: bool = False
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, images):
-        """[B, H, W, 3] normalised images -> [C4, C5], each [B, H/s, W/s, channels]."""
-        stage = nn.remat(Stage) if self.remat else Stage
+    def __call__(self, images, train: bool):
+        """[B, H, W, 3] normalised images -> (C4, C5), each [B, H/s, W/s, channels]."""
+        # Argument 2 of the stage, counted from self, is `train`: a Python value.
+        stage = nn.remat(Stage, static_argnums=(2,)) if self.remat else Stage
+        common = dict(norm=self.norm, dtype=self.dtype)
         x, features = images, []
         for i, convs in enumerate(self.convs):
             width = self.width * 2 ** min(i, 3)
-            x = stage(width, convs, dtype=self.dtype, name=f"stage{i + 1}")(x)
+            x = stage(width, convs, name=f"stage{i + 1}", **common)(x, train)
             features.append(x)
             if i < 4:
                 x = pool.max_pool(x, 2, stride=2, padding=(0, 1))  # sizes are rounded up
         x = pool.max_pool(x, 3)
-        fc6 = layers.Conv(self.fc_width, dilation=self.fc6_dilation, dtype=self.dtype, name="fc6")
-        fc7 = layers.Conv(self.fc_width, 1, dtype=self.dtype, name="fc7")
-        return features[3], nn.relu(fc7(nn.relu(fc6(x))))
+        common["activation"] = nn.relu
+        x = layers.ConvNorm(self.fc_width, dilation=6, name="fc6", **common)(x, train)
+        return features[3], layers.ConvNorm(self.fc_width, 1, name="fc7", **common)(x, train)

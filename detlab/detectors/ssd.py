@@ -91,6 +91,7 @@ class SSD(nn.Module):
     backbone_convs: Sequence[int] = (2, 2, 3, 3, 3)
     backbone_width: int = 64
     fc_width: int = 1024
+    norm: str = "none"  # of these; batch, to train from random weights
     extra_layers: Sequence[Sequence[int]] = (
         (512, 3, 2, 1),
         (256, 3, 2, 1),
@@ -128,6 +129,7 @@ class SSD(nn.Module):
         of_levels = isinstance(ratios, tuple) and len(ratios) == levels
         rules = (
             *fields.at_least(self, 1, "backbone_width", "fc_width", "input_size"),
+            fields.one_of(self, "norm", ("none", "batch")),
             (
                 "backbone_convs",
                 fields.positive(self.backbone_convs, 5, int),
@@ -172,16 +174,17 @@ class SSD(nn.Module):
             self.backbone_convs,
             self.backbone_width,
             self.fc_width,
-            remat=self.remat,
+            self.norm,
+            self.remat,
             dtype=self.dtype,
         )
         extras = [neck.Extra(*layer) for layer in self.extra_layers]
-        self.neck = neck.SSDNeck(extras, dtype=self.dtype)
+        self.neck = neck.SSDNeck(extras, self.norm, dtype=self.dtype)
         self.head = Head(self.num_classes, self.anchors_per_cell, dtype=self.dtype)
 
     def maps(self, images: jax.Array, train: bool) -> Outputs:
         """[B, H, W, 3] RGB, uint8 or float32 in 0..255 -> raw maps of every level."""
-        features = self.neck(self.backbone(layers.normalise(self, images)))
+        features = self.neck(self.backbone(layers.normalise(self, images), train), train)
         return Outputs(features, *self.head(features))
 
     def grid(self, canvas: tuple[int, int]) -> anchors_lib.Grid:

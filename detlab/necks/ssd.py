@@ -1,7 +1,7 @@
 """The feature layers of SSD (arXiv:1512.02325, figure 2 and section 3.1).
 
-Parameter paths: `l2_norm/scale`, `extra1/conv1`, `extra1/conv2`, ...; extra1 is conv8_1 and conv8_2
-of the paper.
+Parameter paths: `l2_norm/scale`, `extra1/conv1/{conv,norm}`, `extra1/conv2/...`, ...; extra1 is
+conv8_1 and conv8_2 of the paper.
 """
 
 from collections.abc import Sequence
@@ -56,15 +56,16 @@ class SSDNeck(nn.Module):
     """Normalises conv4_3, and adds ever coarser maps to it and fc7."""
 
     extras: Sequence[Extra]
+    norm: str = "none"  # of the extra layers
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, features):
-        """[C4, C5] -> one map per level, finest first."""
+    def __call__(self, features, train: bool):
+        """(C4, C5) -> one map per level, finest first."""
         fine, x = features
         levels = [L2Norm(dtype=self.dtype, name="l2_norm")(fine), x]
         for i, extra in enumerate(self.extras):
-            x = ExtraLayer(extra, self.dtype, name=f"extra{i + 1}")(x)
+            x = ExtraLayer(extra, self.norm, self.dtype, name=f"extra{i + 1}")(x, train)
             levels.append(x)
         return tuple(levels)
 
@@ -73,12 +74,15 @@ class ExtraLayer(nn.Module):
     """A 1x1 convolution and one that makes the map smaller, each with a ReLU."""
 
     extra: Extra
+    norm: str = "none"
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x, train: bool):
+        common = dict(
+            norm=self.norm, activation=nn.relu, kernel_init=xavier_uniform, dtype=self.dtype
+        )
         width, kernel_size, stride, padding = self.extra
-        common = dict(kernel_init=xavier_uniform, dtype=self.dtype)
-        x = nn.relu(layers.Conv(width // 2, 1, name="conv1", **common)(x))
-        conv = layers.Conv(width, kernel_size, stride, padding, name="conv2", **common)
-        return nn.relu(conv(x))
+        x = layers.ConvNorm(width // 2, 1, name="conv1", **common)(x, train)
+        conv = layers.ConvNorm(width, kernel_size, stride, padding, name="conv2", **common)
+        return conv(x, train)

@@ -100,7 +100,7 @@ def anchors(a: int, b: int, c: int) -> tuple:
 
 def ssd(variant: str = "") -> dict:
     """Fields of an SSD with four levels, from random weights, for a form of `shapes` or a size."""
-    common = dict(pixel_std=(58.395, 57.12, 57.375))  # a VGG16 keeps the scale of its input
+    common = dict(pixel_std=(58.395, 57.12, 57.375))
     if variant == "tiny":
         return common | dict(
             backbone_convs=(1, 1, 1, 1, 1),
@@ -113,6 +113,7 @@ def ssd(variant: str = "") -> dict:
         )
     overfit = variant == "overfit"  # objects have 12 to 52 of 96 px, else 16 to 70 of 128
     return common | dict(
+        norm="batch",
         backbone_convs=(1, 1, 2, 2, 2),
         backbone_width=16,
         fc_width=128,

@@ -54,8 +54,9 @@ def start(config: ConfigDict, variant: str, name: str) -> None:
     `name` is the path of the experiment.
     """
     if variant == "scratch":
-        # VGG16 has no norms: it keeps the scale of its input, which must be about 1.
-        config.model.pixel_std = (58.395, 57.12, 57.375)
+        # The pretrained VGG16 takes pixels as they are and has no norms, without which a random
+        # one hardly learns.
+        config.model.update(norm="batch", pixel_std=(58.395, 57.12, 57.375))
         return
     file, folder = "vgg16_caffe-292e1171.pth", "weights/vgg16_mmdet"
     common.start_from(config, name, file, folder, source="mmdet", authors="mmdetection")

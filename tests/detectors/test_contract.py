@@ -96,11 +96,8 @@ def test_targets_are_finite_everywhere_and_zeros_where_there_is_no_object(subjec
     assert learned
 
 
-WITHOUT_NORMS = {"ssd", "pisa_ssd"}  # VGG16 is older than they are
-
-
 def test_live_norms_update_all_their_statistics(subject):
-    if subject.entry.detector in WITHOUT_NORMS:
+    if subject.entry.detector in tiny.WITHOUT_STATE:
         assert not subject.variables[1]
         return
     (_, (_, state)), _ = subject.step

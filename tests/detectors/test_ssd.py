@@ -162,6 +162,19 @@ def test_scores_are_those_of_a_softmax_with_the_background_last():
 
 
 @pytest.mark.slow
+def test_with_live_norms_all_statistics_move(subject):
+    live = subject.build(norm="batch")
+    batch = tiny.make_batch()
+    params, state = tiny.weights(live)
+    (value, (_, new_state)), grads = tiny.jit(jax.value_and_grad(live.loss, has_aux=True))(
+        params, state, batch, KEY
+    )
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves((value, grads)))
+    moved = jax.tree.map(lambda a, b: bool((a != b).any()), new_state, state)
+    assert all(jax.tree.leaves(moved)) and set(state["batch_stats"]) == {"backbone", "neck"}
+
+
+@pytest.mark.slow
 def test_rematerialisation_changes_neither_values_nor_paths(subject):
     again = subject.build(remat=True)
     batch = tiny.make_batch()
@@ -184,6 +197,7 @@ def test_rematerialisation_changes_neither_values_nor_paths(subject):
         ("side_percents", (1, 2, 3), "it must be 5 rising numbers above 0, one more than there"),
         ("side_percents", (1, 2, 4, 3, 5), "it must be 5 rising numbers above 0"),
         ("level_ratios", ((2,),) * 3, "it must be 4 tuples of numbers above 0, one for each level"),
+        ("norm", "group", "norm is 'group'; it must be one of none, batch"),
         ("input_size", 0, "input_size is 0; it must be at least 1"),
         ("negatives_per_positive", -1.0, "it must be at least 0"),
         ("smooth_l1_beta", 0.0, "smooth_l1_beta is 0.0; it must be above 0"),

@@ -1,5 +1,7 @@
 """SSD's neck: the learned L2 norm, and the sizes of the extra maps."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,7 +21,8 @@ SSD512 = [*SSD300[:2], *SSD300[1:2] * 2, ssd.Extra(256, 4, 1, 1)]
 )
 def test_the_maps_are_those_of_the_paper(extras, cells, expected):
     features = [jnp.zeros((1, n, n, d)) for n, d in zip(cells, (512, 1024))]
-    maps, tree = jax.eval_shape(ssd.SSDNeck(extras).init_with_output, jax.random.key(0), features)
+    init = functools.partial(ssd.SSDNeck(extras).init_with_output, train=False)
+    maps, tree = jax.eval_shape(init, jax.random.key(0), features)
     widths = (512, 1024, *(extra.width for extra in extras))
     assert [x.shape for x in maps] == [(1, n, n, d) for n, d in zip(expected, widths)]
     found = cells[1]
@@ -28,8 +31,8 @@ def test_the_maps_are_those_of_the_paper(extras, cells, expected):
         assert found == n
     paths = traverse_util.flatten_dict(tree["params"], sep="/")
     assert paths["l2_norm/scale"].shape == (512,)
-    assert paths["extra1/conv1/kernel"].shape == (1, 1, 1024, 256)
-    assert paths["extra1/conv2/kernel"].shape == (3, 3, 256, 512)
+    assert paths["extra1/conv1/conv/kernel"].shape == (1, 1, 1024, 256)
+    assert paths["extra1/conv2/conv/kernel"].shape == (3, 3, 256, 512)
 
 
 def norm(x, scale):
