@@ -13,6 +13,7 @@ reference); 0.63 on the shapes with experiments/retinanet_shapes.py, seed 0; 0.5
 experiments/retinanet_bccd.py, seed 0.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -142,22 +143,14 @@ class RetinaNet(nn.Module):
         `values` has the deltas, which are zero where an anchor is not positive.
         """
         grid = self.grid(batch.images.shape[1:3])
-        anchors = self.anchors(grid)
-
-        def one_image(boxes, valid, image_size):
-            assigned = max_iou.assign(
-                anchors,
-                boxes,
-                valid,
-                pos_iou=self.positive_iou,
-                neg_iou=self.negative_iou,
-                min_pos_iou=0.0,
-                anchor_valid=grid.inside(image_size),
-            )
-            deltas = coders.encode_deltas(anchors, boxes[assigned.matched], stds=self.delta_stds)
-            return targets_lib.of_entries(anchors, grid.level(), assigned, {"deltas": deltas})
-
-        return {"main": targets_lib.of_images(one_image, batch)}
+        assign = functools.partial(
+            max_iou.assign,
+            pos_iou=self.positive_iou,
+            neg_iou=self.negative_iou,
+            min_pos_iou=0.0,
+        )
+        found = targets_lib.of_deltas(batch, grid, self.anchors(grid), assign, self.delta_stds)
+        return {"main": found}
 
     def examples(self, batch: types.Batch, maps: Outputs) -> Examples:
         """The predictions and the targets of every anchor."""
