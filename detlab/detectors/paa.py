@@ -78,7 +78,7 @@ class PAA(atss.ATSS):
                 anchor_valid=grid.inside(image_size),
             )
             own = gt_boxes[first.matched]  # [N, 4]
-            # The loss of each anchor if it learns its object; its score in section 3.1 is exp(-loss).
+            # The loss of each anchor if it learns its object; section 3.1 scores it exp(-loss).
             one_hot = jax.nn.one_hot(gt_labels[first.matched], self.num_classes)
             cls = focal.sigmoid_focal(logits, one_hot, self.focal_alpha, self.focal_gamma)
             loss = cls.sum(-1) + self.box_weight * iou_losses.giou_loss(boxes, own)
