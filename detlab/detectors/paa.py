@@ -8,10 +8,9 @@ with its object instead of centerness; in prediction, the boxes around a kept on
 Reference: mmdetection's `paa_r50_fpn_1x_coco`, whose values are the defaults; the parameters are
 those of ATSS.  As in the reference, the first candidates are all anchors of IoU 0.1 (and the best
 of each object), at most 9 per level then compete, and nothing is ignored.  The mixtures of all
-objects are fitted on the device; the reference fits them one by one with scikit-learn.  Its splits
-differ from these where two candidates alone in a Gaussian are equally likely, and rounding chooses.
-`num_candidates` bounds the pairs that suppression and voting see; the reference has no bound.
-Normalisers count the global batch; the reference's count per GPU.
+objects are fitted on the device, the reference's one by one with scikit-learn (`assign/paa.py` says
+how often they differ).  `num_candidates` bounds the pairs that suppression and voting see; the
+reference has no bound.  Normalisers count the global batch; the reference's count per GPU.
 
 Expected: COCO val2017 AP 40.4 with experiments/paa_coco.py (the published figure of the
 reference; 40.2 without score voting).
