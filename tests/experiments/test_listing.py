@@ -62,7 +62,9 @@ def test_variants_are_those_that_a_user_wants():
 
 def test_find_filters_by_part_of_the_name_and_suggests():
     assert [row.name for row in listing.find()] == config_lib.shipped()
-    assert {row.name.partition("_")[0] for row in listing.find("Retina")} == {"retinanet"}
+    retinanets = [name for name in config_lib.shipped() if "retina" in name]
+    assert [row.name for row in listing.find("Retina")] == retinanets
+    assert {"retinanet_coco", "libra_retinanet_coco"} < set(retinanets)
     with pytest.raises(errors.UserError, match="has 'fsco' in its name. Did you mean fcos?"):
         listing.find("fsco")
     with pytest.raises(errors.UserError, match="`detlab list` shows all"):
