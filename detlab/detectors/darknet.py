@@ -55,6 +55,9 @@ ACTIVATIONS = {
     "logistic": nn.sigmoid,
     "swish": nn.swish,
 }
+# Uniform within sqrt(2 / fan_in), as in darknet.  From larger kernels the boxes of [Gaussian_yolo]
+# start where their density has no slope, and values of `new_coords` where the logistic has none.
+INITIAL = nn.initializers.variance_scaling(2 / 3, "fan_in", "uniform")
 # Brightness of RGB (ITU-R BT.601), by which OpenCV and stb_image read pictures as grey.
 _BRIGHTNESS = (0.299, 0.587, 0.114)
 NMS_KINDS = ("", "default", "greedynms", "diounms")
@@ -81,7 +84,7 @@ class Convolution(nn.Module):
         dilation = 1 if layer.size == 1 else layer.dilation
         border = (layer.border * dilation,) * 2
         shape = (layer.size, layer.size, x.shape[-1] // layer.groups, layer.filters)
-        kernel = self.param("kernel", layers.he_normal_out, shape).astype(self.dtype)
+        kernel = self.param("kernel", INITIAL, shape).astype(self.dtype)
         if dilation == layer.groups == 1:
             x = conv_lib.conv(x, kernel, layer.stride, (border, border))
         elif dilation == 1 and layer.groups == layer.filters == x.shape[-1]:

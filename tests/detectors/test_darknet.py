@@ -336,3 +336,15 @@ def test_suppression_equals_plain_loops(kind, by_class):
     assert 3 < len(stays) < 50
     np.testing.assert_allclose(found.scores[0][found.valid[0]], scores[stays], rtol=1e-6)
     np.testing.assert_allclose(found.boxes[0][found.valid[0]], boxes[stays], rtol=1e-6)
+
+
+@pytest.mark.parametrize("groups", [1, 4])
+def test_kernels_start_as_darknets(groups):
+    """convolutional_layer.c: rand_uniform(-1, 1) * sqrt(2 / (size * size * c / groups))."""
+    layer = darknet_cfg.Convolutional(filters=256, size=3, groups=groups)
+    x = np.zeros((1, 4, 4, 32), np.float32)
+    variables = darknet.Convolution("batch").init(jax.random.key(0), x, layer, False)
+    kernel, bound = variables["params"]["kernel"], np.sqrt(2 / (9 * 32 / groups))
+    assert np.abs(kernel).max() <= bound
+    share, _ = np.histogram(kernel, 4, (-bound, bound), density=True)
+    np.testing.assert_allclose(share, 0.5 / bound, rtol=0.05)
