@@ -33,37 +33,56 @@ class TwoTowerHead(nn.Module):
     @nn.compact
     def __call__(self, features, train: bool):
         """(P3, ...) -> {output name: tuple of maps [B, Hl, Wl, channels], float32}."""
-        maps = {name: [] for name in (*self.cls_outputs, *self.box_outputs)}
-        for tower, outputs in (("cls", self.cls_outputs), ("box", self.box_outputs)):
-            convs = [
-                layers.ConvNorm(
-                    self.width,
-                    norm=self.norm,
-                    norm_groups=self.norm_groups,
-                    use_bias=self.conv_bias,
-                    activation=nn.relu,
-                    kernel_init=layers.normal_001,
-                    dtype=self.dtype,
-                    name=f"{tower}_conv{i}",
-                )
-                for i in range(self.num_convs)
-            ]
-            predictors = {
-                name: layers.Conv(
+        maps = {}
+        for name, outputs in (("cls", self.cls_outputs), ("box", self.box_outputs)):
+            hidden = tower(
+                name,
+                self.num_convs,
+                self.width,
+                features,
+                train,
+                norm=self.norm,
+                norm_groups=self.norm_groups,
+                use_bias=self.conv_bias,
+                dtype=self.dtype,
+            )
+            for output, (channels, bias_init) in outputs.items():
+                predictor = layers.Conv(
                     channels,
                     kernel_init=layers.normal_001,
                     bias_init=bias_init,
                     dtype=self.dtype,
-                    name=name,
+                    name=output,
                 )
-                for name, (channels, bias_init) in outputs.items()
-            }
-            for x in features:
-                for conv in convs:
-                    x = conv(x, train)
-                for name, predictor in predictors.items():
-                    maps[name].append(predictor(x).astype(jnp.float32))
-        return {name: tuple(levels) for name, levels in maps.items()}
+                maps[output] = tuple(predictor(x).astype(jnp.float32) for x in hidden)
+        return maps
+
+
+def tower(name: str, num_convs: int, width: int, features, train: bool, **options: Any):
+    """Convolutions, each with its norm and a ReLU, that all levels share.
+
+    Call it in a compact method: `NAME_conv0/{conv,norm}`, ... are layers of that module.
+
+    Args:
+      name: begins the names of the layers.
+      num_convs: how many.
+      width: their channels.
+      features: (P3, ...), each [B, Hl, Wl, D].
+      train: whether norms use the statistics of the batch.
+      options: of `layers.ConvNorm`.
+    Returns:
+      (P3, ...), each [B, Hl, Wl, width].
+    """
+    for i in range(num_convs):
+        conv = layers.ConvNorm(
+            width,
+            activation=nn.relu,
+            kernel_init=layers.normal_001,
+            name=f"{name}_conv{i}",
+            **options,
+        )
+        features = tuple(conv(x, train) for x in features)
+    return features
 
 
 def of(

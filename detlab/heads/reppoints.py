@@ -14,6 +14,7 @@ from flax import linen as nn
 from jax import lax
 
 from detlab import layers
+from detlab.heads import dense
 from detlab.ops import coders, gradient
 
 
@@ -69,8 +70,19 @@ class RepPointsHead(nn.Module):
                 name=name,
             )
 
-        cls_features = self._tower("cls", features, train)
-        point_features = self._tower("point", features, train)
+        cls_features, point_features = (
+            dense.tower(
+                name,
+                self.num_convs,
+                self.width,
+                features,
+                train,
+                norm=self.norm,
+                norm_groups=self.norm_groups,
+                dtype=self.dtype,
+            )
+            for name in ("cls", "point")
+        )
         init_conv = self._conv("init_conv", self.point_width, 3)
         hidden = tuple(map(init_conv, point_features))
         predicted = self._outputs("init_points", hidden, channels)
@@ -108,23 +120,6 @@ class RepPointsHead(nn.Module):
             "init_boxes": init_boxes,
             "refine_boxes": refine_boxes,
         }
-
-    def _tower(self, name, features, train):
-        convs = [
-            layers.ConvNorm(
-                self.width,
-                norm=self.norm,
-                norm_groups=self.norm_groups,
-                activation=nn.relu,
-                kernel_init=layers.normal_001,
-                dtype=self.dtype,
-                name=f"{name}_conv{i}",
-            )
-            for i in range(self.num_convs)
-        ]
-        for conv in convs:
-            features = tuple(conv(x, train) for x in features)
-        return features
 
     def _conv(self, name, features, kernel_size, bias_init=nn.initializers.zeros):
         return layers.Conv(
