@@ -25,6 +25,7 @@ NAMES = (
     "no_area_first",
     "no_priors",
 )
+APPROXIMATE = ("ga", "sabl", "ignore", "none")
 SLOTS = 12  # more than any case has, so that all cases of one rule share a program
 
 
@@ -76,13 +77,16 @@ def run_case(case, arrays, require_overlap):
         slots,
         index < len(gts),
         gt_ignore=(index >= len(gts)) & (index < len(gts) + len(areas)),
+        approximations=arrays.get("approxs"),
     )
     return result, np.where(result.status == 1, result.matched + 1, result.status)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name", [f"max_iou_{x}" for x in NAMES] + [f"approx_max_iou_{x}" for x in APPROXIMATE]
+)
 def test_assignment_equals_the_reference(unit_cases, name):
-    case, arrays = unit_cases("assign")[f"max_iou_{name}"]
+    case, arrays = unit_cases("assign")[name]
     result, gt_inds = run_case(case, arrays, require_overlap=False)
     np.testing.assert_array_equal(gt_inds, arrays["gt_inds"])
     np.testing.assert_allclose(result.max_iou, arrays["max_overlaps"], **case["tolerance"])
@@ -175,6 +179,23 @@ def test_invalid_anchors_are_ignored_and_are_nobodys_best():
         anchors, gt, jnp.array([False]), 0.5, 0.4, 0.0, anchor_valid=jnp.array([False, True, True])
     )
     np.testing.assert_array_equal(nothing.status, [-1, 0, 0])
+
+
+def test_approximations_overlap_for_their_anchor():
+    """The anchor itself meets no object; the second of its approximations is the object."""
+    anchors = jnp.array([[0.0, 0, 10, 10], [50, 50, 60, 60]])
+    gt, valid = jnp.array([[20.0, 0.0, 30.0, 10.0]]), jnp.array([True])
+    around = jnp.array([[[20.0, 0, 30, 3], [20, 0, 30, 10]], [[50, 50, 60, 60], [50, 50, 60, 70]]])
+    result = max_iou.assign(anchors, gt, valid, 0.5, 0.4, 0.0, approximations=around)
+    np.testing.assert_array_equal(result.status, [1, 0])
+    np.testing.assert_allclose(result.max_iou, [1.0, 0.0])
+    # One approximation each, the anchor, is no approximation.
+    anchors, gts = random_boxes(400, SEED), random_boxes(5, SEED + 1)
+    assign = program(pos_iou=0.5, neg_iou=0.4, min_pos_iou=0.2)
+    plain = assign(anchors, gts, np.ones(5, bool))
+    same = assign(anchors, gts, np.ones(5, bool), approximations=anchors[:, None])
+    for a, b in zip(plain, same):
+        np.testing.assert_array_equal(a, b)
 
 
 @pytest.mark.parametrize("require_overlap", [True, False])
