@@ -134,8 +134,7 @@ class GARetinaNet(nn.Module):
         fields.check(self, rules)
 
     def setup(self) -> None:
-        self.backbone = resnet.of(self)
-        self.neck = fpn.FPN(self.neck_width, num_levels=len(self.strides), dtype=self.dtype)
+        self.backbone, self.neck = resnet.of(self), fpn.of(self, extra="input")
         self.head = guided_anchor.GuidedAnchorHead(
             self.num_classes,
             num_convs=self.head_convs,
@@ -154,15 +153,11 @@ class GARetinaNet(nn.Module):
         """The grid of the N cells on a canvas (height, width)."""
         return anchors_lib.grid(canvas, self.strides)
 
-    def squares(self, grid: anchors_lib.Grid) -> jax.Array:
-        """The squares [N, 4] of all levels, xyxy px."""
-        scales = (self.octave_base_scale,)
-        return grid.anchors([anchors_lib.cell_anchors(s, scales, (1.0,)) for s in self.strides])
-
     def anchors(self, grid: anchors_lib.Grid, maps: Outputs) -> jax.Array:
         """The guided anchors [B, N, 4] of all levels, xyxy px, not clipped to the image."""
         shapes = anchors_lib.flatten_levels(maps.shapes, 2)  # [B, N, 2]
-        return guided_anchor.guided_anchors(self.squares(grid), shapes, self.shape_stds)
+        squares = grid.squares(self.octave_base_scale)
+        return guided_anchor.guided_anchors(squares, shapes, self.shape_stds)
 
     # --------------------------------------------------------------------------------------------
     # Training
@@ -179,10 +174,10 @@ class GARetinaNet(nn.Module):
         # One key per image of the global batch, so results do not depend on the devices.
         keys = jax.vmap(lambda i: jax.random.fold_in(rng, i))(jnp.arange(len(batch.images)))
         grid = self.grid(batch.images.shape[1:3])
-        level, squares = grid.level(), self.squares(grid)
-        scales = anchors_lib.octave_scales(self.octave_base_scale, self.scales_per_octave)
-        cells = [anchors_lib.cell_anchors(s, scales, self.aspect_ratios) for s in self.strides]
-        usual = grid.anchors(cells).reshape(len(squares), -1, 4)  # [N, A, 4]
+        level, squares = grid.level(), grid.squares(self.octave_base_scale)
+        shape_ious = self.shape_positive_iou, self.shape_negative_iou, self.shape_min_positive_iou
+        sizes = self.octave_base_scale, self.scales_per_octave, self.aspect_ratios
+        usual = grid.octave_anchors(*sizes).reshape(len(squares), -1, 4)  # [N, A, 4]
 
         def one_image(key, boxes, valid, image_size, anchors):
             inside = grid.inside(image_size)
@@ -195,14 +190,13 @@ class GARetinaNet(nn.Module):
                 self.ignore_ratio,
                 cell_valid=inside,
             )
-            ious = self.shape_positive_iou, self.shape_negative_iou, self.shape_min_positive_iou
             shape = rois_lib.sample_anchors(
                 key,
                 squares,
                 inside,
                 boxes,
                 valid,
-                ious=ious,
+                ious=shape_ious,
                 num=self.shape_samples,
                 positive_fraction=self.shape_positive_fraction,
                 approximations=usual,
@@ -211,9 +205,7 @@ class GARetinaNet(nn.Module):
                 anchors,
                 boxes,
                 valid,
-                pos_iou=self.positive_iou,
-                neg_iou=self.negative_iou,
-                min_pos_iou=0.0,
+                *(self.positive_iou, self.negative_iou, 0.0),
                 anchor_valid=inside,
             )
             deltas = coders.encode_deltas(anchors, boxes[main.matched], stds=self.delta_stds)

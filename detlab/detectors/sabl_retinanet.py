@@ -109,8 +109,7 @@ class SABLRetinaNet(nn.Module):
         fields.check(self, rules)
 
     def setup(self) -> None:
-        self.backbone = resnet.of(self)
-        self.neck = fpn.FPN(self.neck_width, num_levels=len(self.strides), dtype=self.dtype)
+        self.backbone, self.neck = resnet.of(self), fpn.of(self, extra="input")
         prior = layers.prior_bias(self.prior_probability)
         self.head = dense.of(
             self,
@@ -129,11 +128,6 @@ class SABLRetinaNet(nn.Module):
         """The grid of the N squares on a canvas (height, width)."""
         return anchors_lib.grid(canvas, self.strides)
 
-    def squares(self, grid: anchors_lib.Grid) -> jax.Array:
-        """The squares [N, 4] of all levels, xyxy px."""
-        scales = (self.octave_base_scale,)
-        return grid.anchors([anchors_lib.cell_anchors(s, scales, (1.0,)) for s in self.strides])
-
     def predicted(self, maps: Outputs) -> tuple[jax.Array, jax.Array]:
         """The logits and offsets of all buckets, [B, N, 4, S] each."""
         levels = maps.bucket_logits, maps.bucket_offsets
@@ -146,19 +140,16 @@ class SABLRetinaNet(nn.Module):
         `values` has the four arrays of `coders.Buckets`, zero where a square is not positive.
         """
         grid = self.grid(batch.images.shape[1:3])
-        squares = self.squares(grid)
-        scales = anchors_lib.octave_scales(self.octave_base_scale, self.scales_per_octave)
-        cells = [anchors_lib.cell_anchors(s, scales, self.aspect_ratios) for s in self.strides]
-        usual = grid.anchors(cells).reshape(len(squares), -1, 4)  # [N, A, 4]
+        squares = grid.squares(self.octave_base_scale)
+        sizes = self.octave_base_scale, self.scales_per_octave, self.aspect_ratios
+        usual = grid.octave_anchors(*sizes).reshape(len(squares), -1, 4)  # [N, A, 4]
 
         def one_image(boxes, valid, image_size):
             assigned = max_iou.assign(
                 squares,
                 boxes,
                 valid,
-                pos_iou=self.positive_iou,
-                neg_iou=self.negative_iou,
-                min_pos_iou=0.0,
+                *(self.positive_iou, self.negative_iou, 0.0),
                 anchor_valid=grid.inside(image_size),
                 approximations=usual,
             )
@@ -198,7 +189,7 @@ class SABLRetinaNet(nn.Module):
     ) -> types.Detections:
         """The best (square, class) pairs of each level, rectified by how sure the buckets are."""
         grid = self.grid(canvas)
-        squares = self.squares(grid)
+        squares = grid.squares(self.octave_base_scale)
         scores = candidates_lib.level_scores(grid, maps.cls_logits, image_size)
         bounds.note(self, "candidates_per_level", *(x > self.score_threshold for x in scores))
 

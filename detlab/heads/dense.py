@@ -86,14 +86,24 @@ def tower(name: str, num_convs: int, width: int, features, train: bool, **option
 
 
 def of(
-    module: nn.Module, cls_outputs: Mapping, box_outputs: Mapping, **options: Any
+    module: nn.Module,
+    cls_outputs: Mapping,
+    box_outputs: Mapping,
+    norm: str = "none",
+    **options: Any,
 ) -> TwoTowerHead:
-    """The head of a detector with the fields `head_convs`, `head_width` and `dtype`."""
+    """The head of a detector with the fields `head_convs`, `head_width` and `dtype`.
+
+    With group norms, it has the field `norm_groups` too.
+    """
+    if norm == "group":
+        options["norm_groups"] = module.norm_groups
     return TwoTowerHead(
         cls_outputs,
         box_outputs,
         num_convs=module.head_convs,
         width=module.head_width,
+        norm=norm,
         dtype=module.dtype,
         **options,
     )

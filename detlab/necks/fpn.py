@@ -66,3 +66,8 @@ class FPN(nn.Module):
             top = conv(f"output{level}", stride=2)(top, train)
             outputs.append(top)
         return tuple(outputs[: self.num_levels])
+
+
+def of(module: nn.Module, extra: str) -> FPN:
+    """The neck of a detector with the fields `neck_width`, `strides` and `dtype`."""
+    return FPN(module.neck_width, num_levels=len(module.strides), extra=extra, dtype=module.dtype)

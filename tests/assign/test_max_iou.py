@@ -36,8 +36,12 @@ def random_boxes(count, seed, extent=100.0):
 
 
 def slow_assign(anchors, gts, pos_iou, neg_iou, min_pos_iou):
-    """The rule on the whole matrix, one gt at a time; real gts only, all ties, overlap required."""
-    overlaps = np.asarray(boxes_lib.pairwise_iou(anchors, gts))  # [N, G]
+    """The rule on the whole matrix, one gt at a time; real gts only, all ties, overlap required.
+
+    Anchors are [N, 4], or [N, A, 4] approximations of each.
+    """
+    overlaps = np.asarray(boxes_lib.pairwise_iou(anchors, gts))
+    overlaps = overlaps if anchors.ndim == 2 else overlaps.max(axis=1)  # [N, G]
     best = overlaps.max(axis=1)
     status = np.where(best >= pos_iou, 1, np.where(best < neg_iou, 0, -1))
     matched = overlaps.argmax(axis=1)
@@ -189,13 +193,18 @@ def test_approximations_overlap_for_their_anchor():
     result = max_iou.assign(anchors, gt, valid, 0.5, 0.4, 0.0, approximations=around)
     np.testing.assert_array_equal(result.status, [1, 0])
     np.testing.assert_allclose(result.max_iou, [1.0, 0.0])
-    # One approximation each, the anchor, is no approximation.
-    anchors, gts = random_boxes(400, SEED), random_boxes(5, SEED + 1)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_random_approximations_equal_the_matrix_rule(count):
+    around = random_boxes(400 * count, SEED).reshape(400, count, 4)
+    gts = random_boxes(5, SEED + 1)
     assign = program(pos_iou=0.5, neg_iou=0.4, min_pos_iou=0.2)
-    plain = assign(anchors, gts, np.ones(5, bool))
-    same = assign(anchors, gts, np.ones(5, bool), approximations=anchors[:, None])
-    for a, b in zip(plain, same):
-        np.testing.assert_array_equal(a, b)
+    found = assign(around[:, 0], gts, np.ones(5, bool), approximations=around)
+    status, matched, best = slow_assign(around, gts, 0.5, 0.4, 0.2)
+    np.testing.assert_array_equal(found.status, status)
+    np.testing.assert_array_equal(found.matched, matched)
+    np.testing.assert_allclose(found.max_iou, best, rtol=1e-6)
 
 
 @pytest.mark.parametrize("require_overlap", [True, False])
