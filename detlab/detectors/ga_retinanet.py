@@ -5,8 +5,8 @@ it, and the shape of its one anchor.  A deformable convolution adapts the featur
 this shape.  Classes and boxes are then predicted as in RetinaNet, in cells that are likely enough.
 
 Reference: mmdetection's `ga-retinanet_r50_fpn_1x_coco`.  Following the reference, not the paper:
-the side of a square whose shape is predicted is 4 strides (paper: 8), the loss of the shapes has
-weight 1 (paper: 0.1), and its overlap is bounded for each coordinate, smooth L1 the loss of boxes.
+the squares whose sides are scaled have 4 strides (paper: 8); the loss of the shapes has weight 1
+(paper: 0.1), and it includes the terms of the centre, which are constant.
 Unlike in the reference,
 
 - locations are learned as in the paper.  mmdetection 3.3.0 trains their opposite: its focal loss
@@ -16,8 +16,8 @@ Unlike in the reference,
 - the best (cell, class) pairs of a level are candidates, not all classes of the best cells;
 - the normalisers count the global batch; the reference counts per GPU.
 
-Expected: COCO val2017 AP 36.9 with the variant `caffe` of experiments/ga_retinanet_coco.py (the
-published figure of the reference).
+Expected: COCO val2017 AP 36.9 with experiments/ga_retinanet_coco.py (the published figure of the
+reference, whose locations were trained inverted).
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""RetinaNet that localises sides: Side-Aware Boundary Localization (arXiv:1912.04260), 3.5.
+"""RetinaNet that localises sides: Side-Aware Boundary Localization (arXiv:1912.04260).
 
 Each of the four sides of a box is localised on its own, in two steps.  The neighbourhood of a
 square is divided into buckets along both axes.  The network estimates in which bucket a side lies,
@@ -161,7 +161,7 @@ class SABLRetinaNet(nn.Module):
         return {"main": targets_lib.of_images(one_image, batch)}
 
     def loss(self, batch: types.Batch, maps: Outputs) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Focal loss on classes, cross entropy on buckets, smooth L1 on offsets (eq. 3)."""
+        """Focal loss on classes, cross entropy on buckets, smooth L1 on offsets."""
         targets = self.targets(batch, maps)["main"]
         counted, positive = targets.status >= 0, targets.status == 1  # [B, N]
         # At least one per image, as in the reference: empty images must not divide by zero.
