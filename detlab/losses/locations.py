@@ -4,7 +4,7 @@ import jax.numpy as jnp
 
 from detlab.losses import focal
 
-# Of the reference; the paper has neither.
+# Both are the reference's.
 NEGATIVE_WEIGHT = 0.1
 CELLS = 200  # as many count as one in the normaliser
 
@@ -16,8 +16,8 @@ def location_focal(logits, status, alpha: float = 0.25, gamma: float = 2.0, inve
       logits: [...] of the probability that the middle of an object is in the cell.
       status: [...] int: 1 positive, 0 negative, -1 ignored.
       alpha, gamma: of the focal loss.
-      inverted: the logits are those of the opposite, as mmdetection trains them from its version 2
-        on: its focal loss takes the target 1, meant for objects, for the background.
+      inverted: the logits are those of the opposite.  This is how mmdetection 3.3.0 trains them, as
+        its focal loss takes the target 1, meant for objects, for the background.
     Returns:
       [...] float32, 0 where ignored, and weighted by `NEGATIVE_WEIGHT` where negative.
     """
