@@ -7,13 +7,14 @@ Each detector is built from its COCO experiment.  Prediction (with suppression) 
 (losses, gradients, update by the config's optimizer; no averaged weights) each run in their own
 process, which compiles with an empty cache.  It reports the seconds to compile, the ms per image
 (median of the repeats, after one warm-up), and the peak memory since the warm-up: of the device if
-that is an accelerator, else of the process.  The canvas is 320 x 320 (CornerNet 256 x 256) on a
-CPU, else 800 x 1344.
+that is an accelerator, else of the process.  The canvas is 320 x 320 (CornerNet 256 x 256, SSD
+300 x 300) on a CPU, else 800 x 1344.
 
 Peers are measured in the same run if they are installed and are listed as absent if not:
-torchvision's RetinaNet, FCOS and Faster R-CNN, the PyTorch package yolov5, and for darknet's
-networks OpenCV's dnn module before version 5.  --peer_python names another Python that has them.
-Peer and detlab take turns, so other load on the machine affects both; ratios are detlab / peer.
+torchvision's RetinaNet, FCOS, Faster R-CNN and SSD300, the PyTorch package yolov5, and for
+darknet's networks OpenCV's dnn module before version 5.  --peer_python names another Python that
+has them.  Peer and detlab take turns, so other load on the machine affects both; ratios are
+detlab / peer.
 """
 
 import json
@@ -58,11 +59,12 @@ NETWORKS = {
     "darknet": {f"darknet_{x}": x for x in ("yolov3", "yolov3_tiny", "yolov4", "yolov4_tiny")},
     "yolov5": {f"yolov5{size}": size for size in "nsmlx"},
 }
-SIDES = {"cornernet": 256}
+SIDES = {"cornernet": 256, "ssd": 300, "pisa_ssd": 300}
 PEERS = {
     "retinanet": "torchvision/retinanet_resnet50_fpn",
     "fcos": "torchvision/fcos_resnet50_fpn",
     "faster_rcnn": "torchvision/fasterrcnn_resnet50_fpn",
+    "ssd": "torchvision/ssd300_vgg16",
     **{row: f"opencv/{x.replace('_', '-')}" for row, x in NETWORKS["darknet"].items()},
     **{row: f"yolov5/{row}" for row in NETWORKS["yolov5"]},
 }

@@ -71,7 +71,7 @@ def images_and_boxes(task: Task):
 
 
 # ------------------------------------------------------------------------------------------------
-# torchvision: RetinaNet, FCOS and Faster R-CNN
+# torchvision: RetinaNet, FCOS, Faster R-CNN and SSD300
 
 
 def torchvision(task: Task, name: str):
@@ -79,13 +79,16 @@ def torchvision(task: Task, name: str):
     device = _device(torch)
     height, width = task.canvas
     sizes = dict(min_size=min(height, width), max_size=max(height, width))
-    if name.startswith("fasterrcnn"):  # its class 0 is the background
-        classes, sizes["rpn_post_nms_top_n_train"] = NUM_CLASSES + 1, 1000
-    else:
-        classes = NUM_CLASSES
+    if name.startswith("fasterrcnn"):
+        sizes["rpn_post_nms_top_n_train"] = 1000
+    if name.startswith("ssd300"):
+        sizes = {}
+        if (height, width) != (300, 300):
+            sys.exit(f"{name} takes 300x300 px only, not {height}x{width}")
+    first = 1 if name.startswith(("fasterrcnn", "ssd")) else 0  # class 0 is the background
+    classes = NUM_CLASSES + first
     build = getattr(vision.models.detection, name)
     model = build(weights=None, weights_backbone=None, num_classes=classes, **sizes).to(device)
-    first = 1 if name.startswith("fasterrcnn") else 0
     pictures, boxes, labels = images_and_boxes(task)
     images = [_nchw(torch, picture[None])[0].to(device) for picture in pictures]
     targets = [
@@ -96,10 +99,11 @@ def torchvision(task: Task, name: str):
     if task.program == "predict":
         return _predict(torch, model, lambda: model(images), versions)
     model.train()
-    body = model.backbone.body
-    for part in (body.conv1, body.bn1, body.layer1):
-        part.requires_grad_(False)
-    for module in body.modules():
+    if hasattr(model.backbone, "body"):  # a ResNet; the VGG16 of SSD trains as a whole
+        body = model.backbone.body
+        for part in (body.conv1, body.bn1, body.layer1):
+            part.requires_grad_(False)
+    for module in model.backbone.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.eval()
     return _train(torch, model, lambda: sum(model(images, targets).values()), versions)

@@ -81,6 +81,29 @@ class Row(NamedTuple):
     status: str  # "matched", "dropped: <reason>", "left initialised" or ANEW
 
 
+# COCO's category ids that no object has; torchvision's detectors predict them too.
+_UNUSED_IDS = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
+_USED_IDS = [i for i in range(1, 91) if i not in _UNUSED_IDS]
+
+
+def _from_torchvision_classes(anchors: int, x: np.ndarray) -> np.ndarray:
+    """[A * K, ...] with the background first -> last; of COCO's 91 ids, the 80 classes in use."""
+    x = x.reshape(anchors, -1, *x.shape[1:])
+    order = [*_USED_IDS, 0] if x.shape[1] == 91 else [*range(1, x.shape[1]), 0]
+    return x[:, order].reshape(-1, *x.shape[2:])
+
+
+def _to_torchvision_classes(anchors: int, x: np.ndarray) -> np.ndarray:
+    """The inverse; ids that are not in use are never predicted: 0 in kernels, -1e4 in biases."""
+    x = x.reshape(anchors, -1, *x.shape[1:])
+    if x.shape[1] == 81:
+        new = np.full((anchors, 91, *x.shape[2:]), 0.0 if x.ndim > 2 else -1e4, x.dtype)
+        new[:, [*_USED_IDS, 0]] = x
+    else:
+        new = np.roll(x, 1, axis=1)
+    return new.reshape(-1, *x.shape[2:])
+
+
 ANEW = "initialised anew"  # status of a leaf of the table whose tensor is for other classes
 
 
@@ -96,6 +119,14 @@ TRANSFORMS = {
         lambda x: x.reshape(len(x), -1, 7, 7).transpose(0, 2, 3, 1).reshape(len(x), -1),
         lambda x: x.reshape(len(x), 7, 7, -1).transpose(0, 3, 1, 2).reshape(len(x), -1),
     ),
+    # The class scores of an SSD of torchvision, for 4 or 6 anchors of a cell.
+    **{
+        f"torchvision_classes_{anchors}": Transform(
+            functools.partial(_from_torchvision_classes, anchors),
+            functools.partial(_to_torchvision_classes, anchors),
+        )
+        for anchors in (4, 6)
+    },
     # Input channels of an OIHW convolution, BGR -> RGB.
     "flip_bgr_in": Transform(lambda x: x[:, ::-1], lambda x: x[:, ::-1]),
 }

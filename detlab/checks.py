@@ -210,6 +210,7 @@ RULES = {
     ),
     "data.max_boxes": _integer(1),
     "data.min_side": _integer(0),
+    "data.min_object": _integer(0),
     "data.skip_broken": FLAG,
     "data.eval_skip_broken": FLAG,
     "data.read_threads": _integer(0),

@@ -4,6 +4,7 @@ A rule is (name of the field, whether its value is valid, what it must be in wor
 shared by several detectors has the same name in all of them; its rule is here, in `shared`.
 """
 
+import itertools
 from collections.abc import Iterable
 from typing import Any
 
@@ -118,6 +119,20 @@ def of_strides(module: Any, first: int, least_levels: int = 1) -> tuple:
     if least_levels > 1:
         words += f", at least {least_levels} of them"
     return ("strides", doubling and len(strides) >= least_levels, words)
+
+
+def of_norm_groups(module: Any) -> tuple:
+    """The rule for the `norm_groups` of a head, which divide its width."""
+    width = module.head_width
+    fits = module.norm_groups >= 1 and width % module.norm_groups == 0
+    return ("norm_groups", fits, f"a divisor of head_width, {width}")
+
+
+def of_level_limits(module: Any) -> tuple:
+    """The rule for `level_limits`, the distances at which one level ends and the next begins."""
+    limits, count = module.level_limits, len(module.strides) - 1
+    rising = all(low < high for low, high in itertools.pairwise((0, *limits)))
+    return ("level_limits", rising and len(limits) == count, f"{count} rising numbers above 0")
 
 
 def of_resnet(module: Any, depths: Iterable[int], norms: Iterable[str]) -> tuple:

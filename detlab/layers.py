@@ -30,11 +30,16 @@ normal_001 = nn.initializers.normal(0.01)
 
 
 class Conv(nn.Module):
-    """Convolution in NHWC, padded by (k - 1) // 2 on every side as in PyTorch."""
+    """Convolution in NHWC, padded as in PyTorch by dilation * (k - 1) // 2 on every side.
+
+    `padding` overrides these px.
+    """
 
     features: int
     kernel_size: int = 3
     stride: int = 1
+    padding: int | None = None
+    dilation: int = 1
     use_bias: bool = True
     kernel_init: Callable = he_normal_out
     bias_init: Callable = nn.initializers.zeros
@@ -44,7 +49,10 @@ class Conv(nn.Module):
     def __call__(self, x):  # [B, H, W, Cin] -> [B, H', W', features]
         shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init, shape)
-        y = conv_lib.conv(x.astype(self.dtype), kernel.astype(self.dtype), self.stride)
+        sides = None if self.padding is None else ((self.padding,) * 2,) * 2
+        y = conv_lib.conv(
+            x.astype(self.dtype), kernel.astype(self.dtype), self.stride, sides, self.dilation
+        )
         if self.use_bias:
             bias = self.param("bias", self.bias_init, (self.features,))
             y = y + bias.astype(self.dtype)
@@ -105,6 +113,8 @@ class ConvNorm(nn.Module):
     features: int
     kernel_size: int = 3
     stride: int = 1
+    padding: int | None = None  # as in `Conv`
+    dilation: int = 1
     norm: str = "none"
     activation: Callable | None = None
     kernel_init: Callable = he_normal_out
@@ -120,6 +130,8 @@ class ConvNorm(nn.Module):
             self.features,
             self.kernel_size,
             self.stride,
+            self.padding,
+            self.dilation,
             use_bias=self.norm == "none" if self.use_bias is None else self.use_bias,
             kernel_init=self.kernel_init,
             dtype=self.dtype,

@@ -64,6 +64,7 @@ def base(detector: str, **model) -> ConfigDict:
                 pad_value=MEAN_COLOUR,
                 max_boxes=100,  # slots for objects; the largest objects are kept
                 min_side=32,  # px; training skips smaller images
+                min_object=0,  # px; training ignores objects with a smaller side
                 skip_broken=True,  # training skips and counts unreadable images
                 eval_skip_broken=False,  # evaluation stops at them instead
                 read_threads=2,

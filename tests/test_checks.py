@@ -201,6 +201,7 @@ NOT_FRACTIONS = (-0.1, 1.1, float("nan"), True, "0.5", None)
         *values("data__augment__hsv_form", "one of yolov5, darknet", "ssd", None),
         *values("data__max_boxes", "an integer, at least 1", 0, -1, *NOT_INTEGERS),
         *values("data__min_side", "an integer, at least 0", -1, *NOT_INTEGERS),
+        *values("data__min_object", "an integer, at least 0", -1, *NOT_INTEGERS),
         *values("data__read_threads", "an integer, at least 0", -1, *NOT_INTEGERS),
         *values("data__workers", "an integer, at least 0", -1, *NOT_INTEGERS),
         *values("train__batch_size", "an integer, at least 1", 0, *NOT_INTEGERS),

@@ -100,6 +100,7 @@ class _Model:
             network = darknet_cfg.read((folder / name).with_name(info["cfg"]))
             tensors = made_up(info)
         self.network = network
+        tensors |= darknet_table.counts(network, 0)
         fields = dict(
             cfg=darknet_cfg.format(network),
             num_classes=network.layers[-1].classes,

@@ -55,7 +55,7 @@ def read(
     if flags.names and not flags.reset_classes:
         names = class_names.read(flags.names, contract.num_classes(config))
     return family.Foreign(
-        tensors,
+        tensors | tables.counts(network, header.seen),
         tables.table(network, max(layers) + 1),
         names,
         {"header": header._asdict()},
@@ -185,6 +185,7 @@ def write(
             " network can be written."
         )
     tensors = mapping.reverse(mapping.nest(leaves), tables.table(network))
+    tensors.pop("seen", None)  # the header says it
     header = reader.Header(**weights.info.get("converted_from", {}).get("header", {}))
     output.parent.mkdir(parents=True, exist_ok=True)
     reader.write(output, network, reader.Weights(header, tensors))

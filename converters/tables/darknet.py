@@ -1,12 +1,16 @@
 """Darknet's `.weights` -> detector `darknet`; the table follows from the cfg.
 
 `readers.darknet` names tensors "<number of the layer>.<bias | scale | mean | var | weight>".  The
-bias of a layer with a norm is the norm's.
+bias of a layer with a norm is the norm's.  For a network with a [region] head there is also "seen",
+see `counts`.
 """
+
+import numpy as np
 
 from detlab.converters import mapping
 from detlab.darknet import cfg as darknet_cfg
 from detlab.darknet import networks as darknet_networks
+from detlab.losses import darknet_region
 
 _WITH_NORM = (
     ("bias", "params", "norm/bias"),
@@ -37,5 +41,16 @@ def table(network: darknet_cfg.Network, first_layers: int | None = None) -> mapp
             rules.append(mapping.Rule(rf"{number}\.{theirs}", f"{collection}/{path}/{ours}"))
         kernel = ("conv_oihw_to_hwio",)
         rules.append(mapping.Rule(rf"{number}\.weight", f"params/{path}/kernel", kernel))
-    class_leaves = tuple(f"params/layers/layer{number}/.*" for number in predicting)
-    return mapping.Table("darknet", tuple(subtrees), tuple(rules), (), class_leaves)
+    class_leaves = [f"params/layers/layer{number}/.*" for number in predicting]
+    if darknet_networks.has_region(network):
+        subtrees.append("loss_state")
+        rules.append(mapping.Rule("seen", "loss_state/seen"))
+        class_leaves.append("loss_state/seen")  # a head for other classes is trained from the start
+    return mapping.Table("darknet", tuple(subtrees), tuple(rules), (), tuple(class_leaves))
+
+
+def counts(network: darknet_cfg.Network, seen: int) -> dict[str, np.ndarray]:
+    """The number of images seen, of a file's header, as far as the loss of a [region] counts."""
+    if not darknet_networks.has_region(network):
+        return {}
+    return {"seen": np.float32(min(seen, darknet_region.EARLY_IMAGES))}

@@ -1,6 +1,6 @@
 """From an assignment to `types.Targets`: for one image, for a batch, and one-hot classes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from detlab import types
+from detlab.ops import anchors as anchors_lib
+from detlab.ops import coders
 
 
 def of_entries(boxes, level, assigned: Any, values: Any) -> types.Targets:
@@ -21,6 +23,31 @@ def of_entries(boxes, level, assigned: Any, values: Any) -> types.Targets:
     """
     values = of_positives(assigned.status, values)
     return types.Targets(boxes, level, assigned.status, assigned.matched, values)
+
+
+def of_deltas(
+    batch: types.Batch,
+    grid: anchors_lib.Grid,
+    anchors,
+    assign: Callable[..., Any],
+    stds: Sequence[float],
+) -> types.Targets:
+    """The targets of anchors that learn the deltas of their object, for every image.
+
+    Args:
+      batch: the images and their objects.
+      grid: of the canvas.
+      anchors: [N, 4] px.
+      assign: (anchors, boxes, valid, anchor_valid=...) -> `status` and `matched` of one image.
+      stds: of the deltas, which are zero where an anchor is not positive.
+    """
+
+    def one_image(boxes, valid, image_size):
+        assigned = assign(anchors, boxes, valid, anchor_valid=grid.inside(image_size))
+        deltas = coders.encode_deltas(anchors, boxes[assigned.matched], stds=stds)
+        return of_entries(anchors, grid.level(), assigned, {"deltas": deltas})
+
+    return of_images(one_image, batch)
 
 
 def of_positives(status, values: Any) -> Any:

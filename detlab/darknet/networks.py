@@ -256,6 +256,11 @@ def with_classes(network: darknet_cfg.Network, num_classes: int) -> darknet_cfg.
     return network._replace(layers=tuple(layers))
 
 
+def has_region(network: darknet_cfg.Network) -> bool:
+    """Whether a head is a [region], whose loss depends on the number of images seen."""
+    return any(isinstance(layer, darknet_cfg.Region) for layer in network.layers)
+
+
 def scaled(network: darknet_cfg.Network, width: float) -> darknet_cfg.Network:
     """The network with `width` times the channels, rounded to a multiple of 8, at least 8.
 

@@ -22,6 +22,7 @@ SOURCE_KEYS = (
     "train_repeat",
     "keep_empty",
     "min_side",
+    "min_object",
     "exif",
 )
 
@@ -48,6 +49,8 @@ def build(data: Any, part: str) -> Any:
     parts = []
     for block in (data, *(_changed(data, changes) for changes in data.train_also)):
         source = _open(block, part)
+        if block.min_object:
+            source = wrappers.SmallIgnored(source, block.min_object)
         # Every image of shapes has objects; a check would draw them all.
         keep_empty = block.keep_empty or isinstance(source, shapes.Shapes)
         source = wrappers.for_training(source, block.min_side, keep_empty)

@@ -179,12 +179,18 @@ def letterbox(
 ) -> dict[str, Any]:
     """Resizes to `letterbox_sides` and centres the image on height x width px, see `centre`.
 
-    With `longest`, its longer side gets this many px, and the canvas must have room for it.
+    With `longest`, its longer side gets this many px, and the canvas must have room for it.  With
+    the rounding "whole" `placement` has half of the border unrounded, as darknet maps predicted
+    boxes back: by half a px more than the image moved if the border has an odd number of px.
     """
     w, h = _sides(record).tolist()
     square = (longest, longest) if longest else (height, width)
     sides = letterbox_sides((h, w), square, rounding)
-    return centre(resize_fixed(record, *sides, pad_value, shrink), (height, width), pad_value)
+    resized = resize_fixed(record, *sides, pad_value, shrink)
+    centred = centre(resized, (height, width), pad_value)
+    if rounding == "whole":
+        centred["placement"][2:] += [(width - sides[1]) % 2 / 2, (height - sides[0]) % 2 / 2]
+    return centred
 
 
 def letterbox_sides(

@@ -112,6 +112,28 @@ def for_training(source: Any, min_side: int = 32, keep_empty: bool = False) -> F
     return Filtered(source, keep, reason)
 
 
+class SmallIgnored(_Wrapper):
+    """A source whose objects with a side under `least` px become `ignore`; for training.
+
+    The `min_size` of mmdetection's `WIDERFaceDataset`; px are those of the original image.
+    """
+
+    def __init__(self, source, least):
+        super().__init__([source], _in_one_source(np.arange(len(source))), source.class_names)
+        self._least = least
+        count = sum(
+            int((self.annotation(i)["ignore"] & ~source.annotation(i)["ignore"]).sum())
+            for i in range(len(self))
+        )
+        if count:
+            sentence = f"objects with a side under {least} px are ignored: {count}"
+            self.problems = (*self.problems, sentence)
+
+    def _adapt(self, record):
+        sides = record["boxes"][:, 2:] - record["boxes"][:, :2]
+        return {**record, "ignore": record["ignore"] | (sides < self._least).any(axis=1)}
+
+
 class Repeated(_Wrapper):
     """A source repeated `times` times, so that an epoch shows each image that often; for training.
 

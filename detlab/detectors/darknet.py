@@ -15,8 +15,9 @@ deviations from darknet.
 Darknet sums deltas over a batch and divides the learning rate by the batch size.  The loss here is
 therefore the mean over the images of the global batch.  There is no other normaliser, so gradient
 accumulation (darknet's `subdivisions`) weights the parts of a batch equally.  As in darknet, live
-norms keep 0.99 of their running statistics at each step.  A canvas may have any size that the
-network's strides divide; anchors stay in px.
+norms keep 0.99 of their running statistics at each step, and a [region] draws boxes without an
+object to their anchors in the first images of a training, which the collection `loss_state` counts.
+A canvas may have any size that the network's strides divide; anchors stay in px.
 
 Expected: the accuracy of the converted weights; docs/darknet.md says what was checked.
 """
@@ -265,6 +266,9 @@ class Darknet(nn.Module):
 
     def setup(self) -> None:
         self.layers = Network(self.network(), self.norm, self.dtype)
+        if darknet_networks.has_region(self.network()):
+            # Images seen in training, counted up to the first number that makes no difference.
+            self.seen = self.variable("loss_state", "seen", jnp.zeros, (), jnp.int32)
 
     def maps(self, images: jax.Array, train: bool) -> Outputs:
         """[B, H, W, 3] RGB, uint8 or float32 in 0..255 -> raw maps of every head.
@@ -346,6 +350,12 @@ class Darknet(nn.Module):
         cell = anchors_lib.sized_anchors(heads_lib.anchor_sizes(head, shape, canvas), stride)
         return anchors_lib.grid_anchors(cell, stride, shape)
 
+    def grid(
+        self, head: darknet_cfg.Head, shape: tuple[int, int], canvas: tuple[int, int]
+    ) -> anchors_lib.Grid:
+        """The rows of a head."""
+        return anchors_lib.Grid((canvas[0] // shape[0],), (shape,), (len(head.mask),))
+
     def learned(self, batch: types.Batch, maps: Outputs) -> list[assign_lib.Learned]:
         """The assignment of every head for a batch with these maps, without a gradient.
 
@@ -355,7 +365,7 @@ class Darknet(nn.Module):
         canvas, found = batch.images.shape[1:3], []
         for head, raw in zip(self.heads(), maps.predictions, strict=True):
             shape = raw.shape[1:3]
-            grid = anchors_lib.Grid((canvas[0] // shape[0],), (shape,), (len(head.mask),))
+            grid = self.grid(head, shape, canvas)
             raw = raw.reshape(*raw.shape[:3], len(head.mask), -1)
             decoded = heads_lib.boxes(head, raw, canvas).reshape(len(raw), -1, 4)
             scores = heads_lib.probabilities(head, raw)[1].reshape(len(raw), -1, self.num_classes)
@@ -425,9 +435,15 @@ class Darknet(nn.Module):
     def loss(self, batch: types.Batch, maps: Outputs) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Losses whose negative gradients are darknet's deltas: boxes, objectness and classes.
 
-        It uses `learned`, from which `targets` is derived too.
+        It uses `learned`, from which `targets` is derived too, and counts the images for [region].
+        As in darknet, whose count includes the images of the part of a batch that it is at, the
+        whole part is early or not.
         """
         canvas = batch.images.shape[1:3]
+        if darknet_networks.has_region(self.network()):
+            seen = self.seen.value + len(batch.images)
+            is_early = seen < region_losses.EARLY_IMAGES
+            self.seen.value = jnp.minimum(seen, region_losses.EARLY_IMAGES)
         terms = {"loss/box": 0.0, "loss/objectness": 0.0, "loss/cls": 0.0}
         counts = {"positives": 0.0, "ignored": 0.0}
         heads = zip(self.heads(), maps.predictions, self.learned(batch, maps), strict=True)
@@ -435,11 +451,12 @@ class Darknet(nn.Module):
             shape = raw.shape[1:3]
             raw = raw.reshape(*raw.shape[:3], len(head.mask), -1)
 
-            def one_image(rows, decoded, *of_image, head=head, shape=shape):
+            def one_image(size, rows, decoded, *of_image, head=head, shape=shape):
                 anchors = self.anchors(head, shape, canvas)
                 if head.kind == "region":
                     given = head, rows, anchors, shape, canvas
-                    return [t.sum() for t in region_losses.head_terms(*given, *of_image)]
+                    drawn = is_early & self.grid(head, shape, canvas).inside(size)
+                    return [t.sum() for t in region_losses.head_terms(*given, *of_image, drawn)]
                 of = heads_lib.parts(head, rows)
                 values = jnp.concatenate(of[:3], axis=-1)
                 given = head, values, decoded, anchors, shape, canvas
@@ -448,7 +465,8 @@ class Darknet(nn.Module):
 
             rows = raw.reshape(len(raw), -1, raw.shape[-1])  # [B, N, 5 + C]
             decoded = heads_lib.boxes(head, raw, canvas).reshape(len(raw), -1, 4)
-            sums = jax.vmap(one_image)(rows, decoded, learned, batch.boxes, batch.labels)
+            of_images = batch.image_size, rows, decoded, learned, batch.boxes, batch.labels
+            sums = jax.vmap(one_image)(*of_images)
             terms = {
                 name: term + x.mean() for (name, term), x in zip(terms.items(), sums, strict=True)
             }

@@ -18,7 +18,6 @@ Expected: COCO val2017 AP 36.6 with experiments/fcos_coco.py and 38.7 with its v
 (the published figures of the reference).
 """
 
-import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -91,16 +90,11 @@ class FCOS(nn.Module):
 
     def check(self) -> None:
         """Raises ValueError for an invalid field, before anything is built."""
-        levels, limits = len(self.strides), self.level_limits
-        grouped = self.norm_groups >= 1 and self.head_width % self.norm_groups == 0
-        rising = len(limits) == levels - 1 and all(
-            low < high for low, high in itertools.pairwise((0, *limits))
-        )
         rules = (
             *fields.of_resnet(self, resnet.STAGES, layers.NORMS),
             fields.of_strides(self, first=8),
-            ("norm_groups", grouped, f"a divisor of head_width, {self.head_width}"),
-            ("level_limits", rising, f"{levels - 1} rising numbers above 0"),
+            fields.of_norm_groups(self),
+            fields.of_level_limits(self),
             *fields.at_least(self, 0, "center_radius"),
             ("box_loss", self.box_loss in ("iou", "giou"), "iou or giou"),
         )
@@ -108,9 +102,7 @@ class FCOS(nn.Module):
 
     def setup(self) -> None:
         self.backbone = resnet.of(self)
-        self.neck = fpn.FPN(
-            self.neck_width, num_levels=len(self.strides), extra="output_relu", dtype=self.dtype
-        )
+        self.neck = fpn.of(self, extra="output_relu")
         cls_outputs = {"cls_logits": (self.num_classes, layers.prior_bias(self.prior_probability))}
         box_outputs = {"box_distances": (4, nn.initializers.zeros)}
         centerness_tower = box_outputs if self.centerness_on_box else cls_outputs
@@ -120,7 +112,6 @@ class FCOS(nn.Module):
             cls_outputs,
             box_outputs,
             norm="group",
-            norm_groups=self.norm_groups,
             conv_bias=self.conv_bias,
         )
         self.box_scales = layers.LevelScales()

@@ -135,14 +135,7 @@ class GARetinaNet(nn.Module):
 
     def setup(self) -> None:
         self.backbone, self.neck = resnet.of(self), fpn.of(self, extra="input")
-        self.head = guided_anchor.GuidedAnchorHead(
-            self.num_classes,
-            num_convs=self.head_convs,
-            width=self.head_width,
-            deform_groups=self.deform_groups,
-            prior_probability=self.prior_probability,
-            dtype=self.dtype,
-        )
+        self.head = guided_anchor.of(self)
 
     def maps(self, images: jax.Array, train: bool) -> Outputs:
         """[B, H, W, 3] RGB, uint8 or float32 in 0..255 -> raw maps of every level."""
@@ -258,8 +251,8 @@ class GARetinaNet(nn.Module):
             "loss/cls": jnp.where(counted[..., None], cls, 0.0).sum() / normaliser,
             "loss/box": box,
         }
-        positives = positive.sum() / batch.images.shape[0]
-        return sum(terms.values()), {**terms, "positives": positives, "normaliser": normaliser}
+        counts = {"positives": positive.sum() / len(batch.images), "normaliser": normaliser}
+        return sum(terms.values()), {**terms, **counts}
 
     # --------------------------------------------------------------------------------------------
     # Prediction

@@ -13,6 +13,7 @@ reference); 0.63 on the shapes with experiments/retinanet_shapes.py, seed 0; 0.5
 experiments/retinanet_bccd.py, seed 0.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -46,6 +47,7 @@ class Examples(NamedTuple):
 
     cls_logits: jax.Array  # [B, N, C]
     box_deltas: jax.Array  # [B, N, 4]
+    matched: jax.Array  # [B, N] int32 slot of the object
     one_hot: jax.Array  # [B, N, C] zero where not positive
     delta_targets: jax.Array  # [B, N, 4] zero where not positive
     counted: jax.Array  # [B, N] bool: positive or negative, not ignored
@@ -140,22 +142,14 @@ class RetinaNet(nn.Module):
         `values` has the deltas, which are zero where an anchor is not positive.
         """
         grid = self.grid(batch.images.shape[1:3])
-        anchors = self.anchors(grid)
-
-        def one_image(boxes, valid, image_size):
-            assigned = max_iou.assign(
-                anchors,
-                boxes,
-                valid,
-                pos_iou=self.positive_iou,
-                neg_iou=self.negative_iou,
-                min_pos_iou=0.0,
-                anchor_valid=grid.inside(image_size),
-            )
-            deltas = coders.encode_deltas(anchors, boxes[assigned.matched], stds=self.delta_stds)
-            return targets_lib.of_entries(anchors, grid.level(), assigned, {"deltas": deltas})
-
-        return {"main": targets_lib.of_images(one_image, batch)}
+        assign = functools.partial(
+            max_iou.assign,
+            pos_iou=self.positive_iou,
+            neg_iou=self.negative_iou,
+            min_pos_iou=0.0,
+        )
+        found = targets_lib.of_deltas(batch, grid, self.anchors(grid), assign, self.delta_stds)
+        return {"main": found}
 
     def examples(self, batch: types.Batch, maps: Outputs) -> Examples:
         """The predictions and the targets of every anchor."""
@@ -163,14 +157,19 @@ class RetinaNet(nn.Module):
         return Examples(
             cls_logits=anchors_lib.flatten_levels(maps.cls_logits, self.num_classes),
             box_deltas=anchors_lib.flatten_levels(maps.box_deltas, 4),
+            matched=targets.matched,
             one_hot=targets_lib.one_hot(batch.labels, targets, self.num_classes),
             delta_targets=targets.values["deltas"],
             counted=targets.status >= 0,
             positive=targets.status == 1,
         )
 
+    def box_terms(self, found: Examples) -> jax.Array:
+        """The losses of the deltas, [B, N, 4]: L1."""
+        return regression.l1(found.box_deltas, found.delta_targets)
+
     def loss(self, batch: types.Batch, maps: Outputs) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Focal loss (eq. 5) on classes and L1 on deltas, divided by the number of positives."""
+        """Focal loss (eq. 5) on classes plus `box_terms`, divided by the number of positives."""
         found = self.examples(batch, maps)
         # At least one per image, as in the reference: empty images must not divide by zero.
         normaliser = jnp.maximum(found.positive.sum(1), 1).sum().astype(jnp.float32)
@@ -178,8 +177,8 @@ class RetinaNet(nn.Module):
             found.cls_logits, found.one_hot, self.focal_alpha, self.focal_gamma
         )
         cls = jnp.where(found.counted[..., None], cls, 0.0).sum() / normaliser
-        box = regression.l1(found.box_deltas, found.delta_targets)
-        box = self.box_weight * jnp.where(found.positive[..., None], box, 0.0).sum() / normaliser
+        box = jnp.where(found.positive[..., None], self.box_terms(found), 0.0)
+        box = self.box_weight * box.sum() / normaliser
         terms = {"loss/cls": cls, "loss/box": box}
         positives = found.positive.sum() / batch.images.shape[0]
         return cls + box, {**terms, "positives": positives, "normaliser": normaliser}

@@ -169,20 +169,18 @@ class SABLRetinaNet(nn.Module):
         logits = anchors_lib.flatten_levels(maps.cls_logits, self.num_classes)  # [B, N, C]
         one_hot = targets_lib.one_hot(batch.labels, targets, self.num_classes)
         cls = focal.sigmoid_focal(logits, one_hot, self.focal_alpha, self.focal_gamma)
-        cls = jnp.where(counted[..., None], cls, 0.0).sum() / normaliser
-
         bucket, offset = bucket_losses.bucket_losses(
             *self.predicted(maps), coders.Buckets(**targets.values), self.smooth_l1_beta
         )
         # Means over the buckets of four sides, and over the two of each side with an offset.
         buckets = 4 * sabl.buckets_per_side(self.num_buckets)
         terms = {
-            "loss/cls": cls,
+            "loss/cls": jnp.where(counted[..., None], cls, 0.0).sum() / normaliser,
             "loss/bucket": self.bucket_weight * bucket.sum() / (normaliser * buckets),
             "loss/offset": self.offset_weight * offset.sum() / (normaliser * 8),
         }
-        positives = positive.sum() / batch.images.shape[0]
-        return sum(terms.values()), {**terms, "positives": positives, "normaliser": normaliser}
+        counts = {"positives": positive.sum() / len(batch.images), "normaliser": normaliser}
+        return sum(terms.values()), {**terms, **counts}
 
     def candidates(
         self, maps: Outputs, image_size: jax.Array, canvas: tuple[int, int]

@@ -107,6 +107,18 @@ class GuidedAnchorHead(nn.Module):
         }
 
 
+def of(module: nn.Module) -> GuidedAnchorHead:
+    """The head of a detector with fields of these names, `head_convs` and `head_width`."""
+    return GuidedAnchorHead(
+        module.num_classes,
+        module.head_convs,
+        module.head_width,
+        module.deform_groups,
+        module.prior_probability,
+        module.dtype,
+    )
+
+
 def guided_anchors(squares, shapes, stds: tuple[float, float] = (1.0, 1.0)):
     """The anchors of predicted shapes ("Anchor Shape Prediction").
 

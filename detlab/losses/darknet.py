@@ -37,7 +37,8 @@ KINDS = ("mse", "iou", "giou", "diou", "ciou")
 class Terms(NamedTuple):
     """The loss of one head for one image."""
 
-    box: Array  # [A * G], per anchor and object slot, plus [N] with truth_thresh < 1
+    # [A * G], per anchor and object slot, plus [N] with truth_thresh < 1 and in a [region].
+    box: Array
     objectness: Array  # [N]
     classes: Array  # [N, C]
 

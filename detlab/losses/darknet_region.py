@@ -1,8 +1,7 @@
 """Losses of darknet's [region], the head of YOLOv2 (AlexeyAB's `region_layer.c`), unreduced.
 
 All deltas are minus the gradients of half a squared error, or of a cross entropy with the softmax.
-Not followed: in its first 12800 images darknet also draws every box, with a weight of 0.01, to its
-anchor.
+In the first images of a training, every box that learns no object is drawn to its anchor.
 """
 
 from typing import Any
@@ -14,6 +13,9 @@ import numpy as np
 from detlab.losses import darknet
 from detlab.ops import boxes as boxes_lib
 
+EARLY_IMAGES = 12800  # boxes are drawn to their anchors while fewer images were seen
+_DRAWN = 0.01  # the weight of that
+
 
 def head_terms(
     head: Any,
@@ -24,6 +26,7 @@ def head_terms(
     learned: Any,
     gt_boxes,
     gt_labels,
+    drawn,
 ) -> darknet.Terms:
     """All loss terms of one head for one image, weighted as in darknet.
 
@@ -36,8 +39,9 @@ def head_terms(
       learned: result of `assign.darknet.learn_region`, without gradients.
       gt_boxes: [G, 4] xyxy px, padded.
       gt_labels: [G] int32.
+      drawn: [N] bool, the rows whose boxes are drawn to their anchors if they learn no object.
     Returns:
-      Terms.
+      Terms; `box` has another [N] behind its [A * G], of the boxes that are drawn.
     """
     (row, positive), last = learned.entries, learned.rows.last
     truths = jnp.where(positive[..., None], gt_boxes, anchors[row])  # [A, G, 4]
@@ -49,6 +53,9 @@ def head_terms(
     box = darknet.half_square(jax.nn.sigmoid(values[..., :2]), place).sum(-1)
     box += darknet.half_square(values[..., 2:], size).sum(-1)
     box = jnp.where(positive, head.coord_scale * box, 0.0).ravel()
+    apart = darknet.half_square(jax.nn.sigmoid(raw[:, :2]), 0.5).sum(-1)
+    apart += darknet.half_square(raw[:, 2:4], 0.0).sum(-1)
+    apart = jnp.where(drawn & (last < 0), _DRAWN * apart, 0.0)
 
     weight = jnp.where(last >= 0, head.object_scale, head.noobject_scale)
     weight = jnp.where(learned.counts, weight, 0.0)
@@ -60,4 +67,4 @@ def head_terms(
     else:
         classes = darknet.half_square(raw[:, 5:], wanted)
     classes = jnp.where((last >= 0)[:, None], head.class_scale * classes, 0.0)
-    return darknet.Terms(box, weight * objectness, classes)
+    return darknet.Terms(jnp.concatenate([box, apart]), weight * objectness, classes)

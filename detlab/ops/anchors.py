@@ -89,7 +89,7 @@ def sized_anchors(sizes, stride):
       >>> sized_anchors([(4, 2)], stride=8).tolist()
       [[2.0, 3.0, 6.0, 5.0]]
     """
-    return _centered(np.asarray(sizes, np.float64), stride / 2)
+    return _centered(np.asarray(sizes, np.float64), np.asarray(stride) / 2)
 
 
 def _centered(sizes, center):
@@ -137,7 +137,7 @@ def grid_anchors(cell, stride, shape: tuple[int, int]):
 class Grid(NamedTuple):
     """The cells of a canvas on each pyramid level and the N priors in them; `grid` makes one."""
 
-    strides: tuple  # px between cells
+    strides: tuple  # px between cells; a level may have a pair x, y, then there is no `stride()`
     shapes: tuple  # (Hl, Wl) cells, static
     per_cell: tuple  # priors in a cell: the number of anchors, or 1 for points
 
@@ -202,9 +202,10 @@ class Grid(NamedTuple):
         for (rows, columns), stride, count in zip(
             self.shapes, self.strides, self.per_cell, strict=True
         ):
-            # row < ceil(height / stride), in integers
-            in_rows = jnp.arange(rows) * stride < height
-            in_columns = jnp.arange(columns) * stride < width
+            stride_x, stride_y = np.broadcast_to(stride, 2)
+            # row < ceil(height / stride), in integers where strides are integers
+            in_rows = jnp.arange(rows) * stride_y < height
+            in_columns = jnp.arange(columns) * stride_x < width
             cells = in_rows[:, None] & in_columns  # [Hl, Wl]
             levels.append(jnp.repeat(cells.ravel(), count))
         return jnp.concatenate(levels)

@@ -120,6 +120,23 @@ def decode_ltrb(points, distances, max_size=None):
     return _clip(jnp.concatenate([low, high], axis=-1), max_size)
 
 
+def decode_distribution(logits):
+    """The means of distributions over the whole numbers 0 .. K - 1 (GFL, arXiv:2006.04388, eq. 5).
+
+    Args:
+      logits: [..., K] before the softmax.
+    Returns:
+      [...] 0 .. K - 1.
+    Example:
+      >>> even, sure = jnp.zeros(5), jnp.array([0.0, 0.0, 0.0, 99.0, 0.0])
+      >>> decode_distribution(jnp.stack([even, sure])).tolist()
+      [2.0, 3.0]
+    """
+    numbers = jnp.arange(logits.shape[-1], dtype=logits.dtype)
+    # Not a product of matrices, which accelerators compute in lower precision.
+    return (jax.nn.softmax(logits) * numbers).sum(-1)
+
+
 def encode_yolo(anchors, boxes, strides, eps: float = 1e-6):
     """Position in the cell and log size ratio (YOLOv3, arXiv:1804.02767, section 2.1).
 

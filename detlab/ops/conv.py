@@ -23,18 +23,25 @@ _FEW_POSITIONS = 400  # of an output whose kernel gradient is one product: 20x20
 Padding = Sequence[tuple[int, int]]
 
 
-def conv(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: Padding | None = None):
+def conv(
+    x: jax.Array,
+    kernel: jax.Array,
+    stride: int = 1,
+    padding: Padding | None = None,
+    dilation: int = 1,
+):
     """2-D convolution.
 
     Args:
       x: [B, H, W, Cin].
       kernel: [kh, kw, Cin, Cout].
       stride: the same in both directions.
-      padding: ((top, bottom), (left, right)); by default (k - 1) // 2 on every side, as in
-        PyTorch.  XLA's "SAME" would pad even sizes at stride 2 on the bottom and right only.
+      padding: ((top, bottom), (left, right)); by default dilation * (k - 1) // 2 on every side, as
+        in PyTorch.  XLA's "SAME" would pad even sizes at stride 2 on the bottom and right only.
+      dilation: px between the cells of the kernel, the same in both directions.
     Returns:
-      [B, H', W', Cout] with H' = (H + top + bottom - kh) // stride + 1.  Reverse-mode
-      differentiable; convolutions with a form for CPUs have no forward mode.
+      [B, H', W', Cout] with H' = (H + top + bottom - dilation (kh - 1) - 1) // stride + 1.
+      Reverse-mode differentiable; convolutions with a form for CPUs have no forward mode.
     Raises:
       ValueError: `x` does not fit the kernel.
     Example:
@@ -47,7 +54,9 @@ def conv(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: Padding | No
     cin = kernel.shape[2]
     if x.ndim != 4 or x.shape[3] != cin:
         raise ValueError(f"conv with kernel {kernel.shape} needs x [B, H, W, {cin}], not {x.shape}")
-    padding = _sides(kernel, padding)
+    padding = _sides(kernel, padding, dilation)
+    if dilation > 1:  # XLA's own is as fast on a CPU as a sum of products (the fc6 of SSD)
+        return _native(stride, padding, x, kernel, dilation)
     forms = _forms(x.shape, kernel.shape, stride, padding)
     if x.dtype.itemsize < 4:  # the partial sums of the forms would be rounded
         forms = _XLA
@@ -102,10 +111,10 @@ def depthwise(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: Padding
     return _by_platform(by_cell, _gradients_of(by_cell), native, x, kernel)
 
 
-def _sides(kernel, padding):
-    """The padding as tuples, by default (k - 1) // 2 on every side."""
+def _sides(kernel, padding, dilation=1):
+    """The padding as tuples, by default dilation * (k - 1) // 2 on every side."""
     if padding is None:
-        padding = [((k - 1) // 2,) * 2 for k in kernel.shape[:2]]
+        padding = [(dilation * (k - 1) // 2,) * 2 for k in kernel.shape[:2]]
     return tuple(tuple(p) for p in padding)
 
 
@@ -142,13 +151,14 @@ def _by_platform_backward(cpu, cpu_gradients, native, inputs, dy):
 _by_platform.defvjp(_by_platform_forward, _by_platform_backward)
 
 
-def _native(stride, padding, x, kernel):
+def _native(stride, padding, x, kernel, dilation=1):
     """XLA's convolution; `kernel` [kh, kw, Cin / groups, Cout] sets the number of groups."""
     return lax.conv_general_dilated(
         x,
         kernel,
         (stride, stride),
         padding,
+        rhs_dilation=(dilation, dilation),
         dimension_numbers=_DIMENSIONS,
         feature_group_count=x.shape[3] // kernel.shape[2],
     )

@@ -96,3 +96,29 @@ def dense(variant: str = "") -> dict:
 def anchors(a: int, b: int, c: int) -> tuple:
     """Anchors of three levels; each width and height is one of three side lengths, px."""
     return ((a, a), (a, b), (b, a)), ((a, c), (b, b), (c, a)), ((b, c), (c, b), (c, c))
+
+
+def ssd(variant: str = "") -> dict:
+    """Fields of an SSD with four levels, from random weights, for a form of `shapes` or a size."""
+    common = dict(pixel_std=(58.395, 57.12, 57.375))
+    if variant == "tiny":
+        return common | dict(
+            backbone_convs=(1, 1, 1, 1, 1),
+            backbone_width=4,
+            fc_width=16,
+            extra_layers=((16, 3, 2, 1), (8, 2, 1, 0)),  # the last one does not pad
+            input_size=64,
+            side_percents=(25, 40, 55, 75, 100),
+            level_ratios=((2,), (2, 3), (2, 3), (2, 3)),  # as in the first levels of SSD300
+        )
+    overfit = variant == "overfit"  # objects have 12 to 52 of 96 px, else 16 to 70 of 128
+    return common | dict(
+        norm="batch",
+        backbone_convs=(1, 1, 2, 2, 2),
+        backbone_width=16,
+        fc_width=128,
+        extra_layers=((128, 3, 2, 1), (96, 3, 2, 1)),
+        input_size=96 if overfit else int(variant or 128),
+        side_percents=(15, 23, 36, 50, 70) if overfit else (15, 25, 38, 54, 75),
+        level_ratios=((2,),) * 4,
+    )

@@ -1,10 +1,13 @@
 """Targets: zeros for entries that learn no object, classes, and no gradient."""
 
+import functools
+
 import jax
 import numpy as np
 import tiny
 
 from detlab.assign import max_iou, targets
+from detlab.ops import anchors as anchors_lib
 
 
 def test_only_positive_entries_keep_their_values():
@@ -61,3 +64,20 @@ def test_no_gradient_passes_through_the_targets_of_images():
     assert not any(map(np.any, gradients))
     np.testing.assert_allclose(found["sum"], batch.boxes.sum((1, 2)) + predicted, rtol=1e-6)
     assert found["size"].shape == (2, 2) and found["valid"].shape == (2, 4)
+
+
+def test_deltas_are_those_of_the_assigned_objects_and_padding_has_none():
+    grid = anchors_lib.Grid((8,), ((2, 3),), (1,))
+    anchors = grid.anchors([anchors_lib.sized_anchors([(8, 8)], 8)])
+    batch = tiny.make_batch((16, 24), objects=(1, 0), slots=2)
+    boxes = batch.boxes * 0
+    boxes[0, 0] = 8, 0, 16, 8  # the second anchor
+    batch = batch._replace(boxes=boxes, image_size=np.int32([[16, 16], [16, 24]]))
+    assign = functools.partial(max_iou.assign, pos_iou=0.5, neg_iou=0.5, min_pos_iou=0.0)
+    found = tiny.jit(lambda batch: targets.of_deltas(batch, grid, anchors, assign, (0.1,) * 4))(
+        batch._replace(boxes=batch.boxes + np.float32([0.8, 0, 0.8, 0]))
+    )
+    assert found.status.tolist() == [[0, 1, -1, 0, 0, -1], [0] * 6]
+    deltas = np.zeros((2, 6, 4))
+    deltas[0, 1, 0] = 0.1 / 0.1  # a tenth of its width to the right
+    np.testing.assert_allclose(found.values["deltas"], deltas, atol=1e-6)

@@ -108,10 +108,27 @@ def test_reverse_refuses_a_leaf_that_no_rule_fills():
 
 @pytest.mark.parametrize("name", list(mapping.TRANSFORMS))
 def test_inverse_of_a_transform_undoes_it(name):
-    shape = {"linear_t": (4, 6), "chw_to_hwc_7x7": (2, 3 * 7 * 7)}.get(name, (1, 2, 3, 4))
+    shapes = {"linear_t": (4, 6), "chw_to_hwc_7x7": (2, 3 * 7 * 7)}
+    shapes |= {f"torchvision_classes_{anchors}": (anchors * 5, 2, 3, 3) for anchors in (4, 6)}
+    shape = shapes.get(name, (1, 2, 3, 4))
     x = np.arange(np.prod(shape)).reshape(shape)
     transform = mapping.TRANSFORMS[name]
     np.testing.assert_array_equal(transform.inverse(transform.forward(x)), x)
+
+
+def test_the_background_of_torchvision_moves_behind_the_80_classes_that_coco_uses():
+    ids = np.arange(91)
+    kernel = np.stack([ids + 100 * anchor for anchor in range(4)]).reshape(-1, 1, 1, 1)
+    transform = mapping.TRANSFORMS["torchvision_classes_4"]
+    found = transform.forward(kernel).reshape(4, 81)
+    assert found[1, :12].tolist() == [101, *range(102, 112), 113]  # no object has the id 12
+    assert found[:, -2].tolist() == [90, 190, 290, 390]
+    assert found[:, -1].tolist() == [0, 100, 200, 300]
+    back = transform.inverse(found.reshape(-1, 1, 1, 1).astype(float)).reshape(4, 91)
+    used = [i for i in ids if i in found[0]]
+    np.testing.assert_array_equal(back[:, used], kernel.reshape(4, 91)[:, used])
+    bias = transform.inverse(np.zeros(4 * 81)).reshape(4, 91)
+    assert (bias[:, 12] == -1e4).all() and not bias[:, used].any()
 
 
 # ---- The tables. ----

@@ -303,7 +303,11 @@ def test_letterbox_halves_the_border_as_yolov5_and_darknet(size, rounding):
     # yolov5/utils/augmentations.py: left, right = round(dw - 0.1), round(dw + 0.1), dw in halves.
     top, left = round((101 - height) / 2 - 0.1), round((113 - width) / 2 - 0.1)
     assert (top, left) == ((101 - height) // 2, (113 - width) // 2)  # darknet/src/image.c
-    np.testing.assert_array_equal(moved["placement"][2:], [left, top])
+    shift = [left, top]
+    if rounding == "whole":  # darknet/src/yolo_layer.c, correct_yolo_boxes
+        shift = [(113 - width) / 2, (101 - height) / 2]
+    np.testing.assert_array_equal(moved["placement"][2:], shift)
+    np.testing.assert_allclose(moved["boxes"][0, :2], [left, top])
     assert moved["image"].shape == (101, 113, 3) and moved["image_size"] == canvas
     border = np.ones(canvas, bool)
     border[top : top + height, left : left + width] = False

@@ -78,6 +78,17 @@ def test_empty_images_can_be_kept_and_small_ones_still_go(tmp_path):
     assert ids(wrappers.for_training(source, min_side=0, keep_empty=True)) == ["a", "b", "c"]
 
 
+def test_small_objects_are_ignored_and_counted(tmp_path):
+    source = make_source(tmp_path, [(40, 50)] * 2, [0, 0, 1, 1], [False, False, False, True])
+    small = wrappers.SmallIgnored(source, 3)  # they have 2x3 px
+    assert all(small.annotation(i)["ignore"].all() for i in range(2)) and small[1]["ignore"].all()
+    assert not source.annotation(0)["ignore"].any()
+    assert small.problems[-1] == "objects with a side under 3 px are ignored: 3"
+    assert len(wrappers.for_training(small)) == 0
+    none = wrappers.SmallIgnored(source, 2)
+    assert none.problems == source.problems and not none.annotation(0)["ignore"].any()
+
+
 def test_filters_add_to_the_counts_of_their_source(tmp_path):
     source = make_source(tmp_path, [(40, 50)] * 3, [0])
     source.dropped_boxes, source.clipped_boxes, source.skipped_records = 1, 2, 3

@@ -97,6 +97,9 @@ def test_targets_are_finite_everywhere_and_zeros_where_there_is_no_object(subjec
 
 
 def test_live_norms_update_all_their_statistics(subject):
+    if subject.entry.detector in tiny.WITHOUT_STATE:
+        assert not subject.variables[1]
+        return
     (_, (_, state)), _ = subject.step
     before = subject.variables[1]["batch_stats"]
     moved = jax.tree.map(lambda a, b: bool((a != b).any()), state["batch_stats"], before)

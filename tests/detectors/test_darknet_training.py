@@ -9,8 +9,13 @@ import tiny
 
 from detlab import contract, types
 from detlab.detectors import darknet
+from detlab.experiments import common
+from detlab.run import optim
+from detlab.run import state as state_lib
+from detlab.run import update as update_lib
 
-FIELDS = tiny.TINY["darknet"].fields
+TINY = tiny.TINY["darknet"].fields
+FIELDS = TINY | dict(cfg=TINY["cfg"].partition("[region]")[0])  # its two [yolo]
 CANVAS = (64, 96)
 SHAPES = ((4, 6), (8, 12))  # of the two heads, in their order
 ROWS = 2 * 4 * 6, 2 * 8 * 12
@@ -207,30 +212,85 @@ def region_batch():
     return tiny.make_batch(CANVAS, objects=(3, 0), seed=SEED)
 
 
-def test_the_loss_of_a_region_is_the_mean_of_what_darknet_writes(region_batch):
-    detector = darknet.Darknet(cfg=REGION, num_classes=3)
-    raw = random_maps(2)[0]
+@pytest.fixture(scope="module")
+def region_program():
+    """(maps, batch, images seen) -> (loss, state and targets, gradient with respect to the maps)"""
+    detector = contract.from_module(darknet.Darknet(cfg=REGION, num_classes=3))
 
     @tiny.jit
-    def compute(raw, batch):
+    def compute(raw, batch, seen):
+        state = {"loss_state": {"seen": seen}}
+
         def loss(raw):
-            outputs = darknet.Outputs((), (raw,))
-            return detector.loss(batch, outputs)[0], detector.targets(batch, outputs)
+            given = {}, state, batch, darknet.Outputs((), (raw,)), jax.random.key(0)
+            value, (_, after) = detector.loss_of_maps(*given)
+            return value, (after, detector.targets_of_maps(*given))
 
         return jax.value_and_grad(loss, has_aux=True)(raw)
 
-    (value, targets), gradient = compute(raw, region_batch)
+    return lambda raw, batch, seen: compute(raw, batch, np.int32(seen))
+
+
+@pytest.mark.parametrize("seen", [0, 12797, 12798, 12800])
+def test_the_loss_of_a_region_is_the_mean_of_what_darknet_writes(
+    region_batch, region_program, seen
+):
+    """Darknet counts the images of a batch before it; at 12800 boxes are drawn no more."""
+    raw = random_maps(2)[0]
+    (value, (state, targets)), gradient = region_program(raw, region_batch, seen)
     head = darknet_deltas.Region(((1, 1), (2, 2)), bias_match=True)
     for image in range(2):
         objects = relative(region_batch, image)
         shaped = raw[image].reshape(4, 6, 2, 8)
-        expected = -darknet_deltas.region_deltas(head, shaped, *objects).reshape(4, 6, 16) / 2
+        expected = darknet_deltas.region_deltas(head, shaped, *objects, seen + 2)
+        drawn = np.abs(expected[..., :4]).max(-1) > 0
+        assert drawn.all() if seen + 2 < 12800 else drawn.sum() == 2 * (image == 0)
+        expected = -expected.reshape(4, 6, 16) / 2
         np.testing.assert_allclose(
             gradient[image], expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max()
         )
     assert value > 0
+    assert int(state["loss_state"]["seen"]) == min(seen + 2, 12800)
     counts = [int((x.status[0] == 1).sum()) for x in (targets["main"], targets["entries"])]
     assert counts == [2, 2], "of three objects, two meet in a row"
+
+
+def test_boxes_of_padding_are_not_drawn(region_batch, region_program):
+    content = region_batch._replace(image_size=np.tile(np.int32([32, 48]), (2, 1)))
+    nothing = content._replace(valid=np.zeros_like(content.valid))
+    _, gradient = region_program(random_maps(2)[0], nothing, 0)
+    has_one = np.any(gradient, axis=-1)
+    assert has_one[:, :2, :3].all() and has_one.sum() == 2 * 2 * 3
+
+
+def test_parts_of_a_batch_are_counted_one_after_another():
+    """As darknet's subdivisions: the last part of the update that reaches 12800 is not drawn."""
+    batch = tiny.make_batch(CANVAS, objects=(3, 0, 2, 4), seed=SEED)
+    detector = contract.from_module(darknet.Darknet(cfg=REGION, num_classes=3))
+    params, _ = tiny.weights(detector, CANVAS)
+    config = common.base("darknet")
+    config.optim.update(name="sgd", lr=0.1, lr_batch_size=0, momentum=0.0, weight_decay=0.0)
+    config.optim.update(schedule="constant", warmup_steps=0, clip_norm=0.0)
+    optimizer = optim.build(config.optim, params, 10, 4, 1, ())
+
+    def after(parts, seen):
+        config.train.update(batch_size=4, accumulate=parts)
+        state = {"loss_state": {"seen": np.int32(seen)}}
+        initial = state_lib.of_weights(params, state, optimizer, config)
+        found, _ = tiny.jit(update_lib.of(detector, optimizer, config))(initial, batch)
+        return found.params["layers"]["layer0"]["kernel"], int(found.state["loss_state"]["seen"])
+
+    (drawn, _), (free, _) = after(1, 0), after(1, 12800)
+    for parts in (1, 2):
+        kernel, seen = after(parts, 4)
+        assert seen == 8
+        np.testing.assert_allclose(kernel, drawn, rtol=1e-5, atol=1e-6)
+    kernel, seen = after(1, 12796)
+    assert seen == 12800
+    np.testing.assert_allclose(kernel, free, rtol=1e-5, atol=1e-6)
+    kernel, seen = after(2, 12796)
+    assert seen == 12800
+    assert min(np.abs(kernel - other).max() for other in (drawn, free)) > 1e-4
 
 
 @pytest.mark.parametrize(

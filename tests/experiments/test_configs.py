@@ -57,6 +57,7 @@ SAME_PATHS = {
     *("num_classes", "dtype", "backbone_norm", "frozen_stages", "style", "pixel_mean", "pixel_std"),
     *("octave_base_scale", "anchor_scale", "roi_scale", "delta_stds", "box_weight", "box_loss"),
     *("center_radius", "centerness_on_box", "distances_in_strides", "level_limits"),
+    *("input_size", "side_percents", "clip_anchors", "score_threshold"),
     *("class_gain", "objectness_gain", "train_size", "init_assigner"),
     *("nms_iou", "max_detections", "box_samples", "rpn_samples", "predict_sampling_ratio"),
     *("proposals", "proposals_per_level", "train_proposals", "train_proposals_per_level"),

@@ -5,6 +5,7 @@ import functools
 import jax
 import numpy as np
 import pytest
+import slow_head as slow
 import tiny
 
 from detlab.heads import reppoints as head_lib
@@ -14,43 +15,6 @@ FORMS = {
     "points": dict(transform="moment"),
     "grid": dict(transform="minmax", use_grid_points=True, base_scale=3.0),
 }
-TAPS = [(i, j) for i in (-1, 0, 1) for j in (-1, 0, 1)]
-
-
-def pyramid(seed=0):
-    rng = np.random.default_rng(seed)
-    return tuple(rng.standard_normal((2, *s, 5)).astype(np.float32) for s in ((3, 4), (1, 2)))
-
-
-def random_params(module):
-    """Random leaves, large enough that points leave their cells."""
-    init = functools.partial(module.init, train=False)
-    tree = jax.eval_shape(init, jax.random.key(0), pyramid())["params"]
-    rng = np.random.default_rng(1)
-    return jax.tree.map(lambda x: rng.normal(0, 0.3, x.shape).astype(np.float32), tree)
-
-
-def sample(x, i, j):
-    """Bilinear sample of x [H, W, D], 0 outside."""
-    total = np.zeros(x.shape[-1])
-    for row in (int(np.floor(i)), int(np.floor(i)) + 1):
-        for column in (int(np.floor(j)), int(np.floor(j)) + 1):
-            if 0 <= row < x.shape[0] and 0 <= column < x.shape[1]:
-                total += (1 - abs(i - row)) * (1 - abs(j - column)) * x[row, column]
-    return total
-
-
-def convolve(x, params, places=None):
-    """3x3 convolution of x [H, W, D] at `places` [H, W, 9, 2] y, x from each cell, or 1x1."""
-    kernel = params["kernel"].astype(np.float64)
-    out = np.zeros((*x.shape[:2], kernel.shape[-1])) + params.get("bias", 0)
-    for i, j in np.ndindex(*x.shape[:2]):
-        if kernel.shape[0] == 1:
-            out[i, j] += x[i, j] @ kernel[0, 0]
-            continue
-        for tap, (y, z) in enumerate(TAPS if places is None else places[i, j]):
-            out[i, j] += sample(x, i + y, j + z) @ kernel[tap // 3, tap % 3]
-    return out
 
 
 def slow_boxes(points, transfer):
@@ -79,8 +43,10 @@ def slow_grid(deltas, boxes):
 def slow_head(x, params, grid):
     """One image of one level, [H, W, D] -> the five maps."""
     relu = functools.partial(np.maximum, 0)
-    cls, point = (relu(convolve(x, params[f"{t}_conv0"]["conv"])) for t in ("cls", "point"))
-    predicted = convolve(relu(convolve(point, params["init_conv"])), params["init_points"])
+    cls, point = (relu(slow.convolve(x, params[f"{t}_conv0"]["conv"])) for t in ("cls", "point"))
+    predicted = slow.convolve(
+        relu(slow.convolve(point, params["init_conv"])), params["init_points"]
+    )
     shape = (*x.shape[:2], 9, 2)
     if grid:
         init_boxes, init = slow_grid(predicted, np.array([-1.5, -1.5, 1.5, 1.5]))
@@ -88,16 +54,16 @@ def slow_head(x, params, grid):
         init = predicted.reshape(shape)
         init_boxes = slow_boxes(init, params["moment_transfer"])
     # The taps of the deformable convolutions lie on the points.
-    hidden = relu(convolve(point, params["refine_deform"], init))
-    predicted = convolve(hidden, params["refine_points"])
+    hidden = relu(slow.convolve(point, params["refine_deform"], init))
+    predicted = slow.convolve(hidden, params["refine_points"])
     if grid:
         refine_boxes, refine = slow_grid(predicted, init_boxes)
     else:
         refine = init + predicted.reshape(shape)
         refine_boxes = slow_boxes(refine, params["moment_transfer"])
-    hidden = relu(convolve(cls, params["cls_deform"], init))
+    hidden = relu(slow.convolve(cls, params["cls_deform"], init))
     return {
-        "cls_logits": convolve(hidden, params["cls_logits"]),
+        "cls_logits": slow.convolve(hidden, params["cls_logits"]),
         "init_points": init.reshape(*shape[:2], 18),
         "refine_points": refine.reshape(*shape[:2], 18),
         "init_boxes": init_boxes,
@@ -108,9 +74,11 @@ def slow_head(x, params, grid):
 @pytest.mark.parametrize("form", FORMS)
 def test_all_maps_equal_plain_loops(form):
     module = head_lib.RepPointsHead(**FIELDS, **FORMS[form])
-    params = random_params(module)
-    found = tiny.jit(functools.partial(module.apply, train=False))({"params": params}, pyramid())
-    for level, images in enumerate(pyramid()):
+    params = slow.random_params(module)
+    found = tiny.jit(functools.partial(module.apply, train=False))(
+        {"params": params}, slow.pyramid()
+    )
+    for level, images in enumerate(slow.pyramid()):
         for i, image in enumerate(images):
             expected = slow_head(image.astype(np.float64), params, form == "grid")
             assert expected.keys() == found.keys()
@@ -124,14 +92,14 @@ def test_all_maps_equal_plain_loops(form):
 @pytest.mark.parametrize("form", ["points", pytest.param("grid", marks=pytest.mark.slow)])
 def test_the_first_round_learns_from_the_last_maps_as_sampling_places_alone(form):
     """A tenth of the gradient passes; the factors of the deviations learn 100 times slower."""
-    params = random_params(head_lib.RepPointsHead(**FIELDS, **FORMS[form]))
+    params = slow.random_params(head_lib.RepPointsHead(**FIELDS, **FORMS[form]))
 
     @tiny.jit
     def run(params, offset_gradient):
         module = head_lib.RepPointsHead(**FIELDS, **FORMS[form], offset_gradient=offset_gradient)
 
         def total(params):
-            maps = module.apply({"params": params}, pyramid(), train=False)
+            maps = module.apply({"params": params}, slow.pyramid(), train=False)
             last = (*maps["cls_logits"], *(x[..., 2:] for x in maps["refine_boxes"]))
             return sum(x.sum() for x in last)
 
@@ -158,7 +126,7 @@ def test_the_first_round_learns_from_the_last_maps_as_sampling_places_alone(form
 
 
 def test_the_taps_are_those_of_a_kernel():
-    np.testing.assert_array_equal(head_lib.kernel_grid(3).reshape(9, 2), TAPS)
+    np.testing.assert_array_equal(head_lib.kernel_grid(3).reshape(9, 2), slow.TAPS)
     points = np.random.default_rng(0).normal(size=(4, 50)).astype(np.float32)
     offsets = head_lib.tap_offsets(points, 0.1).reshape(4, 5, 5, 2)
     regular = np.stack(np.meshgrid(range(-2, 3), range(-2, 3), indexing="ij"), -1)

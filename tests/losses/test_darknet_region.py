@@ -22,18 +22,18 @@ HEADS = {
 
 
 def head_program(head):
-    """(raw [Hl, Wl, A, 5 + C], boxes, labels, valid) -> (terms, gradient, assignment)."""
+    """(raw [Hl, Wl, A, 5 + C], boxes, labels, valid, drawn) -> (terms, gradient, assignment)."""
     sizes = heads.anchor_sizes(head, SHAPE, CANVAS)
     anchors = anchors_lib.grid_anchors(anchors_lib.sized_anchors(sizes, 16), 16, SHAPE)
 
-    def terms(raw, boxes, labels, valid):
+    def terms(raw, boxes, labels, valid, drawn):
         decoded = heads.boxes(head, raw[None], CANVAS).reshape(-1, 4)
         learned = jax.lax.stop_gradient(
             assign.learn_region(head, sizes, decoded, 3, SHAPE, CANVAS, boxes, valid)
         )
         rows = raw.reshape(len(anchors), -1)
         found = darknet_region.head_terms(
-            head, rows, anchors, SHAPE, CANVAS, learned, boxes, labels
+            head, rows, anchors, SHAPE, CANVAS, learned, boxes, labels, drawn
         )
         sums = [term.sum() for term in found]
         return sum(sums), (sums, learned)
@@ -67,15 +67,18 @@ def outputs_and_objects(slots=9, objects=7):
     return np.float32(raw), np.float32(boxes * valid[:, None]), labels, valid
 
 
-@pytest.mark.parametrize("name", HEADS)
-def test_the_descent_is_what_darknet_writes(name):
+@pytest.mark.parametrize(
+    "name, seen", [("yolov2", 12799), *((name, 12800) for name in HEADS), ("no softmax", 0)]
+)
+def test_the_descent_is_what_darknet_writes(name, seen):
     head = darknet_deltas.Region(ANCHORS, **HEADS[name])
     raw, boxes, labels, valid = outputs_and_objects()
-    sums, gradient, learned = head_program(head)(raw, boxes, labels, valid)
+    drawn = np.full(raw[..., 0].size, seen < 12800)
+    sums, gradient, learned = head_program(head)(raw, boxes, labels, valid, drawn)
     corners = boxes[valid].reshape(-1, 2, 2).astype(np.float64)
     truths = np.concatenate([corners.mean(1) / UNIT, (corners[:, 1] - corners[:, 0]) / UNIT], 1)
     found = [*map(tuple, truths)], [*map(int, labels[valid])]
-    expected = darknet_deltas.region_deltas(head, raw, *found)
+    expected = darknet_deltas.region_deltas(head, raw, *found, seen)
     np.testing.assert_allclose(-gradient, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
     assert np.isfinite(sums).all() and min(sums) > 0
     assert np.sum(learned.entries.positive) == 6, "the last of two objects in a row is learned"
@@ -85,7 +88,8 @@ def test_the_descent_is_what_darknet_writes(name):
 def test_without_objects_everything_is_background():
     head = darknet_deltas.Region(ANCHORS, bias_match=True, noobject_scale=0.5)
     raw, boxes, labels, valid = outputs_and_objects()
-    sums, gradient, _ = head_program(head)(raw, boxes * 0, labels, valid & False)
+    nothing = boxes * 0, labels, valid & False
+    sums, gradient, _ = head_program(head)(raw, *nothing, np.zeros(raw[..., 0].size, bool))
     objectness = darknet_deltas.sigmoid(raw[..., 4])
     assert sums[0] == sums[2] == 0
     assert sums[1] == pytest.approx(0.25 * np.square(objectness).sum(), rel=1e-5)

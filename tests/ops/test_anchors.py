@@ -163,3 +163,16 @@ def test_levels_that_do_not_agree_raise():
     cell = anchors_lib.cell_anchors(8, (4,), (1.0,))
     with pytest.raises(ValueError, match="each of the grid's 2 levels, not 1"):
         anchors_lib.grid((16, 16), (8, 16)).anchors([cell])
+
+
+def test_a_level_may_have_two_strides():
+    """SSD's last levels spread their cells evenly over a canvas that is not square."""
+    grid = anchors_lib.Grid(((20.0, 32.0),), ((2, 3),), (1,))  # x, y px
+    cell = anchors_lib.sized_anchors([(4, 8)], (20.0, 32.0))
+    anchors = np.asarray(grid.anchors([cell]))
+    centres = (anchors[:, :2] + anchors[:, 2:]) / 2
+    assert centres.tolist() == [[x, y] for y in (16, 48) for x in (10, 30, 50)]
+    inside = jax.jit(grid.inside)(np.int32([32, 41]))  # height, width
+    assert inside.tolist() == [True, True, True, False, False, False]
+    inside = jax.jit(grid.inside)(np.int32([64, 40]))
+    assert inside.tolist() == [True, True, False] * 2

@@ -95,6 +95,16 @@ def test_decode_ltrb_equals_the_reference(unit_cases, name):
     check(case, arrays, decode, ("points", "dist"))
 
 
+def test_the_mean_of_a_distribution_equals_a_slow_sum_and_stays_among_its_numbers():
+    logits = np.random.default_rng(SEED).normal(0, 4, (5, 4, 9))
+    logits[0] = [[1e4] + [0] * 8, [0] * 8 + [1e4], [-1e4] * 9, [0] * 9]
+    p = np.exp(logits - logits.max(-1, keepdims=True))
+    expected = sum(k * p[..., k] for k in range(9)) / p.sum(-1)
+    found = jax.jit(coders.decode_distribution)(np.float32(logits))
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(found[0], [0, 8, 4, 4], atol=1e-5)
+
+
 def test_encode_yolo_equals_the_reference(unit_cases):
     case, arrays = unit_cases("boxes")["yolo_encode"]
     out = jax.jit(coders.encode_yolo)(

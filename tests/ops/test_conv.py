@@ -309,3 +309,12 @@ def test_depthwise_equals_xlas_grouped_convolution_and_its_gradients(stride, pad
         match=r"depthwise needs x \[B, H, W, 4\].*, not \(2, 7, 9, 5\) and \(3, 3, 1, 4\)",
     ):
         conv_lib.depthwise(x, kernel[..., :4])
+
+
+@pytest.mark.parametrize("stride, size", [(1, (14, 15)), (2, (15, 14)), (1, (3, 2))])
+def test_a_dilated_kernel_equals_one_with_zeros_between_its_cells(stride, size):
+    x, kernel = inputs(3, size)
+    wide = np.zeros((7, 7, 3, 4), np.float32)
+    wide[::3, ::3] = kernel
+    found = conv_lib.conv(x, kernel, stride, dilation=3)
+    np.testing.assert_allclose(found, slow_conv(x, wide, stride), **CLOSE)

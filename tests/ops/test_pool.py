@@ -45,6 +45,46 @@ def test_maxima_and_gradients_equal_a_slow_loop_with_many_equal_values(size, str
             np.testing.assert_allclose(gradient[b, :, :, d], expected[1], rtol=1e-5, atol=1e-6)
 
 
+def slow_adaptive_pool(x, weights):
+    """As `slow_pool`, with windows that cover the map evenly."""
+    out, gradient = np.zeros_like(weights), np.zeros_like(x)
+    for i, j in np.ndindex(weights.shape):
+        (top, left), (bottom, right) = (
+            [k * big // small for k, big, small in zip((i, j), x.shape, weights.shape)],
+            [-(-(k + 1) * big // small) for k, big, small in zip((i, j), x.shape, weights.shape)],
+        )
+        window = x[top:bottom, left:right]
+        row, column = np.unravel_index(window.argmax(), window.shape)  # the first of equals
+        out[i, j] = window.max()
+        gradient[top + row, left + column] += weights[i, j]
+    return out, gradient
+
+
+@pytest.mark.parametrize("size", [(3, 3), (4, 5), (9, 7), (1, 2), (5, 7)])
+def test_adaptive_maxima_and_gradients_equal_a_slow_loop_with_many_equal_values(size):
+    rng = np.random.default_rng(0)
+    x = rng.integers(-3, 3, (2, 9, 7, 2)).astype(np.float32)
+    weights = rng.normal(size=(2, *size, 2)).astype(np.float32)
+
+    @jax.jit
+    def run(x):
+        out, pullback = jax.vjp(lambda x: pool.adaptive_max_pool(x, size), x)
+        return out, pullback(weights)[0]
+
+    out, gradient = run(x)
+    for b in range(2):
+        for d in range(2):
+            expected = slow_adaptive_pool(x[b, :, :, d], weights[b, :, :, d])
+            np.testing.assert_array_equal(out[b, :, :, d], expected[0])
+            np.testing.assert_allclose(gradient[b, :, :, d], expected[1], rtol=1e-5, atol=1e-6)
+
+
+def test_an_adaptive_size_above_that_of_the_map_is_refused():
+    for size in ((0, 4), (4, 5)):
+        with pytest.raises(ValueError, match=r"size must be 1 to that of the map, \(4, 4\), not"):
+            pool.adaptive_max_pool(jnp.zeros((1, 4, 4, 1)), size)
+
+
 def test_padding_is_never_the_maximum():
     x = -np.arange(1.0, 17.0, dtype=np.float32).reshape(1, 4, 4, 1)
     # Windows start at -1 and 1.

@@ -291,8 +291,11 @@ class Region(NamedTuple):
         return tuple(range(len(self.anchors)))
 
 
-def region_deltas(head, raw, truths, labels):
-    """The deltas of a `[region]`, from region_layer.c; arguments as in `head_deltas`."""
+def region_deltas(head, raw, truths, labels, seen):
+    """The deltas of a `[region]`, from region_layer.c; arguments as in `head_deltas`.
+
+    `seen` counts the images of the training, with those of this part of a batch.
+    """
     raw = np.asarray(raw, np.float64)
     rows, columns, count = raw.shape[:3]
     out, deltas = raw.copy(), np.zeros_like(raw)
@@ -315,6 +318,9 @@ def region_deltas(head, raw, truths, labels):
         deltas[at][4] = head.noobject_scale * (0 - there) * slope(there)
         if best > head.thresh:
             deltas[at][4] = 0
+        if seen < 12800:  # a box on the anchor, in the middle of the cell
+            deltas[at][:2] = 0.01 * (0.5 - out[at][:2]) * slope(out[at][:2])
+            deltas[at][2:4] = 0.01 * (np.log(1) - raw[at][2:4])
     for truth, label in zip(truths, labels):
         column, row = int(truth[0] * columns), int(truth[1] * rows)
         overlaps = []

@@ -17,6 +17,7 @@ from detlab import config as config_lib
 from detlab import contract, types
 
 NUM_CLASSES = 3
+WITHOUT_STATE = {"ssd", "pisa_ssd"}  # their VGG16 is older than norms
 
 
 class Tiny(NamedTuple):

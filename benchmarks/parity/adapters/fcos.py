@@ -42,7 +42,7 @@ def fields(info: dict) -> dict:
             "centerness_on_box": head.take("centerness_on_reg", False),
             "strides": strides,
             "distances_in_strides": head.take("norm_on_bbox", False),
-            "level_limits": _limits(head),
+            "level_limits": limits(head),
             "center_radius": radius if head.take("center_sampling", False) else 0.0,
             "box_loss": box_losses[kind],
             **configs.focal_loss(head.child("loss_cls")),
@@ -79,7 +79,7 @@ def readable(case) -> dict[str, np.ndarray]:
     return masks
 
 
-def _limits(head: configs.Reader) -> tuple[float, ...]:
+def limits(head: configs.Reader) -> tuple[float, ...]:
     """The limits between levels, from `regress_ranges`, which must leave no gap."""
     low, high = zip(*head.take("regress_ranges", _RANGES), strict=True)
     if low[0] > 0 or low[1:] != high[:-1] or high[-1] < _INFINITE:

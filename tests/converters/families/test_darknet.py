@@ -148,6 +148,28 @@ def test_shared_and_weighted_layers_go_in_and_come_out_byte_for_byte(tmp_path, c
     assert back.with_suffix(".cfg").read_text() == MIXED
 
 
+@pytest.mark.parametrize("seen, counted", [(0, 0), (12345, 12345), (2**40, 12800)])
+def test_a_region_goes_on_counting_where_the_file_ends(files, tmp_path, seen, counted):
+    """Its loss is another one until 12800 images; the head of other classes starts from 0."""
+    weights, cfg, _ = files
+    cfg.write_text(
+        CFG.partition("[yolo]")[0] + "[region]\nanchors=1,1, 2,2, 4,4\nnum=3\nclasses=2\n"
+    )
+    network = darknet_cfg.read(cfg)
+    tensors = reader.read(weights, network).tensors
+    reader.write(weights, network, reader.Weights(reader.Header(seen=seen), tensors))
+    folder, other, back = tmp_path / "folder", tmp_path / "other", tmp_path / "back.weights"
+    common = ("--input", weights, "--cfg", cfg, "--config", "darknet_coco")
+    run(*common, "--output", folder)
+    assert checkpoint.load_weights(folder).state["loss_state"]["seen"] == counted
+    assert initialised(folder, cfg, 2) == []
+    assert initialised(folder, cfg, 3) == [*PREDICTING, "loss_state/seen"]
+    run("--reverse", "--input", folder, "--output", back)
+    assert back.read_bytes() == weights.read_bytes()
+    run(*common, "--output", other, "--reset_classes", "--config.model.num_classes=3")
+    assert initialised(other, cfg, 3) == [*PREDICTING, "loss_state/seen"]
+
+
 @pytest.mark.parametrize(
     "key, flags, resize",
     [

@@ -1,0 +1,60 @@
+"""What Libra changes in RetinaNet; tests/detectors/test_contract.py checks the rest."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+import tiny
+
+from detlab import contract
+from detlab.detectors import libra_retinanet, retinanet
+
+KEY = jax.random.key(0)
+
+
+@pytest.mark.parametrize("size", [(64, 96), (65, 127)])
+def test_maps_are_those_of_retinanet_and_parameters_have_a_balanced_pyramid_more(subject_of, size):
+    subject = subject_of("libra_retinanet")
+    images = jax.ShapeDtypeStruct((2, *size, 3), jnp.uint8)
+    plain = contract.from_module(retinanet.RetinaNet(**subject.entry.fields))
+    params, state = jax.eval_shape(plain.init, KEY, images)
+    own, own_state = jax.tree.map(jnp.shape, subject.variables)
+    assert set(own.pop("balance")["refine"]) == {"g", "theta", "phi", "output"}
+    assert (own, own_state) == (jax.tree.map(jnp.shape, params), jax.tree.map(jnp.shape, state))
+    expected = jax.eval_shape(tiny.maps_of(plain), params, state, images)
+    found = jax.eval_shape(tiny.maps_of(subject.detector), *subject.variables, images)
+    assert jax.tree.map(jnp.shape, found) == jax.tree.map(jnp.shape, expected)
+
+
+def test_a_wide_border_and_small_curve_lower_the_box_term(subject_of):
+    """The border and both constants of balanced L1 reach the loss."""
+    subject = subject_of("libra_retinanet")
+    shapes = jax.eval_shape(subject.maps, *subject.variables, subject.batch.images)
+    maps = jax.tree.map(lambda x: jax.random.normal(KEY, x.shape), shapes)
+
+    def box_term(**fields):
+        detector = subject.build(**fields)
+        _, (metrics, _) = detector.loss_of_maps(*subject.variables, subject.batch, maps, KEY)
+        return float(metrics["loss/box"])
+
+    found = [
+        box_term(),
+        box_term(balanced_l1_beta=1.0),
+        box_term(balanced_l1_beta=1.0, balanced_l1_alpha=0.25),
+        box_term(balanced_l1_beta=1.0, balanced_l1_alpha=0.25, balanced_l1_gamma=0.75),
+    ]
+    assert found == sorted(found, reverse=True) and found[-1] < 0.8 * found[0]
+
+
+@pytest.mark.parametrize(
+    "fields, sentence",
+    [
+        (dict(refine_level=5), "refine_level is 5; it must be one of 0, 1, 2, 3, 4"),
+        (dict(balanced_l1_alpha=0.0), "balanced_l1_alpha is 0.0; it must be above 0"),
+        (dict(balanced_l1_beta=-1.0), "balanced_l1_beta is -1.0; it must be above 0"),
+        (dict(depth=20), "depth is 20; it must be one of 18, 34, 50, 101"),
+    ],
+)
+def test_values_that_cannot_be_are_refused(fields, sentence):
+    libra_retinanet.LibraRetinaNet().check()
+    with pytest.raises(ValueError, match=f"^{sentence}"):
+        libra_retinanet.LibraRetinaNet(**fields).check()
