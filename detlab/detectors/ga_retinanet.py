@@ -12,6 +12,8 @@ Unlike in the reference,
 - locations are learned as in the paper.  mmdetection 3.3.0 trains their opposite: its focal loss
   takes the target 1, meant for objects, for the background.  `inverted_locations` does the same.
   Published weights predict with the same threshold either way;
+- boxes that clipping leaves without area are dropped.  mmdetection 3.3.0 ignores `min_bbox_size`
+  in this head and detects them; `keep_empty_boxes` does the same;
 - cells in the padding around an image learn no location;
 - the best (cell, class) pairs of a level are candidates, not all classes of the best cells;
 - the normalisers count the global batch; the reference counts per GPU.
@@ -106,6 +108,7 @@ class GARetinaNet(nn.Module):
     score_threshold: float = 0.05
     nms_iou: float = 0.5
     max_detections: int = 100
+    keep_empty_boxes: bool = False  # see above
     # Input: RGB, 0..255.
     pixel_mean: Sequence[float] = (123.675, 116.28, 103.53)
     pixel_std: Sequence[float] = (58.395, 57.12, 57.375)
@@ -277,7 +280,10 @@ class GARetinaNet(nn.Module):
             boxes = coders.decode_deltas(
                 anchors[cell], deltas[cell], stds=self.delta_stds, max_size=size
             )
-            return candidates_lib.above(self.score_threshold, boxes, scores, label)
+            found = candidates_lib.above(self.score_threshold, boxes, scores, label)
+            if self.keep_empty_boxes:
+                found = found._replace(valid=scores > self.score_threshold)
+            return found
 
         return jax.vmap(one_image)(scores, anchors, deltas, image_size)
 

@@ -50,6 +50,19 @@ def test_boxes_start_from_the_predicted_shapes_in_likely_cells_alone():
     np.testing.assert_allclose(found.scores[0][found.valid[0]], 1 / (1 + np.exp(-2)), rtol=1e-5)
 
 
+@pytest.mark.parametrize("kept", [False, True])
+def test_boxes_without_area_are_dropped_unless_they_are_to_be_kept(kept):
+    """Two cells of the second level predict boxes, one of them far to the left of the image."""
+    maps = made_maps(cls_logits=(2, -9, -9), location_logits=-9)
+    maps.location_logits[1][0, 2, :2] = 0
+    maps.box_deltas[1][0, 2, 0, 0] = -9
+    run = program("candidates", keep_empty_boxes=kept)
+    found = jax.device_get(run(maps, np.int32([CANVAS, CANVAS])))
+    assert found.valid.sum(1).tolist() == [2 if kept else 1, 0]
+    widths = (found.boxes[..., 2] - found.boxes[..., 0])[found.valid]
+    assert (widths == 0).sum() == kept
+
+
 def test_an_object_is_learned_in_its_middle_by_shape_and_by_the_guided_anchors():
     """A tall object: usual anchors overlap it enough, its square does not, the guided one does."""
     batch = tiny.make_batch(objects=(1, 0), slots=2)

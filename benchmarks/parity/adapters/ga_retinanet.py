@@ -35,7 +35,9 @@ def fields(info: dict) -> dict:
             **anchors,
             "center_ratio": train.take("center_ratio"),
             "ignore_ratio": train.take("ignore_ratio"),
-            "inverted_locations": True,  # a property of its code, see the detector
+            # Properties of its code, see the detector.
+            "inverted_locations": True,
+            "keep_empty_boxes": True,
             "location_weight": configs.loss(location, "FocalLoss", weight=None),
             **dict(zip(names, ious, strict=True)),
             "shape_stds": tuple(stds[2:]),  # there is no dx and no dy
