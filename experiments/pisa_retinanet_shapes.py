@@ -11,10 +11,10 @@ Expected: shapes | about 5 minutes on 1 CPU core | 0.1 GB for 8 images | AP 0.64
 
 from ml_collections import ConfigDict
 
-from detlab.experiments import common, retinanet_shapes
+from detlab.experiments import common
 from detlab.experiments.recipes import small
 
-VARIANTS = retinanet_shapes.VARIANTS  # anchors, and the weight of the box loss
+VARIANTS = small.RETINANET  # anchors, and the weight of the box loss
 
 
 def get_config(variant: str = "") -> ConfigDict:

@@ -14,16 +14,7 @@ from ml_collections import ConfigDict
 from detlab.experiments import common
 from detlab.experiments.recipes import small
 
-VARIANTS = {
-    "": dict(
-        strides=(8, 16, 32),  # objects have at most 70 px
-        octave_base_scale=4.0,  # anchors from 32 px, so that most objects are on the finest level
-        delta_stds=(0.1, 0.1, 0.2, 0.2),
-        box_weight=0.25,  # small stds make the box term large
-    ),
-    "overfit": dict(octave_base_scale=2.5),
-    "tiny": dict(octave_base_scale=3.0),
-}
+VARIANTS = small.RETINANET  # anchors, and the weight of the box loss
 
 
 def get_config(variant: str = "") -> ConfigDict:

@@ -46,6 +46,16 @@ class Outputs(NamedTuple):
     centerness: tuple  # [B, Hl, Wl, 1] logits
 
 
+class Sums(NamedTuple):
+    """The loss terms, summed over the global batch, and what divides them."""
+
+    cls: jax.Array  # [] focal losses
+    box: jax.Array  # [] box losses times their weights
+    quality: jax.Array  # [] cross entropies of the last map
+    weight: jax.Array  # [] the weights of the boxes
+    positives: jax.Array  # [B] float32
+
+
 class ATSS(nn.Module):
     """The detector; a config's `model` may set any of its fields."""
 
@@ -85,11 +95,10 @@ class ATSS(nn.Module):
 
     def check(self) -> None:
         """Raises ValueError for an invalid field, before anything is built."""
-        grouped = self.norm_groups >= 1 and self.head_width % self.norm_groups == 0
         rules = (
             *fields.of_resnet(self, resnet.STAGES, layers.NORMS),
             fields.of_strides(self, first=8),
-            ("norm_groups", grouped, f"a divisor of head_width, {self.head_width}"),
+            fields.of_norm_groups(self),
             *fields.above(self, 0, "anchor_scale"),
             *fields.at_least(self, 1, "topk"),
             *fields.at_least(self, 0, "box_weight"),
@@ -98,20 +107,13 @@ class ATSS(nn.Module):
 
     def setup(self) -> None:
         self.backbone = resnet.of(self)
-        self.neck = fpn.FPN(
-            self.neck_width, num_levels=len(self.strides), extra="output", dtype=self.dtype
-        )
+        self.neck = fpn.of(self, extra="output")
+        zeros = nn.initializers.zeros
         self.head = dense.of(
             self,
-            cls_outputs={
-                "cls_logits": (self.num_classes, layers.prior_bias(self.prior_probability))
-            },
-            box_outputs={
-                "box_deltas": (4, nn.initializers.zeros),
-                "centerness": (1, nn.initializers.zeros),
-            },
+            {"cls_logits": (self.num_classes, layers.prior_bias(self.prior_probability))},
+            {"box_deltas": (4, zeros), "centerness": (1, zeros)},
             norm="group",
-            norm_groups=self.norm_groups,
         )
         self.box_scales = layers.LevelScales()
 
@@ -122,13 +124,18 @@ class ATSS(nn.Module):
         deltas = self.box_scales(maps["box_deltas"])
         return Outputs(features, maps["cls_logits"], deltas, maps["centerness"])
 
-    def grid(self, canvas: tuple[int, int]) -> anchors_lib.Grid:
-        """The grid of the N anchors on a canvas (height, width)."""
-        return anchors_lib.grid(canvas, self.strides)
+    def anchors(self, canvas: tuple[int, int]) -> tuple[anchors_lib.Grid, jax.Array]:
+        """The grid of a canvas (height, width) and its anchors [N, 4], xyxy px.
 
-    def anchors(self, grid: anchors_lib.Grid) -> jax.Array:
-        """The anchors [N, 4] of all levels, xyxy px, centred on the corners of their cells."""
-        return grid.squares(self.anchor_scale)
+        Each anchor is centred on the top left corner of its cell.
+        """
+        grid = anchors_lib.grid(canvas, self.strides)
+        return grid, grid.squares(self.anchor_scale)
+
+    def boxes(self, anchors: jax.Array, maps: Outputs) -> jax.Array:
+        """The predicted boxes [B, N, 4] of all anchors, xyxy px, not clipped to the image."""
+        deltas = anchors_lib.flatten_levels(maps.box_deltas, 4)
+        return coders.decode_deltas(anchors, deltas, stds=self.delta_stds)
 
     def targets(self, batch: types.Batch, maps: Outputs) -> dict[str, types.Targets]:
         """Assigns objects to anchors by adaptive sample selection (section 4); `maps` is not used.
@@ -136,73 +143,76 @@ class ATSS(nn.Module):
         `values` has the object's box and the centerness of the anchor's centre in it; both are zero
         where an anchor is not positive.
         """
-        grid = self.grid(batch.images.shape[1:3])
-        anchors = self.anchors(grid)
+        grid, anchors = self.anchors(batch.images.shape[1:3])
         centers = boxes_lib.xyxy_to_cxcywh(anchors)[:, :2]
 
         def one_image(boxes, valid, image_size):
+            inside = grid.inside(image_size)
             assigned = atss.assign(
-                anchors,
-                grid.slices(),
-                boxes,
-                valid,
-                self.topk,
-                anchor_valid=grid.inside(image_size),
+                anchors, grid.slices(), boxes, valid, self.topk, anchor_valid=inside
             )
-            boxes = boxes[assigned.matched]
-            centerness = points_lib.centerness(coders.encode_ltrb(centers, boxes))
-            values = {"gt_boxes": boxes, "centerness": centerness}
+            own = boxes[assigned.matched]  # [N, 4]
+            centerness = points_lib.centerness(coders.encode_ltrb(centers, own))
+            values = {"gt_boxes": own, "centerness": centerness}
             return targets_lib.of_entries(anchors, grid.level(), assigned, values)
 
         return {"main": targets_lib.of_images(one_image, batch)}
 
+    def sums(self, batch: types.Batch, maps: Outputs, quality: str) -> Sums:
+        """The loss terms before they are normalised.
+
+        Args:
+          quality: the key of the targets' values that the last map predicts and that weights boxes.
+        """
+        targets = self.targets(batch, maps)["main"]
+        positive = targets.status == 1  # [B, N]
+
+        logits = anchors_lib.flatten_levels(maps.cls_logits, self.num_classes)  # [B, N, C]
+        one_hot = targets_lib.one_hot(batch.labels, targets, self.num_classes)
+        cls = focal.sigmoid_focal(logits, one_hot, self.focal_alpha, self.focal_gamma)
+
+        weight = targets.values[quality]  # [B, N], zero where not positive
+        box = iou_losses.giou_loss(self.boxes(targets.boxes, maps), targets.values["gt_boxes"])
+
+        last = anchors_lib.flatten_levels(maps.centerness, 1)[..., 0]  # [B, N]
+        last = cross_entropy.sigmoid_cross_entropy(last, weight)
+        return Sums(
+            cls=jnp.where(targets.status[..., None] >= 0, cls, 0.0).sum(),
+            box=(weight * box).sum(),
+            quality=jnp.where(positive, last, 0.0).sum(),
+            weight=weight.sum(),
+            positives=positive.sum(1).astype(jnp.float32),
+        )
+
     def loss(self, batch: types.Batch, maps: Outputs) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Focal loss on classes, GIoU on decoded boxes, cross entropy on centerness."""
-        targets = self.targets(batch, maps)["main"]
-        logits = anchors_lib.flatten_levels(maps.cls_logits, self.num_classes)  # [B, N, C]
-        deltas = anchors_lib.flatten_levels(maps.box_deltas, 4)  # [B, N, 4]
-        centerness = anchors_lib.flatten_levels(maps.centerness, 1)[..., 0]  # [B, N]
-
-        positive = targets.status == 1  # [B, N]
-        counted = targets.status >= 0
-        one_hot = targets_lib.one_hot(batch.labels, targets, self.num_classes)  # [B, N, C]
+        found = self.sums(batch, maps, "centerness")
         # At least one per image, as in the reference: empty images must not divide by zero.
-        normaliser = jnp.maximum(positive.sum(1), 1).sum().astype(jnp.float32)
-
-        cls = focal.sigmoid_focal(logits, one_hot, self.focal_alpha, self.focal_gamma)
-        cls = jnp.where(counted[..., None], cls, 0.0).sum() / normaliser
-
-        weight = targets.values["centerness"]  # [B, N], zero where not positive
-        pred = coders.decode_deltas(targets.boxes, deltas, stds=self.delta_stds)
-        box = weight * iou_losses.giou_loss(pred, targets.values["gt_boxes"])
-        box = self.box_weight * box.sum() / jnp.maximum(weight.sum(), 1e-6)
-
-        middle = cross_entropy.sigmoid_cross_entropy(centerness, weight)
-        middle = jnp.where(positive, middle, 0.0).sum() / normaliser
-        terms = {"loss/cls": cls, "loss/box": box, "loss/centerness": middle}
-        positives = positive.sum() / batch.images.shape[0]
-        return cls + box + middle, {**terms, "positives": positives, "normaliser": normaliser}
+        normaliser = jnp.maximum(found.positives, 1).sum()
+        terms = {
+            "loss/cls": found.cls / normaliser,
+            "loss/box": self.box_weight * found.box / jnp.maximum(found.weight, 1e-6),
+            "loss/centerness": found.quality / normaliser,
+        }
+        metrics = {"positives": found.positives.mean(), "normaliser": normaliser}
+        return sum(terms.values()), {**terms, **metrics}
 
     def candidates(
         self, maps: Outputs, image_size: jax.Array, canvas: tuple[int, int]
     ) -> types.Detections:
         """The best (anchor, class) pairs of each level by class score, scaled by centerness."""
-        grid = self.grid(canvas)
-        anchors = self.anchors(grid)
+        grid, anchors = self.anchors(canvas)
         scores = candidates_lib.level_scores(grid, maps.cls_logits, image_size)
         bounds.note(self, "candidates_per_level", *(x > self.score_threshold for x in scores))
-        deltas = anchors_lib.flatten_levels(maps.box_deltas, 4)  # [B, N, 4]
-        centerness = anchors_lib.flatten_levels(maps.centerness, 1)[..., 0]  # [B, N]
+        centerness = nn.sigmoid(anchors_lib.flatten_levels(maps.centerness, 1)[..., 0])  # [B, N]
 
-        def one_image(scores, deltas, centerness, size):
+        def one_image(scores, boxes, centerness, size):
             scores, anchor, label = candidates_lib.level_pairs(scores, self.candidates_per_level)
-            boxes = coders.decode_deltas(
-                anchors[anchor], deltas[anchor], stds=self.delta_stds, max_size=size
-            )
+            boxes = boxes_lib.clip(boxes[anchor], *size)
             found = candidates_lib.above(self.score_threshold, boxes, scores, label)
-            return found._replace(scores=scores * nn.sigmoid(centerness[anchor]))
+            return found._replace(scores=scores * centerness[anchor])
 
-        return jax.vmap(one_image)(scores, deltas, centerness, image_size)
+        return jax.vmap(one_image)(scores, self.boxes(anchors, maps), centerness, image_size)
 
     def suppress(self, candidates: types.Detections) -> types.Detections:
         """Greedy suppression within each class; keeps the best `max_detections` of each image."""

@@ -28,8 +28,8 @@ def vote(kept: types.Detections, candidates: types.Detections, sigma: float = 0.
       >>> scores, label, valid = jnp.array([1.0, 0.5]), jnp.zeros(2, int), jnp.ones(2, bool)
       >>> found = types.Detections(boxes, scores, label, valid)
       >>> best = types.Detections(*(x[:1] for x in found))
-      >>> vote(best, found, sigma=0.1).round(2).tolist()
-      [[0.62, 0.0, 38.62, 10.0]]
+      >>> [round(float(x), 2) for x in vote(best, found, sigma=0.1)[0]]
+      [0.62, 0.0, 38.62, 10.0]
     """
 
     def of_box(row):

@@ -2,6 +2,18 @@
 
 from ml_collections import ConfigDict
 
+# Fields of the forms of a RetinaNet whose box loss compares deltas.
+RETINANET = {
+    "": dict(
+        strides=(8, 16, 32),  # objects have at most 70 px
+        octave_base_scale=4.0,  # anchors from 32 px, so that most objects are on the finest level
+        delta_stds=(0.1, 0.1, 0.2, 0.2),
+        box_weight=0.25,  # small stds make the box term large
+    ),
+    "overfit": dict(octave_base_scale=2.5),
+    "tiny": dict(octave_base_scale=3.0),
+}
+
 
 def optimizer(
     config: ConfigDict, lr: float = 1.5e-3, warmup_steps: int = 50, clip_norm: float = 10.0

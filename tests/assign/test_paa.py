@@ -22,7 +22,7 @@ def program(slices, slots=SLOTS, k=9):
 
 
 def slow_split(losses):
-    """The split of one object's losses in float64, the likelihoods compared to 1e-5."""
+    """The split of one object's losses in float64, likelihoods compared to 2e-6."""
     x = np.sort(np.float64(losses))
     mean, var, weight = np.array([x[0], x[-1]]), np.ones(2), np.full(2, 0.5)
 
@@ -45,7 +45,7 @@ def slow_split(losses):
     if len(x) < 2 or not low.any():
         return 0
     likelihood = np.where(low, np.logaddexp(*log_joint().T), -np.inf)
-    last = np.flatnonzero(likelihood > likelihood.max() - 1e-5)[-1]
+    last = np.flatnonzero(likelihood > likelihood.max() - 2e-6)[-1]
     return low[: last + 1].sum()
 
 

@@ -1,5 +1,6 @@
-"""ATSS, built tiny: anchors, targets, loss, detections; test_contract.py checks the rest."""
+"""ATSS on made-up maps: anchors, targets, loss, detections; test_contract.py checks the rest."""
 
+import dense_maps
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,135 +9,128 @@ import tiny
 
 from detlab.assign import atss as assign_lib
 from detlab.detectors import atss
-from detlab.ops import boxes as boxes_lib
 
-KEY = jax.random.key(0)
-
-
-@pytest.fixture(scope="module")
-def subject(subject_of):
-    return subject_of("atss")
+TINY = tiny.TINY["atss"].fields
+CANVAS = (64, 96)
 
 
-def test_every_cell_has_one_square_anchor_on_its_corner():
-    module = atss.ATSS()
-    anchors = np.asarray(module.anchors(module.grid((64, 64))))
-    assert anchors[0].tolist() == [-32, -32, 32, 32]
-    assert anchors[9].tolist() == [-24, -24, 40, 40]
-    assert anchors[-1].tolist() == [-512, -512, 512, 512]
+def made_up(images=3, seed=0):
+    """Outputs with random scores, deltas and centerness."""
+    maps = (dense_maps.random(CANVAS, images, channels, seed) for channels in (3, 4, 1))
+    return atss.Outputs((), *maps)
 
 
-def test_centerness_comes_from_the_box_tower_and_deltas_are_scaled_by_level(subject):
-    head = atss.ATSS(**subject.entry.fields).bind({}).head
-    assert set(head.box_outputs) == {"box_deltas", "centerness"}
-    params, state = subject.variables
-    scales = {**params["box_scales"], "scale1": jnp.float32(3.0)}
-    images = subject.batch.images
-    before = subject.maps(params, state, images)
-    after = subject.maps({**params, "box_scales": scales}, state, images)
-    np.testing.assert_allclose(after.box_deltas[1], 3 * before.box_deltas[1], rtol=1e-5)
-    for name in ("cls_logits", "centerness"):
-        for a, b in zip(getattr(after, name), getattr(before, name), strict=True):
-            np.testing.assert_array_equal(a, b)
-
-
-def test_targets_are_boxes_and_the_centerness_of_the_centres_of_anchors(subject):
-    batch = tiny.make_batch()
-    found = jax.device_get(subject.targets(*subject.variables, batch, KEY))["main"]
-    positive = np.argwhere(found.status == 1)
-    assert len(positive) > 4
-    for i, n in positive:
-        box = batch.boxes[i, found.matched[i, n]]
-        np.testing.assert_array_equal(found.values["gt_boxes"][i, n], box)
-        x, y = (found.boxes[i, n, :2] + found.boxes[i, n, 2:]) / 2
-        left, top, right, bottom = x - box[0], y - box[1], box[2] - x, box[3] - y
-        assert min(left, top, right, bottom) > 0
-        product = min(left, right) / max(left, right) * min(top, bottom) / max(top, bottom)
-        np.testing.assert_allclose(found.values["centerness"][i, n], np.sqrt(product), rtol=1e-4)
-
-
-def test_loss_is_that_of_the_targets(subject):
-    """The three terms from raw maps and targets, in NumPy."""
-    batch = subject.batch
-
-    @tiny.jit
-    def everything(params, state, batch):
-        maps, state = subject.detector.maps(params, state, batch.images, True)
-        _, (metrics, _) = subject.detector.loss_of_maps(params, state, batch, maps, KEY)
-        targets = subject.detector.targets_of_maps(params, state, batch, maps, KEY)["main"]
-        return maps, targets, metrics
-
-    maps, targets, metrics = jax.device_get(everything(*subject.variables, batch))
-    logits, deltas, middle = (
-        np.concatenate([level.reshape(2, -1, level.shape[-1]) for level in levels], axis=1)
-        for levels in (maps.cls_logits, maps.box_deltas, maps.centerness)
+def everything(batch, outputs):
+    """Targets, loss, metrics and the gradients of the maps."""
+    module = atss.ATSS(**TINY)
+    (value, metrics), grads = jax.value_and_grad(module.loss, argnums=1, has_aux=True)(
+        batch, outputs
     )
-    positive = targets.status == 1
-    count = np.maximum(positive.sum(1), 1).sum()
-    labels = np.take_along_axis(batch.labels, targets.matched, 1)
-    one_hot = np.eye(3)[labels] * positive[..., None]
-    p = 1 / (1 + np.exp(-np.float64(logits)))
-    p_t = np.where(one_hot == 1, p, 1 - p)
-    alpha = np.where(one_hot == 1, 0.25, 0.75)
-    focal = -alpha * (1 - p_t) ** 2 * np.log(p_t)
-    focal = focal[targets.status >= 0].sum() / count
-
-    anchors = np.float64(targets.boxes[positive])
-    size = anchors[:, 2:] - anchors[:, :2]
-    center = (anchors[:, 2:] + anchors[:, :2]) / 2
-    d = deltas[positive] * [0.1, 0.1, 0.2, 0.2]
-    center, size = center + d[:, :2] * size, size * np.exp(d[:, 2:])
-    pred = np.float32(np.concatenate([center - size / 2, center + size / 2], -1))
-    weight = targets.values["centerness"][positive]
-    giou = boxes_lib.giou(pred, targets.values["gt_boxes"][positive])
-    box = 2.0 * (weight * (1 - giou)).sum() / weight.sum()
-
-    q = 1 / (1 + np.exp(-np.float64(middle[positive][:, 0])))
-    cross_entropy = -(weight * np.log(q) + (1 - weight) * np.log(1 - q)).sum() / count
-    for name, value in (("cls", focal), ("box", box), ("centerness", cross_entropy)):
-        np.testing.assert_allclose(metrics[f"loss/{name}"], value, rtol=1e-4, err_msg=name)
-    assert metrics["normaliser"] == count
+    return module.targets(batch, outputs)["main"], value, metrics, grads
 
 
-def test_loss_uses_targets(subject, monkeypatch):
-    """Another threshold changes both, so the targets that tools show are those of training."""
-    batch, detector = tiny.make_batch(), subject.detector
-
-    def run():  # new functions, because jit would not trace known ones again
-        maps = jax.eval_shape(subject.maps, *subject.variables, batch.images)
-        maps = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), maps)
-
-        @tiny.jit
-        def both(params, state):
-            targets = detector.targets_of_maps(params, state, batch, maps, KEY)["main"]
-            return targets.status, detector.loss_of_maps(params, state, batch, maps, KEY)
-
-        return both(*subject.variables)
-
-    status, (value, _) = run()
-    monkeypatch.setattr(assign_lib, "threshold", lambda iou, there: 2.0)
-    changed_status, (changed, (metrics, _)) = run()
-    assert (status == 1).any() and not (changed_status == 1).any()
-    assert changed != value and metrics["loss/box"] == 0 and metrics["loss/centerness"] == 0
+run = tiny.jit(everything)
 
 
-def test_images_without_objects_train_on_background_alone(subject):
-    batch = tiny.make_batch(objects=(0, 0))
-    (value, (metrics, _)), grads = subject.loss(*subject.variables, batch, KEY)
+def slow_loss(batch, outputs, targets):
+    """The three terms, one anchor after another, in float64."""
+    logits, deltas, middle = (dense_maps.flatten(x) for x in outputs[1:])
+    scores, middle = 1 / (1 + np.exp(-logits)), 1 / (1 + np.exp(-middle[..., 0]))
+    cls = box = centerness = total = count = 0.0
+    for i, status in enumerate(targets.status):
+        count += max((status == 1).sum(), 1)
+        for n in np.flatnonzero(status >= 0):
+            slot = targets.matched[i, n]
+            for label, p in enumerate(scores[i, n]):
+                if status[n] == 1 and label == batch.labels[i, slot]:
+                    cls -= 0.25 * (1 - p) ** 2 * np.log(p)
+                else:
+                    cls -= 0.75 * p**2 * np.log(1 - p)
+            if status[n] != 1:
+                continue
+            anchor, wanted = np.float64(targets.boxes[i, n]), np.float64(batch.boxes[i, slot])
+            x, y = (anchor[:2] + anchor[2:]) / 2
+            sides = np.array([x - wanted[0], y - wanted[1], wanted[2] - x, wanted[3] - y])
+            weight = np.sqrt(
+                min(sides[0], sides[2]) / max(sides[0], sides[2])
+                * min(sides[1], sides[3]) / max(sides[1], sides[3])
+            )  # fmt: skip
+            pred = dense_maps.decoded(anchor, deltas[i, n])
+            box += weight * (1 - dense_maps.overlaps(pred, wanted)[1])
+            total += weight
+            q = middle[i, n]
+            centerness -= weight * np.log(q) + (1 - weight) * np.log(1 - q)
+    return {
+        "loss/cls": cls / count,
+        "loss/box": 2.0 * box / total,
+        "loss/centerness": centerness / count,
+    }
+
+
+def test_losses_equal_plain_loops():
+    batch = tiny.make_batch(CANVAS, objects=(3, 0, 4))
+    batch = batch._replace(image_size=np.int32([CANVAS, CANVAS, (50, 70)]))
+    outputs = made_up()
+    targets, value, metrics, grads = jax.device_get(run(batch, outputs))
+    positives = (targets.status == 1).sum(1)
+    assert positives[0] > 3 and positives[1] == 0 and positives[2] > 3
+    terms = slow_loss(batch, outputs, targets)
+    for name, term in terms.items():
+        np.testing.assert_allclose(metrics[name], term, rtol=1e-4, err_msg=name)
+        assert term > 0
+    np.testing.assert_allclose(value, sum(terms.values()), rtol=1e-4)
+    assert metrics["normaliser"] == np.maximum(positives, 1).sum()
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(grads))
+    assert all(any(map(np.any, maps)) for maps in grads[1:])
+
+
+def test_images_without_objects_train_on_background_alone():
+    batch = tiny.make_batch(CANVAS, objects=(0, 0, 0))
+    targets, value, metrics, grads = jax.device_get(run(batch, made_up()))
+    assert not targets.status.any() and not targets.values["centerness"].any()
     assert metrics["loss/box"] == metrics["loss/centerness"] == metrics["positives"] == 0
-    assert np.isfinite(value) and metrics["normaliser"] == 2
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
+    assert value == metrics["loss/cls"] > 0 and metrics["normaliser"] == 3
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(grads))
+    assert not any(np.any(x) for x in (*grads.box_deltas, *grads.centerness))
 
 
-def test_the_threshold_is_of_class_scores_and_the_score_has_the_centerness(subject):
-    params, state = jax.tree.map(lambda x: x, subject.variables)
-    for name, bias in (("cls_logits", 0.0), ("centerness", -5.0)):
-        params["head"][name] = jax.tree.map(jnp.zeros_like, params["head"][name])
-        params["head"][name]["bias"] += bias
-    found = subject.candidates(params, state, subject.batch.images, subject.batch.image_size)
+def test_targets_are_boxes_at_squares_on_the_corners_of_cells():
+    batch = tiny.make_batch(CANVAS, objects=(3, 0, 4))
+    targets = jax.device_get(run(batch, made_up()))[0]
+    points = dense_maps.points(CANVAS)
+    half = TINY["anchor_scale"] * points[:, 2:] / 2
+    corners = np.concatenate([points[:, :2] - half, points[:, :2] + half], axis=1)
+    np.testing.assert_array_equal(targets.boxes, np.broadcast_to(corners, targets.boxes.shape))
+    wanted = np.take_along_axis(batch.boxes, targets.matched[..., None], axis=1)
+    positive = (targets.status == 1)[..., None]
+    np.testing.assert_array_equal(targets.values["gt_boxes"], np.where(positive, wanted, 0))
+
+
+def test_loss_uses_targets(monkeypatch):
+    """Another threshold changes both, so the targets that tools show are those of training."""
+    batch = tiny.make_batch(CANVAS, objects=(3, 0, 4))
+    monkeypatch.setattr(assign_lib, "threshold", lambda iou, there: 2.0)
+    another = tiny.jit(lambda *arguments: everything(*arguments)[:3])
+    targets, _, metrics = another(batch, made_up())
+    assert not (targets.status == 1).any()
+    assert metrics["loss/box"] == metrics["loss/centerness"] == 0
+
+
+def test_centerness_comes_from_the_box_tower():
+    head = atss.ATSS(**TINY).bind({}).head
+    assert set(head.box_outputs) == {"box_deltas", "centerness"}
+    assert set(head.cls_outputs) == {"cls_logits"}
+
+
+def test_the_threshold_is_of_class_scores_and_the_score_has_the_centerness():
+    outputs = jax.tree.map(jnp.zeros_like, made_up(images=1))
+    outputs = outputs._replace(centerness=tuple(x - 5.0 for x in outputs.centerness))
+    candidates = tiny.jit(lambda *given: atss.ATSS(**TINY).candidates(*given, CANVAS))
+    found = candidates(outputs, jnp.int32([(40, 50)]))
     assert found.valid.any()
     score = 0.5 / (1 + np.exp(5.0))  # below the threshold of 0.05
     np.testing.assert_allclose(found.scores[found.valid], score, rtol=1e-5)
+    assert (found.boxes >= 0).all() and (found.boxes[..., 2:] <= jnp.float32([50, 40])).all()
 
 
 @pytest.mark.parametrize(

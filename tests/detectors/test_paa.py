@@ -1,5 +1,6 @@
-"""What PAA changes in ATSS: targets, loss, prediction; test_contract.py checks the rest."""
+"""What PAA changes in ATSS, on made-up maps; test_contract.py checks the rest."""
 
+import dense_maps
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,156 +9,139 @@ import tiny
 
 from detlab import contract
 from detlab.detectors import atss, paa
-from detlab.ops import boxes as boxes_lib
 
-KEY = jax.random.key(0)
-
-
-@pytest.fixture(scope="module")
-def subject(subject_of):
-    return subject_of("paa")
+TINY = tiny.TINY["paa"].fields
+CANVAS = (64, 96)
 
 
-@pytest.fixture(scope="module")
-def results(subject):
-    """Maps, targets and metrics of one batch, from one program."""
-    batch = tiny.make_batch()
-
-    @tiny.jit
-    def everything(params, state, batch):
-        maps, state = subject.detector.maps(params, state, batch.images, True)
-        _, (metrics, _) = subject.detector.loss_of_maps(params, state, batch, maps, KEY)
-        targets = subject.detector.targets_of_maps(params, state, batch, maps, KEY)
-        return maps, targets, metrics
-
-    return batch, *jax.device_get(everything(*subject.variables, batch))
+def made_up(images=3, seed=0):
+    """Outputs with random scores, deltas and predicted IoU."""
+    maps = (dense_maps.random(CANVAS, images, channels, seed) for channels in (3, 4, 1))
+    return atss.Outputs((), *maps)
 
 
-def flat(levels):
-    return np.concatenate([x.reshape(len(x), -1, x.shape[-1]) for x in levels], axis=1)
+@tiny.jit
+def run(batch, outputs):
+    """Targets, loss, metrics and the gradients of the maps."""
+    module = paa.PAA(**TINY)
+    (value, metrics), grads = jax.value_and_grad(module.loss, argnums=1, has_aux=True)(
+        batch, outputs
+    )
+    return module.targets(batch, outputs), value, metrics, grads
 
 
-def decoded(anchors, deltas):
-    anchors = np.float64(anchors)
-    size, center = anchors[..., 2:] - anchors[..., :2], (anchors[..., 2:] + anchors[..., :2]) / 2
-    d = deltas * [0.1, 0.1, 0.2, 0.2]
-    center, size = center + d[..., :2] * size, size * np.exp(np.clip(d[..., 2:], -4.135, 4.135))
-    return np.float32(np.concatenate([center - size / 2, center + size / 2], -1))
-
-
-def cross_entropy(logits, targets):
+def focal(logits, label):
+    """The focal loss of an anchor, summed over the classes; `label` None: background."""
     p = 1 / (1 + np.exp(-np.float64(logits)))
-    return -targets * np.log(p) - (1 - targets) * np.log(1 - p)
+    losses = -0.75 * p**2 * np.log(1 - p)
+    if label is not None:
+        losses[label] = -0.25 * (1 - p[label]) ** 2 * np.log(p[label])
+    return losses.sum()
 
 
-def focal(logits, one_hot):
-    p = 1 / (1 + np.exp(-np.float64(logits)))
-    p_t, alpha = np.where(one_hot == 1, p, 1 - p), np.where(one_hot == 1, 0.25, 0.75)
-    return -alpha * (1 - p_t) ** 2 * np.log(p_t)
+def test_parameters_are_those_of_atss():
+    images = jax.ShapeDtypeStruct((1, *CANVAS, 3), jnp.uint8)
+    shapes = [
+        jax.eval_shape(contract.from_module(kind(**TINY)).init, jax.random.key(0), images)
+        for kind in (atss.ATSS, paa.PAA)
+    ]
+    assert jax.tree.structure(shapes[0]) == jax.tree.structure(shapes[1])
+    assert jax.tree.map(jnp.shape, shapes[0]) == jax.tree.map(jnp.shape, shapes[1])
 
 
-def test_parameters_are_those_of_atss(subject):
-    plain = contract.from_module(atss.ATSS(**subject.entry.fields))
-    images = jax.ShapeDtypeStruct((1, 64, 96, 3), jnp.uint8)
-    shapes = jax.eval_shape(plain.init, KEY, images)
-    assert jax.tree.map(jnp.shape, subject.variables) == jax.tree.map(jnp.shape, shapes)
-
-
-def test_the_positives_of_an_object_have_the_lowest_losses_of_its_candidates(results):
-    batch, maps, targets, _ = results
+def test_targets_and_losses_equal_plain_loops():
+    batch = tiny.make_batch(CANVAS, objects=(3, 0, 4))
+    outputs = made_up()
+    targets, value, metrics, grads = jax.device_get(run(batch, outputs))
     first, final = targets["candidates"], targets["main"]
-    logits, boxes = flat(maps.cls_logits), decoded(first.boxes, flat(maps.box_deltas))
+    logits, deltas, last = (dense_maps.flatten(x) for x in outputs[1:])
     assert ((final.status == 1) <= (first.status == 1)).all()
     assert ((final.status == -1) == (first.status == -1)).all()
+
+    def against(i, n):
+        """The loss of the anchor if it learns its candidate's object, IoU and GIoU with it."""
+        slot = first.matched[i, n]
+        pred = dense_maps.decoded(first.boxes[i, n], deltas[i, n])
+        iou, giou = dense_maps.overlaps(pred, batch.boxes[i, slot])
+        return focal(logits[i, n], batch.labels[i, slot]) + 1.3 * (1 - giou), iou, giou
+
+    # On each level, the positives of an object have the lowest losses of its candidates.
     for i, slot in np.argwhere(batch.valid):
-        own = (first.status[i] == 1) & (first.matched[i] == slot)
-        positive = (final.status[i] == 1) & (final.matched[i] == slot)
-        assert 0 < positive.sum() < own.sum()
-        cls = focal(logits[i, own], np.eye(3)[batch.labels[i, slot]]).sum(-1)
-        loss = cls + 1.3 * (1 - boxes_lib.giou(boxes[i, own], batch.boxes[i, slot]))
-        ranks = np.argsort(np.argsort(np.asarray(loss)))[positive[own]]
-        assert sorted(ranks) == list(range(len(ranks)))  # fewer than 9 on each level here
+        for level in range(5):
+            own = (first.status[i] == 1) & (first.matched[i] == slot) & (first.level[i] == level)
+            kept = own & (final.status[i] == 1)
+            losses = sorted((against(i, n)[0], bool(kept[n])) for n in np.flatnonzero(own))
+            assert [k for _, k in losses] == sorted((k for _, k in losses), reverse=True)
+            assert kept.sum() <= 9
+        own = final.matched[i][final.status[i] == 1] == slot
+        assert own.any()
 
-
-def test_values_are_the_objects_box_and_the_iou_of_the_prediction(results):
-    batch, maps, targets, _ = results
-    final = targets["main"]
-    boxes = decoded(final.boxes, flat(maps.box_deltas))
-    for i, n in np.argwhere(final.status == 1):
-        box = batch.boxes[i, final.matched[i, n]]
-        np.testing.assert_array_equal(final.values["gt_boxes"][i, n], box)
-        iou = boxes_lib.iou(boxes[i, n], box)
+    cls = box = quality = total = 0.0
+    for i, n in np.argwhere(final.status >= 0):
+        if final.status[i, n] == 0:
+            cls += focal(logits[i, n], None)
+            continue
+        _, iou, giou = against(i, n)
         np.testing.assert_allclose(final.values["iou"][i, n], iou, rtol=1e-3, atol=1e-6)
+        cls += focal(logits[i, n], batch.labels[i, final.matched[i, n]])
+        box, total = box + iou * (1 - giou), total + iou
+        q = 1 / (1 + np.exp(-last[i, n, 0]))
+        quality -= iou * np.log(q) + (1 - iou) * np.log(1 - q)
+    count = (final.status == 1).sum()
+    terms = {
+        "loss/cls": cls / max(count, 3),
+        "loss/box": 1.3 * box / total,
+        "loss/iou": 0.5 * quality / count,
+    }
+    for name, term in terms.items():
+        np.testing.assert_allclose(metrics[name], term, rtol=1e-4, err_msg=name)
+    np.testing.assert_allclose(value, sum(terms.values()), rtol=1e-4)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(grads))
+    assert all(any(map(np.any, maps)) for maps in grads[1:])
 
 
-def test_loss_is_that_of_the_targets(results):
-    batch, maps, targets, metrics = results
-    final = targets["main"]
-    positive, counted = final.status == 1, final.status >= 0
-    labels = np.take_along_axis(batch.labels, final.matched, 1)
-    cls = focal(flat(maps.cls_logits), np.eye(3)[labels] * positive[..., None])
-    cls = cls[counted].sum() / max(positive.sum(), 2)
-    boxes = decoded(final.boxes, flat(maps.box_deltas))[positive]
-    iou, gt_boxes = final.values["iou"][positive], final.values["gt_boxes"][positive]
-    box = 1.3 * (iou * (1 - boxes_lib.giou(boxes, gt_boxes))).sum() / iou.sum()
-    quality = cross_entropy(flat(maps.centerness)[positive][:, 0], iou)
-    expected = {"cls": cls, "box": box, "iou": 0.5 * quality.sum() / positive.sum()}
-    for name, value in expected.items():
-        np.testing.assert_allclose(metrics[f"loss/{name}"], value, rtol=1e-3, err_msg=name)
-
-
-def test_the_score_is_the_root_of_class_score_times_iou(subject):
-    params, state = jax.tree.map(lambda x: x, subject.variables)
-    for name, bias in (("cls_logits", 0.0), ("centerness", -3.0)):
-        params["head"][name] = jax.tree.map(jnp.zeros_like, params["head"][name])
-        params["head"][name]["bias"] += bias
-    found = subject.candidates(params, state, subject.batch.images, subject.batch.image_size)
-    assert found.valid.any()
-    expected = np.sqrt(0.5 / (1 + np.exp(3.0)))
-    np.testing.assert_allclose(found.scores[found.valid], expected, rtol=1e-5)
+def test_images_without_objects_train_on_background_alone():
+    batch = tiny.make_batch(CANVAS, objects=(0, 0, 0))
+    targets, value, metrics, grads = jax.device_get(run(batch, made_up()))
+    assert not targets["candidates"].status.any() and not targets["main"].status.any()
+    assert metrics["loss/box"] == metrics["loss/iou"] == metrics["positives"] == 0
+    assert value == metrics["loss/cls"] > 0 and metrics["normaliser"] == 3
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(grads))
 
 
 def test_the_best_anchors_of_a_level_keep_all_their_classes():
-    """One image of 16 cells; three classes; the two best anchors of the level give six pairs."""
-    module = paa.PAA(num_classes=3, strides=(8,), candidates_per_level=2)
-    rng = np.random.default_rng(0)
-    maps = atss.Outputs(
-        features=(),
-        cls_logits=(jnp.float32(rng.normal(size=(1, 4, 4, 3))),),
-        box_deltas=(jnp.zeros((1, 4, 4, 4)),),
-        centerness=(jnp.float32(rng.normal(size=(1, 4, 4, 1))),),
-    )
-    found = module.candidates(maps, jnp.int32([[32, 32]]), (32, 32))
-    scores = 1 / (1 + np.exp(-flat(maps.cls_logits))) / (1 + np.exp(-flat(maps.centerness)))
-    scores = np.sqrt(scores[0])
-    best = np.argsort(-scores.max(1))[:2]
-    np.testing.assert_allclose(found.scores[0], np.sort(scores[best].ravel())[::-1], rtol=1e-5)
-    few = paa.PAA(num_classes=3, strides=(8,), candidates_per_level=2, num_candidates=4)
-    assert few.candidates(maps, jnp.int32([[32, 32]]), (32, 32)).scores.shape == (1, 4)
+    """Two anchors of each level with their three classes, scored sqrt(class score * IoU)."""
+    outputs = made_up(images=1)
+    bounds = dict(candidates_per_level=2), dict(candidates_per_level=2, num_candidates=4)
+
+    @tiny.jit
+    def both(outputs):
+        modules = (paa.PAA(**TINY, **fields) for fields in bounds)
+        return [x.candidates(outputs, jnp.int32([CANVAS]), CANVAS) for x in modules]
+
+    found, few = both(outputs)
+    expected = []
+    for logits, iou in zip(outputs.cls_logits, outputs.centerness, strict=True):
+        scores = 1 / (1 + np.exp(-logits)) / (1 + np.exp(-iou))
+        scores = np.sqrt(scores.reshape(-1, 3))
+        expected += list(scores[np.argsort(-scores.max(1))[:2]].ravel())
+    np.testing.assert_allclose(found.scores[0], np.sort(expected)[::-1], rtol=1e-5)
+    np.testing.assert_allclose(few.scores, found.scores[:, :4])
 
 
-def test_voting_moves_boxes_and_nothing_else(subject):
-    params, state = jax.tree.map(lambda x: x, subject.variables)
-    params["head"]["cls_logits"]["bias"] += 3.0
-    arguments = params, state, subject.batch.images, subject.batch.image_size
-    candidates = subject.candidates(*arguments)
+def test_voting_moves_boxes_and_nothing_else():
+    modules = [paa.PAA(**TINY, voting=on) for on in (True, False)]
 
-    def suppressed(**fields):
-        return tiny.jit(paa.PAA(**subject.entry.fields, **fields).suppress)(candidates)
+    @tiny.jit
+    def both(outputs):
+        candidates = modules[0].candidates(outputs, jnp.int32([CANVAS]), CANVAS)
+        return [module.suppress(candidates) for module in modules]
 
-    voted, kept = suppressed(), suppressed(voting=False)
+    voted, kept = both(made_up(images=1))
     for name in ("scores", "labels", "valid"):
         np.testing.assert_array_equal(getattr(voted, name), getattr(kept, name))
     assert np.abs(voted.boxes - kept.boxes).max() > 0.5
-    np.testing.assert_array_equal(voted.boxes[~voted.valid], 0)
-
-
-def test_images_without_objects_train_on_background_alone(subject):
-    batch = tiny.make_batch(objects=(0, 0))
-    (value, (metrics, _)), grads = subject.loss(*subject.variables, batch, KEY)
-    assert metrics["loss/box"] == metrics["loss/iou"] == metrics["positives"] == 0
-    assert np.isfinite(value) and metrics["normaliser"] == 2
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
+    assert not voted.boxes[~voted.valid].any()
 
 
 @pytest.mark.parametrize(

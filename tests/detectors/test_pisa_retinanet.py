@@ -12,35 +12,40 @@ KEY = jax.random.key(0)
 
 
 @pytest.fixture(scope="module")
-def given(subject_of):
-    """Maps with random values, and for any detector its terms and their gradients there."""
-    subject = subject_of("pisa_retinanet")
+def subject(subject_of):
+    return subject_of("pisa_retinanet")
+
+
+@pytest.fixture(scope="module")
+def losses(subject):
+    """batch -> (terms, their gradients) of PISA and of RetinaNet, on the same random maps."""
+    plain = contract.from_module(retinanet.RetinaNet(**subject.entry.fields))
     shapes = jax.eval_shape(subject.maps, *subject.variables, subject.batch.images)
     maps = jax.tree.map(lambda x: jax.random.normal(KEY, x.shape), shapes)
 
-    def of(detector, batch, maps=maps):
-        def terms(maps):
+    @tiny.jit
+    def both(batch):
+        def terms(detector, maps):
             return detector.loss_of_maps(*subject.variables, batch, maps, KEY)[1][0]
 
-        return jax.device_get(tiny.jit(lambda maps: (terms(maps), jax.jacrev(terms)(maps)))(maps))
+        return [
+            (terms(detector, maps), jax.jacrev(terms, argnums=1)(detector, maps))
+            for detector in (subject.detector, plain)
+        ]
 
-    return of
+    return lambda batch: jax.device_get(both(batch))
 
 
-def test_ranks_move_the_gradient_between_positives_and_keep_the_loss(subject_of, given):
-    subject = subject_of("pisa_retinanet")
-    plain = contract.from_module(retinanet.RetinaNet(**subject.entry.fields))
-    batch = tiny.make_batch()
-    (metrics, gradients), (expected, of_plain) = given(subject.detector, batch), given(plain, batch)
-    np.testing.assert_allclose(metrics["loss/cls"], expected["loss/cls"], rtol=1e-5)
+def test_ranks_move_the_gradient_between_positives_and_keep_the_loss(losses):
+    (terms, gradients), (expected, of_plain) = losses(tiny.make_batch())
+    np.testing.assert_allclose(terms["loss/cls"], expected["loss/cls"], rtol=1e-5)
     found, other = (x["loss/cls"].cls_logits[0] for x in (gradients, of_plain))
     assert np.abs(found - other).max() > 0.1 * np.abs(other).max()
 
 
-def test_carl_sends_the_gradient_of_the_boxes_into_the_scores_of_positives(subject_of, given):
+def test_carl_sends_the_gradient_of_the_boxes_into_the_scores_of_positives(subject, losses):
     batch = tiny.make_batch()
-    subject = subject_of("pisa_retinanet")
-    _, gradients = given(subject.detector, batch)
+    (_, gradients), _ = losses(batch)
     targets = jax.device_get(subject.targets(*subject.variables, batch, KEY))["main"]
     scored = np.concatenate(
         [x.reshape(2, -1, tiny.NUM_CLASSES) for x in gradients["loss/carl"].cls_logits], axis=1
@@ -52,13 +57,10 @@ def test_carl_sends_the_gradient_of_the_boxes_into_the_scores_of_positives(subje
     assert not any(np.any(x) for x in gradients["loss/box"].cls_logits)
 
 
-def test_without_positives_the_loss_is_that_of_the_background(subject_of, given):
-    subject = subject_of("pisa_retinanet")
-    plain = contract.from_module(retinanet.RetinaNet(**subject.entry.fields))
-    batch = tiny.make_batch(objects=(0, 0))
-    (metrics, gradients), (expected, _) = given(subject.detector, batch), given(plain, batch)
-    assert metrics["positives"] == metrics["loss/box"] == metrics["loss/carl"] == 0
-    np.testing.assert_allclose(metrics["loss/cls"], expected["loss/cls"], rtol=1e-6)
+def test_without_positives_the_loss_is_that_of_the_background(losses):
+    (terms, gradients), (expected, _) = losses(tiny.make_batch(objects=(0, 0)))
+    assert terms["positives"] == terms["loss/box"] == terms["loss/carl"] == 0
+    np.testing.assert_allclose(terms["loss/cls"], expected["loss/cls"], rtol=1e-6)
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(gradients))
 
 

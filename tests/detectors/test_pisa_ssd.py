@@ -25,6 +25,7 @@ def test_parameters_are_those_of_ssd(subject):
     assert subject.variables[1] == state
 
 
+@pytest.mark.slow
 def test_isr_moves_loss_among_positives_but_keeps_its_sum(subject):
     """Without powers the weights are 1: the class term is SSD's, and CARL is the box term again."""
     batch = tiny.make_batch()

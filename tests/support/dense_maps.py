@@ -36,3 +36,13 @@ def overlaps(a, b):
     outer = np.prod(np.maximum(a[2:], b[2:]) - np.minimum(a[:2], b[:2]))
     union = np.prod(a[2:] - a[:2]) + np.prod(b[2:] - b[:2]) - inner
     return inner / union, inner / union - (outer - union) / outer
+
+
+def decoded(anchor, deltas, stds=(0.1, 0.1, 0.2, 0.2)):
+    """The box of one anchor, xyxy px, from its four deltas."""
+    anchor, (dx, dy, dw, dh) = np.float64(anchor), np.float64(deltas) * stds
+    width, height = anchor[2] - anchor[0], anchor[3] - anchor[1]
+    x = (anchor[0] + anchor[2]) / 2 + dx * width
+    y = (anchor[1] + anchor[3]) / 2 + dy * height
+    width, height = width * np.exp(dw), height * np.exp(dh)
+    return np.array([x - width / 2, y - height / 2, x + width / 2, y + height / 2])

@@ -15,11 +15,9 @@ def fields(info: dict) -> dict:
         model.expect("type", "ATSS")
         head = configs.head(model, "ATSSHead", info)
         configs.cross_entropy(head.child("loss_centerness"), sigmoid=True)
-        assigner = configs.training(train).child("assigner")
-        assigner.expect("type", "ATSSAssigner")
         return {
             **network(info, model, head),
-            "topk": assigner.take("topk"),
+            **configs.atss(configs.training(train).child("assigner")),
             **configs.dense_test(test),
         }
 
