@@ -167,8 +167,8 @@ class SABLRetinaNet(nn.Module):
         # At least one per image, as in the reference: empty images must not divide by zero.
         normaliser = jnp.maximum(positive.sum(1), 1).sum().astype(jnp.float32)
         logits = anchors_lib.flatten_levels(maps.cls_logits, self.num_classes)  # [B, N, C]
-        one_hot = targets_lib.one_hot(batch.labels, targets, self.num_classes)
-        cls = focal.sigmoid_focal(logits, one_hot, self.focal_alpha, self.focal_gamma)
+        labels = targets_lib.one_hot(batch.labels, targets, self.num_classes)
+        cls = focal.sigmoid_focal(logits, labels, self.focal_alpha, self.focal_gamma)
         bucket, offset = bucket_losses.bucket_losses(
             *self.predicted(maps), coders.Buckets(**targets.values), self.smooth_l1_beta
         )
