@@ -230,6 +230,17 @@ def from_imagenet(config: ConfigDict, name: str) -> None:
     start_from(config, name, file, folder, source="torchvision", authors="torchvision")
 
 
+def from_caffe(config: ConfigDict, name: str) -> None:
+    """A caffe ResNet-50 from Detectron2's ImageNet weights: constant norms, undivided pixels.
+
+    `name` is the path of the experiment, which has a variant `scratch`.  Whole published detectors
+    of this kind are converted with --bgr.
+    """
+    config.model.update(style="caffe", backbone_norm="frozen", pixel_std=(1.0, 1.0, 1.0))
+    file, folder = "resnet50_msra-5891d200.pth", "weights/resnet50_msra"
+    start_from(config, name, file, folder, source="torchvision --bgr", authors="OpenMMLab")
+
+
 def from_scratch(config: ConfigDict) -> None:
     """Random weights: norms use batch statistics, and nothing is frozen."""
     config.model.update(backbone_norm="batch", frozen_stages=0)

@@ -180,6 +180,17 @@ def octave_anchors(config: Reader) -> dict:
     }
 
 
+def approximate_anchors(head: Reader) -> dict:
+    """The usual anchors that stand for all shapes, and squares at their base scale."""
+    anchors = octave_anchors(head.child("approx_anchor_generator"))
+    squares = head.child("square_anchor_generator")
+    squares.expect("type", "AnchorGenerator")
+    squares.expect("strides", list(anchors["strides"]))
+    squares.expect("scales", [anchors["octave_base_scale"]])
+    squares.expect("ratios", [1.0])
+    return anchors
+
+
 def square_anchor(config: Reader) -> dict:
     """AnchorGenerator with one square per cell, its side relative to the stride."""
     config.expect("type", "AnchorGenerator")
@@ -196,6 +207,16 @@ def delta_coder(config: Reader) -> dict:
     config.expect("type", "DeltaXYWHBBoxCoder")
     config.expect("target_means", [0.0, 0.0, 0.0, 0.0])
     return {"delta_stds": tuple(config.take("target_stds", (1.0, 1.0, 1.0, 1.0)))}
+
+
+def bucketing_coder(config: Reader) -> dict:
+    """BucketingBBoxCoder with an offset to the best bucket, and to the second if it is close."""
+    config.expect("type", "BucketingBBoxCoder")
+    config.expect("offset_topk", 2, default=2)
+    config.expect("offset_upperbound", 1.0, default=1.0)
+    config.expect("cls_ignore_neighbor", True, default=True)
+    config.expect("clip_border", True, default=True)
+    return {"num_buckets": config.take("num_buckets"), "bucket_scale": config.take("scale_factor")}
 
 
 def loss(config: Reader, kind: str, weight: float | None = 1.0) -> float:
@@ -253,23 +274,25 @@ def random_sampler(config: Reader, prefix: str, with_objects: bool) -> dict:
     }
 
 
-def iou_thresholds(config: Reader, low_quality: bool = True) -> tuple[float, float, float]:
-    """The three IoUs of MaxIoUAssigner.
+def iou_thresholds(
+    config: Reader, low_quality: bool = True, kind: str = "MaxIoUAssigner"
+) -> tuple[float, float, float]:
+    """The three IoUs of MaxIoUAssigner, or of ApproxMaxIoUAssigner.
 
     An anchor is positive at or above the first and negative below the second.  With `low_quality`,
     the best anchor of an object is positive at or above the third.
     """
-    config.expect("type", "MaxIoUAssigner")
+    config.expect("type", kind)
     config.expect("match_low_quality", low_quality, default=True)
     config.expect("ignore_iof_thr", -1)
     lowest = config.take("min_pos_iou", 0.0)
     return config.take("pos_iou_thr"), config.take("neg_iou_thr"), lowest
 
 
-def max_iou(config: Reader) -> dict:
-    """MaxIoUAssigner in which the best anchor of an object is always positive."""
+def max_iou(config: Reader, kind: str = "MaxIoUAssigner") -> dict:
+    """Assigner of this type in which the best anchor of an object is always positive."""
     config.expect("min_pos_iou", 0)
-    positive, negative, _ = iou_thresholds(config)
+    positive, negative, _ = iou_thresholds(config, kind=kind)
     return {"positive_iou": positive, "negative_iou": negative}
 
 

@@ -105,6 +105,14 @@ def towers(**names: str) -> list[mapping.Rule]:
     ]
 
 
+def feature_adaption(source: str, target: str) -> list[mapping.Rule]:
+    """Mmdet's FeatureAdaption: the offsets and the deformable convolution, without biases."""
+    return [
+        *conv(rf"{source}\.conv_offset", f"{target}/offsets", bias=False),
+        *conv(rf"{source}\.conv_adaption", f"{target}/deform", bias=False),
+    ]
+
+
 def _layer(source: str, target: str, transforms: tuple[str, ...]) -> list[mapping.Rule]:
     return [
         mapping.Rule(rf"{source}\.weight", f"params/{target}/kernel", transforms),

@@ -32,6 +32,7 @@ def assign(
     min_pos_iou: float | Array,
     *,
     anchor_valid=None,
+    approximations=None,
     low_quality: bool = True,
     all_ties: bool = True,
     require_overlap: bool = True,
@@ -54,6 +55,8 @@ def assign(
       neg_iou: threshold, or a pair (low, high): negative only where low <= IoU < high.
       min_pos_iou: see above.
       anchor_valid: [N] bool; invalid anchors are ignored and are never an object's best.
+      approximations: [N, A, 4] xyxy px, boxes around each anchor; its IoU with an object is
+        then the largest of theirs (Guided Anchoring, arXiv:1901.03278, "Anchor shape targets").
       low_quality: whether objects claim their best anchors.
       all_ties: an object claims all anchors that share its best IoU, not only the first.
       require_overlap: an object that overlaps no anchor claims none.  If False and `min_pos_iou`
@@ -77,8 +80,10 @@ def assign(
         areas = _in_ignored_area(anchors, gt_boxes, gt_ignore, ignore_iof, ignore_wrt_anchors)
         candidates = candidates & ~(areas & has_objects)
 
+    # One row for each approximation: XLA reduces over the first axis fastest.
+    rows = anchors[None] if approximations is None else jnp.moveaxis(approximations, 1, 0)
     max_iou, matched, claimed = _scan_objects(
-        anchors, candidates, gt_boxes, gt_valid, min_pos_iou, all_ties, require_overlap
+        rows, candidates, gt_boxes, gt_valid, min_pos_iou, all_ties, require_overlap
     )
     low, high = neg_iou if isinstance(neg_iou, (tuple, list)) else (0.0, neg_iou)
     positive = max_iou >= pos_iou
@@ -94,14 +99,18 @@ def assign(
     )
 
 
-def _scan_objects(anchors, candidates, gt_boxes, gt_valid, min_pos_iou, all_ties, require_overlap):
-    """Largest IoU [N], its object [N], and the last object to claim each anchor [N], -1 if none."""
-    positions = jnp.arange(len(anchors))
+def _scan_objects(rows, candidates, gt_boxes, gt_valid, min_pos_iou, all_ties, require_overlap):
+    """Largest IoU [N], its object [N], and the last object to claim each anchor [N], -1 if none.
+
+    The IoU of an anchor is the largest of its `rows` [A, N, 4].
+    """
+    positions = jnp.arange(len(candidates))
 
     def step(carry, gt):
         max_iou, matched, claimed = carry
         slot, box, valid = gt
-        row = jnp.where(candidates & valid, boxes_lib.iou(anchors, box), -1.0)  # [N]
+        row = jnp.max(boxes_lib.iou(rows, box), axis=0)  # [N]
+        row = jnp.where(candidates & valid, row, -1.0)
         # Fused separately into the maximum and into the comparison with it, the IoU may round
         # differently, and no anchor would equal the best.  The barrier makes it one array.
         row = lax.optimization_barrier(row)
@@ -120,8 +129,8 @@ def _scan_objects(anchors, candidates, gt_boxes, gt_valid, min_pos_iou, all_ties
         )
         return carry, None
 
-    zeros = jnp.zeros(len(anchors), jnp.float32)
-    slots = jnp.zeros(len(anchors), jnp.int32)
+    zeros = jnp.zeros(len(candidates), jnp.float32)
+    slots = jnp.zeros(len(candidates), jnp.int32)
     gts = (jnp.arange(len(gt_boxes), dtype=jnp.int32), gt_boxes, gt_valid)
     return lax.scan(step, (zeros, slots, slots - 1), gts)[0]
 

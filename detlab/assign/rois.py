@@ -28,6 +28,7 @@ def sample_anchors(
     ious: tuple[float, float, float],
     num: int,
     positive_fraction: float,
+    approximations=None,
 ) -> max_iou.MaxIoU:
     """`max_iou.MaxIoU` of the anchors of one image, with status -1 where not sampled.
 
@@ -40,10 +41,10 @@ def sample_anchors(
       ious: an anchor is positive at or above the first and negative below the second; an object's
         best anchor is positive at or above the third.
       num, positive_fraction: static, see `sampling.sample`.
+      approximations: [N, A, 4] or None, see `max_iou.assign`.
     """
-    pos_iou, neg_iou, min_pos_iou = ious
     assigned = max_iou.assign(
-        anchors, boxes, valid, pos_iou, neg_iou, min_pos_iou, anchor_valid=inside
+        anchors, boxes, valid, *ious, anchor_valid=inside, approximations=approximations
     )
     drawn = sampling.sample(key, assigned.status, num, positive_fraction)
     rows = jnp.where(drawn.valid, drawn.index, len(anchors))  # empty slots are dropped

@@ -130,8 +130,7 @@ class ATSS(nn.Module):
         Each anchor is centred on the top left corner of its cell.
         """
         grid = anchors_lib.grid(canvas, self.strides)
-        cells = [anchors_lib.cell_anchors(s, (self.anchor_scale,), (1.0,)) for s in self.strides]
-        return grid, grid.anchors(cells)
+        return grid, grid.squares(self.anchor_scale)
 
     def boxes(self, anchors: jax.Array, maps: Outputs) -> jax.Array:
         """The predicted boxes [B, N, 4] of all anchors, xyxy px, not clipped to the image."""

@@ -129,8 +129,7 @@ class GFL(nn.Module):
         `values` has the boxes of the objects, px, which are zero where a point is not positive.
         """
         grid = self.grid(batch.images.shape[1:3])
-        cells = [anchors_lib.cell_anchors(s, (self.anchor_scale,), (1.0,)) for s in self.strides]
-        anchors = grid.anchors(cells)  # [N, 4], centred on the points
+        anchors = grid.squares(self.anchor_scale)  # [N, 4], centred on the points
 
         def one_image(boxes, valid, image_size):
             inside = grid.inside(image_size)

@@ -109,8 +109,7 @@ class RetinaNet(nn.Module):
         return self.scales_per_octave * len(self.aspect_ratios)
 
     def setup(self) -> None:
-        self.backbone = resnet.of(self)
-        self.neck = fpn.of(self, extra="input")
+        self.backbone, self.neck = resnet.of(self), fpn.of(self, extra="input")
         self.head = dense.of(
             self,
             cls_outputs={
@@ -133,9 +132,9 @@ class RetinaNet(nn.Module):
 
     def anchors(self, grid: anchors_lib.Grid) -> jax.Array:
         """The anchors [N, 4] of all levels, xyxy px."""
-        scales = anchors_lib.octave_scales(self.octave_base_scale, self.scales_per_octave)
-        cells = [anchors_lib.cell_anchors(s, scales, self.aspect_ratios) for s in self.strides]
-        return grid.anchors(cells)
+        return grid.octave_anchors(
+            self.octave_base_scale, self.scales_per_octave, self.aspect_ratios
+        )
 
     def targets(self, batch: types.Batch, maps: Outputs) -> dict[str, types.Targets]:
         """Assigns objects to anchors (section 4, "Anchors"); `maps` is not used.

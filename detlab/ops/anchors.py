@@ -171,6 +171,17 @@ class Grid(NamedTuple):
         levels = zip(cells, self.strides, self.shapes, strict=True)
         return jnp.concatenate([grid_anchors(*level) for level in levels])
 
+    def octave_anchors(
+        self, octave_base_scale: float, scales_per_octave: int, ratios: Sequence[float]
+    ):
+        """Anchors of `octave_scales` and `ratios` in all cells, [cells * A, 4] float32 xyxy px."""
+        scales = octave_scales(octave_base_scale, scales_per_octave)
+        return self.anchors([cell_anchors(stride, scales, ratios) for stride in self.strides])
+
+    def squares(self, scale: float):
+        """A square around the corner of each cell, `scale` strides wide, [cells, 4] xyxy px."""
+        return self.anchors([cell_anchors(stride, (scale,), (1.0,)) for stride in self.strides])
+
     def points(self, offset: float = 0.0):
         """The points of all levels, [N, 2] float32 x, y px; `offset` as in `grid_points`."""
         levels = zip(self.strides, self.shapes, strict=True)

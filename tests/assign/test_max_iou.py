@@ -25,6 +25,7 @@ NAMES = (
     "no_area_first",
     "no_priors",
 )
+APPROXIMATE = ("ga", "sabl", "ignore", "none")
 SLOTS = 12  # more than any case has, so that all cases of one rule share a program
 
 
@@ -35,8 +36,12 @@ def random_boxes(count, seed, extent=100.0):
 
 
 def slow_assign(anchors, gts, pos_iou, neg_iou, min_pos_iou):
-    """The rule on the whole matrix, one gt at a time; real gts only, all ties, overlap required."""
-    overlaps = np.asarray(boxes_lib.pairwise_iou(anchors, gts))  # [N, G]
+    """The rule on the whole matrix, one gt at a time; real gts only, all ties, overlap required.
+
+    Anchors are [N, 4], or [N, A, 4] approximations of each.
+    """
+    overlaps = np.asarray(boxes_lib.pairwise_iou(anchors, gts))
+    overlaps = overlaps if anchors.ndim == 2 else overlaps.max(axis=1)  # [N, G]
     best = overlaps.max(axis=1)
     status = np.where(best >= pos_iou, 1, np.where(best < neg_iou, 0, -1))
     matched = overlaps.argmax(axis=1)
@@ -76,13 +81,16 @@ def run_case(case, arrays, require_overlap):
         slots,
         index < len(gts),
         gt_ignore=(index >= len(gts)) & (index < len(gts) + len(areas)),
+        approximations=arrays.get("approxs"),
     )
     return result, np.where(result.status == 1, result.matched + 1, result.status)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name", [f"max_iou_{x}" for x in NAMES] + [f"approx_max_iou_{x}" for x in APPROXIMATE]
+)
 def test_assignment_equals_the_reference(unit_cases, name):
-    case, arrays = unit_cases("assign")[f"max_iou_{name}"]
+    case, arrays = unit_cases("assign")[name]
     result, gt_inds = run_case(case, arrays, require_overlap=False)
     np.testing.assert_array_equal(gt_inds, arrays["gt_inds"])
     np.testing.assert_allclose(result.max_iou, arrays["max_overlaps"], **case["tolerance"])
@@ -175,6 +183,28 @@ def test_invalid_anchors_are_ignored_and_are_nobodys_best():
         anchors, gt, jnp.array([False]), 0.5, 0.4, 0.0, anchor_valid=jnp.array([False, True, True])
     )
     np.testing.assert_array_equal(nothing.status, [-1, 0, 0])
+
+
+def test_approximations_overlap_for_their_anchor():
+    """The anchor itself meets no object; the second of its approximations is the object."""
+    anchors = jnp.array([[0.0, 0, 10, 10], [50, 50, 60, 60]])
+    gt, valid = jnp.array([[20.0, 0.0, 30.0, 10.0]]), jnp.array([True])
+    around = jnp.array([[[20.0, 0, 30, 3], [20, 0, 30, 10]], [[50, 50, 60, 60], [50, 50, 60, 70]]])
+    result = max_iou.assign(anchors, gt, valid, 0.5, 0.4, 0.0, approximations=around)
+    np.testing.assert_array_equal(result.status, [1, 0])
+    np.testing.assert_allclose(result.max_iou, [1.0, 0.0])
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_random_approximations_equal_the_matrix_rule(count):
+    around = random_boxes(400 * count, SEED).reshape(400, count, 4)
+    gts = random_boxes(5, SEED + 1)
+    assign = program(pos_iou=0.5, neg_iou=0.4, min_pos_iou=0.2)
+    found = assign(around[:, 0], gts, np.ones(5, bool), approximations=around)
+    status, matched, best = slow_assign(around, gts, 0.5, 0.4, 0.2)
+    np.testing.assert_array_equal(found.status, status)
+    np.testing.assert_array_equal(found.matched, matched)
+    np.testing.assert_allclose(found.max_iou, best, rtol=1e-6)
 
 
 @pytest.mark.parametrize("require_overlap", [True, False])

@@ -110,6 +110,21 @@ def test_retinanet_cell_by_hand():
     np.testing.assert_allclose(sizes.prod(axis=1), np.tile((8 * scales) ** 2, 3), rtol=1e-6)
 
 
+def test_octave_anchors_and_squares_equal_the_reference(unit_cases):
+    for name in ("anchors_retinanet", "anchors_sabl_square"):
+        case, arrays = unit_cases("priors")[name]
+        args = case["args"]
+        strides = [np.min(stride) for stride in args["strides"]]
+        grid = anchors_lib.Grid(strides, args["featmap_sizes"], [1] * len(strides))
+        if name == "anchors_retinanet":
+            sizes = args["octave_base_scale"], args["scales_per_octave"], args["ratios"]
+            found = grid.octave_anchors(*sizes)
+        else:
+            found = grid.squares(*args["scales"])
+        expected = np.concatenate([arrays[f"anchors_{i}"] for i in range(len(strides))])
+        np.testing.assert_allclose(found, expected, **case["tolerance"])
+
+
 def test_order_is_rows_columns_anchors():
     cell = np.array([[0.0, 0.0, 1.0, 1.0], [0.0, 0.0, 2.0, 2.0]])
     grid = anchors_lib.grid_anchors(cell, 10, (2, 3))
