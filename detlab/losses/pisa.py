@@ -1,0 +1,81 @@
+"""Prime sample attention: the weights of ISR-P and CARL (arXiv:1904.04821).
+
+The samples that decide the mean AP are those that overlap their object most.  ISR-P ranks the
+positives by overlap and moves weight of the classification loss to the first (section 4.1).  CARL
+multiplies the box loss by a factor that grows with the score of the object's class, so that its
+gradient raises the scores of well localized samples and lowers the others (section 4.2).
+
+Both work for sigmoid and softmax scores: the caller computes the losses and the scores.  The rows
+of an image are anchors or RoIs; ranks, sums and the largest class are over the global batch.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+
+def isr_weights(ious, matched, labels, positive, losses, k: float = 2.0, bias: float = 0.0):
+    """Factors of the classification losses by rank of the overlap (section 4.1, ISR-P).
+
+    The positives are ranked in two rounds (IoU-HLR, section 3): within each object by overlap, then
+    within each class by that rank, and by overlap among those of equal rank.  With n the number of
+    positives of the largest class, rank r of a class has the weight ((1 - bias) (n - r) / n +
+    bias)^k.  All are scaled so that the sum of the weighted losses of positives does not change.
+
+    Args:
+      ious: [B, P] overlap of the predicted box with its object; read where positive, as the next
+        three are.
+      matched: [B, P] int slot of the object in its image.
+      labels: [B, P] int class of the object.
+      positive: [B, P] bool.
+      losses: [B, P] >= 0, the classification losses; for sigmoid scores, the sums over the classes.
+      k: exponent, >= 0; gamma in the paper.
+      bias: least weight before the power, 0..1; beta in the paper.
+    Returns:
+      [B, P] float32 without gradient; 1 where not positive.
+    """
+    ious, losses = lax.stop_gradient((ious, losses))
+    in_object = jax.vmap(_ranks)(matched, positive, -ious)  # slots of two images never meet
+    flat = (x.reshape(-1) for x in (labels, positive, in_object, -ious))
+    rank = _ranks(*flat).reshape(positive.shape)  # [B, P] within its class
+    largest = jnp.where(positive, rank + 1, 1).max().astype(jnp.float32)
+    weights = ((1 - bias) * (largest - rank) / largest + bias) ** k
+    losses = jnp.where(positive, losses, 0.0)
+    weighted = jnp.where(positive, weights * losses, 0.0).sum()
+    # The losses of positives can all be 0 in float32, and there may be none.
+    scale = jnp.where(weighted > 0, losses.sum() / jnp.where(weighted > 0, weighted, 1.0), 1.0)
+    return jnp.where(positive, scale * weights, 1.0)
+
+
+def carl_weights(scores, positive, k: float = 1.0, bias: float = 0.2):
+    """Factors of the box losses by the score of the object's class (section 4.2, CARL).
+
+    Each is ((1 - bias) p + bias)^k, divided by the mean of the positives.  The gradient runs
+    through them into the scores.
+
+    Args:
+      scores: [B, P] p in 0..1, sigmoid or softmax, of the object's class; read where positive.
+      positive: [B, P] bool.
+      k: exponent, >= 0.
+      bias: least factor before the power and the division, 0..1.
+    Returns:
+      [B, P] float32; 0 where not positive.
+    """
+    # 1 where not positive: a power below 1 has no finite gradient at 0.
+    factors = jnp.where(positive, (1 - bias) * scores.astype(jnp.float32) + bias, 1.0) ** k
+    factors = jnp.where(positive, factors, 0.0)
+    total = factors.sum()
+    return factors * positive.sum() / jnp.where(total > 0, total, 1.0)
+
+
+def _ranks(groups, valid, *keys):
+    """Position of each row in its group, from 0, by the first key, then the next; [P] int32.
+
+    Groups are >= 0.  Rows with equal keys keep their order; invalid rows are a group of their own.
+    """
+    groups = jnp.where(valid, groups, jnp.iinfo(jnp.int32).max)
+    order = jnp.lexsort((*reversed(keys), groups))  # the last key decides first
+    sorted_groups, place = groups[order], jnp.arange(len(order))
+    begins = jnp.diff(sorted_groups, prepend=-1) != 0
+    first = lax.cummax(jnp.where(begins, place, 0))  # of the row's group
+    return jnp.zeros_like(place).at[order].set(place - first, unique_indices=True)
