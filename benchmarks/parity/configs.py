@@ -56,6 +56,15 @@ class Reader:
         self._children.append(reader)
         return reader
 
+    def children(self, key: str, count: int) -> list["Reader"]:
+        """The configurations of the parts in the list at the key, which must have this length."""
+        values = self._left.pop(key, None)
+        if not isinstance(values, list) or len(values) != count:
+            raise errors.UserError(f"{self.path}.{key} is {values!r}, not a list of {count} parts.")
+        readers = [Reader(value, f"{self.path}.{key}.{i}") for i, value in enumerate(values)]
+        self._children += readers
+        return readers
+
     def finish(self) -> None:
         """Raises UserError for a key that was not read, here or below."""
         for key, value in self._left.items():
@@ -134,6 +143,15 @@ def fpn(config: Reader, start_level: int, extra: str, num_levels: int) -> dict:
     return {"neck_width": config.take("out_channels")}
 
 
+def bfp(config: Reader, num_levels: int) -> dict:
+    """Neck BFP over all levels, refined by a non-local block."""
+    config.expect("type", "BFP")
+    config.expect("num_levels", num_levels)
+    config.expect("refine_type", "non_local")
+    config.skip("in_channels")  # follows from the neck before
+    return {"refine_level": config.take("refine_level", 2)}
+
+
 def head(model: Reader, kind: str, info: Mapping) -> Reader:
     """The `bbox_head` of a model or of its `roi_head`, which must be of this type."""
     config = model.child("bbox_head")
@@ -189,6 +207,20 @@ def focal_loss(config: Reader) -> dict:
     loss(config, "FocalLoss")
     config.expect("use_sigmoid", True)
     return {"focal_gamma": config.take("gamma", 2.0), "focal_alpha": config.take("alpha", 0.25)}
+
+
+def balanced_l1(config: Reader) -> dict:
+    """The curve of BalancedL1Loss."""
+    return {f"balanced_l1_{key}": config.take(key) for key in ("alpha", "gamma", "beta")}
+
+
+def pisa(train: Reader) -> dict:
+    """`isr_k`, `isr_bias`, `carl_k` and `carl_bias` from a PISA's training."""
+    return {
+        f"{part}_{key}": float(config.take(key))
+        for part, config in (("isr", train.child("isr")), ("carl", train.child("carl")))
+        for key in ("k", "bias")
+    }
 
 
 def training(config: Reader) -> Reader:

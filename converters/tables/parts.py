@@ -70,14 +70,26 @@ def conv_gn(source: str, target: str) -> list[mapping.Rule]:
     ]
 
 
-def fpn(laterals: Iterable[int], outputs: Iterable[int]) -> list[mapping.Rule]:
+def fpn(
+    laterals: Iterable[int], outputs: Iterable[int], source: str = "neck"
+) -> list[mapping.Rule]:
     """Mmdet's FPN from levels `laterals` to levels `outputs`, with or without group norms."""
     names = (("lateral_convs", "lateral", laterals), ("fpn_convs", "output", outputs))
     return [
         rule
         for theirs, ours, levels in names
         for i, level in enumerate(levels)
-        for rule in conv_gn(rf"neck\.{theirs}\.{i}", f"neck/{ours}{level}")
+        for rule in conv_gn(rf"{source}\.{theirs}\.{i}", f"neck/{ours}{level}")
+    ]
+
+
+def bfp(source: str) -> list[mapping.Rule]:
+    """Mmdet's BFP with a non-local block -> `balance`."""
+    names = {"g": "g", "theta": "theta", "phi": "phi", "conv_out": "output"}
+    return [
+        rule
+        for theirs, ours in names.items()
+        for rule in conv(rf"{source}\.refine\.{theirs}\.conv", f"balance/refine/{ours}")
     ]
 
 

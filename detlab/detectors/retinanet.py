@@ -46,6 +46,7 @@ class Examples(NamedTuple):
 
     cls_logits: jax.Array  # [B, N, C]
     box_deltas: jax.Array  # [B, N, 4]
+    matched: jax.Array  # [B, N] int32 slot of the object
     one_hot: jax.Array  # [B, N, C] zero where not positive
     delta_targets: jax.Array  # [B, N, 4] zero where not positive
     counted: jax.Array  # [B, N] bool: positive or negative, not ignored
@@ -164,14 +165,19 @@ class RetinaNet(nn.Module):
         return Examples(
             cls_logits=anchors_lib.flatten_levels(maps.cls_logits, self.num_classes),
             box_deltas=anchors_lib.flatten_levels(maps.box_deltas, 4),
+            matched=targets.matched,
             one_hot=targets_lib.one_hot(batch.labels, targets, self.num_classes),
             delta_targets=targets.values["deltas"],
             counted=targets.status >= 0,
             positive=targets.status == 1,
         )
 
+    def box_terms(self, found: Examples) -> jax.Array:
+        """The losses of the deltas, [B, N, 4]: L1."""
+        return regression.l1(found.box_deltas, found.delta_targets)
+
     def loss(self, batch: types.Batch, maps: Outputs) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Focal loss (eq. 5) on classes and L1 on deltas, divided by the number of positives."""
+        """Focal loss (eq. 5) on classes, `box_terms`, divided by the number of positives."""
         found = self.examples(batch, maps)
         # At least one per image, as in the reference: empty images must not divide by zero.
         normaliser = jnp.maximum(found.positive.sum(1), 1).sum().astype(jnp.float32)
@@ -179,8 +185,8 @@ class RetinaNet(nn.Module):
             found.cls_logits, found.one_hot, self.focal_alpha, self.focal_gamma
         )
         cls = jnp.where(found.counted[..., None], cls, 0.0).sum() / normaliser
-        box = regression.l1(found.box_deltas, found.delta_targets)
-        box = self.box_weight * jnp.where(found.positive[..., None], box, 0.0).sum() / normaliser
+        box = jnp.where(found.positive[..., None], self.box_terms(found), 0.0)
+        box = self.box_weight * box.sum() / normaliser
         terms = {"loss/cls": cls, "loss/box": box}
         positives = found.positive.sum() / batch.images.shape[0]
         return cls + box, {**terms, "positives": positives, "normaliser": normaliser}

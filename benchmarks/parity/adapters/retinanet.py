@@ -20,8 +20,15 @@ def fields(info: dict) -> dict:
         }
 
 
-def all_but_losses(info: dict, model: Reader, head: Reader, train: Reader, test: Reader) -> dict:
-    """The fields that RetinaNets with other losses share."""
+def all_but_losses(
+    info: dict,
+    model: Reader,
+    head: Reader,
+    train: Reader,
+    test: Reader,
+    neck: Reader | None = None,
+) -> dict:
+    """The fields that RetinaNets with other losses share; `neck`: the FPN, by default all of it."""
     model.expect("type", "RetinaNet")
     anchors = configs.octave_anchors(head.child("anchor_generator"))
     num_levels = len(anchors["strides"])
@@ -30,7 +37,7 @@ def all_but_losses(info: dict, model: Reader, head: Reader, train: Reader, test:
     return {
         **configs.inputs(info, model),
         **configs.resnet(model.child("backbone")),
-        **configs.fpn(model.child("neck"), 1, "on_input", num_levels),
+        **configs.fpn(neck or model.child("neck"), 1, "on_input", num_levels),
         **configs.tower(head),
         **anchors,
         **configs.delta_coder(head.child("bbox_coder")),
