@@ -18,8 +18,9 @@ def isr_weights(ious, matched, labels, positive, losses, k: float = 2.0, bias: f
     """Factors of the classification losses by rank of the overlap (section 4.1, ISR-P).
 
     The positives are ranked in two rounds (IoU-HLR, section 3): within each object by overlap, then
-    within each class by that rank, and by overlap among those of equal rank.  With n the number of
-    positives of the largest class, rank r of a class has the weight ((1 - bias) (n - r) / n +
+    within each class by that rank, and by overlap among those of equal rank.  Of equal overlaps,
+    such as 0, the last row is first; their order in the reference is undefined.  With n the number
+    of positives of the largest class, rank r of a class has the weight ((1 - bias) (n - r) / n +
     bias)^k.  All are scaled so that the sum of the weighted losses of positives does not change.
 
     Args:
@@ -35,8 +36,8 @@ def isr_weights(ious, matched, labels, positive, losses, k: float = 2.0, bias: f
       [B, P] float32 without gradient; 1 where not positive.
     """
     ious, losses = lax.stop_gradient((ious, losses))
-    in_object = jax.vmap(_ranks)(matched, positive, -ious)  # slots of two images never meet
-    flat = (x.reshape(-1) for x in (labels, positive, in_object, -ious))
+    in_object = jax.vmap(_ranks)(matched, positive, ious)  # slots of two images never meet
+    flat = (x.reshape(-1) for x in (labels, positive, -in_object, ious))
     rank = _ranks(*flat).reshape(positive.shape)  # [B, P] within its class
     largest = jnp.where(positive, rank + 1, 1).max().astype(jnp.float32)
     weights = ((1 - bias) * (largest - rank) / largest + bias) ** k
@@ -69,13 +70,13 @@ def carl_weights(scores, positive, k: float = 1.0, bias: float = 0.2):
 
 
 def _ranks(groups, valid, *keys):
-    """Position of each row in its group, from 0, by the first key, then the next; [P] int32.
+    """Rank of each row in its group, 0 for the largest first key, then the largest second; [P] int32.
 
-    Groups are >= 0.  Rows with equal keys keep their order; invalid rows are a group of their own.
+    Of rows with equal keys, the last is first.  Groups are >= 0; invalid rows are one of their own.
     """
     groups = jnp.where(valid, groups, jnp.iinfo(jnp.int32).max)
     order = jnp.lexsort((*reversed(keys), groups))  # the last key decides first
     sorted_groups, place = groups[order], jnp.arange(len(order))
-    begins = jnp.diff(sorted_groups, prepend=-1) != 0
-    first = lax.cummax(jnp.where(begins, place, 0))  # of the row's group
-    return jnp.zeros_like(place).at[order].set(place - first, unique_indices=True)
+    ends = jnp.diff(sorted_groups, append=-1) != 0
+    last = lax.cummin(jnp.where(ends, place, len(order)), reverse=True)  # of the row's group
+    return jnp.zeros_like(place).at[order].set(last - place, unique_indices=True)

@@ -151,6 +151,13 @@ def test_slot_0_of_one_image_is_another_object_than_slot_0_of_the_next():
     np.testing.assert_allclose(weights, np.array([[4, 2], [3, 1]]) * 4 / 10, rtol=1e-6)
 
 
+def test_of_equal_overlaps_the_last_row_is_first():
+    zeros, positive = np.zeros((1, 3), np.int32), np.ones((1, 3), bool)
+    ious, losses = np.float32([[0.5, 0.0, 0.0]]), np.ones((1, 3), np.float32)
+    weights = weights_program()(ious, zeros, zeros, positive, losses, 1.0, 0.0)
+    np.testing.assert_allclose(weights, [[3 / 2, 1 / 2, 1]], rtol=1e-6)
+
+
 def test_rows_that_are_not_positive_change_nothing():
     ious, matched, labels, positive, losses = random_rows()
     expected = weights_program()(ious, matched, labels, positive, losses, 2.0, 0.1)
