@@ -70,9 +70,9 @@ def carl_weights(scores, positive, k: float = 1.0, bias: float = 0.2):
 
 
 def _ranks(groups, valid, *keys):
-    """Rank of each row in its group, 0 for the largest first key, then the largest second; [P] int32.
+    """Rank of each row in its group by the largest first key, then the largest second; [P] int32.
 
-    Of rows with equal keys, the last is first.  Groups are >= 0; invalid rows are one of their own.
+    Of rows with equal keys, the last is first.  Groups are >= 0; invalid rows are one more group.
     """
     groups = jnp.where(valid, groups, jnp.iinfo(jnp.int32).max)
     order = jnp.lexsort((*reversed(keys), groups))  # the last key decides first
