@@ -1,4 +1,6 @@
-"""RetinaNet-50 with PISA on COCO 2017, 1x schedule (mmdetection's `retinanet-r50_fpn_pisa_1x_coco`).
+"""RetinaNet-50 with PISA on COCO 2017, 1x schedule.
+
+The reference is mmdetection's `retinanet-r50_fpn_pisa_1x_coco`.
 
     python -m detlab.train --config experiments/pisa_retinanet_coco.py --config.data.root=coco
 

@@ -74,8 +74,8 @@ def mean_pool(x, size: int, stride: int = 1, padding: Sequence[int] = (0, 0)):
 def adaptive_max_pool(x, size: tuple[int, int]):
     """The maxima of windows that cover a map evenly, as in PyTorch.
 
-    Cell i of h covers rows floor(i H / h) to ceil((i + 1) H / h) - 1 of H, and so for columns; where
-    h does not divide H, windows have different sizes and share cells.  NaN and the gradient are
+    Row i of h covers rows floor(i H / h) to ceil((i + 1) H / h) - 1 of H; so do columns.  Where h
+    does not divide H, windows have different sizes and share cells.  NaN and the gradient are
     treated as in `max_pool`.
 
     Args:
