@@ -200,8 +200,11 @@ def check_sha256(path: pathlib.Path, wanted: str | None) -> None:
 
 
 def part(info: Mapping, path: str) -> Any:
-    """The value at a path such as "model_cfg.neck.type"; None if there is none."""
+    """The value at a path such as "model_cfg.neck.type" or "a.0.b"; None if there is none."""
     value = info
     for key in path.split("."):
-        value = value.get(key) if isinstance(value, Mapping) else None
+        if isinstance(value, list):
+            value = dict(enumerate(value)).get(int(key)) if key.isdigit() else None
+        else:
+            value = value.get(key) if isinstance(value, Mapping) else None
     return value

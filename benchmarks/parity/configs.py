@@ -6,7 +6,7 @@ change the numbers.  Defaults are those of mmdet 3.3.0.
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from detlab import errors
@@ -155,10 +155,22 @@ def bfp(config: Reader, num_levels: int) -> dict:
 def head(model: Reader, kind: str, info: Mapping) -> Reader:
     """The `bbox_head` of a model or of its `roi_head`, which must be of this type."""
     config = model.child("bbox_head")
+    head_type(config, kind, info)
+    return config
+
+
+def head_type(config: Reader, kind: str, info: Mapping) -> None:
+    """A head of this type for the classes of the case."""
     config.expect("type", kind)
     config.expect("num_classes", info["num_classes"])
     config.skip("in_channels")  # follows from the part before; a wrong one fails to convert
-    return config
+
+
+def equal(fields: Sequence[dict], config: Reader) -> dict:
+    """The fields of several parts of `config`, which must be equal."""
+    if any(others != fields[0] for others in fields):
+        raise errors.UserError(f"{config.path} has parts with {fields}; detlab has one for all.")
+    return fields[0]
 
 
 def tower(config: Reader) -> dict:
@@ -306,7 +318,7 @@ def dense_test(config: Reader) -> dict:
 
 
 def rpn(config: Reader) -> dict:
-    """RPNHead without its box loss."""
+    """RPNHead; its box loss is L1 or smooth L1."""
     config.expect("type", "RPNHead")
     config.skip("in_channels")  # follows from the neck
     anchors = config.child("anchor_generator")
@@ -318,7 +330,11 @@ def rpn(config: Reader) -> dict:
             f"{config.path}.bbox_coder has target_stds; detlab's proposals have none."
         )
     cross_entropy(config.child("loss_cls"), sigmoid=True)
+    box = config.child("loss_bbox")
+    beta = box.take("beta", 0.0)
+    loss(box, "SmoothL1Loss" if beta else "L1Loss")
     return {
+        "rpn_box_beta": beta,
         "rpn_width": config.take("feat_channels", 256),
         "strides": tuple(anchors.take("strides")),
         "anchor_scale": float(scale),
@@ -328,23 +344,38 @@ def rpn(config: Reader) -> dict:
 
 def rpn_training(config: Reader) -> dict:
     """How an RPN assigns and samples anchors in training."""
+    border = config.take("allowed_border", -1)
+    if border not in (-1, 0):
+        raise errors.UserError(f"{config.path}.allowed_border is {border}; detlab has -1 and 0.")
     positive, negative, lowest = iou_thresholds(training(config).child("assigner"))
+    sampler = config.child("sampler")
+    most = sampler.take("neg_pos_ub", -1)
     return {
+        "rpn_crossing": border == -1,
+        "rpn_negatives_per_positive": None if most < 0 else most,
         "rpn_positive_iou": positive,
         "rpn_negative_iou": negative,
         "rpn_min_positive_iou": lowest,
-        **random_sampler(config.child("sampler"), "rpn", with_objects=False),
+        **random_sampler(sampler, "rpn", with_objects=False),
     }
 
 
-def proposals(config: Reader, name: str) -> dict:
-    """From an RPN's outputs to proposals: fields `NAME` and `NAME_per_level`."""
-    config.expect("min_bbox_size", 0)
-    return {
-        f"{name}_per_level": config.take("nms_pre"),
-        name: config.take("max_per_img"),
-        "proposal_nms_iou": nms(config),
-    }
+def proposals(train: Reader, test: Reader) -> dict:
+    """From an RPN's outputs to proposals, in training (`rpn_proposal`) and prediction (`rpn`)."""
+    found, ious = {}, set()
+    for config, name in (
+        (train.child("rpn_proposal"), "train_proposals"),
+        (test.child("rpn"), "proposals"),
+    ):
+        config.expect("min_bbox_size", 0)
+        found[f"{name}_per_level"] = config.take("nms_pre")
+        found[name] = config.take("max_per_img")
+        ious.add(nms(config))
+    if len(ious) > 1:
+        raise errors.UserError(
+            f"{test.path}.rpn.nms differs from training; detlab has one for both."
+        )
+    return {**found, "proposal_nms_iou": ious.pop()}
 
 
 def roi_extractor(config: Reader) -> dict:

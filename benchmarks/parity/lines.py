@@ -38,6 +38,7 @@ def compare(
     if results.gradients is not None:
         lines += _of_gradients(case, converted, results.gradients)
     lines += _of_buffers(case, converted.table, results.state)
+    lines += of_extra(case, adapter.extra, results.state)
     mine, theirs = _detections(case, results.detections)
     lines += checks.detections(mine, theirs, case.info["drift"]["detections"])
     return lines, not_compared
@@ -131,6 +132,15 @@ def _of_buffers(case, table: mapping.Table, state) -> list[checks.Line]:
     return [
         checks.figure(f"buffer {key}", np.linalg.norm(named.get(key, np.nan)), norm)
         for key, norm in norms.items()
+    ]
+
+
+def of_extra(case, names: Mapping[str, str], state: Mapping) -> list[checks.Line]:
+    """The lines of other state after the step; `names` maps it to a leaf of `state`."""
+    leaves = mapping.flatten(state)
+    return [
+        checks.figure(f"state {name}", leaves.get(names.get(name), math.nan), theirs)
+        for name, theirs in case.info["extra"].items()
     ]
 
 

@@ -11,7 +11,6 @@ from detlab.converters.tables import parts, torchvision_resnet
 
 def table(bgr: bool = False) -> mapping.Table:
     """The table; `bgr` as in `torchvision_resnet.rules`."""
-    head = r"roi_head\.bbox_head"
     return parts.whole(
         "mmdet Faster R-CNN",
         torchvision_resnet.rules(r"backbone\.", bgr),
@@ -19,12 +18,19 @@ def table(bgr: bool = False) -> mapping.Table:
         parts.conv(r"rpn_head\.rpn_conv", "rpn/conv/conv"),
         parts.conv(r"rpn_head\.rpn_cls", "rpn/cls_logits"),
         parts.conv(r"rpn_head\.rpn_reg", "rpn/box_deltas"),
-        parts.linear(rf"{head}\.shared_fcs\.0", "box_head/fc0", ("chw_to_hwc_7x7",)),
-        parts.linear(rf"{head}\.shared_fcs\.1", "box_head/fc1"),
-        parts.linear(rf"{head}\.fc_cls", "box_head/cls_logits"),
-        parts.linear(rf"{head}\.fc_reg", "box_head/box_deltas"),
+        box_head(r"roi_head\.bbox_head", "box_head"),
         class_leaves=("params/box_head/(cls_logits|box_deltas)/.*",),
     )
+
+
+def box_head(source: str, target: str) -> list[mapping.Rule]:
+    """The rules of a Shared2FCBBoxHead."""
+    return [
+        *parts.linear(rf"{source}\.shared_fcs\.0", f"{target}/fc0", ("chw_to_hwc_7x7",)),
+        *parts.linear(rf"{source}\.shared_fcs\.1", f"{target}/fc1"),
+        *parts.linear(rf"{source}\.fc_cls", f"{target}/cls_logits"),
+        *parts.linear(rf"{source}\.fc_reg", f"{target}/box_deltas"),
+    ]
 
 
 MARKS = (

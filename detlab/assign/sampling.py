@@ -28,14 +28,37 @@ def sample(
     positive_fraction: float,
     negatives_per_positive: float | None = None,
 ) -> Sampled:
-    """A uniform draw of at most `num` candidates of one image, without replacement.
+    """A uniform draw of candidates of one image, without replacement.
+
+    Args:
+      rng: key of this image, such as `fold_in(key, index of the image in the global batch)`, which
+        makes the draw independent of how the images are split across devices.
+      status, num, positive_fraction, negatives_per_positive: see `highest`.
+    Returns:
+      Sampled with K = min(num, N).
+    Raises:
+      ValueError: as in `highest`.
+    """
+    # float32, because XLA's top_k of integers is 100 times slower on a CPU.  There are 2^23
+    # different numbers; of two equal ones the first is drawn, which is too rare to matter.
+    numbers = jax.random.uniform(rng, status.shape)
+    return highest(numbers, status, num, positive_fraction, negatives_per_positive)
+
+
+def highest(
+    numbers,
+    status,
+    num: int,
+    positive_fraction: float,
+    negatives_per_positive: float | None = None,
+) -> Sampled:
+    """At most `num` candidates of one image: those of each kind with the largest numbers.
 
     At most `num * positive_fraction` (rounded down) positives are drawn.  Negatives fill the rest,
     including the unused share of the positives; positives never replace missing negatives.
 
     Args:
-      rng: key of this image, such as `fold_in(key, index of the image in the global batch)`, which
-        makes the draw independent of how the images are split across devices.
+      numbers: [N] float32, at least 0.
       status: [N] int: 1 positive, 0 negative, -1 never drawn.
       num: static; 256 for an RPN, 512 for its box head.
       positive_fraction: static; 0.5 for an RPN, 0.25 for its box head.
@@ -54,9 +77,6 @@ def sample(
         raise ValueError(f"positive_fraction must be in 0..1, not {positive_fraction}")
     count = len(status)
     slots, quota = min(num, count), min(int(num * positive_fraction), count)
-    # float32, because XLA's top_k of integers is 100 times slower on a CPU.  There are 2^23
-    # different numbers; of two equal ones the first is drawn, which is too rare to matter.
-    numbers = jax.random.uniform(rng, (count,))
 
     def draw(kind, at_most):
         """Candidates of `kind` in random order [at_most], and how many of them are real."""

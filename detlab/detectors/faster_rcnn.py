@@ -89,6 +89,9 @@ class FasterRCNN(nn.Module):
     rpn_min_positive_iou: float = 0.3  # of an object's best anchor
     rpn_samples: int = 256  # per image
     rpn_positive_fraction: float = 0.5
+    rpn_negatives_per_positive: float | None = None  # at most; None: as many as there is room for
+    rpn_crossing: bool = True  # whether the RPN learns from anchors that cross the image's border
+    rpn_box_beta: float = 0.0  # of the smooth L1 of its boxes; 0: L1
     proposal_nms_iou: float = 0.7
     train_proposals_per_level: int = 2000
     train_proposals: int = 1000
@@ -130,7 +133,7 @@ class FasterRCNN(nn.Module):
             *fields.above(self, 0, "anchor_scale", "roi_scale"),
             ("rpn_positive_iou", 0 < high <= 1, "above 0 and at most 1"),
             ("rpn_negative_iou", 0 <= low <= high, "from 0 to rpn_positive_iou"),
-            *fields.at_least(self, 0, "sampling_ratio", "predict_sampling_ratio"),
+            *fields.at_least(self, 0, "sampling_ratio", "predict_sampling_ratio", "rpn_box_beta"),
         )
         fields.check(self, rules)
 
@@ -138,7 +141,11 @@ class FasterRCNN(nn.Module):
         self.backbone = resnet.of(self)
         self.neck = fpn.FPN(self.neck_width, 2, len(self.strides), extra="pool", dtype=self.dtype)
         self.rpn = rpn_lib.RPNHead(len(self.aspect_ratios), self.rpn_width, dtype=self.dtype)
-        self.box_head = box_lib.BoxHead(self.num_classes, self.box_width, dtype=self.dtype)
+        self.box_head = self.make_box_head()
+
+    def make_box_head(self) -> nn.Module:
+        """The box head, which `setup` names `box_head`."""
+        return box_lib.BoxHead(self.num_classes, self.box_width, dtype=self.dtype)
 
     def maps(self, images: jax.Array, train: bool) -> Maps:
         """[B, H, W, 3] RGB, uint8 or float32 in 0..255 -> the pyramid and the RPN's outputs."""
@@ -186,15 +193,19 @@ class FasterRCNN(nn.Module):
         anchors = self.anchors(grid)
 
         def one_image(key, boxes, valid, size):
+            inside = grid.inside(size)
+            if not self.rpn_crossing:
+                inside &= ((anchors[:, :2] >= 0) & (anchors[:, 2:] < size[::-1])).all(-1)
             assigned = rois_lib.sample_anchors(
                 key,
                 anchors,
-                grid.inside(size),
+                inside,
                 boxes,
                 valid,
                 ious=(self.rpn_positive_iou, self.rpn_negative_iou, self.rpn_min_positive_iou),
                 num=self.rpn_samples,
                 positive_fraction=self.rpn_positive_fraction,
+                negatives_per_positive=self.rpn_negatives_per_positive,
             )
             deltas = coders.encode_deltas(anchors, boxes[assigned.matched])
             return targets_lib.of_entries(anchors, grid.level(), assigned, {"deltas": deltas})
@@ -210,7 +221,7 @@ class FasterRCNN(nn.Module):
         counts = [jnp.maximum((targets.status == kind).sum(1), 1).sum() for kind in (0, 1)]
         normaliser = sum(counts).astype(jnp.float32)
         cls = cross_entropy.sigmoid_cross_entropy(logits, positive.astype(jnp.float32))
-        box = regression.l1(deltas, targets.values["deltas"]).sum(-1)
+        box = regression.smooth_l1(deltas, targets.values["deltas"], self.rpn_box_beta).sum(-1)
         return {
             "loss/rpn_cls": jnp.where(sampled, cls, 0.0).sum() / normaliser,
             "loss/rpn_box": jnp.where(positive, box, 0.0).sum() / normaliser,
@@ -219,10 +230,10 @@ class FasterRCNN(nn.Module):
     # --------------------------------------------------------------------------------------------
     # Second stage
 
-    def box_outputs(
+    def roi_features(
         self, maps: Maps, rois: jax.Array, valid: jax.Array, sampling_ratio: int
-    ) -> tuple[jax.Array, jax.Array]:
-        """Logits [B, R, C + 1] and deltas [B, R, C * 4] of RoIs [B, R, 4]; valid [B, R]."""
+    ) -> jax.Array:
+        """Features [B, R, S, S, D] of RoIs [B, R, 4]; valid [B, R]."""
         pyramid, strides = tuple(maps.features[:4]), self.strides[:4]  # P6 is only for proposals
 
         def one_image(pyramid, rois, valid):
@@ -230,12 +241,20 @@ class FasterRCNN(nn.Module):
                 pyramid, rois, valid, strides, self.roi_size, sampling_ratio, self.roi_scale
             )
 
-        return self.box_head(on_images(one_image)(pyramid, lax.stop_gradient(rois), valid))
+        return on_images(one_image)(pyramid, lax.stop_gradient(rois), valid)
 
     def sample(
-        self, keys: jax.Array, proposals: proposals_lib.Proposals, batch: types.Batch
+        self,
+        keys: jax.Array,
+        proposals: proposals_lib.Proposals,
+        batch: types.Batch,
+        iou: float | None = None,
     ) -> rois_lib.RoIs:
-        """The RoIs [B, R, ...] that the box head is trained on; keys [B], one per image."""
+        """The RoIs [B, R, ...] that a box head is trained on; keys [B], one per image.
+
+        `iou` replaces `positive_iou`.
+        """
+        iou = self.positive_iou if iou is None else iou
 
         def one_image(key, proposals, boxes, valid):
             return rois_lib.sample_rois(
@@ -244,18 +263,21 @@ class FasterRCNN(nn.Module):
                 proposals.valid,
                 boxes,
                 valid,
-                iou=self.positive_iou,
+                iou=iou,
                 num=self.box_samples,
                 positive_fraction=self.box_positive_fraction,
             )
 
         return on_images(one_image)(keys, proposals, batch.boxes, batch.valid)
 
-    def box_targets(self, rois: rois_lib.RoIs, batch: types.Batch) -> types.Targets:
-        """Targets of the sampled RoIs, status -1 in empty slots."""
+    def box_targets(
+        self, rois: rois_lib.RoIs, batch: types.Batch, stds: Sequence[float] | None = None
+    ) -> types.Targets:
+        """Targets of the sampled RoIs, status -1 in empty slots; `stds` replaces `delta_stds`."""
+        stds = self.delta_stds if stds is None else stds
 
         def one_image(rois, boxes):
-            deltas = coders.encode_deltas(rois.boxes, boxes[rois.matched], stds=self.delta_stds)
+            deltas = coders.encode_deltas(rois.boxes, boxes[rois.matched], stds=stds)
             level = roi_align.levels(rois.boxes, 4, self.roi_scale)
             found = targets_lib.of_entries(rois.boxes, level, rois, {"deltas": deltas})
             return found._replace(values={**found.values, "index": rois.index})
@@ -263,20 +285,19 @@ class FasterRCNN(nn.Module):
         return on_images(one_image)(rois, batch.boxes)
 
     def box_loss(
-        self, batch: types.Batch, maps: Maps, targets: types.Targets
+        self, batch: types.Batch, targets: types.Targets, logits: jax.Array, deltas: jax.Array
     ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
-        """(both loss terms of the second stage, the other metrics)."""
+        """(both loss terms of a box head's outputs for the sampled RoIs, the other metrics)."""
         counted, positive = targets.status >= 0, targets.status == 1  # [B, R]
-        logits, deltas = self.box_outputs(maps, targets.boxes, counted, self.sampling_ratio)
         labels = jnp.take_along_axis(batch.labels, targets.matched, axis=1)
         labels = jnp.where(positive, labels, self.num_classes)
         normaliser = jnp.maximum(counted.sum(), 1).astype(jnp.float32)
         cls = cross_entropy.softmax_cross_entropy(logits, labels)
         deltas = box_lib.of_label(deltas, jnp.where(positive, labels, 0))  # [B, R, 4]
-        l1 = regression.l1(deltas, targets.values["deltas"]).sum(-1)
+        box = self.delta_loss(deltas, targets.values["deltas"]).sum(-1)
         terms = {
             "loss/cls": jnp.where(counted, cls, 0.0).sum() / normaliser,
-            "loss/box": jnp.where(positive, l1, 0.0).sum() / normaliser,
+            "loss/box": jnp.where(positive, box, 0.0).sum() / normaliser,
         }
         right = counted & (logits.argmax(-1) == labels)
         return terms, {
@@ -284,6 +305,10 @@ class FasterRCNN(nn.Module):
             "positives": positive.sum() / batch.images.shape[0],
             "normaliser": normaliser,
         }
+
+    def delta_loss(self, deltas: jax.Array, targets: jax.Array) -> jax.Array:
+        """The loss of each delta of a box head, [B, R, 4]: L1."""
+        return regression.l1(deltas, targets)
 
     # --------------------------------------------------------------------------------------------
     # Both stages
@@ -295,12 +320,9 @@ class FasterRCNN(nn.Module):
         of each RoI, background included, in the list of all proposals followed by all object slots;
         0 in empty slots.
         """
-        rng, images = self.make_rng("sample"), batch.images
-        # One key per image of the global batch, so results do not depend on the devices.
-        keys = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(rng, i)))(
-            jnp.arange(len(images))
-        )
-        proposals = self.propose(maps, batch.image_size, images.shape[1:3], train=True)
+        keys = self.image_keys(len(batch.images), 2)
+        canvas = batch.images.shape[1:3]
+        proposals = self.propose(maps, batch.image_size, canvas, train=True)
         rois = self.sample(keys[:, 1], proposals, batch)
         targets = {
             "rpn": self.rpn_targets(keys[:, 0], batch),
@@ -308,10 +330,19 @@ class FasterRCNN(nn.Module):
         }
         return lax.stop_gradient(targets)
 
+    def image_keys(self, images: int, count: int) -> jax.Array:
+        """Keys [B, count]: those of an image of the global batch do not depend on the devices."""
+        rng = self.make_rng("sample")
+        return jax.vmap(lambda i: jax.random.split(jax.random.fold_in(rng, i), count))(
+            jnp.arange(images)
+        )
+
     def loss(self, batch: types.Batch, maps: Maps) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Cross entropy and L1 of both stages, each divided by the number of its samples."""
         targets = self.targets(batch, maps)
-        box_terms, metrics = self.box_loss(batch, maps, targets["box"])
+        box = targets["box"]
+        features = self.roi_features(maps, box.boxes, box.status >= 0, self.sampling_ratio)
+        box_terms, metrics = self.box_loss(batch, box, *self.box_head(features))
         terms = {**self.rpn_loss(maps, targets["rpn"]), **box_terms}
         return sum(terms.values()), {**terms, **metrics}
 
@@ -319,7 +350,8 @@ class FasterRCNN(nn.Module):
         """What prediction computes from the maps: proposals and the box head's outputs for them."""
         found = self.propose(maps, image_size, canvas, train=False)
         ratio = self.predict_sampling_ratio
-        return Outputs(*maps, found, *self.box_outputs(maps, found.boxes, found.valid, ratio))
+        features = self.roi_features(maps, found.boxes, found.valid, ratio)
+        return Outputs(*maps, found, *self.box_head(features))
 
     def candidates(
         self, maps: Maps, image_size: jax.Array, canvas: tuple[int, int]

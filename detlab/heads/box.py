@@ -15,11 +15,15 @@ class BoxHead(nn.Module):
 
     num_classes: int
     width: int = 1024
+    class_agnostic: bool = False  # the same deltas for all classes
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x):
-        """[..., S, S, D] -> logits [..., C + 1] and deltas [..., C * 4], float32."""
+        """[..., S, S, D] -> logits [..., C + 1] and deltas [..., C * 4], float32.
+
+        Class-agnostic deltas are [..., 4].
+        """
         x = x.astype(self.dtype).reshape(*x.shape[:-3], -1)  # row, column, channel
         for i in range(2):
             dense = nn.Dense(
@@ -33,7 +37,7 @@ class BoxHead(nn.Module):
             name="cls_logits",
         )
         box = nn.Dense(
-            4 * self.num_classes,
+            4 * (1 if self.class_agnostic else self.num_classes),
             kernel_init=nn.initializers.normal(0.001),
             dtype=self.dtype,
             name="box_deltas",
@@ -42,6 +46,8 @@ class BoxHead(nn.Module):
 
 
 def of_label(deltas: jax.Array, labels: jax.Array) -> jax.Array:
-    """Selects the deltas [..., 4] of one class from class-specific deltas [..., C * 4]."""
+    """Selects the deltas [..., 4] of one class from deltas [..., C * 4], or [..., 4] of all."""
+    if deltas.shape[-1] == 4:  # class-agnostic, or a single class
+        return deltas
     deltas = deltas.reshape(*labels.shape, -1, 4)
     return jnp.take_along_axis(deltas, labels[..., None, None], axis=-2)[..., 0, :]

@@ -19,11 +19,13 @@ def smooth_l1(pred, target, beta: float | jax.Array = 1.0):
     Args:
       pred: [...].
       target: [...].
-      beta: > 0, where the parabola meets the line; may be traced (Dynamic R-CNN).
+      beta: where the parabola meets the line; static, or above 0 (traced in Dynamic R-CNN).
     Returns:
-      [...]; 0.5 d^2 / beta where d = |pred - target| < beta, else d - 0.5 beta.
+      [...]; 0.5 d^2 / beta where d = |pred - target| < beta, else d - 0.5 beta; `l1` if beta is 0.
     """
     distance = l1(pred, target)
+    if isinstance(beta, (int, float)) and beta == 0:
+        return distance
     return jnp.where(distance < beta, 0.5 * distance**2 / beta, distance - 0.5 * beta)
 
 

@@ -105,6 +105,49 @@ def dense(variant: str = "") -> dict:
     return dict(**fields, head_width=fields["neck_width"], head_convs=convs)
 
 
+def two_stages(variant: str = "") -> dict:
+    """The fields of `resnet`, of a region proposal network and of a box head."""
+    stages = {
+        "": dict(
+            rpn_width=64,
+            anchor_scale=6.0,  # 24 to 192 px: objects have at least 16 px
+            rpn_samples=64,
+            train_proposals_per_level=300,
+            train_proposals=100,
+            proposals_per_level=200,
+            proposals=100,
+            box_width=256,
+            roi_scale=28.0,  # half the paper's, as the objects are small
+            box_samples=64,
+        ),
+        "overfit": dict(
+            rpn_width=48,
+            anchor_scale=4.5,
+            rpn_samples=64,
+            train_proposals_per_level=200,
+            train_proposals=64,
+            proposals_per_level=100,
+            proposals=64,
+            box_width=128,
+            roi_scale=21.0,
+            box_samples=64,
+        ),
+        "tiny": dict(
+            rpn_width=16,
+            anchor_scale=6.0,
+            rpn_samples=32,
+            train_proposals_per_level=60,
+            train_proposals=40,
+            proposals_per_level=40,
+            proposals=30,
+            box_width=16,
+            roi_scale=28.0,
+            box_samples=24,
+        ),
+    }
+    return dict(**resnet(variant), strides=(4, 8, 16, 32), **stages[variant])
+
+
 def anchors(a: int, b: int, c: int) -> tuple:
     """Anchors of three levels; each width and height is one of three side lengths, px."""
     return ((a, a), (a, b), (b, a)), ((a, c), (b, b), (c, a)), ((b, c), (c, b), (c, c))

@@ -31,6 +31,7 @@ class Adapter(NamedTuple):
     table: Callable[[bool], mapping.Table]  # takes `bgr`
     arrays: Callable  # (case, results) -> {name in the case: whole array, in its layout}
     losses: Mapping[str, str]  # loss of the case -> metric of the detector
+    extra: Mapping[str, str] = {}  # name in the case's `extra` -> leaf of the state after the step
     not_compared: tuple[str, ...] = ()  # regexes of recorded arrays that `arrays` may omit
     # Regexes of train_targets.* that are outputs of the network, such as the boxes that a second
     # round starts from; they are compared as maps.

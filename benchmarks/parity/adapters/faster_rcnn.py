@@ -4,7 +4,6 @@ import numpy as np
 
 from benchmarks.parity import configs
 from benchmarks.parity.adapters import adapter
-from detlab import errors
 from detlab.converters.tables import mmdet_faster_rcnn
 
 
@@ -12,42 +11,80 @@ def fields(info: dict) -> dict:
     """Fields of `detectors.faster_rcnn.FasterRCNN`."""
     with configs.readers(info) as (model, train, test):
         model.expect("type", "FasterRCNN")
-        roi, rpn = model.child("roi_head"), model.child("rpn_head")
+        roi, rcnn = model.child("roi_head"), configs.training(train.child("rcnn"))
         roi.expect("type", "StandardRoIHead")
         head = configs.head(roi, "Shared2FCBBoxHead", info)
-        head.expect("roi_feat_size", 7)
-        head.expect("reg_class_agnostic", False, default=False)
-        configs.cross_entropy(head.child("loss_cls"), sigmoid=False)
-        for part in (rpn, head):
-            configs.loss(part.child("loss_bbox"), "L1Loss")
-        rpn_fields = configs.rpn(rpn)
-        rcnn = configs.training(train.child("rcnn"))
-        in_training = configs.proposals(train.child("rpn_proposal"), "train_proposals")
-        in_prediction = configs.proposals(test.child("rpn"), "proposals")
-        if in_training["proposal_nms_iou"] != in_prediction["proposal_nms_iou"]:
-            raise errors.UserError(
-                f"{test.path}.rpn.nms differs from training; detlab has one for both."
-            )
+        configs.loss(head.child("loss_bbox"), "L1Loss")
         return {
-            **configs.inputs(info, model),
-            **configs.resnet(model.child("backbone")),
-            **configs.fpn(model.child("neck"), 0, False, len(rpn_fields["strides"])),
-            **rpn_fields,
-            **configs.roi_extractor(roi.child("bbox_roi_extractor")),
-            "box_width": head.take("fc_out_channels"),
-            **configs.delta_coder(head.child("bbox_coder")),
-            **configs.rpn_training(train.child("rpn")),
-            **in_training,
-            **in_prediction,
-            "positive_iou": configs.roi_assigner(rcnn.child("assigner")),
-            **configs.random_sampler(rcnn.child("sampler"), "box", with_objects=True),
-            **configs.detections(test.child("rcnn")),
+            **all_but_box_head(info, model, roi, train, test),
+            **box_head(head),
+            **box_training(rcnn),
         }
+
+
+def all_but_box_head(
+    info: dict,
+    model: configs.Reader,
+    roi: configs.Reader,
+    train: configs.Reader,
+    test: configs.Reader,
+    neck: configs.Reader | None = None,
+) -> dict:
+    """Fields of all parts that Faster R-CNN and its relatives share.
+
+    Args:
+      info: of the case.
+      model, roi, train, test: readers; `roi` of the `roi_head`.
+      neck: that of the FPN; by default the model's `neck`.
+    """
+    rpn_fields = configs.rpn(model.child("rpn_head"))
+    neck = model.child("neck") if neck is None else neck
+    return {
+        **configs.inputs(info, model),
+        **configs.resnet(model.child("backbone")),
+        **configs.fpn(neck, 0, False, len(rpn_fields["strides"])),
+        **rpn_fields,
+        **configs.roi_extractor(roi.child("bbox_roi_extractor")),
+        **configs.rpn_training(train.child("rpn")),
+        **configs.proposals(train, test),
+        **configs.detections(test.child("rcnn")),
+    }
+
+
+def box_head(head: configs.Reader, class_agnostic: bool = False) -> dict:
+    """Shared2FCBBoxHead without its box loss."""
+    head.expect("roi_feat_size", 7)
+    head.expect("reg_class_agnostic", class_agnostic, default=False)
+    configs.cross_entropy(head.child("loss_cls"), sigmoid=False)
+    return {
+        "box_width": head.take("fc_out_channels"),
+        **configs.delta_coder(head.child("bbox_coder")),
+    }
+
+
+def box_training(rcnn: configs.Reader) -> dict:
+    """How a box head's RoIs are assigned and sampled."""
+    return {
+        "positive_iou": configs.roi_assigner(rcnn.child("assigner")),
+        **configs.random_sampler(rcnn.child("sampler"), "box", with_objects=True),
+    }
 
 
 def arrays(case, results: adapter.Results) -> dict[str, np.ndarray]:
     """Maps, proposals, RoIs and predictions for them, assignments, and the items of targets."""
-    outputs, targets = results.outputs, results.targets
+    outputs = results.outputs
+    found, kept = first_stage(case, results)
+    of_box, _ = box_targets(case, results.targets["box"], kept, 0, "bbox_assigner", "bbox_head")
+    return {
+        **found,
+        **box_outputs(0, outputs.proposals.boxes, (outputs.cls_logits, outputs.box_deltas), kept),
+        **of_box,
+    }
+
+
+def first_stage(case, results: adapter.Results) -> tuple[dict[str, np.ndarray], list[np.ndarray]]:
+    """(maps, proposals, assignments and targets of an RPN; each image's rows of real proposals)."""
+    outputs = results.outputs
     found = (
         adapter.maps("fpn", outputs.features)
         | adapter.maps("rpn_cls", outputs.rpn_logits)
@@ -57,46 +94,69 @@ def arrays(case, results: adapter.Results) -> dict[str, np.ndarray]:
     for i, rows in enumerate(kept):
         found[f"proposals_{i}"] = outputs.proposals.boxes[i, rows]
         found[f"proposal_scores_{i}"] = outputs.proposals.scores[i, rows]
+    return adapter.with_training(found, case) | _rpn_targets(case, results.targets["rpn"]), kept
+
+
+def box_outputs(stage: int, rois: np.ndarray, outputs, kept) -> dict[str, np.ndarray]:
+    """RoIs and what a box head predicts for them."""
+    logits, deltas = outputs
     return {
-        **adapter.with_training(found, case),
-        "rois_0": _rois(outputs.proposals.boxes, kept),
-        "roi_cls_score_0": _rows(outputs.cls_logits, kept),
-        "roi_bbox_pred_0": _rows(outputs.box_deltas, kept),
-        **_rpn_targets(targets["rpn"]),
-        **_box_targets(case, targets["box"], kept),
+        f"rois_{stage}": _rois(rois, kept),
+        f"roi_cls_score_{stage}": _rows(logits, kept),
+        f"roi_bbox_pred_{stage}": _rows(deltas, kept),
     }
 
 
-def _rpn_targets(rpn) -> dict[str, np.ndarray]:
+def _rpn_targets(case, rpn) -> dict[str, np.ndarray]:
     """The RPN has one class, 0; its background is 1."""
     items = adapter.delta_items(rpn, 0, 1)
     name = "train_targets.rpn_head.get_targets.0"
     # Each image counts as at least one positive and one negative.
     counts = [np.maximum((rpn.status == kind).sum(1), 1).sum() for kind in (0, 1)]
+    # The reference assigns only the anchors that it trains on.
+    height, width = case.batch().images.shape[1:3]
+    inside = ((rpn.boxes[0, :, :2] >= 0) & (rpn.boxes[0, :, 2:] < (width, height))).all(-1)
+    crossing = case.info["train_cfg"]["rpn"].get("allowed_border", -1) < 0
+    assigned = [slice(None) if crossing else inside] * len(rpn.status)
     return {
-        **adapter.assignment("train_assign.rpn_head.assigner", rpn, 0),
+        **adapter.assignment("train_assign.rpn_head.assigner", rpn, 0, assigned),
         **adapter.split_items(name, items, rpn.level[0]),
         f"{name}.{len(items)}": np.float32(sum(counts)),
     }
 
 
-def _box_targets(case, box, kept) -> dict[str, np.ndarray]:
-    """The reference samples all boxes and lists positives first, objects before proposals."""
+def box_targets(
+    case, box, kept, stage: int, assigner: str, head: str
+) -> tuple[dict[str, np.ndarray], list[np.ndarray]]:
+    """The assignment and targets of a box head, and `kept` of the next stage.
+
+    The reference samples all boxes and lists positives first, objects before proposals.
+
+    Args:
+      box: the targets.
+      kept: for each image, the numbers of the real proposals, in the reference's order.
+      stage: counted from 0.
+      assigner, head: their names in the reference.
+    """
     count = box.boxes.shape[1] - case.batch().boxes.shape[1]  # of proposals; objects follow
     labels = adapter.object_labels(case, box)
-    rows, slots = [], []
+    rows, slots, following = [], [], []
     for i, index in enumerate(box.values["index"]):
-        order = np.lexsort((index, index < count, -box.status[i]))
+        place = np.arange(index.max() + 1)  # of each candidate in the reference
+        place[kept[i]] = np.arange(len(kept[i]))
+        order = np.lexsort((place[index], index < count, -box.status[i]))
         rows.append(order[box.status[i, order] >= 0])
         slot = np.full(count, -1)  # of each proposal; the last and empty one if not sampled
         of_proposals = rows[i][index[rows[i]] < count]
         slot[index[of_proposals]] = of_proposals
         slots.append(slot[kept[i]])
-    found = adapter.assignment("train_assign.roi_head.bbox_assigner", box, labels, slots)
-    found["train_rois_0"] = _rois(box.boxes, rows)
+        # The next stage counts the sampled proposals in the order of the slots.
+        following.append(np.argsort(np.argsort(of_proposals)))
+    found = adapter.assignment(f"train_assign.roi_head.{assigner}", box, labels, slots)
+    found[f"train_rois_{stage}"] = _rois(box.boxes, rows)
     for item, values in enumerate(adapter.delta_items(box, labels, case.info["num_classes"])):
-        found[f"train_targets.roi_head.bbox_head.get_targets.0.{item}"] = _rows(values, rows)
-    return found
+        found[f"train_targets.roi_head.{head}.get_targets.0.{item}"] = _rows(values, rows)
+    return found, following
 
 
 def _rows(values: np.ndarray, rows) -> np.ndarray:

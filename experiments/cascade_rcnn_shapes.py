@@ -1,0 +1,23 @@
+"""A small Cascade R-CNN on generated shapes, for a laptop: an RPN and three box heads.
+
+    python -m detlab.train --config experiments/cascade_rcnn_shapes.py
+
+Data, optimizer and schedule are those of `retinanet_shapes`.
+
+`:overfit` is for benchmarks.overfit, `:tiny` for tests.
+
+Expected: shapes | 1200 steps, not timed | 0.1 GB for 8 images | not run
+"""
+
+from ml_collections import ConfigDict
+
+from detlab.experiments import common
+from detlab.experiments.recipes import small
+
+VARIANTS = ("overfit", "tiny")
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    config = common.base("cascade_rcnn", **small.two_stages(variant))
+    small.shapes(config, variant)
+    return config
