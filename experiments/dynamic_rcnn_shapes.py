@@ -14,10 +14,10 @@ from ml_collections import ConfigDict
 from detlab.experiments import common
 from detlab.experiments.recipes import small
 
-VARIANTS = ("overfit", "tiny")
+VARIANTS = {"": {}, "overfit": {}, "tiny": dict(update_interval=4)}
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    config = common.base("dynamic_rcnn", **small.two_stages(variant))
+    config = common.base("dynamic_rcnn", **small.two_stages(variant), **VARIANTS[variant])
     small.shapes(config, variant)
     return config

@@ -140,7 +140,7 @@ def of_extra(case, names: Mapping[str, str], state: Mapping) -> list[checks.Line
     leaves = mapping.flatten(state)
     return [
         checks.figure(f"state {name}", leaves.get(names.get(name), math.nan), theirs)
-        for name, theirs in case.info["extra"].items()
+        for name, theirs in case.info.get("extra", {}).items()
     ]
 
 

@@ -32,10 +32,10 @@ from detlab.ops import proposals as proposals_lib
 
 
 class Training(NamedTuple):
-    """What training adapts, and its records since the last renewal."""
+    """What training adapts, and its records since the last renewal; all zeros at first."""
 
-    iou: jax.Array  # [] from which on a proposal is positive
-    beta: jax.Array  # [] of the smooth L1 of the box head
+    iou: jax.Array  # [] from which on a proposal is positive; 0 until it is renewed
+    beta: jax.Array  # [] of the smooth L1 of the box head; 0 until it is renewed
     ious: jax.Array  # [update_interval] one for each step; those from `steps` on are older
     deltas: jax.Array  # [update_interval] the same; -1 for a step without positives
     steps: jax.Array  # [] int32, since the last renewal
@@ -66,25 +66,24 @@ class DynamicRCNN(faster_rcnn.FasterRCNN):
         super().check()
         rules = (
             *fields.at_least(self, 1, "update_interval", "iou_rank", "delta_rank"),
-            *fields.fractions(self, "lowest_iou"),
+            ("lowest_iou", 0 < self.lowest_iou <= 1, "above 0 and at most 1"),
             *fields.above(self, 0, "highest_beta"),
         )
         fields.check(self, rules)
 
     def setup(self) -> None:
         super().setup()
-        first = Training(
-            iou=jnp.float32(self.positive_iou),
-            beta=jnp.float32(self.highest_beta),
-            ious=jnp.zeros(self.update_interval),
-            deltas=jnp.zeros(self.update_interval),
-            steps=jnp.int32(0),
-        )
+        first = at_first(self.update_interval)._asdict()
         self.training = Training(
-            *(
-                self.variable("loss_state", name, lambda value=value: value)
-                for name, value in first._asdict().items()
-            )
+            *(self.variable("loss_state", name, jnp.array, first[name]) for name in first)
+        )
+
+    def present(self) -> tuple[jax.Array, jax.Array]:
+        """The threshold of positives [] and the beta [] of a step."""
+        iou, beta = self.training.iou.value, self.training.beta.value
+        return (
+            jnp.where(iou > 0, iou, self.positive_iou),
+            jnp.where(beta > 0, beta, self.highest_beta),
         )
 
     def sample(
@@ -94,7 +93,7 @@ class DynamicRCNN(faster_rcnn.FasterRCNN):
 
         Proposals are positive from the present threshold on (section 4.1).
         """
-        iou = self.training.iou.value
+        iou, _ = self.present()
 
         def one_image(key, proposals, boxes, valid):
             found = rois_lib.candidates(proposals.boxes, proposals.valid, boxes, valid, iou)
@@ -116,17 +115,26 @@ class DynamicRCNN(faster_rcnn.FasterRCNN):
     ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
         """Faster R-CNN's terms and metrics; updates `loss_state` after their computation."""
         terms, metrics = super().box_loss(batch, targets, logits, deltas)
+        iou, beta = self.present()
+        metrics |= {"positive_iou": iou, "box_beta": beta}
         now = Training(*(variable.value for variable in self.training))
         iou = targets.values["ranked_iou"].mean()
         delta = ranked_delta(targets, self.delta_rank)
         then = advance(now, iou, delta, self.lowest_iou, self.highest_beta)
         for variable, value in zip(self.training, then, strict=True):
             variable.value = value
-        return terms, {**metrics, "positive_iou": now.iou, "box_beta": now.beta}
+        return terms, metrics
 
     def delta_loss(self, deltas: jax.Array, targets: jax.Array) -> jax.Array:
         """The loss of each delta of the box head, [B, R, 4]: smooth L1 (section 4.2)."""
-        return regression.smooth_l1(deltas, targets, self.training.beta.value)
+        _, beta = self.present()
+        return regression.smooth_l1(deltas, targets, beta)
+
+
+def at_first(interval: int) -> Training:
+    """Before the first step."""
+    zero, zeros = jnp.float32(0), jnp.zeros(interval)
+    return Training(zero, zero, zeros, zeros, jnp.int32(0))
 
 
 def ranked_delta(targets: types.Targets, rank: int) -> jax.Array:

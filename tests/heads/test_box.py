@@ -36,6 +36,15 @@ def test_outputs_are_float32_whatever_the_computation_dtype():
         assert leaf.dtype == jnp.float32
 
 
+def test_class_agnostic_deltas_are_those_of_every_label():
+    module = box.BoxHead(CLASSES, WIDTH, class_agnostic=True)
+    x = jax.ShapeDtypeStruct((4, 3, 3, 2), jnp.float32)
+    (cls, deltas), _ = jax.eval_shape(module.init_with_output, jax.random.key(0), x)
+    assert cls.shape == (4, CLASSES + 1) and deltas.shape == (4, 4)
+    deltas = np.arange(8, dtype=np.float32).reshape(2, 4)
+    np.testing.assert_array_equal(box.of_label(deltas, np.array([2, 0])), deltas)
+
+
 def test_deltas_of_a_label_are_its_own_four():
     deltas = np.arange(2 * 12, dtype=np.float32).reshape(2, 12)
     picked = box.of_label(jnp.array(deltas), jnp.array([2, 0]))

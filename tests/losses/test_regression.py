@@ -66,6 +66,13 @@ def test_smooth_l1_by_hand():
     )
 
 
+def test_smooth_l1_without_a_parabola_is_l1():
+    pred = jnp.array([0.0, 0.25, -0.5])
+    value, gradient = jax.value_and_grad(lambda x: regression.smooth_l1(x, 0.0, 0.0).sum())(pred)
+    np.testing.assert_array_equal(value, 0.75)
+    np.testing.assert_array_equal(gradient, [0, 1, -1])
+
+
 def test_smooth_l1_tends_to_l1_for_a_small_beta():
     pred = jnp.linspace(-3, 3, 13)
     np.testing.assert_allclose(

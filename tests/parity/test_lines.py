@@ -81,3 +81,15 @@ def test_the_total_loss_drifts_only_as_far_as_its_losses():
     lines = lines_lib.of_losses(types.SimpleNamespace(info=info), names, results)
     assert [line.quantity for line in lines] == ["loss loss_a", "loss acc", "loss total"]
     assert lines[-1].tolerance == pytest.approx(10 * 2e-3 * 2.0, rel=1e-3)
+
+
+def test_other_state_is_compared_and_a_name_without_a_leaf_misses():
+    case = types.SimpleNamespace(info={"extra": {"a_after": 0.5, "b_after": 0.5, "c": 0.0}})
+    state = {"loss_state": {"a": np.float32(0.5), "b": np.float32(0.6)}}
+    names = {"a_after": "loss_state/a", "b_after": "loss_state/b"}
+    lines = lines_lib.of_extra(case, names, state)
+    assert {line.quantity: line.passed for line in lines} == {
+        "state a_after": True,
+        "state b_after": False,
+        "state c": False,
+    }
