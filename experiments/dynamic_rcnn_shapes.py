@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from detlab.experiments import common
 from detlab.experiments.recipes import small
 
-VARIANTS = {"": {}, "overfit": {}, "tiny": dict(update_interval=4)}
+VARIANTS = {"": {}, "overfit": {}, "tiny": dict(update_interval=4, iou_rank=4, lowest_iou=0.05)}
 
 
 def get_config(variant: str = "") -> ConfigDict:

@@ -45,18 +45,18 @@ def params():
 def stages_of(**fields):
     """(params, batch) -> (targets, gradients of the last two stages' terms)."""
     detector = contract.from_module(cascade_rcnn.CascadeRCNN(**FIELDS | fields))
-    maps = made_up_maps()
 
-    def terms(params, batch):
+    def terms(params, batch, maps):
         _, (metrics, _) = detector.loss_of_maps(params, {}, batch, maps, KEY)
         return sum(metrics[f"loss/{name}{i}"] for name in ("cls", "box") for i in (1, 2))
 
     @tiny.jit
-    def run(params, batch):
+    def run(params, batch, maps):
         targets = detector.targets_of_maps(params, {}, batch, maps, KEY)
-        return targets, jax.grad(terms)(params, batch)
+        return targets, jax.grad(terms)(params, batch, maps)
 
-    return lambda *arguments: jax.device_get(run(*arguments))
+    maps = made_up_maps()
+    return lambda *arguments: jax.device_get(run(*arguments, maps))
 
 
 def test_a_stage_samples_the_refined_boxes_of_the_stage_before_and_the_objects(params):

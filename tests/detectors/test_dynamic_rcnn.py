@@ -131,7 +131,7 @@ def test_without_positives_nothing_is_recorded_and_all_is_finite(subject):
             assert np.isfinite(leaf).all()
     after = state["loss_state"]
     assert after["steps"] == 0 and after["beta"] == 0, "there is no delta"
-    assert after["iou"] == np.float32(0.4), "the least; the recorded IoUs are 0"
+    assert after["iou"] == np.float32(FIELDS["lowest_iou"]), "the recorded IoUs are 0"
 
 
 def test_training_goes_on_in_the_middle_of_the_records_bit_for_bit(subject, tmp_path):

@@ -142,7 +142,7 @@ def box_targets(
     labels = adapter.object_labels(case, box)
     rows, slots, following = [], [], []
     for i, index in enumerate(box.values["index"]):
-        place = np.arange(index.max() + 1)  # of each candidate in the reference
+        place = np.arange(box.boxes.shape[1])  # of each candidate in the reference
         place[kept[i]] = np.arange(len(kept[i]))
         order = np.lexsort((place[index], index < count, -box.status[i]))
         rows.append(order[box.status[i, order] >= 0])
