@@ -14,10 +14,15 @@ from ml_collections import ConfigDict
 from detlab.experiments import common
 from detlab.experiments.recipes import small
 
-VARIANTS = ("overfit", "tiny")
+TWO_STAGES = dict(
+    stage_ious=(0.5, 0.6),
+    stage_stds=((0.1, 0.1, 0.2, 0.2), (0.05, 0.05, 0.1, 0.1)),
+    stage_weights=(1.0, 0.5),
+)
+VARIANTS = {"": {}, "overfit": {}, "tiny": TWO_STAGES}
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    config = common.base("cascade_rcnn", **small.two_stages(variant))
+    config = common.base("cascade_rcnn", **small.two_stages(variant), **VARIANTS[variant])
     small.shapes(config, variant)
     return config

@@ -352,7 +352,7 @@ def rpn_training(config: Reader) -> dict:
     most = sampler.take("neg_pos_ub", -1)
     return {
         "rpn_crossing": border == -1,
-        "rpn_negatives_per_positive": None if most < 0 else most,
+        "rpn_negatives_per_positive": max(most, 0),
         "rpn_positive_iou": positive,
         "rpn_negative_iou": negative,
         "rpn_min_positive_iou": lowest,

@@ -89,7 +89,7 @@ class FasterRCNN(nn.Module):
     rpn_min_positive_iou: float = 0.3  # of an object's best anchor
     rpn_samples: int = 256  # per image
     rpn_positive_fraction: float = 0.5
-    rpn_negatives_per_positive: float | None = None  # at most; None: as many as there is room for
+    rpn_negatives_per_positive: float = 0.0  # at most; 0: as many as there is room for
     rpn_crossing: bool = True  # whether the RPN learns from anchors that cross the image's border
     rpn_box_beta: float = 0.0  # of the smooth L1 of its boxes; 0: L1
     proposal_nms_iou: float = 0.7
@@ -133,7 +133,8 @@ class FasterRCNN(nn.Module):
             *fields.above(self, 0, "anchor_scale", "roi_scale"),
             ("rpn_positive_iou", 0 < high <= 1, "above 0 and at most 1"),
             ("rpn_negative_iou", 0 <= low <= high, "from 0 to rpn_positive_iou"),
-            *fields.at_least(self, 0, "sampling_ratio", "predict_sampling_ratio", "rpn_box_beta"),
+            *fields.at_least(self, 0, "rpn_negatives_per_positive", "rpn_box_beta"),
+            *fields.at_least(self, 0, "sampling_ratio", "predict_sampling_ratio"),
         )
         fields.check(self, rules)
 
@@ -205,7 +206,7 @@ class FasterRCNN(nn.Module):
                 ious=(self.rpn_positive_iou, self.rpn_negative_iou, self.rpn_min_positive_iou),
                 num=self.rpn_samples,
                 positive_fraction=self.rpn_positive_fraction,
-                negatives_per_positive=self.rpn_negatives_per_positive,
+                negatives_per_positive=self.rpn_negatives_per_positive or None,
             )
             deltas = coders.encode_deltas(anchors, boxes[assigned.matched])
             return targets_lib.of_entries(anchors, grid.level(), assigned, {"deltas": deltas})

@@ -29,7 +29,7 @@ from detlab.ops import proposals as proposals_lib
 class LibraRCNN(faster_rcnn.FasterRCNN):
     """Faster R-CNN with balanced samples, pyramid and box loss."""
 
-    rpn_negatives_per_positive: float | None = 5.0
+    rpn_negatives_per_positive: float = 5.0
     iou_bins: int = 3  # of the negatives of the box head
     refine_level: int = 2  # of the pyramid, from 0
     # Balanced L1: `alpha` and `gamma` of equation 6; the border of its branches, in deltas.

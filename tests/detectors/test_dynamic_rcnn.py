@@ -111,14 +111,18 @@ def test_a_step_uses_the_values_before_it_and_records(subject):
     params, state = subject.variables
     assert set(state["loss_state"]) == set(dynamic_rcnn.Training._fields)
     assert not any(map(np.any, state["loss_state"].values())), "all zeros at first"
-    changed = {**state, "loss_state": {**state["loss_state"], "beta": np.float32(0.01)}}
+    old = np.full(FIELDS["update_interval"], 7, np.float32)
+    changed = state["loss_state"] | dict(beta=np.float32(0.01), deltas=old, ious=old)
+    changed = {**state, "loss_state": changed}
     batch = tiny.make_batch(objects=(3, 2))
-    (_, (metrics, after)), _ = subject.loss(params, state, batch, KEY)
-    (_, (smaller, _)), _ = subject.loss(params, changed, batch, KEY)
+    (_, (metrics, _)), _ = subject.loss(params, state, batch, KEY)
+    (_, (smaller, after)), _ = subject.loss(params, changed, batch, KEY)
     assert metrics["positive_iou"] == 0.5 and metrics["box_beta"] == 1
     assert smaller["loss/box"] > metrics["loss/box"], "the gradient of small errors is larger"
-    assert after["loss_state"]["steps"] == 1
-    assert after["loss_state"]["ious"][0] > 0 and after["loss_state"]["deltas"][0] > 0
+    after = after["loss_state"]
+    assert after["steps"] == 1 and after["beta"] == np.float32(0.01)
+    for records in (after["ious"], after["deltas"]):
+        assert 0 <= records[0] < 7 and (records[1:] == 7).all()
 
 
 def test_without_positives_nothing_is_recorded_and_all_is_finite(subject):
@@ -152,7 +156,7 @@ def test_training_goes_on_in_the_middle_of_the_records_bit_for_bit(subject, tmp_
     assert middle["loss_state"]["steps"] == 2 and len(set(thresholds)) == 2
 
     config = common.base("dynamic_rcnn")
-    optimizer = optim.build(config.optim, params, 10, 2, 1, subject.detector.frozen)
+    optimizer = optim.build(config.optim, params, 1000, 2, 1, subject.detector.frozen)
     whole = state_lib.of_weights(params, middle, optimizer, config)
     checkpoints = checkpoint.Checkpoints(tmp_path)
     checkpoints.save(whole, {})
