@@ -180,13 +180,14 @@ class CascadeRCNN(faster_rcnn.FasterRCNN):
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """The losses of the RPN and of every stage, the latter times the stage's weight."""
         rpn, stages = self.in_training(batch, maps)
-        terms, others = self.rpn_loss(maps, rpn), {}
+        terms, others, normalisers = self.rpn_loss(maps, rpn), {}, []
         for i, (targets, outputs) in enumerate(stages):
             of_stage, metrics = self.box_loss(batch, targets, *outputs)
+            normalisers.append(metrics.pop("normaliser"))
             terms |= {f"{name}{i}": self.stage_weights[i] * x for name, x in of_stage.items()}
             others |= {f"{name}{i}": value for name, value in metrics.items()}
-        others["normaliser"] = others["normaliser0"]  # the stages have about as many samples
-        return sum(terms.values()), {**terms, **others}
+        # One number for all stages, which have about as many samples.
+        return sum(terms.values()), {**terms, **others, "normaliser": normalisers[0]}
 
     def outputs(
         self, maps: faster_rcnn.Maps, image_size: jax.Array, canvas: tuple[int, int]

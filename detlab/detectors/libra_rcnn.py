@@ -6,10 +6,10 @@ every level of the pyramid gets the same share of all levels.  Losses: balanced 
 boxes contribute more to the gradient.
 
 Reference: mmdetection's `libra-faster-rcnn_r50_fpn_1x_coco`.  As in the reference, the RPN is
-trained on at most five negatives per positive, and its box loss is L1.  The reference's sampler of
-negatives changes with its first call, after which it draws no negatives that overlap nothing while
-there are enough others; here every call is like its first.  If it lacks positives of other objects,
-the reference may draw some twice and then counts them once; here they are all different.
+trained on at most five negatives per positive, and its box loss is L1.  Two things that happen to
+the reference's samplers do not happen here: after its first call, that of negatives draws none that
+overlap nothing while there are enough others; and that of positives fills up with candidates that
+it may have drawn already, so that it returns too few.
 
 Expected: COCO val2017 AP 38.3 with experiments/libra_rcnn_coco.py (the published figure of the
 reference).
