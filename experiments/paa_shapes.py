@@ -6,7 +6,7 @@ Data, optimizer and schedule are those of `retinanet_shapes`.
 
 `:overfit` is for benchmarks.overfit, `:tiny` for tests.
 
-Expected: shapes | 1200 steps, not timed | 0.1 GB for 8 images | not run
+Expected: shapes | about 5 minutes on 1 CPU core | 0.1 GB for 8 images | AP 0.608, seed 0
 """
 
 from ml_collections import ConfigDict
@@ -24,4 +24,5 @@ VARIANTS = {
 def get_config(variant: str = "") -> ConfigDict:
     config = common.base("paa", **small.dense(variant), **VARIANTS[variant])
     small.shapes(config, variant)
+    config.eval.threshold = config.predict.threshold = 0.5  # scores are square roots
     return config
