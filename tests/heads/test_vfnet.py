@@ -4,6 +4,7 @@ import functools
 
 import jax
 import numpy as np
+import pytest
 import slow_head
 import tiny
 
@@ -68,6 +69,7 @@ def test_all_maps_equal_plain_loops():
                 )
 
 
+@pytest.mark.slow
 def test_the_first_round_learns_from_the_last_maps_as_sampling_places_alone():
     """A tenth of the gradient passes."""
     params = slow_head.random_params(head_lib.VFNetHead(**FIELDS))

@@ -1,6 +1,6 @@
 """Plain loops over the cells of small maps, for heads that sample at points.
 
-y, x are in cells, the corners of a kernel first by rows.
+y, x are in cells; the taps of a kernel go by rows.
 """
 
 import functools
