@@ -71,7 +71,7 @@ def test_deltas_are_those_of_the_assigned_objects_and_padding_has_none():
     anchors = grid.anchors([anchors_lib.sized_anchors([(8, 8)], 8)])
     batch = tiny.make_batch(objects=(1, 0), slots=2)
     boxes = batch.boxes * 0
-    boxes[0, 0] = 8.8, 0, 16.8, 8  # the second anchor, moved by a tenth of its width
+    boxes[0, 0] = 9, 0, 17, 8  # the second anchor, moved by an eighth of its width
     batch = batch._replace(boxes=boxes, image_size=np.int32([[16, 16], [16, 24]]))
     assign = functools.partial(max_iou.assign, pos_iou=0.5, neg_iou=0.5, min_pos_iou=0.0)
     found = tiny.jit(lambda batch: targets.of_deltas(batch, grid, anchors, assign, (0.1,) * 4))(
@@ -79,5 +79,5 @@ def test_deltas_are_those_of_the_assigned_objects_and_padding_has_none():
     )
     assert found.status.tolist() == [[0, 1, -1, 0, 0, -1], [0] * 6]
     deltas = np.zeros((2, 6, 4))
-    deltas[0, 1, 0] = 0.1 / 0.1
+    deltas[0, 1, 0] = 0.125 / 0.1
     np.testing.assert_allclose(found.values["deltas"], deltas, atol=1e-6)
