@@ -10,6 +10,7 @@ Reference: `build_targets` of ultralytics/yolov5, release 3.0; release 7.0 has t
 
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -84,3 +85,31 @@ def assign(
         matched=flat(jnp.arange(slots, dtype=jnp.int32)[None, None]),
         xywh=flat(xywh[:, None]),
     )
+
+
+class Joined(NamedTuple):
+    """The entries of one level in three places, not five; E = 3 * A * G, by place, anchor, object.
+
+    The places are the cell of the centre, its neighbour left or right, and the one above or below.
+    """
+
+    entries: Entries
+    count: Array  # [E] int32 number of equal entries that this one stands for, 0 if not valid
+    last: Array  # [E] int32 index of the last of them in the result of `assign`
+
+
+def join(entries: Entries) -> Joined:
+    """Joins the entries of one level that are equal, so that a loss has fewer rows.
+
+    Of two opposite neighbours only one learns an object, unless the centre is on the border of two
+    cells: then half a cell towards the right or lower one is still the cell of the centre.
+    """
+    index = jnp.arange(entries.valid.size, dtype=jnp.int32).reshape(5, -1)  # [5, A * G]
+    own, left, above, right, below = index
+    _, at_left, is_above, at_right, is_below = entries.valid.reshape(5, -1)
+    again_x, again_y = at_left & at_right, is_above & is_below
+    chosen = jnp.stack([own, jnp.where(at_left, left, right), jnp.where(is_above, above, below)])
+    last = chosen.at[0].set(jnp.where(again_y, below, jnp.where(again_x, right, own)))
+    count = jnp.ones_like(chosen).at[0].add(again_x).at[0].add(again_y)
+    found = jax.tree.map(lambda x: x[chosen.reshape(-1)], entries)
+    return Joined(found, jnp.where(found.valid, count.reshape(-1), 0), last.reshape(-1))

@@ -280,16 +280,18 @@ class YOLOv5(nn.Module):
     def loss(self, batch: types.Batch, maps: Outputs) -> tuple[jax.Array, dict[str, jax.Array]]:
         """CIoU loss for boxes, cross entropy for objectness and classes; M = L * E entries.
 
-        It uses `entries`, from which `targets` is derived too.
+        It uses `entries`, from which `targets` is derived too.  Equal ones are joined, so that E is
+        3 * A * G here.
         """
         rows = anchors_lib.flatten_levels(maps.predictions, self.channels_per_anchor)  # [B, N, ..]
-        entries, grid = self.entries(batch), self.grid(batch.images.shape[1:3])
+        grid = self.grid(batch.images.shape[1:3])
+        entries, number, last = jax.vmap(jax.vmap(entries_lib.join))(self.entries(batch))
         starts = np.array([part.start for part in grid.slices()])[:, None]  # [L, 1]
         columns = np.array([width for _, width in grid.shapes])[:, None]
         row = (entries.row * columns + entries.column) * self.anchors_per_cell + entries.anchor
         # Each level is a mean: the weights of its entries add up to 1.
-        count = entries.valid.sum((0, 2))  # [L]
-        weight = jnp.where(entries.valid, 1 / jnp.maximum(count, 1)[:, None], 0.0)
+        count = number.sum((0, 2))  # [L]
+        weight = number / jnp.maximum(count, 1)[:, None]
         unit = jnp.array(self.strides, jnp.float32)[:, None, None]
         sizes = self.anchors_of(entries) / unit  # cells
 
@@ -305,7 +307,8 @@ class YOLOv5(nn.Module):
         overlap = boxes_lib.ciou(boxes, wanted, ratio_above=-1.0)  # [B, M]
 
         valid = flat(entries.valid)
-        quality = self.objectness_targets(rows.shape[1], row, valid, overlap)  # [B, N]
+        order = jnp.where(entries.valid, last, -1)
+        quality = self.objectness_targets(rows.shape[1], row, flat(order), overlap)  # [B, N]
         of_rows = self.row_weights(grid, batch.image_size)
         objectness = cross_entropy.sigmoid_cross_entropy(rows[..., 4], quality)
 
@@ -342,22 +345,22 @@ class YOLOv5(nn.Module):
         ]
         return jnp.concatenate(weights, axis=1)
 
-    def objectness_targets(self, length: int, row, valid, overlap) -> jax.Array:
+    def objectness_targets(self, length: int, row, order, overlap) -> jax.Array:
         """Targets of objectness [B, N]: the overlap of the last entry of a row, or 0.
 
         Args:
           length: N.
           row: [B, M] int, the row of each entry.
-          valid: [B, M] bool.
+          order: [B, M] int, different numbers within a row; -1 if not valid.
           overlap: [B, M] CIoU of each entry's box.
         """
 
-        def one_image(row, valid, overlap):
-            order = jnp.where(valid, jnp.arange(len(row)), -1)
+        def one_image(row, order, overlap):
             last = jnp.full(length, -1).at[row].max(order)  # [N], whatever the order of writes
-            return jnp.where(last >= 0, overlap[last], 0.0)
+            is_last = (order >= 0) & (order == last[row])
+            return jnp.zeros(length).at[row].add(jnp.where(is_last, overlap, 0.0))
 
-        return jax.vmap(one_image)(row, valid, jnp.maximum(lax.stop_gradient(overlap), 0.0))
+        return jax.vmap(one_image)(row, order, jnp.maximum(lax.stop_gradient(overlap), 0.0))
 
     # --------------------------------------------------------------------------------------------
     # Prediction

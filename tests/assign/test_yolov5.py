@@ -77,6 +77,33 @@ def test_random_objects_equal_a_slow_loop(assign):
     assert compared > 100
 
 
+def test_joined_entries_are_all_entries(assign):
+    """Cell by cell, their counts add up to the entries, and the last of them is known."""
+    rng, slots, repeated = np.random.default_rng(1), 12, 0
+
+    def cells_of(entries, numbers, indices):
+        found = {}  # (column, row, anchor, object) -> [number of entries, index of the last]
+        for i in np.flatnonzero(entries.valid):
+            number, last = found.get(cell := tuple(int(x[i]) for x in entries[1:5]), (0, -1))
+            found[cell] = number + int(numbers[i]), max(last, int(indices[i]))
+        return found
+
+    for cells in ((12, 16), (7, 9)):
+        objects = random_objects(rng, slots, cells[1] * STRIDE, cells[0] * STRIDE)
+        entries = assign(objects, np.ones(slots, bool), np.int32(cells))
+        joined = tiny.jit(yolov5.join)(entries)
+        assert joined.count.shape == (3 * len(SIZES) * slots,)
+        np.testing.assert_array_equal(joined.entries.valid, joined.count > 0)
+        expected = cells_of(entries, np.ones(len(entries.valid)), np.arange(len(entries.valid)))
+        assert cells_of(joined.entries, joined.count, joined.last) == expected
+        used = np.flatnonzero(joined.count)
+        np.testing.assert_array_equal(
+            joined.entries.xywh[used], entries.xywh[np.asarray(joined.last)[used]]
+        )
+        repeated += int((np.asarray(joined.count) > 1).sum())
+    assert repeated > 10
+
+
 def test_the_two_neighbours_by_hand(assign):
     """A centre at (2.25, 3.75) cells also gets the cell on its left and the one below."""
     entries = assign(np.float32([[10, 20, 26, 40]]), np.array([True]), np.int32([8, 8]))
