@@ -29,7 +29,7 @@ def assign(
     gt_valid,
     pos_iou: float | Array,
     neg_iou: float | Array | tuple[float, float],
-    min_pos_iou: float | Array,
+    min_pos_iou: float | Array = 0.0,
     *,
     anchor_valid=None,
     approximations=None,

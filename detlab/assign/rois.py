@@ -68,7 +68,11 @@ def sample_rois(
 
     Args:
       key: of this image.
-      proposals, there, boxes, valid, iou: see `candidates`.
+      proposals: [P, 4] xyxy px.
+      there: [P] bool; rows where it is False are empty.
+      boxes: [G, 4] xyxy px, the objects.
+      valid: [G] bool, the real ones.
+      iou: a proposal is positive at or above this, else negative.
       num, positive_fraction: static, see `sampling.sample`.
     Returns:
       RoIs with R = min(num, P + G).

@@ -33,7 +33,8 @@ def sample(
     Args:
       rng: key of this image, such as `fold_in(key, index of the image in the global batch)`, which
         makes the draw independent of how the images are split across devices.
-      status, num, positive_fraction, negatives_per_positive: see `highest`.
+      status: [N] int: 1 positive, 0 negative, -1 never drawn.
+      num, positive_fraction, negatives_per_positive: static, see `highest`.
     Returns:
       Sampled with K = min(num, N).
     Raises:

@@ -1,4 +1,4 @@
-"""Dynamic R-CNN: Towards High Quality Object Detection via Dynamic Training (arXiv:2004.06002).
+"""Dynamic R-CNN: High Quality Object Detection via Dynamic Training (arXiv:2004.06002).
 
 In the course of training proposals become better: more of them pass a fixed IoU threshold, and the
 deltas that are left to learn become smaller.  Dynamic R-CNN follows them.  The threshold of

@@ -74,7 +74,6 @@ class PAA(atss.ATSS):
                 valid,
                 pos_iou=self.candidate_iou,
                 neg_iou=self.candidate_iou,
-                min_pos_iou=0.0,
                 anchor_valid=grid.inside(image_size),
             )
             own = gt_boxes[first.matched]  # [N, 4]

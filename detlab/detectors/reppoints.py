@@ -187,7 +187,6 @@ class RepPoints(nn.Module):
                 gt_valid=valid,
                 pos_iou=self.positive_iou,
                 neg_iou=self.negative_iou,
-                min_pos_iou=0.0,
                 anchor_valid=inside,
             )
             if self.init_assigner == "max_iou":

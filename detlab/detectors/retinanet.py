@@ -143,10 +143,7 @@ class RetinaNet(nn.Module):
         """
         grid = self.grid(batch.images.shape[1:3])
         assign = functools.partial(
-            max_iou.assign,
-            pos_iou=self.positive_iou,
-            neg_iou=self.negative_iou,
-            min_pos_iou=0.0,
+            max_iou.assign, pos_iou=self.positive_iou, neg_iou=self.negative_iou
         )
         found = targets_lib.of_deltas(batch, grid, self.anchors(grid), assign, self.delta_stds)
         return {"main": found}

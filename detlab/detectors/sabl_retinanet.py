@@ -1,4 +1,4 @@
-"""RetinaNet that localises sides: Side-Aware Boundary Localization (arXiv:1912.04260).
+"""RetinaNet with Side-Aware Boundary Localization (arXiv:1912.04260).
 
 Each of the four sides of a box is localised on its own, in two steps.  The neighbourhood of a
 square is divided into buckets along both axes.  The network estimates in which bucket a side lies,

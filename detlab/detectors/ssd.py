@@ -219,7 +219,6 @@ class SSD(nn.Module):
             max_iou.assign,
             pos_iou=self.positive_iou,
             neg_iou=self.negative_iou,
-            min_pos_iou=0.0,
             all_ties=False,
         )
         found = targets_lib.of_deltas(batch, grid, self.anchors(grid), assign, self.delta_stds)

@@ -55,7 +55,7 @@ def test_figures_are_those_of_the_recorded_runs(repository):
 
 
 def test_variants_are_those_that_a_user_wants():
-    assert listing.read("retinanet_coco").variants == ("scratch",)
+    assert listing.read("retinanet_coco").variants == ("caffe", "caffe_mstrain", "scratch")
     assert listing.read("retinanet_shapes").variants == ()  # overfit and tiny are for tests
     assert "yolov4_tiny" in listing.read("darknet_shapes").variants
 
