@@ -6,7 +6,7 @@ The root holds train2017, val2017 and annotations.  The name is mmdetection's; t
 of Detectron2.  `:pytorch` starts from torchvision's (no published AP), `:scratch` from random
 weights.
 
-Expected: COCO 2017 | 12 epochs, not timed | 60 GB for 16 images | AP 0.369, published
+Expected: COCO 2017 | 12 epochs, not timed | 62 GB for 16 images | AP 0.369, published
 """
 
 from ml_collections import ConfigDict

@@ -5,7 +5,7 @@
 The root holds train2017, val2017 and annotations.  `:gn` has group norms in the head (published AP
 38.8).  `:scratch` trains from random weights.
 
-Expected: COCO 2017 | 12 epochs, not timed | 60 GB for 16 images | AP 0.377, published
+Expected: COCO 2017 | 12 epochs, not timed | 61 GB for 16 images | AP 0.377, published
 """
 
 from ml_collections import ConfigDict
