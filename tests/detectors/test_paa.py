@@ -65,7 +65,7 @@ def test_targets_and_losses_equal_plain_loops():
         iou, giou = dense_maps.overlaps(pred, batch.boxes[i, slot])
         return focal(logits[i, n], batch.labels[i, slot]) + 1.3 * (1 - giou), iou, giou
 
-    # On each level, the positives of an object have the lowest losses of its candidates.
+    # In this batch, the positives of an object have the lowest losses of its candidates.
     for i, slot in np.argwhere(batch.valid):
         for level in range(5):
             own = (first.status[i] == 1) & (first.matched[i] == slot) & (first.level[i] == level)
