@@ -5,7 +5,7 @@
 The root holds train2017, val2017 and annotations.  `:scratch` trains from random weights.
 Prediction samples RoIs as the reference does, so published weights give the same scores.
 
-Expected: COCO 2017 | 12 epochs, not timed | 66 GB for 16 images | AP 0.403, published
+Expected: COCO 2017 | 12 epochs, not timed | 65 GB for 16 images | AP 0.403, published
 """
 
 from ml_collections import ConfigDict
