@@ -97,11 +97,11 @@ def shapes_of(config, side: int) -> dict[Shape, None]:
     found = {}
     original = conv_lib.conv
 
-    def record(x, kernel, stride=1, padding=None):
-        sides = conv_lib._sides(kernel, padding)
-        if kernel.shape[:2] != (1, 1):
+    def record(x, kernel, stride=1, padding=None, dilation=1):
+        sides = conv_lib._sides(kernel, padding, dilation)
+        if kernel.shape[:2] != (1, 1) and dilation == 1:  # dilated ones have one form
             found[Shape(*x.shape[1:3], tuple(kernel.shape), stride, sides)] = None
-        return original(x, kernel, stride, padding)
+        return original(x, kernel, stride, padding, dilation)
 
     config.data.canvases = ((side, side),)
     config.train.update(batch_size=1)

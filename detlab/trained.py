@@ -5,12 +5,15 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import numpy as np
 from ml_collections import config_dict
 
 from detlab import checks, contract, errors, sharding
 from detlab import config as config_lib
 from detlab.run import checkpoint
 from detlab.run import state as state_lib
+
+_OF_LOSSES = "loss_state"
 
 
 def load(
@@ -48,9 +51,16 @@ def fit(
     weights: checkpoint.Weights,
     mesh: jax.sharding.Mesh,
 ) -> tuple[Any, Any]:
-    """(params, state) of the detector on the devices; every leaf must be in the weights."""
+    """(params, state) of the detector on the devices; every leaf must be in the weights.
+
+    Except for `loss_state`, which prediction does not read and converted weights may lack: it is
+    that of a first step, zero.
+    """
     params, state = jax.eval_shape(
         detector.init, jax.random.key(0), state_lib.example_images(config)
     )
-    merged = checkpoint.merge(params, state, weights, skip=None)
-    return jax.device_put((merged.params, merged.state), sharding.replicated(mesh))
+    kept = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), state.pop(_OF_LOSSES, {}))
+    known = {name: tree for name, tree in weights.state.items() if name != _OF_LOSSES}
+    merged = checkpoint.merge(params, state, weights._replace(state=known), skip=None)
+    restored = {**merged.state, _OF_LOSSES: kept} if kept else merged.state
+    return jax.device_put((merged.params, restored), sharding.replicated(mesh))

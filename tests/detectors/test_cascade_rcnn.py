@@ -47,28 +47,25 @@ def params():
     return params
 
 
-def stages_of(**fields):
-    """(params, batch) -> (targets, gradients of the last two stages' terms)."""
-    detector = contract.from_module(cascade_rcnn.CascadeRCNN(**FIELDS | fields))
-
-    def terms(params, batch, maps):
-        _, (metrics, _) = detector.loss_of_maps(params, {}, batch, maps, KEY)
-        return sum(metrics[f"loss/{name}{i}"] for name in ("cls", "box") for i in (1, 2))
-
-    @tiny.jit
-    def run(params, batch, maps):
-        targets = detector.targets_of_maps(params, {}, batch, maps, KEY)
-        return targets, jax.grad(terms)(params, batch, maps)
-
-    maps = made_up_maps()
-    return lambda *arguments: jax.device_get(run(*arguments, maps))
+# More samples than proposals: a draw must not depend on the slots of objects.
+FEW = dict(train_proposals=8, box_samples=30, box_positive_fraction=1.0)
 
 
-def test_a_stage_samples_the_refined_boxes_of_the_stage_before_and_the_objects(params):
-    # More slots than proposals: the draw must not depend on the slots of objects.
-    few = dict(train_proposals=8, box_samples=30, box_positive_fraction=1.0)
-    run, batch = stages_of(**few), tiny.make_batch(objects=(3, 0))
-    targets, gradients = run(params, batch)
+@pytest.fixture(scope="module")
+def detector():
+    return contract.from_module(cascade_rcnn.CascadeRCNN(**FIELDS | FEW))
+
+
+@pytest.fixture(scope="module")
+def targets_of(detector, params):
+    """(batch) -> targets from made-up maps, without a backbone."""
+    maps, run = made_up_maps(), tiny.jit(detector.targets_of_maps)
+    return lambda batch: jax.device_get(run(params, {}, batch, maps, KEY))
+
+
+def test_a_stage_samples_the_refined_boxes_of_the_stage_before_and_the_objects(targets_of):
+    batch = tiny.make_batch(objects=(3, 0))
+    targets = targets_of(batch)
     assert set(targets) == {"rpn", "box0", "box1", "box2"}
     before, after = targets["box0"], targets["box1"]
     assert before.boxes.shape[1] == after.boxes.shape[1] == 8 + 4
@@ -88,14 +85,26 @@ def test_a_stage_samples_the_refined_boxes_of_the_stage_before_and_the_objects(p
         assert objects.sum() == (after.status[i, objects] == 1).sum() == batch.valid[i].sum()
     assert {int(x) for x in np.unique(targets["box2"].status)} == {-1, 0, 1}
 
-    more, _ = run(params, tiny.with_more_slots(batch, 3))
+
+@pytest.mark.slow
+def test_more_slots_of_objects_leave_the_draws_of_all_stages_as_they_are(targets_of):
+    batch = tiny.make_batch(objects=(3, 0))
+    targets, more = targets_of(batch), targets_of(tiny.with_more_slots(batch, 3))
     for name in ("box0", "box1", "box2"):
         slots = targets[name].status.shape[1]
         np.testing.assert_array_equal(more[name].boxes[:, :slots], targets[name].boxes)
         assert (more[name].status[:, slots:] == -1).all()
 
+
+@pytest.mark.slow
+def test_refined_boxes_are_constants_of_later_stages(detector, params):
+    def terms(params, batch, maps):
+        _, (metrics, _) = detector.loss_of_maps(params, {}, batch, maps, KEY)
+        return sum(metrics[f"loss/{name}{i}"] for name in ("cls", "box") for i in (1, 2))
+
+    gradients = tiny.jit(jax.grad(terms))(params, tiny.make_batch(objects=(3, 0)), made_up_maps())
     first, second, third = (gradients[f"box_head_{i}"] for i in range(3))
-    assert not any(map(np.any, jax.tree.leaves(first))), "refined boxes are constants"
+    assert not any(map(np.any, jax.tree.leaves(first)))
     assert np.any(second["box_deltas"]["bias"]) and np.any(third["cls_logits"]["bias"])
 
 

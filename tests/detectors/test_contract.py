@@ -23,8 +23,13 @@ KEY = jax.random.key(0)
 FLOAT32 = jnp.dtype(jnp.float32)
 
 
+<<<<<<< HEAD
 # They take half of the time of all detectors; the others are tested every day.
 LONG_TO_COMPILE = {"reppoints", "vfnet", "cornernet", "ga_retinanet"}
+=======
+# They take about half of the time of all detectors; the others are tested every day.
+LONG_TO_COMPILE = {"reppoints", "cornernet", "cascade_rcnn"}
+>>>>>>> h22
 PARAMS = [
     pytest.param(name, marks=[pytest.mark.slow] if name in LONG_TO_COMPILE else [])
     for name in tiny.TINY
@@ -134,8 +139,10 @@ def test_bounds_on_candidates_are_told_where_more_pass(subject):
     def those_it_has(fields):
         return {k: v for k, v in fields.items() if contract.field(config, k) is not None}
 
-    # Tiny forms have fewer proposals and pairs of corners than cells.
-    few = 10 if those_it_has(dict(proposals=0, max_tag_distance=0)) else 50
+    # Tiny forms have fewer proposals and pairs of corners than cells.  Of proposals, the second
+    # image has at most one for each of its 21 anchors, in three classes, and the first has 30.
+    few = 10 if those_it_has(dict(max_tag_distance=0)) else 50
+    few = 63 if those_it_has(dict(proposals=0)) else few
     small, large = (
         subject.build(**those_it_has(ALL_PASS | dict.fromkeys(BOUNDS, bound)))
         for bound in (few, 10**6)

@@ -1,6 +1,7 @@
 """What Dynamic R-CNN changes in Faster R-CNN: a threshold and a beta that follow the training."""
 
 import functools
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,8 @@ import numpy as np
 import pytest
 import tiny
 
-from detlab import types
+from detlab import config as config_lib
+from detlab import sharding, trained, types
 from detlab.detectors import dynamic_rcnn, faster_rcnn
 from detlab.experiments import common
 from detlab.run import checkpoint, optim
@@ -171,6 +173,18 @@ def test_training_goes_on_in_the_middle_of_the_records_bit_for_bit(subject, tmp_
         np.testing.assert_array_equal(a, b)
     lost = {**middle, "loss_state": state["loss_state"]}
     assert train(lost, batches[6:])[2] != thresholds, "the records matter"
+
+
+def test_weights_without_records_or_with_those_of_another_interval_predict(subject):
+    """Files of the reference have none."""
+    params, state = subject.variables
+    others = {name: tree for name, tree in state.items() if name != "loss_state"}
+    config = config_lib.load("dynamic_rcnn_shapes:tiny")
+    for records in ({}, {"loss_state": dynamic_rcnn.at_first(9)._asdict()}):
+        weights = checkpoint.Weights(params, others | records, {}, pathlib.Path("weights"))
+        _, found = trained.fit(subject.detector, config, weights, sharding.make_mesh())
+        assert jax.tree.map(np.shape, found) == jax.tree.map(np.shape, state)
+        assert not any(map(np.any, found["loss_state"].values()))
 
 
 @pytest.mark.parametrize(
