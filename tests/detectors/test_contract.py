@@ -23,13 +23,8 @@ KEY = jax.random.key(0)
 FLOAT32 = jnp.dtype(jnp.float32)
 
 
-<<<<<<< HEAD
-# They take half of the time of all detectors; the others are tested every day.
-LONG_TO_COMPILE = {"reppoints", "vfnet", "cornernet", "ga_retinanet"}
-=======
 # They take about half of the time of all detectors; the others are tested every day.
-LONG_TO_COMPILE = {"reppoints", "cornernet", "cascade_rcnn"}
->>>>>>> h22
+LONG_TO_COMPILE = {"reppoints", "vfnet", "cornernet", "ga_retinanet", "cascade_rcnn"}
 PARAMS = [
     pytest.param(name, marks=[pytest.mark.slow] if name in LONG_TO_COMPILE else [])
     for name in tiny.TINY
