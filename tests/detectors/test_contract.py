@@ -134,10 +134,10 @@ def test_bounds_on_candidates_are_told_where_more_pass(subject):
     def those_it_has(fields):
         return {k: v for k, v in fields.items() if contract.field(config, k) is not None}
 
-    # Tiny forms have fewer proposals and pairs of corners than cells.  Of proposals, the second
-    # image has at most one for each of its 21 anchors, in three classes, and the first has 30.
-    few = 10 if those_it_has(dict(max_tag_distance=0)) else 50
-    few = 63 if those_it_has(dict(proposals=0)) else few
+    # Tiny forms have fewer proposals and pairs of corners than cells; in Cascade R-CNN more than 10
+    # candidates of the second image pass, and 15 or more of the first.
+    few = 10 if those_it_has(dict(proposals=0, max_tag_distance=0)) else 50
+    few = 14 if those_it_has(dict(stage_ious=0)) else few
     small, large = (
         subject.build(**those_it_has(ALL_PASS | dict.fromkeys(BOUNDS, bound)))
         for bound in (few, 10**6)
