@@ -12,9 +12,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from detlab.assign import sampling
+from detlab.ops import ranks
 
 Array = Any
 
@@ -57,7 +57,7 @@ def sample(
     # Groups of positives and of negatives do not meet.
     group = jnp.where(positive, matched, -1 - bins)
     first, second = (jax.random.uniform(key, status.shape) for key in jax.random.split(rng))
-    rank = rank_in_group(jnp.where(positive | negative, group, -2 - num_bins), first)
+    rank = ranks.in_groups(jnp.where(positive | negative, group, -2 - num_bins), first)
 
     most = int(num * positive_fraction)
     objects = jnp.maximum((positive & (rank == 0)).sum(), 1)
@@ -65,20 +65,3 @@ def sample(
     of_bin = (num - jnp.minimum(positive.sum(), most)) // num_bins
     share = jnp.where(positive, of_object, jnp.where(bins < num_bins, of_bin, 0))
     return sampling.highest((rank < share) + second, status, num, positive_fraction)
-
-
-def rank_in_group(group, numbers):
-    """How many candidates of the same group have a larger number, [N] int32.
-
-    Args:
-      group: [N] int32.
-      numbers: [N] float32; of two equal ones, the first counts as larger.
-    Example:
-      >>> rank_in_group(jnp.array([7, 2, 7, 7]), jnp.array([0.1, 0.5, 0.9, 0.3])).tolist()
-      [2, 0, 0, 1]
-    """
-    order = jnp.lexsort((-numbers, group))
-    place = jnp.arange(len(group), dtype=jnp.int32)
-    ordered = group[order]
-    starts = jnp.where(ordered != jnp.roll(ordered, 1), place, 0)
-    return jnp.zeros_like(place).at[order].set(place - lax.cummax(starts))

@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from detlab.ops import ranks
+
 
 def isr_weights(ious, matched, labels, positive, losses, k: float = 2.0, bias: float = 0.0):
     """Factors of the classification losses by rank of the overlap (section 4.1, ISR-P).
@@ -74,9 +76,5 @@ def _ranks(groups, valid, *keys):
 
     Of rows with equal keys, the last is first.  Groups are >= 0; invalid rows are one more group.
     """
-    groups = jnp.where(valid, groups, jnp.iinfo(jnp.int32).max)
-    order = jnp.lexsort((*reversed(keys), groups))  # the last key decides first
-    sorted_groups, place = groups[order], jnp.arange(len(order))
-    ends = jnp.diff(sorted_groups, append=-1) != 0
-    last = lax.cummin(jnp.where(ends, place, len(order)), reverse=True)  # of the row's group
-    return jnp.zeros_like(place).at[order].set(last - place, unique_indices=True)
+    groups = jnp.where(valid, groups, -1)
+    return ranks.in_groups(*(x[::-1] for x in (groups, *keys)))[::-1]
