@@ -122,9 +122,9 @@ def of_strides(module: Any, first: int, least_levels: int = 1) -> tuple:
 
 
 def of_norm_groups(module: Any) -> tuple:
-    """The rule for the `norm_groups` of a head, which divide its width."""
-    width = module.head_width
-    fits = module.norm_groups >= 1 and width % module.norm_groups == 0
+    """The rule for the `norm_groups` of a head, which divide its width if `norm` is "group"."""
+    width, grouped = module.head_width, getattr(module, "norm", "group") == "group"
+    fits = not grouped or (module.norm_groups >= 1 and width % module.norm_groups == 0)
     return ("norm_groups", fits, f"a divisor of head_width, {width}")
 
 

@@ -18,7 +18,7 @@ def table(bgr: bool = False) -> mapping.Table:
         parts.conv(r"bbox_head\.atss_cls", "head/cls_logits"),
         parts.conv(r"bbox_head\.atss_reg", "head/box_deltas"),
         parts.conv(r"bbox_head\.atss_centerness", "head/centerness"),
-        [mapping.Rule(r"bbox_head\.scales\.(\d+)\.scale", r"params/box_scales/scale\1")],
+        parts.scales(r"bbox_head\.scales", "box_scales"),
         class_leaves=("params/head/cls_logits/.*",),
     )
 

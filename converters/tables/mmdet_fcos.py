@@ -18,7 +18,7 @@ def table(bgr: bool = False) -> mapping.Table:
         parts.conv(r"bbox_head\.conv_cls", "head/cls_logits"),
         parts.conv(r"bbox_head\.conv_reg", "head/box_distances"),
         parts.conv(r"bbox_head\.conv_centerness", "head/centerness"),
-        [mapping.Rule(r"bbox_head\.scales\.(\d+)\.scale", r"params/box_scales/scale\1")],
+        parts.scales(r"bbox_head\.scales", "box_scales"),
         class_leaves=("params/head/cls_logits/.*",),
     )
 

@@ -26,7 +26,8 @@ def table(bgr: bool = False) -> mapping.Table:
 
 
 MARKS = (
-    *("backbone.conv1.weight", "bbox_head.retina_cls.weight"),
+    "backbone.conv1.weight",
+    "bbox_head.retina_cls.weight",
     "bbox_head.feature_adaption_cls.conv_adaption.weight",
 )
 KIND = "an mmdet RetinaNet with guided anchors"

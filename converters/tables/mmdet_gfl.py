@@ -22,7 +22,7 @@ def table(bgr: bool = False) -> mapping.Table:
         parts.towers(cls="cls", reg="box"),
         parts.conv(r"bbox_head\.gfl_cls", "head/cls_logits"),
         parts.conv(r"bbox_head\.gfl_reg", "head/distance_logits"),
-        [mapping.Rule(r"bbox_head\.scales\.(\d+)\.scale", r"params/box_scales/scale\1")],
+        parts.scales(r"bbox_head\.scales", "box_scales"),
         class_leaves=("params/head/cls_logits/.*",),
         dropped=(_BINS,),
     )

@@ -10,9 +10,7 @@ from detlab.converters.tables import mmdet_faster_rcnn, parts
 def table(bgr: bool = False) -> mapping.Table:
     """The table; `bgr` as in `torchvision_resnet.rules`."""
     base = mmdet_faster_rcnn.table(bgr)
-    others = [rule for rule in base.rules if not rule.target.startswith("params/neck/")]
-    necks = [*parts.fpn(range(2, 6), range(2, 6), r"neck\.0"), *parts.bfp(r"neck\.1")]
-    return base._replace(name="mmdet Libra R-CNN", rules=(*others, *necks))
+    return parts.with_bfp(base, "mmdet Libra R-CNN", range(2, 6), range(2, 6))
 
 
 MARKS = (*mmdet_faster_rcnn.MARKS, "neck.1.refine.g.conv.weight")

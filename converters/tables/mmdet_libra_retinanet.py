@@ -10,9 +10,7 @@ from detlab.converters.tables import mmdet_retinanet, parts
 def table(bgr: bool = False) -> mapping.Table:
     """The table; `bgr` as in `torchvision_resnet.rules`."""
     base = mmdet_retinanet.table(bgr)
-    others = [rule for rule in base.rules if not rule.target.startswith("params/neck/")]
-    necks = [*parts.fpn(range(3, 6), range(3, 8), r"neck\.0"), *parts.bfp(r"neck\.1")]
-    return base._replace(name="mmdet Libra RetinaNet", rules=(*others, *necks))
+    return parts.with_bfp(base, "mmdet Libra RetinaNet", range(3, 6), range(3, 8))
 
 
 MARKS = (*mmdet_retinanet.MARKS, "neck.1.refine.g.conv.weight")

@@ -24,7 +24,8 @@ def table(bgr: bool = False) -> mapping.Table:
 
 
 MARKS = (
-    *("backbone.conv1.weight", "bbox_head.retina_cls.weight"),
+    "backbone.conv1.weight",
+    "bbox_head.retina_cls.weight",
     "bbox_head.retina_bbox_cls.weight",
 )
 KIND = "an mmdet RetinaNet with SABL"

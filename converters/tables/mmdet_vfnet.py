@@ -26,10 +26,7 @@ def table(bgr: bool = False) -> mapping.Table:
         parts.towers(cls="cls", reg="box"),
         parts.conv_gn(r"bbox_head\.vfnet_reg_conv", "head/init_conv0"),
         *(parts.conv(rf"bbox_head\.vfnet_{a}", f"head/{b}") for a, b in _CONVS),
-        *(
-            [mapping.Rule(rf"bbox_head\.{a}\.(\d+)\.scale", rf"params/head/{b}/scale\1")]
-            for a, b in _SCALES
-        ),
+        *(parts.scales(rf"bbox_head\.{a}", f"head/{b}") for a, b in _SCALES),
         class_leaves=("params/head/cls_logits/.*",),
     )
 

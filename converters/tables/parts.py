@@ -83,14 +83,19 @@ def fpn(
     ]
 
 
-def bfp(source: str) -> list[mapping.Rule]:
-    """Mmdet's BFP with a non-local block -> `balance`."""
+def with_bfp(
+    table: mapping.Table, name: str, laterals: Iterable[int], outputs: Iterable[int]
+) -> mapping.Table:
+    """The table of a detector whose neck is a list: the FPN, then mmdet's BFP -> `balance`."""
     names = {"g": "g", "theta": "theta", "phi": "phi", "conv_out": "output"}
-    return [
+    balance = (
         rule
         for theirs, ours in names.items()
-        for rule in conv(rf"{source}\.refine\.{theirs}\.conv", f"balance/refine/{ours}")
-    ]
+        for rule in conv(rf"neck\.1\.refine\.{theirs}\.conv", f"balance/refine/{ours}")
+    )
+    others = (rule for rule in table.rules if not rule.target.startswith("params/neck/"))
+    rules = (*others, *fpn(laterals, outputs, r"neck\.0"), *balance)
+    return table._replace(name=name, rules=rules)
 
 
 def towers(**names: str) -> list[mapping.Rule]:
@@ -103,6 +108,11 @@ def towers(**names: str) -> list[mapping.Rule]:
         for theirs, ours in names.items()
         for rule in conv_gn(rf"bbox_head\.{theirs}_convs\.(\d+)", rf"head/{ours}_conv\1")
     ]
+
+
+def scales(source: str, target: str) -> list[mapping.Rule]:
+    """The factor of each level in a list of mmdet's `Scale`."""
+    return [mapping.Rule(rf"{source}\.(\d+)\.scale", rf"params/{target}/scale\1")]
 
 
 def feature_adaption(source: str, target: str) -> list[mapping.Rule]:

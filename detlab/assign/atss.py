@@ -18,9 +18,8 @@ from detlab.ops import boxes as boxes_lib
 from detlab.ops import coders
 
 _AT_ONCE = 8  # objects; more would need more memory, fewer more steps
-_MARGIN_PX = (
-    0.01  # the centre of a positive is farther than this from each side, as in the reference
-)
+# The centre of a positive is farther than this from each side, as in the reference.
+_MARGIN_PX = 0.01
 
 
 def smallest_of_levels(values, slices: Sequence[slice], k: int):

@@ -172,6 +172,7 @@ class GARetinaNet(nn.Module):
         grid = self.grid(batch.images.shape[1:3])
         level, squares = grid.level(), grid.squares(self.octave_base_scale)
         shape_ious = self.shape_positive_iou, self.shape_negative_iou, self.shape_min_positive_iou
+        ious = self.positive_iou, self.negative_iou
         sizes = self.octave_base_scale, self.scales_per_octave, self.aspect_ratios
         usual = grid.octave_anchors(*sizes).reshape(len(squares), -1, 4)  # [N, A, 4]
 
@@ -197,13 +198,7 @@ class GARetinaNet(nn.Module):
                 positive_fraction=self.shape_positive_fraction,
                 approximations=usual,
             )
-            main = max_iou.assign(
-                anchors,
-                boxes,
-                valid,
-                *(self.positive_iou, self.negative_iou, 0.0),
-                anchor_valid=inside,
-            )
+            main = max_iou.assign(anchors, boxes, valid, *ious, anchor_valid=inside)
             deltas = coders.encode_deltas(anchors, boxes[main.matched], stds=self.delta_stds)
             wanted = {"boxes": boxes[shape.matched]}
             return {

@@ -93,14 +93,11 @@ class SABLRetinaNet(nn.Module):
 
     def check(self) -> None:
         """Raises ValueError for an invalid field, before anything is built."""
-        grouped = self.norm == "none" or (
-            self.norm_groups >= 1 and self.head_width % self.norm_groups == 0
-        )
         rules = (
             *fields.of_resnet(self, resnet.STAGES, layers.NORMS),
             fields.of_strides(self, first=8),
             ("norm", self.norm in ("group", "none"), "group or none"),
-            ("norm_groups", grouped, f"a divisor of head_width, {self.head_width}"),
+            fields.of_norm_groups(self),
             *fields.above(self, 0, "octave_base_scale", "bucket_scale", "smooth_l1_beta"),
             *fields.at_least(self, 1, "scales_per_octave"),
             *fields.at_least(self, 3, "num_buckets"),  # so that a side has a second one
@@ -116,7 +113,6 @@ class SABLRetinaNet(nn.Module):
             cls_outputs={"cls_logits": (self.num_classes, prior)},
             box_outputs=sabl.outputs(self.num_buckets),
             norm=self.norm,
-            norm_groups=self.norm_groups,
         )
 
     def maps(self, images: jax.Array, train: bool) -> Outputs:
@@ -141,6 +137,7 @@ class SABLRetinaNet(nn.Module):
         """
         grid = self.grid(batch.images.shape[1:3])
         squares = grid.squares(self.octave_base_scale)
+        ious = self.positive_iou, self.negative_iou
         sizes = self.octave_base_scale, self.scales_per_octave, self.aspect_ratios
         usual = grid.octave_anchors(*sizes).reshape(len(squares), -1, 4)  # [N, A, 4]
 
@@ -149,7 +146,7 @@ class SABLRetinaNet(nn.Module):
                 squares,
                 boxes,
                 valid,
-                *(self.positive_iou, self.negative_iou, 0.0),
+                *ious,
                 anchor_valid=grid.inside(image_size),
                 approximations=usual,
             )

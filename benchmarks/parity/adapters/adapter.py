@@ -8,6 +8,9 @@ import numpy as np
 from benchmarks.parity import cases
 from detlab.converters import mapping
 
+# Recorded overlaps of assignments: `Targets` keeps what was derived from them.
+OVERLAPS = r"train_assign\..*\.max_overlaps"
+
 
 class Results(NamedTuple):
     """All results of one run of a detlab detector, as NumPy arrays."""

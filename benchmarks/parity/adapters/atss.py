@@ -75,6 +75,6 @@ ADAPTER = adapter.Adapter(
         "loss_bbox": "loss/box",
         "loss_centerness": "loss/centerness",
     },
-    not_compared=(r"train_assign\..*\.max_overlaps",),  # `Targets` keeps what was derived from them
+    not_compared=(adapter.OVERLAPS,),
     gradient_stops=("backbones/resnet.py",),
 )

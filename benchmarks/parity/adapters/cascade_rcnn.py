@@ -87,6 +87,6 @@ ADAPTER = adapter.Adapter(
             )
         },
     },
-    not_compared=(r"train_assign\..*\.max_overlaps", r"train_roi_(cls_score|bbox_pred)_\d"),
+    not_compared=(adapter.OVERLAPS, r"train_roi_(cls_score|bbox_pred)_\d"),
     gradient_stops=("backbones/resnet.py",),
 )

@@ -192,7 +192,7 @@ ADAPTER = adapter.Adapter(
         "loss_bbox": "loss/box",
     },
     not_compared=(
-        r"train_assign\..*\.max_overlaps",  # `Targets` keeps what was derived from them
+        adapter.OVERLAPS,
         # They include objects; `roi_...` covers the proposals, losses and gradients cover both.
         r"train_roi_(cls_score|bbox_pred)_0",
     ),

@@ -137,7 +137,7 @@ ADAPTER = adapter.Adapter(
         "loss_shape": "loss/shape",
         "loss_loc": "loss/location",
     },
-    not_compared=(r"train_assign\..*\.max_overlaps",),  # `Targets` keeps what was derived from them
+    not_compared=(adapter.OVERLAPS,),
     readable=readable,
     gradient_stops=("backbones/resnet.py", "heads/guided_anchor.py", "detectors/ga_retinanet.py"),
 )

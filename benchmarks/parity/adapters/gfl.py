@@ -43,12 +43,11 @@ def arrays(case, results: adapter.Results) -> dict[str, np.ndarray]:
     labels, background = adapter.object_labels(case, targets), case.info["num_classes"]
     items = adapter.delta_items(targets, labels, background, targets.values["gt_boxes"])
     name = "train_targets.bbox_head.get_targets.0"
-    positives = (targets.status == 1).sum(1)
     return {
         **adapter.with_training(found, case),
         **adapter.assignment("train_assign.bbox_head.assigner", targets, labels),
         **adapter.split_items(name, [targets.boxes, *items], targets.level[0]),
-        f"{name}.{1 + len(items)}": np.maximum(positives, 1).sum().astype(np.float32),
+        f"{name}.{1 + len(items)}": results.metrics["normaliser"],
     }
 
 
@@ -63,6 +62,6 @@ ADAPTER = adapter.Adapter(
         "loss_bbox": "loss/box",
         "loss_dfl": "loss/distribution",
     },
-    not_compared=(r"train_assign\..*\.max_overlaps",),  # `Targets` keeps what was derived from them
+    not_compared=(adapter.OVERLAPS,),
     gradient_stops=("backbones/resnet.py", "detectors/gfl.py"),
 )

@@ -134,7 +134,7 @@ ADAPTER = adapter.Adapter(
         "loss_pts_init": "loss/init",
         "loss_pts_refine": "loss/refine",
     },
-    not_compared=(r"train_assign\..*\.max_overlaps",),  # `Targets` keeps what was derived from them
+    not_compared=(adapter.OVERLAPS,),
     predicted=(r"train_targets\.bbox_head\.get_targets\.1\.3_\d",),  # boxes of the first round
     gradient_stops=("backbones/resnet.py", "heads/reppoints.py", "ops/gradient.py"),
 )

@@ -79,6 +79,6 @@ ADAPTER = adapter.Adapter(
     table=mmdet_retinanet.table,
     arrays=arrays,
     losses={"loss_cls": "loss/cls", "loss_bbox": "loss/box"},
-    not_compared=(r"train_assign\..*\.max_overlaps",),  # `Targets` keeps what was derived from them
+    not_compared=(adapter.OVERLAPS,),
     gradient_stops=("backbones/resnet.py",),
 )

@@ -70,6 +70,6 @@ ADAPTER = adapter.Adapter(
         "loss_bbox_cls": "loss/bucket",
         "loss_bbox_reg": "loss/offset",
     },
-    not_compared=(r"train_assign\..*\.max_overlaps",),  # `Targets` keeps what was derived from them
+    not_compared=(adapter.OVERLAPS,),
     gradient_stops=("backbones/resnet.py",),
 )

@@ -83,7 +83,7 @@ ADAPTER = adapter.Adapter(
         "loss_bbox": "loss/init",
         "loss_bbox_rf": "loss/refine",
     },
-    not_compared=(r"train_assign\..*\.max_overlaps",),  # `Targets` keeps what was derived from them
+    not_compared=(adapter.OVERLAPS,),
     gradient_stops=(
         "backbones/resnet.py",
         "detectors/vfnet.py",
