@@ -6,7 +6,10 @@ import pytest
 from benchmarks.parity import cases as cases_lib
 from benchmarks.parity import mmdet, references
 
-TWINS = parity_runs.parameters(parity_runs.runnable("small", mmdet.RUNNER), parity_runs.every_day())
+LONG_TO_COMPILE = {"small/cascade_rcnn_r50_fpn_small"}  # three box heads take a minute
+TWINS = parity_runs.parameters(
+    parity_runs.runnable("small", mmdet.RUNNER), {*parity_runs.every_day()} - LONG_TO_COMPILE
+)
 
 
 @pytest.mark.parametrize("name", TWINS)
