@@ -13,7 +13,7 @@ import pytest
 
 from benchmarks.parity import __main__ as program
 from benchmarks.parity import cases as cases_lib
-from benchmarks.parity import mmdet, references
+from benchmarks.parity import mmdet, references, weights
 from benchmarks.parity import runner as runner_lib
 
 CASE = "retinanet_r50_fpn"
@@ -148,6 +148,18 @@ def mapped(tree, change: Callable[[str, np.ndarray], np.ndarray], prefix: str = 
     if not hasattr(tree, "items"):
         return change(prefix, tree)
     return {key: mapped(value, change, f"{prefix}/{key}") for key, value in tree.items()}
+
+
+def without_weights(monkeypatch, part: str) -> None:
+    """Runs from here on have zeros for the reference's weights of a part of the detector."""
+    real = weights.convert
+
+    def convert(*args):
+        found = real(*args)
+        zeros = mapped(found.params[part], lambda path, x: np.zeros_like(x))
+        return found._replace(params={**found.params, part: zeros})
+
+    monkeypatch.setattr(weights, "convert", convert)
 
 
 def made_case(bgr_to_rgb: bool, counts: list[int]) -> cases_lib.Case:

@@ -7,14 +7,13 @@ import tables
 import tiny
 
 from detlab.converters.tables import mmdet_libra_rcnn
-from detlab.necks import bfp
 
 CASE = "small/libra_faster_rcnn_r50_fpn_small"
 
 
 @pytest.mark.slow
 def test_a_pyramid_that_is_not_refined_is_noticed(shared_dir, capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr(bfp.NonLocal, "__call__", lambda self, x: x)
+    parity_runs.without_weights(monkeypatch, "balance")
     fixtures = parity_runs.changed(shared_dir / "parity", tmp_path, lambda info: None, case=CASE)
     run = parity_runs.run(capsys, fixtures)
     assert run.status == 1

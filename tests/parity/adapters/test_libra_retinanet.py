@@ -2,13 +2,11 @@
 
 import json
 
-import numpy as np
 import parity_runs
 import pytest
 import tables
 import tiny
 
-from benchmarks.parity import weights
 from benchmarks.parity.adapters import libra_retinanet
 from detlab import errors
 from detlab.converters.tables import mmdet_libra_retinanet
@@ -19,14 +17,7 @@ CASE = "small/libra_retinanet_r50_fpn_small"
 @pytest.mark.slow
 def test_a_pyramid_without_its_refinement_is_noticed(shared_dir, capsys, monkeypatch, tmp_path):
     """Everything else is as it was: the levels still get their plain average."""
-    real = weights.convert
-
-    def without_refinement(*args):
-        found = real(*args)
-        zeros = parity_runs.mapped(found.params["balance"], lambda path, x: np.zeros_like(x))
-        return found._replace(params={**found.params, "balance": zeros})
-
-    monkeypatch.setattr(weights, "convert", without_refinement)
+    parity_runs.without_weights(monkeypatch, "balance")
     folder = parity_runs.changed(shared_dir / "parity", tmp_path, lambda info: None, CASE)
     run = parity_runs.run(capsys, folder)
     assert run.status == 1
