@@ -11,7 +11,7 @@ yolov3_shapes.py.
 `:overfit_region`, `:overfit_new_coords` and `:overfit_gaussian` have few layers and the heads of
 YOLOv2, of yolov4-csp and of Gaussian YOLOv3, with the keys of their published cfgs.
 
-Expected: shapes | about 4 minutes on 1 CPU core | 0.1 GB for 8 images | AP 0.175, seed 0
+Expected: shapes | about 2 minutes on 1 CPU core | 0.1 GB for 8 images | AP 0.410, seed 0
 """
 
 from ml_collections import ConfigDict
