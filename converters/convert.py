@@ -8,8 +8,9 @@ r"""Converts weights of other code bases to a detlab weights folder, and back.
 
 `config.init_from`, eval and demo read the folder; its `report.json` lists every tensor of the file
 and every leaf of the detector.  A torchvision file fills only the backbone, an mmdet file the whole
-detector; a yolov5 file also sets the detector's size and release.  `--input` may be a URL.  A packed folder is
-safetensors, JSON and a card: what others can load with `detlab.load`.
+detector; a yolov5 file also sets the detector's size and release.  `--input` may be a URL.
+
+A packed folder is safetensors, JSON and a card: what others can load with `detlab.load`.
 """
 
 from collections.abc import Mapping, Sequence

@@ -12,6 +12,11 @@ from detlab.run import checkpoint, packed
 
 _ADDRESS = re.compile(r"hf://(?P<repo>[\w.-]+/[\w.-]+?)(@(?P<revision>[\w./-]+))?/?")
 
+_CAUSES = {
+    "RepositoryNotFoundError": "no such repository, or it is not public",
+    "RevisionNotFoundError": "no such revision",
+}
+
 
 def is_address(text: str) -> bool:
     """Whether the text means a folder on the hub, well written or not."""
@@ -42,9 +47,10 @@ def fetch(address: str) -> pathlib.Path:
             parts["repo"], revision=parts["revision"], allow_patterns=list(packed.FILES)
         )
     except Exception as error:  # its own errors, those of HTTP, and OSError
+        why = _CAUSES.get(type(error).__name__, errors.first_line(error).rstrip("."))
         raise errors.UserError(
-            f"{address} cannot be downloaded ({errors.first_line(error).rstrip('.')}); check the"
-            " name, the connection and, if it is not public, your token."
+            f"{address} cannot be downloaded ({why}); check the name, the connection and, if it is"
+            " not public, your token."
         ) from error
     return pathlib.Path(folder)
 
@@ -119,8 +125,7 @@ def card(name: str, info: dict) -> str:
             'predictor("photo.jpg").draw("found.png")',
             "```",
             "",
-            "The licence of these weights, and of the data that they learned from, is for their owner"
-            " to say here.",
+            "The owner of these weights says here which licence they have, and which the data had.",
             "",
         ]
     )

@@ -1,8 +1,9 @@
 """Published weight files: their names, their rows in models.json, and their checksums.
 
-A checksum is known by URL, or from the name that the publisher gives the file.  Sources: `yolov4` and `yolov4-tiny` in openvinotoolkit/open_model_zoo, `models/public/*/model.yml`;
-`yolov3` and `yolov3-tiny` as five independent repositories record them; YOLOv5's as public lists of
-its releases record them, `yolov5n` also computed from the file.  docs/models.md lists all files.
+A checksum is known by URL, or from the name that the publisher gives the file.  Sources: `yolov4`
+and `yolov4-tiny` in openvinotoolkit/open_model_zoo, `models/public/*/model.yml`; `yolov3` and
+`yolov3-tiny` as five independent repositories record them; YOLOv5's as public lists of its releases
+record them, `yolov5n` also computed from the file.  docs/models.md lists all files.
 """
 
 import difflib

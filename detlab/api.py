@@ -8,8 +8,7 @@ from typing import Any
 
 from ml_collections import config_dict
 
-from detlab import checks, cli, contract, environment, errors, paths, predictor, sharding
-from detlab import trained
+from detlab import cli, contract, environment, errors, paths, predictor, sharding, trained
 from detlab import config as config_lib
 from detlab import detect as detect_lib
 from detlab.converters import download, hub, import_weights, named, published
@@ -63,9 +62,8 @@ def build(config: config_dict.ConfigDict) -> contract.Detector:
     """The detector of a config, as pure functions; see `contract.Detector`.
 
     Raises:
-      UserError: the config is not valid.
+      UserError: an unknown detector or field, or a value that it cannot have.
     """
-    checks.check_config(config)
     return contract.build(config)
 
 
@@ -81,9 +79,7 @@ def read_config(name: str, **overrides: Any) -> config_dict.ConfigDict:
     Raises:
       UserError: no such experiment or key, or a value of another type.
     """
-    config = config_lib.load(name, _texts(overrides))
-    checks.check_config(config)
-    return config
+    return config_lib.load(name, _texts(overrides))
 
 
 def _texts(overrides: dict[str, Any]) -> dict[str, str]:
@@ -128,7 +124,7 @@ def _convert(
     parser = flags_lib.convert("")
     flags, more = cli.parse([*shlex.split(options), "--input", where], parser)
     flags.config = config or flags.config or _experiment_for(where, flags)
-    flags.follow_classes = True
+    flags.follow_classes = "model.num_classes" not in overrides
     converted = import_weights.convert(flags, {**more, **overrides})
     return converted.config, converted.weights
 

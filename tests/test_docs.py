@@ -1,4 +1,4 @@
-"""The pages: links lead somewhere, lines fit on a screen, and converters/models.json fits the code."""
+"""The pages: links lead somewhere, lines fit on a screen; models.json fits the code."""
 
 import functools
 import json

@@ -70,7 +70,8 @@ def read(folder: pathlib.Path) -> tuple[Any, Any, dict[str, Any]]:
         leaves = safetensors.numpy.load_file(folder / WEIGHTS)
     except (safetensors.SafetensorError, OSError, KeyError) as error:
         raise errors.UserError(
-            f"{folder / WEIGHTS} is damaged ({errors.first_line(error)}); copy or download it again."
+            f"{folder / WEIGHTS} is damaged ({errors.first_line(error)}); copy or download it"
+            " again."
         ) from error
     try:
         tree = traverse_util.unflatten_dict(leaves, sep="/")

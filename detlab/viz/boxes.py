@@ -205,9 +205,7 @@ def encode(image, suffix: str) -> bytes:
     except cv2.error:
         done = False
     if not done:
-        raise ValueError(
-            f"OpenCV cannot write images with the suffix {suffix!r}; use .png or .jpg"
-        )
+        raise ValueError(f"OpenCV cannot write images with the suffix {suffix!r}; use .png or .jpg")
     return data.tobytes()
 
 
