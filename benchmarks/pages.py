@@ -1,13 +1,13 @@
-"""Writes the tables of README and docs from detectors, experiments, docs/models.json and results.
+"""Writes the tables of README and docs from detectors, experiments, published files and results.
 
     python -m benchmarks.pages
 
 A table replaces the text between `<!-- NAME: begin -->` and `<!-- NAME: end -->` of a page:
 
     detectors   README.md            first sentences of the files of detlab/detectors
-    overview    docs/models.md       the same, docs/models.json, experiments, results
-    published   docs/models.md       docs/models.json, converters/published.py, parity
-    backbones   docs/models.md       docs/models.json
+    overview    docs/models.md       the same, converters/models.json, experiments, results
+    published   docs/models.md       converters/models.json, converters/published.py, parity
+    backbones   docs/models.md       converters/models.json
     cases       docs/parity.md       benchmarks/results/release_parity.json
     overfit     docs/performance.md  benchmarks/results/overfit_*_cpu.json
     shapes      docs/performance.md  benchmarks/results/shapes_cpu.json
@@ -167,7 +167,9 @@ def _file(content: dict[str, Any], row: dict[str, Any]) -> tuple[str, str, str]:
     checksum = published_files.checksum(url)
     licence = next((x["licence"] for x in content["licences"] if x["publisher"] in url), None)
     if licence is None:
-        raise errors.UserError(f"docs/models.json: no publisher in `licences` is part of {url}.")
+        raise errors.UserError(
+            f"converters/models.json: no publisher in `licences` is part of {url}."
+        )
     size = f", {row['mb']:g} MB" if "mb" in row else ""
     file = f"[{pathlib.PurePosixPath(url).suffix}{size}]({url})"
     return file, f"`{checksum}`" if checksum else "not published", licence
@@ -177,12 +179,11 @@ def _convert(row: dict[str, Any]) -> str:
     """The command that converts the file of a row; its folder is named after the file."""
     url = row["url"]
     path = pathlib.PurePosixPath(urllib.parse.unquote(url))
-    folder = re.sub(r"(_bbox_mAP.*)?(_\d{8}.*|-[0-9a-f]{8})?$", "", path.stem)
     return " \\\n    ".join(
         [
             f"detlab convert --config {row['config']}"
             + (f" {row['options']}" if "options" in row else "")
-            + f" --output weights/{row.get('folder', folder)}",
+            + f" --output weights/{published_files.name(row)}",
             f"--input {url if published_files.checksum(url) else path.name}",
         ]
     )
@@ -191,7 +192,9 @@ def _convert(row: dict[str, Any]) -> str:
 def _case(cases: dict[str, Any], name: str) -> dict[str, Any]:
     """The recorded result of a case that a row of models.json names."""
     if name not in cases:
-        raise errors.UserError(f"docs/models.json: no result of parity for the case {name!r}.")
+        raise errors.UserError(
+            f"converters/models.json: no result of parity for the case {name!r}."
+        )
     return cases[name]
 
 
@@ -229,7 +232,7 @@ def _on_shapes(tree: pathlib.Path, name: str) -> str:
 
 
 def _models(tree: pathlib.Path) -> dict[str, Any]:
-    return command.read_json(tree / "docs" / "models.json")
+    return command.read_json(tree / "converters" / "models.json")
 
 
 def cases(tree: pathlib.Path) -> str:

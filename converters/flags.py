@@ -23,6 +23,12 @@ def convert(docstring: str) -> argparse.ArgumentParser:
     parser.add_argument("--sha256", default="", help="of a URL whose file name lacks it")
     parser.add_argument("--output", type=paths.path, help="a new folder")
     parser.add_argument(
+        "--pack",
+        type=paths.expand,
+        metavar="FOLDER",
+        help="a run or weights folder, to be written as a folder that others can load (--output)",
+    )
+    parser.add_argument(
         "--bgr",
         action="store_true",
         help="the network was trained on BGR images (caffe-style ResNets): flip its stem to RGB",
@@ -50,6 +56,8 @@ def convert(docstring: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--cfg", type=paths.expand, help="the network of a darknet .weights file: its .cfg"
     )
+    # `detlab.load` has the number of classes from the file; a command line must say it.
+    parser.set_defaults(follow_classes=False)
     parser.add_argument("--names", type=paths.expand, help="class names: a text file, one per line")
     parser.add_argument(
         "--entry",

@@ -3,6 +3,7 @@
 import argparse
 import pathlib
 from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
@@ -14,26 +15,72 @@ from detlab.converters import family as family_lib
 from detlab.run import checkpoint
 
 
+class Converted(NamedTuple):
+    """A foreign file as weights of the config's detector."""
+
+    config: ConfigDict
+    weights: checkpoint.Weights  # `path` is that of the foreign file
+    report: list[mapping.Row]
+    counted: str  # what was converted, in words
+
+
 def run(flags: argparse.Namespace, overrides: Mapping[str, str]) -> None:
     """Writes the folder, and prints one line for each tensor and leaf."""
+    _check_output(flags.output)
+    config, weights, report, counted = convert(flags, overrides)
+    try:
+        checkpoint.save_weights(flags.output, weights.params, weights.state, weights.info)
+    except OSError as error:
+        raise errors.UserError(
+            f"{flags.output} cannot be written: {error.strerror or error}."
+        ) from error
+    rows = [row._asdict() for row in report]
+    origin = weights.info["converted_from"]
+    files_lib.write_json(flags.output / "report.json", {**origin, "rows": rows})
+    print(mapping.format_report(report))
+    print(f"wrote {counted} from {weights.path} to {flags.output}")
+
+
+def convert(flags: argparse.Namespace, overrides: Mapping[str, str]) -> Converted:
+    """Converts the file that the flags name, without writing anything.
+
+    Args:
+      flags: those of `flags.convert`.
+      overrides: of the config.
+    Raises:
+      UserError: the file, the config and the flags do not fit each other.
+    """
     config = config_lib.load(flags.config, overrides)
     checks.check_config(config)
-    _check_output(flags.output)
     path = download.local(flags.input, flags.sha256)
     family = family_lib.of_file(path, flags.source)
     _check_flags(flags, family, path)
     foreign = family.read(path, config, flags, overrides)
-    shapes = target.shapes(config)
     try:
-        tree, report = mapping.convert(foreign.tensors, foreign.table, shapes, flags.reset_classes)
+        tree, report = _convert(foreign, config, flags)
     except mapping.ConversionError as error:
         _tell_classes(path, config, foreign, error)
         raise errors.UserError(f"{path} and {flags.config}: {error}") from error
     foreign = foreign._replace(class_names=_class_names(path, config, foreign))
-    _save(flags.output, config, foreign, path.name, tree, report)
-    print(mapping.format_report(report))
     matched = sum(row.status == "matched" for row in report)
-    print(f"wrote {foreign.counted.format(matched=matched)} from {path} to {flags.output}")
+    info = _info(config, foreign, path.name, report)
+    weights = checkpoint.Weights(tree.pop("params"), tree, info, path)
+    return Converted(config, weights, report, foreign.counted.format(matched=matched))
+
+
+def _convert(
+    foreign: family_lib.Foreign, config: ConfigDict, flags: argparse.Namespace
+) -> tuple[dict, list[mapping.Row]]:
+    """(tree of leaves, report); `follow_classes` lets the file decide on the number of classes."""
+    table, reset = foreign.table, flags.reset_classes
+    try:
+        return mapping.convert(foreign.tensors, table, target.shapes(config), reset)
+    except mapping.ConversionError as error:
+        count = _num_classes(config, error.class_shapes) if error.only_classes else None
+        if count is None or not flags.follow_classes:
+            raise
+        config.model.num_classes = count
+    return mapping.convert(foreign.tensors, table, target.shapes(config), reset)
 
 
 def _tell_classes(
@@ -118,17 +165,15 @@ def _check_flags(flags: argparse.Namespace, family: family_lib.Family, path: pat
                 raise errors.UserError(f"{path} is not {other.files}; remove --{flag}.")
 
 
-def _save(
-    output: pathlib.Path, config, foreign: family_lib.Foreign, file_name: str, tree, report
-) -> None:
-    """Writes the weights folder with its report."""
+def _info(
+    config: ConfigDict, foreign: family_lib.Foreign, file_name: str, report: list[mapping.Row]
+) -> dict[str, Any]:
+    """What the weights folder says of itself."""
     table = foreign.table
-    origin = {"file": file_name, "table": table.name, **foreign.origin}
-    params = tree.pop("params")
     matched = [row.target for row in report if row.status == "matched"]
     info = {
         "config": config_lib.to_json(config),
-        "converted_from": origin,
+        "converted_from": {"file": file_name, "table": table.name, **foreign.origin},
         # What training may start from, see `checkpoint.may_differ`.
         "subtrees": list(table.subtrees),
         "anew": [row.target for row in report if row.status == mapping.ANEW],
@@ -137,9 +182,4 @@ def _save(
     }
     if foreign.class_names:
         info["class_names"] = list(foreign.class_names)
-    try:
-        checkpoint.save_weights(output, params, tree, info)
-    except OSError as error:
-        raise errors.UserError(f"{output} cannot be written: {error.strerror or error}.") from error
-    rows = [row._asdict() for row in report]
-    files_lib.write_json(output / "report.json", {**origin, "rows": rows})
+    return info

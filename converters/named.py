@@ -70,6 +70,13 @@ def write(
     return f"wrote {len(tensors)} tensors from {weights.path} to {flags.output} as {table.name}"
 
 
+def detectors(path: pathlib.Path, flags: argparse.Namespace) -> list[str]:
+    """The detectors whose names a file has, all of their layers; [] if there are none."""
+    names = unwrap.read(path, SOURCES, flags.entry).tensors
+    known = sources.fitting(SOURCES, names)
+    return sorted({source.detector for source in known if source.detector and not source.is_part})
+
+
 def _source(
     family: str,
     path: pathlib.Path,

@@ -1,12 +1,19 @@
-"""Checksums of published weight files: by URL, or from the name that their publisher gives them.
+"""Published weight files: their names, their rows in models.json, and their checksums.
 
-Sources: `yolov4` and `yolov4-tiny` in openvinotoolkit/open_model_zoo, `models/public/*/model.yml`;
-`yolov3` and `yolov3-tiny` as five independent repositories record them; YOLOv5's as public lists of
-its releases record them, `yolov5n` also computed from the file.  docs/models.md lists all files.
+A checksum is known by URL, or from the name that the publisher gives the file.  Sources: `yolov4`
+and `yolov4-tiny` in openvinotoolkit/open_model_zoo, `models/public/*/model.yml`; `yolov3` and
+`yolov3-tiny` as five independent repositories record them; YOLOv5's as public lists of its releases
+record them, `yolov5n` also computed from the file.  docs/models.md lists all files.
 """
 
+import difflib
+import json
+import pathlib
 import re
 import urllib.parse
+from typing import Any
+
+from detlab import errors
 
 _DARKNET = "https://github.com/AlexeyAB/darknet/releases/download"
 _YOLOV5 = "https://github.com/ultralytics/yolov5/releases/download/v7.0"
@@ -38,3 +45,32 @@ def checksum(url: str) -> str:
     path = urllib.parse.unquote(urllib.parse.urlsplit(url).path)
     in_name = re.search(r"-(?!(?:19|20)\d{6}\.)([0-9a-f]{8,64})\.\w+$", path)
     return SHA256.get(url, in_name[1] if in_name else "")
+
+
+def models() -> dict[str, dict[str, Any]]:
+    """The rows of models.json by name, such as `yolov5n` or `retinanet_r50_fpn_1x_coco`."""
+    content = json.loads(pathlib.Path(__file__).with_name("models.json").read_text())
+    return {name(row): row for row in content["models"]}
+
+
+def name(row: dict[str, Any]) -> str:
+    """The name of a row: that of its file without date and checksum, or its `folder`."""
+    stem = pathlib.PurePosixPath(urllib.parse.unquote(row["url"])).stem
+    return row.get("folder", re.sub(r"(_bbox_mAP.*)?(_\d{8}.*|-[0-9a-f]{8})?$", "", stem))
+
+
+def find(wanted: str) -> dict[str, Any] | None:
+    """The row with this name; None if there is none.
+
+    Raises:
+      UserError: there is none, but one with almost the same name.
+    """
+    known = models()
+    if wanted in known:
+        return known[wanted]
+    close = difflib.get_close_matches(wanted, known, n=1)
+    if close:
+        raise errors.UserError(
+            f"{wanted} does not exist and is no published model; did you mean {close[0]!r}?"
+        )
+    return None

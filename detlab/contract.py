@@ -204,8 +204,8 @@ def build(config: ConfigDict) -> Detector:
       UserError: an unknown detector, field or view, an invalid value, or a canvas that the network
         cannot take.
     """
-    module_class = _module_class(config)
-    fields = _defaults(module_class)
+    module_type = module_class(config)
+    fields = _defaults(module_type)
     blocks = {"config.model": config.model}
     if hasattr(config, "predict"):
         blocks["config.predict.model"] = config.predict.model
@@ -221,12 +221,12 @@ def build(config: ConfigDict) -> Detector:
             if not _fits(value, fields[key]):
                 kind = type(fields[key]).__name__
                 raise errors.UserError(f"{block}.{key} is {value!r}; it must be of type {kind}.")
-    module = module_class(**config.model)
+    module = module_type(**config.model)
     for block, values in blocks.items():
         if block != "config.model" and not values:
             continue
         try:
-            module_class(**{**config.model, **values}).check()
+            module_type(**{**config.model, **values}).check()
         except ValueError as error:
             raise errors.UserError(f"{block}.{error}.") from error
     if hasattr(module, "check_canvas"):
@@ -245,7 +245,7 @@ def field(config: ConfigDict, name: str) -> Any:
     Raises:
       UserError: unknown detector.
     """
-    return config.model.get(name, getattr(_module_class(config), name, None))
+    return config.model.get(name, getattr(module_class(config), name, None))
 
 
 def with_defaults(config: ConfigDict) -> ConfigDict:
@@ -255,7 +255,7 @@ def with_defaults(config: ConfigDict) -> ConfigDict:
       UserError: unknown detector.
     """
     copy = config.copy_and_resolve_references()
-    defaults = _defaults(_module_class(config))
+    defaults = _defaults(module_class(config))
     with copy.unlocked():
         copy.model = {**defaults, **config.model}
     return copy
@@ -266,13 +266,18 @@ def num_classes(config: ConfigDict) -> int:
     return field(config, "num_classes")
 
 
-def _defaults(module_class: type[nn.Module]) -> dict[str, Any]:
+def _defaults(module_type: type[nn.Module]) -> dict[str, Any]:
     """The detector's fields and their defaults."""
-    fields = module_class.__dataclass_fields__
+    fields = module_type.__dataclass_fields__
     return {name: fields[name].default for name in fields if name not in ("parent", "name")}
 
 
-def _module_class(config) -> type[nn.Module]:
+def module_class(config: ConfigDict) -> type[nn.Module]:
+    """The Flax module of `config.detector`.
+
+    Raises:
+      UserError: unknown detector.
+    """
     names = sorted(
         p.stem
         for p in (pathlib.Path(__file__).parent / "detectors").glob("*.py")

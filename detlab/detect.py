@@ -8,7 +8,7 @@ import numpy as np
 from ml_collections import config_dict
 
 from detlab import contract
-from detlab.data import augment, plan, records
+from detlab.data import augment, coco_classes, plan, records
 from detlab.data import batch as batch_lib
 from detlab.data import settings as settings_lib
 from detlab.viz import boxes as draw_lib
@@ -27,17 +27,31 @@ class Detect(NamedTuple):
 
     def __call__(self, image: np.ndarray) -> dict[str, np.ndarray]:
         """[h, w, 3] uint8 RGB -> boxes [k, 4] xyxy px of it, scores [k], labels [k]; best first."""
-        canvas = plan.canvas_of(image.shape[:2], self.settings)
-        record = augment.resizer(self.settings)(records.without_objects(image), *canvas)
+        return self.together([image], 1)[0]
+
+    def canvas(self, image: np.ndarray) -> tuple[int, int]:
+        """The canvas (height, width) px that suits an image best."""
+        return plan.canvas_of(image.shape[:2], self.settings)
+
+    def together(self, images: Sequence[np.ndarray], batch_size: int) -> list[dict]:
+        """What a call gives for each of at most `batch_size` images of one canvas."""
+        canvas = self.canvas(images[0])
+        resize = augment.resizer(self.settings)
+        rows = [resize(records.without_objects(image), *canvas) for image in images]
+        rows += [None] * (batch_size - len(images))
         pad_value, dtype = self.settings.pad_value, self.settings.dtype
-        batch = batch_lib.to_batch([record], canvas, 1, pad_value, dtype)
+        batch = batch_lib.to_batch(rows, canvas, 1, pad_value, dtype)
         found = jax.device_get(
             self.predict(self.params, self.state, batch.images, batch.image_size)
         )
-        keep = found.valid[0] & (found.scores[0] >= self.threshold)
+        return [self._of_row(found, batch, i, image.shape[:2]) for i, image in enumerate(images)]
+
+    def _of_row(self, found, batch, row, size):
+        keep = found.valid[row] & (found.scores[row] >= self.threshold)
         keep = np.flatnonzero(keep)[: self.top_k]
-        boxes = batch_lib.to_original(found.boxes[0][keep], batch.placement[0], image.shape[:2])
-        return {"boxes": boxes, "scores": found.scores[0][keep], "labels": found.labels[0][keep]}
+        boxes = batch_lib.to_original(found.boxes[row][keep], batch.placement[row], size)
+        scores, labels = found.scores[row][keep], found.labels[row][keep]
+        return {"boxes": boxes, "scores": scores, "labels": labels}
 
     def draw(self, image: np.ndarray, found: dict[str, np.ndarray], min_side: int) -> np.ndarray:
         return draw_lib.draw(image, class_names=self.class_names, min_side=min_side, **found)
@@ -76,6 +90,12 @@ def for_pictures(
 
 
 def names_of(saved: Sequence[str] | None, config: config_dict.ConfigDict) -> tuple[str, ...]:
-    """Class names from the checkpoint, else from the config, else "class 0", "class 1", ..."""
+    """Class names from the checkpoint, else from the config, else "class 0", "class 1", ...
+
+    A detector of 80 classes on COCO's data, whose files (darknet's) may have no names, has COCO's.
+    """
     names = tuple(saved or config.data.class_names)
-    return names or tuple(f"class {i}" for i in range(contract.num_classes(config)))
+    count = contract.num_classes(config)
+    if not names and config.data.source == "coco" and count == len(coco_classes.NAMES):
+        return coco_classes.NAMES
+    return names or tuple(f"class {i}" for i in range(count))

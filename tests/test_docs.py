@@ -1,4 +1,4 @@
-"""The pages: links lead somewhere, lines fit on a screen, and docs/models.json fits the code."""
+"""The pages: links lead somewhere, lines fit on a screen; models.json fits the code."""
 
 import functools
 import json
@@ -15,7 +15,7 @@ from detlab.converters.families import mmdet
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 PAGES = sorted(REPOSITORY.glob("*.md")) + sorted((REPOSITORY / "docs").rglob("*.md"))
 WIDTH = 120
-MODELS = json.loads((REPOSITORY / "docs" / "models.json").read_text())
+MODELS = json.loads((REPOSITORY / "converters" / "models.json").read_text())
 
 
 @functools.cache

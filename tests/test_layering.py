@@ -57,6 +57,9 @@ ALLOWED = {
     "eval": PROGRAMS,
     "demo": PROGRAMS,
     "tools": PROGRAMS | {"tools"},
+    "results": {"errors", "data", "files", "viz"},
+    "predictor": BELOW | set(ROOMS) | {"results"},
+    "api": PROGRAMS | {"results", "predictor", "converters"},
     "listing": {"errors", "config", "experiments"},
     "__main__": {"errors", "paths", "cli", "config", "files", "listing", "environment"},
 }
@@ -94,7 +97,7 @@ def test_detlab_modules_import_only_from_layers_below(path):
     for imported in imports(path):
         top, *rest = imported.split(".")
         assert top not in ("converters", "experiments", "tests", "benchmarks"), imported
-        assert rest[:1] != ["converters"], imported
+        assert rest[:1] != ["converters"] or name == "api", imported  # the top floor
         if top == "detlab" and rest:
             assert rest[0] in ALLOWED[name], f"{path} imports {imported}"
         if name in NO_JAX:
@@ -137,7 +140,7 @@ def test_each_room_stands_on_those_before_it():
     for i, (name, allowed) in enumerate(ALLOWED.items()):
         above = allowed & set(names[i + 1 :])
         assert not above, f"{name} may import {above}, which comes after it"
-        assert allowed <= set(names), allowed - set(names)
+        assert allowed - {"converters"} <= set(names), allowed - set(names)
 
 
 def module_of(path):

@@ -132,14 +132,11 @@ def test_command_1_with_30_steps_then_evaluate_predict_and_resume(tmp_path):
     assert (tmp_path / "found" / "0.png").exists() and (tmp_path / "found.json").exists()
 
     (block,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
-    assert len([line for line in block.splitlines() if line]) <= 10 + 2  # and two groups of imports
     values = {}
     with contextlib.chdir(tmp_path):
         exec(block, values)
-    assert np.isfinite(values["loss"])
-    shapes_of = jax.tree.map(np.shape, (values["gradients"], values["weights"].params))
-    assert shapes_of[0] == shapes_of[1]
-    assert values["detections"].boxes.shape[0] == len(values["batch"].images)
+    assert (tmp_path / "found.png").exists()
+    assert values["predictor"].class_names == shapes.CLASS_NAMES
 
     again = run(train, tmp_path, *short, "--config.train.eval_every=30")
     assert "is finished" in again

@@ -43,7 +43,9 @@ def fill_in(
                 " the flag."
             )
     expected = contract.num_classes(config)
-    if not flags.reset_classes and found.num_classes != expected:
+    if flags.follow_classes:
+        config.model.num_classes = found.num_classes
+    elif not flags.reset_classes and found.num_classes != expected:
         raise errors.UserError(
             f"{path} predicts {found.num_classes} classes, but config.model.num_classes is"
             f" {expected}; add --config.model.num_classes={found.num_classes}, or --reset_classes"

@@ -33,6 +33,7 @@ from flax import traverse_util
 
 from detlab import errors, types
 from detlab import text as text_lib
+from detlab.run import packed
 
 
 class Weights(NamedTuple):
@@ -256,7 +257,13 @@ def find(path: str | pathlib.Path, which: str = "best") -> pathlib.Path:
 
 
 def load_weights(path: str | pathlib.Path, which: str = "best") -> Weights:
-    """Reads parameters and state as NumPy arrays; see `find` for the arguments."""
+    """Reads parameters and state as NumPy arrays; see `find` for the arguments.
+
+    A packed folder (packed.py) is read too.
+    """
+    path = pathlib.Path(path).absolute()
+    if packed.is_packed(path) and not (path / "checkpoints").exists():
+        return Weights(*packed.read(path), path)
     folder = find(path, which)
     try:
         values = read_arrays(folder / "weights")

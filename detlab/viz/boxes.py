@@ -186,16 +186,27 @@ def save(path: str | pathlib.Path, image) -> None:
     """
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        data = encode(image, path.suffix)
+    except ValueError as error:
+        raise OSError(f"{path}: {error}") from error
+    path.write_bytes(data)
+
+
+def encode(image, suffix: str) -> bytes:
+    """The content of a file with an image [H, W, 3], uint8 RGB.
+
+    Raises:
+      ValueError: OpenCV cannot write this suffix.
+    """
     bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
     try:
-        done, data = cv2.imencode(path.suffix, bgr)
+        done, data = cv2.imencode(suffix, bgr)
     except cv2.error:
         done = False
     if not done:
-        raise OSError(
-            f"{path}: OpenCV cannot write images with the suffix {path.suffix!r}; use .png or .jpg"
-        )
-    path.write_bytes(data)
+        raise ValueError(f"OpenCV cannot write images with the suffix {suffix!r}; use .png or .jpg")
+    return data.tobytes()
 
 
 def _thickness(canvas):

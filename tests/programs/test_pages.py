@@ -65,7 +65,7 @@ def test_a_model_is_listed_with_its_file_checksum_licence_parity_and_command(tre
     licences = [{"publisher": "cats", "licence": "MIT", "repository": "cats/cats"}]
     backbone = {"model": "Paw", "url": row["url"], "source": "torchvision"}
     content = {"licences": licences, "models": [row, plain], "backbones": [backbone]}
-    write_json(tree / "docs" / "models.json", content)
+    write_json(tree / "converters" / "models.json", content)
     results = tree / "benchmarks" / "results"
     case = {"status": "passed", "quantities": 5}
     write_json(results / "release_parity.json", {"cases": {"cat_small": case}})
@@ -175,7 +175,7 @@ def test_a_row_of_models_json_that_names_nothing_known_is_reported(tree, change,
     row = {"detector": "cat", "model": "big", "config": "cat_coco", "published": "AP 1"}
     row |= {"measured_on": "COCO", "origin": "a paper", "url": "https://cats/a.pth"} | change
     licences = [{"publisher": "cats", "licence": "MIT", "repository": "cats/cats"}]
-    write_json(tree / "docs" / "models.json", {"licences": licences, "models": [row]})
+    write_json(tree / "converters" / "models.json", {"licences": licences, "models": [row]})
     write_json(tree / "benchmarks" / "results" / "release_parity.json", {"cases": {}})
     with pytest.raises(errors.UserError, match=re.escape(sentence)):
         pages.published(tree)

@@ -195,7 +195,7 @@ def test_the_activation_of_a_state_dict_is_assumed_unless_it_is_said(shared_dir,
     file = contents.Contents("npz", {}, None, {})
     with np.load(shared_dir / "weights" / "yolov5n-v6.npz") as arrays:
         file = file._replace(tensors=dict(arrays))
-    flags = types.SimpleNamespace(reset_classes=False)
+    flags = types.SimpleNamespace(reset_classes=False, follow_classes=False)
     family.fill_in("a.npz", file, config, flags, {})
     assert "assumed, as a.npz does not contain it: activation 'silu', pool_size 5" in (
         capsys.readouterr().out
