@@ -7,10 +7,10 @@ which bucket a side lies and its distance to the middle of that bucket (section 
 of the buckets rectifies the class score.
 
 Reference: mmdetection's `sabl-faster-rcnn_r50_fpn_1x_coco`, whose values are the defaults.  Its
-`sabl-cascade-rcnn_r50_fpn_1x_coco` is the same with three stages: `CASCADE` has its fields.  As in
-the reference, the score is compared with the threshold before it is rectified, by the buckets of
-the last stage, and boxes are clipped to one px less than the image.  Differences of Faster and
-Cascade R-CNN from their references are explained in faster_rcnn.py and cascade_rcnn.py.
+`sabl-cascade-rcnn_r50_fpn_1x_coco` is the same with three stages, the variant `cascade` of the
+experiment.  As in the reference, the score is compared with the threshold before the buckets of the
+last stage rectify it, and boxes are clipped to one px less than the image.  What differs from the
+references in Faster and Cascade R-CNN is explained in faster_rcnn.py and cascade_rcnn.py.
 
 Expected: COCO val2017 AP 39.9 with experiments/sabl_rcnn_coco.py and 41.6 with its variant
 `cascade` (the published figures of the reference).
@@ -31,16 +31,6 @@ from detlab.detectors import cascade_rcnn
 from detlab.heads import sabl
 from detlab.losses import buckets as bucket_losses
 from detlab.ops import coders, roi_align
-
-# The fields of three stages, as in Cascade R-CNN.
-CASCADE = {
-    "train_proposals": 2000,
-    "rpn_crossing": False,
-    "rpn_box_beta": 1 / 9,
-    "stage_ious": (0.5, 0.6, 0.7),
-    "stage_scales": (1.7, 1.5, 1.3),
-    "stage_weights": (1.0, 0.5, 0.25),
-}
 
 
 class SABLRCNN(cascade_rcnn.CascadeRCNN):

@@ -103,11 +103,11 @@ class BoxHead(nn.Module):
 def pooled(x, attention, axis: int):
     """The mean of [N, H, W, D] over rows (axis 1) or columns (2), of which one remains.
 
-    `attention` [N, H, W, 1] are the logits of the weights.
+    `attention` [N, H, W, 1] are the logits of the weights: sigmoids, divided by their sum.
     """
-    weights = nn.sigmoid(attention.astype(jnp.float32))
-    weights = (weights / weights.sum(axis, keepdims=True)).astype(x.dtype)
-    return (x * weights).sum(axis, keepdims=True)
+    # A sum of sigmoids could be 0, the softmax of their logarithms is the same.
+    weights = nn.softmax(nn.log_sigmoid(attention.astype(jnp.float32)), axis)
+    return (x * weights.astype(x.dtype)).sum(axis, keepdims=True)
 
 
 class Upsample(nn.Module):
