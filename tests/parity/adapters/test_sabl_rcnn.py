@@ -26,32 +26,27 @@ def missed(shared_dir, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_offsets_without_the_second_bucket_are_noticed(missed, monkeypatch):
-    real = coders.encode_buckets
+def test_the_second_bucket_and_unrectified_scores_are_noticed(missed, monkeypatch):
+    """Both in one run, as the first is only in training and the second only in detections."""
+    encode, decode = coders.encode_buckets, coders.decode_buckets
 
     def nearest(*arguments):
-        return (found := real(*arguments))._replace(offset_weights=found.labels)
+        return (found := encode(*arguments))._replace(offset_weights=found.labels)
+
+    def sure(*arguments, **options):
+        boxes, confidence = decode(*arguments, **options)
+        return boxes, jnp.ones_like(confidence)
 
     monkeypatch.setattr(coders, "encode_buckets", nearest)
-    assert missed() == {
+    monkeypatch.setattr(coders, "decode_buckets", sure)
+    found = missed()
+    detections = {line for line in found if line.startswith("detections")}
+    assert "detections scores" in detections
+    assert found - detections == {
         "targets train_targets.roi_head.bbox_head.get_targets.0.3_1",
         "loss loss_bbox_reg",
         "loss total",
     }
-
-
-@pytest.mark.slow
-def test_scores_that_are_not_rectified_are_noticed_in_detections_alone(missed, monkeypatch):
-    real = coders.decode_buckets
-
-    def sure(*arguments, **options):
-        boxes, confidence = real(*arguments, **options)
-        return boxes, jnp.ones_like(confidence)
-
-    monkeypatch.setattr(coders, "decode_buckets", sure)
-    found = missed()
-    assert "detections scores" in found
-    assert all(line.startswith("detections") for line in found)
 
 
 @pytest.mark.slow
