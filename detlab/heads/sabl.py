@@ -32,9 +32,10 @@ def by_side(values):
 
 
 def split_sides(along_x, along_y):
-    """Values [..., K] at the positions along both axes -> those of four sides [..., 4, S].
+    """Splits values at positions along both axes into those of the four sides, [..., 4, S].
 
-    Two neighbouring sides share the position in the middle if K is odd.
+    Args:
+      along_x, along_y: [..., K].  Both sides share the position in the middle if K is odd.
     """
     count = buckets_per_side(along_x.shape[-1])
     halves = [x for axis in (along_x, along_y) for x in (axis, axis[..., ::-1])]
@@ -54,7 +55,7 @@ class BoxHead(nn.Module):
     side_width: int = 256  # of the layers for sides
     dtype: jnp.dtype = jnp.float32
 
-    def setup(self):
+    def setup(self) -> None:
         def dense(features, init):
             return nn.Dense(features, kernel_init=init, dtype=self.dtype)
 
@@ -101,9 +102,12 @@ class BoxHead(nn.Module):
 
 
 def pooled(x, attention, axis: int):
-    """The mean of [N, H, W, D] over rows (axis 1) or columns (2), of which one remains.
+    """The weighted mean over rows, [N, 1, W, D], or columns, [N, H, 1, D].
 
-    `attention` [N, H, W, 1] are the logits of the weights: sigmoids, divided by their sum.
+    Args:
+      x: [N, H, W, D].
+      attention: [N, H, W, 1] logits of the weights, which are sigmoids divided by their sum.
+      axis: 1 for rows, 2 for columns.
     """
     # A sum of sigmoids could be 0, the softmax of their logarithms is the same.
     weights = nn.softmax(nn.log_sigmoid(attention.astype(jnp.float32)), axis)
