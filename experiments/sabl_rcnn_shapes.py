@@ -6,7 +6,7 @@ Data, optimizer and schedule are those of `retinanet_shapes`.
 
 `:overfit` is for benchmarks.overfit, `:tiny`, which has two stages, for tests.
 
-Expected: shapes | 1200 steps, not timed | 0.2 GB for 8 images | not run
+Expected: shapes | 1200 steps, not timed | 0.1 GB for 8 images | not run
 """
 
 from ml_collections import ConfigDict
