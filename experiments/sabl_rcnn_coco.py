@@ -3,8 +3,8 @@
     python -m detlab.train --config experiments/sabl_rcnn_coco.py --config.data.root=coco
 
 The root holds train2017, val2017 and annotations.  `:cascade` has three stages, as
-`sabl-cascade-rcnn_r50_fpn_1x_coco` (published AP 41.6).  `:scratch` trains from random weights.
-Prediction samples RoIs as the reference does, so published weights give the same scores.
+`sabl-cascade-rcnn_r50_fpn_1x_coco` (published AP 41.6; 65 GB).  `:scratch` trains from random
+weights.  Prediction samples RoIs as the reference does, so published weights give the same scores.
 
 Expected: COCO 2017 | 12 epochs, not timed | 61 GB for 16 images | AP 0.399, published
 """
