@@ -58,6 +58,7 @@ class Model(NamedTuple):
 NETWORKS = {
     "darknet": {f"darknet_{x}": x for x in ("yolov3", "yolov3_tiny", "yolov4", "yolov4_tiny")},
     "yolov5": {f"yolov5{size}": size for size in "nsmlx"},
+    "sabl_rcnn": {"sabl_rcnn": "", "sabl_rcnn_cascade": "cascade"},
 }
 SIDES = {"cornernet": 256, "ssd": 300, "pisa_ssd": 300}
 PEERS = {

@@ -112,6 +112,10 @@ TRANSFORMS = {
     "conv_oihw_to_hwio": Transform(
         lambda x: x.transpose(2, 3, 1, 0), lambda x: x.transpose(3, 2, 0, 1)
     ),
+    # A transposed convolution along one axis: [in, out, position] -> [position, in, out].
+    "conv_transpose_iok_to_kio": Transform(
+        lambda x: x.transpose(2, 0, 1), lambda x: x.transpose(1, 2, 0)
+    ),
     "linear_t": Transform(lambda x: x.T, lambda x: x.T),  # [out, in] -> [in, out]
     # A linear layer on flattened 7x7 maps: [out, channel * row * column] -> [out, row * column *
     # channel], before `linear_t`.

@@ -36,7 +36,7 @@ class Conv(nn.Module):
     """
 
     features: int
-    kernel_size: int = 3
+    kernel_size: int | tuple[int, int] = 3  # or (height, width)
     stride: int = 1
     padding: int | None = None
     dilation: int = 1
@@ -47,8 +47,9 @@ class Conv(nn.Module):
 
     @nn.compact
     def __call__(self, x):  # [B, H, W, Cin] -> [B, H', W', features]
-        shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
-        kernel = self.param("kernel", self.kernel_init, shape)
+        size = self.kernel_size
+        size = size if isinstance(size, tuple) else (size, size)
+        kernel = self.param("kernel", self.kernel_init, (*size, x.shape[-1], self.features))
         sides = None if self.padding is None else ((self.padding,) * 2,) * 2
         y = conv_lib.conv(
             x.astype(self.dtype), kernel.astype(self.dtype), self.stride, sides, self.dilation

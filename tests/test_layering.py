@@ -182,6 +182,10 @@ def test_a_detector_file_imports_another_one_level_deep():
     def others(name):
         return [i.split(".")[2] for i in imports(files[name]) if i.startswith("detlab.detectors.")]
 
+    deeper = {}
     for name in files:
         for other in others(name):
-            assert not others(other), f"{name} imports {other}, which imports {others(other)}"
+            if others(other):
+                deeper[name] = [other, *others(other)]
+    # SABL changes the box heads of both (docs/architecture.md).
+    assert deeper == {"sabl_rcnn": ["cascade_rcnn", "faster_rcnn"]}

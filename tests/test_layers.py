@@ -43,6 +43,13 @@ def test_conv_pads_both_sides_and_adds_its_bias():
     np.testing.assert_array_equal(out[0, :, :, 0], [[14, 16], [16, 19]])
 
 
+def test_a_kernel_of_one_row_pads_the_columns_alone():
+    x = np.float32([[1, 2, 3], [10, 20, 30]]).reshape(1, 2, 3, 1)
+    kernel = np.ones((1, 3, 1, 1), np.float32)
+    found = layers.Conv(1, (1, 3), use_bias=False).apply({"params": {"kernel": kernel}}, x)
+    assert found[0, :, :, 0].tolist() == [[3, 6, 5], [30, 60, 50]]
+
+
 def test_conv_without_bias_has_only_a_kernel():
     tree = jax.eval_shape(
         layers.Conv(8, 7, use_bias=False).init, jax.random.key(0), jnp.zeros((1, 8, 8, 3))

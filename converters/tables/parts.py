@@ -37,6 +37,11 @@ def linear(source: str, target: str, first: tuple[str, ...] = ()) -> list[mappin
     return _layer(source, target, (*first, "linear_t"))
 
 
+def conv_transpose(source: str, target: str) -> list[mapping.Rule]:
+    """A transposed convolution along one axis."""
+    return _layer(source, target, ("conv_transpose_iok_to_kio",))
+
+
 def batch_norm(source: str, target: str) -> list[mapping.Rule]:
     """A BatchNorm: scale, bias and running statistics."""
     return [

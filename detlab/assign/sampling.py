@@ -77,7 +77,7 @@ def highest(
     if not 0 <= positive_fraction <= 1:
         raise ValueError(f"positive_fraction must be in 0..1, not {positive_fraction}")
     count = len(status)
-    slots, quota = min(num, count), min(int(num * positive_fraction), count)
+    slots, quota = min(num, count), most_positives(num, positive_fraction, count)
 
     def draw(kind, at_most):
         """Candidates of `kind` in random order [at_most], and how many of them are real."""
@@ -99,3 +99,13 @@ def highest(
     source = jnp.where(positive, slot, quota + slot - num_positives)
     index = jnp.concatenate([positives, negatives])[source]
     return Sampled(jnp.where(valid, index, 0).astype(jnp.int32), valid, positive)
+
+
+def most_positives(num: int, positive_fraction: float, slots: int) -> int:
+    """How many of the first slots of a sample can be positives.
+
+    Args:
+      num, positive_fraction: see `highest`.
+      slots: the candidates, or those that were drawn.
+    """
+    return min(int(num * positive_fraction), slots)

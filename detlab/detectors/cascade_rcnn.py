@@ -34,6 +34,8 @@ from detlab.ops import candidates as candidates_lib
 from detlab.ops import coders
 from detlab.ops import proposals as proposals_lib
 
+Maps = faster_rcnn.Maps
+
 
 class Outputs(NamedTuple):
     """The maps, and in prediction the P proposals and the outputs of every stage for them."""
@@ -65,27 +67,16 @@ class CascadeRCNN(faster_rcnn.FasterRCNN):
     def check(self) -> None:
         """Checks the fields of Faster R-CNN and those of the stages."""
         super().check()
-        plain, count = faster_rcnn.FasterRCNN, len(self.stage_ious)
-        fractions = fields.positive(self.stage_ious) and max(self.stage_ious) <= 1
-        alone = "left at its default: set {} for each stage".format
-        rules = (
-            ("stage_ious", fractions, "one or more numbers above 0 and at most 1"),
+        count = len(self.stage_ious)
+        stds = (
             ("stage_stds", len(self.stage_stds) == count, f"of {count} stages, as stage_ious"),
             (
                 "stage_stds",
                 all(fields.positive(stds, 4) for stds in self.stage_stds),
                 "four numbers above 0 for each stage",
             ),
-            (
-                "stage_weights",
-                fields.positive(self.stage_weights, count),
-                f"numbers above 0 of {count} stages, as stage_ious",
-            ),
-            *fields.above(self, 0, "box_beta"),
-            ("positive_iou", self.positive_iou == plain.positive_iou, alone("stage_ious")),
-            ("delta_stds", self.delta_stds == plain.delta_stds, alone("stage_stds")),
         )
-        fields.check(self, rules)
+        fields.check(self, (*of_stages(self, *stds), unused(self, "delta_stds", "stage_stds")))
 
     def make_box_head(self) -> list[nn.Module]:
         """The head of each stage, `box_head_0` and so on."""
@@ -98,10 +89,17 @@ class CascadeRCNN(faster_rcnn.FasterRCNN):
     # One stage
 
     def stage_outputs(
-        self, stage: int, maps: faster_rcnn.Maps, rois: jax.Array, valid: jax.Array, ratio: int
+        self, stage: int, maps: faster_rcnn.Maps, rois: jax.Array, valid: jax.Array, train: bool
     ) -> tuple:
         """Logits [B, R, C + 1] and deltas [B, R, 4] of RoIs [B, R, 4]; valid [B, R]."""
-        return self.box_head[stage](self.roi_features(maps, rois, valid, ratio))
+        return self.box_head[stage](self.stage_features(maps, rois, valid, train))
+
+    def stage_features(
+        self, maps: faster_rcnn.Maps, rois: jax.Array, valid: jax.Array, train: bool
+    ) -> jax.Array:
+        """Features [B, R, S, S, D] of RoIs [B, R, 4]; valid [B, R]."""
+        ratio = self.sampling_ratio if train else self.predict_sampling_ratio
+        return self.roi_features(maps, rois, valid, ratio)
 
     def stage_targets(self, stage: int, rois: rois_lib.RoIs, batch: types.Batch) -> types.Targets:
         """Targets of the sampled RoIs, status -1 in empty slots."""
@@ -138,7 +136,7 @@ class CascadeRCNN(faster_rcnn.FasterRCNN):
             rois = self.sample(keys[:, 1 + stage], proposals, batch, iou)
             targets = lax.stop_gradient(self.stage_targets(stage, rois, batch))
             counted = targets.status >= 0
-            outputs = self.stage_outputs(stage, maps, targets.boxes, counted, self.sampling_ratio)
+            outputs = self.stage_outputs(stage, maps, targets.boxes, counted, train=True)
             stages.append((targets, outputs))
         return lax.stop_gradient(self.rpn_targets(keys[:, 0], batch)), stages
 
@@ -196,8 +194,7 @@ class CascadeRCNN(faster_rcnn.FasterRCNN):
         found = self.propose(maps, image_size, canvas, train=False)
         rois, stages = [found.boxes], []
         for stage in range(len(self.stage_ious)):
-            ratio = self.predict_sampling_ratio
-            stages.append(self.stage_outputs(stage, maps, rois[-1], found.valid, ratio))
+            stages.append(self.stage_outputs(stage, maps, rois[-1], found.valid, train=False))
             rois.append(self.refine(stage, rois[-1], stages[-1], image_size))
         return Outputs(*maps, found, tuple(rois), tuple(stages))
 
@@ -205,6 +202,10 @@ class CascadeRCNN(faster_rcnn.FasterRCNN):
         """Scores [B, P, C] from the outputs of all stages."""
         logits = sum(logits for logits, *_ in stages) / len(stages)
         return nn.softmax(logits)[..., :-1]
+
+    def confidence(self, outputs: Outputs, image_size: jax.Array) -> jax.Array:
+        """Factors [B, P] of the scores above the threshold: 1, as deltas say nothing of theirs."""
+        return jnp.ones(outputs.proposals.valid.shape)
 
     def candidates(
         self, maps: faster_rcnn.Maps, image_size: jax.Array, canvas: tuple[int, int]
@@ -215,11 +216,35 @@ class CascadeRCNN(faster_rcnn.FasterRCNN):
         scores = jnp.where(valid, self.scores(outputs.stages), 0.0)
         bounds.note(self, "num_candidates", scores > self.score_threshold)
 
-        def one_image(scores, boxes):
+        def one_image(scores, boxes, confidence):
             scores, roi, label = candidates_lib.best_pairs(scores, self.num_candidates)
-            return candidates_lib.above(self.score_threshold, boxes[roi], scores, label)
+            found = candidates_lib.above(self.score_threshold, boxes[roi], scores, label)
+            return found._replace(scores=found.scores * confidence[roi])
 
-        return jax.vmap(one_image)(scores, outputs.rois[-1])
+        return jax.vmap(one_image)(scores, outputs.rois[-1], self.confidence(outputs, image_size))
+
+
+def of_stages(module: nn.Module, *own: tuple) -> tuple:
+    """Rules for the fields of the stages; `own` are those of other box heads."""
+    count = len(module.stage_ious)
+    fractions = fields.positive(module.stage_ious) and max(module.stage_ious) <= 1
+    return (
+        ("stage_ious", fractions, "one or more numbers above 0 and at most 1"),
+        *own,
+        (
+            "stage_weights",
+            fields.positive(module.stage_weights, count),
+            f"numbers above 0 of {count} stages, as stage_ious",
+        ),
+        *fields.above(module, 0, "box_beta"),
+        unused(module, "positive_iou", "stage_ious"),
+    )
+
+
+def unused(module: nn.Module, name: str, instead: str) -> tuple:
+    """The rule for a field of a single stage, which `instead` replaces."""
+    same = getattr(module, name) == getattr(faster_rcnn.FasterRCNN, name)
+    return (name, same, f"left at its default: set {instead} for each stage")
 
 
 MODULE = CascadeRCNN

@@ -289,19 +289,25 @@ class FasterRCNN(nn.Module):
         self, batch: types.Batch, targets: types.Targets, logits: jax.Array, deltas: jax.Array
     ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
         """(both loss terms of a box head's outputs for the sampled RoIs, the other metrics)."""
+        terms, metrics = self.cls_loss(batch, targets, logits)
+        positive = targets.status == 1  # [B, R]
+        labels = jnp.take_along_axis(batch.labels, targets.matched, axis=1)
+        deltas = box_lib.of_label(deltas, jnp.where(positive, labels, 0))  # [B, R, 4]
+        box = self.delta_loss(deltas, targets.values["deltas"]).sum(-1)
+        terms["loss/box"] = jnp.where(positive, box, 0.0).sum() / metrics["normaliser"]
+        return terms, metrics
+
+    def cls_loss(
+        self, batch: types.Batch, targets: types.Targets, logits: jax.Array
+    ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+        """(the term of a box head's classes, the other metrics)."""
         counted, positive = targets.status >= 0, targets.status == 1  # [B, R]
         labels = jnp.take_along_axis(batch.labels, targets.matched, axis=1)
         labels = jnp.where(positive, labels, self.num_classes)
         normaliser = jnp.maximum(counted.sum(), 1).astype(jnp.float32)
         cls = cross_entropy.softmax_cross_entropy(logits, labels)
-        deltas = box_lib.of_label(deltas, jnp.where(positive, labels, 0))  # [B, R, 4]
-        box = self.delta_loss(deltas, targets.values["deltas"]).sum(-1)
-        terms = {
-            "loss/cls": jnp.where(counted, cls, 0.0).sum() / normaliser,
-            "loss/box": jnp.where(positive, box, 0.0).sum() / normaliser,
-        }
         right = counted & (logits.argmax(-1) == labels)
-        return terms, {
+        return {"loss/cls": jnp.where(counted, cls, 0.0).sum() / normaliser}, {
             "accuracy_percent": 100 * right.sum() / normaliser,
             "positives": positive.sum() / batch.images.shape[0],
             "normaliser": normaliser,

@@ -81,6 +81,14 @@ def test_quotas_are_exact_and_nothing_is_drawn_twice(num, fraction, ratio):
         np.testing.assert_array_equal(index[~valid], 0)
 
 
+@pytest.mark.parametrize("num, fraction", [(12, 0.5), (7, 0.25), (500, 0.5), (8, 1.0)])
+def test_positives_are_in_as_many_of_the_first_slots_as_is_said(num, fraction):
+    status = np.ones((1, SLOTS), np.int32)
+    found = sample_batch(keys(1), status, num, fraction)
+    most = sampling.most_positives(num, fraction, found.index.shape[1])
+    assert most == found.positive.sum() and found.positive[0, :most].all()
+
+
 def test_a_literal_image_where_all_are_taken():
     drawn = sampling.sample(jax.random.key(3), jnp.array([-1, 1, 0, -1, 0]), 8, 0.25)
     np.testing.assert_array_equal(drawn.valid, [True, True, True, False, False])

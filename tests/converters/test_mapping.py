@@ -109,6 +109,7 @@ def test_reverse_refuses_a_leaf_that_no_rule_fills():
 @pytest.mark.parametrize("name", list(mapping.TRANSFORMS))
 def test_inverse_of_a_transform_undoes_it(name):
     shapes = {"linear_t": (4, 6), "chw_to_hwc_7x7": (2, 3 * 7 * 7)}
+    shapes["conv_transpose_iok_to_kio"] = (4, 6, 2)
     shapes |= {f"torchvision_classes_{anchors}": (anchors * 5, 2, 3, 3) for anchors in (4, 6)}
     shape = shapes.get(name, (1, 2, 3, 4))
     x = np.arange(np.prod(shape)).reshape(shape)

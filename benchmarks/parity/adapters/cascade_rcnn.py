@@ -1,5 +1,7 @@
 """mmdet's Cascade R-CNN: a CascadeRoIHead of Shared2FCBBoxHeads on Faster R-CNN's RPN and FPN."""
 
+from collections.abc import Callable, Mapping
+
 import numpy as np
 
 from benchmarks.parity import configs
@@ -50,18 +52,33 @@ def all_but_box_heads(
     }
 
 
-def arrays(case, results: adapter.Results) -> dict[str, np.ndarray]:
-    """As in Faster R-CNN, for every stage."""
+def arrays(
+    case, results: adapter.Results, items: Callable = faster_rcnn.delta_items
+) -> dict[str, np.ndarray]:
+    """As in Faster R-CNN, for every stage; `items` of its targets."""
     outputs = results.outputs
     found, kept = faster_rcnn.first_stage(case, results)
-    of_stage = kept
+    of_stage, several = kept, len(outputs.stages) > 1
     for stage, predicted in enumerate(outputs.stages):
         found |= faster_rcnn.box_outputs(stage, outputs.rois[stage], predicted, kept)
         targets = results.targets[f"box{stage}"]
-        names = f"bbox_assigner.{stage}", f"bbox_head.{stage}"
-        of_box, of_stage = faster_rcnn.box_targets(case, targets, of_stage, stage, *names)
+        names = [f"{name}.{stage}" if several else name for name in ("bbox_assigner", "bbox_head")]
+        of_box, of_stage = faster_rcnn.box_targets(case, targets, of_stage, stage, *names, items)
         found |= of_box
     return found
+
+
+def losses(of_stage: Mapping[str, str]) -> dict[str, str]:
+    """Loss of the case -> metric; `of_stage` are those of a stage, without its number."""
+    return {
+        "loss_rpn_cls": "loss/rpn_cls",
+        "loss_rpn_bbox": "loss/rpn_box",
+        **{
+            f"s{stage}.{theirs}": f"{ours}{stage}"
+            for stage in range(STAGES)
+            for theirs, ours in of_stage.items()
+        },
+    }
 
 
 ADAPTER = adapter.Adapter(
@@ -74,19 +91,9 @@ ADAPTER = adapter.Adapter(
     fields=fields,
     table=mmdet_cascade_rcnn.table,
     arrays=arrays,
-    losses={
-        "loss_rpn_cls": "loss/rpn_cls",
-        "loss_rpn_bbox": "loss/rpn_box",
-        **{
-            f"s{stage}.{theirs}": f"{ours}{stage}"
-            for stage in range(STAGES)
-            for theirs, ours in (
-                ("loss_cls", "loss/cls"),
-                ("acc", "accuracy_percent"),
-                ("loss_bbox", "loss/box"),
-            )
-        },
-    },
+    losses=losses(
+        {"loss_cls": "loss/cls", "acc": "accuracy_percent", "loss_bbox": "loss/box"},
+    ),
     not_compared=(adapter.OVERLAPS, r"train_roi_(cls_score|bbox_pred)_\d"),
     gradient_stops=("backbones/resnet.py",),
 )

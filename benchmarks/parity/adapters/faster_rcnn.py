@@ -1,5 +1,7 @@
 """mmdet's Faster R-CNN: RPNHead and Shared2FCBBoxHead over an FPN."""
 
+from collections.abc import Callable
+
 import numpy as np
 
 from benchmarks.parity import configs
@@ -98,13 +100,22 @@ def first_stage(case, results: adapter.Results) -> tuple[dict[str, np.ndarray], 
 
 
 def box_outputs(stage: int, rois: np.ndarray, outputs, kept) -> dict[str, np.ndarray]:
-    """RoIs and what a box head predicts for them."""
-    logits, deltas = outputs
-    return {
+    """RoIs and what a box head predicts for them: logits, and one array or several for boxes."""
+    logits, *boxes = outputs
+    found = {
         f"rois_{stage}": _rois(rois, kept),
         f"roi_cls_score_{stage}": _rows(logits, kept),
-        f"roi_bbox_pred_{stage}": _rows(deltas, kept),
     }
+    for part, values in enumerate(boxes):
+        name = f"roi_bbox_pred_{stage}_{part}".removesuffix("" if boxes[1:] else f"_{part}")
+        found[name] = _rows(values.reshape(*values.shape[:2], -1), kept)
+    return found
+
+
+def delta_items(box, labels: np.ndarray, background: int) -> dict[str, np.ndarray]:
+    """The items of a box head's `get_targets` by their names, [B, R, ...] each."""
+    items = adapter.delta_items(box, labels, background)
+    return {str(item): values for item, values in enumerate(items)}
 
 
 def _rpn_targets(case, rpn) -> dict[str, np.ndarray]:
@@ -126,7 +137,7 @@ def _rpn_targets(case, rpn) -> dict[str, np.ndarray]:
 
 
 def box_targets(
-    case, box, kept, stage: int, assigner: str, head: str
+    case, box, kept, stage: int, assigner: str, head: str, items: Callable = delta_items
 ) -> tuple[dict[str, np.ndarray], list[np.ndarray]]:
     """The assignment and targets of a box head, and `kept` of the next stage.
 
@@ -137,6 +148,7 @@ def box_targets(
       kept: for each image, the numbers of the real proposals, in the reference's order.
       stage: counted from 0.
       assigner, head: their names in the reference.
+      items: see `delta_items`.
     """
     count = box.boxes.shape[1] - case.batch().boxes.shape[1]  # of proposals; objects follow
     labels = adapter.object_labels(case, box)
@@ -154,7 +166,7 @@ def box_targets(
         following.append(np.argsort(np.argsort(of_proposals)))
     found = adapter.assignment(f"train_assign.roi_head.{assigner}", box, labels, slots)
     found[f"train_rois_{stage}"] = _rois(box.boxes, rows)
-    for item, values in enumerate(adapter.delta_items(box, labels, case.info["num_classes"])):
+    for item, values in items(box, labels, case.info["num_classes"]).items():
         found[f"train_targets.roi_head.{head}.get_targets.0.{item}"] = _rows(values, rows)
     return found, following
 
