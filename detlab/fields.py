@@ -135,6 +135,27 @@ def of_level_limits(module: Any) -> tuple:
     return ("level_limits", rising and len(limits) == count, f"{count} rising numbers above 0")
 
 
+def of_guided_anchors(module: Any, width: str) -> tuple:
+    """Rules for the fields of guided anchors; `width` is the field of the adapted features'."""
+    channels, groups = getattr(module, width), module.deform_groups
+    split = groups >= 1 and channels % groups == 0
+    low, high = module.shape_negative_iou, module.shape_positive_iou
+    middle, region = module.center_ratio, module.ignore_ratio
+    return (
+        ("deform_groups", split, f"a divisor of {width}, {channels}"),
+        *at_least(module, 1, "scales_per_octave", "shape_samples"),
+        *above(module, 0, "bounded_iou_beta"),
+        ("shape_stds", positive(module.shape_stds, 2), "two numbers above 0"),
+        *between_0_and_1(module, "center_ratio"),
+        ("ignore_ratio", middle <= region <= 1, "from center_ratio to 1"),
+        ("shape_positive_iou", 0 < high <= 1, "above 0 and at most 1"),
+        ("shape_negative_iou", 0 <= low <= high, "from 0 to shape_positive_iou"),
+        *fractions(module, "shape_min_positive_iou", "shape_positive_fraction"),
+        *fractions(module, "location_threshold"),
+        *at_least(module, 0, "location_weight", "shape_weight"),
+    )
+
+
 def of_resnet(module: Any, depths: Iterable[int], norms: Iterable[str]) -> tuple:
     """Rules for the fields that a detector passes to its ResNet."""
     stages, norm, width = module.backbone_stages, module.backbone_norm, module.backbone_width

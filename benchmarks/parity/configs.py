@@ -393,6 +393,10 @@ def proposals(train: Reader, test: Reader) -> dict:
         config.expect("min_bbox_size", 0)
         found[f"{name}_per_level"] = config.take("nms_pre")
         found[name] = config.take("max_per_img")
+        if config.take("nms_post", found[name]) < found[name]:
+            raise errors.UserError(
+                f"{config.path}.nms_post is below max_per_img; detlab keeps all of a level."
+            )
         ious.add(nms(config))
     if len(ious) > 1:
         raise errors.UserError(

@@ -125,8 +125,8 @@ class CascadeRCNN(faster_rcnn.FasterRCNN):
 
     def in_training(
         self, batch: types.Batch, maps: faster_rcnn.Maps
-    ) -> tuple[types.Targets, list[tuple[types.Targets, tuple]]]:
-        """(targets of the RPN, [(targets, outputs) of each stage])."""
+    ) -> tuple[dict[str, types.Targets], list[tuple[types.Targets, tuple]]]:
+        """(targets of the RPN by name, [(targets, outputs) of each stage])."""
         keys = self.image_keys(len(batch.images), 1 + len(self.stage_ious))
         proposals = self.propose(maps, batch.image_size, batch.images.shape[1:3], train=True)
         stages: list[tuple[types.Targets, tuple]] = []
@@ -138,7 +138,7 @@ class CascadeRCNN(faster_rcnn.FasterRCNN):
             counted = targets.status >= 0
             outputs = self.stage_outputs(stage, maps, targets.boxes, counted, train=True)
             stages.append((targets, outputs))
-        return lax.stop_gradient(self.rpn_targets(keys[:, 0], batch)), stages
+        return lax.stop_gradient(self.rpn_targets(keys[:, 0], batch, maps)), stages
 
     def refined(
         self,
@@ -171,14 +171,14 @@ class CascadeRCNN(faster_rcnn.FasterRCNN):
         the stage before in their order, and then the object slots.
         """
         rpn, stages = self.in_training(batch, maps)
-        return {"rpn": rpn, **{f"box{i}": targets for i, (targets, _) in enumerate(stages)}}
+        return {**rpn, **{f"box{i}": targets for i, (targets, _) in enumerate(stages)}}
 
     def loss(
         self, batch: types.Batch, maps: faster_rcnn.Maps
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """The losses of the RPN and of every stage, the latter times the stage's weight."""
         rpn, stages = self.in_training(batch, maps)
-        terms, others, normalisers = self.rpn_loss(maps, rpn), {}, []
+        terms, others, normalisers = self.rpn_loss(batch, maps, rpn), {}, []
         for i, (targets, outputs) in enumerate(stages):
             of_stage, metrics = self.box_loss(batch, targets, *outputs)
             normalisers.append(metrics.pop("normaliser"))

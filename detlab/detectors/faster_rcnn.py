@@ -141,8 +141,11 @@ class FasterRCNN(nn.Module):
     def setup(self) -> None:
         self.backbone = resnet.of(self)
         self.neck = fpn.FPN(self.neck_width, 2, len(self.strides), extra="pool", dtype=self.dtype)
-        self.rpn = rpn_lib.RPNHead(len(self.aspect_ratios), self.rpn_width, dtype=self.dtype)
-        self.box_head = self.make_box_head()
+        self.rpn, self.box_head = self.make_rpn(), self.make_box_head()
+
+    def make_rpn(self) -> nn.Module:
+        """The head of the region proposal network, which `setup` names `rpn`."""
+        return rpn_lib.RPNHead(len(self.aspect_ratios), self.rpn_width, dtype=self.dtype)
 
     def make_box_head(self) -> nn.Module:
         """The box head, which `setup` names `box_head`."""
@@ -188,8 +191,10 @@ class FasterRCNN(nn.Module):
         raw = lax.stop_gradient((maps.rpn_logits, maps.rpn_deltas))
         return on_images(one_image)(*raw, image_size)
 
-    def rpn_targets(self, keys: jax.Array, batch: types.Batch) -> types.Targets:
-        """Targets of all anchors, status -1 where not sampled; keys [B], one per image."""
+    def rpn_targets(
+        self, keys: jax.Array, batch: types.Batch, maps: Maps
+    ) -> dict[str, types.Targets]:
+        """`rpn`: targets of all anchors, status -1 where not sampled; keys [B], one per image."""
         grid = self.grid(batch.images.shape[1:3])
         anchors = self.anchors(grid)
 
@@ -211,10 +216,14 @@ class FasterRCNN(nn.Module):
             deltas = coders.encode_deltas(anchors, boxes[assigned.matched])
             return targets_lib.of_entries(anchors, grid.level(), assigned, {"deltas": deltas})
 
-        return on_images(one_image)(keys, batch.boxes, batch.valid, batch.image_size)
+        found = on_images(one_image)(keys, batch.boxes, batch.valid, batch.image_size)
+        return {"rpn": found}
 
-    def rpn_loss(self, maps: Maps, targets: types.Targets) -> dict[str, jax.Array]:
-        """Both loss terms of the first stage."""
+    def rpn_loss(
+        self, batch: types.Batch, maps: Maps, found: dict[str, types.Targets]
+    ) -> dict[str, jax.Array]:
+        """Both loss terms of the first stage; `found` holds what `rpn_targets` returns."""
+        targets = found["rpn"]
         logits = anchors_lib.flatten_levels(maps.rpn_logits, 1)[..., 0]  # [B, N]
         deltas = anchors_lib.flatten_levels(maps.rpn_deltas, 4)
         sampled, positive = targets.status >= 0, targets.status == 1
@@ -332,7 +341,7 @@ class FasterRCNN(nn.Module):
         proposals = self.propose(maps, batch.image_size, canvas, train=True)
         rois = self.sample(keys[:, 1], proposals, batch)
         targets = {
-            "rpn": self.rpn_targets(keys[:, 0], batch),
+            **self.rpn_targets(keys[:, 0], batch, maps),
             "box": self.box_targets(rois, batch),
         }
         return lax.stop_gradient(targets)
@@ -350,7 +359,7 @@ class FasterRCNN(nn.Module):
         box = targets["box"]
         features = self.roi_features(maps, box.boxes, box.status >= 0, self.sampling_ratio)
         box_terms, metrics = self.box_loss(batch, box, *self.box_head(features))
-        terms = {**self.rpn_loss(maps, targets["rpn"]), **box_terms}
+        terms = {**self.rpn_loss(batch, maps, targets), **box_terms}
         return sum(terms.values()), {**terms, **metrics}
 
     def outputs(self, maps: Maps, image_size: jax.Array, canvas: tuple[int, int]) -> Outputs:

@@ -31,9 +31,7 @@ from flax import linen as nn
 from jax import lax
 
 from detlab import bounds, fields, layers, sharding, types
-from detlab.assign import locations as locations_lib
-from detlab.assign import max_iou
-from detlab.assign import rois as rois_lib
+from detlab.assign import guided, max_iou
 from detlab.assign import targets as targets_lib
 from detlab.backbones import resnet
 from detlab.heads import guided_anchor
@@ -117,22 +115,12 @@ class GARetinaNet(nn.Module):
 
     def check(self) -> None:
         """Raises ValueError for an invalid field, before anything is built."""
-        split = self.deform_groups >= 1 and self.head_width % self.deform_groups == 0
-        low, high = self.shape_negative_iou, self.shape_positive_iou
         rules = (
             *fields.of_resnet(self, resnet.STAGES, layers.NORMS),
             fields.of_strides(self, first=8),
-            ("deform_groups", split, f"a divisor of head_width, {self.head_width}"),
-            *fields.above(self, 0, "octave_base_scale", "bounded_iou_beta", "smooth_l1_beta"),
-            *fields.at_least(self, 1, "scales_per_octave", "shape_samples"),
-            ("shape_stds", fields.positive(self.shape_stds, 2), "two numbers above 0"),
-            *fields.between_0_and_1(self, "center_ratio"),
-            ("ignore_ratio", self.center_ratio <= self.ignore_ratio <= 1, "from center_ratio to 1"),
-            ("shape_positive_iou", 0 < high <= 1, "above 0 and at most 1"),
-            ("shape_negative_iou", 0 <= low <= high, "from 0 to shape_positive_iou"),
-            *fields.fractions(self, "shape_min_positive_iou", "shape_positive_fraction"),
-            *fields.fractions(self, "location_threshold"),
-            *fields.at_least(self, 0, "location_weight", "shape_weight", "box_weight"),
+            *fields.of_guided_anchors(self, "head_width"),
+            *fields.above(self, 0, "octave_base_scale", "smooth_l1_beta"),
+            *fields.at_least(self, 0, "box_weight"),
         )
         fields.check(self, rules)
 
@@ -170,42 +158,16 @@ class GARetinaNet(nn.Module):
         # One key per image of the global batch, so results do not depend on the devices.
         keys = jax.vmap(lambda i: jax.random.fold_in(rng, i))(jnp.arange(len(batch.images)))
         grid = self.grid(batch.images.shape[1:3])
-        level, squares = grid.level(), grid.squares(self.octave_base_scale)
-        shape_ious = self.shape_positive_iou, self.shape_negative_iou, self.shape_min_positive_iou
         ious = self.positive_iou, self.negative_iou
-        sizes = self.octave_base_scale, self.scales_per_octave, self.aspect_ratios
-        usual = grid.octave_anchors(*sizes).reshape(len(squares), -1, 4)  # [N, A, 4]
 
         def one_image(key, boxes, valid, image_size, anchors):
             inside = grid.inside(image_size)
-            location = locations_lib.assign(
-                grid,
-                boxes,
-                valid,
-                self.octave_base_scale,
-                self.center_ratio,
-                self.ignore_ratio,
-                cell_valid=inside,
-            )
-            shape = rois_lib.sample_anchors(
-                key,
-                squares,
-                inside,
-                boxes,
-                valid,
-                ious=shape_ious,
-                num=self.shape_samples,
-                positive_fraction=self.shape_positive_fraction,
-                approximations=usual,
-            )
             main = max_iou.assign(anchors, boxes, valid, *ious, anchor_valid=inside)
             deltas = coders.encode_deltas(anchors, boxes[main.matched], stds=self.delta_stds)
-            wanted = {"boxes": boxes[shape.matched]}
-            return {
-                "location": targets_lib.of_entries(squares, level, location, {}),
-                "shape": targets_lib.of_entries(squares, level, shape, wanted),
-                "main": targets_lib.of_entries(anchors, level, main, {"deltas": deltas}),
-            }
+            main = targets_lib.of_entries(anchors, grid.level(), main, {"deltas": deltas})
+            objects = boxes, valid, image_size
+            of_anchors = guided.of_image(self, self.octave_base_scale, grid, key, *objects)
+            return {**of_anchors, "main": main}
 
         rows = batch.boxes, batch.valid, batch.image_size, self.anchors(grid, maps)
         # Without `per_device`, the `top_k` of the sample would gather all images on every device.

@@ -1,9 +1,10 @@
 """Guided anchoring: one anchor of predicted shape per cell (arXiv:1901.03278, section 3).
 
-Feature adaption and the anchors themselves serve both the dense head of RetinaNet, which is here,
-and a region proposal network.
+Feature adaption and the anchors themselves serve both heads: that of a dense detector, and that of
+a region proposal network.
 """
 
+import functools
 import math
 
 import jax.numpy as jnp
@@ -75,17 +76,7 @@ class GuidedAnchorHead(nn.Module):
 
         cls_logits has C channels, box_deltas 4, location_logits 1, and shapes 2: dw, dh.
         """
-
-        def outputs(name, hidden, channels, kernel_size, bias_init=nn.initializers.zeros):
-            conv = layers.Conv(
-                channels,
-                kernel_size,
-                kernel_init=layers.normal_001,
-                bias_init=bias_init,
-                dtype=self.dtype,
-                name=name,
-            )
-            return tuple(conv(x).astype(jnp.float32) for x in hidden)
+        outputs = functools.partial(_outputs, self.dtype)
 
         def adapted(name, hidden):
             adaption = FeatureAdaption(self.width, self.deform_groups, self.dtype, name=name)
@@ -105,6 +96,59 @@ class GuidedAnchorHead(nn.Module):
             "location_logits": location_logits,
             "shapes": shapes,
         }
+
+
+class GuidedRPNHead(nn.Module):
+    """A 3x3 convolution, locations and shapes of anchors, and predictions from adapted features.
+
+    Parameter paths: `conv/conv`, `location_logits`, `shapes`, `adaption` (`FeatureAdaption`),
+    `cls_logits`, `box_deltas`.
+    """
+
+    width: int = 256
+    deform_groups: int = 4
+    prior_probability: float = 0.01  # of a location
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, features, train: bool):
+        """(P2, ...) -> {name: tuple of maps [B, Hl, Wl, channels], float32}.
+
+        cls_logits has 1 channel, box_deltas 4, location_logits 1, and shapes 2: dw, dh.
+        """
+        outputs = functools.partial(_outputs, self.dtype)
+        conv = layers.ConvNorm(
+            self.width,
+            activation=nn.relu,
+            kernel_init=layers.normal_001,
+            dtype=self.dtype,
+            name="conv",
+        )
+        hidden = tuple(conv(x, train) for x in features)
+        prior = layers.prior_bias(self.prior_probability)
+        location_logits = outputs("location_logits", hidden, 1, 1, prior)
+        shapes = outputs("shapes", hidden, 2, 1)
+        adaption = FeatureAdaption(self.width, self.deform_groups, self.dtype, name="adaption")
+        adapted = adaption(hidden, shapes)
+        return {
+            "cls_logits": outputs("cls_logits", adapted, 1, 1),
+            "box_deltas": outputs("box_deltas", adapted, 4, 1),
+            "location_logits": location_logits,
+            "shapes": shapes,
+        }
+
+
+def _outputs(dtype, name, hidden, channels, kernel_size, bias_init=nn.initializers.zeros):
+    """The maps of the convolution `name` of the module that calls this, float32."""
+    conv = layers.Conv(
+        channels,
+        kernel_size,
+        kernel_init=layers.normal_001,
+        bias_init=bias_init,
+        dtype=dtype,
+        name=name,
+    )
+    return tuple(conv(x).astype(jnp.float32) for x in hidden)
 
 
 def of(module: nn.Module) -> GuidedAnchorHead:

@@ -31,6 +31,7 @@ def all_but_box_head(
     train: configs.Reader,
     test: configs.Reader,
     neck: configs.Reader | None = None,
+    first: dict | None = None,
 ) -> dict:
     """Fields of all parts that Faster R-CNN and its relatives share.
 
@@ -38,16 +39,18 @@ def all_but_box_head(
       info: of the case.
       model, roi, train, test: readers; `roi` of the `roi_head`.
       neck: that of the FPN; by default the model's `neck`.
+      first: fields of the RPN and its training; by default those of an RPNHead.
     """
-    rpn_fields = configs.rpn(model.child("rpn_head"))
+    if first is None:
+        training = configs.rpn_training(train.child("rpn"))
+        first = {**configs.rpn(model.child("rpn_head")), **training}
     neck = model.child("neck") if neck is None else neck
     return {
         **configs.inputs(info, model),
         **configs.resnet(model.child("backbone")),
-        **configs.fpn(neck, 0, False, len(rpn_fields["strides"])),
-        **rpn_fields,
+        **configs.fpn(neck, 0, False, len(first["strides"])),
+        **first,
         **configs.roi_extractor(roi.child("bbox_roi_extractor")),
-        **configs.rpn_training(train.child("rpn")),
         **configs.proposals(train, test),
         **configs.detections(test.child("rcnn")),
     }
@@ -96,7 +99,7 @@ def first_stage(case, results: adapter.Results) -> tuple[dict[str, np.ndarray], 
     for i, rows in enumerate(kept):
         found[f"proposals_{i}"] = outputs.proposals.boxes[i, rows]
         found[f"proposal_scores_{i}"] = outputs.proposals.scores[i, rows]
-    return adapter.with_training(found, case) | _rpn_targets(case, results.targets["rpn"]), kept
+    return adapter.with_training(found, case) | rpn_targets(case, results.targets["rpn"]), kept
 
 
 def box_outputs(stage: int, rois: np.ndarray, outputs, kept) -> dict[str, np.ndarray]:
@@ -118,7 +121,7 @@ def delta_items(box, labels: np.ndarray, background: int) -> dict[str, np.ndarra
     return {str(item): values for item, values in enumerate(items)}
 
 
-def _rpn_targets(case, rpn) -> dict[str, np.ndarray]:
+def rpn_targets(case, rpn) -> dict[str, np.ndarray]:
     """The RPN has one class, 0; its background is 1."""
     items = adapter.delta_items(rpn, 0, 1)
     name = "train_targets.rpn_head.get_targets.0"
