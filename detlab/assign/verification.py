@@ -24,10 +24,27 @@ class CornerTargets(NamedTuple):
     offset: Array  # [N, 2] float32 x, y of the corner from the point, in strides; 0 off the peaks
 
 
+def targets(
+    grid: anchors_lib.Grid, boxes, labels, valid, image_size, num_classes: int, min_overlap: float
+) -> dict[str, Array]:
+    """`corners` and `foreground` of one image, by name.
+
+    The names are top_left_heat, top_left_offset, the same of bottom_right, and foreground.
+    """
+    first, second = corners(grid, boxes, valid, image_size, min_overlap)
+    return {
+        "top_left_heat": first.heat,
+        "top_left_offset": first.offset,
+        "bottom_right_heat": second.heat,
+        "bottom_right_offset": second.offset,
+        "foreground": foreground(grid, boxes, labels, valid, image_size, num_classes),
+    }
+
+
 def corners(
     grid: anchors_lib.Grid, boxes, valid, image_size, min_overlap: float = 0.7
 ) -> tuple[CornerTargets, CornerTargets]:
-    """Targets of both kinds of corners for one image (section 3.2).
+    """Targets of both kinds of corners for one image.
 
     On each level the point nearest to a corner is a peak.  Around the corner the heat of all points
     falls like a gaussian of their distance, up to the radius of `heatmaps.gaussian_radius`; both
@@ -78,7 +95,7 @@ def corners(
 
 
 def foreground(grid: anchors_lib.Grid, boxes, labels, valid, image_size, num_classes: int):
-    """Which points are foreground of which class, and how much each of them counts (section 3.2).
+    """Which points are foreground of which class, and how much each of them counts.
 
     A point is foreground of a class if a box of that class covers its cell, and counts 1 / area of
     the smallest such box, so that large objects do not outweigh small ones.  Cells are those of the

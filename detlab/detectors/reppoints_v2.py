@@ -119,12 +119,9 @@ class RepPointsV2(nn.Module):
 
     def check(self) -> None:
         """Raises ValueError for an invalid field, before anything is built."""
-        widths = [
-            (name, getattr(self, name)) for name in ("neck_width", "head_width", "pool_width")
-        ]
-        groups = self.norm_groups
-        grouped = groups >= 1 and all(width % groups == 0 for _, width in widths)
-        of_all = ", ".join(f"{name} {width}" for name, width in widths)
+        widths = self.neck_width, self.head_width, self.pool_width
+        grouped = self.norm_groups >= 1 and not any(x % self.norm_groups for x in widths)
+        of_all = "neck_width, head_width and pool_width, {}, {} and {}".format(*widths)
         rules = (
             *fields.of_resnet(self, resnet.STAGES, layers.NORMS),
             fields.of_strides(self, first=8),
@@ -153,8 +150,8 @@ class RepPointsV2(nn.Module):
             width=self.head_width,
             pool_width=self.pool_width,
             point_width=self.point_width,
-            offset_gradient=self.offset_gradient,
             prior_probability=self.prior_probability,
+            offset_gradient=self.offset_gradient,
             **common,
         )
 
@@ -177,7 +174,7 @@ class RepPointsV2(nn.Module):
         return jnp.tile(grid.points(), 2) + grid.stride()[:, None] * corners
 
     def targets(self, batch: types.Batch, maps: Outputs) -> dict[str, types.Targets]:
-        """Targets of both rounds, and of verification (section 3.2).
+        """Targets of both rounds, and of verification.
 
         The second round is assigned to the boxes of the first; `values` has the boxes of the
         objects, px, which are zero where a point is not positive.  Verification has one entry per
@@ -203,36 +200,35 @@ class RepPointsV2(nn.Module):
             refine = atss.assign(
                 init_boxes, grid.slices(), boxes, valid, self.topk, anchor_valid=inside
             )
-            both = verification.corners(grid, boxes, valid, image_size, self.min_overlap)
-            values = {
-                f"{kind}_{name}": value
-                for kind, found in zip(KINDS, both, strict=True)
-                for name, value in found._asdict().items()
-            }
-            values["foreground"] = verification.foreground(
-                grid, boxes, labels, valid, image_size, self.num_classes
+            values = verification.targets(
+                grid, boxes, labels, valid, image_size, self.num_classes, self.min_overlap
             )
             slots = jnp.arange(len(valid), dtype=jnp.int32)
             status = jnp.where(valid, 1, -1)
-            return {
-                "init": targets_lib.of_entries(
-                    squares, level, init, {"boxes": boxes[init.matched]}
-                ),
-                "refine": targets_lib.of_entries(
-                    init_boxes, level, refine, {"boxes": boxes[refine.matched]}
-                ),
-                "verification": types.Targets(boxes, jnp.zeros_like(slots), status, slots, values),
+            found = {
+                name: targets_lib.of_entries(
+                    start, level, assigned, {"boxes": boxes[assigned.matched]}
+                )
+                for name, start, assigned in (
+                    ("init", squares, init),
+                    ("refine", init_boxes, refine),
+                )
             }
+            verified = types.Targets(boxes, jnp.zeros_like(slots), status, slots, values)
+            return {**found, "verification": verified}
 
         init_boxes = self.boxes(grid, maps.init_points)
         return targets_lib.of_images(one_image, batch, init_boxes, jnp.asarray(batch.labels))
 
     def loss(self, batch: types.Batch, maps: Outputs) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Losses of classes and of the boxes of both rounds, and of verification (eq. 1 to 4)."""
+        """Losses of classes and of the boxes of both rounds, and of verification."""
         targets = self.targets(batch, maps)
         grid = self.grid(batch.images.shape[1:3])
         refine = targets["refine"]
-        counts = {name: at_least_one_each(targets[name].status == 1) for name in ("init", "refine")}
+        counts = {
+            name: targets_lib.at_least_one_each(targets[name].status == 1)
+            for name in ("init", "refine")
+        }
 
         one_hot = targets_lib.one_hot(batch.labels, refine, self.num_classes)  # [B, N, C]
         logits = anchors_lib.flatten_levels(maps.cls_logits, self.num_classes)
@@ -268,14 +264,14 @@ class RepPointsV2(nn.Module):
         return sum(terms.values()), metrics
 
     def corner_losses(self, maps: Outputs, values: dict, inside: jax.Array) -> dict[str, jax.Array]:
-        """Focal loss of the heatmaps and smooth L1 of the offsets, means of both kinds (eq. 2)."""
+        """Focal loss of the heatmaps and smooth L1 of the offsets, means of both kinds."""
         scores = nn.sigmoid(anchors_lib.flatten_levels(maps.corner_logits, 2))  # [B, N, 2]
         offsets = anchors_lib.flatten_levels(maps.corner_offsets, 4)  # [B, N, 4]
         terms = {"loss/heat": 0.0, "loss/offset": 0.0}
         for i, kind in enumerate(KINDS):
             heat, offset = values[f"{kind}_heat"], values[f"{kind}_offset"]
             is_peak = heat == 1
-            count = at_least_one_each(is_peak)
+            count = targets_lib.at_least_one_each(is_peak)
             misses = heatmap_losses.gaussian_focal(scores[..., i], heat)
             misses = jnp.where(inside, misses, 0.0).sum() / count
             terms["loss/heat"] += self.heat_weight * misses / len(KINDS)
@@ -300,7 +296,7 @@ class RepPointsV2(nn.Module):
     def candidates(
         self, maps: Outputs, image_size: jax.Array, canvas: tuple[int, int]
     ) -> types.Detections:
-        """The best (point, class) pairs of each level, with boxes of joint inference (3.3)."""
+        """The best (point, class) pairs of each level, with boxes of joint inference."""
         grid = self.grid(canvas)
         scores = candidates_lib.level_scores(grid, maps.cls_logits, image_size)
         bounds.note(self, "candidates_per_level", *(x > self.score_threshold for x in scores))
@@ -308,7 +304,8 @@ class RepPointsV2(nn.Module):
 
         def one_image(scores, boxes, heat, offsets, size):
             boxes = boxes_lib.clip(boxes, size[0], size[1])
-            boxes = boxes_lib.clip(self.verified(grid, boxes, heat, offsets), size[0], size[1])
+            boxes = corner_refine.refine(grid, boxes, heat, offsets)
+            boxes = boxes_lib.clip(boxes, size[0], size[1])
             scores, point, label = candidates_lib.level_pairs(scores, self.candidates_per_level)
             found = candidates_lib.above(self.score_threshold, boxes[point], scores, label)
             if self.keep_swapped:
@@ -318,32 +315,6 @@ class RepPointsV2(nn.Module):
         heat = tuple(map(nn.sigmoid, maps.corner_logits))
         return jax.vmap(one_image)(scores, boxes, heat, maps.corner_offsets, image_size)
 
-    def verified(
-        self, grid: anchors_lib.Grid, boxes: jax.Array, heat: tuple, offsets: tuple
-    ) -> jax.Array:
-        """Boxes [N, 4] of one image, on all levels but the first with corners moved to peaks.
-
-        Args:
-          grid: of the points.
-          boxes: [N, 4] px, on the content.
-          heat, offsets: of each level, [Hl, Wl, 2] scores and [Hl, Wl, 4].
-        """
-        first, *others = grid.slices()
-        parts = [boxes[first]]
-        for level, part in enumerate(others, start=1):
-            source = (level - 1) // 2  # P3 for P4 and P5, P4 for P6 and P7
-            moved = (
-                corner_refine.move_to_peaks(
-                    boxes[part, 2 * i : 2 * i + 2],
-                    heat[source][..., i],
-                    offsets[source][..., 2 * i : 2 * i + 2],
-                    self.strides[source],
-                )
-                for i in range(len(KINDS))
-            )
-            parts.append(jnp.concatenate([*moved], axis=-1))
-        return jnp.concatenate(parts)
-
     def suppress(self, candidates: types.Detections) -> types.Detections:
         """Greedy suppression within each class; keeps the best `max_detections` of each image."""
         return nms_lib.suppress_images(candidates, self.nms_iou, self.max_detections)
@@ -351,14 +322,6 @@ class RepPointsV2(nn.Module):
     def frozen_paths(self) -> tuple[str, ...]:
         """Regexes of the leaves that training never changes."""
         return resnet.frozen(self)
-
-
-def at_least_one_each(marked: jax.Array) -> jax.Array:
-    """How many of [B, N] are marked, at least one of each image: float32.
-
-    Images without objects count as well, as in the reference.
-    """
-    return jnp.maximum(marked.sum(1), 1).sum().astype(jnp.float32)
 
 
 MODULE = RepPointsV2

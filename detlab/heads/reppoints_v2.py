@@ -17,7 +17,7 @@ CORNERS = {"top_left": corner.TOP_LEFT, "bottom_right": corner.BOTTOM_RIGHT}
 
 
 class RepPointsV2Head(nn.Module):
-    """Towers, corners, foreground, points and classes, shared by all levels (figure 3).
+    """Towers, corners, foreground, points and classes, shared by all levels.
 
     Parameter paths: `cls_conv0/{conv,norm}`, ..., `point_conv0/...`, `shared_conv0/...`,
     `semantic_logits`, `semantic_embedding/{conv,norm}`; `top_left_pool/...`, whose layers are those

@@ -1,6 +1,41 @@
-"""Refines corners of boxes with a heatmap of corners (RepPoints V2, arXiv:2007.08508, 3.3)."""
+"""Refines corners of boxes with a heatmap of corners (RepPoints V2, arXiv:2007.08508)."""
+
+from collections.abc import Sequence
 
 import jax.numpy as jnp
+
+from detlab.ops import anchors as anchors_lib
+
+
+def refine(grid: anchors_lib.Grid, boxes, scores: Sequence, offsets: Sequence):
+    """Moves the corners of boxes to peaks of the heatmaps, on all levels but the first.
+
+    As in the reference, a heatmap serves the two levels above it: that of P3 moves the boxes of P4
+    and P5, that of P4 those of P6 and P7.
+
+    Args:
+      grid: of the points that the boxes belong to, one each.
+      boxes: [N, 4] xyxy px.
+      scores: of each level, [Hl, Wl, 2]: heat of top left and bottom right corners.
+      offsets: of each level, [Hl, Wl, 4], x, y of either kind, as in `move_to_peaks`.
+    Returns:
+      [N, 4] xyxy px, not clipped.
+    """
+    first, *others = grid.slices()
+    parts = [boxes[first]]
+    for level, part in enumerate(others, start=1):
+        source = (level - 1) // 2
+        top_left, bottom_right = (
+            move_to_peaks(
+                boxes[part, 2 * i : 2 * i + 2],
+                scores[source][..., i],
+                offsets[source][..., 2 * i : 2 * i + 2],
+                grid.strides[source],
+            )
+            for i in range(2)
+        )
+        parts.append(jnp.concatenate([top_left, bottom_right], axis=-1))
+    return jnp.concatenate(parts)
 
 
 def move_to_peaks(points, scores, offsets, stride: float):
