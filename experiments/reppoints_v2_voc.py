@@ -6,7 +6,7 @@ The root holds VOC2007 and VOC2012.  The reference has no such configuration: da
 those of `retinanet_voc`, with the clipping of `reppoints_v2_coco`.  `:scratch` trains from random
 weights.
 
-Expected: VOC 07+12 | 12 epochs, not timed | 0 GB for 16 images | not run
+Expected: VOC 07+12 | 12 epochs, not timed | 48 GB for 16 images | not run
 """
 
 from ml_collections import ConfigDict

@@ -96,8 +96,13 @@ def one_hot(labels, targets: types.Targets, num_classes: int):
 
 
 def at_least_one_each(marked):
-    """How many of [B, M] are marked, at least one of each image: [] float32.
+    """How many entries are marked, at least one of each image: a normaliser of RepPoints.
 
-    A normaliser as in mmdetection's RepPoints: images without objects count as well.
+    As in the reference, images without objects count as well.
+
+    Args:
+      marked: [B, M] bool.
+    Returns:
+      [] float32.
     """
     return jnp.maximum(marked.sum(1), 1).sum().astype(jnp.float32)

@@ -27,9 +27,18 @@ class CornerTargets(NamedTuple):
 def targets(
     grid: anchors_lib.Grid, boxes, labels, valid, image_size, num_classes: int, min_overlap: float
 ) -> dict[str, Array]:
-    """`corners` and `foreground` of one image, by name.
+    """`corners` and `foreground` of one image.
 
-    The names are top_left_heat, top_left_offset, the same of bottom_right, and foreground.
+    Args:
+      grid: of the points.
+      boxes: [G, 4] xyxy px, padded.
+      labels: [G] int.
+      valid: [G] bool.
+      image_size: [2] int32 height, width px of the content.
+      num_classes: C, static.
+      min_overlap: of `corners`.
+    Returns:
+      top_left_heat [N], top_left_offset [N, 2], the same of bottom_right, and foreground [N, C].
     """
     first, second = corners(grid, boxes, valid, image_size, min_overlap)
     return {
@@ -85,7 +94,8 @@ def corners(
             index = part.start + cell[:, 1] * columns + cell[:, 0]  # [G]
             latest = latest.at[index].max(jnp.where(valid, slots + 1, 0))
         is_peak = latest > 0
-        distance = (corner[latest - 1] - points) / stride[:, None]
+        learned = jnp.concatenate([jnp.zeros((1, 2)), corner])[latest]  # [N, 2]
+        distance = (learned - points) / stride[:, None]
         return CornerTargets(
             heat=jnp.where(is_peak, 1.0, jnp.exp(exponent)),
             offset=jnp.where(is_peak[:, None], distance, 0.0),
