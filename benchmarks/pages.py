@@ -162,7 +162,7 @@ _FILE = ("file", "SHA-256", "licence")
 
 
 def _file(content: dict[str, Any], row: dict[str, Any]) -> tuple[str, str, str]:
-    """The cells of `_FILE`."""
+    """The cells of `_FILE`; a row with `file` names what a page, its url, lets a browser save."""
     url = row["url"]
     checksum = published_files.checksum(url)
     licence = next((x["licence"] for x in content["licences"] if x["publisher"] in url), None)
@@ -171,14 +171,15 @@ def _file(content: dict[str, Any], row: dict[str, Any]) -> tuple[str, str, str]:
             f"converters/models.json: no publisher in `licences` is part of {url}."
         )
     size = f", {row['mb']:g} MB" if "mb" in row else ""
-    file = f"[{pathlib.PurePosixPath(url).suffix}{size}]({url})"
+    by_hand = ", by hand" if "file" in row else ""
+    file = f"[{pathlib.PurePosixPath(row.get('file', url)).suffix}{size}{by_hand}]({url})"
     return file, f"`{checksum}`" if checksum else "not published", licence
 
 
 def _convert(row: dict[str, Any]) -> str:
     """The command that converts the file of a row; its folder is named after the file."""
     url = row["url"]
-    path = pathlib.PurePosixPath(urllib.parse.unquote(url))
+    path = pathlib.PurePosixPath(row.get("file", urllib.parse.unquote(url)))
     return " \\\n    ".join(
         [
             f"detlab convert --config {row['config']}"

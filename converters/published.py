@@ -55,7 +55,7 @@ def models() -> dict[str, dict[str, Any]]:
 
 def name(row: dict[str, Any]) -> str:
     """The name of a row: that of its file without date and checksum, or its `folder`."""
-    stem = pathlib.PurePosixPath(urllib.parse.unquote(row["url"])).stem
+    stem = pathlib.PurePosixPath(row.get("file", urllib.parse.unquote(row["url"]))).stem
     return row.get("folder", re.sub(r"(_bbox_mAP.*)?(_\d{8}.*|-[0-9a-f]{8})?$", "", stem))
 
 

@@ -112,6 +112,11 @@ def _find(
                 f"{where} does not exist; give a run, a weights folder, a weight file, hf://owner/"
                 "name, or the name of a published model (docs/models.md)."
             )
+        if "file" in row:
+            raise errors.UserError(
+                f"{where} is {row['file']} at {row['url']}, which only a browser downloads; save it"
+                f' and load its path with config="{row["config"]}".'
+            )
         config = config or row["config"]
         where, options = row["url"], f"{row.get('options', '')} {options}"
     return _convert(where, config, options, overrides)

@@ -93,3 +93,16 @@ def one_hot(labels, targets: types.Targets, num_classes: int):
     """
     labels = jnp.take_along_axis(labels, targets.matched, axis=1)
     return jax.nn.one_hot(jnp.where(targets.status == 1, labels, -1), num_classes)
+
+
+def at_least_one_each(marked):
+    """How many entries are marked, at least one of each image: a normaliser of RepPoints.
+
+    As in the reference, images without objects count as well.
+
+    Args:
+      marked: [B, M] bool.
+    Returns:
+      [] float32.
+    """
+    return jnp.maximum(marked.sum(1), 1).sum().astype(jnp.float32)

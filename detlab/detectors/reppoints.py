@@ -218,10 +218,8 @@ class RepPoints(nn.Module):
         grid = self.grid(batch.images.shape[1:3])
         unit = self.base_scale * grid.stride()[:, None]  # [N, 1]
         logits = anchors_lib.flatten_levels(maps.cls_logits, self.num_classes)  # [B, N, C]
-        # At least one per image, as in the reference: empty images must not divide by zero.
         normalisers = {
-            name: jnp.maximum((x.status == 1).sum(1), 1).sum().astype(jnp.float32)
-            for name, x in targets.items()
+            name: targets_lib.at_least_one_each(x.status == 1) for name, x in targets.items()
         }
 
         refine = targets["refine"]

@@ -20,11 +20,17 @@ _uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
 class CornerPooling(nn.Module):
-    """The sum of maxima along two directions, in a residual block (figure 7 of the paper)."""
+    """The sum of maxima along two directions, in a residual block (figure 7 of the paper).
+
+    Attributes:
+      out_kernel: side of the last convolution; 1 in RepPoints V2.
+    """
 
     directions: tuple[str, str]
     pool_width: int = 128
     norm: str = "batch"
+    norm_groups: int = 32
+    out_kernel: int = 3
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -37,6 +43,7 @@ class CornerPooling(nn.Module):
                 kernel_size,
                 norm=self.norm,
                 activation=activation,
+                norm_groups=self.norm_groups,
                 dtype=self.dtype,
                 name=name,
             )
@@ -46,7 +53,7 @@ class CornerPooling(nn.Module):
             for name, direction in zip(("first", "second"), self.directions, strict=True)
         )
         y = conv("pooled", width)(pooled, train) + conv("shortcut", width, 1)(x, train)
-        return conv("out", width, activation=nn.relu)(nn.relu(y), train)
+        return conv("out", width, self.out_kernel, nn.relu)(nn.relu(y), train)
 
 
 class CornerBranch(nn.Module):

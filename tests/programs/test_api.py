@@ -275,6 +275,11 @@ def _config_of(run):
     ("where", "arguments", "sentence"),
     [
         ("nowhere/at_all", {}, "nowhere/at_all does not exist; give a run, a weights folder"),
+        (
+            "reppoints_v2_r50_fpn_1x_coco",
+            {},
+            "which only a browser downloads; save it and load its path",
+        ),
         ("yolov5nn", {}, "is no published model; did you mean 'yolov5n'?"),
         ("hf://one", {}, "hf://one is no address on the hub; write hf://owner/name"),
         ("RUN", {"options": "--bgr"}, "options are for weight files; "),

@@ -62,9 +62,10 @@ def test_a_model_is_listed_with_its_file_checksum_licence_parity_and_command(tre
     }
     plain = row | {"model": "small", "url": "https://cats/small.pt", "parity": "cat_small"}
     del plain["options"], plain["mb"]
+    by_hand = plain | {"model": "saved", "url": "https://cats/d/7/view", "file": "cat_v1.pth"}
     licences = [{"publisher": "cats", "licence": "MIT", "repository": "cats/cats"}]
     backbone = {"model": "Paw", "url": row["url"], "source": "torchvision"}
-    content = {"licences": licences, "models": [row, plain], "backbones": [backbone]}
+    content = {"licences": licences, "models": [row, plain, by_hand], "backbones": [backbone]}
     write_json(tree / "converters" / "models.json", content)
     results = tree / "benchmarks" / "results"
     case = {"status": "passed", "quantities": 5}
@@ -78,12 +79,17 @@ def test_a_model_is_listed_with_its_file_checksum_licence_parity_and_command(tre
         f" | [.pth, 15 MB]({row['url']}) | `01234567` | MIT |  |",
         "| small | AP 12.3, COCO val2017; a paper | `cat_coco:big`"
         " | [.pt](https://cats/small.pt) | not published | MIT | `cat_small`: passes: 5 |",
+        "| saved | AP 12.3, COCO val2017; a paper | `cat_coco:big`"
+        " | [.pth, by hand](https://cats/d/7/view) | not published | MIT"
+        " | `cat_small`: passes: 5 |",
         "",
         "```bash",
         "detlab convert --config cat_coco:big --bgr --output weights/big+cat \\",
         f"    --input {row['url']}",
         "detlab convert --config cat_coco:big --output weights/small \\",
         "    --input small.pt",
+        "detlab convert --config cat_coco:big --output weights/cat_v1 \\",
+        "    --input cat_v1.pth",
         "```",
     ]
     assert f"| [.pth]({row['url']}) | `01234567` | MIT |" in pages.backbones(tree)
