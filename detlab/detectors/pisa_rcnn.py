@@ -14,9 +14,9 @@ each image, those of positives in the batch; and the box loss is smooth L1.  Unl
 reference, every object is ranked on its own, also in images after the second, and normalisers are
 those of the global batch instead of a GPU's.
 
-The scores of all candidates are needed before any is drawn.  Their RoI features are computed once:
-those of the sample are taken from them, and only those are part of the backward pass.  The box head
-runs twice, for all candidates without a gradient, and for the sample.
+The scores of all candidates are needed before any is drawn.  RoI features and the large layers of
+the box head are computed once, for all candidates; the sample takes its rows of them, and the
+backward pass sees these rows alone.
 
 Expected: COCO val2017 AP 38.4 with experiments/pisa_rcnn_coco.py (the published figure of the
 reference).
@@ -84,24 +84,26 @@ class PISARCNN(faster_rcnn.FasterRCNN):
 
     def in_training(
         self, batch: types.Batch, maps: faster_rcnn.Maps
-    ) -> tuple[dict[str, types.Targets], jax.Array]:
-        """(targets of both stages, features [B, R, S, S, D] of the sampled RoIs)."""
+    ) -> tuple[dict[str, types.Targets], tuple[jax.Array, jax.Array]]:
+        """(targets of both stages, logits and deltas [B, R, ...] of the sampled RoIs)."""
         keys = self.image_keys(len(batch.images), 2)
         proposals = self.propose(maps, batch.image_size, batch.images.shape[1:3], train=True)
         find = functools.partial(rois_lib.candidates, iou=self.positive_iou)
         rows = proposals.boxes, proposals.valid, batch.boxes, batch.valid
-        found = faster_rcnn.on_images(find)(*rows)
+        found = faster_rcnn.on_images(find)(*rows)  # [B, N, ...]
         align = functools.partial(self.roi_features, sampling_ratio=self.sampling_ratio)
         features = align(lax.stop_gradient(maps), found.boxes, found.status >= 0)
-        outputs = lax.stop_gradient(self.box_head(features))
-        rois = self.ranked_sample(keys[:, 1], found, *outputs)
+        logits, deltas, products = lax.stop_gradient(self.box_head.with_products(features))
+        rois = self.ranked_sample(keys[:, 1], found, logits, deltas)
         targets = {
             "rpn": self.rpn_targets(keys[:, 0], batch),
             "box": self.box_targets(rois, batch),
         }
-        features = jnp.take_along_axis(features, rois.index[..., None, None, None], axis=1)
+        take = faster_rcnn.on_images(lambda values, rows: values[rows])
+        features, *products = (take(x, rois.index) for x in (features, *products))
         features = align(maps, rois.boxes, rois.status >= 0, known=features)
-        return lax.stop_gradient(targets), features
+        logits, deltas, _ = self.box_head.with_products(features, products)
+        return lax.stop_gradient(targets), (logits, deltas)
 
     def ranked_sample(
         self,
@@ -195,8 +197,8 @@ class PISARCNN(faster_rcnn.FasterRCNN):
         self, batch: types.Batch, maps: faster_rcnn.Maps
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """The losses of Faster R-CNN with weights, and CARL."""
-        targets, features = self.in_training(batch, maps)
-        box_terms, metrics = self.box_loss(batch, targets["box"], *self.box_head(features))
+        targets, outputs = self.in_training(batch, maps)
+        box_terms, metrics = self.box_loss(batch, targets["box"], *outputs)
         terms = {**self.rpn_loss(maps, targets["rpn"]), **box_terms}
         return sum(terms.values()), {**terms, **metrics}
 
