@@ -5,7 +5,7 @@
 The root holds VOC2007 and VOC2012.  The reference has no such configuration: data and schedule are
 those of `faster_rcnn_voc`.  `:scratch` trains from random weights.
 
-Expected: VOC 07+12 | 12 epochs, not timed | 36 GB for 16 images | not run
+Expected: VOC 07+12 | 12 epochs, not timed | 37 GB for 16 images | not run
 """
 
 from ml_collections import ConfigDict
