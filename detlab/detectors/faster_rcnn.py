@@ -241,17 +241,21 @@ class FasterRCNN(nn.Module):
     # Second stage
 
     def roi_features(
-        self, maps: Maps, rois: jax.Array, valid: jax.Array, sampling_ratio: int
+        self,
+        maps: Maps,
+        rois: jax.Array,
+        valid: jax.Array,
+        sampling_ratio: int,
+        known: jax.Array | None = None,
     ) -> jax.Array:
-        """Features [B, R, S, S, D] of RoIs [B, R, 4]; valid [B, R]."""
+        """Features [B, R, S, S, D] of RoIs [B, R, 4]; valid [B, R]; `known`: see `roi_align`."""
         pyramid, strides = tuple(maps.features[:4]), self.strides[:4]  # P6 is only for proposals
 
-        def one_image(pyramid, rois, valid):
-            return roi_align.multilevel(
-                pyramid, rois, valid, strides, self.roi_size, sampling_ratio, self.roi_scale
-            )
+        def one_image(pyramid, rois, valid, known):
+            settings = strides, self.roi_size, sampling_ratio, self.roi_scale
+            return roi_align.multilevel(pyramid, rois, valid, *settings, known=known)
 
-        return on_images(one_image)(pyramid, lax.stop_gradient(rois), valid)
+        return on_images(one_image)(pyramid, lax.stop_gradient(rois), valid, known)
 
     def sample(
         self,

@@ -1,8 +1,13 @@
 """The box head of two-stage detectors: two fully connected layers (arXiv:1612.03144, 4.2)."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax import lax
+
+from detlab.ops import gradient
 
 xavier_uniform = nn.initializers.xavier_uniform()
 
@@ -18,16 +23,42 @@ class BoxHead(nn.Module):
     class_agnostic: bool = False  # the same deltas for all classes
     dtype: jnp.dtype = jnp.float32
 
-    @nn.compact
     def __call__(self, x):
         """[..., S, S, D] -> logits [..., C + 1] and deltas [..., C * 4], float32.
 
         Class-agnostic deltas are [..., 4].
         """
+        logits, deltas, _ = self.with_products(x)
+        return logits, deltas
+
+    @nn.compact
+    def with_products(self, x, known: Sequence = (None, None)):
+        """(logits, deltas, products [..., width] of the two layers before their biases).
+
+        Args:
+          x: [..., S, S, D].
+          known: the products, if they have been computed before, else None; they get no gradient of
+            their own.
+        """
+        products = list(known)
+
+        def product_of(i):
+            def product(x, kernel, *settings, **options):
+                if known[i] is None:
+                    products[i] = lax.dot_general(x, kernel, *settings, **options)
+                    return products[i]
+                return gradient.known_product(x, kernel, known[i])
+
+            return product
+
         x = x.astype(self.dtype).reshape(*x.shape[:-3], -1)  # row, column, channel
         for i in range(2):
             dense = nn.Dense(
-                self.width, kernel_init=xavier_uniform, dtype=self.dtype, name=f"fc{i}"
+                self.width,
+                kernel_init=xavier_uniform,
+                dtype=self.dtype,
+                dot_general=product_of(i),
+                name=f"fc{i}",
             )
             x = nn.relu(dense(x))
         cls = nn.Dense(
@@ -42,7 +73,7 @@ class BoxHead(nn.Module):
             dtype=self.dtype,
             name="box_deltas",
         )
-        return cls(x).astype(jnp.float32), box(x).astype(jnp.float32)
+        return cls(x).astype(jnp.float32), box(x).astype(jnp.float32), products
 
 
 def of_label(deltas: jax.Array, labels: jax.Array) -> jax.Array:

@@ -1,7 +1,8 @@
-"""Prime sample attention: the weights of ISR-P and CARL (arXiv:1904.04821).
+"""Prime sample attention: the weights of ISR-P, ISR-N and CARL (arXiv:1904.04821).
 
 The samples that decide the mean AP are those that overlap their object most.  ISR-P ranks the
-positives by overlap and moves weight of the classification loss to the first (section 4.1).  CARL
+positives by overlap and moves weight of the classification loss to the first (section 4.1); ISR-N
+does the same with negatives, which `assign.ranked` ranks by score.  CARL
 multiplies the box loss by a factor that grows with the score of the object's class, so that its
 gradient raises the scores of well localized samples and lowers the others (section 4.2).
 
@@ -43,11 +44,37 @@ def isr_weights(ious, matched, labels, positive, losses, k: float = 2.0, bias: f
     rank = _ranks(*flat).reshape(positive.shape)  # [B, P] within its class
     largest = jnp.where(positive, rank + 1, 1).max().astype(jnp.float32)
     weights = ((1 - bias) * (largest - rank) / largest + bias) ** k
-    losses = jnp.where(positive, losses, 0.0)
-    weighted = jnp.where(positive, weights * losses, 0.0).sum()
-    # The losses of positives can all be 0 in float32, and there may be none.
-    scale = jnp.where(weighted > 0, losses.sum() / jnp.where(weighted > 0, weighted, 1.0), 1.0)
-    return jnp.where(positive, scale * weights, 1.0)
+    return jnp.where(positive, _keeping_the_sum(weights, losses, positive), 1.0)
+
+
+def isr_negative_weights(
+    rank, ranked, negative, num_ranked, losses, k: float = 0.5, bias: float = 0.0
+):
+    """Factors of the classification losses of an image's negatives by rank of score (ISR-N).
+
+    With n the larger of the numbers of negatives and of ranked candidates, rank r has the weight
+    ((1 - bias) (n - r) / n + bias)^k; negatives without a rank count like the last one with a rank.
+    All are scaled so that the sum of the weighted losses of the image does not change.  The paper
+    has no formula for negatives; this is the reference's.
+
+    Args:
+      rank: [R] int, from 0, see `assign.ranked.ranks_of`; read where negative and ranked.
+      ranked: [R] bool.
+      negative: [R] bool, the negatives that the image learns from; those with a rank are the first
+        of all that have one.
+      num_ranked: [] int, of all candidates of the image.
+      losses: [R] >= 0, the classification losses.
+      k: exponent, >= 0.
+      bias: least weight before the power, 0..1.
+    Returns:
+      [R] float32 without gradient; 1 where not negative.
+    """
+    losses, ranked = lax.stop_gradient(losses), ranked & negative
+    most = jnp.maximum(jnp.maximum(negative.sum(), num_ranked), 1).astype(jnp.float32)
+    last = jnp.maximum(ranked.sum() - 1, 0)
+    rank = jnp.where(negative, jnp.where(ranked, rank, last), 0)
+    weights = ((1 - bias) * (most - rank) / most + bias) ** k
+    return jnp.where(negative, _keeping_the_sum(weights, losses, negative), 1.0)
 
 
 def carl_weights(scores, positive, k: float = 1.0, bias: float = 0.2):
@@ -69,6 +96,15 @@ def carl_weights(scores, positive, k: float = 1.0, bias: float = 0.2):
     factors = jnp.where(counted, jnp.where(counted, factors, 1.0) ** k, 0.0)
     total = factors.sum()
     return factors * positive.sum() / jnp.where(total > 0, total, 1.0)
+
+
+def _keeping_the_sum(weights, losses, counted):
+    """Weights scaled so that the sum of the counted losses stays."""
+    losses = jnp.where(counted, losses, 0.0)
+    weighted = jnp.where(counted, weights * losses, 0.0).sum()
+    # The counted losses can all be 0 in float32, and there may be none.
+    scale = jnp.where(weighted > 0, losses.sum() / jnp.where(weighted > 0, weighted, 1.0), 1.0)
+    return scale * weights
 
 
 def _ranks(groups, valid, *keys):

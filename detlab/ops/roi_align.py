@@ -71,6 +71,7 @@ def multilevel(
     sampling_ratio: int = 2,
     finest_scale: float = 56,
     max_samples: int | None = None,
+    known=None,
 ):
     """RoIAlign on a pyramid, each RoI on the level for its size (see `levels`).
 
@@ -85,6 +86,8 @@ def multilevel(
       output_size, sampling_ratio, max_samples: as in `roi_align`; the default of `max_samples` is
         that of the largest level.
       finest_scale: as in `levels`.
+      known: [R, Sy, Sx, D] or None: the result, if it has been computed before.  It is returned as
+        it is, without a gradient of its own, and the maps get the gradient of these RoIs alone.
     Returns:
       [R, Sy, Sx, D], dtype of the features.  Memory: on CPU no other array is as large; elsewhere
       the pyramid is copied once, and one sample of every bin takes as much as the result.
@@ -104,7 +107,7 @@ def multilevel(
     level = levels(rois, len(features), finest_scale)
     scales = tuple(1 / stride for stride in strides)
     return _multilevel(
-        features, rois, valid, level, scales, output_size, sampling_ratio, max_samples
+        features, rois, valid, level, scales, output_size, sampling_ratio, max_samples, known
     )
 
 
@@ -149,7 +152,7 @@ class _Static(NamedTuple):
         return jnp.promote_types(self.dtype, jnp.float32)
 
 
-def _multilevel(features, rois, valid, level, scales, output_size, ratio, max_samples):
+def _multilevel(features, rois, valid, level, scales, output_size, ratio, max_samples, known=None):
     output = (output_size,) * 2 if isinstance(output_size, int) else tuple(output_size)
     features = tuple(jnp.asarray(f) for f in features)
     rois, valid = jnp.asarray(rois), jnp.asarray(valid)
@@ -187,7 +190,10 @@ def _multilevel(features, rois, valid, level, scales, output_size, ratio, max_sa
         base=jnp.array([sum(cells[:i]) for i in range(len(cells))], jnp.int32)[level],
     )
     level = jnp.where(valid, level, len(features))  # a level without a map: no samples
-    return _pool(static, tuple(f.astype(static.dtype) for f in features), level, grid)
+    features = tuple(f.astype(static.dtype) for f in features)
+    if known is None:
+        return _pool(static, features, level, grid)
+    return _pooled(static, features, level, grid, lax.stop_gradient(known))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -216,6 +222,23 @@ def _pool_backward(static, residuals, dy):
 
 
 _pool.defvjp(_pool_forward, _pool_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _pooled(static, features, level, grid, known):
+    """`_pool`, whose result is known; RoIAlign is linear, so its gradient needs no values."""
+    return known
+
+
+def _pooled_forward(static, features, level, grid, known):
+    return known, (level, grid)
+
+
+def _pooled_backward(static, residuals, dy):
+    return *_pool_backward(static, residuals, dy), None
+
+
+_pooled.defvjp(_pooled_forward, _pooled_backward)
 
 
 def _forward_whole(static, features, level, grid):

@@ -70,6 +70,7 @@ def test_an_image_without_objects_beside_one_with_all_slots_taken_gives_finite_g
 
 # Values that are also meaningful for background; all others are zero there.
 OF_BACKGROUND = {(name, "index") for name in ("box", "box0", "box1", "box2")}  # of RoIs
+OF_BACKGROUND |= {("box", "weights")}
 
 
 def test_targets_are_finite_everywhere_and_zeros_where_there_is_no_object(subject):

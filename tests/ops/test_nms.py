@@ -270,3 +270,28 @@ def test_without_classes_boxes_of_others_suppress_too():
     arguments = boxes, np.float32([0.9, 0.8]), np.int32([0, 1]), np.ones(2, bool), 0.5, 2
     assert nms_lib.suppress(*arguments)[3].sum() == 2
     assert nms_lib.suppress(*arguments, by_class=False)[3].sum() == 1
+
+
+def slow_leaders(boxes, scores, valid, threshold):
+    """The leader of each box, group by group; the loop of mmcv's `nms_match`."""
+    leader, left = np.arange(len(boxes)), [i for i in range(len(boxes)) if valid[i]]
+    left.sort(key=lambda i: -scores[i])
+    area = (boxes[:, 2:] - boxes[:, :2]).prod(-1)
+    while left:
+        best, rows = left[0], np.array(left)
+        low = np.maximum(boxes[best, :2], boxes[rows, :2])
+        inter = np.maximum(np.minimum(boxes[best, 2:], boxes[rows, 2:]) - low, 0).prod(-1)
+        union = np.maximum(area[best] + area[rows] - inter, np.float32(1e-6))
+        reached = (inter / union >= np.float32(threshold)) | (rows == best)
+        leader[rows[reached]] = best
+        left = rows[~reached].tolist()
+    return leader
+
+
+@pytest.mark.parametrize("threshold", [0.3, 0.5])
+def test_leaders_are_those_of_a_loop_over_groups(threshold):
+    boxes, scores, _, valid = random_images(40, COUNT, SEED + 7)
+    find = jax.jit(jax.vmap(lambda *image: nms_lib.leaders(*image, threshold)))
+    found = np.asarray(find(boxes, scores, valid))
+    for i, image in enumerate(zip(boxes, scores, valid, strict=True)):
+        np.testing.assert_array_equal(found[i], slow_leaders(*image, threshold), err_msg=f"{i}")

@@ -322,3 +322,28 @@ def test_bad_arguments_raise():
         roi_align_lib.roi_align(features, rois, 7, 1.0, -1)
     with pytest.raises(ValueError, match=r"one entry per level of features, 2, not \(4,\)"):
         roi_align_lib.multilevel((features,) * 2, rois, jnp.ones(3, bool), (4,))
+
+
+def test_a_known_result_is_returned_as_it_is_and_has_the_gradient_of_its_own_rois(program):
+    """Features of many RoIs, of which three are taken: as if only these had been pooled."""
+    pyramid, rois = random_pyramid(), random_rois(12, 80, SEED)
+    valid, taken = np.arange(12) != 5, np.array([7, 5, 1])
+    rng = np.random.default_rng(SEED)
+    weights = rng.normal(size=(3, 2, 2, 2)).astype(np.float32)
+
+    def pool(pyramid, rows, known=None):
+        arrays = pyramid, rois[rows], valid[rows]
+        return roi_align_lib.multilevel(*arrays, STRIDES, 2, finest_scale=20, known=known)
+
+    def plain(pyramid):
+        return (weights * pool(pyramid, taken)).sum()
+
+    def reused(pyramid):
+        features = pool(pyramid, np.arange(12))
+        return (weights * pool(pyramid, taken, features[taken])).sum()
+
+    expected, gradient = jax.jit(jax.value_and_grad(plain))(pyramid)
+    found, again = jax.jit(jax.value_and_grad(reused))(pyramid)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    for a, b in zip(again, gradient, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6)

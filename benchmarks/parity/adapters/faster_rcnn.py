@@ -140,7 +140,14 @@ def rpn_targets(case, rpn) -> dict[str, np.ndarray]:
 
 
 def box_targets(
-    case, box, kept, stage: int, assigner: str, head: str, items: Callable = delta_items
+    case,
+    box,
+    kept,
+    stage: int,
+    assigner: str,
+    head: str,
+    items: Callable = delta_items,
+    ranked: bool = False,
 ) -> tuple[dict[str, np.ndarray], list[np.ndarray]]:
     """The assignment and targets of a box head, and `kept` of the next stage.
 
@@ -152,6 +159,7 @@ def box_targets(
       stage: counted from 0.
       assigner, head: their names in the reference.
       items: see `delta_items`.
+      ranked: whether negatives are in the order in which they are drawn, here and there.
     """
     count = box.boxes.shape[1] - case.batch().boxes.shape[1]  # of proposals; objects follow
     labels = adapter.object_labels(case, box)
@@ -159,7 +167,10 @@ def box_targets(
     for i, index in enumerate(box.values["index"]):
         place = np.arange(box.boxes.shape[1])  # of each candidate in the reference
         place[kept[i]] = np.arange(len(kept[i]))
-        order = np.lexsort((place[index], index < count, -box.status[i]))
+        keys = place[index], index < count
+        if ranked:
+            keys = tuple(np.where(box.status[i] == 0, np.arange(len(index)), key) for key in keys)
+        order = np.lexsort((*keys, -box.status[i]))
         rows.append(order[box.status[i, order] >= 0])
         slot = np.full(count, -1)  # of each proposal; the last and empty one if not sampled
         of_proposals = rows[i][index[rows[i]] < count]
