@@ -117,10 +117,10 @@ class GARetinaNet(nn.Module):
         """Raises ValueError for an invalid field, before anything is built."""
         rules = (
             *fields.of_resnet(self, resnet.STAGES, layers.NORMS),
+            *fields.at_least(self, 0, "box_weight"),
             fields.of_strides(self, first=8),
             *fields.of_guided_anchors(self, "head_width"),
             *fields.above(self, 0, "octave_base_scale", "smooth_l1_beta"),
-            *fields.at_least(self, 0, "box_weight"),
         )
         fields.check(self, rules)
 

@@ -141,7 +141,7 @@ def test_threshold_and_top_k_of_a_call_leave_the_next_call_alone(predictor, phot
         ([None], "an image is a NoneType; give a path"),
         (Image.new("I;16", (4, 4)), "mode I;16; convert it to 8 bits"),
     ],
-    ids=str,
+    ids=range(10),
 )
 def test_what_is_no_image_is_refused_with_a_sentence(predictor, image, sentence):
     with pytest.raises(detlab.UserError, match=".") as raised:
