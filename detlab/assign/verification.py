@@ -1,7 +1,8 @@
 """Targets of the tasks that verify points: corners and foreground (RepPoints V2, arXiv:2007.08508).
 
-Every object takes part on every level of the pyramid, whatever its size.  Objects are scanned one
-after another: memory is vectors of N points for the corners, and N x C for the foreground.
+Every object takes part on every level of the pyramid, whatever its size.  For the corners, objects
+are scanned one after another: memory is a few vectors of N points.  The foreground needs N x G
+weights and N x C results: 16 MB with 22,400 points, 100 objects and 80 classes.
 """
 
 from typing import Any, NamedTuple
@@ -129,14 +130,8 @@ def foreground(grid: anchors_lib.Grid, boxes, labels, valid, image_size, num_cla
         cells.append(np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2))
     cells = jnp.concatenate([jnp.asarray(x, jnp.int32) for x in cells])  # [N, 2] column, row
     inside = grid.inside(image_size)
-    ends = jnp.floor(boxes / grid.strides[0]).astype(jnp.int32)  # [G, 4] cells, both included
+    ends = jnp.floor(boxes / grid.strides[0]).astype(jnp.int32)[:, None]  # [G, 1, 4] included
+    covered = ((cells >= ends[..., :2]) & (cells <= ends[..., 2:])).all(-1)  # [G, N]
     weight = 1 / jnp.maximum(boxes_lib.area(boxes), boxes_lib.EPS)  # [G]
-
-    def step(weights, gt):
-        ends, label, weight, valid = gt
-        covered = ((cells >= ends[:2]) & (cells <= ends[2:])).all(-1) & inside & valid
-        return weights.at[label].max(jnp.where(covered, weight, 0.0)), None
-
-    nothing = jnp.zeros((num_classes, len(cells)))
-    weights, _ = lax.scan(step, nothing, (ends, labels, weight, valid))
-    return weights.T
+    weights = jnp.where(covered & inside & valid[:, None], weight[:, None], 0.0)
+    return jnp.zeros((num_classes, len(cells))).at[labels].max(weights).T
