@@ -59,7 +59,7 @@ NETWORKS = {
     "darknet": {f"darknet_{x}": x for x in ("yolov3", "yolov3_tiny", "yolov4", "yolov4_tiny")},
     "yolov5": {f"yolov5{size}": size for size in "nsmlx"},
 }
-SIDES = {"cornernet": 256, "ssd": 300, "pisa_ssd": 300}
+SIDES = {"cornernet": 256, "centripetalnet": 256, "ssd": 300, "pisa_ssd": 300}
 PEERS = {
     "retinanet": "torchvision/retinanet_resnet50_fpn",
     "fcos": "torchvision/fcos_resnet50_fpn",

@@ -105,7 +105,7 @@ def _corners(boxes, shape, canvas):
 
 
 def _at_cells(values, flat, valid, shape):
-    """Values [G, D] at cells [G] of a map [H, W, D], 0 elsewhere; of the later that share a cell."""
+    """A map [H, W, D] of values [G, D] at cells [G]; where two share one, of the later; else 0."""
     same = (flat[:, None] == flat) & valid[:, None] & valid
     later = jnp.arange(len(flat)) > jnp.arange(len(flat))[:, None]
     counts = valid & ~(same & later).any(1)  # no later object in this cell
