@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from benchmarks.parity import configs
+from benchmarks.parity import checks, configs
 from benchmarks.parity.adapters import adapter, cornernet
 from detlab.converters.tables import mmdet_centripetalnet
 
@@ -32,6 +32,39 @@ def arrays(case, results: adapter.Results) -> dict[str, np.ndarray]:
     }
 
 
+def reproducible(case) -> list[np.ndarray]:
+    """Marks the recorded detections of each image whose corners are both peaks of the heatmaps.
+
+    Where fewer than `corner_topk` cells are peaks, the reference fills up with other cells of score
+    0, in the order in which torch.topk happens to return them.
+    """
+    masks = []
+    for i in range(len(case.arrays["image"])):
+        boxes, labels = (case.arrays[f"det_{name}_{i}"] for name in ("boxes", "labels"))
+        mask = np.ones(len(labels), bool)
+        for kind, corner in (("tl", boxes[:, :2]), ("br", boxes[:, 2:])):
+            points, classes = _peaks(case, kind, i)
+            near = np.abs(corner[:, None] - points).max(-1, initial=0) < checks.BOXES_PX
+            mask &= (near & (labels[:, None] == classes)).any(1)
+        masks.append(mask)
+    return masks
+
+
+def _peaks(case, kind: str, image: int) -> tuple[np.ndarray, np.ndarray]:
+    """Points [N, 2] x, y px and classes [N] of all peaks of the last stack's recorded heatmap."""
+    stack = case.info["model_cfg"]["backbone"]["num_stacks"] - 1
+    heat, offset = (case.arrays[f"{kind}_{name}_{stack}"][image] for name in ("heat", "off"))
+    _, height, width = heat.shape
+    side = case.info["test_cfg"]["local_maximum_kernel"]
+    around = np.pad(heat, ((0, 0), *[(side // 2, side // 2)] * 2), constant_values=-np.inf)
+    windows = np.lib.stride_tricks.sliding_window_view(around, (side, side), axis=(1, 2))
+    classes, rows, columns = np.nonzero(heat == windows.max((-2, -1)))
+    canvas = case.arrays["image"].shape[2:]
+    cell = canvas[1] / width, canvas[0] / height  # px
+    points = (np.stack([columns, rows], -1) + offset[:, rows, columns].T) * cell
+    return np.clip(points, 0, canvas[::-1]), classes
+
+
 ADAPTER = adapter.Adapter(
     parts={
         "model_cfg.type": "CornerNet",
@@ -42,10 +75,12 @@ ADAPTER = adapter.Adapter(
     fields=fields,
     table=mmdet_centripetalnet.table,
     arrays=arrays,
+    reproducible=reproducible,
     losses={
         "det_loss": "loss/heat",
         "off_loss": "loss/offset",
         "guiding_loss": "loss/guiding",
         "centripetal_loss": "loss/centripetal",
     },
+    gradient_stops=("heads/corner.py",),
 )
