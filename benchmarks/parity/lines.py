@@ -40,15 +40,9 @@ def compare(
     lines += _of_buffers(case, converted.table, results.state)
     lines += of_extra(case, adapter.extra, results.state)
     mine, theirs = _detections(case, results.detections)
-    left_out = 0
-    if adapter.reproducible is not None:
-        masks = adapter.reproducible(case)
-        left_out = sum(int((~mask).sum()) for mask in masks)
-        theirs = [
-            types.Detections(*(values[mask] for values in found))
-            for found, mask in zip(theirs, masks, strict=True)
-        ]
-    count, *others = checks.detections(mine, theirs, case.info["drift"]["detections"])
+    kept = adapter.reproducible(case, theirs)
+    left_out = sum(len(x.scores) for x in theirs) - sum(len(x.scores) for x in kept)
+    count, *others = checks.detections(mine, kept, case.info["drift"]["detections"])
     note = f"{left_out} recorded detections come from ties and are left out" if left_out else ""
     lines += [count._replace(note=count.note or note), *others]
     return lines, not_compared

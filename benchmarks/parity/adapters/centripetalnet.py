@@ -4,8 +4,11 @@ import numpy as np
 
 from benchmarks.parity import checks, configs
 from benchmarks.parity.adapters import adapter, cornernet
+from detlab import types
 from detlab.converters.tables import mmdet_centripetalnet
+from detlab.ops import boxes as boxes_lib
 
+SIGMA = 0.5  # of the Gaussian of soft suppression, mmcv's default
 _BOTH = ("guiding_shift", "guiding"), ("centripetal_shift", "centripetal")
 
 
@@ -32,22 +35,30 @@ def arrays(case, results: adapter.Results) -> dict[str, np.ndarray]:
     }
 
 
-def reproducible(case) -> list[np.ndarray]:
-    """Marks the recorded detections of each image whose corners are both peaks of the heatmaps.
+def reproducible(case, recorded: list[types.Detections]) -> list[types.Detections]:
+    """The recorded detections of each image whose corners are both peaks of the heatmaps.
 
     Where fewer than `corner_topk` cells are peaks, the reference fills up with other cells of score
-    0, in the order in which torch.topk happens to return them.
+    0, in the order in which torch.topk happens to return them.  Boxes from these cells are left
+    out, and what soft suppression took because of them is given back to the others.
     """
-    masks = []
-    for i in range(len(case.arrays["image"])):
-        boxes, labels = (case.arrays[f"det_{name}_{i}"] for name in ("boxes", "labels"))
-        mask = np.ones(len(labels), bool)
-        for kind, corner in (("tl", boxes[:, :2]), ("br", boxes[:, 2:])):
-            points, classes = _peaks(case, kind, i)
-            near = np.abs(corner[:, None] - points).max(-1, initial=0) < checks.BOXES_PX
-            mask &= (near & (labels[:, None] == classes)).any(1)
-        masks.append(mask)
-    return masks
+    return [_from_peaks(case, i, found) for i, found in enumerate(recorded)]
+
+
+def _from_peaks(case, image: int, found: types.Detections) -> types.Detections:
+    kept = np.ones(len(found.scores), bool)
+    for kind, corner in (("tl", found.boxes[:, :2]), ("br", found.boxes[:, 2:])):
+        points, classes = _peaks(case, kind, image)
+        near = np.abs(corner[:, None] - points).max(-1, initial=0) < checks.BOXES_PX
+        kept &= (near & (found.labels[:, None] == classes)).any(1)
+    scores = found.scores.copy()
+    for i in np.flatnonzero(~kept):  # best first: each lowered the scores of its class after it
+        iou = np.asarray(boxes_lib.pairwise_iou(found.boxes[i : i + 1], found.boxes[i + 1 :]))[0]
+        same = found.labels[i + 1 :] == found.labels[i]
+        scores[i + 1 :] *= np.where(same, np.exp(iou**2 / SIGMA), 1)
+    best_first = np.argsort(-scores[kept], kind="stable")
+    others = found._replace(scores=scores)
+    return types.Detections(*(values[kept][best_first] for values in others))
 
 
 def _peaks(case, kind: str, image: int) -> tuple[np.ndarray, np.ndarray]:
