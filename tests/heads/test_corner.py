@@ -100,7 +100,9 @@ def centripetal(seed=0):
     rng = np.random.default_rng(seed)
     x = np.float32(rng.normal(size=(2, 6, 5, 8)))
     tree = jax.eval_shape(lambda x: module.init(KEY, x, train=False), x)
-    return module, jax.tree.map(lambda x: np.float32(rng.uniform(0.1, 0.5, x.shape)), tree), x
+    params = jax.tree.map(lambda x: np.float32(rng.normal(0, 0.3, x.shape)), tree["params"])
+    stats = jax.tree.map(lambda x: np.float32(rng.uniform(0.5, 2, x.shape)), tree["batch_stats"])
+    return module, {"params": params, "batch_stats": stats}, x
 
 
 def test_the_centripetal_shift_is_read_where_the_guiding_shift_points():
@@ -117,7 +119,8 @@ def test_the_centripetal_shift_is_read_where_the_guiding_shift_points():
     for i in range(2):
         expected = deform_conv.deform_conv(pooled[i], places[i], kernel)
         found = inner["deform"]["__call__"][0][0][i]
-        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+        assert np.ptp(expected) > 0.1 and 0.1 < np.abs(places[i]).max()
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
     assert maps["guiding"].shape == maps["centripetal"].shape == (2, 6, 5, 2)
     assert tree["params"]["places"].keys() == tree["params"]["deform"].keys() == {"kernel"}
 
