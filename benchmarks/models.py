@@ -60,7 +60,7 @@ NETWORKS = {
     "yolov5": {f"yolov5{size}": size for size in "nsmlx"},
     "sabl_rcnn": {"sabl_rcnn": "", "sabl_rcnn_cascade": "cascade"},
 }
-SIDES = {"cornernet": 256, "ssd": 300, "pisa_ssd": 300}
+SIDES = {"cornernet": 256, "centripetalnet": 256, "ssd": 300, "pisa_ssd": 300}
 PEERS = {
     "retinanet": "torchvision/retinanet_resnet50_fpn",
     "fcos": "torchvision/fcos_resnet50_fpn",

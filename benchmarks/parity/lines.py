@@ -40,7 +40,11 @@ def compare(
     lines += _of_buffers(case, converted.table, results.state)
     lines += of_extra(case, adapter.extra, results.state)
     mine, theirs = _detections(case, results.detections)
-    lines += checks.detections(mine, theirs, case.info["drift"]["detections"])
+    kept = adapter.reproducible(case, theirs)
+    left_out = sum(len(x.scores) for x in theirs) - sum(len(x.scores) for x in kept)
+    count, *others = checks.detections(mine, kept, case.info["drift"]["detections"])
+    note = f"{left_out} recorded detections come from ties and are left out" if left_out else ""
+    lines += [count._replace(note=count.note or note), *others]
     return lines, not_compared
 
 

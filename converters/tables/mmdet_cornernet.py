@@ -17,12 +17,24 @@ _POOLING = (
     ("conv1", "shortcut"),
     ("conv2", "out"),
 )
-_CORNERS = (("tl", "top_left"), ("br", "bottom_right"))
-_MAPS = (("heat", "heat"), ("off", "offset"), ("emb", "tag"))
+CORNERS = (("tl", "top_left"), ("br", "bottom_right"))
+MAPS = (("heat", "heat"), ("off", "offset"))
 
 
 def table(bgr: bool = False) -> mapping.Table:
     """The table; `bgr`: the network was trained on BGR images, so its stem is flipped to RGB."""
+    return of_corners("mmdet CornerNet", (*MAPS, ("emb", "tag")), bgr)
+
+
+def of_corners(name: str, maps, bgr: bool, more=()) -> mapping.Table:
+    """The table of a corner detector.
+
+    Args:
+      name: of the network, in messages.
+      maps: (name there, name here) of each map of a corner.
+      bgr: as for `table`.
+      more: further rules.
+    """
     backbone = r"backbone\."
     rules = [
         *parts.conv_bn(rf"{backbone}stem\.0", "backbone/stem", bgr),
@@ -37,16 +49,16 @@ def table(bgr: bool = False) -> mapping.Table:
         target = r"backbone/hourglass\1" + "/inner" * depth
         for theirs, ours in _BLOCKS:
             rules += _block(rf"{outer}\.{theirs}\.(\d+)", rf"{target}/{ours}\2")
-    for theirs, ours in _CORNERS:
-        for pooling, name in _POOLING:
+    for theirs, ours in CORNERS:
+        for pooling, layer in _POOLING:
             rules += parts.conv_bn(
-                rf"bbox_head\.{theirs}_pool\.(\d+)\.{pooling}", rf"branches_{ours}\1/pool/{name}"
+                rf"bbox_head\.{theirs}_pool\.(\d+)\.{pooling}", rf"branches_{ours}\1/pool/{layer}"
             )
-        for kind, name in _MAPS:
+        for kind, ours_map in maps:
             source = rf"bbox_head\.{theirs}_{kind}\.(\d+)"
-            rules += parts.conv(rf"{source}\.0\.conv", rf"branches_{ours}\1/{name}_conv/conv")
-            rules += parts.conv(rf"{source}\.1\.conv", rf"branches_{ours}\1/{name}")
-    return parts.whole("mmdet CornerNet", rules, class_leaves=(r"params/branches_\w+/heat/.*",))
+            rules += parts.conv(rf"{source}\.0\.conv", rf"branches_{ours}\1/{ours_map}_conv/conv")
+            rules += parts.conv(rf"{source}\.1\.conv", rf"branches_{ours}\1/{ours_map}")
+    return parts.whole(name, rules, more, class_leaves=(r"params/branches_\w+/heat/.*",))
 
 
 def _block(source: str, target: str) -> list[mapping.Rule]:

@@ -19,7 +19,7 @@ reference; not trained here).
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -49,12 +49,22 @@ class Outputs(NamedTuple):
     """Features and raw maps of both kinds of corners."""
 
     features: tuple  # [B, H, W, D] of each stack
-    top_left: CornerMaps
-    bottom_right: CornerMaps
+    top_left: Any  # CornerMaps, or another tuple of maps with `heat` and `offset`
+    bottom_right: Any
 
 
-class CornerNet(nn.Module):
-    """The detector; a config's `model` may set any of its fields."""
+class Corners(nn.Module):
+    """What a detector of paired corners is, but for how corners are paired.
+
+    A detector has, besides its fields:
+
+    - `map_type`: the named tuple of the raw maps of a kind of corner,
+    - `make_branch(directions, outputs)`: the head of a kind of corner on a stack,
+    - `pair_targets(boxes, valid, shape, canvas)`: {kind of corner: {name: target}} of an image,
+    - `pair_terms(batch, maps, values)`: the weighted loss terms of pairing, by name,
+    - `clues(kind, maps, found, cell)`: what the corners found say about their partners,
+    - `agree(top_left, bottom_right)`: which pairs [K, K] do, each a tuple (corners, clues).
+    """
 
     num_classes: int = 80
     # Backbone: `channels` and `blocks` of each map size in an hourglass, largest first.
@@ -68,13 +78,10 @@ class CornerNet(nn.Module):
     prior_probability: float = 0.1
     # Targets and losses (section 3.2, 3.3).
     min_overlap: float = 0.3
-    pull_weight: float = 0.1
-    push_weight: float = 0.1
     offset_weight: float = 1.0
     # Prediction (section 4.2).
     max_corners: int = 100  # of each kind
     peak_kernel: int = 3
-    max_tag_distance: float = 0.5
     num_candidates: int = 1000  # pairs
     soft_nms_sigma: float = 0.5
     min_score: float = 1e-3  # pairs whose score suppression lowers below this are dropped
@@ -93,8 +100,7 @@ class CornerNet(nn.Module):
         odd = self.peak_kernel >= 1 and self.peak_kernel % 2 == 1
         rules = (
             *fields.at_least(self, 1, "stacks", "pool_width", "max_corners"),
-            *fields.at_least(self, 0, "pull_weight", "push_weight", "offset_weight"),
-            *fields.at_least(self, 0, "max_tag_distance", "min_score"),
+            *fields.at_least(self, 0, "offset_weight", "min_score"),
             ("channels", sizes, "two or more widths, the first at least 2"),
             ("blocks", of_each, "a block count above 0 for each of `channels`"),
             fields.one_of(self, "norm", ("batch", "stored")),
@@ -111,17 +117,9 @@ class CornerNet(nn.Module):
         outputs = {
             "heat": (self.num_classes, layers.prior_bias(self.prior_probability)),
             "offset": (2, nn.initializers.zeros),
-            "tag": (1, nn.initializers.zeros),
         }
         self.branches = {  # Flax names them branches_top_left0, ...
-            f"{name}{stack}": corner.CornerBranch(
-                directions,
-                outputs,
-                self.pool_width,
-                self.head_width,
-                self.norm,
-                dtype=self.dtype,
-            )
+            f"{name}{stack}": self.make_branch(directions, outputs)
             for name, directions in CORNERS.items()
             for stack in range(self.stacks)
         }
@@ -133,8 +131,9 @@ class CornerNet(nn.Module):
         found = {}
         for name in CORNERS:
             maps = [self.branches[f"{name}{i}"](x, train) for i, x in enumerate(features)]
-            found[name] = CornerMaps(
-                *(tuple(of_stack[kind] for of_stack in maps) for kind in CornerMaps._fields)
+            kinds = self.map_type._fields
+            found[name] = self.map_type(
+                *(tuple(of_stack[kind] for of_stack in maps) for kind in kinds)
             )
         return Outputs(features, **found)
 
@@ -146,7 +145,8 @@ class CornerNet(nn.Module):
         """The corners of each object; `maps` is not used.
 
         `values` has the cells, heatmaps and offsets of both kinds of corners.  Cells are 0 in empty
-        slots; heatmaps and offsets are 0 away from the corners of objects.
+        slots; heatmaps and offsets are 0 away from the corners of objects.  `pair_targets` adds its
+        own.
         """
         canvas = batch.images.shape[1:3]
         shape = self.map_shape(canvas)
@@ -155,10 +155,11 @@ class CornerNet(nn.Module):
             both = heatmap_targets.corners(
                 boxes, labels, valid, shape, canvas, self.num_classes, self.min_overlap
             )
+            others = self.pair_targets(boxes, valid, shape, canvas)
             return {
                 f"{name}_{field}": values
                 for name, found in zip(CORNERS, both, strict=True)
-                for field, values in found._asdict().items()
+                for field, values in {**found._asdict(), **others.get(name, {})}.items()
             }
 
         values = jax.vmap(one_image)(batch.boxes, batch.labels, batch.valid)
@@ -173,32 +174,20 @@ class CornerNet(nn.Module):
         return {"corner": lax.stop_gradient(targets)}
 
     def loss(self, batch: types.Batch, maps: Outputs) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Losses of heatmaps (eq. 1), offsets (eq. 3) and tags (eq. 4, 5), over all stacks."""
+        """Losses of heatmaps (eq. 1), offsets (eq. 3) and pairing, over all stacks."""
         values = self.targets(batch, maps)["corner"].values
-        terms = dict.fromkeys(("heat", "offset", "pull", "push"), 0.0)
+        terms = dict.fromkeys(("heat", "offset"), 0.0)
         peaks = []
-        for stack in range(self.stacks):
-            tags = []
-            for name in CORNERS:
-                of_kind = getattr(maps, name)
-                heat, offset, cells = (
-                    values[f"{name}_{field}"] for field in ("heat", "offset", "cells")
-                )
-                is_peak = heat == 1
-                count = jnp.maximum(is_peak.sum(), 1).astype(jnp.float32)
-                peaks.append(count)
+        for name in CORNERS:
+            of_kind, heat = getattr(maps, name), values[f"{name}_heat"]
+            count = jnp.maximum((heat == 1).sum(), 1).astype(jnp.float32)
+            peaks.append(count)
+            for stack in range(self.stacks):
                 focal = heatmap_losses.gaussian_focal(nn.sigmoid(of_kind.heat[stack]), heat)
                 terms["heat"] += focal.sum() / count / 2
-                corner_cells = is_peak.any(-1, keepdims=True)
-                count = jnp.maximum(corner_cells.sum(), 1)
-                miss = regression.smooth_l1(of_kind.offset[stack], offset)
-                miss = jnp.where(corner_cells, miss, 0.0).sum() / count
+                miss = at_corners(of_kind.offset[stack], values[f"{name}_offset"], heat)
                 terms["offset"] += self.offset_weight * miss / 2
-                flat = of_kind.tag[stack].reshape(len(cells), -1)  # [B, H * W]
-                tags.append(jnp.take_along_axis(flat, cells, axis=1))  # [B, G]
-            pull, push = jax.vmap(tag_losses)(*tags, batch.valid)
-            terms["pull"] += self.pull_weight * pull.sum()
-            terms["push"] += self.push_weight * push.sum()
+        terms |= self.pair_terms(batch, maps, values)
         terms = {f"loss/{name}": term for name, term in terms.items()}
         metrics = {
             **terms,
@@ -210,7 +199,7 @@ class CornerNet(nn.Module):
     def candidates(
         self, maps: Outputs, image_size: jax.Array, canvas: tuple[int, int]
     ) -> types.Detections:
-        """Pairs of corners of one class with similar tags, the top left one above and to the left.
+        """Pairs of corners of one class that agree, the top left one above and to the left.
 
         The largest intermediate array is [max_corners, max_corners]: 0.4 MB per image at 300.
         """
@@ -222,21 +211,20 @@ class CornerNet(nn.Module):
                 jnp.arange(width) * cell[0] < size[1]
             )
 
-            def find(maps):
+            def find(kind, maps):
                 scores = jnp.where(inside[..., None], nn.sigmoid(maps.heat), 0.0)
                 found = corner_groups.find_corners(
                     scores, maps.offset, self.max_corners, cell, self.peak_kernel
                 )
-                found = found._replace(points=jnp.clip(found.points, 0.0, size[::-1]))
-                return found, maps.tag.reshape(-1)[found.cells]
+                clues = self.clues(kind, maps, found, cell)
+                return found._replace(points=jnp.clip(found.points, 0.0, size[::-1])), clues
 
-            (first, first_tags), (second, second_tags) = find(top_left), find(bottom_right)
-            agree = corner_groups.tags_agree(first_tags, second_tags, self.max_tag_distance)
-            found = corner_groups.pair_corners(first, second, agree, self.num_candidates)
-            possible = corner_groups.possible_pairs(first, second, agree)
-            return types.Detections(*found), possible
+            first, second = find("top_left", top_left), find("bottom_right", bottom_right)
+            pairs = first[0], second[0], self.agree(first, second)
+            found = corner_groups.pair_corners(*pairs, self.num_candidates)
+            return types.Detections(*found), corner_groups.possible_pairs(*pairs)
 
-        last = [CornerMaps(*(kind[-1] for kind in getattr(maps, name))) for name in CORNERS]
+        last = [self.map_type(*(kind[-1] for kind in getattr(maps, name))) for name in CORNERS]
         found, possible = jax.vmap(one_image)(*last, image_size)
         bounds.note(self, "num_candidates", possible)
         return found
@@ -261,6 +249,66 @@ class CornerNet(nn.Module):
     def frozen_paths(self) -> tuple[str, ...]:
         """Regexes of the leaves that training never changes."""
         return ("batch_stats/.*",) if self.norm == "stored" else ()
+
+
+class CornerNet(Corners):
+    """The detector; a config's `model` may set any of its fields.  Corners are paired by tags."""
+
+    pull_weight: float = 0.1
+    push_weight: float = 0.1
+    max_tag_distance: float = 0.5
+
+    map_type = CornerMaps
+
+    def check(self) -> None:
+        """Checks the fields of all corner detectors and those of tags."""
+        super().check()
+        names = "pull_weight", "push_weight", "max_tag_distance"
+        fields.check(self, fields.at_least(self, 0, *names))
+
+    def make_branch(self, directions, outputs) -> nn.Module:
+        """Adds the map of tags."""
+        return corner.CornerBranch(
+            directions,
+            outputs | {"tag": (1, nn.initializers.zeros)},
+            self.pool_width,
+            self.head_width,
+            self.norm,
+            dtype=self.dtype,
+        )
+
+    def pair_targets(self, boxes, valid, shape, canvas) -> dict:
+        """None: the network chooses the tags."""
+        return {}
+
+    def pair_terms(self, batch: types.Batch, maps: Outputs, values: dict) -> dict[str, jax.Array]:
+        """Losses of tags (eq. 4, 5), over all stacks."""
+        terms = {"pull": 0.0, "push": 0.0}
+        for stack in range(self.stacks):
+            tags = []
+            for name in CORNERS:
+                cells = values[f"{name}_cells"]
+                flat = getattr(maps, name).tag[stack].reshape(len(cells), -1)  # [B, H * W]
+                tags.append(jnp.take_along_axis(flat, cells, axis=1))  # [B, G]
+            pull, push = jax.vmap(tag_losses)(*tags, batch.valid)
+            terms["pull"] += self.pull_weight * pull.sum()
+            terms["push"] += self.push_weight * push.sum()
+        return terms
+
+    def clues(self, kind: str, maps: CornerMaps, found: corner_groups.Corners, cell) -> jax.Array:
+        """The tags [K] of corners."""
+        return maps.tag.reshape(-1)[found.cells]
+
+    def agree(self, top_left: tuple, bottom_right: tuple) -> jax.Array:
+        """Similar tags."""
+        return corner_groups.tags_agree(top_left[1], bottom_right[1], self.max_tag_distance)
+
+
+def at_corners(predicted: jax.Array, targets: jax.Array, heat: jax.Array) -> jax.Array:
+    """Smooth L1 of maps [B, H, W, 2] in cells with a corner, per such cell; heat: [B, H, W, C]."""
+    cells = (heat == 1).any(-1, keepdims=True)
+    miss = jnp.where(cells, regression.smooth_l1(predicted, targets), 0.0)
+    return miss.sum() / jnp.maximum(cells.sum(), 1)
 
 
 def tag_losses(

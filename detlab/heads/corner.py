@@ -1,13 +1,16 @@
 """Heads of corner detectors: corner pooling and the maps after it (arXiv:1808.01244, 3.4).
 
 Parameter paths of a branch: `pool/{first,second,pooled,shortcut,out}/{conv,norm}`, and for each
-map `heat_conv/conv`, `heat`, `offset_conv/conv`, `offset`, `tag_conv/conv`, `tag`.
+map `heat_conv/conv`, `heat`, `offset_conv/conv`, `offset`, and in CornerNet `tag_conv/conv`, `tag`.
+CentripetalNet has `guiding_conv/conv`, `guiding`, `centripetal_conv/conv`, `centripetal`, and for
+its feature adaption `places` and `deform`.
 """
 
 from collections.abc import Callable, Mapping
 
 import jax.numpy as jnp
 from flax import linen as nn
+from jax import lax
 
 from detlab import layers
 from detlab.ops import corner_pool
@@ -78,18 +81,68 @@ class CornerBranch(nn.Module):
             self.directions, self.pool_width, self.norm, dtype=self.dtype, name="pool"
         )
         x = pool(x, train)
-        maps = {}
-        for name, (channels, bias_init) in self.outputs.items():
-            conv = layers.ConvNorm(
-                self.head_width, activation=nn.relu, dtype=self.dtype, name=f"{name}_conv"
-            )
-            predict = layers.Conv(
-                channels,
-                1,
-                kernel_init=_uniform,
-                bias_init=bias_init,
-                dtype=self.dtype,
-                name=name,
-            )
-            maps[name] = predict(conv(x, train)).astype(jnp.float32)
-        return maps
+        return {
+            name: predicted(self, name, x, channels, train, bias_init)
+            for name, (channels, bias_init) in self.outputs.items()
+        }
+
+
+class CentripetalBranch(nn.Module):
+    """One kind of corner of CentripetalNet (arXiv:2003.09119, sections 3.2 and 3.3).
+
+    The guiding shift, from a corner to the centre of its object, decides where a deformable
+    convolution reads the features from which the centripetal shift is predicted.
+
+    Attributes: as of `CornerBranch`; `outputs` lacks the two shifts.
+    """
+
+    directions: tuple[str, str]
+    outputs: Mapping[str, tuple[int, Callable]]
+    pool_width: int = 128
+    head_width: int = 256
+    norm: str = "batch"
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x, train: bool):
+        """[B, H, W, D] -> {name: [B, H, W, channels] float32}.
+
+        `guiding` and `centripetal` have two channels: x, y.  The guiding shift gets no gradient
+        from the centripetal one.
+        """
+        pool = CornerPooling(
+            self.directions, self.pool_width, self.norm, dtype=self.dtype, name="pool"
+        )
+        x = pool(x, train)
+        maps = {
+            name: predicted(self, name, x, channels, train, bias_init)
+            for name, (channels, bias_init) in self.outputs.items()
+        }
+        guiding = predicted(self, "guiding", x, 2, train)
+        places = layers.Conv(
+            3 * 3 * 2,  # dy, dx of each tap
+            1,
+            use_bias=False,
+            kernel_init=nn.initializers.normal(0.1),
+            dtype=self.dtype,
+            name="places",
+        )
+        deform = layers.DeformConv(
+            x.shape[-1], kernel_init=layers.normal_001, dtype=self.dtype, name="deform"
+        )
+        (adapted,) = deform((x,), (places(lax.stop_gradient(guiding)),))
+        return maps | {
+            "guiding": guiding,
+            "centripetal": predicted(self, "centripetal", adapted, 2, train),
+        }
+
+
+def predicted(branch, name, x, channels, train, bias_init=nn.initializers.zeros):
+    """A map of a branch, by a 3x3 and a 1x1 convolution of it: [B, H, W, channels] float32."""
+    conv = layers.ConvNorm(
+        branch.head_width, activation=nn.relu, dtype=branch.dtype, name=f"{name}_conv"
+    )
+    predict = layers.Conv(
+        channels, 1, kernel_init=_uniform, bias_init=bias_init, dtype=branch.dtype, name=name
+    )
+    return predict(conv(x, train)).astype(jnp.float32)

@@ -26,6 +26,8 @@ def known_product(x, kernel, product):
       x: [..., K].
       kernel: [K, M].
       product: [..., M].
+    Returns:
+      [..., M], `product` itself.
     Example:
       >>> import jax.numpy as jnp
       >>> x, kernel = jnp.array([1.0, 2.0]), jnp.array([[3.0], [4.0]])

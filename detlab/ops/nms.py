@@ -44,8 +44,13 @@ def iou_above(a, b, threshold):
 
 
 def iou_reaches(a, b, threshold):
-    """Whether the IoU is at least the threshold, arguments as in `iou_above`.
+    """Whether the IoU is at least the threshold.
 
+    Args:
+      a, b: [..., 4] xyxy px; they broadcast.
+      threshold: [].
+    Returns:
+      [...] bool.
     Example:
       >>> iou_reaches(jnp.array([0.0, 0, 2, 2]), jnp.array([0.0, 0, 2, 1]), 0.5).tolist()
       True

@@ -61,3 +61,48 @@ def test_of_corners_in_one_cell_the_later_object_gives_the_offset():
     first, _ = run(boxes, [0, 1, 1], [True, True, False])
     np.testing.assert_allclose(first.offset[1, 1], [0.5, 0.75])
     assert first.heat[1, 1, 0] == first.heat[1, 1, 1] == 1
+
+
+def run_shifts(boxes, valid):
+    args = jnp.array(boxes, jnp.float32), jnp.array(valid)
+    return tiny.jit(lambda *a: heatmap.shifts(*a, (8, 16), (32, 64)))(*args)
+
+
+def test_shifts_by_hand():
+    first, second = run_shifts([[5, 6, 30, 26]], [True])
+    # 4 px a cell: corners (1.25, 1.5) and (7.5, 6.5), centre (4.375, 4), cells (1, 1) and (7, 6).
+    np.testing.assert_allclose(first.guiding[1, 1], [3.375, 3.0])
+    np.testing.assert_allclose(second.guiding[6, 7], [2.625, 2.0])
+    for found, cell in ((first, (1, 1)), (second, (6, 7))):
+        np.testing.assert_allclose(np.exp(found.centripetal[cell]), [3.125, 2.5], rtol=1e-6)
+        assert np.count_nonzero(found.guiding) == np.count_nonzero(found.centripetal) == 2
+
+
+def test_shifts_of_padded_slots_and_of_boxes_without_area():
+    boxes = [[5, 6, 30, 26], [5, 6, 40, 30], [8, 8, 8, 8], [20, 9, 20, 30]]
+    first, _ = run_shifts(boxes, [True, False, True, True])
+    np.testing.assert_allclose(first.guiding[1, 1], [3.375, 3.0])  # not of the padded slot
+    assert np.isfinite(first.centripetal).all()
+    empty = run_shifts(boxes, [False] * 4)
+    assert not any(values.any() for found in empty for values in found)
+
+
+def test_of_corners_in_one_cell_the_later_object_gives_the_shifts():
+    first, _ = run_shifts([[5, 6, 30, 26], [6, 7, 50, 31], [7, 7, 60, 31]], [True, True, False])
+    np.testing.assert_allclose(first.guiding[1, 1], [6.0, 3.75])
+    np.testing.assert_allclose(np.exp(first.centripetal[1, 1]), [5.5, 3.0], rtol=1e-6)
+
+
+def test_recorded_shifts(shared_dir):
+    for name in ("centripetalnet_hourglass104", "small/centripetalnet_hourglass104_small"):
+        arrays = np.load(shared_dir / "parity" / f"{name}.npz")
+        canvas = arrays["image"].shape[2:]
+        shape = tuple(side // 4 for side in canvas)
+        for i in range(2):
+            boxes = arrays[f"gt_boxes_{i}"]
+            both = heatmap.shifts(jnp.array(boxes), jnp.ones(len(boxes), bool), shape, canvas)
+            for kind, found in zip(("topleft", "bottomright"), both):
+                for field, values in found._asdict().items():
+                    key = f"train_targets.bbox_head.get_targets.0.{kind}_{field}_shift"
+                    expected = np.moveaxis(arrays[key][i], 0, -1)
+                    np.testing.assert_allclose(values, expected, rtol=1e-5, atol=1e-6)

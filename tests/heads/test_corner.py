@@ -11,6 +11,7 @@ from flax import traverse_util
 
 from detlab import layers
 from detlab.heads import corner
+from detlab.ops import deform_conv
 
 KEY = jax.random.key(0)
 OUTPUTS = {"heat": (3, layers.prior_bias(0.1)), "offset": (2, nn.initializers.zeros)}
@@ -91,3 +92,50 @@ def test_a_branch_pools_once_and_has_two_convolutions_for_each_map():
         "offset/kernel": (1, 1, 6, 2),
         "offset/bias": (2,),
     }
+
+
+def centripetal(seed=0):
+    """(a branch, its random params and statistics, features)."""
+    module = corner.CentripetalBranch(corner.TOP_LEFT, OUTPUTS, 4, 6, "stored")
+    rng = np.random.default_rng(seed)
+    x = np.float32(rng.normal(size=(2, 6, 5, 8)))
+    tree = jax.eval_shape(lambda x: module.init(KEY, x, train=False), x)
+    params = jax.tree.map(lambda x: np.float32(rng.normal(0, 0.3, x.shape)), tree["params"])
+    stats = jax.tree.map(lambda x: np.float32(rng.uniform(0.5, 2, x.shape)), tree["batch_stats"])
+    return module, {"params": params, "batch_stats": stats}, x
+
+
+def test_the_centripetal_shift_is_read_where_the_guiding_shift_points():
+    module, tree, x = centripetal()
+    maps, sown = tiny.jit(
+        lambda tree, x: module.apply(
+            tree, x, False, capture_intermediates=True, mutable="intermediates"
+        )
+    )(tree, x)
+    inner = sown["intermediates"]
+    places = maps["guiding"] @ tree["params"]["places"]["kernel"][0, 0]  # [B, H, W, 9 * 2]
+    pooled = inner["pool"]["__call__"][0]
+    kernel = tree["params"]["deform"]["kernel"]
+    for i in range(2):
+        expected = deform_conv.deform_conv(pooled[i], places[i], kernel)
+        found = inner["deform"]["__call__"][0][0][i]
+        assert np.ptp(expected) > 0.1 and 0.1 < np.abs(places[i]).max()
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    assert maps["guiding"].shape == maps["centripetal"].shape == (2, 6, 5, 2)
+    assert tree["params"]["places"].keys() == tree["params"]["deform"].keys() == {"kernel"}
+
+
+def test_the_guiding_shift_learns_nothing_from_the_centripetal_one():
+    module, tree, x = centripetal()
+
+    @tiny.jit
+    @jax.grad
+    def gradient(params):
+        maps = module.apply({**tree, "params": params}, x, False)
+        return maps["centripetal"].sum()
+
+    found = gradient(tree["params"])
+    for name in ("guiding", "guiding_conv"):
+        assert not any(map(np.any, jax.tree.leaves(found[name])))
+    read = found["places"], found["deform"], found["pool"]["first"]["conv"]
+    assert all(part["kernel"].any() for part in read)

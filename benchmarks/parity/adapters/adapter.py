@@ -42,6 +42,9 @@ class Adapter(NamedTuple):
     # (case) -> {recorded array: mask, broadcastable, of the entries that a loss reads}.  The other
     # entries are meaningless in the reference and not compared.  Other arrays are compared whole.
     readable: Callable = lambda case: {}
+    # (case, recorded Detections of each image) -> those without the ones that come from ties which
+    # the reference breaks by no rule.  The line of the count says how many are left out.
+    reproducible: Callable = lambda case, recorded: recorded
     # Files of detlab whose `stop_gradient` affects gradients, such as `backbones/resnet.py`.
     gradient_stops: tuple[str, ...] = ()
 

@@ -7,43 +7,57 @@ from benchmarks.parity.adapters import adapter
 from detlab import errors
 from detlab.converters.tables import mmdet_cornernet
 
-_KINDS = {"tl": "top_left", "br": "bottom_right"}
+KINDS = {"tl": "top_left", "br": "bottom_right"}
+TARGETS = "train_targets.bbox_head.get_targets.0"
 
 
 def fields(info: dict) -> dict:
     """Fields of `detectors.cornernet.CornerNet`."""
     with configs.readers(info) as (model, _, test):
-        model.expect("type", "CornerNet")
-        model.expect("neck", None)
         head = configs.head(model, "CornerHead", info)
         head.expect("corner_emb_channels", 1, default=1)
-        backbone = _hourglass(model.child("backbone"))
-        head.expect("num_feat_levels", backbone["stacks"])
-        heat, tags, offset = (
-            head.child(f"loss_{name}") for name in ("heatmap", "embedding", "offset")
-        )
-        configs.loss(heat, "GaussianFocalLoss")
-        heat.expect("alpha", 2.0)
-        heat.expect("gamma", 4.0)
+        tags = head.child("loss_embedding")
         tags.expect("type", "AssociativeEmbeddingLoss")
-        offset.expect("beta", 1.0)
-        nms = test.child("nms")
-        nms.expect("type", "soft_nms")
-        nms.expect("method", "gaussian")
-        nms.skip("iou_threshold")  # no effect on the Gaussian form
-        test.skip("score_thr")  # CornerHead does not use it
         return {
-            **configs.inputs(info, model),
-            **backbone,
-            "norm": "batch" if info["batch_norm_in_train"]["batch_statistics"] else "stored",
+            **of_corners(info, model, head, test),
             "pull_weight": tags.take("pull_weight"),
             "push_weight": tags.take("push_weight"),
-            "offset_weight": float(configs.loss(offset, "SmoothL1Loss", weight=None)),
-            "max_corners": test.take("corner_topk"),
-            "peak_kernel": test.take("local_maximum_kernel"),
             "max_tag_distance": test.take("distance_threshold"),
-            "max_detections": test.take("max_per_img"),
         }
+
+
+def of_corners(
+    info: dict, model: configs.Reader, head: configs.Reader, test: configs.Reader
+) -> dict:
+    """Fields of `detectors.cornernet.Corners`."""
+    model.expect("type", "CornerNet")
+    model.expect("neck", None)
+    backbone = _hourglass(model.child("backbone"))
+    head.expect("num_feat_levels", backbone["stacks"])
+    heat = head.child("loss_heatmap")
+    configs.loss(heat, "GaussianFocalLoss")
+    heat.expect("alpha", 2.0)
+    heat.expect("gamma", 4.0)
+    nms = test.child("nms")
+    nms.expect("type", "soft_nms")
+    nms.expect("method", "gaussian")
+    nms.skip("iou_threshold")  # no effect on the Gaussian form
+    test.skip("score_thr")  # CornerHead does not use it
+    return {
+        **configs.inputs(info, model),
+        **backbone,
+        "norm": "batch" if info["batch_norm_in_train"]["batch_statistics"] else "stored",
+        "offset_weight": smooth_l1(head.child("loss_offset")),
+        "max_corners": test.take("corner_topk"),
+        "peak_kernel": test.take("local_maximum_kernel"),
+        "max_detections": test.take("max_per_img"),
+    }
+
+
+def smooth_l1(config: configs.Reader) -> float:
+    """The weight of a SmoothL1Loss that bends at 1."""
+    config.expect("beta", 1.0)
+    return float(configs.loss(config, "SmoothL1Loss", weight=None))
 
 
 def _hourglass(config: configs.Reader) -> dict:
@@ -62,25 +76,37 @@ def _hourglass(config: configs.Reader) -> dict:
 
 def arrays(case, results: adapter.Results) -> dict[str, np.ndarray]:
     """Raw maps of every stack, and the targets: heatmaps, offsets, and the cells of each pair."""
-    found = {}
-    for theirs, ours in _KINDS.items():
-        maps = getattr(results.outputs, ours)
-        for kind, name in (("heat", "heat"), ("emb", "tag"), ("off", "offset")):
-            found |= adapter.maps(f"{theirs}_{kind}", getattr(maps, name))
-    found = adapter.with_training(found, case)
+    found = of_maps(case, results, ("heat", "heat"), ("off", "offset"), ("emb", "tag"))
     values = results.targets["corner"].values
-    name = "train_targets.bbox_head.get_targets.0"
-    for theirs, ours in (("topleft", "top_left"), ("bottomright", "bottom_right")):
-        for kind, field in (("heatmap", "heat"), ("offset", "offset")):
-            found[f"{name}.{theirs}_{kind}"] = values[f"{ours}_{field}"].transpose(0, 3, 1, 2)
+    found |= of_targets(values, ("heatmap", "heat"), ("offset", "offset"))
     width = values["top_left_heat"].shape[2]
     for i, count in enumerate(case.info["gt_counts"]):
         for j in range(count):
-            for k, corner in enumerate(_KINDS.values()):
+            for k, corner in enumerate(KINDS.values()):
                 row_column = divmod(values[f"{corner}_cells"][i, j], width)
                 for axis, value in enumerate(row_column):
-                    found[f"{name}.corner_embedding_{i}_{j}_{k}_{axis}"] = np.asarray(value)
+                    name = f"{TARGETS}.corner_embedding_{i}_{j}_{k}_{axis}"
+                    found[name] = np.asarray(value)
     return found
+
+
+def of_maps(case, results: adapter.Results, *names: tuple[str, str]) -> dict[str, np.ndarray]:
+    """The raw maps of both kinds of corners; `names` are (there, here)."""
+    found = {}
+    for theirs, ours in KINDS.items():
+        maps = getattr(results.outputs, ours)
+        for kind, name in names:
+            found |= adapter.maps(f"{theirs}_{kind}", getattr(maps, name))
+    return adapter.with_training(found, case)
+
+
+def of_targets(values: dict, *names: tuple[str, str]) -> dict[str, np.ndarray]:
+    """The targets that are maps, of both kinds of corners; `names` are (there, here)."""
+    return {
+        f"{TARGETS}.{theirs}_{kind}": values[f"{ours}_{name}"].transpose(0, 3, 1, 2)
+        for theirs, ours in (("topleft", "top_left"), ("bottomright", "bottom_right"))
+        for kind, name in names
+    }
 
 
 ADAPTER = adapter.Adapter(
