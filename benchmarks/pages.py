@@ -6,6 +6,7 @@ A table replaces the text between `<!-- NAME: begin -->` and `<!-- NAME: end -->
 
     detectors   README.md            first sentences of the files of detlab/detectors
     overview    docs/models.md       the same, converters/models.json, experiments, results
+    names       docs/models.md       the list of 25 detectors: release_parity, overfit, shapes
     published   docs/models.md       converters/models.json, converters/published.py, parity
     backbones   docs/models.md       converters/models.json
     cases       docs/parity.md       benchmarks/results/release_parity.json
@@ -24,7 +25,7 @@ import pathlib
 import re
 import urllib.parse
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from benchmarks import command, test_times
 from detlab import cli, errors, files, listing, paths
@@ -112,6 +113,115 @@ def overview(tree: pathlib.Path) -> str:
         )
     head = ("detector", "paper, arXiv", "configs for", "parity", "parameters, M")
     return command.table((*head, "our AP on shapes"), rows)
+
+
+class Listed(NamedTuple):
+    """A name of the list of detectors, and what shows that it works."""
+
+    name: str
+    files: tuple[str, ...]  # of detlab/detectors
+    cases: tuple[str, ...]  # of parity
+    overfit: tuple[str, ...]  # results of benchmarks.overfit
+    shapes: tuple[str, ...]  # experiments
+
+
+def _simple(name: str, file: str, *cases: str) -> Listed:
+    return Listed(name, (file,), cases, (file,), (f"{file}_shapes",))
+
+
+def _of_darknet(name: str, network: str, *cases: str) -> Listed:
+    overfit = (f"darknet_{network}",)
+    return Listed(name, ("darknet",), cases, overfit, ("darknet_shapes",))
+
+
+def _several(name: str, files: Sequence[str], *cases: str) -> Listed:
+    return Listed(name, tuple(files), cases, tuple(files), tuple(f"{x}_shapes" for x in files))
+
+
+_REPPOINTS = ("bbox_r50_grid_center", "minmax_r50", "moment_r50", "partial_minmax_r50")
+_SABL = ("sabl_retinanet_r50_fpn", "sabl_faster_rcnn_r50_fpn", "sabl_cascade_rcnn_r50_fpn")
+# The 25 detectors of the edition that this project learned from.
+LIST = (
+    _simple("RetinaNet", "retinanet", "retinanet_r50_fpn"),
+    _simple("YOLOv3 (mmdetection)", "yolov3", "yolov3_d53"),
+    _of_darknet("YOLOv3 (darknet)", "yolov3", "yolo/yolov3"),
+    _of_darknet("YOLOv4", "yolov4", "yolo/yolov4"),
+    _of_darknet("tiny-YOLOv3", "yolov3_tiny", "yolo/yolov3-tiny"),
+    _of_darknet("tiny-YOLOv4", "yolov4_tiny", "yolo/yolov4-tiny"),
+    _simple(
+        "YOLOv5 s, m, l, x",
+        "yolov5",
+        *(f"yolo/yolov5{size}-v3.0" for size in "smlx"),
+        "yolo/yolov5s-v7.0",
+    ),
+    _simple(
+        "FCOS",
+        "fcos",
+        "fcos_r50_caffe_fpn_gn_head",
+        "fcos_r50_caffe_fpn_gn_head_center_normbbox_centeronreg_giou",
+    ),
+    _simple("ATSS", "atss", "atss_r50_fpn"),
+    _simple("GHM", "ghm", "retinanet_ghm_r50_fpn"),
+    _simple("GFL", "gfl", "gfl_r50_fpn"),
+    _several(
+        "PISA",
+        ("pisa_retinanet", "pisa_rcnn", "pisa_ssd"),
+        *("pisa_retinanet_r50_fpn", "pisa_faster_rcnn_r50_fpn", "pisa_ssd300"),
+    ),
+    _simple("PAA", "paa", "paa_r50_fpn"),
+    _simple("Faster R-CNN", "faster_rcnn", "faster_rcnn_r50_fpn"),
+    _simple("Cascade R-CNN", "cascade_rcnn", "cascade_rcnn_r50_fpn"),
+    _several(
+        "Libra R-CNN",
+        ("libra_rcnn", "libra_retinanet"),
+        *("libra_faster_rcnn_r50_fpn", "libra_retinanet_r50_fpn"),
+    ),
+    _simple("Dynamic R-CNN", "dynamic_rcnn", "dynamic_rcnn_r50_fpn"),
+    _simple("SSD", "ssd", "ssd300", "ssd512"),
+    _simple("VFNet", "vfnet", "vfnet_r50_fpn"),
+    _several(
+        "Guided Anchoring",
+        ("ga_retinanet", "ga_rcnn"),
+        *("ga_retinanet_r50_fpn", "ga_faster_rcnn_r50_fpn"),
+    ),
+    _several("SABL", ("sabl_retinanet", "sabl_rcnn"), *_SABL),
+    _simple("RepPoints", "reppoints", *(f"reppoints_{form}_fpn_gn" for form in _REPPOINTS)),
+    _simple("RepPointsV2", "reppoints_v2", "reppoints_v2_r50_fpn"),
+    _simple("CornerNet", "cornernet", "cornernet_hourglass104"),
+    _simple("CentripetalNet", "centripetalnet", "centripetalnet_hourglass104"),
+)
+
+
+def names(tree: pathlib.Path) -> str:
+    """A row for each name of the list: its files, and what shows that it works.
+
+    Raises:
+      UserError: a name lacks a file, a passed case, an overfitted form or a run on shapes.
+    """
+    parity_of = _results(tree, "release_parity.json")["cases"]
+    of_shapes = _results(tree, "shapes_cpu.json")["rows"]
+    detectors, rows = command.detector_files(tree), []
+    for name, of_files, of_cases, of_overfit, experiments in LIST:
+        lacking = [f"detlab/detectors/{x}.py" for x in of_files if x not in detectors]
+        passed = [x for x in of_cases if parity_of.get(x, {}).get("status") == "passed"]
+        lacking += [f"a passed case {x}" for x in of_cases if x not in passed]
+        found = {x: tree / _RESULTS / f"overfit_{x}_cpu.json" for x in of_overfit}
+        lacking += [path.name for path in found.values() if not path.exists()]
+        lacking += [f"a run of {x}" for x in experiments if "figures" not in of_shapes.get(x, {})]
+        if lacking:
+            raise errors.UserError(f"the list of detectors: {name} lacks {', '.join(lacking)}.")
+        learned = [_results(tree, path.name)["AP50"] for path in found.values()]
+        reached = [of_shapes[x]["figures"]["AP"] for x in experiments]
+        rows.append(
+            (
+                name,
+                ", ".join(f"[`{x}`](../detlab/detectors/{x}.py)" for x in of_files),
+                f"{len(passed)} of {len(of_cases)}",
+                ", ".join(f"{x:.3f}" for x in learned),
+                ", ".join(f"{x:.3f}" for x in reached),
+            )
+        )
+    return command.table(("name", "file", "cases passed", "overfit AP50", "AP on shapes"), rows)
 
 
 def published(tree: pathlib.Path) -> str:
@@ -384,7 +494,12 @@ def _results(tree: pathlib.Path, name: str) -> Any:
 # Page -> {name of a block: (checkout) -> its Markdown}.
 BLOCKS = {
     "README.md": {"detectors": detectors},
-    "docs/models.md": {"overview": overview, "published": published, "backbones": backbones},
+    "docs/models.md": {
+        "names": names,
+        "overview": overview,
+        "published": published,
+        "backbones": backbones,
+    },
     "docs/parity.md": {"cases": cases},
     "docs/performance.md": {
         "overfit": overfit,

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from benchmarks import pages
+from benchmarks import command, pages
 from detlab import errors
 
 
@@ -185,3 +185,51 @@ def test_a_row_of_models_json_that_names_nothing_known_is_reported(tree, change,
     write_json(tree / "benchmarks" / "results" / "release_parity.json", {"cases": {}})
     with pytest.raises(errors.UserError, match=re.escape(sentence)):
         pages.published(tree)
+
+
+@pytest.fixture
+def listed(tree, monkeypatch):
+    """A list of one name with all that shows that it works."""
+    name = pages.Listed("Cats", ("cat", "cat_v2"), ("cat_r50",), ("cat",), ("cat_shapes",))
+    monkeypatch.setattr(pages, "LIST", (name,))
+    results = tree / "benchmarks" / "results"
+    write_json(results / "release_parity.json", {"cases": {"cat_r50": {"status": "passed"}}})
+    write_json(results / "shapes_cpu.json", {"rows": {"cat_shapes": {"figures": {"AP": 0.5}}}})
+    write_json(results / "overfit_cat_cpu.json", {"AP50": 0.9})
+    return results
+
+
+def test_a_name_of_the_list_has_files_cases_and_figures(tree, listed):
+    links = "[`cat`](../detlab/detectors/cat.py), [`cat_v2`](../detlab/detectors/cat_v2.py)"
+    assert pages.names(tree).splitlines()[-1] == f"| Cats | {links} | 1 of 1 | 0.900 | 0.500 |"
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "lacks"),
+    [
+        (
+            "release_parity.json",
+            {"cases": {"cat_r50": {"status": "failed"}}},
+            "a passed case cat_r50",
+        ),
+        ("release_parity.json", {"cases": {}}, "a passed case cat_r50"),
+        ("shapes_cpu.json", {"rows": {"cat_shapes": {"error": "killed"}}}, "a run of cat_shapes"),
+        ("overfit_cat_cpu.json", None, "overfit_cat_cpu.json"),
+        ("../../detlab/detectors/cat_v2.py", None, "detlab/detectors/cat_v2.py"),
+    ],
+    ids=range(5),
+)
+def test_a_name_of_the_list_that_lacks_something_is_reported(tree, listed, file, content, lacks):
+    if content is None:
+        (listed / file).unlink()
+    else:
+        write_json(listed / file, content)
+    with pytest.raises(errors.UserError) as raised:
+        pages.names(tree)
+    assert str(raised.value) == f"the list of detectors: Cats lacks {lacks}."
+
+
+def test_the_list_has_25_names_and_every_detector_is_on_it(repository):
+    assert len(pages.LIST) == len({row.name for row in pages.LIST}) == 25
+    on_it = {file for row in pages.LIST for file in row.files}
+    assert on_it == set(command.detector_files(repository))
