@@ -120,7 +120,6 @@ class GARetinaNet(nn.Module):
             fields.of_strides(self, first=8),
             *fields.of_guided_anchors(self, "head_width"),
             *fields.above(self, 0, "octave_base_scale", "smooth_l1_beta"),
-            *fields.at_least(self, 0, "box_weight"),
         )
         fields.check(self, rules)
 

@@ -6,7 +6,7 @@ import pytest
 from benchmarks.parity import cases as cases_lib
 from benchmarks.parity import mmdet, references
 
-# Three box heads take a minute, and the budget of a detector has no room for deformable convolution.
+# Three box heads take a minute, two stages and a deformable convolution a quarter of one.
 LONG_TO_COMPILE = {"small/cascade_rcnn_r50_fpn_small", "small/ga_faster_rcnn_r50_fpn_small"}
 TWINS = parity_runs.parameters(
     parity_runs.runnable("small", mmdet.RUNNER), {*parity_runs.every_day()} - LONG_TO_COMPILE
