@@ -35,7 +35,7 @@ def shared(module: Any) -> tuple:
         *at_least(module, 0, *those("head_convs")),
         *between_0_and_1(module, *those("prior_probability")),
         *fractions(module, *those("focal_alpha")),
-        *at_least(module, 0, *those("focal_gamma")),
+        *at_least(module, 0, *those("focal_gamma", "box_weight")),
         *above(module, 0, *those("summed_images")),
         *at_least(module, 1, *those("candidates_per_level", "num_candidates", "max_detections")),
         *fractions(module, *those("score_threshold", "nms_iou")),

@@ -19,7 +19,6 @@ import pathlib
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from typing import NamedTuple
 from unittest import mock
 
@@ -118,27 +117,40 @@ def try_errors(case: cases.Case, plan: mmdet.Plan, seed: int, count: int) -> Ite
             return Run(error, missed, "no effect")
         return Run(error, missed, "noticed" if missed else "not noticed")
 
-    def lower(with_gradients: bool):
+    def lower(with_gradients: bool = True, with_prediction: bool = True):
         jax.clear_caches()  # functions were traced without the error, or with another
-        return mmdet.program(weighted, with_gradients, command.QUICK).lower(*inputs)
+        program = mmdet.program(weighted, with_gradients, command.QUICK, with_prediction)
+        return program.lower(*inputs)
 
     inputs = Inputs(converted.params, converted.state, case.batch(), jax.random.key(seed))
     _, (metrics, _) = jax.eval_shape(detector.loss, *inputs)
     ones = {name: np.float32(1) for name in metrics if name.startswith("loss/")}
     inputs = inputs._replace(state={**inputs.state, _FACTORS: ones})
-    right = lower(with_gradients=True)
-    compute = right.compile()
+    compute = lower().compile()
     as_it_is = jax.device_get(compute(*inputs))
     yield judge("", as_it_is)
-    for error, changed in errors_in_numbers(inputs, count):
+    norms, callers = used(detector, inputs)
+    wrong_norms = list(errors_of_norms(norms, inputs))
+    in_numbers = [(error, changed) for error, changed, _ in wrong_norms if changed is not None]
+    for error, changed in (*errors_in_numbers(inputs, count), *in_numbers):
         yield judge(error, jax.device_get(compute(*changed)))
-    for error, patch in errors_in_code(detector, inputs):
-        with patch():
-            wrong = lower(with_gradients=error.startswith("stop_gradient"))
-        if wrong.as_text() == right.as_text():
-            yield Run(error, [], "no effect")  # not even compiled
-        else:
+    for error, changed, paths in wrong_norms:
+        if changed is None:
+            with _epsilon(paths):
+                wrong = lower(with_gradients=False)
             yield judge(error, jax.device_get(wrong.compile()(*inputs)))
+    # A `stop_gradient` moves no prediction.
+    right = lower(with_prediction=False).as_text()
+    for caller in callers:
+        error = f"stop_gradient missing in {pathlib.Path(caller).relative_to(_PACKAGE)}"
+        with stop_gradient(caller.__ne__):
+            wrong = lower(with_prediction=False)
+        if wrong.as_text() == right:
+            yield Run(error, [], "no effect")  # not even compiled
+            continue
+        found = jax.device_get(wrong.compile()(*inputs))
+        found = found._replace(outputs=as_it_is.outputs, detections=as_it_is.detections)
+        yield judge(error, found)
     jax.clear_caches()
 
 
@@ -190,15 +202,15 @@ def _kernels(leaves: Mapping[str, np.ndarray], count: int) -> list[str]:
     return chosen
 
 
-def errors_in_code(
+def used(
     detector: contract.Detector, inputs: Inputs
-) -> Iterator[tuple[str, Callable[[], AbstractContextManager]]]:
-    """(error, context in which to trace a program with it)."""
-    norms, callers = [], []
+) -> tuple[dict[tuple[str, ...], layers.Norm], list[str]]:
+    """(path of each norm of a training step -> norm, files that call `stop_gradient`)."""
+    norms, callers = {}, []
 
     def list_norm(call, args, keywords, context):
         if isinstance(context.module, layers.Norm):
-            norms.append(context.module.path)
+            norms.setdefault(context.module.path, context.module)
         return call(*args, **keywords)
 
     def list_caller(file: str) -> bool:
@@ -209,17 +221,32 @@ def errors_in_code(
     jax.clear_caches()
     with layers.nn.intercept_methods(list_norm), stop_gradient(list_caller):
         jax.eval_shape(detector.loss, inputs.params, state, inputs.batch, inputs.rng)
-    norms = list(dict.fromkeys(norms))
-    if norms:
-        yield f"epsilon of all norms times {EPSILON}", lambda: _epsilon(norms)
-        # The first norm affects everything.  One in a side branch may move no number by more than
-        # float32 does.
-        first = norms[0]
-        yield f"epsilon of {'/'.join(first)} times {EPSILON}", lambda: _epsilon([first])
-    for caller in dict.fromkeys(callers):
-        name = pathlib.Path(caller).relative_to(_PACKAGE)
-        keep = caller.__ne__
-        yield f"stop_gradient missing in {name}", lambda keep=keep: stop_gradient(keep)
+    return norms, list(dict.fromkeys(callers))
+
+
+def errors_of_norms(
+    norms: Mapping[tuple[str, ...], layers.Norm], inputs: Inputs
+) -> Iterator[tuple[str, Inputs | None, list[tuple[str, ...]]]]:
+    """(error, inputs of the program or None, paths of the norms with another epsilon).
+
+    Norms with constant statistics need no other program: their variances are larger instead.
+    """
+    if not norms:
+        return
+    # The first norm affects everything.  One in a side branch may move no number by more than
+    # float32 does.
+    first = next(iter(norms))
+    for name, paths in (("all norms", list(norms)), ("/".join(first), [first])):
+        error, changed = f"epsilon of {name} times {EPSILON}", None
+        if all(norms[path].mode in ("stored", "frozen") for path in paths):
+            statistics = mapping.flatten(inputs.state["batch_stats"])
+            for path in paths:
+                variance = "/".join((*path, "var"))
+                more = (EPSILON - 1) * norms[path].epsilon
+                statistics[variance] = statistics[variance] + np.float32(more)
+            state = {**inputs.state, "batch_stats": mapping.nest(statistics)}
+            changed = inputs._replace(state=state)
+        yield error, changed, paths
 
 
 def _epsilon(paths: Sequence[tuple[str, ...]]):

@@ -95,11 +95,12 @@ def program(
     detector: contract.Detector,
     with_gradients: bool,
     compiler_options: Mapping | None = None,
+    with_prediction: bool = True,
 ) -> Callable:
     """Jitted (params, state, batch, rng) -> Results.
 
-    The network is traced once in training and once in prediction.  The samplers of the cases take
-    every candidate, so `rng` affects only their order.
+    The network is traced once in training and once in prediction; without the latter, its results
+    are None.  The samplers of the cases take every candidate, so `rng` affects only their order.
     """
 
     def compute(params, state, batch: types.Batch, rng: jax.Array) -> adapter_lib.Results:
@@ -114,15 +115,15 @@ def program(
         else:
             (total_loss, found), gradients = step(params), None
         metrics, new_state, targets = found
+        trained = adapter_lib.Results(
+            None, targets, total_loss, metrics, new_state, gradients, detections=None
+        )
+        if not with_prediction:
+            return trained
         maps, _ = detector.maps(params, state, batch.images, False)
         predicting = params, state, maps, batch.image_size, batch.images.shape[1:3]
-        return adapter_lib.Results(
+        return trained._replace(
             outputs=detector.outputs(*predicting),
-            targets=targets,
-            total_loss=total_loss,
-            metrics=metrics,
-            state=new_state,
-            gradients=gradients,
             detections=detector.suppress(detector.candidates(*predicting)),
         )
 

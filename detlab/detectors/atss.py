@@ -101,7 +101,6 @@ class ATSS(nn.Module):
             fields.of_norm_groups(self),
             *fields.above(self, 0, "anchor_scale"),
             *fields.at_least(self, 1, "topk"),
-            *fields.at_least(self, 0, "box_weight"),
         )
         fields.check(self, rules)
 

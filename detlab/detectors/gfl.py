@@ -91,7 +91,7 @@ class GFL(nn.Module):
             fields.of_norm_groups(self),
             *fields.at_least(self, 1, "max_distance", "topk", "quality_beta"),
             *fields.above(self, 0, "anchor_scale"),
-            *fields.at_least(self, 0, "box_weight", "distribution_weight"),
+            *fields.at_least(self, 0, "distribution_weight"),
         )
         fields.check(self, rules)
 

@@ -100,7 +100,6 @@ class RetinaNet(nn.Module):
             fields.of_strides(self, first=8),
             *fields.above(self, 0, "octave_base_scale"),
             *fields.at_least(self, 1, "scales_per_octave"),
-            *fields.at_least(self, 0, "box_weight"),
         )
         fields.check(self, rules)
 

@@ -7,7 +7,7 @@ import parity_runs
 import pytest
 
 from benchmarks.parity import cases, errors, mmdet
-from detlab import types
+from detlab import layers, types
 from detlab.converters import mapping
 from detlab.ops import boxes as boxes_lib
 
@@ -67,6 +67,42 @@ def test_errors_in_numbers_change_one_thing_each():
     factors = found["loss/cls 2 % heavier"].state["loss_factors"]
     assert factors == {"loss/box": 1, "loss/cls": np.float32(1.02)}
     assert len(list(errors.errors_in_numbers(given, 0))) == 4 + 2 * 10
+
+
+def test_other_epsilons_are_larger_variances_where_statistics_are_constant():
+    """With variances v, the epsilon 100 e and v + 99 e with the epsilon e give the same norm."""
+    norms = {
+        ("backbone", name): layers.Norm(mode, epsilon=1e-3)
+        for name, mode in (("first", "stored"), ("last", "frozen"))
+    }
+    statistics = {"backbone": {name: {"var": np.float32([1, 2])} for name in ("first", "last")}}
+    given = inputs()
+    given = given._replace(state={**given.state, "batch_stats": statistics})
+    found = {error: changed for error, changed, _ in errors.errors_of_norms(norms, given)}
+    assert list(found) == ["epsilon of all norms times 100", "epsilon of backbone/first times 100"]
+    variances = [
+        [changed.state["batch_stats"]["backbone"][name]["var"] for name in ("first", "last")]
+        for changed in found.values()
+    ]
+    more = [1.099, 2.099]
+    np.testing.assert_allclose(variances, [[more, more], [more, [1, 2]]], rtol=1e-6)
+    x = np.float32(np.random.default_rng(0).normal(size=(1, 2, 3, 2)))
+    ones = {"params": {"scale": np.ones(2), "bias": np.zeros(2)}}
+    statistics = (variances[0][0], np.float32([1, 2]))
+    given = [{**ones, "batch_stats": {"mean": np.zeros(2), "var": var}} for var in statistics]
+    larger = layers.Norm("stored", epsilon=1e-3).apply(given[0], x, True)
+    expected = layers.Norm("stored", epsilon=0.1).apply(given[1], x, True)
+    np.testing.assert_allclose(larger, expected, rtol=1e-6)
+
+
+def test_other_epsilons_of_norms_with_live_statistics_need_another_program():
+    norms = {("stem",): layers.Norm("stored"), ("head",): layers.Norm("group")}
+    given = inputs()
+    statistics = {"stem": {"var": np.float32([1])}}
+    given = given._replace(state={**given.state, "batch_stats": statistics})
+    (_, of_all, paths), (_, of_first, _) = errors.errors_of_norms(norms, given)
+    assert of_all is None and paths == [("stem",), ("head",)] and of_first is not None
+    assert not list(errors.errors_of_norms({}, given))
 
 
 def test_the_stop_gradient_of_one_file_alone_is_missing():
