@@ -24,7 +24,7 @@ FLOAT32 = jnp.dtype(jnp.float32)
 
 
 # They take about half of the time of all detectors; the others are tested every day.
-LONG_TO_COMPILE = {"reppoints", "vfnet", "cornernet", "ga_retinanet", "cascade_rcnn"}
+LONG_TO_COMPILE = {"reppoints", "vfnet", "cornernet", "ga_retinanet", "cascade_rcnn", "pisa_rcnn"}
 PARAMS = [
     pytest.param(name, marks=[pytest.mark.slow] if name in LONG_TO_COMPILE else [])
     for name in tiny.TINY
