@@ -26,7 +26,7 @@ FLOAT32 = jnp.dtype(jnp.float32)
 # They take about half of the time of all detectors; the others are tested every day.
 LONG_TO_COMPILE = {
     *("reppoints", "reppoints_v2", "vfnet", "cornernet", "centripetalnet", "ga_retinanet"),
-    *("cascade_rcnn", "ga_rcnn", "sabl_rcnn"),
+    *("cascade_rcnn", "ga_rcnn", "pisa_rcnn", "sabl_rcnn"),
 }
 PARAMS = [
     pytest.param(name, marks=[pytest.mark.slow] if name in LONG_TO_COMPILE else [])

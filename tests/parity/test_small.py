@@ -6,10 +6,12 @@ import pytest
 from benchmarks.parity import cases as cases_lib
 from benchmarks.parity import mmdet, references
 
-LONG_TO_COMPILE = {  # three box heads, or deformable convolution, take a minute
+LONG_TO_COMPILE = {
+    # Three box heads, or deformable convolution, take a minute.
     "small/cascade_rcnn_r50_fpn_small",
     "small/sabl_cascade_rcnn_r50_fpn_small",
     "small/ga_faster_rcnn_r50_fpn_small",
+    "small/pisa_faster_rcnn_r50_fpn_small",  # its parts have everyday tests of their own
 }
 INSTEAD = {"small/sabl_faster_rcnn_r50_fpn_small"}  # of the same detector with one stage
 TWINS = parity_runs.parameters(

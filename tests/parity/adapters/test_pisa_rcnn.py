@@ -14,12 +14,27 @@ CASE = "small/pisa_faster_rcnn_r50_fpn_small"
 
 
 @pytest.mark.slow
-def test_weights_without_a_rank_are_noticed(shared_dir, capsys, monkeypatch):
+@pytest.mark.parametrize(
+    "name, without, missed",
+    [
+        (
+            "_ranks",
+            lambda groups, *keys: jnp.zeros_like(groups),
+            "gradient norm roi_head.bbox_head.shared_fcs.0.weight",
+        ),
+        (
+            "isr_negative_weights",
+            lambda rank, *others: jnp.ones(rank.shape),
+            "gradient norm roi_head.bbox_head.fc_cls.weight",
+        ),
+    ],
+    ids=["positives", "negatives"],
+)
+def test_weights_without_a_rank_are_noticed(name, without, missed, shared_dir, capsys, monkeypatch):
     """Only gradients show it: the weights keep the sum of the losses, whatever the ranks."""
-    monkeypatch.setattr(pisa, "_ranks", lambda groups, *rest: jnp.zeros_like(groups))
+    monkeypatch.setattr(pisa, name, without)
     run = parity_runs.run(capsys, shared_dir / "parity", "--case", CASE)
-    assert run.status == 1
-    assert "gradient norm roi_head.bbox_head.fc_cls.weight" in run.missed
+    assert run.status == 1 and missed in run.missed
     assert all(line.startswith("gradient") for line in run.missed)
     assert not any("fc_reg" in line for line in run.missed)
 
