@@ -4,7 +4,7 @@
 
 `:overfit` is for benchmarks.overfit, `:tiny` for tests.
 
-Expected: shapes | 1200 steps, not timed | 0.1 GB for 8 images | not run
+Expected: shapes | about 7 minutes on 1 CPU core | 0.1 GB for 8 images | AP 0.693, seed 0
 """
 
 from ml_collections import ConfigDict
