@@ -4,6 +4,8 @@ Names of mmdet/models: backbones/hourglass.py and dense_heads/corner_head.py.  A
 nested in the next larger one as `low2` there and as `inner` here.
 """
 
+from collections.abc import Iterable
+
 from detlab.converters import mapping, sources
 from detlab.converters.tables import parts
 
@@ -26,7 +28,12 @@ def table(bgr: bool = False) -> mapping.Table:
     return of_corners("mmdet CornerNet", (*MAPS, ("emb", "tag")), bgr)
 
 
-def of_corners(name: str, maps, bgr: bool, more=()) -> mapping.Table:
+def of_corners(
+    name: str,
+    maps: Iterable[tuple[str, str]],
+    bgr: bool,
+    more: Iterable[mapping.Rule] = (),
+) -> mapping.Table:
     """The table of a corner detector.
 
     Args:

@@ -70,7 +70,10 @@ def shifts(boxes, valid, shape: tuple[int, int], canvas: tuple[int, int]) -> tup
     """CentripetalNet's targets for one image, both kinds positive inside an object.
 
     Args:
-      boxes, valid, shape, canvas: as for `corners`.
+      boxes: [G, 4] xyxy px, padded.
+      valid: [G] bool.
+      shape: (H, W) of the map.
+      canvas: (height, width) px.
     Returns:
       (top left, bottom right), each Shifts; where two corners share a cell, of the later object.
     Example:

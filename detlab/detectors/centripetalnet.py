@@ -1,4 +1,4 @@
-"""CentripetalNet: Pursuing High-quality Keypoint Pairs for Object Detection (arXiv:2003.09119).
+"""CentripetalNet: Pursuing High-quality Keypoint Pairs (arXiv:2003.09119).
 
 CornerNet pairs corners by tags, which say nothing about where an object is: two objects that look
 alike may swap corners.  Here each corner points to the centre of its object.  Two corners are a
@@ -57,13 +57,13 @@ class CentripetalNet(cornernet.Corners):
         names = "guiding_weight", "centripetal_weight", "max_center_distance"
         fields.check(self, fields.at_least(self, 0, *names))
 
-    def make_branch(self, directions, outputs) -> nn.Module:
+    def make_branch(self, directions: tuple[str, str], outputs: dict) -> nn.Module:
         """Adds both shifts and the feature adaption between them."""
         return corner.CentripetalBranch(
             directions, outputs, self.pool_width, self.head_width, self.norm, dtype=self.dtype
         )
 
-    def pair_targets(self, boxes, valid, shape, canvas) -> dict:
+    def pair_targets(self, boxes: jax.Array, valid: jax.Array, shape: tuple, canvas: tuple) -> dict:
         """Both shifts at the corners of each object (eq. 1 and 2)."""
         both = heatmap_targets.shifts(boxes, valid, shape, canvas)
         return {name: x._asdict() for name, x in zip(cornernet.CORNERS, both, strict=True)}
@@ -82,7 +82,9 @@ class CentripetalNet(cornernet.Corners):
                     terms[shift] += weight * miss / 2
         return terms
 
-    def clues(self, kind: str, maps: ShiftMaps, found: corner_groups.Corners, cell) -> jax.Array:
+    def clues(
+        self, kind: str, maps: ShiftMaps, found: corner_groups.Corners, cell: tuple
+    ) -> jax.Array:
         """The centres [K, 2] px that corners point to."""
         towards = 1 if kind == "top_left" else -1
         shift = jnp.exp(heatmaps.take_cells(maps.centripetal, found.cells))

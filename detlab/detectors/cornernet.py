@@ -266,7 +266,7 @@ class CornerNet(Corners):
         names = "pull_weight", "push_weight", "max_tag_distance"
         fields.check(self, fields.at_least(self, 0, *names))
 
-    def make_branch(self, directions, outputs) -> nn.Module:
+    def make_branch(self, directions: tuple[str, str], outputs: dict) -> nn.Module:
         """Adds the map of tags."""
         return corner.CornerBranch(
             directions,
@@ -277,7 +277,7 @@ class CornerNet(Corners):
             dtype=self.dtype,
         )
 
-    def pair_targets(self, boxes, valid, shape, canvas) -> dict:
+    def pair_targets(self, boxes: jax.Array, valid: jax.Array, shape: tuple, canvas: tuple) -> dict:
         """None: the network chooses the tags."""
         return {}
 
@@ -295,7 +295,9 @@ class CornerNet(Corners):
             terms["push"] += self.push_weight * push.sum()
         return terms
 
-    def clues(self, kind: str, maps: CornerMaps, found: corner_groups.Corners, cell) -> jax.Array:
+    def clues(
+        self, kind: str, maps: CornerMaps, found: corner_groups.Corners, cell: tuple
+    ) -> jax.Array:
         """The tags [K] of corners."""
         return maps.tag.reshape(-1)[found.cells]
 

@@ -96,7 +96,7 @@ class PISARCNN(faster_rcnn.FasterRCNN):
         logits, deltas, products = lax.stop_gradient(self.box_head.with_products(features))
         rois = self.ranked_sample(keys[:, 1], found, logits, deltas)
         targets = {
-            "rpn": self.rpn_targets(keys[:, 0], batch),
+            **self.rpn_targets(keys[:, 0], batch, maps),
             "box": self.box_targets(rois, batch),
         }
         take = faster_rcnn.on_images(lambda values, rows: values[rows])
@@ -199,7 +199,7 @@ class PISARCNN(faster_rcnn.FasterRCNN):
         """The losses of Faster R-CNN with weights, and CARL."""
         targets, outputs = self.in_training(batch, maps)
         box_terms, metrics = self.box_loss(batch, targets["box"], *outputs)
-        terms = {**self.rpn_loss(maps, targets["rpn"]), **box_terms}
+        terms = {**self.rpn_loss(batch, maps, targets), **box_terms}
         return sum(terms.values()), {**terms, **metrics}
 
 

@@ -8,6 +8,7 @@ its feature adaption `places` and `deform`.
 
 from collections.abc import Callable, Mapping
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
@@ -137,7 +138,14 @@ class CentripetalBranch(nn.Module):
         }
 
 
-def predicted(branch, name, x, channels, train, bias_init=nn.initializers.zeros):
+def predicted(
+    branch: nn.Module,
+    name: str,
+    x: jax.Array,
+    channels: int,
+    train: bool,
+    bias_init: Callable[..., jax.Array] = nn.initializers.zeros,
+) -> jax.Array:
     """A map of a branch, by a 3x3 and a 1x1 convolution of it: [B, H, W, channels] float32."""
     conv = layers.ConvNorm(
         branch.head_width, activation=nn.relu, dtype=branch.dtype, name=f"{name}_conv"

@@ -20,6 +20,14 @@ def refine(grid: anchors_lib.Grid, boxes, scores: Sequence, offsets: Sequence):
       offsets: of each level, [Hl, Wl, 4], x, y of either kind, as in `move_to_peaks`.
     Returns:
       [N, 4] xyxy px, not clipped.
+    Example:
+      The box of the second level moves to the best of the four cells around each corner.
+      >>> grid = anchors_lib.grid((16, 16), strides=(8, 16))
+      >>> boxes = jnp.zeros((5, 4)).at[4].set(jnp.array([1.0, 1, 9, 9]))
+      >>> scores = jnp.zeros((2, 2, 2)).at[0, 0, 0].set(1.0).at[1, 1, 1].set(1.0)
+      >>> offsets = [jnp.zeros((2, 2, 4)), jnp.zeros((1, 1, 4))]
+      >>> refine(grid, boxes, [scores, jnp.zeros((1, 1, 2))], offsets)[4].tolist()
+      [0.0, 0.0, 8.0, 8.0]
     """
     first, *others = grid.slices()
     parts = [boxes[first]]
