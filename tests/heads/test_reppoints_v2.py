@@ -101,6 +101,7 @@ def test_all_maps_equal_plain_loops():
                 )
 
 
+@pytest.mark.slow
 def test_points_and_classes_teach_corners_through_maps_and_features():
     """And foreground through features alone: its logits are no input of any other map."""
     module = head_lib.RepPointsV2Head(**FIELDS)
