@@ -131,7 +131,13 @@ BOUNDS = ("num_candidates", "candidates_per_level")
 ALL_PASS = dict(score_threshold=0.0, max_tag_distance=1e9)
 
 
-def test_bounds_on_candidates_are_told_where_more_pass(subject):
+def far_apart(self, top_left, bottom_right):
+    """Pairs of corners more than 8 px apart along both axes, in place of a detector's `agree`."""
+    first, second = top_left[0].points[:, None], bottom_right[0].points
+    return ((second - first) > 8).all(-1)
+
+
+def test_bounds_on_candidates_are_told_where_more_pass(subject, monkeypatch):
     """All candidates of the first image pass; the second has only a few cells of content."""
     config = ConfigDict(dict(detector=subject.entry.detector, model=subject.entry.fields))
 
@@ -144,6 +150,10 @@ def test_bounds_on_candidates_are_told_where_more_pass(subject):
     few = 14 if those_it_has(dict(stage_ious=0)) else few
     # Guided anchors of one cell differ, so each of the second image's 7 cells proposes.
     few = 7 * tiny.NUM_CLASSES if subject.entry.detector == "ga_rcnn" else few
+    if those_it_has(dict(max_center_distance=0)):
+        # No field lets corners pair that do not point to the middle of their box.
+        few = 10
+        monkeypatch.setattr(contract.module_class(config), "agree", far_apart)
     small, large = (
         subject.build(**those_it_has(ALL_PASS | dict.fromkeys(BOUNDS, bound)))
         for bound in (few, 10**6)
