@@ -10,25 +10,9 @@ Expected: shapes | about 7 minutes on 1 CPU core | 0.1 GB for 8 images | AP 0.69
 from ml_collections import ConfigDict
 
 from detlab.experiments import common
-from detlab.experiments.recipes import small
+from detlab.experiments.recipes import corner, small
 
-VARIANTS = {
-    "": dict(
-        stacks=1, channels=(48, 48, 64, 96), blocks=(1, 1, 1, 1), pool_width=32, head_width=48
-    ),
-    "overfit": dict(
-        stacks=1, channels=(32, 32, 48, 64), blocks=(1, 1, 1, 1), pool_width=24, head_width=32
-    ),
-    "tiny": dict(
-        channels=(16, 16, 24),
-        blocks=(1, 1, 1),
-        pool_width=8,
-        head_width=16,
-        max_corners=20,
-        num_candidates=50,
-        max_detections=20,
-    ),
-}
+VARIANTS = corner.ON_SHAPES
 
 
 def get_config(variant: str = "") -> ConfigDict:

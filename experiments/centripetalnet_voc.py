@@ -12,27 +12,10 @@ Expected: VOC 07+12 | 210 epochs, not timed | 532 GB for 96 images | not run
 from ml_collections import ConfigDict
 
 from detlab.experiments import common
+from detlab.experiments.recipes import corner
 
 
 def get_config() -> ConfigDict:
     config = common.base("centripetalnet", num_classes=20)
-    common.voc_files(config)
-    config.data.update(
-        canvases=((511, 511),),
-        size_limits=(500, 500),
-        multiscale_limits=((511, 511),),  # for training: the crop fills the canvas
-    )
-    config.data.augment.update(photometric=1.0, crop="center")
-    config.train.update(batch_size=96, epochs=210)
-    config.optim.update(
-        name="adamw",
-        lr=5e-4,
-        lr_batch_size=96,
-        weight_decay=0.0,
-        clip_norm=35.0,
-        milestones=(190,),
-        warmup_steps=500,
-        warmup_factor=1 / 3,
-    )
-    config.eval.views = ("image", "mirror")
+    corner.voc(config, batch_size=96, milestone=190)
     return config
