@@ -8,7 +8,6 @@ its feature adaption `places` and `deform`.
 
 from collections.abc import Callable, Mapping
 
-import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
@@ -78,31 +77,38 @@ class CornerBranch(nn.Module):
     @nn.compact
     def __call__(self, x, train: bool):
         """[B, H, W, D] -> {name: [B, H, W, channels] float32}."""
+        _, maps = self._pooled_and_maps(x, train)
+        return maps
+
+    def _pooled_and_maps(self, x, train):
         pool = CornerPooling(
             self.directions, self.pool_width, self.norm, dtype=self.dtype, name="pool"
         )
         x = pool(x, train)
-        return {
-            name: predicted(self, name, x, channels, train, bias_init)
+        return x, {
+            name: self._predicted(name, x, channels, train, bias_init)
             for name, (channels, bias_init) in self.outputs.items()
         }
 
+    def _predicted(self, name, x, channels, train, bias_init=nn.initializers.zeros):
+        """A map by a 3x3 and a 1x1 convolution of it: [B, H, W, channels] float32."""
+        conv = layers.ConvNorm(
+            self.head_width, activation=nn.relu, dtype=self.dtype, name=f"{name}_conv"
+        )
+        predict = layers.Conv(
+            channels, 1, kernel_init=_uniform, bias_init=bias_init, dtype=self.dtype, name=name
+        )
+        return predict(conv(x, train)).astype(jnp.float32)
 
-class CentripetalBranch(nn.Module):
+
+class CentripetalBranch(CornerBranch):
     """One kind of corner of CentripetalNet (arXiv:2003.09119, sections 3.2 and 3.3).
 
     The guiding shift, from a corner to the centre of its object, decides where a deformable
     convolution reads the features from which the centripetal shift is predicted.
 
-    Attributes: as of `CornerBranch`; `outputs` lacks the two shifts.
+    `outputs` lacks the two shifts.
     """
-
-    directions: tuple[str, str]
-    outputs: Mapping[str, tuple[int, Callable]]
-    pool_width: int = 128
-    head_width: int = 256
-    norm: str = "batch"
-    dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x, train: bool):
@@ -111,15 +117,8 @@ class CentripetalBranch(nn.Module):
         `guiding` and `centripetal` have two channels: x, y.  The guiding shift gets no gradient
         from the centripetal one.
         """
-        pool = CornerPooling(
-            self.directions, self.pool_width, self.norm, dtype=self.dtype, name="pool"
-        )
-        x = pool(x, train)
-        maps = {
-            name: predicted(self, name, x, channels, train, bias_init)
-            for name, (channels, bias_init) in self.outputs.items()
-        }
-        guiding = predicted(self, "guiding", x, 2, train)
+        x, maps = self._pooled_and_maps(x, train)
+        guiding = self._predicted("guiding", x, 2, train)
         places = layers.Conv(
             3 * 3 * 2,  # dy, dx of each tap
             1,
@@ -134,23 +133,5 @@ class CentripetalBranch(nn.Module):
         (adapted,) = deform((x,), (places(lax.stop_gradient(guiding)),))
         return maps | {
             "guiding": guiding,
-            "centripetal": predicted(self, "centripetal", adapted, 2, train),
+            "centripetal": self._predicted("centripetal", adapted, 2, train),
         }
-
-
-def predicted(
-    branch: nn.Module,
-    name: str,
-    x: jax.Array,
-    channels: int,
-    train: bool,
-    bias_init: Callable[..., jax.Array] = nn.initializers.zeros,
-) -> jax.Array:
-    """A map of a branch, by a 3x3 and a 1x1 convolution of it: [B, H, W, channels] float32."""
-    conv = layers.ConvNorm(
-        branch.head_width, activation=nn.relu, dtype=branch.dtype, name=f"{name}_conv"
-    )
-    predict = layers.Conv(
-        channels, 1, kernel_init=_uniform, bias_init=bias_init, dtype=branch.dtype, name=name
-    )
-    return predict(conv(x, train)).astype(jnp.float32)

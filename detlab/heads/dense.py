@@ -47,14 +47,9 @@ class TwoTowerHead(nn.Module):
                 dtype=self.dtype,
             )
             for output, (channels, bias_init) in outputs.items():
-                predictor = layers.Conv(
-                    channels,
-                    kernel_init=layers.normal_001,
-                    bias_init=bias_init,
-                    dtype=self.dtype,
-                    name=output,
+                maps[output] = outputs_of(
+                    output, hidden, channels, bias_init=bias_init, dtype=self.dtype
                 )
-                maps[output] = tuple(predictor(x).astype(jnp.float32) for x in hidden)
         return maps
 
 
@@ -83,6 +78,39 @@ def tower(name: str, num_convs: int, width: int, features, train: bool, **option
         )
         features = tuple(conv(x, train) for x in features)
     return features
+
+
+def outputs_of(
+    name: str,
+    features,
+    channels: int,
+    kernel_size: int = 3,
+    bias_init: Callable[..., Any] = nn.initializers.zeros,
+    dtype: Any = jnp.float32,
+):
+    """A convolution that all levels share and that predicts: its maps are float32.
+
+    Call it in a compact method: NAME is a layer of that module.
+
+    Args:
+      name: of the layer.
+      features: (P3, ...), each [B, Hl, Wl, D].
+      channels: of the maps.
+      kernel_size: of the convolution.
+      bias_init: of its bias.
+      dtype: in which it is computed.
+    Returns:
+      (P3, ...), each [B, Hl, Wl, channels].
+    """
+    conv = layers.Conv(
+        channels,
+        kernel_size,
+        kernel_init=layers.normal_001,
+        bias_init=bias_init,
+        dtype=dtype,
+        name=name,
+    )
+    return tuple(conv(x).astype(jnp.float32) for x in features)
 
 
 def of(

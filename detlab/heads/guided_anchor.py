@@ -76,7 +76,7 @@ class GuidedAnchorHead(nn.Module):
 
         cls_logits has C channels, box_deltas 4, location_logits 1, and shapes 2: dw, dh.
         """
-        outputs = functools.partial(_outputs, self.dtype)
+        outputs = functools.partial(dense.outputs_of, dtype=self.dtype)
 
         def adapted(name, hidden):
             adaption = FeatureAdaption(self.width, self.deform_groups, self.dtype, name=name)
@@ -116,7 +116,7 @@ class GuidedRPNHead(nn.Module):
 
         cls_logits has 1 channel, box_deltas 4, location_logits 1, and shapes 2: dw, dh.
         """
-        outputs = functools.partial(_outputs, self.dtype)
+        outputs = functools.partial(dense.outputs_of, dtype=self.dtype)
         conv = layers.ConvNorm(
             self.width,
             activation=nn.relu,
@@ -136,19 +136,6 @@ class GuidedRPNHead(nn.Module):
             "location_logits": location_logits,
             "shapes": shapes,
         }
-
-
-def _outputs(dtype, name, hidden, channels, kernel_size, bias_init=nn.initializers.zeros):
-    """The maps of the convolution `name` of the module that calls this, float32."""
-    conv = layers.Conv(
-        channels,
-        kernel_size,
-        kernel_init=layers.normal_001,
-        bias_init=bias_init,
-        dtype=dtype,
-        name=name,
-    )
-    return tuple(conv(x).astype(jnp.float32) for x in hidden)
 
 
 def of(module: nn.Module) -> GuidedAnchorHead:

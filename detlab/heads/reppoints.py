@@ -83,7 +83,9 @@ class RepPointsHead(nn.Module):
             )
             for name in ("cls", "point")
         )
-        init_conv = self._conv("init_conv", self.point_width, 3)
+        init_conv = layers.Conv(
+            self.point_width, kernel_init=layers.normal_001, dtype=self.dtype, name="init_conv"
+        )
         hidden = tuple(map(init_conv, point_features))
         predicted = self._outputs("init_points", hidden, channels)
         if self.use_grid_points:
@@ -121,19 +123,8 @@ class RepPointsHead(nn.Module):
             "refine_boxes": refine_boxes,
         }
 
-    def _conv(self, name, features, kernel_size, bias_init=nn.initializers.zeros):
-        return layers.Conv(
-            features,
-            kernel_size,
-            kernel_init=layers.normal_001,
-            bias_init=bias_init,
-            dtype=self.dtype,
-            name=name,
-        )
-
-    def _outputs(self, name, hidden, features, bias_init=nn.initializers.zeros):
-        conv = self._conv(name, features, 1, bias_init)
-        return tuple(conv(nn.relu(x)).astype(jnp.float32) for x in hidden)
+    def _outputs(self, name, hidden, channels, bias_init=nn.initializers.zeros):
+        return dense.outputs_of(name, map(nn.relu, hidden), channels, 1, bias_init, self.dtype)
 
 
 def kernel_grid(side: int) -> np.ndarray:

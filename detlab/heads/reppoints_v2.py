@@ -4,6 +4,7 @@ Points are y, x pairs relative to the cell's point, in strides of the level, as 
 `heads/reppoints.py`; the offsets of corners are x, y in the same unit.
 """
 
+import functools
 import math
 
 import jax.numpy as jnp
@@ -51,6 +52,7 @@ class RepPointsV2Head(nn.Module):
         corner_logits has 2, top left and bottom right, and corner_offsets 4, x, y of each.
         """
         options = dict(norm="group", norm_groups=self.norm_groups, dtype=self.dtype)
+        outputs = functools.partial(dense.outputs_of, dtype=self.dtype)
         prior = layers.prior_bias(self.prior_probability)
 
         def tower(name, count, x):
@@ -60,7 +62,7 @@ class RepPointsV2Head(nn.Module):
         shared = tower("shared", self.shared_convs, point)
 
         # What is foreground of which class; an embedding of its features helps all others.
-        semantic = self._outputs("semantic_logits", shared, self.num_classes, 1, prior)
+        semantic = outputs("semantic_logits", shared, self.num_classes, 1, prior)
         embed = layers.ConvNorm(
             self.width, 1, activation=nn.relu, name="semantic_embedding", **options
         )
@@ -77,12 +79,15 @@ class RepPointsV2Head(nn.Module):
                 directions, self.pool_width, out_kernel=1, name=f"{name}_pool", **options
             )
             pooled = tuple(pool(x, train) for x in shared)
-            logits.append(self._outputs(f"{name}_heat", pooled, 1, 3, prior))
-            offsets.append(self._outputs(f"{name}_offset", pooled, 2, 3))
+            logits.append(outputs(f"{name}_heat", pooled, 1, 3, prior))
+            offsets.append(outputs(f"{name}_offset", pooled, 2, 3))
         corner_logits, corner_offsets = _side_by_side(*logits), _side_by_side(*offsets)
 
-        hidden = tuple(map(self._conv("init_conv", self.point_width, 3), point))
-        init = self._outputs("init_points", map(nn.relu, hidden), 2 * self.num_points, 1)
+        conv = layers.Conv(
+            self.point_width, kernel_init=layers.normal_001, dtype=self.dtype, name="init_conv"
+        )
+        hidden = tuple(map(conv, point))
+        init = outputs("init_points", map(nn.relu, hidden), 2 * self.num_points, 1)
         # The corner maps are features of the last two predictions.
         cls, point = (
             tuple(
@@ -93,10 +98,10 @@ class RepPointsV2Head(nn.Module):
         )
         taps = tuple(reppoints.tap_offsets(x, self.offset_gradient) for x in init)
         hidden = self._deform_conv("refine_deform", point, taps)
-        steps = self._outputs("refine_points", hidden, 2 * self.num_points, 1)
+        steps = outputs("refine_points", hidden, 2 * self.num_points, 1)
         hidden = self._deform_conv("cls_deform", cls, taps)
         return {
-            "cls_logits": self._outputs("cls_logits", hidden, self.num_classes, 1, prior),
+            "cls_logits": outputs("cls_logits", hidden, self.num_classes, 1, prior),
             "init_points": init,
             "refine_points": tuple(
                 lax.stop_gradient(x) + step for x, step in zip(init, steps, strict=True)
@@ -105,16 +110,6 @@ class RepPointsV2Head(nn.Module):
             "corner_offsets": corner_offsets,
             "semantic_logits": semantic,
         }
-
-    def _conv(self, name, features, kernel_size, bias_init=nn.initializers.zeros):
-        return layers.Conv(
-            features,
-            kernel_size,
-            kernel_init=layers.normal_001,
-            bias_init=bias_init,
-            dtype=self.dtype,
-            name=name,
-        )
 
     def _deform_conv(self, name, levels, offsets):
         """The convolution that samples at the points, and its ReLU."""
@@ -126,10 +121,6 @@ class RepPointsV2Head(nn.Module):
             name=name,
         )
         return tuple(map(nn.relu, conv(levels, offsets)))
-
-    def _outputs(self, name, levels, features, kernel_size, bias_init=nn.initializers.zeros):
-        conv = self._conv(name, features, kernel_size, bias_init)
-        return tuple(conv(x).astype(jnp.float32) for x in levels)
 
 
 def _side_by_side(*maps):

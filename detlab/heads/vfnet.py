@@ -75,14 +75,7 @@ class VFNetHead(nn.Module):
         return tuple(map(nn.relu, conv(features, offsets)))
 
     def _outputs(self, name, hidden, channels, bias_init=nn.initializers.zeros):
-        conv = layers.Conv(
-            channels,
-            kernel_init=layers.normal_001,
-            bias_init=bias_init,
-            dtype=self.dtype,
-            name=name,
-        )
-        return tuple(conv(x).astype(jnp.float32) for x in hidden)
+        return dense.outputs_of(name, hidden, channels, bias_init=bias_init, dtype=self.dtype)
 
 
 def star(distances):
