@@ -65,12 +65,13 @@ def pack(flags: argparse.Namespace) -> None:
         )
     _check_whole(weights)
     kept = ("config", "class_names", "metrics", "step", "converted_from")
+    kept += ("subtrees", "anew", "num_classes", "class_leaves")  # see `checkpoint.may_differ`
     info = {key: weights.info[key] for key in kept if key in weights.info}
     packed.write(flags.output, weights.params, weights.state, info, card(flags.output.name, info))
     size = (flags.output / packed.WEIGHTS).stat().st_size / 1e6
     print(f"wrote {weights.path} to {flags.output}: {', '.join(packed.FILES)}, {size:.1f} MB")
     print(f'load it with detlab.load("{flags.output}"), or detlab demo --workdir {flags.output}')
-    print(f"host it with: huggingface-cli upload OWNER/{flags.output.name} {flags.output}")
+    print(f"host it with: hf upload OWNER/{flags.output.name} {flags.output}")
 
 
 def _check_whole(weights: checkpoint.Weights) -> None:

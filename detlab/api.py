@@ -8,9 +8,8 @@ from typing import Any
 
 from ml_collections import config_dict
 
-from detlab import cli, contract, environment, errors, paths, predictor, sharding, trained
+from detlab import cli, contract, environment, errors, paths, predictor, trained
 from detlab import config as config_lib
-from detlab import detect as detect_lib
 from detlab.converters import download, hub, import_weights, named, published
 from detlab.converters import family as family_lib
 from detlab.converters import flags as flags_lib
@@ -50,12 +49,10 @@ def load(
     texts = _texts(overrides)
     environment.check_devices()
     resolved, weights = _find(paths.expand(os.fspath(where)), config, checkpoint, options, texts)
-    contract.build(resolved)  # names the block, model or predict.model, of what it refuses
-    resolved = detect_lib.for_pictures(resolved, texts)
-    environment.use_compilation_cache(resolved)
-    params, state = trained.fit(contract.build(resolved), resolved, weights, sharding.make_mesh())
-    class_names = detect_lib.names_of(weights.info.get("class_names"), resolved)
-    return predictor.Predictor(resolved, params, state, class_names, batch_size)
+    found = trained.for_pictures(resolved, weights, texts)
+    return predictor.Predictor(
+        found.config, found.params, found.state, found.class_names, batch_size
+    )
 
 
 def build(config: config_dict.ConfigDict) -> contract.Detector:
@@ -100,9 +97,15 @@ def _find(
     if path.is_dir():
         if options:
             raise errors.UserError(f"options are for weight files; {where} is a folder.")
-        folders = dict(config=config, checkpoint=where) if config else dict(config=None)
-        folders |= dict(workdir=None) if config else dict(workdir=where, checkpoint=which)
-        return trained.load(argparse.Namespace(**folders), overrides)
+        if config and which:
+            raise errors.UserError(
+                f"checkpoint={which!r} chooses one of a run, which has a config; remove config, or"
+                " give the folder of the checkpoint."
+            )
+        args = argparse.Namespace(workdir=where, config=None, checkpoint=which)
+        if config:
+            args = argparse.Namespace(workdir=None, config=config, checkpoint=where)
+        return trained.load(args, overrides)
     if which:
         raise errors.UserError(f"checkpoint={which!r} chooses one of a run; {where} is no run.")
     if not path.exists() and not download.is_url(where):
@@ -128,6 +131,9 @@ def _convert(
     """A weight file of other code, converted in memory."""
     parser = flags_lib.convert("")
     flags, more = cli.parse([*shlex.split(options), "--input", where], parser)
+    for name in ("inspect", "output", "pack", "reverse"):
+        if getattr(flags, name):
+            raise errors.UserError(f"options has --{name}, but nothing is written; remove it.")
     flags.config = config or flags.config or _experiment_for(where, flags)
     flags.follow_classes = "model.num_classes" not in overrides
     converted = import_weights.convert(flags, {**more, **overrides})

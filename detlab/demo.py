@@ -20,10 +20,10 @@ if __name__ == "__main__":
 
 import jax
 
-from detlab import contract, environment, errors, media, progress, sharding, trained
 from detlab import detect as detect_lib
+from detlab import environment, errors, media, progress, trained
 from detlab import files as files_lib
-from detlab.data import records, settings
+from detlab.data import records
 from detlab.viz import letters
 
 
@@ -42,25 +42,13 @@ def main(arguments: Sequence[str]) -> None:
 
     environment.check_devices()
     config, weights = trained.load(args, overrides)
-    contract.build(config)  # names the block, model or predict.model, of what it refuses
-    config = detect_lib.for_pictures(config, overrides)
-    threshold = config.predict.threshold if args.threshold is None else args.threshold
-    environment.use_compilation_cache(config)
-    detector = contract.build(config)
-    params, state = trained.fit(detector, config, weights, sharding.make_mesh())
-    class_names = detect_lib.names_of(weights.info.get("class_names"), config)
+    config, detector, params, state, class_names = trained.for_pictures(config, weights, overrides)
     for sentence in (media.sentence(inputs, folder), letters.sentence(class_names)):
         if sentence:
             print(sentence)
-    detect = detect_lib.Detect(
-        jax.jit(detector.predict),
-        params,
-        state,
-        settings.of(config.data, "demo", config.predict),
-        class_names,
-        threshold,
-        config.predict.top_k if args.top_k is None else args.top_k,
-    )
+    detect = detect_lib.of(jax.jit(detector.predict), params, state, config, class_names)
+    chosen = dict(threshold=args.threshold, top_k=args.top_k)
+    detect = detect._replace(**{name: x for name, x in chosen.items() if x is not None})
     rows, failed = [], []
     with progress.bar(len(files), "detect", "file") as bar:
         for path, target in zip(files, targets, strict=True):
@@ -79,7 +67,7 @@ def main(arguments: Sequence[str]) -> None:
     files_lib.write_json(listing, rows)
     objects = sum(len(part) for row in rows for part in row.get("frames", [row.get("objects", [])]))
     skipped = f", {len(failed)} files skipped" if failed else ""
-    print(f"{objects} objects with score >= {threshold:g} in {len(rows)} files{skipped}")
+    print(f"{objects} objects with score >= {detect.threshold:g} in {len(rows)} files{skipped}")
     print(f"pictures:     {output}")
     print(f"detections:   {listing}")
 

@@ -70,6 +70,19 @@ class Detect(NamedTuple):
         ]
 
 
+def of(
+    predict: Callable[..., Any],
+    params: Any,
+    state: Any,
+    config: config_dict.ConfigDict,
+    class_names: Sequence[str],
+) -> Detect:
+    """The `Detect` of a config that `for_pictures` returned."""
+    settings = settings_lib.of(config.data, "demo", config.predict)
+    bounds = config.predict.threshold, config.predict.top_k
+    return Detect(predict, params, state, settings, class_names, *bounds)
+
+
 def for_pictures(
     config: config_dict.ConfigDict, overrides: Mapping[str, str]
 ) -> config_dict.ConfigDict:

@@ -15,7 +15,6 @@ from PIL import Image, ImageOps
 from detlab import contract, errors, results
 from detlab import detect as detect_lib
 from detlab.data import records
-from detlab.data import settings as settings_lib
 
 _EIGHT_BITS = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr", "HSV")
 
@@ -57,15 +56,7 @@ class Predictor:
         self._batch_size = batch_size
         self._jitted = jax.jit(self.detector.predict)
         self._compiled, self._lock = {}, threading.Lock()
-        self._detect = detect_lib.Detect(
-            self._predict,
-            params,
-            state,
-            settings_lib.of(config.data, "demo", config.predict),
-            class_names,
-            config.predict.threshold,
-            config.predict.top_k,
-        )
+        self._detect = detect_lib.of(self._predict, params, state, config, class_names)
 
     def __call__(
         self,

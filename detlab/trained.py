@@ -2,14 +2,15 @@
 
 import argparse
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from ml_collections import config_dict
 
-from detlab import checks, contract, errors, sharding
+from detlab import checks, contract, environment, errors, sharding
 from detlab import config as config_lib
+from detlab import detect as detect_lib
 from detlab.run import checkpoint
 from detlab.run import state as state_lib
 
@@ -43,6 +44,29 @@ def load(
         raise errors.UserError("no detector given; give --workdir, or --config with --checkpoint.")
     checks.check_config(config)
     return config, weights
+
+
+class ForPictures(NamedTuple):
+    """A detector on the devices, as it detects the objects of pictures."""
+
+    config: config_dict.ConfigDict  # with the values of `predict.model`
+    detector: contract.Detector
+    params: Any
+    state: Any
+    class_names: tuple[str, ...]
+
+
+def for_pictures(
+    config: config_dict.ConfigDict, weights: checkpoint.Weights, overrides: Mapping[str, str]
+) -> ForPictures:
+    """Puts what `load` returned onto the devices; `overrides` as for `detect.for_pictures`."""
+    contract.build(config)  # names the block, model or predict.model, of what it refuses
+    config = detect_lib.for_pictures(config, overrides)
+    environment.use_compilation_cache(config)
+    detector = contract.build(config)
+    params, state = fit(detector, config, weights, sharding.make_mesh())
+    class_names = detect_lib.names_of(weights.info.get("class_names"), config)
+    return ForPictures(config, detector, params, state, class_names)
 
 
 def fit(

@@ -283,6 +283,7 @@ def _config_of(run):
         ("yolov5nn", {}, "is no published model; did you mean 'yolov5n'?"),
         ("hf://one", {}, "hf://one is no address on the hub; write hf://owner/name"),
         ("RUN", {"options": "--bgr"}, "options are for weight files; "),
+        ("RUN", {"checkpoint": "last", "config": "retinanet_voc"}, "remove config, or give the"),
         ("RUN", {"checkpoint": "77"}, "has no checkpoint '77'; give best, last, or one of"),
         ("RUN", {"batch_size": 0}, "batch_size is 0; it must be at least 1."),
         ("RUN", {"model__deth": 3}, "config.model.deth: detector retinanet has no such field."),
@@ -293,6 +294,11 @@ def test_a_detector_that_cannot_be_loaded_is_one_sentence(tiny_run, where, argum
     with pytest.raises(detlab.UserError) as raised:
         detlab.load(str(tiny_run) if where == "RUN" else where, **arguments)
     assert sentence in str(raised.value)
+
+
+def test_options_of_a_file_write_nothing(shared_dir):
+    with pytest.raises(detlab.UserError, match="options has --output, but nothing is written"):
+        detlab.load(shared_dir / "weights" / "yolov5n-v6.pt", options="--output somewhere")
 
 
 def test_every_published_file_has_a_name_of_its_own():
