@@ -126,7 +126,7 @@ class Listed(NamedTuple):
 
 
 def _simple(name: str, file: str, *cases: str) -> Listed:
-    return Listed(name, (file,), cases, (file,), (f"{file}_shapes",))
+    return _several(name, (file,), *cases)
 
 
 def _of_darknet(name: str, network: str, *cases: str) -> Listed:
