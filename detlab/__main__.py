@@ -6,13 +6,16 @@
     detlab eval --workdir runs/retinanet_shapes --json figures.json
     detlab demo --workdir runs/retinanet_shapes --input photos --output found
     detlab convert --inspect resnet50-0676ba61.pth
+    detlab tools positives --config retinanet_shapes --output shown
     detlab env --config retinanet_shapes        # for a bug report
 
 `detlab train` is `python -m detlab.train`, and so on.  `detlab SUBCOMMAND --help` shows its flags.
 """
 
+import ast
 import difflib
 import inspect
+import pathlib
 import runpy
 import sys
 from collections.abc import Callable, Sequence
@@ -64,6 +67,42 @@ def _refuse(name: str) -> None:
     raise errors.UserError(f"detlab has no subcommand {name!r}. {hint}")
 
 
+def _tools(arguments: Sequence[str]) -> None:
+    """Runs a tool that shows what a detector does, or what its data and predictions are.
+
+        detlab tools positives --config retinanet_shapes --output shown
+
+    `detlab tools NAME` is `python -m detlab.tools.NAME`; --help after the name shows its flags.
+    """
+    name, *rest = arguments or ["--help"]
+    known = _tool_lines()
+    if name in ("-h", "--help"):
+        lines = [f"  {tool:20} {line}" for tool, line in known.items()]
+        usage = ["usage: detlab tools NAME ...", "", inspect.getdoc(_tools), "", "tools:", *lines]
+        print("\n".join(usage))
+        return
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f"Did you mean {close[0]}?" if close else f"Choose from: {', '.join(known)}."
+        raise errors.UserError(f"detlab has no tool {name!r}. {hint}")
+    sys.argv = [f"detlab tools {name}", *rest]
+    runpy.run_module(f"detlab.tools.{name}", run_name="__main__")
+
+
+def _tool_lines() -> dict[str, str]:
+    """{name: first line of its docstring} of all tools, which are not imported for it.
+
+    A module of the folder is a tool if it has a `main`.
+    """
+    folder = pathlib.Path(__file__).parent / "tools"
+    trees = {path.stem: ast.parse(path.read_text()) for path in sorted(folder.glob("*.py"))}
+    return {
+        name: (ast.get_docstring(tree) or "").partition("\n")[0]
+        for name, tree in trees.items()
+        if any(isinstance(node, ast.FunctionDef) and node.name == "main" for node in tree.body)
+    }
+
+
 def _list(arguments: Sequence[str]) -> None:
     """Lists the shipped experiments: variants, data, expected time, memory and figure.
 
@@ -112,6 +151,7 @@ SUBCOMMANDS = {
     "eval": Subcommand("detlab.eval", "evaluate a run, weights, or saved predictions"),
     "demo": Subcommand("detlab.demo", "detect objects in images and videos and draw them"),
     "convert": Subcommand("detlab.converters.convert", "convert weights from and to other code"),
+    "tools": Subcommand(_tools, "show what a detector does, its data and its errors"),
     "list": Subcommand(_list, "list the shipped experiments and what to expect of them"),
     "env": Subcommand(_env, "print versions, devices and caches for a bug report"),
 }

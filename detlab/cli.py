@@ -184,6 +184,28 @@ def fit_anchors(docstring: str) -> argparse.ArgumentParser:
     return parser
 
 
+def tool(name: str, docstring: str, reads: str = "detector") -> argparse.ArgumentParser:
+    """The flags that every tool has; a tool adds its own.
+
+    Args:
+      name: that of the module in detlab/tools.
+      docstring: of the module.
+      reads: "detector" (--workdir, or --config with or without --checkpoint), "config" (--config
+        alone) or "" (neither).
+    """
+    parser = program(f"detlab.tools.{name}", docstring)
+    if reads == "detector":
+        _add_model(parser)
+    elif reads == "config":
+        _add_config(parser, required=True)
+    parser.add_argument(
+        "--output", type=paths.path, required=True, help="folder for JSON and pictures"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of everything that is drawn by lot")
+    parser.add_argument("--limit", type=int, help="most images to read")
+    return parser
+
+
 def _add_config(parser: argparse.ArgumentParser, required: bool) -> None:
     parser.add_argument(
         "--config",
