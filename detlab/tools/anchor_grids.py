@@ -16,7 +16,7 @@ from ml_collections import config_dict
 from detlab import contract, errors, types
 from detlab.run import state as state_lib
 
-_DIGITS = 3  # of px: float32 rounds the sides of anchors differently from place to place
+_NEAR = 0.05  # px; middles of anchors that differ less are the same but for rounding
 
 
 class Level(NamedTuple):
@@ -78,17 +78,20 @@ class Anchors:
         sizes = contract.field(self.config, "anchor_sizes")
         if sizes is None:
             raise self._none()
-        maps, _ = jax.eval_shape(
-            lambda *given: self.detector.maps(*given, False), *self._variables, batch.images
-        )
-        leaves = jax.tree.leaves(maps._replace(features=()))
-        shapes = sorted({x.shape[1:3] for x in leaves if len(x.shape) == 4}, reverse=True)
         levels = []
-        for (rows, columns), of_level in zip(shapes, sizes, strict=True):
+        for (rows, columns), of_level in zip(self.shapes(batch), sizes, strict=True):
             stride = batch.images.shape[2] / columns
             x, y = ((np.arange(n) + 0.5) * stride for n in (columns, rows))
             levels.append(Level(stride, x, y, np.array(of_level, float)))
         return levels
+
+    def shapes(self, batch: types.Batch) -> list[tuple[int, int]]:
+        """(Hl, Wl) of the maps of predictions, finest first."""
+        maps, _ = jax.eval_shape(
+            lambda *given: self.detector.maps(*given, False), *self._variables, batch.images
+        )
+        leaves = jax.tree.leaves(maps._replace(features=()))
+        return sorted({x.shape[1:3] for x in leaves if len(x.shape) == 4}, reverse=True)
 
     def positives(self, batch: types.Batch) -> Positives:
         """The entries that learn the objects of a batch.
@@ -151,14 +154,19 @@ def _levels(boxes, level) -> list[Level]:
     found = []
     for number in range(int(level.max()) + 1):
         here = boxes[level == number].astype(np.float64)
-        middles = ((here[:, :2] + here[:, 2:]) / 2).round(_DIGITS)
-        x, y = (np.unique(middles[:, axis]) for axis in (0, 1))
-        sides = (here[:, 2:] - here[:, :2]).round(_DIGITS)
-        of_cell = (middles == middles[0]).all(1)  # in their order
+        middles = (here[:, :2] + here[:, 2:]) / 2
+        x, y = map(_distinct, middles.T)
+        of_cell = (np.abs(middles - middles[0]) < _NEAR).all(1)
+        sides = (here[:, 2:] - here[:, :2])[of_cell].round(3)
         step = np.diff(x) if len(x) > 1 else np.diff(y)
-        stride = float(step.min()) if len(step) else float(2 * x[0])
-        found.append(Level(stride, x, y, sides[of_cell]))
+        found.append(Level(float(step.min()) if len(step) else float(2 * x[0]), x, y, sides))
     return found
+
+
+def _distinct(values):
+    """The values in ascending order, one of those that are the same but for rounding."""
+    values = np.unique(values)
+    return values[np.diff(values, prepend=-np.inf) > _NEAR]
 
 
 def with_sizes(levels: Sequence[Level], sizes) -> list[Level]:

@@ -107,8 +107,8 @@ def measure(subjects: Mapping[str, tuple], source: Any) -> dict[str, Objects]:
     """How anchors meet the objects of a source, which is read once for all subjects.
 
     Args:
-      subjects: name -> the finder of a detector's anchors, and [k, 2] px of others in their place or
-        None.  Positives are not counted for these.
+      subjects: name -> the finder of a detector's anchors, and [k, 2] px of others in their place,
+        for which positives are not counted, or None.
       source: of training images.
     """
     parts = {name: [] for name in subjects}
