@@ -159,7 +159,8 @@ def _levels(boxes, level) -> list[Level]:
         of_cell = (np.abs(middles - middles[0]) < _NEAR).all(1)
         sides = (here[:, 2:] - here[:, :2])[of_cell].round(3)
         step = np.diff(x) if len(x) > 1 else np.diff(y)
-        found.append(Level(float(step.min()) if len(step) else float(2 * x[0]), x, y, sides))
+        stride = round(float(step.min() if len(step) else 2 * x[0]), 3)
+        found.append(Level(stride, x, y, sides))
     return found
 
 

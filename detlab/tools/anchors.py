@@ -325,7 +325,9 @@ def draw_cells(image: np.ndarray, levels: Sequence[anchor_grids.Level], title: s
             corner = (x - w / 2, y - h / 2)
             axes.add_patch(patches.Rectangle(corner, w, h, fill=False, edgecolor=f"C{i % 10}"))
         axes.set_title(f"stride {level.stride:g} px", fontsize=9)
-        axes.set(xlim=(0, width), ylim=(height, 0), xticks=(), yticks=())
+        w, h = level.sizes.max(0)  # they may be larger than the image
+        axes.set(xlim=(min(0, x - w / 2), max(width, x + w / 2)), xticks=(), yticks=())
+        axes.set(ylim=(max(height, y + h / 2), min(0, y - h / 2)))
     for axes in panels[len(levels) :]:
         axes.remove()
     return figure

@@ -218,10 +218,12 @@ def draw(results: dict[str, Any]) -> Any:
     left, right = figure.subplots(1, 2)
     for i, curve in enumerate(results["curves"]):
         style = ("-", "--", ":", "-.")[i // 10 % 4]
-        left.plot(curve["x"], curve["value"], style, label=curve["loss"], color=f"C{i % 10}")
+        # Later curves are thinner, so that equal ones show both colours.
+        line = {"color": f"C{i % 10}", "linewidth": 1.2 + 2.4 * (1 - i / len(results["curves"]))}
+        left.plot(curve["x"], curve["value"], style, label=curve["loss"], **line)
         # A logarithm has no place for 0.
         slope = np.where(curve["slope"] > 0, curve["slope"], np.nan)
-        right.plot(curve["x"], slope, style, color=f"C{i % 10}")
+        right.plot(curve["x"], slope, style, **line)
     largest = max(np.nanmax(curve["value"]) for curve in results["curves"])
     left.set_ylim(0, min(largest * 1.05, 6.0))
     right.set_yscale("log")

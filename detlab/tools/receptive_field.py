@@ -1,7 +1,7 @@
-"""Shows which pixels a place of a feature map depends on, and how much.
+r"""Shows which pixels a place of a feature map depends on, and how much.
 
     detlab tools receptive_field --workdir runs/retinanet_shapes --output shown
-    detlab tools receptive_field --config retinanet_bccd --config.data.root=BCCD --limit 4 \\
+    detlab tools receptive_field --config retinanet_bccd --config.data.root=BCCD --limit 4 \
         --output shown --taps 'backbone/stage._block0'
 
 The theoretical field is the smallest box that holds every pixel with any influence; it ends at the
@@ -119,7 +119,8 @@ def outputs_of(detector: contract.Detector, pattern: str | None) -> Callable:
         maps = maps.features or jax.tree.leaves(maps._replace(features=()))
         found = {}
         for x in maps:
-            name = f"P{math.log2(images.shape[1] / x.shape[1]):.3g}"  # the field's name for a level
+            stride = stride_of(images.shape[1:3], x.shape[1:3])
+            name = f"P{math.log2(stride):.3g}"  # the field's name for a level
             found[name if name not in found else f"{name} {len(found)}"] = x
         return found
 
@@ -160,11 +161,19 @@ def find_maps(
     maps = []
     for name, shape in shapes.items():
         rows, columns = shape.shape[1:3]
-        strides = canvas[0] / rows, canvas[1] / columns
-        cell = int(place[1] / strides[0]), int(place[0] / strides[1])
-        middle = (cell[1] + 0.5) * strides[1], (cell[0] + 0.5) * strides[0]
-        maps.append(Map(name, (rows, columns), strides[1], cell, middle))
+        stride = stride_of(canvas, (rows, columns))
+        cell = min(int(place[1] / stride), rows - 1), min(int(place[0] / stride), columns - 1)
+        middle = (cell[1] + 0.5) * stride, (cell[0] + 0.5) * stride
+        maps.append(Map(name, (rows, columns), stride, cell, middle))
     return maps
+
+
+def stride_of(canvas: tuple[int, int], shape: tuple[int, int]) -> float:
+    """Pixels between the cells of a map: the power of two that gives its shape, if one does."""
+    stride = canvas[1] / shape[1]
+    power = 2.0 ** round(math.log2(stride))
+    rounds_up = tuple(math.ceil(side / power) for side in canvas)
+    return power if rounds_up == tuple(shape) else stride
 
 
 def gradients(
