@@ -68,15 +68,24 @@ def main(arguments: list[str]) -> None:
     first = next(frame.batches(source, config, "train", _BATCH))
     levels = now.levels(first)
     sizes = np.concatenate([level.sizes for level in levels])
-    fitted = fit(source, config, len(sizes), args.seed, ratio, args.generations)
-    with_fitted = rebuilt(config, fitted, len(levels))
-    subjects = {"now": (now, None), "fitted": (now, fitted)}
-    if with_fitted is not None:
-        subjects["fitted"] = (finder(with_fitted), None)
-    objects, others = measure(subjects, source).values()
+    fitted, refusal = np.zeros((0, 2)), ""
+    try:
+        fitted = fit(source, config, len(sizes), args.seed, ratio, args.generations)
+    except ValueError as error:
+        refusal = f"not fitted: {error}"
+    subjects = {"now": (now, None)}
+    with_fitted = None
+    if not refusal:
+        with_fitted = rebuilt(config, fitted, len(levels))
+        subjects["fitted"] = (finder(with_fitted), None) if with_fitted else (now, fitted)
+    measured = measure(subjects, source)
+    objects = measured["now"]
+    if not len(objects.sizes):
+        raise errors.UserError(f"the {len(source)} training images have no object to learn.")
+    of_block = {"now": sizes, "fitted": fitted}
     blocks = {
-        "now": block(objects, sizes, source.class_names, ratio),
-        "fitted": block(others, fitted, source.class_names, ratio),
+        name: block(found, of_block[name], source.class_names, ratio)
+        for name, found in measured.items()
     }
     results = {
         "ratio": ratio,
@@ -89,7 +98,7 @@ def main(arguments: list[str]) -> None:
         ],
         "fitted_sizes": fitted,
         **blocks,
-        "verdict": verdict(blocks, config, args.worth, ratio),
+        "verdict": refusal or verdict(blocks, config, args.worth, ratio),
         "pictures": pictures(objects, sizes),
     }
     title = f"{config.detector}, {len(objects.sizes)} objects in {len(source)} training images"
@@ -98,7 +107,7 @@ def main(arguments: list[str]) -> None:
     text = [title]
     for name, found in blocks.items():
         text += [f"\n{name}: {len(sizes)} sizes of anchors", _table(found)]
-    if with_fitted is not None:
+    if with_fitted:
         text.append(fit_anchors.as_config(fitted, len(levels)))
     output.close(frame.rounded(results), "\n".join([*text, "", results["verdict"]]))
 
@@ -155,14 +164,11 @@ def fit(
       ratio: largest of sides at which an anchor may learn an object.
       generations: rounds of random changes.
     Raises:
-      UserError: there are too few objects.
+      ValueError: there are too few objects.
     """
     resize = settings_lib.of(config.data, "train").resize
-    try:
-        sizes = anchor_fit.object_sizes(source, config.data.canvases, resize)
-        fitted = anchor_fit.fit(sizes, count, np.random.default_rng(seed), ratio, generations)
-    except ValueError as error:
-        raise errors.UserError(f"train data: {error}; a larger --limit reads more.") from error
+    sizes = anchor_fit.object_sizes(source, config.data.canvases, resize)
+    fitted = anchor_fit.fit(sizes, count, np.random.default_rng(seed), ratio, generations)
     return np.round(fitted, 1)  # as printed
 
 

@@ -114,7 +114,7 @@ def run(folder, config, *words):
 
 
 def test_a_dense_detector_lists_its_anchors_and_who_learns_each_object(tmp_path, capsys):
-    found = run(tmp_path, "retinanet_shapes:tiny", "--limit=8")
+    found = run(tmp_path, "retinanet_shapes:tiny", "--limit=16")
     assert capsys.readouterr().out.splitlines()[-2] == found["verdict"]
     assert [one["stride"] for one in found["levels"]] == [8, 16, 32, 64, 128]
     assert found["levels"][0]["cells"] == [8, 12]  # of 64 x 96 px
@@ -152,7 +152,8 @@ def test_a_detector_with_a_field_for_anchors_is_asked_again_with_the_fitted_ones
     ],
 )
 def test_unlike_detectors_are_measured(tmp_path, config, assignment):
-    found = run(tmp_path, config, "--limit=8")
+    found = run(tmp_path, config, "--limit=2")
+    assert ("fitted" in found) == (found["verdict"][:10] != "not fitted")
     assert found["assignment"] == assignment
     assert found["now"]["all"]["positives_median"] >= 1
 
@@ -164,7 +165,6 @@ def test_unlike_detectors_are_measured(tmp_path, config, assignment):
         ("retinanet_shapes:tiny", ["--ratio=1"], "--ratio is 1; it must be above 1."),
         ("retinanet_shapes:tiny", ["--generations=-1"], "--generations is -1; it must be at least"),
         ("retinanet_shapes:tiny", ["--worth=2"], "--worth is 2; it must be from 0 to 1."),
-        ("retinanet_shapes:tiny", ["--limit=1"], "too few for 45 anchors; a larger --limit reads"),
     ],
 )
 def test_mistakes_are_told_in_a_sentence(tmp_path, config, words, sentence):
