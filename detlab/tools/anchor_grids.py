@@ -22,7 +22,7 @@ _NEAR = 0.05  # px; middles of anchors that differ less are the same but for rou
 class Level(NamedTuple):
     """The anchors of a pyramid level on a canvas."""
 
-    stride: float  # px between cells
+    stride: float  # px between cells; of a level with one cell, twice that of the level before
     x: np.ndarray  # [Wl] middles of the anchors, px, ascending
     y: np.ndarray  # [Hl]
     sizes: np.ndarray  # [A, 2] width, height px of the anchors of a cell
@@ -159,7 +159,10 @@ def _levels(boxes, level) -> list[Level]:
         of_cell = (np.abs(middles - middles[0]) < _NEAR).all(1)
         sides = (here[:, 2:] - here[:, :2])[of_cell].round(3)
         step = np.diff(x) if len(x) > 1 else np.diff(y)
-        stride = round(float(step.min() if len(step) else 2 * x[0]), 3)
+        if len(step):
+            stride = round(float(step.min()), 3)
+        else:  # a single cell shows no stride
+            stride = 2 * found[-1].stride if found else float(2 * x[0])
         found.append(Level(stride, x, y, sides))
     return found
 
