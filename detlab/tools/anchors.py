@@ -35,6 +35,7 @@ from detlab.metrics import tables
 from detlab.tools import anchor_grids, fit_anchors, frame
 
 _BATCH = 8  # images at a time
+_SHOWN = 2000  # objects in the cloud of sizes, at most
 # Sides of objects on the canvas, sqrt(area) px; the last three are COCO's sizes.
 SIZES = {"tiny": (0, 16), "small": (16, 32), "medium": (32, 96), "large": (96, np.inf)}
 
@@ -101,8 +102,11 @@ def main(arguments: list[str]) -> None:
         "verdict": refusal or verdict(blocks, config, args.worth, ratio),
         "pictures": pictures(objects, sizes),
     }
-    title = f"{config.detector}, {len(objects.sizes)} objects in {len(source)} training images"
-    output.figure(draw(results["pictures"], objects, sizes, fitted, title), "anchors")
+    title = (
+        f"{config.detector}, {len(objects.sizes)} objects in {len(source)} training images of"
+        f" {config.data.source}"
+    )
+    output.figure(draw(results["pictures"], sizes, fitted, title), "anchors")
     output.figure(draw_cells(first.images[0], levels, title), "cells")
     text = [title]
     for name, found in blocks.items():
@@ -238,7 +242,7 @@ def verdict(
 
 
 def pictures(objects: Objects, anchors: np.ndarray) -> dict[str, Any]:
-    """What the picture shows beside the rows: histograms by size, and positives by side.
+    """What the picture shows beside the rows: IoUs by size, positives by side, some of the sizes.
 
     Args:
       objects: measured.
@@ -260,15 +264,20 @@ def pictures(objects: Objects, anchors: np.ndarray) -> dict[str, Any]:
         if len(count):
             low, median, high = np.percentile(count, (5, 50, 95))
             rows.append({"side": bins[i - 1] * 2**0.25, "p5": low, "p50": median, "p95": high})
-    return {"iou_edges": edges, "iou_counts": of_size, "positives_by_side": rows}
+    some = np.random.default_rng(0).permutation(len(objects.sizes))[:_SHOWN]
+    return {
+        "iou_edges": edges,
+        "iou_counts": of_size,
+        "positives_by_side": rows,
+        "sizes": objects.sizes[some].round(1),
+    }
 
 
-def draw(shown: dict[str, Any], objects: Objects, anchors: Any, fitted: Any, title: str) -> Any:
+def draw(shown: dict[str, Any], anchors: Any, fitted: Any, title: str) -> Any:
     """A matplotlib Figure: best IoU by size, sizes of objects and anchors, positives by side.
 
     Args:
       shown: from `pictures`.
-      objects: measured.
       anchors, fitted: [k, 2] width, height px.
       title: of the figure.
     """
@@ -285,21 +294,25 @@ def draw(shown: dict[str, Any], objects: Objects, anchors: Any, fitted: Any, tit
         bottom = bottom + np.asarray(counts)
     left.set(xlabel="best IoU with an anchor of the same middle", ylabel="objects", xlim=(0, 1))
     left.legend(title="side on the canvas")
-    rng = np.random.default_rng(0)
-    some = rng.permutation(len(objects.sizes))[:3000]
-    middle.scatter(*objects.sizes[some].T, s=4, alpha=0.3, color="0.5", label="objects")
+    sizes = np.asarray(shown["sizes"])
+    middle.scatter(*sizes.T, s=4, alpha=0.3, color="0.5", label="objects")
     middle.scatter(*np.asarray(anchors).T, marker="s", color="C3", s=28, label="anchors now")
     middle.scatter(
         *np.asarray(fitted).T, marker="D", facecolors="none", edgecolors="C0", s=28, label="fitted"
     )
-    middle.set(xscale="log", yscale="log", xlabel="width, px", ylabel="height, px")
+    for axis, set_scale in ((middle.xaxis, middle.set_xscale), (middle.yaxis, middle.set_yscale)):
+        set_scale("log", base=2)
+        axis.set_major_formatter("{x:g}")
+    middle.set(xlabel="width, px", ylabel="height, px")
     middle.legend()
     middle.grid(alpha=0.3)
     rows = shown["positives_by_side"]
     x = [row["side"] for row in rows]
     right.fill_between(x, [r["p5"] for r in rows], [r["p95"] for r in rows], alpha=0.25)
     right.plot(x, [row["p50"] for row in rows], "o-", label="median, band of 5 to 95 %")
-    right.set(xscale="log", xlabel="side of the object, sqrt(area) px", ylabel="positive anchors")
+    right.set_xscale("log", base=2)
+    right.xaxis.set_major_formatter("{x:g}")
+    right.set(xlabel="side of the object, sqrt(area) px", ylabel="positive anchors")
     right.set_ylim(bottom=0)
     right.legend()
     right.grid(alpha=0.3)

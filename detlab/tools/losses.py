@@ -300,8 +300,10 @@ def learned(loaded: frame.Loaded, args: argparse.Namespace, output: frame.Output
     output.inputs.update(data=loaded.config.data.source, part="train", images=len(source))
     counted = count(together)
     return {
+        "detector": loaded.config.detector,
         "term": term,
         "images": len(source),
+        "data": loaded.config.data.source,
         "weights": loaded.weights,
         "scores": "softmax" if softmax else "sigmoid",
         **counted,
@@ -405,7 +407,10 @@ def draw_gradients(found: dict[str, Any]) -> Any:
         right.bar(place, 100 * found[name]["shares"], width, label=name)
     left.set_yscale("log")
     weights = "untrained" if found["weights"] is None else "trained"
-    left.set_title(f"{found['term']}, {found['images']} training images, {weights}")
+    left.set_title(
+        f"{found['term']} of {found['detector']}, {weights}, {found['images']} images of"
+        f" {found['data']}"
+    )
     right.set_title(
         f"p > 0.9: {100 * found['easy_examples']:.1f} % of the examples,"
         f" {100 * found['easy_share']:.1f} % of the gradient"

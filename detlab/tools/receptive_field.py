@@ -90,7 +90,8 @@ def main(arguments: list[str]) -> None:
     ]
     results = {"canvas": list(canvas), "weights": loaded.weights, "maps": rows}
     weights = "untrained" if loaded.weights is None else "trained"
-    title = f"{config.detector}, {weights}, {output.inputs['images']} images ({args.images})"
+    what = f"images of {config.data.source}" if args.images == "data" else "random images"
+    title = f"{config.detector}, {weights}, {output.inputs['images']} {what}"
     for one, field in zip(rows, effective, strict=True):
         output.figure(draw(one, field, title), _file(one["name"]))
     output.figure(draw_summary(rows, canvas, title), "receptive_field")

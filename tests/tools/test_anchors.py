@@ -92,7 +92,7 @@ def test_the_picture_has_the_objects_by_size_and_changes_with_the_anchors():
     sides = [row["side"] for row in shown["positives_by_side"]]
     assert [row["p50"] for row in shown["positives_by_side"]] == [2, 0, 5, 1]
     assert all(low < side < low * 2 for low, side in zip((8, 16, 45, 90), sides))
-    figure = anchors.draw(shown, OBJECTS, [(10, 10)], [(20, 20), (9, 9)], "title")
+    figure = anchors.draw(shown, [(10, 10)], [(20, 20), (9, 9)], "title")
     bars, cloud, _ = figure.axes
     assert sum(bar.get_height() for bar in bars.patches) == 4
     assert [len(points.get_offsets()) for points in cloud.collections] == [4, 1, 2]
