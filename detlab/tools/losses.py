@@ -25,7 +25,7 @@ if __name__ == "__main__":
 import argparse
 import difflib
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -58,7 +58,7 @@ _AT = {
 }
 _REFERENCE = {"classification": "bce", "box": "l1", "embedding": "pull"}
 _LARGEST = {"logit": 10.0, "shift": 1.5, "distance": 2.0}
-_BATCH = 4  # images at a time; the loss of a batch does not depend on others
+_BATCH = 2  # images at a time
 _IMAGES = 16  # by default
 _BINS = 20
 
@@ -283,29 +283,31 @@ def learned(loaded: frame.Loaded, args: argparse.Namespace, output: frame.Output
     gradient = jax.jit(of_maps(loaded.detector, term))
     key = jax.random.key(args.seed)
     num_classes = contract.num_classes(loaded.config)
-    parts, softmax = [], False
-    for batch in frame.batches(source, loaded.config, "train", _BATCH):
-        found = jax.device_get(gradient(loaded.params, loaded.state, batch, key))
-        for values, slopes in zip(*map(jax.tree.leaves, found), strict=True):
-            examples, of_softmax = read(values, slopes, num_classes)
-            parts.append(examples)
-            softmax |= of_softmax
-    together = Examples(*map(np.concatenate, zip(*parts, strict=True)))
-    if not len(together.norm):
+    softmax = set()
+
+    def examples():
+        for batch in frame.batches(source, loaded.config, "train", _BATCH):
+            found = jax.device_get(gradient(loaded.params, loaded.state, batch, key))
+            for values, slopes in zip(*map(jax.tree.leaves, found), strict=True):
+                one, of_softmax = read(values, slopes, num_classes)
+                softmax.add(of_softmax)
+                yield one
+
+    counted = count(examples())
+    if not counted["positive"]["examples"] + counted["negative"]["examples"]:
         others = ", ".join(name for name in names if name != term)
         raise errors.UserError(
             f"{term} of {loaded.config.detector} reads no map of scores (a second stage computes"
             f" its scores from features); choose another --term: {others}."
         )
     output.inputs.update(data=loaded.config.data.source, part="train", images=len(source))
-    counted = count(together)
     return {
         "detector": loaded.config.detector,
         "term": term,
         "images": len(source),
         "data": loaded.config.data.source,
         "weights": loaded.weights,
-        "scores": "softmax" if softmax else "sigmoid",
+        "scores": "softmax" if True in softmax else "sigmoid",
         **counted,
     }
 
@@ -374,23 +376,31 @@ def read(values, slopes, num_classes: int) -> tuple[Examples, bool]:
     return Examples(np.where(positive, 1 - score, score), np.abs(slope), positive), softmax
 
 
-def count(examples: Examples) -> dict[str, Any]:
+def count(parts: Iterable[Examples]) -> dict[str, Any]:
     """Histograms of examples over their gradient norm, by number and by share of the gradient."""
     edges = np.linspace(0, 1, _BINS + 1)
-    total = max(examples.slope.sum(), 1e-30)
-    easy = examples.norm < 0.1
-    found = {"edges": edges}
-    for name, mask in (("positive", examples.positive), ("negative", ~examples.positive)):
-        norm, slope = examples.norm[mask], examples.slope[mask]
-        found[name] = {
-            "examples": int(mask.sum()),
-            "counts": np.histogram(norm, edges)[0],
-            "shares": np.histogram(norm, edges, weights=slope / total)[0],
-            "share": float(slope.sum() / total),
+    counts = {name: np.zeros(_BINS, int) for name in ("positive", "negative")}
+    sums = {name: np.zeros(_BINS) for name in counts}
+    easy, easy_sum = 0, 0.0  # with p > 0.9
+    for one in parts:
+        for name, mask in (("positive", one.positive), ("negative", ~one.positive)):
+            counts[name] += np.histogram(one.norm[mask], edges)[0]
+            sums[name] += np.histogram(one.norm[mask], edges, weights=one.slope[mask])[0]
+        easy += int((one.norm < 0.1).sum())
+        easy_sum += one.slope[one.norm < 0.1].sum()
+    number = max(sum(x.sum() for x in counts.values()), 1)
+    total = sum(x.sum() for x in sums.values()) or 1.0
+    of_kind = {
+        name: {
+            "examples": int(counts[name].sum()),
+            "counts": counts[name],
+            "shares": sums[name] / total,
+            "share": float(sums[name].sum() / total),
         }
-    found["easy_examples"] = float(easy.mean())  # with p > 0.9
-    found["easy_share"] = float(examples.slope[easy].sum() / total)
-    return found
+        for name in counts
+    }
+    shares = {"easy_examples": easy / number, "easy_share": float(easy_sum / total)}
+    return {"edges": edges, **of_kind, **shares}
 
 
 def draw_gradients(found: dict[str, Any]) -> Any:

@@ -111,11 +111,14 @@ def test_examples_are_read_from_the_gradients_of_maps():
     assert not softmax
     np.testing.assert_allclose(found.norm, [0.1, 0.2, 0.7])
     assert found.positive.tolist() == [True, False, False]
-    counted = losses.count(found)
+    counted = losses.count([found])
     assert counted["positive"]["examples"] == 1 and counted["negative"]["examples"] == 2
     assert counted["positive"]["share"] == pytest.approx(0.1)
     assert counted["negative"]["shares"][4] == pytest.approx(0.3)  # norms of 0.2 to 0.25
     assert counted["easy_examples"] == 0
+    twice = losses.count([found, found])
+    assert twice["negative"]["examples"] == 4
+    np.testing.assert_allclose(twice["negative"]["shares"], counted["negative"]["shares"])
     # Of a softmax over three classes and the background, gradients add up to 0.
     slopes = np.array([-0.9, 0.3, 0.3, 0.3]).reshape(1, 1, 1, 4)
     values = np.log([0.1, 0.3, 0.3, 0.3]).reshape(1, 1, 1, 4) + 5
