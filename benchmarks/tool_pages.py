@@ -37,7 +37,7 @@ TOOLS = (
     Tool("losses", "--losses bce,focal,qfl,ghm", "losses.png"),
     Tool("curves", "runs/retinanet_shapes runs/fcos_shapes --smooth 0.8", "curves.png"),
     Tool("anchors", "--config retinanet_shapes --limit 300", "anchors.png"),
-    Tool("receptive_field", "--workdir runs/retinanet_shapes --limit 16", "receptive_field.png"),
+    Tool("receptive_field", "--workdir runs/retinanet_shapes --before", "receptive_field.png"),
     Tool("speed", "--workdir runs/retinanet_shapes --batch 1,8", "speed.png"),
 )
 

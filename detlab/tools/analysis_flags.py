@@ -109,6 +109,9 @@ def receptive_field(docstring: str) -> argparse.ArgumentParser:
         default="data",
         help="training images (default) or noise",
     )
+    parser.add_argument(
+        "--before", action="store_true", help="also measure the initial weights, before training"
+    )
     parser.add_argument("--position", metavar="X,Y", help="px on the canvas (default: its middle)")
     return parser
 

@@ -8,7 +8,8 @@ The theoretical field is the smallest box that holds every pixel with any influe
 edges of the canvas, which `cut` marks (larger --config.data.canvases show more).  The effective
 field (arXiv:1701.04128) is the size of the gradient of the map's sum of channels by the pixels,
 averaged over images: `50`, `68` and `95 %` are the sides of the squares around the place that hold
-this share of it.  It is compared with the anchors of the level and with the objects assigned to it.
+this share of it.  It is compared with the anchors of the level, with the objects assigned to it,
+and, with --before, with that of the initial weights.
 
 The theoretical field is measured with positive weights and without biases, on images that grow
 brighter in one direction and then in the other, so that neither signs nor maxima hide a pixel.
@@ -32,6 +33,7 @@ import numpy as np
 
 from detlab import contract, errors, files, types
 from detlab.metrics import tables
+from detlab.run import state as state_lib
 from detlab.tools import anchor_grids, frame
 
 SHARES = (0.5, 0.68, 0.95)
@@ -77,16 +79,17 @@ def main(arguments: list[str]) -> None:
     maps = find_maps(loaded, outputs, args.taps, canvas, place)
     gradient = jax.jit(gradients(outputs, [one.name for one in maps], [one.cell for one in maps]))
     largest = theoretical(gradient, loaded.params, loaded.state, canvas)
-    sums = np.zeros((len(maps), *canvas))
-    for batch, real in zip(images, count, strict=True):
-        found = np.asarray(gradient(loaded.params, loaded.state, batch), np.float64)
-        sums += found[:, real].sum(1)  # [K, B, H, W]
-    effective = sums / np.concatenate(count).sum()
+    pixels = list(zip(images, count, strict=True))
+    effective = mean_field(gradient, loaded.params, loaded.state, pixels)
+    before = [None] * len(maps)
+    if args.before:
+        initial = state_lib.initial_weights(loaded.detector, config)
+        before = mean_field(gradient, *initial, pixels)
 
     compared = of_levels(loaded, batches)
     rows = [
-        row(one, extent, field, compared.get(one.shape))
-        for one, extent, field in zip(maps, largest, effective, strict=True)
+        row(one, extent, field, compared.get(one.shape), earlier)
+        for one, extent, field, earlier in zip(maps, largest, effective, before, strict=True)
     ]
     results = {"canvas": list(canvas), "weights": loaded.weights, "maps": rows}
     weights = "untrained" if loaded.weights is None else "trained"
@@ -101,6 +104,22 @@ def main(arguments: list[str]) -> None:
             output.path("fields.npz"), **{k: np.float32(v) for k, v in named.items()}
         )
     output.close(frame.rounded(results), f"{title}\n{_table(rows)}")
+
+
+def mean_field(gradient: Callable, params: Any, state: Any, pixels: Sequence[tuple]) -> np.ndarray:
+    """The effective field [K, H, W] of each map, a mean over images.
+
+    Args:
+      gradient: compiled, from `gradients`.
+      params: of the detector.
+      state: of the detector.
+      pixels: batches of images [B, H, W, 3] float32, and which of them count, [B] bool.
+    """
+    total = number = 0
+    for images, real in pixels:
+        found = np.asarray(gradient(params, state, images), np.float64)  # [K, B, H, W]
+        total, number = total + found[:, real].sum(1), number + real.sum()
+    return total / number
 
 
 def outputs_of(detector: contract.Detector, pattern: str | None) -> Callable:
@@ -269,6 +288,11 @@ def side_of_share(field: np.ndarray, middle: tuple[float, float], share: float) 
     return float(2 * distance[order][min(last, len(order) - 1)] + 1)
 
 
+def sides_of(field: np.ndarray, middle: tuple[float, float]) -> dict[str, float]:
+    """Sides px of the squares that hold `SHARES` of a field [H, W], by share in percent."""
+    return {f"{100 * share:.0f}": side_of_share(field, middle, share) for share in SHARES}
+
+
 class Level(NamedTuple):
     """What a map's field is compared with."""
 
@@ -310,7 +334,13 @@ def of_levels(loaded: frame.Loaded, batches: Sequence[types.Batch]) -> dict[tupl
     return known
 
 
-def row(one: Map, box: tuple[int, int, int, int], field: np.ndarray, level: Any) -> dict[str, Any]:
+def row(
+    one: Map,
+    box: tuple[int, int, int, int],
+    field: np.ndarray,
+    level: Any,
+    before: np.ndarray | None = None,
+) -> dict[str, Any]:
     """Everything that is shown of a map, for the JSON.
 
     Args:
@@ -318,9 +348,10 @@ def row(one: Map, box: tuple[int, int, int, int], field: np.ndarray, level: Any)
       box: of the theoretical field, px.
       field: [H, W] the effective one.
       level: what it is compared with, a `Level`; None if there is nothing.
+      before: [H, W] the effective one of the initial weights.
     """
     height, width = field.shape
-    sides = {f"{100 * share:.0f}": side_of_share(field, one.middle, share) for share in SHARES}
+    sides = sides_of(field, one.middle)
     profile = field.sum(0) / max(field.sum(), 1e-30)
     anchors = None if level is None else level.anchors
     found = {
@@ -333,6 +364,7 @@ def row(one: Map, box: tuple[int, int, int, int], field: np.ndarray, level: Any)
         "theoretical_height": box[3] - box[1],
         "cut": box[0] == 0 or box[1] == 0 or box[2] == width or box[3] == height,
         "effective": sides,
+        "before": None if before is None else sides_of(before, one.middle),
         "anchors": anchors,
         "anchor_side": level.anchor_side if level else None,
         "object_side": level.object_side if level else None,
@@ -418,6 +450,9 @@ def draw_summary(rows: Sequence[dict[str, Any]], canvas: tuple[int, int], title:
         sides = [np.nan if one[key] is None else one[key] for one in rows]
         if np.isfinite(sides).any():
             axes.plot(x, sides, marker, color="k", fillstyle="none", label=f"{name}, median side")
+    if all(one["before"] for one in rows):
+        sides = [one["before"]["95"] for one in rows]
+        axes.plot(x, sides, "_", color="C1", markersize=24, label="95 % before training")
     for place, one, side in zip(x, rows, theory, strict=True):
         if one["cut"]:
             axes.annotate("cut", (place, side), ha="center", va="bottom", fontsize=8)
@@ -437,7 +472,7 @@ def _file(name: str) -> str:
 
 
 def _table(rows):
-    header = ("map", "stride", "theoretical", "50 %", "68 %", "95 %", "anchors", "95 % over")
+    header = ("map", "stride", "theoretical", "50 %", "68 %", "95 %", "before")
     lines = []
     for one in rows:
         of_anchor, of_object = one["field_over_anchor"], one["field_over_object"]
@@ -448,13 +483,15 @@ def _table(rows):
                 f"{one['theoretical_width']} x {one['theoretical_height']}"
                 + (" cut" if one["cut"] else ""),
                 *(f"{side:g}" for side in one["effective"].values()),
+                f"{one['before']['95']:g}" if one["before"] else "n/a",
                 "n/a" if of_anchor is None else f"{one['anchor_side']:.1f}",
                 "n/a" if of_anchor is None else f"{of_anchor:.2f}",
                 "n/a" if of_object is None else f"{one['object_side']:.1f}",
                 "n/a" if of_object is None else f"{of_object:.2f}",
             ]
         )
-    return tables.text_table((*header, "objects", "95 % over"), lines)
+    header += ("anchors", "95 % over", "objects", "95 % over")
+    return tables.text_table(header, lines)
 
 
 if __name__ == "__main__":

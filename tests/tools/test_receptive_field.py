@@ -74,7 +74,8 @@ def test_the_picture_shows_the_row():
     field[16:24, 16:24] = 1
     level = tool.Level(16.0, np.array([(16.0, 16)]), 4.0, 3)
     row = tool.row(one, (8, 8, 32, 32), field, level)
-    assert row["effective"] == {"50": 7, "68": 7, "95": 9} or row["effective"]["95"] == 8
+    # Of 8 x 8 pixels around 20, 20, a square of 6 px holds 36, less than 68 %.
+    assert row["effective"] == {"50": 6, "68": 8, "95": 8}
     assert row["cut"] and row["theoretical_width"] == 24
     assert row["field_over_anchor"] == row["effective"]["95"] / 16
     assert row["field_over_object"] == row["effective"]["95"] / 4
@@ -82,6 +83,12 @@ def test_the_picture_shows_the_row():
     figure = tool.draw(row, field, "title")
     assert figure.axes[0].images[0].get_array()[20, 20] == 1
     figure = tool.draw_summary([row], (32, 32), "title")
+    assert row["before"] is None and len(figure.axes[0].lines) == 2
+    wider = np.ones((32, 32))
+    row = tool.row(one, (8, 8, 32, 32), field, level, wider)
+    assert row["before"]["95"] > row["effective"]["95"]
+    figure = tool.draw_summary([row], (32, 32), "title")
+    assert figure.axes[0].lines[-1].get_ydata() == [row["before"]["95"]]
     heights = [bar.get_height() for bar in figure.axes[0].patches]
     assert heights == [24, *(row["effective"][x] for x in ("95", "68", "50"))]
 
@@ -106,11 +113,12 @@ def test_a_detector_is_measured_by_level(tmp_path):
 @pytest.mark.slow
 def test_modules_are_chosen_by_path_at_another_place(tmp_path):
     words = ["--config=retinanet_shapes:tiny", "--taps=backbone/stage._block0", "--images=random"]
-    found = run(tmp_path, *words, "--position=20,10")
+    found = run(tmp_path, *words, "--position=20,10", "--before")
     first = found["maps"][0]
     assert first["name"] == "backbone/stage1_block0" and first["stride"] == 4
     assert first["middle"] == [22, 10] and first["anchor_side"] is None
     assert first["theoretical_width"] < 64
+    assert first["before"] == first["effective"]  # no weights were given
 
 
 @pytest.mark.parametrize(
