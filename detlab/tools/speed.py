@@ -113,7 +113,7 @@ def open_images(args: Any, loaded: frame.Loaded, settings: settings_lib.Settings
         sizes = [source.size(i) for i in range(len(source))]
         read = _refusing(lambda i: source[i]["image"])
         return Images(read, sizes, f"evaluation images of {loaded.config.data.source}")
-    found = media.find_inputs(args.images, args.output).files
+    found = media.find_inputs(args.images, args.output, "--images").files
     files = [path for path in found if path.suffix.lower() not in media.VIDEOS][:limit]
     if not files:
         raise errors.UserError(f"--images {args.images} has no images; name another folder.")

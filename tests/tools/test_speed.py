@@ -92,6 +92,7 @@ def test_images_of_a_folder_and_noise_are_timed_too(tmp_path, shared_dir):
         (["--batch=0"], "--batch is '0'; it must be numbers of images separated by commas"),
         (["--batch=a"], "--batch is 'a'; it must be numbers of images separated by commas"),
         (["--runs=1"], "--runs is 1; it must be at least 2."),
+        (["--images=none"], "--images none does not exist and matches no files; name an image"),
     ],
 )
 def test_mistakes_are_told_in_a_sentence(tmp_path, words, sentence):
