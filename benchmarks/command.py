@@ -3,6 +3,7 @@
 import difflib
 import importlib.metadata
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -36,19 +37,29 @@ def choose(wanted: Sequence[str], known: Collection[str], kind: str, flag: str =
     return list(wanted or known)
 
 
-def run_module(module: str, *arguments: str) -> None:
-    """Runs `python -m MODULE ARGUMENTS`, silently.
+def run_module(module: str, *arguments: str, folder: pathlib.Path | None = None) -> None:
+    """Runs `python -m MODULE ARGUMENTS`, silently, in a folder (default: the current one).
 
     Raises:
       UserError: it failed; the message is its own error.
     """
     done = subprocess.run(
-        [sys.executable, "-m", module, *arguments], capture_output=True, text=True, check=False
+        [sys.executable, "-m", module, *arguments],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": _python_path()},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if done.returncode:
         said = last_error(done.stderr)
         why = said.removeprefix("error: ") or f"it failed:\n{done.stderr[-3000:]}"
         raise errors.UserError(f"python -m {module}: {why}")
+
+
+def _python_path():
+    """The checkout first, so that its modules are found from any folder."""
+    return os.pathsep.join(filter(None, (str(REPOSITORY), os.environ.get("PYTHONPATH"))))
 
 
 def last_error(output: str) -> str:

@@ -40,13 +40,14 @@ class Inputs(NamedTuple):
     passed_over: list[pathlib.Path]  # other files of a folder
 
 
-def find_inputs(text: str, output: pathlib.Path) -> Inputs:
+def find_inputs(text: str, output: pathlib.Path, flag: str = "--input") -> Inputs:
     """The images and videos of a path, a folder and the folders in it, or a glob pattern.
 
     Args:
       text: what the user typed.
       output: the folder of the results; where it lies in that of the inputs, it is not searched if
         it holds results of an earlier call.
+      flag: where it was typed, for errors.
     """
     path = pathlib.Path(text)
     if path.is_dir():
@@ -54,7 +55,7 @@ def find_inputs(text: str, output: pathlib.Path) -> Inputs:
         if not found.files:
             there = f"; there are {_some(found.passed_over, path)}" if found.passed_over else ""
             raise errors.UserError(
-                f"--input {path} contains no images or videos, nor do its sub-folders{there};"
+                f"{flag} {path} contains no images or videos, nor do its sub-folders{there};"
                 " name another folder."
             )
         return found
@@ -65,7 +66,7 @@ def find_inputs(text: str, output: pathlib.Path) -> Inputs:
     if not files:
         folders = f" but folders, such as {found[0]}" if found else ""
         raise errors.UserError(
-            f"--input {text} does not exist and matches no files{folders}; name an image, a video,"
+            f"{flag} {text} does not exist and matches no files{folders}; name an image, a video,"
             " a folder or a quoted glob pattern."
         )
     return Inputs(files, [p for p in found if not p.is_file()])

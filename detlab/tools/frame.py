@@ -12,16 +12,31 @@ prints the path last.
 """
 
 import argparse
+import math
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from ml_collections import config_dict
 
 import detlab
-from detlab import checks, cli, contract, environment, errors, files, sharding, trained
+from detlab import (
+    checks,
+    cli,
+    contract,
+    data_sets,
+    environment,
+    errors,
+    files,
+    sharding,
+    trained,
+    types,
+)
 from detlab import config as config_lib
+from detlab.data import loader, wrappers
+from detlab.data import settings as settings_lib
 from detlab.run import checkpoint
 from detlab.run import state as state_lib
 from detlab.viz import boxes as draw_lib
@@ -94,6 +109,52 @@ def _find(
     if not args.config and not args.workdir:
         raise errors.UserError("no detector given; give --workdir or --config.")
     return trained.load(args, overrides)
+
+
+def open_data(
+    config: config_dict.ConfigDict,
+    part: str,
+    limit: int | None = None,
+    class_names: Sequence[str] | None = None,
+) -> Any:
+    """The source of a part, "train" or "eval"; of its images, the first `limit`."""
+    source = data_sets.open_source(config, part, class_names)
+    if limit is None or limit >= len(source):
+        return source
+    return wrappers.Filtered(source, np.arange(limit), "--limit")
+
+
+def batches(
+    source: Any, config: config_dict.ConfigDict, part: str, batch_size: int
+) -> Iterator[types.Batch]:
+    """Every image of a source once on its canvas, resized but not changed at random.
+
+    Rows that pad the last batch of a canvas have `real` False.
+    """
+    settings = settings_lib.of(config.data, "eval")
+    settings = settings._replace(skip_broken=config.data.skip_broken and part == "train")
+    loaded = loader.eval_batches(source, settings, batch_size=batch_size)
+    for one in data_sets.user_errors(loaded, part):
+        yield one.batch
+
+
+def rounded(values: Any, digits: int = 6) -> Any:
+    """Arrays and numbers as lists and numbers for JSON, with this many significant digits.
+
+    NaN and infinity, which JSON lacks, become None.
+    """
+    if isinstance(values, Mapping):
+        return {key: rounded(value, digits) for key, value in values.items()}
+    if isinstance(values, (list, tuple)):
+        return [rounded(value, digits) for value in values]
+    if isinstance(values, (str, bool, type(None))):
+        return values
+    values = np.asarray(values)
+    if values.ndim:
+        return [rounded(value, digits) for value in values]
+    if values.dtype.kind in "biu":
+        return values.item()
+    return float(f"{values:.{digits}g}") if math.isfinite(values) else None
 
 
 class Output:

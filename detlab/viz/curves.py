@@ -27,7 +27,7 @@ def plot_run(rows: Sequence[Mapping[str, float]], output_png: str | pathlib.Path
         "average precision": ["eval/AP", "eval/AP50"],
     }
     panels = {
-        title: [(name, *_curve(rows, name)) for name in wanted if name in names]
+        title: [(name, *curve(rows, name)) for name in wanted if name in names]
         for title, wanted in panels.items()
     }
     panels = {title: curves for title, curves in panels.items() if curves}
@@ -62,8 +62,8 @@ def plot_run(rows: Sequence[Mapping[str, float]], output_png: str | pathlib.Path
     figure.savefig(output_png, dpi=120)
 
 
-def _curve(rows, name):
-    """Steps [n], ascending, and values [n] of one quantity."""
+def curve(rows: Sequence[Mapping[str, float]], name: str):
+    """Steps [n], ascending, and values [n] of one quantity; NaN where there is none to show."""
     points = {row["step"]: row[name] for row in rows if name in row}
     steps = np.array(sorted(points))
     values = np.array([points[step] for step in steps.tolist()], float)

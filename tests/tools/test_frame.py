@@ -2,11 +2,13 @@
 
 import json
 
+import numpy as np
 import pytest
 from matplotlib import figure as figure_lib
 
 from detlab import __main__ as command
 from detlab import cli, environment, errors
+from detlab import config as config_lib
 from detlab.tools import frame
 
 
@@ -67,3 +69,24 @@ def test_every_module_with_a_main_is_a_tool_with_one_line(capsys):
     told = capsys.readouterr().out
     assert "fit_anchors  " in told and "frame " not in told
     assert all(line.endswith(".") for line in command._tool_lines().values())
+
+
+def test_numbers_are_rounded_for_json_and_nan_becomes_null():
+    values = {"a": np.float32([1 / 3, np.nan]), "b": (np.int32(7), True, "x", None, np.inf)}
+    assert frame.rounded(values) == {"a": [0.333333, None], "b": [7, True, "x", None, None]}
+    assert frame.rounded(123456789.0, 3) == 123000000.0
+    json.dumps(frame.rounded(values), allow_nan=False)
+
+
+def test_the_first_images_of_a_source_come_once_each_without_changes(tmp_path):
+    config = config_lib.load("retinanet_shapes", {"data.augment.photometric": "1.0"})
+    source = frame.open_data(config, "train", limit=3)
+    assert len(source) == 3 and len(frame.open_data(config, "eval")) > 3
+    batches = list(frame.batches(source, config, "train", 2))
+    assert [batch.real.tolist() for batch in batches] == [[True, True], [True, False]]
+    for number, batch in enumerate(batches):
+        for row in np.flatnonzero(batch.real):
+            record = source[2 * number + row]
+            np.testing.assert_array_equal(batch.images[row], record["image"])
+            boxes = batch.boxes[row][batch.valid[row]]
+            np.testing.assert_array_equal(boxes, record["boxes"])
