@@ -411,8 +411,8 @@ def report(results: dict[str, Any], form: str) -> str:
         sentences.append(f"{name}: objects read: {classes}")
     if form == "voc" and any("check" in found for found in results.values()):
         sentences.append(
-            "VOC's form has whole px within the image: other boxes are rounded, by half a px, and by"
-            " up to 1 px at the right and lower edge"
+            "VOC's form has whole px within the image: other boxes are rounded, by half a px, and"
+            " by up to 1 px at the right and lower edge"
         )
     return "\n".join([tables.text_table(header, rows), *sentences])
 

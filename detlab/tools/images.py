@@ -1,6 +1,7 @@
 """What the tools that look at data share: opening a part, and choosing images and objects."""
 
 import argparse
+import os
 import pathlib
 import re
 from collections.abc import Mapping, Sequence
@@ -30,9 +31,10 @@ def config_of(args: argparse.Namespace, overrides: Mapping[str, str]) -> config_
         )
     config = config_lib.load(args.config or "retinanet_coco", overrides)
     if any(files):
-        config.data.root = ""
+        folder, file = files[0], os.path.abspath(files[1])
+        config.data.update(source="coco", root=folder)
         for part in ("train", "eval"):
-            config.data.update({f"{part}_images": files[0], f"{part}_annotations": files[1]})
+            config.data.update({f"{part}_images": ".", f"{part}_annotations": file})
     checks.check_config(config)
     return config
 
@@ -77,7 +79,7 @@ def describe(config: config_dict.ConfigDict, part: str) -> str:
     """The data of a part in a few words, for titles and the JSON."""
     data = config.data
     if data.source == "coco":
-        return f"coco {data[f'{part}_annotations']}"
+        return f"coco {pathlib.PurePath(data[f'{part}_annotations']).name}"
     if data.source == "shapes":
         return f"shapes {part}"
     return " ".join([data.tfds_name or data.source, *data[f"{part}_splits"]])
