@@ -194,17 +194,27 @@ class Raw:
             return None
         from pycocotools import mask as coco_mask  # imported late, so programs start without it
 
-        try:
+        # Checked first: pycocotools reads 4 numbers as a box, and wrong lengths beyond their end.
+        if isinstance(outline, dict):
+            counts = outline.get("counts")
+            usable = isinstance(counts, str) or (_are_numbers(counts) and min(counts) >= 0)
+            if usable and outline.get("size") != list(size):
+                self.not_drawn["outlines of another size than their image"] += 1
+                return None
+            usable = usable and (isinstance(counts, str) or sum(counts) == size[0] * size[1])
+        else:
+            usable = isinstance(outline, list) and all(
+                _are_numbers(polygon) and len(polygon) >= 6 and len(polygon) % 2 == 0
+                for polygon in outline
+            )
+        if not usable:
+            self.not_drawn["outlines that are neither polygons nor run lengths"] += 1
+            return None
+        codes = outline
+        if isinstance(outline, list) or not isinstance(outline["counts"], str):
             codes = coco_mask.frPyObjects(outline, *size)
-            code = coco_mask.merge(codes) if isinstance(codes, list) else codes
-            mask = coco_mask.decode(code).astype(bool)
-        except (TypeError, ValueError, KeyError, IndexError):
-            self.not_drawn["outlines that pycocotools cannot read"] += 1
-            return None
-        if mask.shape != tuple(size):
-            self.not_drawn["outlines of another size than their image"] += 1
-            return None
-        return mask
+        code = coco_mask.merge(codes) if isinstance(codes, list) else codes
+        return coco_mask.decode(code).astype(bool)
 
     def _keypoints(self, points):
         if not points:
@@ -213,6 +223,14 @@ class Raw:
             self.not_drawn["keypoints that are no triples"] += 1
             return None
         return np.array(points, float).reshape(-1, 3)
+
+
+def _are_numbers(values):
+    return (
+        isinstance(values, list)
+        and len(values) > 0
+        and all(isinstance(x, (int, float)) and not isinstance(x, bool) for x in values)
+    )
 
 
 def draw(image, objects: Shown, class_names: Sequence[str]) -> np.ndarray:

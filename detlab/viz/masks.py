@@ -49,7 +49,7 @@ def draw_keypoints(
     marked = [v > 0 for _, _, v in keypoints]
     for a, b in skeleton:
         if max(a, b) < len(places) and marked[a] and marked[b]:
-            cv2.line(canvas, places[a], places[b], shade, thickness, cv2.LINE_AA)
+            cv2.line(canvas, places[a], places[b], shade, thickness)
     for place, is_marked in zip(places, marked, strict=True):
         if is_marked:
             cv2.circle(canvas, place, 2 * thickness, shade, -1, cv2.LINE_AA)

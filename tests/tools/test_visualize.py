@@ -86,7 +86,7 @@ def test_what_cannot_be_drawn_is_counted_and_the_rest_is_drawn(coco_data, tmp_pa
 
     found = run(coco_data(spoil), tmp_path / "out")
     assert found["not_drawn"] == {
-        "outlines that pycocotools cannot read": 1,
+        "outlines that are neither polygons nor run lengths": 1,
         "keypoints that are no triples": 1,
         "outlines of another size than their image": 1,
     }
