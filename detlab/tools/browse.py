@@ -14,6 +14,7 @@ from detlab.tools import data_flags
 if __name__ == "__main__":
     cli.answer_first(data_flags.browse(__doc__))  # --help needs no import below
 
+import pathlib
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -58,7 +59,7 @@ def main(arguments: list[str]) -> None:
                 draw_lib.contact_sheet(rows[-1], width, rows[-1][0].shape[:2]), f"{file}.jpg"
             )
         else:
-            cells.append(heading(f"{source.name(i)}", picture))
+            cells.append(heading(pathlib.PurePath(source.name(i)).name, picture))
             output.image(picture, f"{file}.jpg")
         shown.append(
             {"name": source.name(i), "id": source.image_id(i), "picture": f"{file}.jpg"}

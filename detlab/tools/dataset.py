@@ -16,6 +16,7 @@ if __name__ == "__main__":
 
 import concurrent.futures
 import hashlib
+import pathlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -108,7 +109,10 @@ def examine(
     settings = settings_lib.of(config.data, part, block)
     on_canvas = scaled(objects, canvas_scales(sizes, settings))
     faults, digests = ({}, {}) if quick else read(source, positions)
-    names = [source.name(i) for i in positions]
+    digests = {
+        key: [shorter(name, config.data.root) for name in same] for key, same in digests.items()
+    }
+    names = [shorter(source.name(i), config.data.root) for i in positions]
     return {
         "images": len(positions),
         "raw": summarise(objects, source.class_names, len(positions)),
@@ -153,6 +157,12 @@ def read(source: Any, positions: Sequence[int]) -> tuple[dict[int, str], dict[st
                 digests.setdefault(found.hexdigest(), []).append(source.name(positions[k]))
             bar.update()
     return faults, digests
+
+
+def shorter(name: str, root: str) -> str:
+    """The name of an image below the folder of the data."""
+    path = pathlib.PurePath(name)
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else name
 
 
 def canvas_scales(sizes, settings: settings_lib.Settings):
@@ -453,21 +463,22 @@ def draw(found: dict[str, Any], name: str) -> Any:
 
     axis = panels["sides"]
     shown = {"raw": "in the files", "canvas": "on the canvas", "augmented": "augmented"}
+    widths = {"raw": 1.5, "canvas": 3, "augmented": 1}  # the last two are often the same
     for form, label in shown.items():
         if form in found:
             histogram = found[form]["side_histogram"]
             counts = np.array(histogram["counts"]) / max(sum(histogram["counts"]), 1)
-            axis.stairs(100 * counts, histogram["edges"], label=label)
+            axis.stairs(100 * counts, histogram["edges"], label=label, linewidth=widths[form])
     for border in (SMALL, LARGE):
         axis.axvline(border, color="grey", linestyle=":", linewidth=1)
     axis.set(title="size of objects", xlabel="sqrt(width x height), px", ylabel="% of objects")
-    axis.set_xscale("log", base=2)
+    _log(axis.set_xscale, axis.xaxis)
     axis.legend(fontsize=8)
 
     axis, histogram = panels["ratios"], found["raw"]["ratio_histogram"]
     axis.stairs(histogram["counts"], histogram["edges"], fill=True)
     axis.set(title="ratio of sides, in the files", xlabel="width / height", ylabel="objects")
-    axis.set_xscale("log", base=2)
+    _log(axis.set_xscale, axis.xaxis)
 
     _draw_joint(figure, panels["joint"], found["joint"])
     axis, grid = panels["centres"], found["joint"]
@@ -511,13 +522,24 @@ def _draw_classes(axis, classes):
     axis.legend(fontsize=8, title="area in the files: 32^2, 96^2 px^2", title_fontsize=8)
 
 
+def _log(set_scale, axis):
+    """A scale of doublings with plain numbers."""
+    from matplotlib import ticker
+
+    set_scale("log", base=2)
+    axis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
+
+
 def _draw_joint(figure, axis, grid):
+    from matplotlib import colors
+
     counts = np.ma.masked_equal(grid["height_by_width"], 0)
-    picture = axis.pcolormesh(grid["side_edges"], grid["side_edges"], counts)
+    scale = colors.LogNorm(1, max(np.max(grid["height_by_width"]), 2))
+    picture = axis.pcolormesh(grid["side_edges"], grid["side_edges"], counts, norm=scale)
     figure.colorbar(picture, ax=axis, label="objects")
     axis.set(title="width by height, in the files", xlabel="width, px", ylabel="height, px")
-    axis.set_xscale("log", base=2)
-    axis.set_yscale("log", base=2)
+    _log(axis.set_xscale, axis.xaxis)
+    _log(axis.set_yscale, axis.yaxis)
     if counts.count():  # only the bins that hold something
         for set_limits, used in (
             (axis.set_xlim, counts.any(axis=0)),

@@ -168,10 +168,12 @@ def side_by_side(pictures: Mapping[str, np.ndarray]):
 
 def with_heading(image, text: str):
     """The image [H, W, 3] below a line of text that is cut off at its right edge: [h, W, 3]."""
-    text = letters.spelling(text)
-    _, height = _text_size(image, text)
+    scale, stroke = max(0.5, min(image.shape[:2]) / 500), 1
+    (_, height), baseline = cv2.getTextSize("Ag", FONT, scale, stroke)
+    height += baseline + 2 * stroke + 2
     heading = np.full((height, image.shape[1], 3), BACKGROUND, np.uint8)
-    _write(heading, text, (0, 0, image.shape[1], height), BACKGROUND, _font(image))
+    place = (0, 0, image.shape[1], height)
+    _write(heading, letters.spelling(text), place, BACKGROUND, (scale, stroke))
     return np.concatenate([heading, image])
 
 

@@ -54,10 +54,12 @@ def test_evaluation_is_drawn_without_chance_and_images_are_chosen(coco_data, tmp
 
 @pytest.mark.parametrize("experiment", ["yolov5_shapes", "ssd_shapes"])
 def test_the_pictures_are_those_of_the_training_stream(experiment):
-    config = config_lib.load(experiment, {"data.augment.mixup": "0.5", "train.batch_size": "2"})
+    more = {"mixup": "0.5", "mosaic": "0.5", "affine": "0.8"} if experiment[0] == "y" else {}
+    more = {f"data.augment.{key}": value for key, value in more.items()}
+    config = config_lib.load(experiment, {"train.batch_size": "2", **more})
     source = images.open_part(config, "train", whole=False)
     stream = browse.Stream(source, config, "train", seed=3)
-    for i in (0, 5):
+    for i in (0, 5, 9):
         seen = stream(i)
         settings = settings_lib.of(config.data, "train")
         (loaded,) = loader.train_batches(
