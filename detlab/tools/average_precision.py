@@ -441,15 +441,12 @@ def draw_curves(found: dict[str, Any], name: str, iou: float) -> Any:
                 [d["precision"] for d in chosen],
                 marker,
                 color=colour,
-                markersize=3 if many else 6,
+                markersize=(3 if many else 6) + 4 * (verdict == IGNORED),
+                fillstyle="none" if verdict == IGNORED else "full",
                 label=f"{verdict} ({len(chosen)})",
             )
-        if not many:
-            for d in found["detections"]:
-                place = (d["voc"]["recall"], d["voc"]["precision"])
-                axis.annotate(
-                    f"{d['score']:.2f}", place, (4, 4), textcoords="offset points", fontsize=7
-                )
+        for place, scores in ({} if many else _scores_at(found["detections"])).items():
+            axis.annotate(scores, place, (5, 5), textcoords="offset points", fontsize=7)
     curves = found["coco"]
     for k, (threshold, values, ap) in enumerate(
         zip(curves["ious"], curves["precision"], curves["AP"], strict=True)
@@ -463,9 +460,18 @@ def draw_curves(found: dict[str, Any], name: str, iou: float) -> Any:
     for axis in (area, points, by_coco):
         axis.set(xlabel="recall", xlim=(-0.02, 1.02), ylim=(0, 1.05))
         axis.grid(alpha=0.3)
-        axis.legend(fontsize=8, loc="lower left")
+        axis.legend(fontsize=8, loc="lower left", framealpha=0.6)
     area.set_ylabel("precision")
     return figure
+
+
+def _scores_at(detections):
+    """{(recall, precision): the scores of the detections there}, as text."""
+    at = {}
+    for d in detections:
+        place = (d["voc"]["recall"], d["voc"]["precision"])
+        at.setdefault(place, []).append(f"{d['score']:.2f}")
+    return {place: ", ".join(scores) for place, scores in at.items()}
 
 
 def draw_images(

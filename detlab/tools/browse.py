@@ -28,7 +28,7 @@ from detlab.metrics import tables
 from detlab.tools import frame, images
 from detlab.viz import boxes as draw_lib
 
-CELL = (300, 400)  # height, width px of a picture on a sheet
+CELL = (240, 320)  # height, width px of a picture on a sheet
 
 
 def main(arguments: list[str]) -> None:

@@ -447,7 +447,7 @@ def draw(found: dict[str, Any], name: str) -> Any:
     from matplotlib import ticker
 
     classes = found["raw"]["classes"]
-    figure = figure_lib.Figure(figsize=(14, max(8, 0.19 * len(classes) + 2)), layout="constrained")
+    figure = figure_lib.Figure(figsize=(12, max(7, 0.19 * len(classes) + 2)), layout="constrained")
     panels = figure.subplot_mosaic(
         [
             ["classes", "sides", "ratios"],

@@ -30,7 +30,7 @@ from detlab.tools import frame, images
 from detlab.viz import boxes as draw_lib
 from detlab.viz import masks as mask_lib
 
-CELL = (300, 400)  # height, width px of a picture on the sheet
+CELL, PAIR = (300, 400), (330, 800)  # height, width px of a picture, of two on the sheet
 
 
 def main(arguments: list[str]) -> None:
@@ -83,11 +83,12 @@ def main(arguments: list[str]) -> None:
                 )
             ]
         output.image(picture, f"{file}.jpg")
-        cells.append(draw_lib.contact_sheet([picture], 1, CELL))
+        cells.append(picture)
         shown.append(told)
     if not shown:
         raise errors.UserError(f"none of the {len(positions)} chosen images can be read.")
-    output.image(draw_lib.contact_sheet(cells, 4, CELL), "visualize.jpg")
+    columns, cell = (4, CELL) if found is None else (2, PAIR)
+    output.image(draw_lib.contact_sheet(cells, columns, cell), "visualize.jpg")
     results = {"images": shown, "not_drawn": dict(raw.not_drawn) if raw else {}}
     output.close(results, report(shown, results["not_drawn"]))
 
