@@ -54,10 +54,8 @@ def main(arguments: list[str]) -> None:
         steps = [draw_step(step, source.class_names) for step in seen.steps]
         if args.steps:
             rows.append([*steps, heading("on the canvas", picture)])
-            width = len(rows[-1])
-            output.image(
-                draw_lib.contact_sheet(rows[-1], width, rows[-1][0].shape[:2]), f"{file}.jpg"
-            )
+            alone = draw_lib.contact_sheet(rows[-1], 4, rows[-1][0].shape[:2])
+            output.image(alone, f"{file}.jpg")
         else:
             cells.append(heading(pathlib.PurePath(source.name(i)).name, picture))
             output.image(picture, f"{file}.jpg")

@@ -447,7 +447,9 @@ def draw(found: dict[str, Any], name: str) -> Any:
     from matplotlib import ticker
 
     classes = found["raw"]["classes"]
-    figure = figure_lib.Figure(figsize=(12, max(7, 0.19 * len(classes) + 2)), layout="constrained")
+    figure = figure_lib.Figure(
+        figsize=(11, max(6.6, 0.19 * len(classes) + 2)), layout="constrained"
+    )
     panels = figure.subplot_mosaic(
         [
             ["classes", "sides", "ratios"],
@@ -464,21 +466,23 @@ def draw(found: dict[str, Any], name: str) -> Any:
     axis = panels["sides"]
     shown = {"raw": "in the files", "canvas": "on the canvas", "augmented": "augmented"}
     widths = {"raw": 1.5, "canvas": 3, "augmented": 1}  # the last two are often the same
-    for form, label in shown.items():
-        if form in found:
-            histogram = found[form]["side_histogram"]
-            counts = np.array(histogram["counts"]) / max(sum(histogram["counts"]), 1)
-            axis.stairs(100 * counts, histogram["edges"], label=label, linewidth=widths[form])
+    forms = [form for form in shown if form in found]
+    for form in forms:
+        counts = np.array(found[form]["side_histogram"]["counts"])
+        percent = 100 * counts / max(counts.sum(), 1)
+        axis.stairs(percent, SIDES, label=shown[form], linewidth=widths[form])
     for border in (SMALL, LARGE):
         axis.axvline(border, color="grey", linestyle=":", linewidth=1)
     axis.set(title="size of objects", xlabel="sqrt(width x height), px", ylabel="% of objects")
     _log(axis.set_xscale, axis.xaxis)
-    axis.legend(fontsize=8)
+    _show_used(axis.set_xlim, SIDES, [found[form]["side_histogram"]["counts"] for form in forms])
+    axis.legend(fontsize=8, framealpha=0.5)
 
     axis, histogram = panels["ratios"], found["raw"]["ratio_histogram"]
     axis.stairs(histogram["counts"], histogram["edges"], fill=True)
     axis.set(title="ratio of sides, in the files", xlabel="width / height", ylabel="objects")
     _log(axis.set_xscale, axis.xaxis)
+    _show_used(axis.set_xlim, RATIOS, [histogram["counts"]])
 
     _draw_joint(figure, panels["joint"], found["joint"])
     axis, grid = panels["centres"], found["joint"]
@@ -502,6 +506,11 @@ def draw(found: dict[str, Any], name: str) -> Any:
     axis.set(title="size of images", xlabel="width, px", ylabel="height, px")
     axis.set_xlim(left=0)
     axis.set_ylim(bottom=0)
+    for axis in panels.values():
+        axis.title.set_fontsize(10)
+        axis.tick_params(labelsize=8)
+        for label in (axis.xaxis.label, axis.yaxis.label):
+            label.set_fontsize(8)
     return figure
 
 
@@ -540,13 +549,16 @@ def _draw_joint(figure, axis, grid):
     axis.set(title="width by height, in the files", xlabel="width, px", ylabel="height, px")
     _log(axis.set_xscale, axis.xaxis)
     _log(axis.set_yscale, axis.yaxis)
-    if counts.count():  # only the bins that hold something
-        for set_limits, used in (
-            (axis.set_xlim, counts.any(axis=0)),
-            (axis.set_ylim, counts.any(axis=1)),
-        ):
-            bins = np.flatnonzero(np.ma.filled(used, False))
-            set_limits(grid["side_edges"][bins[0]], grid["side_edges"][bins[-1] + 1])
+    edges = grid["side_edges"]
+    _show_used(axis.set_xlim, edges, grid["height_by_width"])
+    _show_used(axis.set_ylim, edges, np.transpose(grid["height_by_width"]))
+
+
+def _show_used(set_limits, edges, counts):
+    """Limits an axis to the bins that any row of counts [k, bins] uses."""
+    used = np.flatnonzero(np.any(counts, axis=0))
+    if len(used):
+        set_limits(edges[used[0]], edges[used[-1] + 1])
 
 
 if __name__ == "__main__":

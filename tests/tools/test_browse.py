@@ -32,7 +32,9 @@ def test_each_step_moves_the_boxes_as_computed_by_hand(coco_data, tmp_path):
     assert [entry["ignore"] for entry in second["objects"]] == [False, True]
     sheet = cv2.imread(str(tmp_path / "first" / "browse.jpg"))
     row = cv2.imread(str(tmp_path / "first" / first["picture"]))
-    assert sheet.shape[1] == row.shape[1] > 5 * 320 and sheet.shape[0] > 2 * row.shape[0] - 10
+    # Five cells a row on the sheet, which has two images; four on the picture of one, in two rows.
+    assert 5 * 320 < sheet.shape[1] < 6 * 320 and 4 * 320 < row.shape[1] < 5 * 320
+    assert sheet.shape[0] == row.shape[0]
 
     other = run([*flags, "--config.data.flip_horizontal=0.0"], tmp_path / "second")[0]
     assert other["objects"][0]["box"] == [20, 20, 60, 60]
