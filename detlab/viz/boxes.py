@@ -240,8 +240,10 @@ def encode(image, suffix: str, quality: int = 95) -> bytes:
       ValueError: OpenCV cannot write this suffix.
     """
     bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
+    jpeg = suffix.lower() in (".jpg", ".jpeg")  # for others, OpenCV prints a warning
+    options = [cv2.IMWRITE_JPEG_QUALITY, quality] if jpeg else []
     try:
-        done, data = cv2.imencode(suffix, bgr, [cv2.IMWRITE_JPEG_QUALITY, quality])
+        done, data = cv2.imencode(suffix, bgr, options)
     except cv2.error:
         done = False
     if not done:

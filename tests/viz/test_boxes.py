@@ -179,6 +179,8 @@ def test_a_heading_is_above_the_picture_and_cut_off_at_its_edge():
     assert (headed[:-60] > 200).any()
 
 
-def test_a_jpeg_of_lower_quality_is_smaller():
+def test_a_jpeg_of_lower_quality_is_smaller_and_a_png_has_none(capfd):
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
     assert len(boxes_viz.encode(noise, ".jpg", 50)) < 0.7 * len(boxes_viz.encode(noise, ".jpg"))
+    assert boxes_viz.encode(noise, ".png", 50) == boxes_viz.encode(noise, ".png")
+    assert capfd.readouterr().err == ""  # no warning of OpenCV
