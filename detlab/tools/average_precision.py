@@ -355,7 +355,7 @@ class Both(NamedTuple):
             # IoUs [detections by score, objects in the order of the file]; of crowds, the part of
             # the detection that lies inside.
             ious = np.reshape(self.evaluator.ious[image + 1, label + 1], (len(row["dtIds"]), -1))
-            mine = np.flatnonzero((objects.image == image) & (objects.labels == label))
+            mine = _of_class(objects, image, label)
             holder = {}
             for d, detection in enumerate(row["dtIds"]):
                 k, match = int(detection) - 1, int(row["dtMatches"][at][d]) - 1
@@ -374,9 +374,9 @@ class Both(NamedTuple):
                         holder[match] = k
                     continue
                 found[k] = (FP, self._coco_miss(ious[d], mine, holder))
-            for k in np.flatnonzero((detected.image == image) & (detected.labels == label)):
+            for k in _of_class(detected, image, label).tolist():
                 reason = f"only the best {FIRST_100} of a class in an image count"
-                found.setdefault(int(k), (IGNORED, reason))
+                found.setdefault(k, (IGNORED, reason))
         return found
 
     def _coco_miss(self, ious, mine, holder):
@@ -395,6 +395,12 @@ class Both(NamedTuple):
     def _detection(self, k):
         score = self.matches.detected.scores[k]
         return f"detection {self.numbers[1][k]} (score {score:.2f})"
+
+
+def _of_class(boxes, image, label):
+    """Positions [n] of the boxes of a class in an image; `boxes` are ordered by image."""
+    start, end = np.searchsorted(boxes.image, (image, image + 1))
+    return start + np.flatnonzero(boxes.labels[start:end] == label)
 
 
 def _within_image(image):
