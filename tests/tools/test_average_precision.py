@@ -93,6 +93,16 @@ def test_ignored_objects_make_detections_neither_true_nor_false(tmp_path):
     assert verdicts(at_other, "voc")[0] == "FP" and verdicts(at_other, "coco")[0] == "ignored"
 
 
+def test_coco_counts_the_best_hundred_detections_of_a_class_in_an_image(tmp_path):
+    far = [f"detection,a,cat,{1 - k / 1000:.3f},50,0,60,10," for k in range(100)]
+    rows = ["truth,a,cat,,0,0,10,10,", *far, "detection,a,cat,0.1,0,0,10,10,"]
+    found = run(rows, tmp_path / "out", "--count=0")["classes"]["cat"]
+    assert verdicts(found, "voc")[-1] == "TP" and found["voc_AP12"] == pytest.approx(1 / 101)
+    assert verdicts(found, "coco")[-1] == "ignored" and found["coco_AP50"] == 0
+    assert reasons(found, "coco")[-1] == "only the best 100 of a class in an image count"
+    assert not list((tmp_path / "out").glob("*.jpg"))
+
+
 def made_up(rng, images=6):
     """Random objects of two classes, and detections near them and elsewhere."""
     truth, found = [], []
