@@ -28,6 +28,23 @@ def open_source(
       UserError: the data cannot be opened or are empty, or their classes or the number of these are
         not the detector's.
     """
+    source = open_any(config, part, class_names)
+    check_class_names(class_names, source.class_names)
+    _check_num_classes(source, part, contract.num_classes(config))
+    report_problems(source, part)
+    return source
+
+
+def open_any(
+    config: config_dict.ConfigDict, part: str, class_names: Sequence[str] | None = None
+) -> Any:
+    """The source of a part, "train" or "eval", whatever the detector; prints nothing.
+
+    Args:
+      class_names: see `open_source`.
+    Raises:
+      UserError: the data cannot be opened or are empty.
+    """
     switch = _SWITCHES[part]
     try:
         source = sources.build(config.data, part)
@@ -46,13 +63,15 @@ def open_source(
         raise errors.UserError(
             f"{part} data: config.data.root {config.data.root!r} has no usable images{cause}."
         )
-    check_class_names(class_names, source.class_names)
-    _check_num_classes(source, part, contract.num_classes(config))
+    return source
+
+
+def report_problems(source: Any, part: str) -> None:
+    """Prints the first problems of a source of a part, "train" or "eval"."""
     for problem in source.problems[:_SHOWN]:
         print(f"{part} data: {problem}")
     if len(source.problems) > _SHOWN:
         print(f"{part} data: {len(source.problems) - _SHOWN} more problems not shown")
-    return source
 
 
 _SHOWN = 20

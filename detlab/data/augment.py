@@ -11,6 +11,7 @@ from detlab.data import settings as settings_lib
 
 Record = dict[str, Any]
 Change = Callable[[Record, np.random.Generator], Record]
+Watch = Callable[[str, Record], None]
 Resize = Callable[..., Record]  # (record, height, width) -> record; some take `limits` too
 
 
@@ -29,21 +30,28 @@ class Augmenter(NamedTuple):
     resize_tile: Resize  # for the tiles of a mosaic
     after: tuple[Change, ...]
 
-    def __call__(self, step: plan.Step, row: int, skipped: list[str]) -> Record | None:
-        """The transformed record for a row of the step; None if the row stays empty."""
+    def __call__(
+        self, step: plan.Step, row: int, skipped: list[str], watch: Watch | None = None
+    ) -> Record | None:
+        """The transformed record for a row of the step; None if the row stays empty.
+
+        `watch` gets the name of each transform and the record after it; a transform that changed
+        nothing gives the same object as before.  Of the pictures of a mosaic or a mixup, only the
+        row's own is watched.
+        """
         augment = self.settings.augment
         rng = np.random.default_rng(int(step.seed[row]))
         limits = {} if step.limits is None else {"limits": step.limits[row].tolist()}
-        at = _Row(step.canvas, limits, rng, skipped)
+        at = _Row(step.canvas, limits, rng, skipped, watch)
         record = self._picture(int(step.index[row]), at)
         if record is None:
             return None
         if augment.mixup and rng.random() < augment.mixup:
             part = rng.beta(augment.mixup_beta, augment.mixup_beta)
-            other = self._picture(self._any_image(rng), at)
-            record = mosaic.mix(record, other, part, self.settings.pad_value)
+            other = self._picture(self._any_image(rng), at.unwatched())
+            record = at.seen("mixup", mosaic.mix(record, other, part, self.settings.pad_value))
         for change in self.after:
-            record = change(record, rng)
+            record = at.seen(name_of(change), change(record, rng))
         return record
 
     def _picture(self, i: int, at: "_Row") -> Record | None:
@@ -56,7 +64,9 @@ class Augmenter(NamedTuple):
             return None
         size = record["image_size"]
         moved_by = random_map(augment, size, size, at.rng)
-        return record if moved_by is None else self._warp(record, moved_by, size)
+        if moved_by is None:
+            return record
+        return at.seen("affine", self._warp(record, moved_by, size))
 
     def _mosaic(self, i: int, at: "_Row") -> Record:
         """A part of a mosaic with image i at a random place and random other images."""
@@ -67,16 +77,21 @@ class Augmenter(NamedTuple):
         place = int(at.rng.integers(count))
         chosen = [self._any_image(at.rng) for _ in range(count)]
         chosen[place] = i
-        tiles = [self._small(k, self.resize_tile, at) for k in chosen]
+        tiles = [
+            self._small(k, self.resize_tile, at if number == place else at.unwatched())
+            for number, k in enumerate(chosen)
+        ]
         corners = place_all(tiles, at.canvas, at.rng)
         size = (2 * at.canvas[0], 2 * at.canvas[1])
         moved_by = random_map(self.settings.augment, size, at.canvas, at.rng)
+        name = "mosaic" if moved_by is None else "mosaic and affine"
         if moved_by is None:
             moved_by = affine.centred(size, at.canvas)
         seen = affine.window(moved_by, at.canvas, size)
         pad_value = self.settings.pad_value
         plane = mosaic.paste(tiles, corners, size, pad_value, seen, affine.CHANNELS)
-        return self._warp({**plane, "index": tiles[place]["index"]}, moved_by, at.canvas)
+        plane = {**plane, "index": tiles[place]["index"]}
+        return at.seen(name, self._warp(plane, moved_by, at.canvas))
 
     def _warp(self, record: Record, moved_by: affine.Map, target: tuple[int, int]) -> Record:
         augment = self.settings.augment
@@ -91,9 +106,10 @@ class Augmenter(NamedTuple):
         record = self.read(i, at.skipped)
         if record is None:
             return None
+        at.seen("image", record)
         for change in self.before:
-            record = change(record, at.rng)
-        return resize(record, *at.canvas, **at.limits)
+            record = at.seen(name_of(change), change(record, at.rng))
+        return at.seen("resize", resize(record, *at.canvas, **at.limits))
 
 
 class _Row(NamedTuple):
@@ -103,6 +119,21 @@ class _Row(NamedTuple):
     limits: dict  # keyword arguments of the resize
     rng: np.random.Generator
     skipped: list[str]  # sentences on images that cannot be read
+    watch: Watch | None  # see `Augmenter.__call__`
+
+    def seen(self, name: str, record: Record) -> Record:
+        """The record, once `watch` has it."""
+        if self.watch is not None:
+            self.watch(name, record)
+        return record
+
+    def unwatched(self) -> "_Row":
+        return self._replace(watch=None)
+
+
+def name_of(change: Change) -> str:
+    """The name of the function in `transforms` that made a change, such as "flip_horizontal"."""
+    return change.__qualname__.partition(".")[0]
 
 
 def of(

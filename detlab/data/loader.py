@@ -52,7 +52,7 @@ def train_batches(
     """
     sizes, canvases = plan.source_sizes(source), settings.canvases
     groups = plan.group_by_canvas(sizes, canvases) if settings.skip_broken else ()
-    read = _Reader(source, tuple(groups), leave_out=False)
+    read = Reader(source, tuple(groups), leave_out=False)
     make = _MakeBatch(
         plan.Epochs(sizes, seed, batch_size, canvases, settings.multiscale),
         plan.rows_of(batch_size, process_index, process_count),
@@ -82,7 +82,7 @@ def eval_batches(
     """
     settings = settings_lib.without_chance(settings)
     steps = plan.evaluation_steps(plan.source_sizes(source), batch_size, settings)
-    read = _Reader(source, (), leave_out=settings.skip_broken)
+    read = Reader(source, (), leave_out=settings.skip_broken)
     make = _MakeBatch(
         steps.__getitem__,
         plan.rows_of(batch_size, process_index, process_count),
@@ -110,7 +110,7 @@ class _MakeBatch(NamedTuple):
         return batch_lib.Loaded(batch, batch_lib.count_dropped(records, max_boxes), tuple(skipped))
 
 
-class _Reader(NamedTuple):
+class Reader(NamedTuple):
     """Reads records of a source, and replaces those that cannot be read."""
 
     source: Any

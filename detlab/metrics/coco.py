@@ -44,10 +44,21 @@ def evaluate(
     Raises:
       ValueError: inputs that do not fit together; see `inputs.flatten`.
     """
+    objects, detected = inputs.flatten(ground_truth, predictions, len(class_names))
+    evaluator = run(objects, detected, len(ground_truth), len(class_names))
+    return summarise(evaluator, objects, detected, class_names)
+
+
+def run(
+    objects: inputs.Objects, detected: inputs.Detected, num_images: int, num_classes: int
+) -> Any:
+    """The `COCOeval` of pycocotools for the boxes, evaluated, accumulated and summarised.
+
+    Its ids are positions from 1: of images, categories, objects and detections.
+    """
     from pycocotools import cocoeval  # here, so that programs start without it and matplotlib
 
-    objects, detected = inputs.flatten(ground_truth, predictions, len(class_names))
-    index = functools.partial(_index, num_images=len(ground_truth), num_classes=len(class_names))
+    index = functools.partial(_index, num_images=num_images, num_classes=num_classes)
     # pycocotools prints its progress.
     with contextlib.redirect_stdout(io.StringIO()):
         evaluator = cocoeval.COCOeval(
@@ -58,7 +69,16 @@ def evaluate(
         evaluator.evaluate()
         evaluator.accumulate()
         evaluator.summarize()
+    return evaluator
 
+
+def summarise(
+    evaluator: Any,
+    objects: inputs.Objects,
+    detected: inputs.Detected,
+    class_names: Sequence[str],
+) -> dict[str, Any]:
+    """The result of `evaluate` from what `run` gave."""
     # Area "all" is the first range, 100 detections the last limit.
     precision = evaluator.eval["precision"][..., 0, -1]  # [10 IoUs, 101 recalls, C]
     recall = evaluator.eval["recall"][..., 0, -1]  # [10 IoUs, C]

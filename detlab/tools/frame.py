@@ -42,6 +42,7 @@ from detlab.run import state as state_lib
 from detlab.viz import boxes as draw_lib
 
 DPI = 120
+JPEG_QUALITY = 80
 
 
 def parse(
@@ -190,10 +191,10 @@ class Output:
             figure.savefig(path, dpi=DPI)
 
     def image(self, image: Any, name: str) -> None:
-        """Saves an image, uint8 RGB [H, W, 3]; the name has the suffix, .png or .jpg."""
+        """Saves an image, uint8 RGB [H, W, 3]; the name has the suffix, .png or .jpg (smaller)."""
         path = self.path(name)
         with files.writing(path):
-            draw_lib.save(path, image)
+            draw_lib.save(path, image, JPEG_QUALITY)
 
     def close(self, results: Any, table: str) -> None:
         """Writes the JSON, prints the table and, last, the path of the JSON."""

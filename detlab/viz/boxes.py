@@ -36,6 +36,8 @@ def draw(
     scores=None,
     ignored=None,
     min_side: int = 480,
+    captions: Sequence[str] | None = None,
+    shades=None,
 ):
     """Draws boxes and their class names on a copy of the image.
 
@@ -51,6 +53,8 @@ def draw(
       ignored: [n] bool: boxes (crowd, difficult) to draw grey and dashed, or None.
       min_side: lower bound of the result's shorter side, px, unless the longer side would exceed
         `MAX_ENLARGED`; 0 keeps the size.
+      captions: n texts instead of class names and scores, or None; "" writes nothing.
+      shades: [n, 3] RGB, 0..255, instead of the colours of the classes, or None.
     Returns:
       [H * f, W * f, 3] uint8 RGB for an integer f >= 1.
     Raises:
@@ -78,18 +82,24 @@ def draw(
     canvas = np.repeat(np.repeat(image, factor, axis=0), factor, axis=1)
     thickness = _thickness(canvas)
     order = np.argsort(ranks, kind="stable")
+    if shades is None:
+        shades = [GREY if ignored[i] else colour(label) for i, label in enumerate(labels)]
+    colours = [tuple(int(channel) for channel in shade) for shade in shades]
     for i in order:
-        box = boxes[i] * factor
-        shade = GREY if ignored[i] else colour(labels[i])
-        _rectangle(canvas, box, shade, thickness, dashed=ignored[i])
+        _rectangle(canvas, boxes[i] * factor, colours[i], thickness, dashed=ignored[i])
     taken, texts = [], []
     # The box with the highest score gets the first choice of place; its text is drawn last.
     for i in order[::-1]:
-        text = letters.spelling(class_names[labels[i]])
-        text += "" if scores is None else f" {scores[i]:.2f}"
+        if captions is None:
+            text = letters.spelling(class_names[labels[i]])
+            text += "" if scores is None else f" {scores[i]:.2f}"
+        else:
+            text = letters.spelling(captions[i]) if captions[i] else ""
+        if not text:
+            continue
         place = _free_place(canvas, text, boxes[i] * factor, taken)
         taken.append(place)
-        texts.append((text, place, GREY if ignored[i] else colour(labels[i])))
+        texts.append((text, place, colours[i]))
     for text, place, shade in texts[::-1]:
         _write(canvas, text, place, shade, _font(canvas))
     return canvas
@@ -128,15 +138,43 @@ def draw_pair(
         scores=predictions["scores"],
         min_side=min_side,
     )
-    gap = np.full((left.shape[0], 4 * _thickness(left), 3), BACKGROUND, np.uint8)
-    pair = np.concatenate([left, gap, right], axis=1)
-    _, height = _text_size(left, "")
-    heading = np.full((2 * height, pair.shape[1], 3), BACKGROUND, np.uint8)
-    for text, x in (("ground truth", 0), ("predictions", left.shape[1] + gap.shape[1])):
-        width, _ = _text_size(left, text)
+    return side_by_side({"ground truth": left, "predictions": right})
+
+
+def side_by_side(pictures: Mapping[str, np.ndarray]):
+    """Pictures of one height beside each other under their headings.
+
+    Args:
+      pictures: {heading: [h, w, 3] uint8 RGB}.
+    Returns:
+      [H, W, 3] uint8 RGB.
+    """
+    first = next(iter(pictures.values()))
+    gap = np.full((first.shape[0], 4 * _thickness(first), 3), BACKGROUND, np.uint8)
+    parts, starts, x = [], [], 0
+    for picture in pictures.values():
+        parts += [picture, gap]
+        starts.append(x)
+        x += picture.shape[1] + gap.shape[1]
+    row = np.concatenate(parts[:-1], axis=1)
+    _, height = _text_size(first, "")
+    heading = np.full((2 * height, row.shape[1], 3), BACKGROUND, np.uint8)
+    for text, x in zip(pictures, starts, strict=True):
+        width, _ = _text_size(first, text)
         place = (x, height // 2, x + width, height // 2 + height)
-        _write(heading, text, place, BACKGROUND, _font(left))
-    return np.concatenate([heading, pair])
+        _write(heading, text, place, BACKGROUND, _font(first))
+    return np.concatenate([heading, row])
+
+
+def with_heading(image, text: str):
+    """The image [H, W, 3] below a line of text that is cut off at its right edge: [h, W, 3]."""
+    scale, stroke = max(0.5, min(image.shape[:2]) / 500), 1
+    (_, height), baseline = cv2.getTextSize("Ag", FONT, scale, stroke)
+    height += baseline + 2 * stroke + 2
+    heading = np.full((height, image.shape[1], 3), BACKGROUND, np.uint8)
+    place = (0, 0, image.shape[1], height)
+    _write(heading, letters.spelling(text), place, BACKGROUND, (scale, stroke))
+    return np.concatenate([heading, image])
 
 
 def contact_sheet(
@@ -178,30 +216,34 @@ def fit(image, cell: tuple[int, int]):
     return cv2.resize(image, size, interpolation=interpolation)
 
 
-def save(path: str | pathlib.Path, image) -> None:
+def save(path: str | pathlib.Path, image, quality: int = 95) -> None:
     """Writes an image [H, W, 3], uint8 RGB, in the format of the suffix; creates its folder.
 
+    Args:
+      quality: of a JPEG, 0..100.
     Raises:
       OSError: OpenCV cannot write this suffix, or the path cannot be written.
     """
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        data = encode(image, path.suffix)
+        data = encode(image, path.suffix, quality)
     except ValueError as error:
         raise OSError(f"{path}: {error}") from error
     path.write_bytes(data)
 
 
-def encode(image, suffix: str) -> bytes:
-    """The content of a file with an image [H, W, 3], uint8 RGB.
+def encode(image, suffix: str, quality: int = 95) -> bytes:
+    """The content of a file with an image [H, W, 3], uint8 RGB; `quality` is that of a JPEG.
 
     Raises:
       ValueError: OpenCV cannot write this suffix.
     """
     bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
+    jpeg = suffix.lower() in (".jpg", ".jpeg")  # for others, OpenCV prints a warning
+    options = [cv2.IMWRITE_JPEG_QUALITY, quality] if jpeg else []
     try:
-        done, data = cv2.imencode(suffix, bgr)
+        done, data = cv2.imencode(suffix, bgr, options)
     except cv2.error:
         done = False
     if not done:

@@ -159,3 +159,28 @@ def test_save_says_what_cannot_be_written(tmp_path):
 def test_bad_input_raises(arguments, message):
     with pytest.raises(ValueError, match=message):
         boxes_viz.draw(*arguments)
+
+
+def test_captions_and_shades_replace_names_and_colours_of_classes():
+    box = [[20, 40, 100, 110]]
+    told = {"captions": ["TP"], "shades": [(1, 200, 3)]}
+    drawn = boxes_viz.draw(image(), box, [0], NAMES, min_side=0, **told)
+    np.testing.assert_array_equal(drawn[110, 60], (1, 200, 3))
+    assert not (drawn == boxes_viz.colour(0)).all(axis=2).any()
+    silent = boxes_viz.draw(image(), box, [0], NAMES, min_side=0, captions=[""])
+    named = boxes_viz.draw(image(), box, [0], NAMES, min_side=0)
+    assert (silent[:36] == 90).all() and (named[:36] != 90).any()
+
+
+def test_a_heading_is_above_the_picture_and_cut_off_at_its_edge():
+    headed = boxes_viz.with_heading(image(60, 80), "a text that is far too long for the picture")
+    assert headed.shape[1:] == (80, 3) and headed.shape[0] > 60
+    np.testing.assert_array_equal(headed[-60:], 90)
+    assert (headed[:-60] > 200).any()
+
+
+def test_a_jpeg_of_lower_quality_is_smaller_and_a_png_has_none(capfd):
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    assert len(boxes_viz.encode(noise, ".jpg", 50)) < 0.7 * len(boxes_viz.encode(noise, ".jpg"))
+    assert boxes_viz.encode(noise, ".png", 50) == boxes_viz.encode(noise, ".png")
+    assert capfd.readouterr().err == ""  # no warning of OpenCV
