@@ -20,8 +20,11 @@ import jax
 from ml_collections import config_dict
 
 import detlab
-from detlab import checks, cli, contract, environment, errors, files, sharding, trained
+from detlab import checks, cli, contract, environment, errors, files, sharding, trained, types
 from detlab import config as config_lib
+from detlab.data import augment, plan
+from detlab.data import batch as batch_lib
+from detlab.data import settings as settings_lib
 from detlab.run import checkpoint
 from detlab.run import state as state_lib
 from detlab.viz import boxes as draw_lib
@@ -96,6 +99,16 @@ def _find(
     return trained.load(args, overrides)
 
 
+def on_canvas(record: dict[str, Any], settings: settings_lib.Settings) -> types.Batch:
+    """A batch of one record, on the canvas that suits it best, without anything random."""
+    settings = settings_lib.without_chance(settings)
+    canvas = plan.canvas_of(record["image"].shape[:2], settings)
+    fitted = augment.resizer(settings)(record, *canvas)
+    return batch_lib.to_batch(
+        [fitted], canvas, settings.max_boxes, settings.pad_value, settings.dtype
+    )
+
+
 class Output:
     """The folder that a tool writes: a JSON of everything that was drawn, and pictures beside it.
 
@@ -122,11 +135,12 @@ class Output:
         return self.folder / name
 
     def figure(self, figure: Any, name: str) -> None:
-        """Saves a matplotlib Figure as NAME.png."""
-        path = self.path(f"{name}.png")
+        """Saves a matplotlib Figure as NAME.png, or as NAME if that ends in .jpg (photographs)."""
+        path = self.path(name if name.endswith(".jpg") else f"{name}.png")
+        options = {"pil_kwargs": {"quality": 85}} if path.suffix == ".jpg" else {}
         with files.writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            figure.savefig(path, dpi=DPI)
+            figure.savefig(path, dpi=DPI, **options)
 
     def image(self, image: Any, name: str) -> None:
         """Saves an image, uint8 RGB [H, W, 3]; the name has the suffix, .png or .jpg."""
