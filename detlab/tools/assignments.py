@@ -20,6 +20,7 @@ from detlab.viz import assignments as draw_lib
 SIZES = {"tiny": (0, 16), "small": (16, 32), "medium": (32, 96), "large": (96, float("inf"))}
 MOST = 512  # ignored or negative entries of an image that are drawn; more would hide the others
 KINDS = ("positive", "negative", "ignored")
+FORMS = {"points": "points", "boxes": "boxes", "maps": "pairs of corners"}  # in sentences
 HEATS = "_heat"  # ends the names of heat maps among the values
 
 
@@ -31,11 +32,11 @@ class Entries:
       boxes: [M, 4] float xyxy px.
       middles: [M, 2] x, y px.
       level, matched: [M] int.
-      positive, negative, ignored: [M] bool; empty slots are none of them.
+      positive, negative, ignored: [M] bool; empty slots and cells in padding are none of them.
     """
 
-    def __init__(self, targets: types.Targets):
-        """Takes the targets of a batch of one image, on the host."""
+    def __init__(self, targets: types.Targets, image_size: Sequence[int]):
+        """Takes the targets of a batch of one image, on the host, and its height and width, px."""
         first = types.Targets(*(np.asarray(x)[0] for x in targets[:4]), values=targets.values)
         self.boxes = first.boxes.astype(float)
         self.level, self.matched = first.level, first.matched
@@ -43,7 +44,8 @@ class Entries:
         self.positive, self.negative = first.status == 1, first.status == 0
         # Entries that no negative ever takes are a list of positives, in which -1 is an empty slot.
         slots = not self.negative.any()
-        self.ignored = (first.status == -1) & (self.boxes[:, 2] > self.boxes[:, 0]) & (not slots)
+        there = (self.boxes[:, 2] > self.boxes[:, 0]) & (self.middles < image_size[::-1]).all(1)
+        self.ignored = (first.status == -1) & there & (not slots)
         self.form = "boxes"
         if any(name.endswith(HEATS) for name in targets.values):
             self.form = "maps"
@@ -74,7 +76,7 @@ class Entries:
         ) and len(np.unique(self.boxes, axis=0)) == len(self.boxes)
 
 
-def iou(a, b) -> np.ndarray:
+def iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """IoU [n] of boxes [n, 4] in pairs; 0 if both have no area."""
     low, high = np.maximum(a[:, :2], b[:, :2]), np.minimum(a[:, 2:], b[:, 2:])
     common = np.clip(high - low, 0, None).prod(1)
@@ -124,7 +126,7 @@ def summary(
       class_names: by label.
       names: of the images.
     """
-    found = list(map(Entries, targets))
+    found = [Entries(x, batch.image_size[0]) for x, batch in zip(targets, batches, strict=True)]
     levels = max(entries.levels() for entries in found)
     objects, counts = [], []
     for entries, batch, name in zip(found, batches, names, strict=True):
@@ -200,7 +202,7 @@ def table(found: dict[str, Any]) -> str:
     share = 100 * (found["share_without"] or 0)
     lines = [
         f"{found['positive']} positive, {found['negative']} negative and {found['ignored']} ignored"
-        f" {found['form']} in {found['images']} images; nothing learns"
+        f" {FORMS[found['form']]} in {found['images']} images; nothing learns"
         f" {found['without_positive']} of {found['num_objects']} objects ({share:.1f} %)",
         f"{'side on the canvas':20}{'objects':>9}{'without':>9}{'positives: mean':>17}{'median':>8}"
         f"{'min':>6}{'max':>6}{'mean IoU':>10}",
@@ -241,7 +243,7 @@ def panels(
       args: has `points`: draw points alone, with rings where they do not learn their object.
     """
     targets = all_targets[name]
-    entries = Entries(targets)
+    entries = Entries(targets, batch.image_size[0])
     if entries.form == "maps":
         return _heat_panels(targets, entries, all_targets, batch)
     kinds = {kind: getattr(entries, kind) for kind in draw_lib.GREYS}
@@ -259,16 +261,17 @@ def panels(
         boxes, filled = entries.boxes[own], entries.form == "points"
         if args.points:
             rings, ring_owner = _rings(entries, here, batch)
+            within = {tuple(x) for x in rings}
+            dots = {
+                kind: np.array([x for x in p if tuple(x) not in within]).reshape(-1, 2)
+                for kind, p in dots.items()
+            }
             boxes, filled = np.tile(entries.middles[own], 2), False
-        words = [
-            f"{number} {kind}" + ("" if kind in dots else " (not drawn)")
-            for kind, number in count.items()
-            if number
-        ]
+        words = [f"{number:,} {kind}" for kind, number in count.items() if number]
         stride, sides = entries.stride(level), _sides(entries.boxes[here])
         heading = f"level {level}: {int(own.sum())} positive"
-        if stride and entries.form == "points":
-            heading += f", stride {stride:g} px"
+        if entries.form == "points":
+            heading += f", stride {stride or sides[0]:g} px"
         elif len(sides):
             heading += f", sides {_range(sides)} px"
         found.append(
@@ -281,6 +284,7 @@ def panels(
                 rings,
                 ring_owner,
                 dots,
+                stride,
             )
         )
     return found
@@ -307,7 +311,9 @@ def _heat_panels(targets, entries, all_targets, batch):
     Maps are [1, H, W, C] of the canvas, or [1, N] or [1, N, C] of the N entries of another
     assignment.
     """
-    heats = {n: np.asarray(x)[0] for n, x in targets.values.items() if n.endswith(HEATS)}
+    # Top left before bottom right: programs sort the names.
+    names = sorted((n for n in targets.values if n.endswith(HEATS)), reverse=True)
+    heats = {name: np.asarray(targets.values[name])[0] for name in names}
     kinds = " and ".join(name.removesuffix(HEATS).replace("_", " ") for name in heats)
     shape = next(iter(heats.values())).shape
     empty = dict(boxes=np.zeros((0, 4)), owner=np.zeros(0, int), filled=False)
@@ -322,7 +328,7 @@ def _heat_panels(targets, entries, all_targets, batch):
             draw_lib.Panel(f"{kinds}: {peaks} corners", note, **empty, heat=maps, extent=extent)
         ]
     places = next(
-        Entries(other)
+        Entries(other, batch.image_size[0])
         for other in all_targets.values()
         if other.status.shape[1] == shape[0] and not any(n.endswith(HEATS) for n in other.values)
     )
@@ -330,7 +336,7 @@ def _heat_panels(targets, entries, all_targets, batch):
     for level in range(places.levels()):
         here = places.level == level
         xs, ys = (np.unique(places.middles[here, axis].round(2)) for axis in (0, 1))
-        step = places.stride(level) or 0.0
+        step = places.stride(level) or max(batch.images.shape[1:3])  # px; a level of one cell
         maps = [heat[here].reshape(len(ys), len(xs)) for heat in heats.values()]
         extent = (xs[0] - step / 2, xs[-1] + step / 2, ys[-1] + step / 2, ys[0] - step / 2)
         peaks = sum(int((heat[here] == 1).sum()) for heat in heats.values())
@@ -350,8 +356,11 @@ def legend(rows: Sequence[draw_lib.Row], points: bool) -> str:
     if points:
         words.append("ring: point in it that does not")
     for kind, shade in (("ignored", "grey"), ("negative", "white")):
-        if any(kind in panel.dots for panel in shown):
-            words.append(f"{shade} dot: {kind}")
+        there = [panel for panel in shown if kind in panel.note]
+        drawn = [panel for panel in there if kind in panel.dots]
+        some = "" if len(drawn) == len(there) else " (too many are not drawn)"
+        words += [f"{shade} dot: {kind}{some}"] if drawn else []
+        words += [f"not drawn: {kind}"] if there and not drawn else []
     if any(len(panel.heat) for panel in shown):
         words.append("blue and orange: heat of top left and bottom right corners")
     return "; ".join(words)

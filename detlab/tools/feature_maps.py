@@ -153,7 +153,7 @@ class Look:
         )
         rank = self.chosen(name, detections)
         box = None if rank is None else detections.boxes[rank]
-        arrays = {name: np.asarray(x[0], np.float32) for name, x in maps.items()}
+        arrays = {k: np.asarray(x[0], np.float32) for k, x in taps.in_order(maps).items()}
         result = {"image": name, "detections": self.listed(detections), "looked_at": None}
         if rank is not None:
             result["looked_at"] = self.as_json(detections, rank) | {"rank": rank}
@@ -163,11 +163,11 @@ class Look:
             result["looked_at"]["candidate_score"] = round(float(candidates.scores[candidate]), 4)
             slopes = jax.device_get(self._backward(*inputs, maps, candidate))
             slopes = {name: np.asarray(x[0], np.float32) for name, x in slopes.items()}
-            panels, result["maps"], heats = self.activation(arrays, slopes, batch, box)
+            panels, result["maps"], heats = self._activation(arrays, slopes, batch, box)
             arrays |= {f"gradient of {name}": x for name, x in slopes.items()}
             arrays |= {f"heat of {name}": x for name, x in heats.items()}
         else:
-            panels, result["maps"] = self.reductions(arrays, batch, box)
+            panels, result["maps"] = self._reductions(arrays, batch, box)
         height, width = (int(x) for x in batch.image_size[0])
         content = np.asarray(batch.images[0][:height, :width]).astype(np.uint8)
         title = f"{self.args.method} of feature maps: image {name}, {width} x {height} px"
@@ -175,7 +175,7 @@ class Look:
             result["area_of_box"] = round(_area(box, (height, width)), 4)
             text = f"{self.class_names[detections.labels[rank]]} {detections.scores[rank]:.2f}"
             title += f", white box: {text}, {100 * result['area_of_box']:.1f} % of the image"
-        drawn = self.drawn(content, detections, rank)
+        drawn = self._drawn(content, detections, rank)
         figure = draw_lib.draw(content, drawn, panels, batch.images.shape[1:3], title, box)
         return Seen(name, figure, result, arrays)
 
@@ -206,7 +206,7 @@ class Look:
             )
         return (args.detection or 0) if count else None
 
-    def reductions(self, arrays, batch, box) -> tuple[list[draw_lib.Panel], list[dict]]:
+    def _reductions(self, arrays, batch, box) -> tuple[list[draw_lib.Panel], list[dict]]:
         """(panels, entries of the JSON) of methods that need no gradient."""
         canvas, size = batch.images.shape[1:3], batch.image_size[0]
         panels, entries = [], []
@@ -230,12 +230,12 @@ class Look:
             for label, one in shown.items():
                 numbers = heat.figures(one, canvas, size, box)
                 heading = f"{label} of {name}" if label else _heading(name, values, canvas)
-                panels.append(self.panel(heading, one, numbers))
+                panels.append(self._panel(heading, one, numbers))
                 extra = {"channel": int(label.split()[1])} if label else {}
                 entries.append({"map": name, "channels": values.shape[-1], **extra, **numbers})
         return panels, entries
 
-    def activation(self, arrays, slopes, batch, box):
+    def _activation(self, arrays, slopes, batch, box):
         """(panels, entries of the JSON, heat maps) of Grad-CAM and LayerCAM; first their sum."""
         canvas, size = batch.images.shape[1:3], batch.image_size[0]
         heats = {
@@ -248,11 +248,11 @@ class Look:
             numbers = heat.figures(one, canvas, size, box)
             numbers["share_of_sum"] = None if name == SUM else _part(one.sum(), total.sum())
             heading = name if name == SUM else _heading(name, one, canvas)
-            panels.append(self.panel(heading, one, numbers, overlay=True))
+            panels.append(self._panel(heading, one, numbers, overlay=True))
             entries.append({"map": name, **numbers})
         return panels, entries, heats
 
-    def panel(self, heading, values, numbers, overlay=False) -> draw_lib.Panel:
+    def _panel(self, heading, values, numbers, overlay=False) -> draw_lib.Panel:
         notes = []
         if numbers.get("share_of_sum") is not None:
             notes.append(f"{100 * numbers['share_of_sum']:.0f} % of the sum")
@@ -273,7 +273,7 @@ class Look:
             "box": [round(float(x), 2) for x in found.boxes[rank]],
         }
 
-    def drawn(self, image, found: types.Detections, rank: int | None) -> np.ndarray:
+    def _drawn(self, image, found: types.Detections, rank: int | None) -> np.ndarray:
         """The image with the detections that the demo would show, and the one looked at."""
         keep = found.valid & (found.scores >= self.threshold)
         if rank is not None:

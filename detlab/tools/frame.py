@@ -30,6 +30,7 @@ from detlab.run import state as state_lib
 from detlab.viz import boxes as draw_lib
 
 DPI = 120
+JPEG_QUALITY = 80
 
 
 def parse(
@@ -137,7 +138,7 @@ class Output:
     def figure(self, figure: Any, name: str) -> None:
         """Saves a matplotlib Figure as NAME.png, or as NAME if that ends in .jpg (photographs)."""
         path = self.path(name if name.endswith(".jpg") else f"{name}.png")
-        options = {"pil_kwargs": {"quality": 85}} if path.suffix == ".jpg" else {}
+        options = {"pil_kwargs": {"quality": JPEG_QUALITY}} if path.suffix == ".jpg" else {}
         with files.writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             figure.savefig(path, dpi=DPI, **options)

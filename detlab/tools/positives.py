@@ -72,10 +72,10 @@ def main(arguments: list[str]) -> None:
         objects = objects_of(image.batch, class_names)
         rows = [
             draw_lib.Row(
-                f"{one.name}, {name}", assignments.panels(target, of_images[i], image.batch, args)
+                f"{one.name}, {name}", assignments.panels(name, of_images[i], image.batch, args)
             )
             for one, of_images in zip(subjects, found, strict=True)
-            for name, target in of_images[i].items()
+            for name in of_images[i]
         ]
         together = [(stem, rows)]
         if not args.compare:

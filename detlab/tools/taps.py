@@ -19,7 +19,7 @@ Maps = Mapping[str, Any]  # name -> [B, H, W, D]
 
 
 def maps(detector: contract.Detector, params: Any, state: Any, images, pattern: str) -> Maps:
-    """The maps of the modules whose path matches, in the order of computation.
+    """The maps of the modules whose path matches.
 
     Args:
       detector: see `contract.Detector`.
@@ -39,9 +39,9 @@ def maps(detector: contract.Detector, params: Any, state: Any, images, pattern: 
 
 
 def listing(detector: contract.Detector, params: Any, state: Any, images) -> dict[str, tuple]:
-    """{name: shape} of all maps; nothing is computed."""
+    """{name: shape} of all maps of `images` [B, H, W, 3]; nothing is computed."""
     shapes = jax.eval_shape(lambda p, s, x: maps(detector, p, s, x, ".*"), params, state, images)
-    return {name: leaf.shape for name, leaf in shapes.items()}
+    return {name: leaf.shape for name, leaf in in_order(shapes).items()}
 
 
 def choose(known: Mapping[str, tuple], pattern: str | None) -> str:
@@ -102,7 +102,14 @@ def gradients(
 
 
 def candidates(detector: contract.Detector, params: Any, state: Any, images, image_size) -> Any:
-    """Detections before suppression, of the image alone, whatever the views of the config."""
+    """Detections before suppression of the images alone, whatever the views of the config.
+
+    Args:
+      detector: see `contract.Detector`.
+      params, state: its variables.
+      images: [B, H, W, 3].
+      image_size: [B, 2] int32 height, width px.
+    """
     outputs, _ = detector.maps(params, state, images, False)
     return detector.candidates(params, state, outputs, image_size, images.shape[1:3])
 
@@ -132,6 +139,15 @@ def _leaves(value: Any) -> Iterator[tuple[str, Any]]:
     """(place, leaf) of the leaves of a tree: "" if it is a leaf, else ".0", ".cls_logits.1" ..."""
     for path, leaf in jax.tree_util.tree_flatten_with_path(value)[0]:
         yield "".join(f".{jax.tree_util.keystr((key,), simple=True)}" for key in path), leaf
+
+
+def in_order(found: Maps) -> Maps:
+    """The same maps in the order of their names, in which level 2 is before level 10."""
+
+    def key(name):
+        return [int(x) if x.isdigit() else x for x in re.split(r"(\d+)", name)]
+
+    return {name: found[name] for name in sorted(found, key=key)}
 
 
 def _split(name: str) -> tuple[str, str]:

@@ -14,8 +14,7 @@ from detlab.viz import boxes as draw_lib
 DIM = 0.42  # brightness of the photograph
 HEAT_COLOURS = ((0.15, 0.85, 1.0), (1.0, 0.55, 0.05))  # of the first and the second heat map
 GREYS = {"ignored": "#a8a8a8", "negative": "#ffffff"}
-WIDTH = 9.6  # inches of a picture of one assignment
-COLUMNS = 3
+WIDTH = 8.4  # inches of a picture of one assignment
 
 
 class Objects(NamedTuple):
@@ -37,6 +36,7 @@ class Panel(NamedTuple):
     rings: Any  # [R, 2] x, y px: points inside an object that do not learn it
     ring_owner: Any  # [R] int
     dots: Mapping[str, Any]  # a key of GREYS -> [n, 2] x, y px
+    spacing: float | None = None  # of the points, px: marks are smaller than half of it
     heat: Sequence[Any] = ()  # one or two maps [h, w], 0..1
     extent: tuple[float, ...] = ()  # left, right, bottom, top of the maps, px
 
@@ -51,7 +51,8 @@ class Row(NamedTuple):
 def draw(image, objects: Objects, rows: Sequence[Row], title: str, legend: str) -> Any:
     """A matplotlib Figure.
 
-    One row fills three columns with the objects and the levels.  Several rows, of detectors to
+    # The largest area of a mark.
+    One row fills two or three columns with the objects and the levels.  Several rows, of detectors to
     compare, are drawn one below the other, the objects first in each.
 
     Args:
@@ -66,16 +67,16 @@ def draw(image, objects: Objects, rows: Sequence[Row], title: str, legend: str) 
     height, width = image.shape[:2]
     if len(rows) == 1:
         cells = [None, *rows[0].panels]
-        columns = min(COLUMNS, len(cells))
+        columns = 2 if len(cells) in (2, 4) else 3
         table = [cells[i : i + columns] for i in range(0, len(cells), columns)]
-        inches = WIDTH * columns / COLUMNS
+        inches = WIDTH
     else:
         columns = 1 + max(len(row.panels) for row in rows)
         table = [[None, *row.panels] for row in rows]
         inches = max(WIDTH, 2.4 * columns)
-    of_panel = inches / columns * height / width + 0.42  # two lines of text
-    figure = figure_lib.Figure(figsize=(inches, len(table) * of_panel + 0.75), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.03)
+    of_panel = inches / columns * height / width + 0.36  # two lines of text
+    figure = figure_lib.Figure(figsize=(inches, len(table) * of_panel + 0.6), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.04)
     axes = figure.subplots(len(table), columns, squeeze=False)
     dark = np.repeat((image @ (0.299, 0.587, 0.114))[..., None], 3, axis=2) * (DIM / 255)
     shown = draw_lib.draw(
@@ -92,7 +93,7 @@ def draw(image, objects: Objects, rows: Sequence[Row], title: str, legend: str) 
                 text = rows[i].heading if len(rows) > 1 else rows[0].heading
                 axis.set_title(f"{text}\n", fontsize=9, loc="left", fontweight="bold")
             else:
-                _draw_panel(axis, panel, objects)
+                _draw_panel(axis, panel, objects, 72 * inches / columns / width)
             axis.set(xlim=(0, width), ylim=(height, 0))
         for axis in axes[i]:
             axis.set_axis_off()
@@ -107,16 +108,21 @@ def colours(owner) -> np.ndarray:
     return table / 255
 
 
-def _draw_panel(axis, panel, objects):
+def _draw_panel(axis, panel, objects, scale):
+    """Draws a level; `scale`: points of print a px."""
     from matplotlib import collections, patches
+
+    most = (
+        np.inf if panel.spacing is None else (0.45 * panel.spacing * scale) ** 2
+    )  # area of a mark
 
     axis.set_title(f"{panel.heading}\n{panel.note}", fontsize=8, loc="left")
     for heat, colour in zip(panel.heat, HEAT_COLOURS, strict=False):
         rgba = np.empty((*heat.shape, 4))
-        rgba[..., :3], rgba[..., 3] = colour, np.clip(heat, 0, 1)
+        rgba[..., :3], rgba[..., 3] = colour, 0.85 * np.clip(heat, 0, 1)
         axis.imshow(rgba, extent=panel.extent, interpolation="nearest")
     for kind, points in panel.dots.items():
-        axis.scatter(*np.reshape(points, (-1, 2)).T, s=2.5, color=GREYS[kind], linewidths=0)
+        axis.scatter(*points.T, s=min(2.5, most / 4), color=GREYS[kind], linewidths=0)
     for i, (box, ignored) in enumerate(zip(objects.boxes, objects.ignored, strict=True)):
         shade = np.array(draw_lib.GREY) / 255 if ignored else colours([i])[0]
         style = dict(linewidth=1.6, linestyle=(0, (4, 3)) if ignored else "solid")
@@ -125,10 +131,10 @@ def _draw_panel(axis, panel, objects):
     if len(panel.rings):
         axis.scatter(
             *panel.rings.T,
-            s=5,
+            s=min(6, most),
             facecolors="none",
             edgecolors=colours(panel.ring_owner),
-            linewidths=0.6,
+            linewidths=min(0.6, 0.2 * most**0.5),
         )
     if not len(panel.boxes):
         return
@@ -143,4 +149,5 @@ def _draw_panel(axis, panel, objects):
         )
     axis.add_collection(drawn)
     middles = (panel.boxes[:, :2] + panel.boxes[:, 2:]) / 2
-    axis.scatter(*middles.T, s=9, color=shades, edgecolors="white", linewidths=0.35, zorder=3)
+    edge = dict(edgecolors="white", linewidths=min(0.4, 0.12 * most**0.5))
+    axis.scatter(*middles.T, s=min(10, 1.5 * most), color=shades, zorder=3, **edge)

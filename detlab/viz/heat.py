@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 COLUMNS = 3
-WIDTH = 9.6  # inches
+WIDTH = 8.4  # inches
 
 
 class Panel(NamedTuple):
@@ -19,7 +19,14 @@ class Panel(NamedTuple):
     overlay: bool = False  # transparent over the image where the values are small
 
 
-def draw(image, detections, panels: Sequence[Panel], canvas, title: str, box=None) -> Any:
+def draw(
+    image: np.ndarray,
+    detections: np.ndarray,
+    panels: Sequence[Panel],
+    canvas: tuple[int, int],
+    title: str,
+    box: Any = None,
+) -> Any:
     """A matplotlib Figure: the image with its detections, then a panel for each map.
 
     Args:
@@ -37,7 +44,7 @@ def draw(image, detections, panels: Sequence[Panel], canvas, title: str, box=Non
     columns = min(COLUMNS, 1 + len(panels))
     rows = -(-(1 + len(panels)) // columns)
     inches = WIDTH * columns / COLUMNS
-    of_panel = inches / columns * height / width + 0.42  # two lines of text
+    of_panel = inches / columns * height / width + 0.36  # two lines of text
     figure = figure_lib.Figure(figsize=(inches, rows * of_panel + 0.4), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.02, h_pad=0.03)
     axes = figure.subplots(rows, columns, squeeze=False).ravel()

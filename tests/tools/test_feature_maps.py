@@ -94,7 +94,7 @@ def test_modules_are_chosen_by_a_pattern_and_the_neck_by_default(known):
     assert listed["neck.1"] == (1, 2, 4, 1) and listed["head:0"] == (1, 4, 8, 1)
     assert taps.choose(listed, None) == "neck" and taps.choose(listed, "he.d") == "he.d"
     assert taps.choose({"backbone.0": (1, 1, 1, 1), "backbone/a": ()}, None) == "backbone"
-    with pytest.raises(errors.UserError, match=r"--taps nek matches no module .* \(neck, head, "):
+    with pytest.raises(errors.UserError, match=r"--taps nek matches no module .* \(head, neck, "):
         taps.choose(listed, "nek")
     with pytest.raises(errors.UserError, match=r"--taps \( is no regular expression"):
         taps.choose(listed, "(")
@@ -188,7 +188,13 @@ def test_a_detection_finds_the_candidate_it_was():
 def layercam(tmp_path_factory):
     folder = tmp_path_factory.mktemp("layercam")
     words = ["--config=retinanet_shapes:tiny", f"--output={folder}", "--method=layercam"]
-    words += ["--config.model.num_classes=4", "--limit=2", "--arrays", "--detection=3"]
+    words += [
+        "--config.model.num_classes=4",
+        "--config.train.steps=1",
+        "--limit=2",
+        "--arrays",
+        "--detection=3",
+    ]
     words += ["--config.model.score_threshold=0.0", "--config.predict.threshold=1.0"]
     feature_maps.main(words)
     return folder
@@ -252,7 +258,13 @@ def test_flags_out_of_range_are_refused(more, sentence):
 @pytest.mark.parametrize("method", ["mean", "topk", "pca"])
 def test_methods_without_gradients_draw_every_level(method, tmp_path):
     words = ["--config=retinanet_shapes:tiny", f"--output={tmp_path}", f"--method={method}"]
-    words += ["--config.model.num_classes=4", "--limit=1", "--channels=2", "--taps=neck|head"]
+    words += [
+        "--config.model.num_classes=4",
+        "--config.train.steps=1",
+        "--limit=1",
+        "--channels=2",
+        "--taps=neck|head",
+    ]
     feature_maps.main(words)
     (image,) = json.loads((tmp_path / "feature_maps.json").read_text())["results"]["images"]
     levels = [entry["map"] for entry in image["maps"]]

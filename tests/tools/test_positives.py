@@ -28,8 +28,10 @@ def batch(boxes, labels, canvas=(32, 32), ignore=()):
     boxes = np.float32([*boxes, (0, 0, 0, 0)])
     valid = boxes[:, 2] > 0
     valid[list(ignore)] = False
-    found = tiny.make_batch(canvas, objects=(1,), slots=1)
+    found = tiny.make_batch(objects=(1,))
     return found._replace(
+        images=np.zeros((1, *canvas, 3), np.uint8),
+        image_size=np.int32([canvas]),
         boxes=boxes[None],
         labels=np.int32([*labels, 0])[None],
         valid=valid[None],
@@ -51,7 +53,7 @@ def of_points(positive):
 
 
 def test_points_of_an_object_are_counted_by_level_without_an_overlap():
-    entries = assignments.Entries(of_points([0, 1, 4]))
+    entries = assignments.Entries(of_points([0, 1, 4]), (32, 32))
     assert entries.form == "points" and entries.stride(0) == 8 and entries.stride(1) is None
     (row,) = assignments.of_objects(entries, [OBJECT], levels=2)
     assert row == {
@@ -67,7 +69,7 @@ def test_points_of_an_object_are_counted_by_level_without_an_overlap():
 def test_overlaps_of_anchors_with_their_object_are_averaged():
     anchors = [(0, 0, 10, 10), (0, 0, 20, 10), (0, 0, 10, 10), (20, 20, 30, 30)]
     found = targets(anchors, [0, 0, 1, 0], [1, 1, 0, 1], [0, 0, 0, 1])
-    entries = assignments.Entries(found)
+    entries = assignments.Entries(found, (32, 32))
     assert entries.form == "boxes"
     first, second, third = assignments.of_objects(
         entries, [(0, 0, 10, 10), (20, 20, 30, 40), (0, 0, 4, 4)], levels=2
@@ -79,9 +81,11 @@ def test_overlaps_of_anchors_with_their_object_are_averaged():
 
 def test_a_list_of_positives_has_no_ignored_entries_and_empty_slots_count_nowhere():
     boxes = [(0, 0, 8, 8), (8, 0, 16, 8), (0, 0, 0, 0)]
-    listed = assignments.Entries(targets(boxes, [0, 0, 0], [1, -1, -1], [0, 0, 0]))
-    sampled = assignments.Entries(targets(boxes, [0, 0, 0], [0, -1, -1], [0, 0, 0]))
-    assert not listed.ignored.any() and sampled.ignored.tolist() == [False, True, False]
+    listed = assignments.Entries(targets(boxes, [0, 0, 0], [1, -1, -1], [0, 0, 0]), (32, 32))
+    sampled = targets(boxes, [0, 0, 0], [0, -1, -1], [0, 0, 0])
+    assert not listed.ignored.any()
+    assert assignments.Entries(sampled, (32, 32)).ignored.tolist() == [False, True, False]
+    assert not assignments.Entries(sampled, (32, 12)).ignored.any()  # the rest is padding
 
 
 def test_the_summary_counts_objects_by_size_and_those_that_nothing_learns():
@@ -142,7 +146,9 @@ def test_too_many_negatives_are_counted_but_not_drawn():
     found = {"main": targets(cells, [0] * 576, status, np.zeros(576, int))}
     image = batch([(0, 0, 4, 4)], [0])
     (panel,) = assignments.panels("main", found, image, AS_THEY_ARE)
-    assert panel.note == "575 negative (not drawn)" and not panel.dots
+    assert panel.note == "575 negative" and not panel.dots
+    row = draw_lib.Row("main", [panel])
+    assert assignments.legend([row], False).endswith("; not drawn: negative")
     (panel,) = assignments.panels("main", found, image, POINTS)
     assert panel.note == "575 negative" and len(panel.dots["negative"]) == 575
 
@@ -171,21 +177,20 @@ def test_corners_are_panels_of_heat_on_the_canvas_or_on_the_points_of_another_as
 
 
 def run(tmp_path, *more):
-    words = ["--config", "retinanet_shapes:tiny", "--output", str(tmp_path / "out"), "--limit", "2"]
-    words += ["--config.model.num_classes=4", *more]
-    positives.main(words)
+    words = ["--config", "retinanet_shapes", "--output", str(tmp_path / "out"), "--limit", "2"]
+    positives.main([*words, *more])
     return json.loads((tmp_path / "out" / "positives.json").read_text())["results"]["detectors"]
 
 
 def test_a_stricter_threshold_leaves_fewer_anchors_and_other_detectors_see_the_same_objects(
     tmp_path, capsys
 ):
-    (loose,) = run(tmp_path, "--compare")
+    (loose,) = run(tmp_path)
     printed = capsys.readouterr().out
-    assert "retinanet_shapes_tiny, main: " in printed and "not read" in loose["weights"]
+    assert "retinanet_shapes, main: " in printed and "not read" in loose["weights"]
     assert {path.name for path in (tmp_path / "out").glob("*.jpg")} == {"0_main.jpg", "1_main.jpg"}
     strict, fcos = run(
-        tmp_path, "--config.model.positive_iou=0.7", "--compare", "fcos_shapes:tiny", "--pictures=1"
+        tmp_path, "--config.model.positive_iou=0.7", "--compare", "fcos_shapes", "--pictures=1"
     )
     first, second = (x["assignments"]["main"] for x in (loose, strict))
     assert first["positive"] > second["positive"] > 0
@@ -197,6 +202,7 @@ def test_a_stricter_threshold_leaves_fewer_anchors_and_other_detectors_see_the_s
 
 
 def test_a_photograph_with_given_objects_is_shown_without_data(tmp_path, shared_dir):
+    # 768 x 576 px on a canvas of 128 x 128 px are 128 x 96.
     (found,) = run(
         tmp_path,
         f"--input={shared_dir / 'images' / 'dog.jpg'}",
@@ -207,8 +213,7 @@ def test_a_photograph_with_given_objects_is_shown_without_data(tmp_path, shared_
     )
     dog, other = found["assignments"]["main"]["objects"]
     assert (dog["class"], other["class"]) == ("dog", "tv set")
-    # 768 x 576 px on a canvas of 96 x 64: an eighth is 96 x 72, so the height decides.
-    np.testing.assert_allclose(dog["box"], np.array([131, 220, 309, 540]) / 9, rtol=0.01)
+    np.testing.assert_allclose(dog["box"], np.array([131, 220, 309, 540]) / 6, rtol=0.01)
 
 
 @pytest.mark.parametrize(
