@@ -73,7 +73,7 @@ def feature_maps(docstring: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--taps",
         metavar="REGEX",
-        help="paths of modules, such as 'neck|head' (default: the levels of the pyramid)",
+        help="paths of modules, such as 'neck|head' (default: neck; backbone for gradients)",
     )
     parser.add_argument("--list", action="store_true", help="print the maps to choose from")
     parser.add_argument(

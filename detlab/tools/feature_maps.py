@@ -44,7 +44,9 @@ def main(arguments: list[str]) -> None:
     known = taps.listing(
         loaded.detector, loaded.params, loaded.state, state_lib.example_images(loaded.config)
     )
-    pattern = taps.choose(known, args.taps)
+    # A head of 1 x 1 convolutions sees one cell of the neck: its gradients say nothing more.
+    order = ("backbone", "neck") if args.method in GRADIENT else ("neck", "backbone")
+    pattern = taps.choose(known, args.taps, order)
     names, images = open_images(loaded, args)
     look = Look(loaded, pattern, names, args)
     inputs = {"data": args.input or f"eval data of {loaded.config.data.source}"}

@@ -6,7 +6,7 @@ the place of the leaf in its output: `neck.0` is the finest level of a pyramid.
 
 import collections
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -44,19 +44,22 @@ def listing(detector: contract.Detector, params: Any, state: Any, images) -> dic
     return {name: leaf.shape for name, leaf in in_order(shapes).items()}
 
 
-def choose(known: Mapping[str, tuple], pattern: str | None) -> str:
-    """The pattern of the modules to look at; by default the levels of the neck or the backbone.
+def choose(
+    known: Mapping[str, tuple], pattern: str | None, defaults: Sequence[str] = ("neck", "backbone")
+) -> str:
+    """The pattern of the modules to look at; by default one whose outputs are levels.
 
     Args:
       known: of `listing`.
       pattern: what the user asks for, or None.
+      defaults: modules to take without a pattern, the first that there is; else the last of all.
     Raises:
       UserError: no module with a map matches.
     """
     paths = list(dict.fromkeys(_split(name)[0] for name in known))
     if pattern is None:
         tops = [path for path in paths if "/" not in path]
-        return re.escape(next((top for top in ("neck", "backbone") if top in tops), tops[-1]))
+        return re.escape(next((top for top in defaults if top in tops), tops[-1]))
     try:
         matches = [path for path in paths if re.fullmatch(pattern, path)]
     except re.error as error:

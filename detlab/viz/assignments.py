@@ -51,9 +51,8 @@ class Row(NamedTuple):
 def draw(image, objects: Objects, rows: Sequence[Row], title: str, legend: str) -> Any:
     """A matplotlib Figure.
 
-    # The largest area of a mark.
-    One row fills two or three columns with the objects and the levels.  Several rows, of detectors to
-    compare, are drawn one below the other, the objects first in each.
+    One row fills two or three columns with the objects and the levels.  Several rows, of detectors
+    to compare, are drawn one below the other, the objects first in each.
 
     Args:
       image: [H, W, 3] uint8 RGB.

@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-COLUMNS = 3
 WIDTH = 8.4  # inches
+BAR = 0.4  # inches of a colour bar
 
 
 class Panel(NamedTuple):
@@ -41,11 +41,10 @@ def draw(
     from matplotlib import patches
 
     height, width = image.shape[:2]
-    columns = min(COLUMNS, 1 + len(panels))
+    columns = 2 if len(panels) in (1, 3) else 3
     rows = -(-(1 + len(panels)) // columns)
-    inches = WIDTH * columns / COLUMNS
-    of_panel = inches / columns * height / width + 0.36  # two lines of text
-    figure = figure_lib.Figure(figsize=(inches, rows * of_panel + 0.4), layout="constrained")
+    of_panel = (WIDTH / columns - BAR) * height / width + 0.36  # two lines of text
+    figure = figure_lib.Figure(figsize=(WIDTH, rows * of_panel + 0.4), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.02, h_pad=0.03)
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     axes[0].imshow(detections, extent=(0, width, height, 0))
@@ -68,7 +67,8 @@ def draw(
                 axis.imshow(grey, extent=(0, width, height, 0))
                 part = np.clip((panel.values - low) / (high - low), 0, 1)
                 shown["alpha"] = 0.25 + 0.6 * part
-            bar = figure.colorbar(axis.imshow(panel.values, **shown), ax=axis, pad=0.01, shrink=0.9)
+            beside = axis.inset_axes([1.015, 0, 0.025, 1])  # as high as the map
+            bar = figure.colorbar(axis.imshow(panel.values, **shown), cax=beside, format="%.3g")
             bar.ax.tick_params(labelsize=6)
         if box is not None:
             size = box[2] - box[0], box[3] - box[1]

@@ -207,7 +207,7 @@ def test_the_heat_of_a_detection_is_in_the_json_and_differs_between_images(layer
     assert first["looked_at"]["score"] == first["looked_at"]["candidate_score"]
     assert not first["detections"]  # none reaches predict.threshold
     names = [entry["map"] for entry in first["maps"]]
-    assert names == ["sum of all levels", *(f"neck.{i}" for i in range(5))]
+    assert names == ["sum of all levels", *(f"backbone.{i}" for i in range(4))]
     assert sum(entry["share_of_sum"] for entry in first["maps"][1:]) == pytest.approx(1, abs=1e-3)
     assert [entry["max"] for entry in first["maps"]] != [entry["max"] for entry in second["maps"]]
     for image in (first, second):
