@@ -165,6 +165,11 @@ class Look:
             result["looked_at"]["candidate_score"] = round(float(candidates.scores[candidate]), 4)
             slopes = jax.device_get(self._backward(*inputs, maps, candidate))
             slopes = {name: np.asarray(x[0], np.float32) for name, x in slopes.items()}
+            if not any(x.any() for x in slopes.values()):
+                print(
+                    f"image {name}: all gradients of the score {candidates.scores[candidate]:.4f}"
+                    " are zero, as those of a saturated score are; look at another detection"
+                )
             panels, result["maps"], heats = self._activation(arrays, slopes, batch, box)
             arrays |= {f"gradient of {name}": x for name, x in slopes.items()}
             arrays |= {f"heat of {name}": x for name, x in heats.items()}

@@ -255,7 +255,7 @@ def test_flags_out_of_range_are_refused(more, sentence):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["mean", "topk", "pca"])
+@pytest.mark.parametrize("method", ["topk", "pca"])
 def test_methods_without_gradients_draw_every_level(method, tmp_path):
     words = ["--config=retinanet_shapes:tiny", f"--output={tmp_path}", f"--method={method}"]
     words += [
@@ -277,15 +277,19 @@ def test_methods_without_gradients_draw_every_level(method, tmp_path):
 @pytest.mark.parametrize("name", ["faster_rcnn", "cornernet", "darknet"])
 def test_a_score_has_finite_gradients_in_every_kind_of_detector(name):
     subject = tiny.Subject(name)
+    # With random weights no tags agree.
+    detector = subject.build(**(dict(max_tag_distance=1e9) if name == "cornernet" else {}))
     params, state = subject.variables
+    params = jax.tree_util.tree_map_with_path(
+        lambda path, x: 0.01 * x if "heat" in str(path) else x, params
+    )  # their corners have a score of 1, whose gradient is zero
     images, size = subject.batch.images[:1], subject.batch.image_size[:1]
-    listed = taps.listing(subject.detector, params, state, images)
-    pattern = taps.choose(listed, None)
+    pattern = taps.choose(taps.listing(detector, params, state, images), None)
 
     @tiny.jit
     def slopes(params, state, images, size):
-        found = taps.maps(subject.detector, params, state, images, pattern)
-        return taps.gradients(subject.detector, params, state, images, size, found, 0)
+        found = taps.maps(detector, params, state, images, pattern)
+        return taps.gradients(detector, params, state, images, size, found, 0)
 
     found = jax.device_get(slopes(params, state, images, size))
     assert all(np.isfinite(x).all() for x in found.values())

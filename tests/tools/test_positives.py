@@ -150,7 +150,7 @@ def test_too_many_negatives_are_counted_but_not_drawn():
     row = draw_lib.Row("main", [panel])
     assert assignments.legend([row], False).endswith("; not drawn: negative")
     (panel,) = assignments.panels("main", found, image, POINTS)
-    assert panel.note == "575 negative" and len(panel.dots["negative"]) == 575
+    assert len(panel.rings) == 15 and len(panel.dots["negative"]) == 560  # in the object; others
 
 
 def test_corners_are_panels_of_heat_on_the_canvas_or_on_the_points_of_another_assignment():
