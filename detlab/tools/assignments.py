@@ -355,14 +355,17 @@ def legend(rows: Sequence[draw_lib.Row], points: bool) -> str:
             words.append("thin box: its anchor or RoI")
     if points:
         words.append("ring: point in it that does not")
+    left_out = []
     for kind, shade in (("ignored", "grey"), ("negative", "white")):
         there = [panel for panel in shown if kind in panel.note]
         drawn = [panel for panel in there if kind in panel.dots]
         some = "" if len(drawn) == len(there) else " (too many are not drawn)"
         words += [f"{shade} dot: {kind}{some}"] if drawn else []
-        words += [f"not drawn: {kind}"] if there and not drawn else []
+        left_out += [kind] if there and not drawn else []
     if any(len(panel.heat) for panel in shown):
         words.append("blue and orange: heat of top left and bottom right corners")
+    if left_out:
+        words.append(f"too many to draw: {' and '.join(left_out)}")
     return "; ".join(words)
 
 

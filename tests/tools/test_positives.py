@@ -148,7 +148,7 @@ def test_too_many_negatives_are_counted_but_not_drawn():
     (panel,) = assignments.panels("main", found, image, AS_THEY_ARE)
     assert panel.note == "575 negative" and not panel.dots
     row = draw_lib.Row("main", [panel])
-    assert assignments.legend([row], False).endswith("; not drawn: negative")
+    assert assignments.legend([row], False).endswith("; too many to draw: negative")
     (panel,) = assignments.panels("main", found, image, POINTS)
     assert len(panel.rings) == 15 and len(panel.dots["negative"]) == 560  # in the object; others
 
