@@ -77,6 +77,7 @@ def load(args: argparse.Namespace, overrides: Mapping[str, str]) -> Loaded:
     environment.use_compilation_cache(config)
     detector = contract.build(config)
     if weights is None:
+        state_lib.check_init_from(config)
         print("no weights given (--workdir or --checkpoint): the detector is untrained")
         params, state = state_lib.initial_weights(detector, config)
         params, state = jax.device_put((params, state), sharding.replicated(sharding.make_mesh()))

@@ -46,7 +46,7 @@ def main(arguments: list[str]) -> None:
     asked = [(args, overrides), *(other(name, config) for name in args.compare)]
     subjects = [subject(*who, images[0].batch, args.seed) for who in asked]
     inputs = {
-        "data": args.input or f"{args.part} data of {config.data.source}",
+        "data": args.input or described(config, args),
         "images": len(images),
         "weights": {one.name: one.weights for one in subjects},
     }
@@ -81,7 +81,7 @@ def main(arguments: list[str]) -> None:
         if not args.compare:
             together = [(f"{stem}_{row.heading.rpartition(' ')[2]}", [row]) for row in rows]
         for name, rows in together:
-            output.figure(picture(image, objects, rows, args), f"{name}.jpg")
+            output.figure(picture(image, objects, rows, config, args), f"{name}.jpg")
     output.close({"detectors": results}, "\n\n".join(tables))
 
 
@@ -102,7 +102,8 @@ def open_images(
     """(class names, the images that the flags ask for)."""
     if args.input:
         class_names = detect.names_of(None, config)
-        record = photograph(args.input, args.objects, class_names)
+        named = class_names[0] != "class 0"
+        record, class_names = photograph(args.input, args.objects, class_names, named)
         settings = settings_lib.of(config.data, "train")
         name = pathlib.Path(args.input).name
         return class_names, iter([Image(name, frame.on_canvas(record, settings))])
@@ -150,13 +151,21 @@ def choose(source: Any, wanted: Sequence[str]) -> list[int]:
     return [positions[name] for name in wanted]
 
 
-def photograph(path: str, text: str, class_names: Sequence[str]) -> dict[str, Any]:
-    """The record of a photograph with the objects "NAME x1 y1 x2 y2; ...".
+def photograph(
+    path: str, text: str, class_names: Sequence[str], named: bool = True
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """(the record of a photograph with the objects "NAME x1 y1 x2 y2; ...", the names by label).
 
+    Args:
+      path: of the photograph.
+      text: see above, px of the photograph.
+      class_names: of the detector.
+      named: whether these are real names, which the objects must have; otherwise the names of the
+        objects take their places.
     Raises:
       UserError: the file cannot be read, or the text has another form.
     """
-    boxes, labels = [], []
+    found = []
     for part in filter(None, map(str.strip, text.split(";"))):
         *words, x1, y1, x2, y2 = ["", "", "", "", *part.split()]
         name = " ".join(filter(None, words))
@@ -169,26 +178,30 @@ def photograph(path: str, text: str, class_names: Sequence[str]) -> dict[str, An
                 f"--objects has {part!r}; write a class and a box, NAME x1 y1 x2 y2, with x1 < x2"
                 " and y1 < y2, and a semicolon between objects."
             )
-        if name not in class_names:
-            raise errors.UserError(
-                f"--objects names {name!r}, which is no class of the detector; its classes are"
-                f" {', '.join(class_names[:8])}{', ...' if len(class_names) > 8 else ''}."
-            )
-        boxes.append(box)
-        labels.append(class_names.index(name))
+        found.append((name, box))
+    names = tuple(class_names)
+    if not named:
+        given = tuple(dict.fromkeys(name for name, _ in found))[: len(names)]
+        names = (*given, *names[len(given) :])
+    others = [name for name, _ in found if name not in names]
+    if others:
+        raise errors.UserError(
+            f"--objects names {others[0]!r}, which is no class of the detector; its classes are"
+            f" {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}."
+        )
     try:
         record = records.without_objects(records.read_image(path))
     except records.DataError as error:
         raise errors.UserError(f"{str(error).removesuffix('.')}.") from error
-    boxes = np.array(boxes, np.float32)
     height, width = record["image"].shape[:2]
+    boxes = np.array([box for _, box in found], np.float32).reshape(-1, 4)
     boxes = np.clip(boxes, 0, np.float32([width, height, width, height]))
     return record | {
         "boxes": boxes,
-        "labels": np.array(labels, np.int32),
+        "labels": np.array([names.index(name) for name, _ in found], np.int32),
         "ignore": np.zeros(len(boxes), bool),
         "area": records.box_areas(boxes),
-    }
+    }, names
 
 
 # ------------------------------------------------------------------------------------------------
@@ -267,12 +280,22 @@ def objects_of(batch: types.Batch, class_names: Sequence[str]) -> draw_lib.Objec
     return draw_lib.Objects(batch.boxes[0][:count], names, batch.ignore[0][:count])
 
 
+def described(config: config_dict.ConfigDict, args: argparse.Namespace) -> str:
+    """Which data the images are from."""
+    augmented = " as augmented" if args.augmented else ""
+    return f"{args.part} data of {config.data.source}{augmented}"
+
+
 def picture(
-    image: Image, objects: draw_lib.Objects, rows: Sequence[draw_lib.Row], args: argparse.Namespace
+    image: Image,
+    objects: draw_lib.Objects,
+    rows: Sequence[draw_lib.Row],
+    config: config_dict.ConfigDict,
+    args: argparse.Namespace,
 ) -> Any:
     """The figure of some assignments of an image."""
     height, width = (int(x) for x in image.batch.image_size[0])
-    data = "" if args.input else f"{args.part} data, "
+    data = "" if args.input else f"{described(config, args)}, "
     title = (
         f"Who learns which object: {data}image {image.name}, {len(objects.boxes)} objects, "
         f"{width} x {height} px on the canvas"

@@ -142,7 +142,8 @@ def _draw_panel(axis, panel, objects, scale):
     if panel.filled:
         drawn = collections.PatchCollection(shapes, facecolor=shades, alpha=0.55, linewidth=0)
     else:
-        edges = np.concatenate([shades, np.full((len(shades), 1), 0.65)], axis=1)
+        alpha = 0.65 * min(1.0, (40 / len(shades)) ** 0.5)  # many boxes would hide the image
+        edges = np.concatenate([shades, np.full((len(shades), 1), alpha)], axis=1)
         drawn = collections.PatchCollection(
             shapes, facecolor="none", edgecolor=edges, linewidth=0.7
         )

@@ -249,6 +249,16 @@ def test_wrong_objects_of_a_photograph_are_told_in_a_sentence(text, sentence):
         positives.photograph("none.jpg", text, ("cat", "dog"))
 
 
+def test_objects_name_the_classes_of_a_detector_that_has_no_names(shared_dir):
+    path = str(shared_dir / "images" / "dog.jpg")
+    text = "dog 1 2 30 40; cow 5 5 9000 60; dog 3 4 50 60"
+    record, names = positives.photograph(path, text, ("class 0", "class 1", "class 2"), named=False)
+    assert names == ("dog", "cow", "class 2") and record["labels"].tolist() == [0, 1, 0]
+    assert record["boxes"][1].tolist() == [5, 5, 768, 60]  # clipped to the photograph
+    with pytest.raises(errors.UserError, match="names 'cow', which is no class of the detector"):
+        positives.photograph(path, text, ("class 0",), named=False)
+
+
 def test_an_unknown_image_is_told_with_an_example():
     class Source:
         def __len__(self):
