@@ -35,7 +35,8 @@ from detlab import (
     types,
 )
 from detlab import config as config_lib
-from detlab.data import loader, wrappers
+from detlab.data import augment, loader, plan, wrappers
+from detlab.data import batch as batch_lib
 from detlab.data import settings as settings_lib
 from detlab.run import checkpoint
 from detlab.run import state as state_lib
@@ -89,6 +90,7 @@ def load(args: argparse.Namespace, overrides: Mapping[str, str]) -> Loaded:
     environment.use_compilation_cache(config)
     detector = contract.build(config)
     if weights is None:
+        state_lib.check_init_from(config)
         print("no weights given (--workdir or --checkpoint): the detector is untrained")
         params, state = state_lib.initial_weights(detector, config)
         params, state = jax.device_put((params, state), sharding.replicated(sharding.make_mesh()))
@@ -158,6 +160,16 @@ def rounded(values: Any, digits: int = 6) -> Any:
     return float(f"{values:.{digits}g}") if math.isfinite(values) else None
 
 
+def on_canvas(record: dict[str, Any], settings: settings_lib.Settings) -> types.Batch:
+    """A batch of one record, on the canvas that suits it best, without anything random."""
+    settings = settings_lib.without_chance(settings)
+    canvas = plan.canvas_of(record["image"].shape[:2], settings)
+    fitted = augment.resizer(settings)(record, *canvas)
+    return batch_lib.to_batch(
+        [fitted], canvas, settings.max_boxes, settings.pad_value, settings.dtype
+    )
+
+
 class Output:
     """The folder that a tool writes: a JSON of everything that was drawn, and pictures beside it.
 
@@ -184,11 +196,12 @@ class Output:
         return self.folder / name
 
     def figure(self, figure: Any, name: str) -> None:
-        """Saves a matplotlib Figure as NAME.png."""
-        path = self.path(f"{name}.png")
+        """Saves a matplotlib Figure as NAME.png, or as NAME if that ends in .jpg (photographs)."""
+        path = self.path(name if name.endswith(".jpg") else f"{name}.png")
+        options = {"pil_kwargs": {"quality": JPEG_QUALITY}} if path.suffix == ".jpg" else {}
         with files.writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            figure.savefig(path, dpi=DPI)
+            figure.savefig(path, dpi=DPI, **options)
 
     def image(self, image: Any, name: str) -> None:
         """Saves an image, uint8 RGB [H, W, 3]; the name has the suffix, .png or .jpg (smaller)."""
