@@ -298,7 +298,7 @@ def compile_one(task: Task, text_folder: pathlib.Path | None = None) -> dict[str
         "temporary_gib": round(memory.temp_size_in_bytes / GIB, 3),
         "total_gib": round(total / GIB, 3),  # the state's new buffers are the old ones
         "parameter_bytes": sum(x.size * x.dtype.itemsize for x in leaves),
-        **hlo.report(text, [x.shape for x in leaves]),
+        **hlo.report(text, [x.size for x in leaves]),
     }
 
 

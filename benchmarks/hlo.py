@@ -27,14 +27,14 @@ class Array(NamedTuple):
     order: tuple[int, ...]  # axes, the fastest first
 
     @property
-    def bytes(self) -> int:
-        bits = 8 if self.dtype == "pred" else int((re.findall(r"\d+", self.dtype) or ["0"])[0])
-        return math.prod(self.shape) * bits // 8
+    def size(self) -> int:
+        """The number of its elements."""
+        return math.prod(self.shape)
 
     @property
-    def dimensions(self) -> tuple[int, ...]:
-        """The lengths above one, sorted: the same for all transposes and reshapes by ones."""
-        return tuple(sorted(n for n in self.shape if n > 1))
+    def bytes(self) -> int:
+        bits = 8 if self.dtype == "pred" else int((re.findall(r"\d+", self.dtype) or ["0"])[0])
+        return self.size * bits // 8
 
 
 class Instruction(NamedTuple):
@@ -264,12 +264,13 @@ def _kind(instruction: Instruction) -> str:
     return "convolution gradient" if "transpose(" in path else "convolution forward"
 
 
-def moves(program: Program, weights: Set[tuple[int, ...]]) -> dict[str, dict[str, float]]:
+def moves(program: Program, weights: Set[int]) -> dict[str, dict[str, float]]:
     """Transposes and copies of arrays of at least 1 MiB, apart for activations and weights.
 
     Args:
       program: the compiled program.
-      weights: `Array.dimensions` of the parameters; other arrays are activations.
+      weights: numbers of elements of the parameters, which the compiler may reshape; arrays of
+        other sizes are activations.
     Returns:
       "transposed activations", "transposed weights", "copied activations", "copied weights" ->
       {"count", "mib" of one run of each line, "from": {file: count}}.  A transpose changes the
@@ -281,12 +282,12 @@ def moves(program: Program, weights: Set[tuple[int, ...]]) -> dict[str, dict[str
             continue
         result = instruction.arrays[0]
         before = operand(program, computation, instruction, 0)
-        if result.bytes < _SMALL or before is None:
+        if result.bytes < _SMALL or before is None or _filled(program, computation, instruction):
             continue
         turned = _turned(instruction, before, result)
         if instruction.opcode == "transpose" and not turned:
             continue  # the same bytes under other names of axes
-        what = "weights" if result.dimensions in weights else "activations"
+        what = "weights" if result.size in weights else "activations"
         row = found.setdefault(
             f"{'transposed' if turned else 'copied'} {what}", {"count": 0, "mib": 0.0, "from": {}}
         )
@@ -295,6 +296,12 @@ def moves(program: Program, weights: Set[tuple[int, ...]]) -> dict[str, dict[str
         place = source(program, instruction) or "unknown"
         row["from"][place] = row["from"].get(place, 0) + 1
     return dict(sorted(found.items()))
+
+
+def _filled(program: Program, computation: str, instruction: Instruction) -> bool:
+    """Whether an instruction copies one number to all cells, such as the first value of a loop."""
+    origin = program.computations[computation][instruction.operands[0]]
+    return origin.opcode in ("broadcast", "constant", "iota")
 
 
 def _turned(instruction: Instruction, before: Array, after: Array) -> bool:
@@ -331,13 +338,14 @@ def loops(program: Program) -> dict[str, dict[str, int]]:
 _EXCHANGES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 
 
-def exchanges(program: Program) -> dict[str, dict[str, int]]:
-    """What devices exchange: operation -> {"count", "bytes", "in_loops", "largest"}.
+def exchanges(program: Program) -> dict[str, dict[str, Any]]:
+    """What devices exchange: operation -> {"count", "bytes", "in_loops", "largest", "types"}.
 
     `bytes` are those of the results of a run of the program, a loop of unknown length counted as
-    one round; `in_loops` counts the lines inside of loops; `largest` is the largest result.
+    one round; `types` divides them; `in_loops` counts the lines inside of loops; `largest` is the
+    largest result, in bytes.
     """
-    found: dict[str, dict[str, int]] = {}
+    found: dict[str, dict[str, Any]] = {}
     times = runs(program)
     for computation, _, instruction in everything(program):
         opcode = instruction.opcode.removesuffix("-start")
@@ -348,11 +356,15 @@ def exchanges(program: Program) -> dict[str, dict[str, int]]:
             operands = len(instruction.operands)  # the result lists the operands first
             results = results[operands : 2 * operands]
         size = sum(array.bytes for array in results)
-        row = found.setdefault(opcode, {"count": 0, "bytes": 0, "in_loops": 0, "largest": 0})
+        empty = {"count": 0, "bytes": 0, "in_loops": 0, "largest": 0, "types": {}}
+        row = found.setdefault(opcode, empty)
         row["count"] += 1
         row["bytes"] += size * times[computation].times
         row["in_loops"] += times[computation].in_loop
         row["largest"] = max(row["largest"], size)
+        for array in results:
+            before = row["types"].get(array.dtype, 0)
+            row["types"][array.dtype] = before + array.bytes * times[computation].times
     return dict(sorted(found.items()))
 
 
@@ -371,13 +383,12 @@ def to_host(program: Program) -> dict[str, int]:
     return dict(sorted(counts.items()))
 
 
-def report(text: str, shapes: Iterable[tuple[int, ...]]) -> dict[str, Any]:
-    """All of the above for one program; `shapes` are those of its parameters."""
+def report(text: str, weights: Iterable[int]) -> dict[str, Any]:
+    """All of the above for one program; `weights` as in `moves`."""
     program = parse(text)
-    weights = {Array("", shape, ()).dimensions for shape in shapes}
     return {
         "calls": calls(program),
-        "moves": moves(program, weights),
+        "moves": moves(program, set(weights)),
         "loops": loops(program),
         "exchanges": exchanges(program),
         "to_host": to_host(program),
