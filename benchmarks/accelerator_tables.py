@@ -34,11 +34,11 @@ class MemoryLine(NamedTuple):
 
 
 def memory_line(rows: Iterable[Row]) -> MemoryLine | None:
-    """The line through the rows with the usual batch and with half of it; None if one lacks."""
+    """The line through the rows with the usual and with the larger batch; None if one lacks."""
     points = {x["batch"]: (x["images"], x["total_gib"]) for x in rows if x["status"] == "compiled"}
-    if "usual" not in points or "half" not in points:
+    if "usual" not in points or "larger" not in points:
         return None
-    (few, less), (many, more) = points["half"], points["usual"]
+    (few, less), (many, more) = points["usual"], points["larger"]
     slope = (more - less) / (many - few)
     return MemoryLine(less - few * slope, slope) if slope > 0 else None
 

@@ -11,8 +11,8 @@ update of the shipped experiment without accumulation; `accumulate`, the same ba
 with averaged weights (some detectors); `predict`.  Sizes and batches are those of `SIZES`; for a
 TPU, two images on the small canvas of benchmarks.models, because compilation takes minutes there.
 Each program is compiled in its own process, in the time limit, in bfloat16 and float32, for one
-device and a mesh of four.  Training on one device is also compiled with half the batch: memory is
-affine in the batch, and two points give the largest batch that fits.
+device and a mesh of four.  Training on one device is also compiled with four times the batch:
+memory is affine in the batch, and two points give the largest batch that fits.
 
 A row has the seconds to trace and compile, the memory of arguments and temporary arrays, and what
 benchmarks.hlo counts in the program.  Nothing runs, so nothing is said about time, and convolutions
@@ -81,6 +81,7 @@ SIZES = {
     **{name: Size((640, 640), 32) for name in models.NETWORKS["yolov5"]},
 }
 _TPU_IMAGES = 2
+_LARGER = 4  # times the usual batch: the second point of the line of memory
 PROGRAMS = ("train", "predict", "accumulate")
 # `accumulate` compiles for as long as `train`, so it stands for each family here.
 ACCUMULATED = ("retinanet", "faster_rcnn", "reppoints", "cornernet", "yolov5s", "darknet_yolov4")
@@ -113,7 +114,7 @@ class Task(NamedTuple):
     dtype: str
     devices: int
     images: int  # on each device
-    batch: str  # usual, half or given: where `images` is from
+    batch: str  # usual, larger or given: where `images` is from
 
     @property
     def name(self) -> str:
@@ -174,7 +175,7 @@ def tasks(args) -> Iterator[Task]:
                     yield base._replace(images=size.images, batch=batch)
                 fits = program == "train" and devices == 1 and args.platform == "cuda"
                 if fits and not (args.batch or args.side) and dtype == DTYPES[0]:
-                    yield base._replace(images=size.images // 2, batch="half")
+                    yield base._replace(images=_LARGER * size.images, batch="larger")
 
 
 def size_of(platform: str, model: str, side: int | None = None) -> Size:

@@ -224,8 +224,8 @@ def test_findings_are_named_and_a_program_without_any_has_none():
 
 
 def test_the_largest_batch_follows_from_two():
-    """4 images take 6 GiB and 8 take 10: 2 GiB and 1 GiB an image."""
-    rows = [row(total_gib=10.0), row(total_gib=6.0, images=4, batch="half")]
+    """8 images take 10 GiB and 32 take 34: 2 GiB and 1 GiB an image."""
+    rows = [row(total_gib=10.0), row(total_gib=34.0, images=32, batch="larger")]
     memory = tables.memory_line(rows)
     assert memory == (2.0, 1.0) and memory.at(20) == 22.0
     assert [memory.largest(x) for x in (1.0, 2.5, 3.0, 12.9)] == [0, 0, 1, 10]
@@ -284,7 +284,7 @@ def test_the_flags_choose_programs_sizes_and_batches():
     words = ("--dtype", "bfloat16", "--devices", "1")
     assert asked(*words, "--only", "retinanet/train") == [
         "retinanet/train 800x1344 bfloat16 1x8",
-        "retinanet/train 800x1344 bfloat16 1x4",
+        "retinanet/train 800x1344 bfloat16 1x32",
     ]
     assert asked(*words, "--only", "gfl/accumulate", "--batch", "6", "--side", "256") == [
         "gfl/accumulate 256x256 bfloat16 1x6"
