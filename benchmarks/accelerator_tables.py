@@ -186,7 +186,7 @@ def batches(rows: Sequence[Row]) -> str:
             f"{x['images']}: {memory.at(x['images']):.1f}, {x['total_gib']:.1f}"
             if x["status"] == "compiled"
             else f"{x['images']}: {x['status']}"
-            for x in own
+            for x in sorted(own, key=lambda x: x["images"])
             if x["batch"] == "given" and x["canvas"] == canvas
         ]
         lines.append(
