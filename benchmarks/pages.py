@@ -16,6 +16,7 @@ A table replaces the text between `<!-- NAME: begin -->` and `<!-- NAME: end -->
     loader      docs/performance.md  benchmarks/results/loader_cpu.json
     compilation docs/performance.md  benchmarks/results/compilation_cpu.json
     test times  docs/performance.md  benchmarks/results/tests_cpu.json
+    accelerators docs/performance.md benchmarks/results/accelerators_*.json
 
 An everyday test fails if a page differs from what this command writes.
 """
@@ -27,7 +28,7 @@ import urllib.parse
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from benchmarks import command, test_times
+from benchmarks import accelerator_tables, command, test_times
 from detlab import cli, errors, files, listing, paths
 from detlab.converters import published as published_files
 
@@ -487,6 +488,19 @@ def times(tree: pathlib.Path) -> str:
     return test_times.tables(test_times.read_figures(tree / _RESULTS / "tests_cpu.json"))
 
 
+_DEVICES = {"cuda": "NVIDIA H200", "tpu": "TPU v5e"}
+
+
+def accelerators(tree: pathlib.Path) -> str:
+    """The tables of what was compiled for devices that were not there."""
+    results = {}
+    for path in sorted((tree / _RESULTS).glob("accelerators_*_jax*.json")):
+        _, platform, version = path.stem.split("_")
+        title = f"{_DEVICES[platform]}, {version.replace('jax', 'jax ')}"
+        results[title] = _results(tree, path.name)["rows"]
+    return accelerator_tables.page(results)
+
+
 def _results(tree: pathlib.Path, name: str) -> Any:
     return command.read_json(tree / _RESULTS / name)
 
@@ -508,6 +522,7 @@ BLOCKS = {
         "loader": loader,
         "compilation": compilation_times,
         "test times": times,
+        "accelerators": accelerators,
     },
 }
 
