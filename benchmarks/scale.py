@@ -1,0 +1,254 @@
+"""What devices exchange in a training step, counted in programs compiled for 8, 64 and 256 of them.
+
+    python -m benchmarks.scale --output benchmarks/results/scale.json
+    python -m benchmarks.pages
+
+The devices are virtual, and nothing runs.  A row `DETECTOR/DEVICES` is the step of the published
+network and its experiment, with an image of 64x64 px a device: gradients, batch statistics and
+sums over the batch, which are what is exchanged, do not depend on the canvas.  `rounds` is the
+longest chain of exchanges that wait for each other.  `DETECTOR/image` has the operations of one
+image of the published canvas, as jax counts them before the program is compiled, and the bytes of
+its detections that evaluation gathers.  `scoring` is the time of the metrics of 5000 images.
+
+docs/scale_on_paper.md has the arithmetic (benchmarks/links.py).
+"""
+
+import json
+import math
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from benchmarks import flags
+from detlab import cli
+from detlab import config as config_lib
+
+if __name__ == "__main__":
+    cli.answer_first(flags.scale(__doc__))  # --help needs no import below
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from benchmarks import command, machine, train_step, turns
+from detlab import contract, errors, evaluation, files, sharding, types
+from detlab.run import optim
+from detlab.run import state as state_lib
+from detlab.run import step as step_lib
+from detlab.run import update as update_lib
+
+EXPERIMENTS = {
+    "retinanet": "retinanet_coco",
+    "faster_rcnn": "faster_rcnn_coco",
+    "yolov5l": "yolov5_coco:l",
+}
+MESHES = (8, 64, 256)
+SIDE = 64  # px of the compiled canvas
+IMAGES, OBJECTS, DETECTIONS, CLASSES = 5000, 7, 100, 80  # of COCO's val2017, about, in `scoring`
+ROWS = [f"{name}/{part}" for name in EXPERIMENTS for part in ("image", *MESHES)] + ["scoring"]
+
+KINDS = (
+    *("all-reduce", "all-gather", "all-to-all", "reduce-scatter"),
+    *("collective-permute", "collective-broadcast"),
+)
+_SIZES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2}
+_SIZES |= {"f32": 4, "s32": 4, "u32": 4, "f64": 8, "s64": 8, "u64": 8}
+# name = type kind(operands ...; the type of several results is in brackets
+_INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.-]+) = (\(.*?\)|\S+) ([\w-]+)\((.*)$")
+_SHAPE = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
+
+
+def main(arguments: Sequence[str]) -> None:
+    """The command line; raises `UserError` for what a user can fix."""
+    args, overrides = cli.parse(arguments, flags.scale(__doc__))
+    if args.one:
+        print(json.dumps(row(args.one, overrides)))
+        return
+    rows = command.rows_of(args.output)
+    for name in command.choose(args.only, ROWS, "row"):
+        if not args.only and name in rows:
+            continue
+        rows[name] = in_process(name, [f"--config.{k}={v}" for k, v in overrides.items()])
+        print(f"{name}: {rows[name]}", flush=True)
+        if args.output:
+            files.write_json(args.output, {"machine": machine.describe(), "rows": rows})
+
+
+def in_process(name: str, overrides: Sequence[str]) -> dict:
+    """A row, from a process with as many devices as it needs."""
+    part = name.rpartition("/")[2]
+    words = [sys.executable, "-m", "benchmarks.scale", "--one", name, *overrides]
+    flags_of_xla = [
+        f"--xla_force_host_platform_device_count={part if part.isdigit() else 1}",
+        # Nothing runs: the exchanges are the same, and compiling takes a fraction of the time.
+        *("--xla_backend_optimization_level=0", "--xla_llvm_disable_expensive_passes=true"),
+    ]
+    environment = turns.environment() | {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": " ".join(flags_of_xla),
+    }
+    done = subprocess.run(words, env=environment, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        raise errors.UserError(f"the row {name} failed; see its error above.")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def row(name: str, overrides: dict[str, str]) -> dict:
+    """Makes a row of `ROWS` in this process."""
+    if name == "scoring":
+        return scoring()
+    detector, _, part = name.partition("/")
+    config = config_lib.load(EXPERIMENTS[detector], overrides)
+    return image(config) if part == "image" else step(config, int(part))
+
+
+def step(config, devices: int) -> dict:
+    """What `devices` exchange in a step with an image each."""
+    config.data.canvases = ((SIDE, SIDE),)
+    mesh = sharding.make_mesh()
+    made = parts(config, mesh, devices)
+    spread = NamedSharding(mesh, PartitionSpec(sharding.AXIS))
+    notes = np.zeros((devices, len(step_lib.Notes._fields)), np.int32)
+    batch, notes = shapes_of((made.batch, notes), spread)
+    one = step_lib.TrainStep(made.detector, made.optimizer, config, mesh)
+    compiled = one._compile(made.state, batch, notes)
+    params, labels = map(jax.tree.leaves, (made.state.params, made.optimizer.labels))
+    trained = [x for x, label in zip(params, labels, strict=True) if label == "train"]
+    return {
+        "devices": devices,
+        "trained_bytes": _bytes(trained),
+        "averaged_bytes": _bytes(made.state.ema),
+        **exchanged(compiled.as_text()),
+    }
+
+
+class Parts(NamedTuple):
+    """What a step is made of."""
+
+    detector: contract.Detector
+    optimizer: optim.Optimizer
+    state: types.TrainState  # shapes, the same on all devices
+    batch: types.Batch  # made up, on the host
+
+
+def parts(config, mesh: jax.sharding.Mesh, size: int) -> Parts:
+    """The parts of a step of `size` images of the config's first canvas."""
+    config.train.batch_size = size
+    detector = contract.build(config)
+    example = state_lib.example_images(config)
+    params, _ = jax.eval_shape(detector.init, jax.random.key(0), example)
+    optimizer = optim.build(config.optim, params, 100_000, size, 1000, detector.frozen)
+    state = state_lib.abstract(detector, optimizer, config, mesh)
+    return Parts(detector, optimizer, state, train_step.make_batch(config))
+
+
+def shapes_of(tree: Any, placed: NamedSharding | None = None) -> Any:
+    """The shapes of a tree of arrays, placed on devices or not."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed), tree)
+
+
+def _bytes(tree: Any) -> int:
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+def exchanged(text: str) -> dict:
+    """The exchanges in the text of a compiled program.
+
+    Returns:
+      {"kinds": {kind: {"count", "bytes"}}, "rounds": the longest chain, "inside": how many are not
+      in the program itself but in a loop or another part of it}.
+    """
+    kinds: dict[str, dict[str, int]] = {}
+    after: dict[str, int] = {}  # instruction of the program -> exchanges that it waits for
+    inside, in_entry = 0, False
+    for line in text.splitlines():
+        if line and not line.startswith(" "):
+            in_entry = line.startswith("ENTRY")
+        found = _INSTRUCTION.match(line)
+        if not found:
+            continue
+        name, result, kind, rest = found.groups()
+        kind = kind.removesuffix("-start")
+        exchange = kind in KINDS
+        if exchange:
+            of_kind = kinds.setdefault(kind, {"count": 0, "bytes": 0})
+            of_kind["count"] += 1
+            of_kind["bytes"] += _bytes_of_text(result)
+            inside += not in_entry
+        if in_entry:
+            waits = (after.get(x, 0) for x in re.findall(r"%?([\w.-]+)", rest))
+            after[name] = max(waits, default=0) + exchange
+    return {"kinds": kinds, "rounds": max(after.values(), default=0), "inside": inside}
+
+
+def _bytes_of_text(shapes: str) -> int:
+    return sum(
+        _SIZES[kind] * math.prod(int(x) for x in sides.split(",") if x)
+        for kind, sides in _SHAPE.findall(shapes)
+    )
+
+
+def image(config) -> dict:
+    """Operations of one image in training, and the bytes that evaluation gathers of one."""
+    config.model.dtype = "bfloat16"
+    made = parts(config, sharding.make_mesh(), 1)
+    state, batch = shapes_of(made.state), made.batch
+    update = jax.jit(update_lib.of(made.detector, made.optimizer, config))
+    # The form of a GPU: the convolutions of a CPU have other operations.
+    lowered = update.trace(state, shapes_of(batch)).lower(lowering_platforms=("cuda",))
+    predict = made.detector.predict_with_bounds
+    detections = jax.eval_shape(predict, state.params, state.state, batch.images, batch.image_size)
+    rows = evaluation._Rows(
+        batch.index, batch.placement, batch.real, skipped=np.zeros(1, np.int32), stop=batch.real
+    )
+    return {
+        "canvas": config.data.canvases[0],
+        "flop": lowered.cost_analysis()["flops"],
+        "gathered_bytes": _bytes((detections, rows)),
+    }
+
+
+def scoring() -> dict:
+    """Processor seconds of both metrics for made-up detections of as many images as val2017."""
+    rng = np.random.default_rng(0)
+
+    def boxes(count):
+        corner = rng.uniform(0, 500, (count, 2))
+        return np.concatenate([corner, corner + rng.uniform(10, 100, (count, 2))], -1)
+
+    truth, predictions = [], []
+    for i in range(IMAGES):
+        of_objects = boxes(OBJECTS)
+        truth.append(
+            {
+                "image_id": i,
+                "height": 600,
+                "width": 600,
+                "boxes": of_objects,
+                "labels": rng.integers(0, CLASSES, OBJECTS),
+                "ignore": np.zeros(OBJECTS, bool),
+                "area": (of_objects[:, 2:] - of_objects[:, :2]).prod(-1),
+            }
+        )
+        predictions.append(
+            {
+                "image_id": i,
+                "boxes": boxes(DETECTIONS).astype(np.float32),
+                "scores": np.sort(rng.random(DETECTIONS, np.float32))[::-1],
+                "labels": rng.integers(0, CLASSES, DETECTIONS),
+            }
+        )
+    start = time.process_time()
+    evaluation.score(truth, predictions, [str(x) for x in range(CLASSES)])
+    return {
+        "images": IMAGES,
+        "detections": DETECTIONS,
+        "cpu_s": round(time.process_time() - start, 1),
+    }
+
+
+if __name__ == "__main__":
+    errors.run_main(main)
