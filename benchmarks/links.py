@@ -1,9 +1,8 @@
 """Published speeds of links between devices, and the arithmetic of docs/scale_on_paper.md.
 
-Speeds are those of one direction.  A ring over all devices sends each byte of a sum 2 (n - 1) / n
-times out of each device (n of them), once to add up and once to hand out
-(https://github.com/NVIDIA/nccl-tests/blob/master/doc/PERFORMANCE.md).  A ring enters and leaves a
-host once, so the adapters of a host share its bytes.
+That page has the sources.  Speeds are those of one direction.  In a ring of n devices each sends
+every byte of a sum 2 (n - 1) / n times, first to add up and then to hand out.  A ring enters and
+leaves a host once, so the adapters of a host share its bytes.
 """
 
 from typing import NamedTuple
