@@ -13,6 +13,38 @@ CASES = pathlib.Path("../shared/parity")  # recorded runs of reference implement
 KILLS = 24  # of one run: the default, and the least for a release
 
 
+def accelerators(docstring: str) -> argparse.ArgumentParser:
+    """The flags of `python -m benchmarks.accelerators`."""
+    parser = cli.program("benchmarks.accelerators", docstring)
+    parser.add_argument("--platform", choices=("cuda", "tpu"), required=True)
+    parser.add_argument(
+        "--only", action="append", default=[], help="MODEL or MODEL/PROGRAM; repeatable"
+    )
+    parser.add_argument(
+        "--devices", action="append", type=int, default=[], help="repeatable; default: 1 and 4"
+    )
+    parser.add_argument(
+        "--dtype",
+        action="append",
+        choices=("bfloat16", "float32"),
+        default=[],
+        help="repeatable; default: both",
+    )
+    parser.add_argument(
+        "--batch",
+        action="append",
+        type=int,
+        default=[],
+        help="images on a device, not the usual number; repeatable",
+    )
+    parser.add_argument("--side", type=int, help="square canvas of SIDE px, not the default")
+    parser.add_argument("--minutes", type=float, default=10.0, help="limit of each program")
+    parser.add_argument("--output", type=paths.path, help="folder of the JSON of the rows")
+    parser.add_argument("--hlo", type=paths.path, help="folder for the text of each program")
+    parser.add_argument("--one", help=argparse.SUPPRESS)  # internal: compiles one program
+    return parser
+
+
 def convolutions(docstring: str) -> argparse.ArgumentParser:
     """The flags of `python -m benchmarks.convolutions`."""
     parser = cli.program("benchmarks.convolutions", docstring)

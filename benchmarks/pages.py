@@ -16,20 +16,20 @@ A table replaces the text between `<!-- NAME: begin -->` and `<!-- NAME: end -->
     loader      docs/performance.md  benchmarks/results/loader_cpu.json
     compilation docs/performance.md  benchmarks/results/compilation_cpu.json
     test times  docs/performance.md  benchmarks/results/tests_cpu.json
+    accelerators docs/performance.md benchmarks/results/accelerators_*.json
     exchanged, network, gathered, read  docs/scale_on_paper.md  results/scale.json, loader_cpu.json
 
 An everyday test fails if a page differs from what this command writes.
 """
 
 import ast
-import math
 import pathlib
 import re
 import urllib.parse
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from benchmarks import command, links, test_times
+from benchmarks import accelerator_tables, command, scale_tables, test_times
 from detlab import cli, errors, files, listing, paths
 from detlab.converters import published as published_files
 
@@ -489,114 +489,21 @@ def times(tree: pathlib.Path) -> str:
     return test_times.tables(test_times.read_figures(tree / _RESULTS / "tests_cpu.json"))
 
 
-def exchanged(tree: pathlib.Path) -> str:
-    """What devices exchange in a step, a row for each detector and number of devices."""
-    rows = []
-    for detector, steps in _steps(tree).items():
-        for row in steps:
-            kinds = row["kinds"]
-            total = kinds["all-reduce"]["bytes"]
-            others = ", ".join(f"{x['count']} {kind}" for kind, x in kinds.items())
-            rows.append(
-                (
-                    detector,
-                    str(row["devices"]),
-                    f"{row['trained_bytes'] / 4e6:.2f}",
-                    f"{total / 1e6:.2f}",
-                    f"{(total - row['trained_bytes']) / 1e3:.1f}",
-                    others,
-                    str(row["rounds"]),
-                )
-            )
-    head = (
-        "detector",
-        "devices",
-        "trained parameters, M",
-        "summed a step, MB",
-        "not gradients, kB",
-    )
-    return command.table((*head, "exchanges", "rounds"), rows)
+_DEVICES = {"cuda": "NVIDIA H200", "tpu": "TPU v5e"}
 
 
-def network(tree: pathlib.Path) -> str:
-    """The milliseconds of a ring for each detector and link, and the images that hide them."""
-    found, rows = _results(tree, "scale.json")["rows"], []
-    for detector, steps in _steps(tree).items():
-        total = {row["devices"]: row["kinds"]["all-reduce"]["bytes"] for row in steps}
-        flop = found[f"{detector}/image"]["flop"]
-        for link in links.LINKS:
-            of_image = links.image_s(flop, links.CHIPS[link.chip])
-            ring = {n: links.ring_s(total[n], n, link.bytes_s) for n in link.meshes}
-            rows.append(
-                (
-                    detector,
-                    f"{link.name} ({link.chip})",
-                    *(f"{1000 * ring[n]:.2f}" if n in ring else "" for n in total),
-                    f"{1000 * of_image:.2f}",
-                    str(math.ceil(max(ring.values()) / of_image)),
-                )
-            )
-    meshes = (f"{row['devices']} devices, ms" for row in steps)
-    head = ("detector", "link", *meshes, "an image, ms", "images a device that hide it")
-    return command.table(head, rows)
+def accelerators(tree: pathlib.Path) -> str:
+    """The tables of what was compiled for devices that were not there."""
+    results = {}
+    for path in sorted((tree / _RESULTS).glob("accelerators_*_jax*.json")):
+        _, platform, version = path.stem.split("_")
+        title = f"{_DEVICES[platform]}, {version.replace('jax', 'jax ')}"
+        results[title] = _results(tree, path.name)["rows"]
+    return accelerator_tables.page(results)
 
 
-def gathered(tree: pathlib.Path) -> str:
-    """The bytes that evaluation gathers for each detector."""
-    found = _results(tree, "scale.json")["rows"]
-    images = found["scoring"]["images"]
-    rows = []
-    for detector in _steps(tree):
-        size = found[f"{detector}/image"]["gathered_bytes"]
-        cells = (str(size), f"{256 * size / 1e6:.2f}", f"{images * size / 1e6:.1f}")
-        rows.append((detector, *cells))
-    head = ("detector", "bytes an image", "256 images, MB", f"{images} images, MB")
-    return command.table(head, rows)
-
-
-# Detector -> (its recipe in loader_cpu.json, files that an image is made of).
-_READ = {
-    "retinanet": ("1x/coco", 1),
-    "faster_rcnn": ("1x/coco", 1),
-    "yolov5l": ("yolov5/coco", 4),
-}
-
-
-def reading(tree: pathlib.Path) -> str:
-    """The cores and bytes a second that feed a host of H200s at the goal's speed."""
-    found = _results(tree, "scale.json")["rows"]
-    measured = _results(tree, "loader_cpu.json")
-    chip, rows = links.CHIPS["H200"], []
-    for detector, (recipe, files_each) in _READ.items():
-        speed = 1 / links.image_s(found[f"{detector}/image"]["flop"], chip)
-        cpu_ms = measured["rows"][recipe]["measured"][0]["cpu_ms"]
-        cores = links.cores(speed, cpu_ms)
-        read_mb = chip.of_host * speed * files_each * measured["data"]["mean_kib"] * 1024 / 1e6
-        rows.append(
-            (
-                detector,
-                f"`{recipe}`",
-                f"{speed:.0f}",
-                f"{cpu_ms:.1f}",
-                f"{cores:.1f}",
-                f"{chip.of_host * cores:.0f}",
-                f"{read_mb:.0f}",
-                f"{256 * read_mb / 1e3:.0f}",
-            )
-        )
-    head = ("detector", "recipe", "images/s of an H200", "CPU ms an image", "cores of one")
-    return command.table(
-        (*head, f"cores of {chip.of_host}", "MB/s of a host", "GB/s of 256 hosts"), rows
-    )
-
-
-def _steps(tree: pathlib.Path) -> dict[str, list[dict]]:
-    """Detector -> the rows of its steps in scale.json, by devices."""
-    found: dict[str, list[dict]] = {}
-    for name, row in _results(tree, "scale.json")["rows"].items():
-        if "kinds" in row:
-            found.setdefault(name.partition("/")[0], []).append(row)
-    return {name: sorted(rows, key=lambda x: x["devices"]) for name, rows in found.items()}
+def _scale(tree: pathlib.Path) -> Any:
+    return _results(tree, "scale.json")["rows"]
 
 
 def _results(tree: pathlib.Path, name: str) -> Any:
@@ -620,12 +527,13 @@ BLOCKS = {
         "loader": loader,
         "compilation": compilation_times,
         "test times": times,
+        "accelerators": accelerators,
     },
     "docs/scale_on_paper.md": {
-        "exchanged": exchanged,
-        "network": network,
-        "gathered": gathered,
-        "read": reading,
+        "exchanged": lambda tree: scale_tables.exchanged(_scale(tree)),
+        "network": lambda tree: scale_tables.network(_scale(tree)),
+        "gathered": lambda tree: scale_tables.gathered(_scale(tree)),
+        "read": lambda tree: scale_tables.reading(_scale(tree), _results(tree, "loader_cpu.json")),
     },
 }
 

@@ -1,21 +1,20 @@
-"""What devices exchange in a training step, counted in programs compiled for 8, 64 and 256 of them.
+"""What devices exchange in a training step, counted in programs compiled for 8, 64 and 256 GPUs.
 
-    python -m benchmarks.scale --output benchmarks/results/scale.json
+    PYTHONPATH=compilers python -m benchmarks.scale --output benchmarks/results/scale.json
     python -m benchmarks.pages
 
-The devices are virtual, and nothing runs.  A row `DETECTOR/DEVICES` is the step of the published
-network and its experiment, with an image of 64x64 px a device: gradients, batch statistics and
-sums over the batch, which are what is exchanged, do not depend on the canvas.  `rounds` is the
-longest chain of exchanges that wait for each other.  `DETECTOR/image` has the operations of one
-image of the published canvas, as jax counts them before the program is compiled, and the bytes of
-its detections that evaluation gathers.  `scoring` is the time of the metrics of 5000 images.
+The GPUs (H200, eight a host) are not there, and nothing runs: benchmarks.accelerators says which
+packages compile for them.  A row `DETECTOR/DEVICES` is the step of the published network and its
+experiment, with an image of 64x64 px a device: gradients, batch statistics and sums over the batch,
+which are what is exchanged, do not depend on the canvas.  `rounds` is the longest chain of
+exchanges that wait for each other.  `DETECTOR/image` has the operations of one image of the
+published canvas in bfloat16, as jax counts them before the program is compiled, and the bytes that
+evaluation gathers of an image.  `scoring` is the time of the metrics of 5000 images.
 
-docs/scale_on_paper.md has the arithmetic (benchmarks/links.py).
+docs/scale_on_paper.md has the arithmetic (benchmarks/scale_tables.py).
 """
 
 import json
-import math
-import re
 import subprocess
 import sys
 import time
@@ -33,7 +32,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from benchmarks import command, machine, train_step, turns
+from benchmarks import accelerators, command, hlo, machine, train_step, turns
 from detlab import contract, errors, evaluation, files, sharding, types
 from detlab.run import optim
 from detlab.run import state as state_lib
@@ -50,20 +49,11 @@ SIDE = 64  # px of the compiled canvas
 IMAGES, OBJECTS, DETECTIONS, CLASSES = 5000, 7, 100, 80  # of COCO's val2017, about, in `scoring`
 ROWS = [f"{name}/{part}" for name in EXPERIMENTS for part in ("image", *MESHES)] + ["scoring"]
 
-KINDS = (
-    *("all-reduce", "all-gather", "all-to-all", "reduce-scatter"),
-    *("collective-permute", "collective-broadcast"),
-)
-_SIZES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2}
-_SIZES |= {"f32": 4, "s32": 4, "u32": 4, "f64": 8, "s64": 8, "u64": 8}
-# name = type kind(operands ...; the type of several results is in brackets
-_INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.-]+) = (\(.*?\)|\S+) ([\w-]+)\((.*)$")
-_SHAPE = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
-
 
 def main(arguments: Sequence[str]) -> None:
     """The command line; raises `UserError` for what a user can fix."""
     args, overrides = cli.parse(arguments, flags.scale(__doc__))
+    jax.config.update("jax_platforms", "cpu")  # other devices are described, never started
     if args.one:
         print(json.dumps(row(args.one, overrides)))
         return
@@ -78,19 +68,11 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def in_process(name: str, overrides: Sequence[str]) -> dict:
-    """A row, from a process with as many devices as it needs."""
-    part = name.rpartition("/")[2]
+    """A row, from a process of its own: compilers of GPUs keep much memory."""
     words = [sys.executable, "-m", "benchmarks.scale", "--one", name, *overrides]
-    flags_of_xla = [
-        f"--xla_force_host_platform_device_count={part if part.isdigit() else 1}",
-        # Nothing runs: the exchanges are the same, and compiling takes a fraction of the time.
-        *("--xla_backend_optimization_level=0", "--xla_llvm_disable_expensive_passes=true"),
-    ]
-    environment = turns.environment() | {
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": " ".join(flags_of_xla),
-    }
-    done = subprocess.run(words, env=environment, stdout=subprocess.PIPE, text=True, check=False)
+    done = subprocess.run(
+        words, env=turns.environment(), stdout=subprocess.PIPE, text=True, check=False
+    )
     if done.returncode:
         raise errors.UserError(f"the row {name} failed; see its error above.")
     return json.loads(done.stdout.splitlines()[-1])
@@ -107,22 +89,37 @@ def row(name: str, overrides: dict[str, str]) -> dict:
 
 def step(config, devices: int) -> dict:
     """What `devices` exchange in a step with an image each."""
+    accelerators.check_packages("cuda")
     config.data.canvases = ((SIDE, SIDE),)
-    mesh = sharding.make_mesh()
+    mesh = sharding.make_mesh(accelerators.devices_of("cuda", devices))
     made = parts(config, mesh, devices)
-    spread = NamedSharding(mesh, PartitionSpec(sharding.AXIS))
     notes = np.zeros((devices, len(step_lib.Notes._fields)), np.int32)
-    batch, notes = shapes_of((made.batch, notes), spread)
+    spread = NamedSharding(mesh, PartitionSpec(sharding.AXIS))
+    batch, notes = accelerators.placed((made.batch, notes), spread)
     one = step_lib.TrainStep(made.detector, made.optimizer, config, mesh)
-    compiled = one._compile(made.state, batch, notes)
+    options = {"xla_gpu_autotune_level": 0}  # it needs the device
+    compiled = one.lower(made.state, batch, notes).compile(compiler_options=options)
+    program = hlo.parse(compiled.as_text())
     params, labels = map(jax.tree.leaves, (made.state.params, made.optimizer.labels))
     trained = [x for x, label in zip(params, labels, strict=True) if label == "train"]
     return {
         "devices": devices,
         "trained_bytes": _bytes(trained),
         "averaged_bytes": _bytes(made.state.ema),
-        **exchanged(compiled.as_text()),
+        "exchanges": hlo.exchanges(program),
+        "rounds": rounds(program, program.entry),
     }
+
+
+def rounds(program: hlo.Program, computation: str) -> int:
+    """The longest chain of exchanges in a part of a program that wait for each other."""
+    after: dict[str, int] = {}  # instruction -> exchanges up to it; operands stand before it
+    for name, instruction in program.computations.get(computation, {}).items():
+        own = instruction.opcode.removesuffix("-start") in hlo.EXCHANGES
+        within = [rounds(program, part) for part in hlo.called(instruction)]
+        before = max((after[x] for x in instruction.operands if x in after), default=0)
+        after[name] = before + max([own, *within])
+    return max(after.values(), default=0)
 
 
 class Parts(NamedTuple):
@@ -145,65 +142,22 @@ def parts(config, mesh: jax.sharding.Mesh, size: int) -> Parts:
     return Parts(detector, optimizer, state, train_step.make_batch(config))
 
 
-def shapes_of(tree: Any, placed: NamedSharding | None = None) -> Any:
-    """The shapes of a tree of arrays, placed on devices or not."""
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed), tree)
-
-
 def _bytes(tree: Any) -> int:
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
-
-
-def exchanged(text: str) -> dict:
-    """The exchanges in the text of a compiled program.
-
-    Returns:
-      {"kinds": {kind: {"count", "bytes"}}, "rounds": the longest chain, "inside": how many are not
-      in the program itself but in a loop or another part of it}.
-    """
-    kinds: dict[str, dict[str, int]] = {}
-    after: dict[str, int] = {}  # instruction of the program -> exchanges that it waits for
-    inside, in_entry = 0, False
-    for line in text.splitlines():
-        if line and not line.startswith(" "):
-            in_entry = line.startswith("ENTRY")
-        found = _INSTRUCTION.match(line)
-        if not found:
-            continue
-        name, result, kind, rest = found.groups()
-        kind = kind.removesuffix("-start")
-        exchange = kind in KINDS
-        if exchange:
-            of_kind = kinds.setdefault(kind, {"count": 0, "bytes": 0})
-            of_kind["count"] += 1
-            of_kind["bytes"] += _bytes_of_text(result)
-            inside += not in_entry
-        if in_entry:
-            waits = (after.get(x, 0) for x in re.findall(r"%?([\w.-]+)", rest))
-            after[name] = max(waits, default=0) + exchange
-    return {"kinds": kinds, "rounds": max(after.values(), default=0), "inside": inside}
-
-
-def _bytes_of_text(shapes: str) -> int:
-    return sum(
-        _SIZES[kind] * math.prod(int(x) for x in sides.split(",") if x)
-        for kind, sides in _SHAPE.findall(shapes)
-    )
 
 
 def image(config) -> dict:
     """Operations of one image in training, and the bytes that evaluation gathers of one."""
     config.model.dtype = "bfloat16"
     made = parts(config, sharding.make_mesh(), 1)
-    state, batch = shapes_of(made.state), made.batch
+    state, batch = accelerators.placed((made.state, made.batch), None)
     update = jax.jit(update_lib.of(made.detector, made.optimizer, config))
     # The form of a GPU: the convolutions of a CPU have other operations.
-    lowered = update.trace(state, shapes_of(batch)).lower(lowering_platforms=("cuda",))
+    lowered = update.trace(state, batch).lower(lowering_platforms=("cuda",))
     predict = made.detector.predict_with_bounds
     detections = jax.eval_shape(predict, state.params, state.state, batch.images, batch.image_size)
-    rows = evaluation._Rows(
-        batch.index, batch.placement, batch.real, skipped=np.zeros(1, np.int32), stop=batch.real
-    )
+    # The number of skipped images is an int32 of each row.
+    rows = evaluation._Rows(batch.index, batch.placement, batch.real, batch.index, batch.real)
     return {
         "canvas": config.data.canvases[0],
         "flop": lowered.cost_analysis()["flops"],

@@ -73,10 +73,13 @@ class Predictor:
         canvas = images.shape[1:3]
         if canvas not in self._compiled:
             start = time.time()
-            lowered = self._predict.lower(params, state, images, image_size)
-            self._compiled[canvas] = lowered.compile()
+            self._compiled[canvas] = self.lower(params, state, images, image_size).compile()
             self.compiled_in[canvas] = time.time() - start
         return self._compiled[canvas](params, state, images, image_size)
+
+    def lower(self, params: Any, state: Any, images: Any, image_size: Any) -> jax.stages.Lowered:
+        """The program, traced and lowered for arrays or their shapes."""
+        return self._predict.lower(params, state, images, image_size)
 
 
 def predict(

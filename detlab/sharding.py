@@ -1,6 +1,6 @@
 """One mesh axis, `data`: every device holds all parameters and a part of the batch."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -12,9 +12,14 @@ from detlab import errors
 AXIS = "data"
 
 
-def make_mesh() -> jax.sharding.Mesh:
-    """All devices in a row.  Axes are Auto: with jax's default, Explicit, models do not trace."""
-    return jax.make_mesh((jax.device_count(),), (AXIS,), axis_types=(jax.sharding.AxisType.Auto,))
+def make_mesh(devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
+    """The devices, by default all, in a row.
+
+    Axes are Auto: with jax's default, Explicit, models do not trace.
+    """
+    devices = jax.devices() if devices is None else devices
+    auto = (jax.sharding.AxisType.Auto,)
+    return jax.make_mesh((len(devices),), (AXIS,), axis_types=auto, devices=devices)
 
 
 def check_batch_size(key: str, size: int, parts: int = 1) -> None:

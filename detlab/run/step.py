@@ -70,10 +70,14 @@ class TrainStep:
                 self.compiled[canvas] = self._compile(state, batch, notes)
         return self.compiled[canvas](state, batch, notes)
 
+    def lower(self, state: types.TrainState, batch: types.Batch, notes: jax.Array):
+        """The step, traced and lowered for arrays or their shapes; notes: [B, 3] int32."""
+        with jax.set_mesh(self._mesh):  # needed by sharding.per_device
+            return self._step.lower(state, batch, notes)
+
     def _compile(self, state: types.TrainState, batch: types.Batch, notes: jax.Array):
         start = time.time()
-        with jax.set_mesh(self._mesh):  # needed by sharding.per_device
-            compiled = self._step.lower(state, batch, notes).compile()
+        compiled = self.lower(state, batch, notes).compile()
         seconds = time.time() - start
         self.compile_seconds += seconds
         height, width = batch.images.shape[1:3]
