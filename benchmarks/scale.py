@@ -6,8 +6,9 @@
 The GPUs (H200, eight a host) are not there, and nothing runs: benchmarks.accelerators says which
 packages compile for them.  A row `DETECTOR/DEVICES` is the step of the published network and its
 experiment, with an image of 64x64 px a device: gradients, batch statistics and sums over the batch,
-which are what is exchanged, do not depend on the canvas.  `rounds` is the longest chain of
-exchanges that wait for each other.  `DETECTOR/image` has the operations of one image of the
+which are what is exchanged, do not depend on the canvas.  The network computes in float32, as in
+the experiment, or as the row says.  `rounds` is the longest chain of exchanges that wait for each
+other.  `DETECTOR/image` has the operations of one image of the
 published canvas in bfloat16, as jax counts them before the program is compiled, and the bytes that
 evaluation gathers of an image.  `scoring` is the time of the metrics of 5000 images.
 
@@ -47,7 +48,8 @@ EXPERIMENTS = {
 MESHES = (8, 64, 256)
 SIDE = 64  # px of the compiled canvas
 IMAGES, OBJECTS, DETECTIONS, CLASSES = 5000, 7, 100, 80  # of COCO's val2017, about, in `scoring`
-ROWS = [f"{name}/{part}" for name in EXPERIMENTS for part in ("image", *MESHES)] + ["scoring"]
+_PARTS = ("image", *MESHES, f"{MESHES[0]}/bfloat16")
+ROWS = [f"{name}/{part}" for name in EXPERIMENTS for part in _PARTS] + ["scoring"]
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -82,8 +84,9 @@ def row(name: str, overrides: dict[str, str]) -> dict:
     """Makes a row of `ROWS` in this process."""
     if name == "scoring":
         return scoring()
-    detector, _, part = name.partition("/")
+    detector, part, *dtype = name.split("/")
     config = config_lib.load(EXPERIMENTS[detector], overrides)
+    config.model.update({"dtype": dtype[0]} if dtype else {})
     return image(config) if part == "image" else step(config, int(part))
 
 

@@ -62,25 +62,25 @@ def cores(images_s: float, cpu_ms: float) -> float:
 
 
 def exchanged(rows: Mapping[str, Any]) -> str:
-    """What devices exchange in a step, a row for each detector and number of devices."""
+    """What devices exchange in a step, a row for each detector, type and number of devices."""
     lines = []
-    for detector, steps in _steps(rows).items():
-        for row in steps:
-            found = row["exchanges"]
-            total = summed(row)
-            lines.append(
-                (
-                    detector,
-                    str(row["devices"]),
-                    f"{row['trained_bytes'] / 4e6:.2f}",
-                    f"{total / 1e6:.2f}",
-                    f"{(total - row['trained_bytes']) / 1e3:.1f}",
-                    ", ".join(f"{x['count']} {kind}" for kind, x in found.items()),
-                    str(row["rounds"]),
+    for dtype in ("float32", "bfloat16"):
+        for detector, steps in _steps(rows, dtype).items():
+            for row in steps:
+                found = row["exchanges"]
+                lines.append(
+                    (
+                        detector,
+                        dtype,
+                        str(row["devices"]),
+                        f"{row['trained_bytes'] / 1e6:.2f}",
+                        f"{summed(row) / 1e6:.2f}",
+                        ", ".join(f"{x['count']} {kind}" for kind, x in found.items()),
+                        str(row["rounds"]),
+                    )
                 )
-            )
-    head = ("detector", "devices", "trained parameters, M", "summed a step, MB")
-    return command.table((*head, "not gradients, kB", "exchanges", "rounds"), lines)
+    head = ("detector", "computes in", "devices", "trained parameters, MB", "summed a step, MB")
+    return command.table((*head, "exchanges", "rounds"), lines)
 
 
 def network(rows: Mapping[str, Any]) -> str:
@@ -153,10 +153,11 @@ def summed(row: Mapping[str, Any]) -> int:
     return row["exchanges"]["all-reduce"]["bytes"]
 
 
-def _steps(rows: Mapping[str, Any]) -> dict[str, list[dict]]:
-    """Detector -> the rows of its steps, by devices."""
+def _steps(rows: Mapping[str, Any], dtype: str = "float32") -> dict[str, list[dict]]:
+    """Detector -> the rows of its steps in a type, by devices."""
     found: dict[str, list[dict]] = {}
     for name, row in rows.items():
-        if "exchanges" in row:
-            found.setdefault(name.partition("/")[0], []).append(row)
+        detector, *parts = name.split("/")
+        if "exchanges" in row and (parts[1:] or ["float32"]) == [dtype]:
+            found.setdefault(detector, []).append(row)
     return {name: sorted(steps, key=lambda x: x["devices"]) for name, steps in found.items()}
