@@ -328,7 +328,7 @@ def loops(program: Program) -> dict[str, dict[str, int]]:
     return {kind: dict(sorted(counts.items())) for kind, counts in found.items()}
 
 
-EXCHANGES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+_EXCHANGES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 
 
 def exchanges(program: Program) -> dict[str, dict[str, int]]:
@@ -341,7 +341,7 @@ def exchanges(program: Program) -> dict[str, dict[str, int]]:
     times = runs(program)
     for computation, _, instruction in everything(program):
         opcode = instruction.opcode.removesuffix("-start")
-        if opcode not in EXCHANGES or computation not in times:
+        if opcode not in _EXCHANGES or computation not in times:
             continue
         results = list(instruction.arrays)
         if instruction.opcode in ("all-gather-start", "collective-permute-start"):

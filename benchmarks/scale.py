@@ -19,7 +19,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 from benchmarks import flags
@@ -103,23 +103,24 @@ def step(config, devices: int) -> dict:
     options = {"xla_gpu_autotune_level": 0}  # it needs the device
     compiled = one.lower(made.state, batch, notes).compile(compiler_options=options)
     program = hlo.parse(compiled.as_text())
+    found = hlo.exchanges(program)
     params, labels = map(jax.tree.leaves, (made.state.params, made.optimizer.labels))
     trained = [x for x, label in zip(params, labels, strict=True) if label == "train"]
     return {
         "devices": devices,
         "trained_bytes": _bytes(trained),
         "averaged_bytes": _bytes(made.state.ema),
-        "exchanges": hlo.exchanges(program),
-        "rounds": rounds(program, program.entry),
+        "exchanges": found,
+        "rounds": rounds(program, program.entry, found),
     }
 
 
-def rounds(program: hlo.Program, computation: str) -> int:
-    """The longest chain of exchanges in a part of a program that wait for each other."""
+def rounds(program: hlo.Program, computation: str, kinds: Collection[str]) -> int:
+    """The longest chain of exchanges of these kinds, each waiting for the one before, in a part."""
     after: dict[str, int] = {}  # instruction -> exchanges up to it; operands stand before it
     for name, instruction in program.computations.get(computation, {}).items():
-        own = instruction.opcode.removesuffix("-start") in hlo.EXCHANGES
-        within = [rounds(program, part) for part in hlo.called(instruction)]
+        own = instruction.opcode.removesuffix("-start") in kinds
+        within = [rounds(program, part, kinds) for part in hlo.called(instruction)]
         before = max((after[x] for x in instruction.operands if x in after), default=0)
         after[name] = before + max([own, *within])
     return max(after.values(), default=0)

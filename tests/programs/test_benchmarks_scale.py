@@ -37,13 +37,14 @@ ENTRY %main (p: f32[2,3], q: f32[4]) -> (f32[2,3], f32[4]) {
 
 
 def test_rounds_are_the_longest_chain_of_exchanges_also_through_calls():
-    program = hlo.parse(PROGRAM)
+    program, kinds = hlo.parse(PROGRAM), {"all-reduce"}
     assert hlo.exchanges(program)["all-reduce"]["count"] == 6
-    assert scale.rounds(program, "part") == 2
-    assert scale.rounds(program, program.entry) == 3  # two of the call, then `third`
+    assert scale.rounds(program, "part", kinds) == 2
+    assert scale.rounds(program, program.entry, kinds) == 3  # two of the call, then `third`
+    assert scale.rounds(program, program.entry, {"all-gather"}) == 0
     without = hlo.parse(PROGRAM.replace("call(%q), to_apply=%part", "negate(%q)"))
-    assert scale.rounds(without, without.entry) == 2
-    assert scale.rounds(program, "add") == 0
+    assert scale.rounds(without, without.entry, kinds) == 2
+    assert scale.rounds(program, "add", kinds) == 0
 
 
 def test_the_arithmetic_is_that_of_a_ring():
