@@ -39,7 +39,7 @@ if __name__ == "__main__":
 import jax
 import numpy as np
 
-from benchmarks import command, machine, models, turns
+from benchmarks import command, machine, made_up, models, turns
 from detlab import contract, errors, files
 from detlab.run import checkpoint
 from detlab.run import state as state_lib
@@ -252,7 +252,7 @@ def made_up_weights(folder: pathlib.Path, start: Start) -> None:
     images = state_lib.example_images(config)
     shapes = jax.eval_shape(detector.init, jax.random.key(0), images)
     names = [f"class {i}" for i in range(contract.num_classes(config))]
-    checkpoint.save_weights(folder, *models.made_up(shapes), {"class_names": names})
+    checkpoint.save_weights(folder, *made_up.weights(shapes), {"class_names": names})
 
 
 def python(*arguments: str) -> list[str]:

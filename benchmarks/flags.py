@@ -77,6 +77,17 @@ def devices(docstring: str) -> argparse.ArgumentParser:
     return parser
 
 
+def gpu(docstring: str) -> argparse.ArgumentParser:
+    """The flags of `python -m benchmarks.gpu`."""
+    parser = cli.program("benchmarks.gpu", docstring)
+    parser.add_argument("--only", action="append", default=[], help="a row; may be repeated")
+    parser.add_argument("--minutes", type=float, default=9.0, help="end after so many")
+    parser.add_argument("--tiny", action="store_true", help="tiny sizes, to try the script")
+    parser.add_argument("--output", type=paths.path, help="JSON, written after each row")
+    parser.add_argument("--one", help=argparse.SUPPRESS)  # internal: measures one row
+    return parser
+
+
 def kills(docstring: str) -> argparse.ArgumentParser:
     """The flags of `python -m benchmarks.kills`."""
     parser = cli.program("benchmarks.kills", docstring)
@@ -181,6 +192,15 @@ def release(docstring: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--peer_python", type=paths.expand, default=sys.executable, help="see benchmarks.models"
     )
+    return parser
+
+
+def scale(docstring: str) -> argparse.ArgumentParser:
+    """The flags of `python -m benchmarks.scale`."""
+    parser = cli.program("benchmarks.scale", docstring)
+    parser.add_argument("--only", action="append", default=[], help="a row; may be repeated")
+    parser.add_argument("--output", type=paths.path, help="JSON of the rows; has those before")
+    parser.add_argument("--one", help=argparse.SUPPRESS)  # internal: makes one row
     return parser
 
 

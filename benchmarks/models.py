@@ -36,7 +36,7 @@ if __name__ == "__main__":
 import jax
 import numpy as np
 
-from benchmarks import command, machine, peers, train_step, turns
+from benchmarks import command, machine, made_up, peers, train_step, turns
 from detlab import contract, errors, files
 from detlab.converters.readers import darknet
 from detlab.darknet import cfg as darknet_cfg
@@ -209,7 +209,7 @@ def uncompiled(task: Task, overrides: Mapping[str, Any]):
     batch = train_step.make_batch(config)
     detector = contract.build(config)
     shapes = jax.eval_shape(detector.init, jax.random.key(0), batch.images[:1])
-    params, state = made_up(shapes)
+    params, state = made_up.weights(shapes)
     if task.program == "predict":
         function = jax.jit(detector.predict)
         inputs = params, state, batch.images, batch.image_size
@@ -220,20 +220,6 @@ def uncompiled(task: Task, overrides: Mapping[str, Any]):
     parameters = sum(x.size for x in jax.tree.leaves(shapes[0]))
     canvas = list(config.data.canvases[0])
     return function, inputs, {"canvas": canvas, "parameters_m": round(parameters / 1e6, 2)}
-
-
-def made_up(shapes):
-    """Random leaves that keep activations of order one; the real `init` takes long to compile."""
-    rng = np.random.default_rng(0)
-
-    def fill(path, leaf):
-        if len(leaf.shape) > 1:
-            std = 1 / np.sqrt(np.prod(leaf.shape[:-1]))
-            return rng.normal(0, std, leaf.shape).astype(leaf.dtype)
-        is_factor = path[-1].key in ("scale", "var") or path[-1].key.startswith("scale")
-        return np.full(leaf.shape, float(is_factor), leaf.dtype)
-
-    return jax.device_put(jax.tree_util.tree_map_with_path(fill, shapes))
 
 
 def timed(function: Callable):

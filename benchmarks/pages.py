@@ -17,6 +17,7 @@ A table replaces the text between `<!-- NAME: begin -->` and `<!-- NAME: end -->
     compilation docs/performance.md  benchmarks/results/compilation_cpu.json
     test times  docs/performance.md  benchmarks/results/tests_cpu.json
     accelerators docs/performance.md benchmarks/results/accelerators_*.json
+    exchanged, network, gathered, read  docs/scale_on_paper.md  results/scale.json, loader_cpu.json
 
 An everyday test fails if a page differs from what this command writes.
 """
@@ -28,7 +29,7 @@ import urllib.parse
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from benchmarks import accelerator_tables, command, test_times
+from benchmarks import accelerator_tables, command, scale_tables, test_times
 from detlab import cli, errors, files, listing, paths
 from detlab.converters import published as published_files
 
@@ -501,6 +502,10 @@ def accelerators(tree: pathlib.Path) -> str:
     return accelerator_tables.page(results)
 
 
+def _scale(tree: pathlib.Path) -> Any:
+    return _results(tree, "scale.json")["rows"]
+
+
 def _results(tree: pathlib.Path, name: str) -> Any:
     return command.read_json(tree / _RESULTS / name)
 
@@ -523,6 +528,12 @@ BLOCKS = {
         "compilation": compilation_times,
         "test times": times,
         "accelerators": accelerators,
+    },
+    "docs/scale_on_paper.md": {
+        "exchanged": lambda tree: scale_tables.exchanged(_scale(tree)),
+        "network": lambda tree: scale_tables.network(_scale(tree)),
+        "gathered": lambda tree: scale_tables.gathered(_scale(tree)),
+        "read": lambda tree: scale_tables.reading(_scale(tree), _results(tree, "loader_cpu.json")),
     },
 }
 

@@ -35,6 +35,17 @@ class Task(NamedTuple):
     canvas: Sequence[int]  # height, width px
     batch: int
     files: str = ""  # folder with net.cfg and net.weights, for OpenCV
+    form: str = ""  # of `FORMS`, for torchvision's RetinaNet and FCOS on a GPU
+
+
+# How PyTorch is made fast on a GPU, one step more each time.  Compiled are the backbone with its
+# pyramid and the head, where nearly all operations are; matching, losses and suppression have
+# shapes that depend on the data, and run as they do without.
+FORMS = {
+    "": "float32",
+    "half": "autocast to bfloat16, channels_last",
+    "compiled": "autocast to bfloat16, channels_last, torch.compile",
+}
 
 
 class Peer(NamedTuple):
@@ -89,6 +100,17 @@ def torchvision(task: Task, name: str):
     classes = NUM_CLASSES + first
     build = getattr(vision.models.detection, name)
     model = build(weights=None, weights_backbone=None, num_classes=classes, **sizes).to(device)
+    if task.form:
+        model = model.to(memory_format=torch.channels_last)
+        torch.backends.cudnn.benchmark = True
+    if task.form == "compiled":
+        for part in (model.backbone, model.head):
+            part.compile()
+
+    def call(*inputs):
+        with torch.autocast(device, torch.bfloat16, enabled=bool(task.form)):
+            return model(*inputs)
+
     pictures, boxes, labels = images_and_boxes(task)
     images = [_nchw(torch, picture[None])[0].to(device) for picture in pictures]
     targets = [
@@ -97,7 +119,7 @@ def torchvision(task: Task, name: str):
     ]
     versions = {"version": f"torchvision {vision.__version__}, PyTorch {torch.__version__}"}
     if task.program == "predict":
-        return _predict(torch, model, lambda: model(images), versions)
+        return _predict(torch, model, lambda: call(images), versions)
     model.train()
     if hasattr(model.backbone, "body"):  # a ResNet; the VGG16 of SSD trains as a whole
         body = model.backbone.body
@@ -106,7 +128,7 @@ def torchvision(task: Task, name: str):
     for module in model.backbone.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.eval()
-    return _train(torch, model, lambda: sum(model(images, targets).values()), versions)
+    return _train(torch, model, lambda: sum(call(images, targets).values()), versions)
 
 
 # ------------------------------------------------------------------------------------------------

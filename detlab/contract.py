@@ -4,21 +4,25 @@
 module class, `MODULE`.  The file name is the key; there is no registry.
 """
 
+from __future__ import annotations
+
 import difflib
 import importlib
 import pathlib
 import re
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax import traverse_util
-from ml_collections import ConfigDict
 
 from detlab import bounds, errors, types
 from detlab import views as views_lib
+
+if TYPE_CHECKING:  # a detector's functions work without the package
+    from ml_collections import ConfigDict
 
 # Fields that detectors no longer have -> what to set instead.
 FORMER = {"flip_test": "config.eval.views=('image','mirror')"}

@@ -4,17 +4,21 @@ Regexes of paths select the frozen parameters, those without weight decay (`no_d
 `biases`, which may have a separate warm-up.
 """
 
+from __future__ import annotations
+
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import traverse_util
-from ml_collections import config_dict
 
 from detlab import errors
+
+if TYPE_CHECKING:
+    from ml_collections import config_dict
 
 _SMALL = 4096  # values of a leaf that `norm` joins with others
 

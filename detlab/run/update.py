@@ -3,17 +3,21 @@
 A pure function of arrays, compiled by `detlab.run.step`.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
-from ml_collections import config_dict
 
 from detlab import contract, types
 from detlab.run import optim
+
+if TYPE_CHECKING:
+    from ml_collections import config_dict
 
 
 def of(
