@@ -7,7 +7,7 @@ The usual trick, shifting each class by a multiple of the image size, rounds coo
 
 Two programs compute the same keep mask.  CPUs run a loop with one IoU row per kept box.
 Accelerators compare all boxes at once, up to 5792 of them, and more in tiles: every step costs a
-launch, and in a loop with a data-dependent end a wait for the host.  Both programs have such a loop:
+launch, and in a loop with a data-dependent end a wait for the host.  Both programs have such loops:
 if the batch is sharded across devices, run them per device (`sharding.per_image`,
 `sharding.per_device`).
 """
