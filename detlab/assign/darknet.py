@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from detlab.assign import slots as slots_lib
 from detlab.ops import boxes as boxes_lib
 
 Array = Any
@@ -143,7 +144,7 @@ def _row_numbers(center, shape: tuple[int, int], num_anchors: int):
 
 
 def best_overlap(boxes, gt_boxes, gt_valid):
-    """The object that each predicted box overlaps best; objects are scanned one after another.
+    """The object that each predicted box overlaps best; `slots` says what memory it takes.
 
     Args:
       boxes: [N, 4] xyxy px; a box that is not finite overlaps nothing.
@@ -153,16 +154,18 @@ def best_overlap(boxes, gt_boxes, gt_valid):
       (IoU [N], 0 without overlap; slot [N] int32, the first on ties).
     """
 
-    def step(carry, gt):
+    def step(carry, gts):
         best, matched = carry
-        slot, box, valid = gt
-        iou = boxes_lib.iou(boxes, box)
-        better = valid & (iou > best)  # False for NaN
-        return (jnp.where(better, iou, best), jnp.where(better, slot, matched)), None
+        slot, box, valid = gts  # [B], [B, 4], [B]
+        iou = boxes_lib.iou(boxes, box[:, None])  # [B, N]
+        iou = jnp.where(valid[:, None] & (iou > 0), iou, 0.0)  # also where it is NaN
+        largest, first = slots_lib.first_largest(lax.optimization_barrier(iou), slot)
+        better = largest > best
+        return jnp.where(better, largest, best), jnp.where(better, first, matched)
 
     start = jnp.zeros(len(boxes)), jnp.zeros(len(boxes), jnp.int32)
     gts = (jnp.arange(len(gt_boxes), dtype=jnp.int32), gt_boxes, gt_valid)
-    return lax.scan(step, start, gts)[0]
+    return slots_lib.scan(step, start, gts, len(boxes))
 
 
 def meet(entries: Entries, labels, num_rows: int, num_classes: int, predicted) -> Rows:

@@ -3,15 +3,15 @@
 The middle of an object is positive on the level of the object's size.  A ring around it is ignored,
 and so are middle and ring on the two neighbouring levels.  All other cells are negative.
 
-Objects are scanned one after another, so memory is a few vectors of N cells, whatever the number of
-objects.  The scan of 22k cells and 100 objects takes 20 ms on a CPU with two cores.
+Objects are scanned, and `slots` says how many at a time and what memory that takes; on a CPU it is
+a few vectors of N cells.  The scan of 22k cells and 100 objects takes 20 ms on two cores.
 """
 
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
-from jax import lax
 
+from detlab.assign import slots
 from detlab.ops import anchors as anchors_lib
 
 Array = Any
@@ -59,29 +59,29 @@ def assign(
     own_level = jnp.clip(jnp.floor(octaves + 0.5), 0, len(grid.strides) - 1)  # [G]
 
     def covers(box, ratio):
-        """[N] bool: cells in the middle `ratio` of a box [N, 4], in cells."""
+        """[B, N] bool: cells in the middle `ratio` of boxes [B, N, 4], in cells."""
         margin = (1 - ratio) / 2
-        low, high = box[:, :2], box[:, 2:]
+        low, high = box[..., :2], box[..., 2:]
         first = jnp.round((1 - margin) * low + margin * high)
         last = jnp.round(margin * low + (1 - margin) * high)
         # As in the reference, an object left of or above the image marks its first cells.
         first, last = jnp.maximum(first, 0), jnp.maximum(last, 0)
         return ((cells >= first) & (cells <= last)).all(-1)
 
-    def step(carry, gt):
-        status, matched, beside = carry
-        slot, box, valid, own = gt
-        box = box / stride  # [N, 4]
+    def step(carry, gts):
+        last, beside = carry
+        slot, valid, own = (x[:, None] for x in (gts[0], gts[2], gts[3]))  # [B, 1] each
+        box = gts[1][:, None] / stride  # [B, N, 4]
         region, middle = covers(box, ignore_ratio) & valid, covers(box, center_ratio)
-        here = region & (level == own)
-        status = jnp.where(here, jnp.where(middle, 1, -1), status)
-        matched = jnp.where(here & middle, slot, matched)
-        return (status, matched, beside | region & (jnp.abs(level - own) == 1)), None
+        here = jnp.where(region & (level == own), 2 * slot + middle, -1)
+        near = region & (jnp.abs(level - own) == 1)
+        return jnp.maximum(last, here.max(0)), beside | near.any(0)
 
-    none = jnp.zeros(len(level), jnp.int32)
+    # The last object on each cell, twice its slot plus whether the cell is in its middle.
+    none = jnp.full(len(level), -1, jnp.int32)
     gts = (jnp.arange(len(gt_boxes), dtype=jnp.int32), gt_boxes, gt_valid, own_level)
-    (status, matched, beside), _ = lax.scan(step, (none, none, none > 0), gts)
-    status = jnp.where((status == 0) & beside, -1, status)
+    last, beside = slots.scan(step, (none, none >= 0), gts, len(level))
+    status = jnp.where(last >= 0, jnp.where(last % 2 == 1, 1, -1), jnp.where(beside, -1, 0))
     if cell_valid is not None:
         status = jnp.where(cell_valid, status, -1)
-    return Locations(status, jnp.where(status == 1, matched, 0))
+    return Locations(status.astype(jnp.int32), jnp.where(status == 1, last // 2, 0))

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from detlab.assign import atss, points
+from detlab.assign import atss, points, slots
 
 Array = Any
 
@@ -28,7 +28,6 @@ _TOLERANCE = 1e-3
 _ADDED_VARIANCE = 1e-6  # as in the reference
 _EQUALLY_LIKELY = 2e-6  # log likelihoods closer than this
 _SMALLEST_SHARE = 1e-15  # of all candidates in a Gaussian: no division is by zero
-_AT_ONCE = 8  # objects whose candidates are selected together: 8 N losses in memory
 
 
 class Mixture(NamedTuple):
@@ -60,8 +59,7 @@ def assign(
         own = jnp.where(of_object == slot, losses, jnp.inf)
         return atss.smallest_of_levels(own, slices, k)
 
-    slots = jnp.arange(num_slots)
-    losses, index = lax.map(candidates, slots, batch_size=_AT_ONCE)  # [G, M] each
+    losses, index = slots.each(candidates, jnp.arange(num_slots), len(losses))  # [G, M] each
     positive = split(losses, jnp.isfinite(losses))
     # An anchor is a candidate of one object; the empty places may hold any anchor.
     kept = jnp.zeros(len(of_object), bool).at[index].max(positive)

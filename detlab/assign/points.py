@@ -1,17 +1,18 @@
 """Assignment of points to objects: points inside (FCOS) or nearest to the centre (RepPoints).
 
-Objects are scanned one after another, keeping a running minimum of the area or the distance for
-each point.  Memory is a few vectors of N points, whatever the number of objects.
+`slots` says how many objects are compared with the points at a time, and what memory that takes; on
+a CPU it is a few vectors of N points.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jax import lax
 
+from detlab.assign import slots
 from detlab.ops import boxes as boxes_lib
-from detlab.ops import coders
 
 Array = Any
 
@@ -50,24 +51,28 @@ def assign(
     Returns:
       Assigned.
     """
+    x, y = points[:, 0], points[:, 1]
 
-    def step(carry, gt):
-        smallest, matched = carry
-        slot, box, valid = gt
-        distances = coders.encode_ltrb(points, box)  # [N, 4]
-        reach = distances.max(-1)
-        inside = distances.min(-1) > 0
+    def step(carry, gts):
+        best, matched = carry
+        slot, box, valid = gts
+        x1, y1, x2, y2 = (box[:, i, None] for i in range(4))  # [B, 1] each
+        sides = x - x1, y - y1, x2 - x, y2 - y  # [B, N] each
+        reach = functools.reduce(jnp.maximum, sides)
+        takes = valid[:, None] & (functools.reduce(jnp.minimum, sides) > 0)
+        takes &= (reach >= min_reach) & (reach <= max_reach)
         if center_radius is not None:
-            offset = jnp.abs(points - boxes_lib.xyxy_to_cxcywh(box)[:2]).max(-1)
-            inside &= offset < center_radius
-        area = boxes_lib.area(box)
-        takes = valid & inside & (reach >= min_reach) & (reach <= max_reach) & (area < smallest)
-        return (jnp.where(takes, area, smallest), jnp.where(takes, slot, matched)), None
+            off_x, off_y = jnp.abs(x - (x1 + x2) * 0.5), jnp.abs(y - (y1 + y2) * 0.5)
+            takes &= jnp.maximum(off_x, off_y) < center_radius
+        small = jnp.where(takes, -boxes_lib.area(box)[:, None], -jnp.inf)
+        largest, first = slots.first_largest(small, slot)
+        better = largest > best
+        return jnp.where(better, largest, best), jnp.where(better, first, matched)
 
-    start = jnp.full(len(points), jnp.inf), jnp.zeros(len(points), jnp.int32)
+    start = jnp.full(len(points), -jnp.inf), jnp.zeros(len(points), jnp.int32)
     gts = (jnp.arange(len(gt_boxes), dtype=jnp.int32), gt_boxes, gt_valid)
-    (smallest, matched), _ = lax.scan(step, start, gts)
-    status = jnp.isfinite(smallest).astype(jnp.int32)
+    best, matched = slots.scan(step, start, gts, len(points))
+    status = jnp.isfinite(best).astype(jnp.int32)
     if point_valid is not None:
         status = jnp.where(point_valid, status, -1)
     return Assigned(status, matched)
@@ -110,23 +115,39 @@ def assign_nearest(
     least_area = jnp.square(scale * jnp.asarray(strides[1:], jnp.float32))  # [L - 1]
     gt_level = (size.prod(-1)[:, None] >= least_area).sum(-1)  # [G]
 
-    def step(carry, gt):
-        nearest, matched = carry
-        slot, center, size, own_level, valid = gt
+    def nearest(gt):
+        """Squared distances [P], negative, and the points that have them, of one object."""
+        center, size, own_level, valid = gt
         distance = jnp.square((points - center) / size).sum(-1)
-        distance = jnp.where(takes_part & (level == own_level), distance, jnp.inf)
-        negative, index = lax.top_k(-distance, min(num_positive, len(points)))
-        before = nearest[index]
-        takes = valid & (-negative < before)
-        nearest = nearest.at[index].set(jnp.where(takes, -negative, before))
-        matched = matched.at[index].set(jnp.where(takes, slot, matched[index]))
-        return (nearest, matched), None
+        possible = valid & takes_part & (level == own_level)
+        return lax.top_k(jnp.where(possible, -distance, -jnp.inf), min(num_positive, len(points)))
 
-    start = jnp.full(len(points), jnp.inf), jnp.zeros(len(points), jnp.int32)
-    slots = jnp.arange(len(gt_boxes), dtype=jnp.int32)
-    (nearest, matched), _ = lax.scan(step, start, (slots, center, size, gt_level, gt_valid))
-    status = jnp.where(takes_part, jnp.isfinite(nearest).astype(jnp.int32), -1)
-    return Assigned(status, matched)
+    closeness, index = slots.each(nearest, (center, size, gt_level, gt_valid), len(points))
+    return best_claim(closeness, index, takes_part)
+
+
+def best_claim(value, index, takes_part) -> Assigned:
+    """Matches each point to the object of the largest value that claims it (the first on ties).
+
+    Args:
+      value: [G, P] of the claims of each object, -inf where there is none.
+      index: [G, P] int32, the points that it claims; a point appears once in a row.
+      takes_part: [N] bool; other points are ignored.
+    Returns:
+      Assigned; a point that no object claims is negative.
+    """
+    count = len(value)
+    # Computed twice, in the maximum and in the comparison with it, values may round differently.
+    value = lax.optimization_barrier(value)
+    best = jnp.full(len(takes_part), -jnp.inf).at[index].max(value)  # [N]
+    slot = jnp.arange(count, dtype=jnp.int32)[:, None]
+    winner = jnp.where((value > -jnp.inf) & (value == best[index]), slot, count)
+    matched = jnp.full(len(takes_part), count, jnp.int32).at[index].min(winner)
+    found = matched < count
+    return Assigned(
+        status=jnp.where(takes_part, found.astype(jnp.int32), -1),
+        matched=jnp.where(found, matched, 0),
+    )
 
 
 def centerness(distances):

@@ -1,16 +1,17 @@
 """Targets of the tasks that verify points: corners and foreground (RepPoints V2, arXiv:2007.08508).
 
 Every object takes part on every level of the pyramid, whatever its size.  For the corners, objects
-are scanned one after another: memory is a few vectors of N points.  The foreground needs N x G
-weights and N x C results: 16 MB with 22,400 points, 100 objects and 80 classes.
+are scanned, see `slots` for how many at a time: memory on a CPU is a few vectors of N points.  The
+foreground needs N x G weights and N x C results: 16 MB with 22,400 points, 100 objects and 80
+classes.
 """
 
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
+from detlab.assign import slots as slots_lib
 from detlab.ops import anchors as anchors_lib
 from detlab.ops import boxes as boxes_lib
 from detlab.ops import heatmaps
@@ -76,14 +77,15 @@ def corners(
     slots = jnp.arange(len(boxes), dtype=jnp.int32)
 
     def of_corner(corner):
-        def step(exponent, gt):
-            corner, radius, decay, valid = gt
-            square = jnp.square(points - corner).sum(-1)
+        def step(exponent, gts):
+            corner, radius, decay, valid = (x[:, None] for x in gts)  # [B, 1, 2], [B, 1] each
+            square = jnp.square(points - corner).sum(-1)  # [B, N]
             reached = valid & inside & (jnp.sqrt(square) < radius)
-            return jnp.where(reached, jnp.maximum(exponent, -square * decay), exponent), None
+            return jnp.maximum(exponent, jnp.where(reached, -square * decay, -jnp.inf).max(0))
 
         nothing = jnp.full(len(points), -jnp.inf)
-        exponent, _ = lax.scan(step, nothing, (corner, radii, decay, valid))
+        gts = corner, radii, decay, valid
+        exponent = slots_lib.scan(step, nothing, gts, len(points))
 
         latest = jnp.zeros(len(points), jnp.int32)  # slot + 1, or 0
         for part, (rows, columns), step_px in zip(

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jax import lax
 
+from detlab.assign import slots
 from detlab.ops import boxes as boxes_lib
 
 Array = Any
@@ -59,7 +60,7 @@ def assign(
     largest IoU exceeds `pos_iou` is matched to that object (the first on ties).  Each object then
     claims the responsible anchor that overlaps it best, if that IoU exceeds `min_pos_iou`; objects
     in later slots take anchors from earlier ones.  All other anchors are ignored.  Without objects,
-    all are negative.  Objects are scanned one after another, as in `max_iou.assign`.
+    all are negative.  Objects are scanned as in `max_iou.assign`.
 
     Args:
       anchors: [N, 4] xyxy px, centred on their cells.
@@ -78,30 +79,31 @@ def assign(
     in_charge = takes_part & responsible(anchors, strides, gt_boxes, gt_valid)
     positions = jnp.arange(len(anchors))
 
-    def step(carry, gt):
+    def step(carry, gts):
         max_iou, best_iou, matched, claimed = carry
-        slot, box, valid = gt
-        row = jnp.where(valid, boxes_lib.iou(anchors, box), -1.0)  # [N]
+        slot, box, valid = gts  # [B], [B, 4], [B]
+        iou = jnp.where(valid[:, None], boxes_lib.iou(anchors, box[:, None]), -1.0)  # [B, N]
         # One array for the maximum and for the comparison with it: see max_iou.
-        row = lax.optimization_barrier(row)
-        own = jnp.where(in_charge, row, -1.0)
-        best = jnp.max(own, initial=-1.0)
+        iou = lax.optimization_barrier(iou)
+        own = jnp.where(in_charge, iou, -1.0)
+        best = jnp.max(own, axis=1, initial=-1.0, keepdims=True)  # [B, 1]
         claims = (own == best) & (best > min_pos_iou)
         if not all_ties:
-            claims &= positions == jnp.argmax(own)
-        better = own > best_iou
-        carry = (
-            jnp.maximum(max_iou, row),
-            jnp.where(better, own, best_iou),
-            jnp.where(better, slot, matched),
-            jnp.where(claims, slot, claimed),
+            claims &= positions == jnp.argmax(own, axis=1, keepdims=True)
+        largest, first = slots.first_largest(own, slot)
+        better = largest > best_iou
+        last = jnp.where(claims, slot[:, None], -1).max(0)
+        return (
+            jnp.maximum(max_iou, iou.max(0)),
+            jnp.where(better, largest, best_iou),
+            jnp.where(better, first, matched),
+            jnp.maximum(claimed, last),
         )
-        return carry, None
 
-    none = jnp.full(len(anchors), -1.0)  # no IoU yet
-    slots = jnp.zeros(len(anchors), jnp.int32)
+    no_iou = jnp.full(len(anchors), -1.0)
+    none = jnp.zeros(len(anchors), jnp.int32)
     gts = (jnp.arange(len(gt_boxes), dtype=jnp.int32), gt_boxes, gt_valid)
-    carry, _ = lax.scan(step, (none, none, slots, slots - 1), gts)
+    carry = slots.scan(step, (no_iou, no_iou, none, none - 1), gts, len(anchors))
     max_iou, best_iou, matched, claimed = carry
     positive = (best_iou > pos_iou) | (claimed >= 0)
     status = jnp.where(positive, 1, jnp.where(max_iou <= neg_iou, 0, -1))

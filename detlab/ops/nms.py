@@ -6,9 +6,10 @@ The usual trick, shifting each class by a multiple of the image size, rounds coo
 0.008 px at 80 classes) and lets boxes with negative coordinates overlap those of another class.
 
 Two programs compute the same keep mask.  CPUs run a loop with one IoU row per kept box.
-Accelerators process tiles of boxes, because every step costs them a launch.  Both are loops with a
-data-dependent end: if the batch is sharded across devices, run them per device
-(`sharding.per_image`, `sharding.per_device`).
+Accelerators compare all boxes at once, up to 5792 of them, and more in tiles: every step costs a
+launch, and in a loop with a data-dependent end a wait for the host.  Both programs have such loops:
+if the batch is sharded across devices, run them per device (`sharding.per_image`,
+`sharding.per_device`).
 """
 
 import fractions
@@ -24,6 +25,8 @@ from detlab import types
 from detlab.ops import boxes as boxes_lib
 
 _TILE = 256
+_PAIRS = 2**25  # of boxes that accelerators compare at once: 32 MiB of verdicts
+_ROUNDS = 8  # before an accelerator asks whether the kept boxes of a tile are settled
 _LARGEST_POWER = 8  # of an exponent's numerator and denominator that multiplications replace
 
 
@@ -120,6 +123,7 @@ def nms(
         than the threshold.
     Returns:
       (indices [K] int32, 0 in empty slots; keep [K] bool, the filled slots, which come first).
+      Memory: a few vectors of N on a CPU; elsewhere N verdicts for each of N boxes, at most 32 MiB.
     Raises:
       ValueError: `boxes` is not [N, 4], or `max_outputs` is below 1.
     Example:
@@ -286,8 +290,8 @@ def _keep_sequential(boxes, labels, alive, iou_threshold, max_outputs, above=iou
     return lax.while_loop(unfinished, step, start)[3]
 
 
-def _keep_tiled(boxes, labels, alive, iou_threshold, above=iou_above):
-    """Keep mask [N] of boxes sorted by score: one tile at a time.
+def _keep_tiled(boxes, labels, alive, iou_threshold, above=iou_above, pairs=_PAIRS):
+    """Keep mask [N] of boxes sorted by score: one tile of `pairs` / N boxes at a time.
 
     Within a tile, keep = alive and not suppressed by a kept box before it.  Iterating that rule
     settles the boxes from the first to the last, usually in a few rounds (as many as the longest
@@ -295,30 +299,37 @@ def _keep_tiled(boxes, labels, alive, iou_threshold, above=iou_above):
     tile then suppress all later boxes at once.
     """
     length = len(boxes)
-    padding = -length % _TILE
+    tiles = -(-length // max(pairs // length, _TILE))
+    size = -(-length // tiles)
+    padding = tiles * size - length
     boxes = jnp.pad(boxes, ((0, padding), (0, 0)))
     labels, alive = jnp.pad(labels, (0, padding)), jnp.pad(alive, (0, padding))
     positions = jnp.arange(length + padding)
 
     def tile_step(tile, alive):
-        start = tile * _TILE
+        start = tile * size
 
         def part(values):
-            return lax.dynamic_slice_in_dim(values, start, _TILE)
+            return lax.dynamic_slice_in_dim(values, start, size)
 
-        overlaps = above(part(boxes)[:, None], boxes, iou_threshold)  # [tile, N]
-        suppresses = (
-            overlaps & (part(labels)[:, None] == labels) & (part(positions)[:, None] < positions)
+        # [N, tile]: whether a box of the tile suppresses each box.  One array: computed again for
+        # another round, an IoU may round differently.
+        suppresses = lax.optimization_barrier(
+            above(part(boxes), boxes[:, None], iou_threshold)
+            & (part(labels) == labels[:, None])
+            & (part(positions) < positions[:, None])
         )
-        inside = lax.dynamic_slice_in_dim(suppresses, start, _TILE, axis=1)  # [tile, tile]
-        candidates = part(alive)
+        inside, candidates = part(suppresses), part(alive)
 
-        def settle(state):
-            keep, _ = state
-            new = candidates & ~jnp.any(keep[:, None] & inside, axis=0)
-            return new, jnp.any(new != keep)
+        def settle(keep):
+            """A few rounds more, and whether the last one changed the boxes kept."""
+            for _ in range(_ROUNDS):
+                before, keep = keep, candidates & ~jnp.any(keep & inside, axis=1)
+            return keep, jnp.any(before != keep)
 
-        keep, _ = lax.while_loop(lambda state: state[1], settle, (candidates, jnp.any(candidates)))
-        return alive & ~jnp.any(keep[:, None] & suppresses, axis=0)
+        keep, _ = lax.while_loop(
+            lambda state: state[1], lambda state: settle(state[0]), settle(candidates)
+        )
+        return alive & ~jnp.any(keep & suppresses, axis=1)
 
-    return lax.fori_loop(0, len(boxes) // _TILE, tile_step, alive)[:length]
+    return lax.fori_loop(0, tiles, tile_step, alive)[:length]

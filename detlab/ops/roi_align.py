@@ -24,6 +24,10 @@ from jax import custom_batching, lax
 
 from detlab.ops import sample
 
+# Samples of every bin in one step on accelerators.  Each step of adaptive sampling, a loop with a
+# data-dependent end, waits for the host.
+_AT_ONCE = 4
+
 
 def roi_align(
     features,
@@ -244,7 +248,7 @@ _pooled.defvjp(_pooled_forward, _pooled_backward)
 def _forward_whole(static, features, level, grid):
     """[R, Sy, Sx, D]: all RoIs at once, from a flat copy of the pyramid."""
     cells = jnp.concatenate([f.reshape(-1, f.shape[-1]) for f in features])
-    pooled = _average(static, cells, grid)
+    pooled = _average(static, cells, grid, _AT_ONCE)
     return jnp.where(_column(level < len(features)), pooled, 0).astype(static.dtype)
 
 
@@ -253,7 +257,7 @@ def _backward_whole(static, level, grid, dy):
     counts = [height * width for height, width, _ in static.shapes]
     total = jnp.zeros((sum(counts), dy.shape[-1]), static.accumulator)
     dy = jnp.where(_column(level < len(counts)), dy, 0)
-    total = _spread(static, total, grid, dy, sequential=False)
+    total = _spread(static, total, grid, dy, _AT_ONCE, sequential=False)
     totals = jnp.split(total, [sum(counts[:i]) for i in range(1, len(counts))])
     return tuple(
         t.reshape(s).astype(static.dtype) for t, s in zip(totals, static.shapes, strict=True)
@@ -271,7 +275,7 @@ def _forward_loops(static, features, level, grid):
         cells = maps.reshape(-1, maps.shape[-1])
 
         def step(i, out, cells=cells):
-            pooled = _average(static, cells, _one(grid, order[i], len(cells)))
+            pooled = _average(static, cells, _one(grid, order[i], len(cells)), 1)
             return lax.dynamic_update_slice_in_dim(out, pooled.astype(out.dtype), order[i], 0)
 
         out = lax.fori_loop(first, last, step, out)
@@ -285,7 +289,7 @@ def _backward_loops(static, level, grid, dy):
 
     def step(i, total):
         one = lax.dynamic_slice_in_dim(flat, order[i], 1)
-        return _spread(static, total, _one(grid, order[i], len(total)), one, sequential=True)
+        return _spread(static, total, _one(grid, order[i], len(total)), one, 1, sequential=True)
 
     gradients = []
     for first, last, (height, width, depth) in zip(
@@ -320,28 +324,45 @@ def _images_together(function):
     return call
 
 
-def _average(static, cells, grid):
-    """Mean [R, Sy, Sx, D] over the samples of each bin."""
+def _average(static, cells, grid, at_once):
+    """Mean [R, Sy, Sx, D] over the samples of each bin, `at_once` of them in a step."""
 
-    def step(k, total):
+    def add(k, total):
         return total + sample.gather(cells, _corners(static, grid, k))
 
     shape = (len(grid.base), *static.output, cells.shape[-1])
-    return lax.fori_loop(0, _steps(static, grid), step, jnp.zeros(shape, static.accumulator))
+    return _over_samples(static, grid, add, jnp.zeros(shape, static.accumulator), at_once)
 
 
-def _spread(static, total, grid, dy, sequential):
+def _spread(static, total, grid, dy, at_once, sequential):
     """`total` [N, D] plus the adjoint of `_average` for `dy` [R, Sy, Sx, D]."""
 
-    def step(k, total):
+    def add(k, total):
         return sample.scatter_add(total, _corners(static, grid, k), dy, sequential)
 
-    return lax.fori_loop(0, _steps(static, grid), step, total)
+    return _over_samples(static, grid, add, total, at_once)
 
 
-def _steps(static, grid):
-    """Samples per bin: a constant, or the largest number among these RoIs."""
-    return static.ratio**2 if static.ratio else _most(grid.count[:, 0] * grid.count[:, 1])
+def _over_samples(static, grid, add, total, at_once):
+    """What `add(k, total)` makes of `total` for every sample k of a bin, `at_once` in a step.
+
+    The number of samples is a constant, or the largest among these RoIs.  Samples beyond those of
+    a RoI have no weight.
+    """
+    if static.ratio:
+        steps = -(-(static.ratio**2) // at_once)
+        at_once = -(-(static.ratio**2) // steps)
+    else:
+        steps = (_most(grid.count[:, 0] * grid.count[:, 1]) + at_once - 1) // at_once
+
+    def step(i, total):
+        for k in range(at_once):
+            total = add(i * at_once + k, total)
+        return total
+
+    if static.ratio and steps == 1:
+        return step(0, total)
+    return lax.fori_loop(0, steps, step, total)
 
 
 @custom_batching.custom_vmap

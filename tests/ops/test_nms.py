@@ -1,6 +1,7 @@
 """Greedy NMS: the two programs, the fixed slots and the classes."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,10 @@ COUNT = 300  # more than a tile of boxes, and not a multiple of it
 BATCH = 125
 PROGRAMS = {
     "sequential": jax.jit(jax.vmap(nms_lib._keep_sequential, (0, 0, 0, None, None))),
-    "tiled": jax.jit(jax.vmap(lambda *a: nms_lib._keep_tiled(*a[:4]), (0, 0, 0, None, None))),
+    "whole": jax.jit(jax.vmap(lambda *a: nms_lib._keep_tiled(*a[:4]), (0, 0, 0, None, None))),
+    "tiled": jax.jit(
+        jax.vmap(lambda *a: nms_lib._keep_tiled(*a[:4], pairs=0), (0, 0, 0, None, None))
+    ),
 }
 nms = jax.jit(nms_lib.nms, static_argnums=4)
 suppress = jax.jit(nms_lib.suppress, static_argnums=5)
@@ -132,6 +136,38 @@ def test_suppressed_box_does_not_suppress_others():
     for keep_mask in PROGRAMS.values():
         kept = keep_mask(boxes[None], jnp.zeros((1, 3), int), valid[None], 0.4, 3)
         np.testing.assert_array_equal(kept[0], [True, False, True])
+
+
+@pytest.mark.parametrize("count", [1, 2, 8, 9, COUNT])
+def test_a_long_chain_of_suppression_is_settled(count):
+    """Each box overlaps the next one alone, so every second one is kept: a round for each box."""
+    low = 4.0 * np.arange(COUNT, dtype=np.float32)
+    boxes = np.stack([low, 0 * low, low + 10, 0 * low + 10], -1)[None]
+    alive = (np.arange(COUNT) < count)[None]
+    for keep_mask in PROGRAMS.values():
+        kept = keep_mask(boxes, np.zeros((1, COUNT), np.int32), alive, 0.4, COUNT)
+        np.testing.assert_array_equal(kept[0], alive[0] & (np.arange(COUNT) % 2 == 0))
+
+
+def loops(count, platform):
+    """Bounds of the loops of suppression before compilation, None for a data-dependent one."""
+    shapes = [
+        jax.ShapeDtypeStruct((count, 4), "float32"),
+        jax.ShapeDtypeStruct((count,), "float32"),
+    ]
+    shapes.append(jax.ShapeDtypeStruct((count,), bool))
+    traced = jax.jit(lambda *a: nms_lib.nms(*a, 0.5, 100)).trace(*shapes)
+    text = traced.lower(lowering_platforms=(platform,)).as_text()
+    conditions = re.findall(r"stablehlo\.while.*?cond \{(.*?)\} do", text, re.DOTALL)
+    bounds = [re.search(r"dense<(\d+)> : tensor<i32>", text) for text in conditions]
+    return [int(bound[1]) if bound else None for bound in bounds]
+
+
+def test_accelerators_compare_all_boxes_in_one_step():
+    """The only other loop repeats the rounds that settle a tile, where they were too few."""
+    assert loops(5792, "cuda") == loops(5792, "tpu") == [1, None]
+    assert loops(5793, "cuda") == [2, None]
+    assert len(loops(5792, "cpu")) == 1
 
 
 def test_equal_scores_keep_the_first_and_the_threshold_itself_keeps_both():

@@ -307,9 +307,10 @@ def test_a_cpu_keeps_less_than_one_roi_besides_pyramid_and_result(ratio):
 def test_each_platform_is_given_its_own_program():
     gradient = jax.jit(jax.grad(lambda f, r: roi_align_lib.roi_align(f, r, 2, 0.25).sum()))
     shapes = jnp.zeros((8, 8, 2)), jnp.zeros((3, 4))
-    for platform, scatters in (("cpu", 0), ("cuda", 4)):
-        lowered = gradient.trace(*shapes).lower(lowering_platforms=(platform,))
-        assert lowered.as_text().count('"stablehlo.scatter"') == scatters
+    for platform, scatters, has_loop in (("cpu", 0, True), ("cuda", 16, False)):
+        lowered = gradient.trace(*shapes).lower(lowering_platforms=(platform,)).as_text()
+        assert lowered.count('"stablehlo.scatter"') == scatters  # four samples with four cells each
+        assert ("stablehlo.while" in lowered) == has_loop
 
 
 def test_bad_arguments_raise():
