@@ -83,12 +83,13 @@ def run(
         # Closing waits for pending writes, even when an error ends the run.
         checkpoints = checkpoint.Checkpoints(workdir.path, config.train.keep_last)
         stack.callback(checkpoints.close)
+        shapes = state_lib.abstract(detector, optimizer, config, mesh)
         if reached is None:
-            state = state_lib.initial(detector, optimizer, config, mesh)
+            first, initial = 0, state_lib.begin(detector, optimizer, config, mesh)
         else:
-            state = checkpoints.restore(state_lib.abstract(detector, optimizer, config, mesh))
-            print(f"resuming {workdir.path} at step {int(state.step)} of {length.total}")
-        first = int(state.step)
+            state = checkpoints.restore(shapes)
+            first = int(state.step)
+            print(f"resuming {workdir.path} at step {first} of {length.total}")
 
         # What the loop uses.
         counts = records.counts(setup.train_source)
@@ -101,6 +102,10 @@ def run(
         evaluate = evaluate_lib.Evaluation(setup, log, checkpoints, info)
         profiler = stack.enter_context(profile.Profiler(workdir.profile, args.profile, first))
         bar = stack.enter_context(progress.bar(length.total, "train", "step", initial=first))
+        batches = train_step.prepared(batches, shapes)
+        if reached is None:
+            with log.not_training():
+                state = initial()
         outcome = None
         if length.evaluates(first) and (first == length.total or not log.has_evaluation(first)):
             outcome = evaluate(state, stop, bar)  # an evaluation that was interrupted

@@ -55,23 +55,31 @@ class Checkpoints:
 
     def __init__(self, workdir: str | pathlib.Path, keep_last: int = 2):
         self.workdir = pathlib.Path(workdir).absolute()
-        self._keep_last = keep_last
-        self._last = self._manager("checkpoints", keep_last, in_background=True)
-        self._best = self._manager("best", 1, in_background=False)
+        self._kept = {"checkpoints": keep_last, "best": 1}  # number of steps in each folder
+        self._managers = {}
+        for name in self._kept:
+            with self._writing(name):
+                (self.workdir / name).mkdir(parents=True, exist_ok=True)
+                _remove_unfinished(self.workdir / name)
 
-    def _manager(self, name: str, keep: int, in_background: bool):
-        import orbax.checkpoint as ocp
+    @property
+    def _last(self):
+        return self._manager("checkpoints", in_background=True)
 
-        folder = self.workdir / name
-        with self._writing(name):
-            folder.mkdir(parents=True, exist_ok=True)
-            _remove_unfinished(folder)
-            return ocp.CheckpointManager(
-                folder,
-                options=ocp.CheckpointManagerOptions(
-                    max_to_keep=keep, enable_async_checkpointing=in_background
-                ),
+    @property
+    def _best(self):
+        return self._manager("best", in_background=False)
+
+    def _manager(self, name: str, in_background: bool):
+        """The manager of a folder, made for its first use: a new run starts without orbax."""
+        if name not in self._managers:
+            import orbax.checkpoint as ocp
+
+            options = ocp.CheckpointManagerOptions(
+                max_to_keep=self._kept[name], enable_async_checkpointing=in_background
             )
+            self._managers[name] = ocp.CheckpointManager(self.workdir / name, options=options)
+        return self._managers[name]
 
     def latest_step(self) -> int | None:
         return self._last.latest_step()
@@ -135,7 +143,7 @@ class Checkpoints:
         for later in [s for s in self._best.all_steps() if s > step]:
             self._best.delete(later)
         # Steps that newer ones replaced: a kill may have interrupted their deletion.
-        for manager, kept in ((self._last, self._keep_last), (self._best, 1)):
+        for manager, kept in ((self._last, self._kept["checkpoints"]), (self._best, 1)):
             for replaced_step in sorted(manager.all_steps())[:-kept]:
                 manager.delete(replaced_step)
         return _join(restored["weights"], restored["training"])
@@ -143,15 +151,17 @@ class Checkpoints:
     def wait(self) -> None:
         """Waits until everything is on disk."""
         with self._writing("checkpoints"):
-            self._last.wait_until_finished()
+            for manager in self._managers.values():
+                manager.wait_until_finished()
 
     def close(self) -> None:
         with self._writing("checkpoints"), contextlib.ExitStack() as stack:
-            for name in ("checkpoints", "best"):  # these run last, even if closing fails
+            for name in self._kept:  # these run last, even if closing fails
                 stack.callback(_remove_unfinished, self.workdir / name)
-            stack.callback(self._best.close)
-            stack.callback(self._last.close)
-            self._last.wait_until_finished()
+            for manager in self._managers.values():
+                stack.callback(manager.close)
+            for manager in self._managers.values():
+                manager.wait_until_finished()
 
     @contextlib.contextmanager
     def _writing(self, name: str):

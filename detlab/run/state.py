@@ -1,11 +1,12 @@
 """The state of a run: initial, from weights, or as shapes; and the part that is evaluated."""
 
+import concurrent.futures
 import os
 import pathlib
 import re
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,14 @@ from detlab import contract, errors, sharding, text, types
 from detlab.run import checkpoint, optim
 
 
+class Weights(NamedTuple):
+    """Weights to start from: arrays, and shapes of the leaves that are still to be initialised."""
+
+    params: Any
+    state: Any
+    random: tuple[str, ...]  # paths of these leaves
+
+
 def initial(
     detector: contract.Detector,
     optimizer: optim.Optimizer,
@@ -22,12 +31,55 @@ def initial(
     mesh: jax.sharding.Mesh,
 ) -> types.TrainState:
     """The state of step 0 on every device, with the weights of `initial_weights`."""
-    params, state = initial_weights(detector, config)
-    make = jax.jit(
-        lambda p, s: of_weights(p, s, optimizer, config), compiler_options=quick_options()
-    )
-    new = make(params, state)
-    return jax.device_put(new, sharding.replicated(mesh))
+    return begin(detector, optimizer, config, mesh)()
+
+
+def begin(
+    detector: contract.Detector,
+    optimizer: optim.Optimizer,
+    config: config_dict.ConfigDict,
+    mesh: jax.sharding.Mesh,
+) -> Callable[[], types.TrainState]:
+    """Begins to compute `initial` in a second thread; the result waits for it.
+
+    The caller can trace and compile the training step meanwhile: both take seconds.
+
+    Raises:
+      UserError: as `initial_weights`, at once.
+    """
+    weights = initial_weights(detector, config)
+    executor = concurrent.futures.ThreadPoolExecutor(1, "initial state")
+    computed = executor.submit(_compute, detector, optimizer, config, weights)
+    executor.shutdown(wait=False)
+
+    def result() -> types.TrainState:
+        return jax.device_put(computed.result(), sharding.replicated(mesh))
+
+    return result
+
+
+def _compute(
+    detector: contract.Detector,
+    optimizer: optim.Optimizer,
+    config: config_dict.ConfigDict,
+    weights: Weights,
+) -> types.TrainState:
+    """The state of step 0, by one program; it computes no leaf that `weights` has."""
+    start = time.time()
+    images = example_images(config)
+    leaves = checkpoint.flat_leaves(weights.params, weights.state)
+    loaded = {path: x for path, x in leaves.items() if path not in set(weights.random)}
+
+    def make(key: jax.Array, loaded: dict[str, jax.Array]) -> types.TrainState:
+        drawn = checkpoint.flat_leaves(*detector.init(key, images))
+        drawn = {path: drawn[path] for path in weights.random}
+        params, state = checkpoint.replaced(weights.params, weights.state, {**drawn, **loaded})
+        return of_weights(params, state, optimizer, config)
+
+    make = jax.jit(make, compiler_options=quick_options())
+    state = jax.block_until_ready(make(jax.random.key(config.seed), loaded))
+    print(f"initialised in {time.time() - start:.1f} s")
+    return state
 
 
 def abstract(
@@ -68,14 +120,13 @@ def evaluated(state: types.TrainState) -> tuple[Any, Any]:
     return state.ema["params"], state.ema["state"]
 
 
-def initial_weights(detector: contract.Detector, config: config_dict.ConfigDict) -> tuple[Any, Any]:
-    """(params, state) to start from: leaves from `init_from`, the others initialised.
+def initial_weights(detector: contract.Detector, config: config_dict.ConfigDict) -> Weights:
+    """The weights to start from: leaves from `init_from`, the others to be initialised.
 
     Raises:
       UserError: leaves that are never trained would keep their initial values.
     """
-    key, images = jax.random.key(config.seed), example_images(config)
-    params, state = jax.eval_shape(detector.init, key, images)
+    params, state = jax.eval_shape(detector.init, jax.random.key(0), example_images(config))
     random = checkpoint.flat_paths(params, state)
     if config.init_from:
         weights = checkpoint.load_weights(config.init_from)
@@ -97,20 +148,7 @@ def initial_weights(detector: contract.Detector, config: config_dict.ConfigDict)
             f" {constant[0]}; name weights in config.init_from, or train everything with"
             " --config.model.backbone_norm=batch --config.model.frozen_stages=0."
         )
-    start = time.time()
-    drawn = jax.block_until_ready(_initial_leaves(detector, key, images, random))
-    print(f"initialised in {time.time() - start:.1f} s")
-    return checkpoint.replaced(params, state, drawn)
-
-
-def _initial_leaves(detector: contract.Detector, key, images, paths: Sequence[str]):
-    """{path: value} of some leaves as the modules initialise them; computes no others."""
-
-    def compute(key):
-        leaves = checkpoint.flat_leaves(*detector.init(key, images))
-        return {path: leaves[path] for path in paths}
-
-    return jax.jit(compute, compiler_options=quick_options())(key)
+    return Weights(params, state, tuple(random))
 
 
 def quick_options() -> dict[str, int] | None:

@@ -5,9 +5,10 @@ while the next one runs.
 """
 
 import contextlib
+import itertools
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -59,16 +60,31 @@ class TrainStep:
 
         self._step = jax.jit(step, donate_argnums=0, out_shardings=sharding.replicated(mesh))
 
+    def prepared(
+        self, batches: Iterable[batch_lib.Loaded], state: types.TrainState
+    ) -> Iterator[batch_lib.Loaded]:
+        """The batches, after compiling for the first of them, if any; `state` may be its shapes."""
+        batches = iter(batches)
+        for first in batches:
+            self._program(state, *self._inputs(first, stop=False))
+            return itertools.chain([first], batches)
+        return batches
+
     def __call__(self, state: types.TrainState, loaded: batch_lib.Loaded, stop: bool = False):
-        images = loaded.batch.images
-        notes = np.zeros((len(images), len(Notes._fields)), np.int32)  # set in row 0, then summed
-        notes[0] = Notes(stop, loaded.dropped_boxes, len(loaded.skipped))
-        batch, notes = sharding.put_batch((loaded.batch, notes), self._mesh)
-        canvas = images.shape[1:3]
+        batch, notes = self._inputs(loaded, stop)
+        return self._program(state, batch, notes)(state, batch, notes)
+
+    def _inputs(self, loaded: batch_lib.Loaded, stop: bool) -> tuple[types.Batch, jax.Array]:
+        notes = np.zeros((len(loaded.batch.images), len(Notes._fields)), np.int32)
+        notes[0] = Notes(stop, loaded.dropped_boxes, len(loaded.skipped))  # summed over the rows
+        return sharding.put_batch((loaded.batch, notes), self._mesh)
+
+    def _program(self, state: types.TrainState, batch: types.Batch, notes: jax.Array):
+        canvas = batch.images.shape[1:3]
         if canvas not in self.compiled:
             with self._not_training():
                 self.compiled[canvas] = self._compile(state, batch, notes)
-        return self.compiled[canvas](state, batch, notes)
+        return self.compiled[canvas]
 
     def lower(self, state: types.TrainState, batch: types.Batch, notes: jax.Array):
         """The step, traced and lowered for arrays or their shapes; notes: [B, 3] int32."""

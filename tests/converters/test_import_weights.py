@@ -113,7 +113,7 @@ def test_training_starts_with_other_classes_and_says_what_is_initialised(
     five = conversions.ml_config(config_file, {"model.num_classes": "5"})
     five.init_from = str(tmp_path / "weights")
     detector = contract.build(five)
-    params, _ = state_lib.initial_weights(detector, five)
+    params = state_lib.initial_weights(detector, five).params
     assert params["head"]["cls_logits"]["bias"].shape == (5 * 9,)
     printed = capsys.readouterr().out
     assert ", 2 initialised" in printed

@@ -416,7 +416,7 @@ def test_no_frozen_leaf_or_used_statistic_keeps_its_initial_value(
     config = small_voc_config.copy_and_resolve_references()
     config.init_from = str(backbone_weights)
     detector = contract.build(config)
-    params, state = state_lib.initial_weights(detector, config)
+    params, state, _ = state_lib.initial_weights(detector, config)
     fresh = jax.jit(detector.init)(jax.random.key(config.seed), np.zeros((1, 64, 64, 3), np.uint8))
     flat = traverse_util.flatten_dict({"params": params, **state}, sep="/")
     initial = traverse_util.flatten_dict({"params": fresh[0], **fresh[1]}, sep="/")
