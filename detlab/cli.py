@@ -206,6 +206,33 @@ def tool(name: str, docstring: str, reads: str = "detector") -> argparse.Argumen
     return parser
 
 
+def errors_tool(docstring: str) -> argparse.ArgumentParser:
+    """The flags of `python -m detlab.tools.errors`."""
+    parser = tool("errors", docstring, reads="")
+    _add_predictions(parser)
+    parser.add_argument(
+        "--threshold", type=float, help="lowest score of confusions and images (default: best F1)"
+    )
+    return parser
+
+
+def check_errors_tool(args: argparse.Namespace) -> None:
+    """Rejects a threshold of `errors_tool` that is out of range."""
+    if args.threshold is not None:
+        _check_threshold(args.threshold)
+
+
+def _add_predictions(parser: argparse.ArgumentParser) -> None:
+    """Adds --workdir, or --config with --predictions; see `saved.load`."""
+    parser.add_argument("--workdir", type=paths.expand, help="folder of a finished run")
+    _add_config(parser, required=False)
+    parser.add_argument(
+        "--predictions",
+        type=paths.expand,
+        help="file of predictions, by detlab or of COCO's tools (default: the run's own)",
+    )
+
+
 def _add_config(parser: argparse.ArgumentParser, required: bool) -> None:
     parser.add_argument(
         "--config",

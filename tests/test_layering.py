@@ -19,7 +19,7 @@ BELOW = MODELS | DATA | {"errors", "views", "contract", "experiments", "metrics"
 BELOW |= {"checks", "config", "distributed", "paths"}
 # Rooms are shared by the programs; each may import those before it.
 ROOMS = ("environment", "progress", "files", "data_sets", "evaluation", "predictions", "detect")
-ROOMS += ("media", "run", "trained")
+ROOMS += ("media", "run", "trained", "saved")
 PROGRAMS = BELOW | set(ROOMS) | {"cli"}
 ALLOWED = {
     "__init__": set(),
