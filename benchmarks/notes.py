@@ -238,14 +238,19 @@ def check_quote(quote: Quote, tree: pathlib.Path = command.REPOSITORY) -> str:
         source = source_of((tree / path).read_text(), symbol)
     except (OSError, KeyError):
         return f"{quote.source}: there is no such symbol"
-    place = 0
+    place, text = 0, _compact(source)
     for part in re.split(r"^[ ]*# \.\.\.\n", quote.block.text, flags=re.MULTILINE):
-        part = textwrap.dedent(part).strip("\n")
-        found = _find(source, part, place)
-        if found is None:
+        found = text.find(_compact(part), place)
+        if found < 0:
+            part = textwrap.dedent(part).strip("\n")
             return f"{quote.source} lacks these lines, in this order:\n{part}\n\nIt is:\n{source}"
-        place = found
+        place = found + len(_compact(part))
     return ""
+
+
+def _compact(text: str) -> str:
+    """Code without what a formatter changes: white space, and commas before a closing bracket."""
+    return re.sub(r",([)\]}])", r"\1", re.sub(r"\s+", "", text))
 
 
 def source_of(text: str, symbol: str) -> str:
@@ -268,16 +273,6 @@ def _name(node: ast.stmt) -> str | None:
     if isinstance(node, ast.Assign):
         return getattr(node.targets[0], "id", None)
     return getattr(node, "name", None)
-
-
-def _find(source: str, part: str, place: int) -> int | None:
-    """The index of the line after `part`, whole lines of `source` from line `place` on."""
-    lines, wanted = source.splitlines(), part.splitlines()
-    for start in range(place, len(lines) - len(wanted) + 1):
-        here = textwrap.dedent("\n".join(lines[start : start + len(wanted)])).splitlines()
-        if here == wanted:
-            return start + len(wanted)
-    return None
 
 
 # ------------------------------------------------------------------------------------------------

@@ -26,7 +26,9 @@ class Tool(NamedTuple):
     name: str
     arguments: str  # without --output
     picture: str  # of the tool's folder
-    saved: str = ""  # the name of the picture on the page, without suffix; default: that of the tool
+    saved: str = (
+        ""  # the name of the picture on the page, without suffix; default: that of the tool
+    )
 
     @property
     def target(self) -> pathlib.PurePath:
@@ -51,7 +53,8 @@ RUNS = {
     for name in ("retinanet_shapes", "fcos_shapes")
 }
 _PERSON = (
-    '--input person.jpg --objects "person 190 98 273 380; dog 61 263 205 351; horse 399 136 605 347"'
+    "--input person.jpg"
+    ' --objects "person 190 98 273 380; dog 61 263 205 351; horse 399 136 605 347"'
 )
 _BCCD = "--config retinanet_bccd --config.data.root=bccd"
 TOOLS = (
@@ -85,6 +88,7 @@ TOOLS = (
         " --start 16 --count 1",
         "000000000086.jpg",
     ),
+    Tool("errors", "--workdir runs/retinanet_shapes", "kinds.png"),
     Tool("average_precision", "--boxes boxes.csv", "curves.png"),
 )
 

@@ -30,11 +30,11 @@ def scan(step: Callable[..., Any], start, objects, anchors: int):
     Args:
       step: (carry, part of `objects`) -> carry.  The part has B slots, in order.  Slots of zeros
         may follow the last one, so the slots need a flag whose False makes a slot do nothing.
-      start: the first carry.
+      start: the first carry, arrays [...].
       objects: arrays [G, ...].
       anchors: N, static: the step computes arrays [B, N].
     Returns:
-      The last carry.
+      The last carry, arrays [...] as `start`.
     """
     count = len(jax.tree.leaves(objects)[0])
 

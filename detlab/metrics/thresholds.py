@@ -17,7 +17,13 @@ BINS = 15  # of scores, for calibration
 
 
 def steps(scores):
-    """[D] int: the position in `THRESHOLDS` of the largest that a score [D] reaches."""
+    """The position in `THRESHOLDS` of the largest that each score reaches.
+
+    Args:
+      scores: [D].
+    Returns:
+      [D] int.
+    """
     return np.clip(np.searchsorted(THRESHOLDS, scores, side="right") - 1, 0, len(THRESHOLDS) - 1)
 
 

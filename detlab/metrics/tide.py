@@ -7,7 +7,7 @@ errors of the kind were mended: a localisation or classification error becomes a
 vanishes if its object has a detection or a better error; the others vanish, and missed objects are
 no longer asked for.
 
-Different from the authors' package (docs/report.md): COCO's AP, which leaves out classes without
+Different from the authors' package (docs/tools.md): COCO's AP, which leaves out classes without
 objects; 100 detections of an image and class instead of an image; a detection in a crowd is no
 error, so truth as predictions has none; negative differences are shown; a class of which all
 objects are missed has an AP of 1, not 0, when these are no longer asked for; an object with errors
@@ -101,7 +101,8 @@ def rises(
 
     Args:
       errors: from `find`.
-      objects, detected, matched: as given to `find`.
+      objects, detected: as given to `find`.
+      matched: [D] as given to `find`.
       num_classes: C.
       chosen_detections: [D] bool: false positives to mend; None for all.
       chosen_objects: [M] bool: missed objects to mend; None for all.

@@ -66,20 +66,46 @@ def _compute(
 ) -> types.TrainState:
     """The state of step 0, by one program; it computes no leaf that `weights` has."""
     start = time.time()
-    images = example_images(config)
-    leaves = checkpoint.flat_leaves(weights.params, weights.state)
-    loaded = {path: x for path, x in leaves.items() if path not in set(weights.random)}
 
     def make(key: jax.Array, loaded: dict[str, jax.Array]) -> types.TrainState:
-        drawn = checkpoint.flat_leaves(*detector.init(key, images))
-        drawn = {path: drawn[path] for path in weights.random}
-        params, state = checkpoint.replaced(weights.params, weights.state, {**drawn, **loaded})
-        return of_weights(params, state, optimizer, config)
+        return of_weights(*_filled(detector, config, weights, key, loaded), optimizer, config)
 
-    make = jax.jit(make, compiler_options=quick_options())
-    state = jax.block_until_ready(make(jax.random.key(config.seed), loaded))
+    state = _run_once(make, config, weights)
     print(f"initialised in {time.time() - start:.1f} s")
     return state
+
+
+def variables(detector: contract.Detector, config: config_dict.ConfigDict) -> tuple[Any, Any]:
+    """(params, state) of step 0, without the rest of a training state.
+
+    Raises:
+      UserError: as `initial_weights`.
+    """
+    weights = initial_weights(detector, config)
+    return _run_once(
+        lambda key, loaded: _filled(detector, config, weights, key, loaded), config, weights
+    )
+
+
+def _run_once(make: Callable[..., Any], config: config_dict.ConfigDict, weights: Weights) -> Any:
+    """What `make` computes from the run's key and the leaves that `weights` has."""
+    leaves = checkpoint.flat_leaves(weights.params, weights.state)
+    loaded = {path: x for path, x in leaves.items() if path not in set(weights.random)}
+    make = jax.jit(make, compiler_options=quick_options())
+    return jax.block_until_ready(make(jax.random.key(config.seed), loaded))
+
+
+def _filled(
+    detector: contract.Detector,
+    config: config_dict.ConfigDict,
+    weights: Weights,
+    key: jax.Array,
+    loaded: dict[str, jax.Array],
+) -> tuple[Any, Any]:
+    """(params, state): the leaves of `loaded`, the others as the detector draws them."""
+    drawn = checkpoint.flat_leaves(*detector.init(key, example_images(config)))
+    drawn = {path: drawn[path] for path in weights.random}
+    return checkpoint.replaced(weights.params, weights.state, {**drawn, **loaded})
 
 
 def abstract(

@@ -4,7 +4,7 @@
     detlab tools errors --config retinanet_voc --predictions saved.json --output errors
 
 Predictions are those of a finished run, or a file that `detlab eval --predictions` wrote, or one of
-COCO's results; no model is needed.  docs/report.md says what each number is.
+COCO's results; no model is needed.  docs/tools.md says what each number is.
 """
 
 from detlab import cli

@@ -92,7 +92,7 @@ def load(args: argparse.Namespace, overrides: Mapping[str, str]) -> Loaded:
     if weights is None:
         state_lib.check_init_from(config)
         print("no weights given (--workdir or --checkpoint): the detector is untrained")
-        params, state = state_lib.initial_weights(detector, config)
+        params, state = state_lib.variables(detector, config)
         params, state = jax.device_put((params, state), sharding.replicated(sharding.make_mesh()))
         return Loaded(config, detector, params, state, None, None)
     params, state = trained.fit(detector, config, weights, sharding.make_mesh())

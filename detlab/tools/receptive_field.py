@@ -83,7 +83,7 @@ def main(arguments: list[str]) -> None:
     effective = mean_field(gradient, loaded.params, loaded.state, pixels)
     before = [None] * len(maps)
     if args.before:
-        initial = state_lib.initial_weights(loaded.detector, config)
+        initial = state_lib.variables(loaded.detector, config)
         before = mean_field(gradient, *initial, pixels)
 
     compared = of_levels(loaded, batches)

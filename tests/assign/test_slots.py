@@ -27,7 +27,7 @@ SLOTS = 11
 GRID = anchors_lib.grid((96, 96), (8, 16, 32))
 ANCHORS = sum(height * width for height, width in GRID.shapes)
 # One slot at a time; all in one step; four at a time, so that the last step has an empty slot.
-DIVISIONS = {"cpu": ("cpu", 0), "one": ("default", 2**23), "parts": ("default", 4 * ANCHORS)}
+DIVISIONS = {"cpu": ("cpu", 1), "one": ("default", 2**23), "parts": ("default", 4 * ANCHORS)}
 
 
 def images():
@@ -62,6 +62,7 @@ def everything(boxes, valid):
     first = of_iou(0.0)
     return {
         "max_iou": first,
+        "the first of ties": of_iou(0.0, all_ties=False),
         "only the first": of_iou(0.2, all_ties=False, require_overlap=False),
         "ignored": of_iou(0.1, **ignored),
         "ignored by box": of_iou(0.1, **ignored, ignore_wrt_anchors=False),
@@ -97,9 +98,13 @@ def found():
 
 @pytest.mark.parametrize("division", ["one", "parts"])
 def test_the_assignment_is_the_same_for_any_number_of_slots_a_step(found, division):
+    """Decisions are equal; an overlap may be rounded differently by another program."""
     for name, expected in found["cpu"].items():
         for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(found[division][name])):
-            np.testing.assert_array_equal(b, a, err_msg=name)
+            if a.dtype == np.float32:
+                np.testing.assert_allclose(b, a, rtol=3e-7, atol=1e-7, err_msg=name)
+            else:
+                np.testing.assert_array_equal(b, a, err_msg=name)
 
 
 def test_the_images_have_positives_and_ties(found):
@@ -107,7 +112,7 @@ def test_the_images_have_positives_and_ties(found):
     for name, result in found["cpu"].items():
         if hasattr(result, "status"):
             assert (result.status[:2] == 1).any((0, 1)) and not (result.status[3] == 1).any(), name
-    all_ties, first = found["cpu"]["cells"].status, found["cpu"]["cells, only the first"].status
+    all_ties, first = found["cpu"]["max_iou"].status, found["cpu"]["the first of ties"].status
     assert ((all_ties == 1) & (first != 1))[1].any()
 
 

@@ -171,7 +171,7 @@ def test_a_wrong_output_is_reported_with_its_line(tmp_path):
     assert not notes.run(note._replace(text=page.replace("3\n```", "2\n```")))
 
 
-def test_a_quote_is_whole_lines_of_the_symbol_in_order(tmp_path):
+def test_a_quote_is_code_of_the_symbol_in_order(tmp_path):
     (tmp_path / "a.py").write_text("def f(x):\n    y = x\n    z = y\n    return z\n\n\nA = 1\n")
 
     def wrong(source, text):

@@ -15,7 +15,11 @@ from detlab import errors
 def test_the_page_has_a_section_command_and_picture_for_each_documented_tool(repository):
     page = (repository / "docs" / "tools.md").read_text()
     sections = dict(re.findall(r"^## (\w+)\n(.*?)(?=^## |\Z)", page, re.MULTILINE | re.DOTALL))
-    assert sections.keys() == {*(tool.name for tool in tool_pages.TOOLS), "convert_dataset", "errors"}
+    assert sections.keys() == {
+        *(tool.name for tool in tool_pages.TOOLS),
+        "convert_dataset",
+        "errors",
+    }
     assert sections.keys() == command._tool_lines().keys() - {"fit_anchors"}
     for tool in tool_pages.TOOLS:
         text = sections[tool.name].replace("\\\n    ", "")
